@@ -1,0 +1,70 @@
+-- Hand over a committed version, or withdraw.
+-- KEYS[1] the cell   ARGV[1] ticket   ARGV[2] version, -1 to withdraw   ARGV[3] life in ms
+-- ARGV[4] the entry's cell
+-- Returns a word of `Offered`.
+local key, ticket, version = KEYS[1], ARGV[1], tonumber(ARGV[2])
+local withdrawn = version < 0
+
+local function remove()
+  redis.call('DEL', key)
+  return 'removed'
+end
+
+local function store(word)
+  if withdrawn or ARGV[3] == '0' then
+    return remove()
+  end
+  local done = redis.pcall('SET', key, ARGV[4], 'PX', ARGV[3])
+  if done.err then
+    redis.call('DEL', key) -- no memory for the entry: at least nothing old is served
+    return done
+  end
+  return word
+end
+
+local cell = redis.pcall('GET', key)
+if cell == false then
+  return 'nothing'
+end
+if type(cell) ~= 'string' then
+  return remove() -- of a wrong type
+end
+
+local floor, tickets = cell:match('^F1|(%d+)|(,[%w,]+,)$')
+if floor then
+  floor = tonumber(floor)
+  if version > floor then
+    floor = version
+  end
+  tickets = tickets:gsub(',' .. ticket .. ',', ',')
+  if tickets ~= ',' then
+    redis.call('SET', key, string.format('F1|%.0f|%s', floor, tickets), 'KEEPTTL')
+    return 'fenced'
+  end
+  if version < floor then
+    return remove()
+  end
+  return store('stored')
+end
+
+if cell:sub(1, 3) == 'L1|' then
+  if cell == 'L1|' .. ticket then
+    return store('stored')
+  end
+  if withdrawn then
+    return 'kept'
+  end
+  return remove()
+end
+
+local held = tonumber(cell:match('^E1|(%d+)|'))
+if not held then
+  return remove() -- unreadable: nobody can say that it is not older
+end
+if withdrawn or held > version then
+  return 'kept'
+end
+if held == version then
+  return store('prolonged')
+end
+return remove()

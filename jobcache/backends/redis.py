@@ -1,0 +1,213 @@
+"""Cells in Redis 6.2 or newer, or Valkey: one string key each, so that a cluster can hold them.
+
+A get is a plain `GET`. The other operations are the scripts beside this file, one each, all of one
+key; a lost reply may be followed by a second try, for every one of them can be repeated. The pool
+is small and makes callers wait a moment rather than fail: a burst of polls is not an outage.
+
+Deadlines, breaker and recovery are not here but in `jobcache.guard`, which wraps any such backend.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.maint_notifications import MaintNotificationsConfig
+
+from jobcache.codec import Fence, Lease, decode, encode_entry
+from jobcache.errors import CacheUnavailable, SettingsError, UnreadableCell, redacted
+from jobcache.protocol import Entry, Offered, Standing
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+
+    from jobcache.settings import CacheSettings
+
+_WITHDRAWN = -1
+_BATCH = 500
+
+
+class RedisBackend:
+    """Cells in Redis.
+
+    Args:
+        url: `redis://`, `rediss://` (TLS) or `unix://`, with user, password, database number and,
+            as query, any option of redis-py's connection; `protocol=2` for servers and proxies
+            that refuse `HELLO`.
+        prefix: put before every key; a namespace on a server shared with others.
+        lease: seconds until a lease is lost.
+        fence: seconds until a fence is lost; longer than any transaction takes.
+        connections: the most connections held.
+        pool_wait: seconds to wait for a free one.
+        socket_limit: seconds to connect, and to wait for a reply.
+
+    Raises:
+        ValueError: the URL cannot be read.
+    """
+
+    name = "redis"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "",
+        lease: float = 5.0,
+        fence: float = 30.0,
+        connections: int = 10,
+        pool_wait: float = 0.5,
+        socket_limit: float = 2.0,
+    ) -> None:
+        self._prefix = prefix
+        self._lease_ms = round(lease * 1000)
+        self._fence_ms = round(fence * 1000)
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=connections,
+            timeout=pool_wait,
+            socket_connect_timeout=socket_limit,
+            socket_timeout=socket_limit,
+            # One more try, at once: for a pooled connection that the server has closed meanwhile.
+            # Not after a time-out, which would double it.
+            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+            # Two round trips less on every connection.
+            driver_info=None,
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
+        )
+        # Connections are made lazily; an option that none can be made with is found out now.
+        if pool.make_connection().encoder.decode_responses:
+            raise ValueError("decode_responses cannot be used: cells are bytes")
+        self._client: Redis = Redis.from_pool(pool)
+        self._scripts = {name: self._client.register_script(_lua(name)) for name in _SCRIPTS}
+
+    async def get(self, key: str) -> Entry | None:
+        """See `CacheBackend`."""
+        return _entry(await _answer(self._client.get(self._prefix + key)))
+
+    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """See `CacheBackend`."""
+        if not keys:
+            return {}
+        cells = await _answer(self._client.mget([self._prefix + key for key in keys]))
+        found = {}
+        for key, cell in zip(keys, cells, strict=True):
+            try:
+                entry = _entry(cell)
+            except UnreadableCell:
+                continue
+            if entry is not None:
+                found[key] = entry
+        return found
+
+    async def lease(self, key: str, ticket: str) -> Entry | Standing:
+        """See `CacheBackend`."""
+        cell = await self._run("lease", key, ticket, self._lease_ms)
+        if cell is None:
+            return Standing.NOTHING
+        found = decode(cell)
+        if isinstance(found, Entry):
+            return found
+        return Standing.FENCE if isinstance(found, Fence) else Standing.LEASE
+
+    async def fence(self, key: str, ticket: str) -> None:
+        """See `CacheBackend`."""
+        await self._run("fence", key, ticket, self._fence_ms)
+
+    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+        """See `CacheBackend`."""
+        if entry is None:
+            word = await self._run("offer", key, ticket, _WITHDRAWN, 0, b"")
+        else:
+            cell = encode_entry(entry)
+            word = await self._run("offer", key, ticket, entry.version, entry.keep_ms, cell)
+        return Offered(word.decode())
+
+    async def purge(self, keys: Sequence[str]) -> int:
+        """See `CacheBackend`."""
+        return await self._drop([self._prefix.encode() + key.encode() for key in keys], "purge")
+
+    async def purge_all(self) -> int:
+        """See `PurgeAll`. Of keys that others keep in the same database, none is touched."""
+        dropped, cursor = 0, 0
+        while True:
+            cursor, names = await _answer(
+                self._client.scan(
+                    cursor, match=f"{_literal(self._prefix)}*", count=_BATCH, _type="string"
+                )
+            )
+            dropped += await self._drop(names, "evict")
+            if cursor == 0:
+                return dropped
+
+    async def _drop(self, names: Sequence[bytes], script: str) -> int:
+        dropped = 0
+        for start in range(0, len(names), _BATCH):
+            async with self._client.pipeline(transaction=False) as pipeline:
+                for name in names[start : start + _BATCH]:
+                    await self._scripts[script](keys=[name], client=pipeline)
+                dropped += sum(await _answer(pipeline.execute()))
+        return dropped
+
+    async def ping(self) -> None:
+        """See `Ping`."""
+        await _answer(self._client.ping())
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+        await self._client.connection_pool.disconnect()
+
+    async def _run(self, script: str, key: str, *arguments: object) -> Any:  # noqa: ANN401
+        return await _answer(self._scripts[script](keys=[self._prefix + key], args=arguments))
+
+
+_SCRIPTS = ("lease", "fence", "offer", "purge", "evict")
+
+
+def _lua(name: str) -> str:
+    return files("jobcache.backends").joinpath(f"{name}.lua").read_text("utf-8")
+
+
+def _entry(cell: bytes | None) -> Entry | None:
+    if cell is None:
+        return None
+    found = decode(cell)
+    return found if isinstance(found, Entry) else None
+
+
+async def _answer(reply: Awaitable[Any]) -> Any:  # noqa: ANN401 - redis-py's replies have no type
+    try:
+        return await reply
+    except ResponseError as error:
+        if "WRONGTYPE" in str(error):
+            raise UnreadableCell(str(error)) from error
+        raise CacheUnavailable(_reason(error)) from error
+    except (RedisError, OSError) as error:
+        raise CacheUnavailable(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _literal(text: str) -> str:
+    """`text` with what a glob pattern would read as a wildcard escaped."""
+    return "".join(f"\\{char}" if char in "*?[]\\^" else char for char in text)
+
+
+def from_settings(settings: CacheSettings) -> RedisBackend:
+    """The factory behind the name "redis".
+
+    Raises:
+        SettingsError: the URL cannot be used.
+    """
+    try:
+        return RedisBackend(settings.redis_url, prefix=settings.prefix)
+    except (ValueError, TypeError) as error:
+        allowed = f"a redis://, rediss:// or unix:// URL is needed ({error})"
+        raise SettingsError("REDIS_URL", redacted(settings.redis_url), allowed) from error

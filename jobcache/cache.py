@@ -1,0 +1,504 @@
+"""`JobCache`: what is done with cells. Read-through, write-through, invalidation; no storage.
+
+A read          get -> an entry: serve it
+                    -> nothing: lease, load, offer
+                    -> a fence, or the cache is away: load (and offer, which a fence will not store)
+                    -> somebody's lease: wait briefly for the entry, then load all the same
+A write         fence -> the caller's transaction commits -> offer -> acknowledge
+
+Why each step is there, and which schedule goes stale without it, is in `docs/coherence.md`.
+
+Rejected: to delete the key after the commit and let readers refill it. A reader that loaded before
+the commit stores the old row after the delete, and a writer that dies between commit and delete
+leaves the old entry behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from jobcache.errors import CacheError, SourceUnavailable, UnreadableCell, WriteMisuse
+from jobcache.protocol import (
+    GONE,
+    VERSION_LIMIT,
+    CacheBackend,
+    Condition,
+    Document,
+    Entry,
+    Holdings,
+    Peek,
+    PurgeAll,
+    Standing,
+    Watched,
+)
+from jobcache.singleflight import SingleFlight
+from jobcache.stats import Statistics
+from jobcache.ttl import Lifetimes
+
+if TYPE_CHECKING:
+    from collections.abc import (
+        AsyncGenerator,
+        Awaitable,
+        Callable,
+        Coroutine,
+        Iterable,
+        Mapping,
+        Sequence,
+    )
+    from contextlib import AbstractAsyncContextManager
+
+    Load = Callable[[], Awaitable[Document | None]]
+    LoadMany = Callable[[Sequence[str]], Awaitable[Mapping[str, Document]]]
+
+    # What a write made of a key: a document, or only its version where the body is not at hand.
+    _Result = Document | int
+
+T = TypeVar("T")
+
+LEASE_PAUSES = (0.01, 0.02, 0.04, 0.08, 0.15)
+"""How long a reader waits behind another process's lease, in seconds, before it loads itself."""
+
+
+class Outcome(Enum):
+    """How a read was answered."""
+
+    HIT = "hit"
+    """From the cache."""
+    MISS = "miss"
+    """Loaded: the cache held nothing."""
+    EXPIRED = "expired"
+    """Loaded: what the cache held was past its freshness."""
+    BYPASS = "bypass"
+    """Loaded: the cache could not answer, or must not while a writer is at work."""
+    STALE = "stale"
+    """From the cache, past its freshness, because the source is away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a read returns.
+
+    Attributes:
+        entry: the entry; `entry.gone` where the source knows no such document.
+        outcome: where it came from.
+        coalesced: True if a load that served it was asked for by another caller.
+        tier: the backend that answered, or would have.
+        age_ms: how long ago the entry was loaded or committed, in milliseconds.
+    """
+
+    entry: Entry
+    outcome: Outcome
+    coalesced: bool
+    tier: str
+    age_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """What the cache had to say before a load; `offer` tells whether to hand over what is loaded."""
+
+    entry: Entry | None
+    outcome: Outcome
+    offer: bool
+
+
+class Write(Generic[T]):
+    """The inside of `JobCache.write`: fence what will change, then say what it became.
+
+    Attributes:
+        transaction: what entering the caller's transaction returned.
+    """
+
+    def __init__(
+        self,
+        transaction: T,
+        results: dict[str, _Result | None],
+        fence: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self.transaction = transaction
+        self._results = results
+        self._fence = fence
+
+    async def fence(self, *keys: str) -> None:
+        """Fence more keys, such as those known only once a row has been inserted.
+
+        Must come before the commit, so within the block.
+        """
+        await asyncio.gather(*map(self._fence, keys))
+
+    def offer(self, key: str, document: Document) -> None:
+        """Say what `key` is, once the transaction has committed.
+
+        Raises:
+            WriteMisuse: `key` is not fenced, or the version is not a committed one.
+        """
+        self._record(key, document, document.version)
+
+    def outdate(self, key: str, version: int) -> None:
+        """Say that `key` has changed to `version`, whose body is not at hand: it is left empty.
+
+        Raises:
+            WriteMisuse: as for `offer`.
+        """
+        self._record(key, version, version)
+
+    def _record(self, key: str, result: _Result, version: int) -> None:
+        if key not in self._results:
+            raise WriteMisuse(f"{key} is offered but was never fenced")
+        if not 0 < version < VERSION_LIMIT:
+            raise WriteMisuse(f"{key} is offered as version {version}")
+        self._results[key] = result
+
+
+class JobCache:
+    """Serves documents from a backend and keeps it coherent with their source.
+
+    One instance belongs to one event loop. Whatever fails in the cache costs a load, never an
+    answer.
+
+    Args:
+        backend: where entries live.
+        lifetimes: how long, by status.
+        statistics: counted into; a new one if None.
+        clock_ms: wall-clock time in milliseconds since the epoch.
+        ticket: makes unique tickets of ASCII letters and digits.
+        sleep: waits for the given seconds.
+    """
+
+    def __init__(
+        self,
+        backend: CacheBackend,
+        *,
+        lifetimes: Lifetimes | None = None,
+        statistics: Statistics | None = None,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        ticket: Callable[[], str] = partial(secrets.token_hex, 8),
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self.backend = backend
+        self.lifetimes = Lifetimes() if lifetimes is None else lifetimes
+        self.statistics = Statistics() if statistics is None else statistics
+        self._peek = backend.peek if isinstance(backend, Peek) else None
+        self._clock_ms = clock_ms
+        self._ticket = ticket
+        self._sleep = sleep
+        self._flights: SingleFlight[tuple[Entry, Outcome]] = SingleFlight()
+        self._unfinished: set[asyncio.Task[Any]] = set()
+
+    # --- reading ---
+
+    async def read(self, key: str, load: Load, *, floor: int = 0) -> Answer:
+        """The document at `key`, from the cache or else from its source.
+
+        Never older than any version that was acknowledged, or returned by another read, before
+        this one began (what that means for each backend is in `docs/promises.md`).
+
+        Args:
+            key: callers who use the same key must bring equivalent loaders.
+            load: reads the document from the source of truth (a primary, in a snapshot that
+                begins when it is called); None if it does not exist.
+            floor: the caller has seen this version, and is to be given nothing older from the
+                cache. If the source itself has nothing as new, its answer stands.
+
+        Raises:
+            SourceUnavailable: a load was needed, and the source is away.
+            Exception: whatever else `load` raised.
+        """
+        began = time.perf_counter_ns()
+        if self._peek is not None:
+            entry = self._peek(key)
+            if entry is not None and self._serves(entry, floor):
+                return self._answer(began, entry, Outcome.HIT, coalesced=False)
+        (entry, outcome), joined = await self._flights.share(
+            key, partial(self._fetch, key, load, floor)
+        )
+        if entry.version < floor and outcome in {Outcome.HIT, Outcome.STALE}:
+            # The one who asked first had seen less than this caller has.
+            (entry, outcome), joined = await self._flights.share(
+                f"{key} {floor}", partial(self._fetch, key, load, floor)
+            )
+        return self._answer(began, entry, outcome, coalesced=joined)
+
+    async def read_many(self, keys: Iterable[str], load_many: LoadMany) -> dict[str, Answer]:
+        """As `read`, for several keys: one look at the cache, one load for all that it lacks.
+
+        Args:
+            keys: duplicates count once.
+            load_many: given the keys that are lacking, returns their documents; one that it
+                leaves out does not exist.
+
+        Returns:
+            An answer for every key, in the order of `keys`.
+        """
+        began = time.perf_counter_ns()
+        wanted = tuple(dict.fromkeys(keys))
+        fetched = await self._to_the_end(self._fetch_many(wanted, load_many))
+        return {key: self._answer(began, *fetched[key], coalesced=False) for key in wanted}
+
+    def _serves(self, entry: Entry, floor: int) -> bool:
+        return entry.version >= floor and self._age_ms(entry) < entry.fresh_ms
+
+    def _age_ms(self, entry: Entry) -> int:
+        return max(0, self._clock_ms() - entry.stored_at_ms)
+
+    def _answer(self, began: int, entry: Entry, outcome: Outcome, *, coalesced: bool) -> Answer:
+        took = time.perf_counter_ns() - began
+        statistics = self.statistics
+        if outcome is Outcome.HIT:
+            statistics.hits += 1
+            statistics.hit.record(took)
+            coalesced = False  # a hit shared on its way is a hit to each
+        else:
+            if outcome is Outcome.BYPASS:
+                statistics.bypasses += 1
+            elif outcome is Outcome.STALE:
+                statistics.stale_served += 1
+            else:
+                statistics.misses += 1
+            statistics.miss.record(took)
+            statistics.coalesced += coalesced
+        return Answer(entry, outcome, coalesced, self.backend.name, self._age_ms(entry))
+
+    async def _fetch(self, key: str, load: Load, floor: int) -> tuple[Entry, Outcome]:
+        async def load_one() -> dict[str, Document]:
+            document = await load()
+            return {} if document is None else {key: document}
+
+        ticket = self._ticket()
+        found = await self._find(key, ticket, floor)
+        if found.entry is not None and found.outcome is Outcome.HIT:
+            return found.entry, Outcome.HIT
+        return (await self._fill(ticket, {key: found}, load_one, floor))[key]
+
+    async def _find(self, key: str, ticket: str, floor: int) -> _Finding:
+        """Look, and take the lease if there is nothing; wait behind another's for a moment."""
+        try:
+            found: Entry | Standing | None = await self.backend.get(key)
+            if found is None:
+                found = await self.backend.lease(key, ticket)
+                for pause in LEASE_PAUSES:
+                    if found is not Standing.LEASE:
+                        break
+                    await self._sleep(pause)
+                    found = await self.backend.lease(key, ticket)
+        except CacheError as error:
+            return self._cannot_tell(error)
+        return self._judge(found, floor)
+
+    def _cannot_tell(self, error: CacheError) -> _Finding:
+        self.statistics.errors += 1
+        # An offer empties a cell that nobody can read; a store that is away is left alone.
+        return _Finding(None, Outcome.BYPASS, offer=isinstance(error, UnreadableCell))
+
+    def _judge(self, found: Entry | Standing, floor: int) -> _Finding:
+        if isinstance(found, Entry):
+            outcome = Outcome.HIT if self._serves(found, floor) else Outcome.EXPIRED
+            return _Finding(found, outcome, offer=True)
+        outcome = Outcome.BYPASS if found is Standing.FENCE else Outcome.MISS
+        return _Finding(None, outcome, offer=True)
+
+    async def _fetch_many(
+        self, keys: Sequence[str], load_many: LoadMany
+    ) -> dict[str, tuple[Entry, Outcome]]:
+        ticket = self._ticket()
+        try:
+            entries = await self.backend.get_many(keys)
+        except CacheError as error:
+            unknown = self._cannot_tell(error)
+            findings = dict.fromkeys(keys, unknown)
+        else:
+            findings = {key: self._judge(entry, 0) for key, entry in entries.items()}
+            absent = [key for key in keys if key not in findings]
+            leased = await asyncio.gather(*(self._lease_now(key, ticket) for key in absent))
+            findings.update(zip(absent, leased, strict=True))
+        fetched: dict[str, tuple[Entry, Outcome]] = {}
+        lacking: dict[str, _Finding] = {}
+        for key, found in findings.items():
+            if found.entry is not None and found.outcome is Outcome.HIT:
+                fetched[key] = found.entry, Outcome.HIT
+            else:
+                lacking[key] = found
+        if lacking:
+            load = partial(load_many, tuple(lacking))
+            fetched.update(await self._fill(ticket, lacking, load, 0))
+        return fetched
+
+    async def _lease_now(self, key: str, ticket: str) -> _Finding:
+        try:
+            return self._judge(await self.backend.lease(key, ticket), 0)
+        except CacheError as error:
+            return self._cannot_tell(error)
+
+    async def _fill(
+        self,
+        ticket: str,
+        lacking: Mapping[str, _Finding],
+        load: Callable[[], Awaitable[Mapping[str, Document]]],
+        floor: int,
+    ) -> dict[str, tuple[Entry, Outcome]]:
+        """Load what the cache lacks, and offer it."""
+        told = [key for key, found in lacking.items() if found.offer]
+        try:
+            loaded = await self._load(load, lacking)
+        except BaseException as error:
+            await self._to_the_end(self._offer_all(ticket, dict.fromkeys(told)))
+            kept = {
+                key: (entry, Outcome.STALE)
+                for key, found in lacking.items()
+                if (entry := found.entry) is not None and not entry.gone and entry.version >= floor
+            }
+            if isinstance(error, SourceUnavailable) and len(kept) == len(lacking):
+                return kept
+            raise
+        # Before anybody sees what was loaded:
+        #   R loads v2 and returns it, unoffered; the cell still holds v1; the next read is given v1
+        await self._offer_all(ticket, {key: loaded[key] for key in told})
+        return {key: (loaded[key], found.outcome) for key, found in lacking.items()}
+
+    async def _load(
+        self, load: Callable[[], Awaitable[Mapping[str, Document]]], keys: Iterable[str]
+    ) -> dict[str, Entry]:
+        self.statistics.database_loads += 1
+        now_ms = self._clock_ms()  # before the snapshot: an age is never understated
+        began = time.perf_counter_ns()
+        documents = await load()
+        self.statistics.database_load.record(time.perf_counter_ns() - began)
+        return {key: self.lifetimes.entry(documents.get(key, GONE), now_ms) for key in keys}
+
+    async def _offer_all(self, ticket: str, entries: Mapping[str, Entry | None]) -> None:
+        await asyncio.gather(*(self._offer(key, ticket, entry) for key, entry in entries.items()))
+
+    async def _offer(self, key: str, ticket: str, entry: Entry | None) -> None:
+        began = time.perf_counter_ns()
+        try:
+            await self.backend.offer(key, ticket, entry)
+        except CacheError:
+            self.statistics.errors += 1
+        else:
+            self.statistics.offer.record(time.perf_counter_ns() - began)
+
+    # --- writing ---
+
+    @asynccontextmanager
+    async def write(
+        self, transaction: AbstractAsyncContextManager[T], *keys: str
+    ) -> AsyncGenerator[Write[T], None]:
+        """Wrap the caller's own transaction, so that the cache never hides what it commits.
+
+            async with cache.write(engine.begin(), key) as write:
+                row = (await write.transaction.execute(UPDATE_RETURNING)).one()
+                write.offer(key, document_of(row))
+            # committed, and offered: now acknowledge
+
+        The keys are fenced, the transaction begins, the block runs, the transaction commits, and
+        what the block offered is handed over; readers get it from the cache at once. If the
+        block raises, the transaction is rolled back and the fences are withdrawn. If the commit
+        itself fails nobody knows whether it happened: the fences stay until they expire, and
+        until then readers ask the source. A backend that is away holds nobody up.
+
+        The transaction must raise a version by the row's lock (`UPDATE … SET version = version +
+        1 … RETURNING version`), so that versions grow in commit order.
+
+        Args:
+            transaction: commits when left normally, rolls back when left by an exception.
+            keys: what it will change, where that is known beforehand; else `Write.fence`.
+
+        Raises:
+            WriteMisuse: a key was fenced, but never offered. Nothing is committed then.
+            Exception: whatever the block or the commit raised.
+        """
+        ticket = self._ticket()
+        results: dict[str, _Result | None] = {}
+        reached_commit = False
+
+        async def fence(key: str) -> None:
+            # Noted first: an attempt that fails or is cancelled may have put the fence up.
+            results.setdefault(key, None)
+            self.statistics.fences += 1
+            try:
+                await self.backend.fence(key, ticket)
+            except CacheError:
+                self.statistics.errors += 1
+
+        try:
+            await asyncio.gather(*map(fence, keys))
+            async with transaction as entered:
+                yield Write(entered, results, fence)
+                forgotten = [key for key, result in results.items() if result is None]
+                if forgotten:
+                    raise WriteMisuse(f"fenced, but never offered: {', '.join(forgotten)}")
+                reached_commit = True
+        finally:
+            if not reached_commit:
+                await self._to_the_end(self._offer_all(ticket, dict.fromkeys(results)))
+        if reached_commit:
+            # A client that goes away between commit and offer does not leave the fences up.
+            await self._to_the_end(self._offer_all(ticket, self._committed(results)))
+
+    def _committed(self, results: Mapping[str, _Result | None]) -> dict[str, Entry]:
+        now_ms = self._clock_ms()
+        entries: dict[str, Entry] = {}
+        for key, result in results.items():
+            if isinstance(result, Document):
+                entries[key] = self.lifetimes.entry(result, now_ms)
+            elif result is not None:
+                entries[key] = Entry(result, "", "", None, b"", "identity", now_ms, 0, 0)
+        return entries
+
+    # --- the rest ---
+
+    async def invalidate(self, *keys: str) -> int:
+        """Drop these keys' entries and leases; the next read of each asks the source.
+
+        Not needed for coherence, where writes go through `write`: it is for operators, and for
+        changes made behind the cache's back.
+
+        Returns:
+            How many keys held something that was dropped.
+
+        Raises:
+            CacheUnavailable: the backend is away. Behind a guard, the keys are remembered and
+                dropped before it is used again.
+        """
+        return await self.backend.purge(keys)
+
+    async def invalidate_all(self) -> int:
+        """As `invalidate`, for every key of the backend's namespace.
+
+        Raises:
+            CacheUnavailable: as for `invalidate`, or the backend cannot list its keys.
+        """
+        if not isinstance(self.backend, PurgeAll):
+            raise CacheError(f"the {self.backend.name} backend cannot list its keys")
+        return await self.backend.purge_all()
+
+    def condition(self) -> Condition:
+        """How the backend's store is; always in use where nothing watches it."""
+        if isinstance(self.backend, Watched):
+            return self.backend.condition()
+        return Condition(available=True, state="closed", age=0.0, reason="", unsettled=0)
+
+    def holdings(self) -> tuple[int, int] | None:
+        """How many cells this process holds, and about how many bytes; None if it holds none."""
+        return self.backend.holdings() if isinstance(self.backend, Holdings) else None
+
+    async def _to_the_end(self, work: Coroutine[object, object, T]) -> T:
+        """Await `work`, which goes on to its end even if the caller is cancelled meanwhile."""
+        task = asyncio.create_task(work)
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
+        return await asyncio.shield(task)
+
+    async def aclose(self) -> None:
+        """End loads, let offers under way finish, close the backend."""
+        await self._flights.aclose()
+        if self._unfinished:
+            await asyncio.wait(self._unfinished)
+        await self.backend.aclose()

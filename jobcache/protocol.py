@@ -1,0 +1,266 @@
+"""The contract between `JobCache` and the places where entries live.
+
+A backend keeps one *cell* per key. A cell is empty, or holds exactly one of
+
+    a lease    one reader is loading this key from the source
+    a fence    writers are about to commit, or have committed, a newer version
+    an entry   a committed version, safe to serve
+
+and only the operations below change it. Each is one atomic step for its key: a critical section
+in a process, one script on a server. No operation waits for another caller. A backend may lose
+any cell at any time (eviction, expiry, restart); the protocol stays right when it does, and what
+a lost fence can cost is bounded by the life of an entry.
+
+Versions come from the source and are the only order trusted here: positive integers below 2**53,
+raised by every committed change, in commit order. Version 0 says that the source knows no such
+document. Tickets are unique strings of ASCII letters and digits, made anew for every load and
+every write.
+
+Every operation can be repeated with the same arguments without harm, so a client library may
+retry what it does not know the outcome of. A backend that fails raises `CacheError` and nothing
+else.
+
+The protocol is explored, schedule by schedule, in `docs/coherence.md`; a new backend shows that it
+keeps the contract by passing `jobcache.testing.conformance`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Encoding = Literal["identity", "gzip"]
+
+VERSION_LIMIT = 2**53
+"""Versions stay below this, so that Lua's numbers hold them exactly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One version of a document as the source has committed it.
+
+    Attributes:
+        version: its place in the document's history, from 1; 0 with an empty body where the
+            source knows no such document.
+        owner: whose it is. Kept beside the body, so that a hit can be refused without parsing.
+        body: the bytes that answer a poll.
+        status: what its lifetime in the cache is picked by.
+        poll_after: how soon asking again makes sense, in seconds; None when it will not change.
+    """
+
+    version: int
+    owner: str
+    body: bytes
+    status: str = ""
+    poll_after: int | None = None
+
+
+GONE = Document(version=0, owner="", body=b"", status="gone")
+"""What a loader's None stands for: no such document."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A committed version of one document, ready to serve.
+
+    Attributes:
+        version: see `Document`.
+        owner: see `Document`.
+        status: see `Document`.
+        poll_after: see `Document`.
+        body: the answer's bytes, in `encoding`.
+        encoding: "gzip" where the body was large enough to be worth it.
+        stored_at_ms: wall-clock time of the load or commit, in milliseconds since the epoch. It
+            only feeds ages shown to people and `fresh_ms`; no decision about order rests on it.
+        fresh_ms: for how long after that it is served without asking the source.
+        keep_ms: for how long a backend keeps it, grace included. 0: it is not kept at all.
+    """
+
+    version: int
+    owner: str
+    status: str
+    poll_after: int | None
+    body: bytes
+    encoding: Encoding
+    stored_at_ms: int
+    fresh_ms: int
+    keep_ms: int
+
+    @property
+    def gone(self) -> bool:
+        """True if this entry says that the source knows no such document."""
+        return self.version == 0
+
+
+class Standing(Enum):
+    """What `lease` found where there was no entry."""
+
+    NOTHING = "nothing"
+    """The cell was empty, and the lease is now the caller's."""
+    LEASE = "lease"
+    """Somebody else is loading this key."""
+    FENCE = "fence"
+    """Writers are at work: what is loaded now is not to be stored."""
+
+
+class Offered(Enum):
+    """What `offer` did."""
+
+    STORED = "stored"
+    """The entry is in the cell and will be served."""
+    PROLONGED = "prolonged"
+    """The cell held this version already; its lifetime starts anew."""
+    KEPT = "kept"
+    """The cell holds a newer version, which stays."""
+    FENCED = "fenced"
+    """Other writers still stand in the fence; the last of them decides."""
+    REMOVED = "removed"
+    """The cell held what may be older, and is empty now."""
+    NOTHING = "nothing"
+    """The cell was empty, and stays so: the ticket's lease or fence has been lost."""
+
+
+class CacheBackend(Protocol):
+    """Where cells live. See the module's docstring for what holds of every operation."""
+
+    @property
+    def name(self) -> str:
+        """A short name for people: "memory", "redis"."""
+
+    async def get(self, key: str) -> Entry | None:
+        """The entry at `key`; None where there is none, whatever else the cell holds.
+
+        Raises:
+            UnreadableCell: the cell holds something no backend of this version wrote.
+            CacheUnavailable: the store did not answer.
+        """
+
+    async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
+        """The entries at `keys`, without those that have none or an unreadable one.
+
+        Each cell is read atomically; the batch as a whole is not.
+
+        Raises:
+            CacheUnavailable: the store did not answer.
+        """
+
+    async def lease(self, key: str, ticket: str) -> Entry | Standing:
+        """Take the lease of an empty cell; otherwise leave the cell and say what it holds.
+
+        A caller who finds its own lease there holds it: `Standing.NOTHING`. The lease is lost
+        after a few seconds, so that a reader that died does not hold up the others for longer.
+
+        Raises:
+            UnreadableCell: as for `get`; the cell is left as it is.
+            CacheUnavailable: the store did not answer; the lease may have been taken.
+        """
+
+    async def fence(self, key: str, ticket: str) -> None:
+        """From now on nothing in this cell is served until every ticket has left the fence.
+
+        An entry, a lease or an unreadable cell is replaced by a fence with this one ticket, whose
+        floor is the entry's version, else 0. A standing fence takes the ticket in, and keeps its
+        deadline: a writer that died cannot hold up a busy key for longer than one fence lives.
+
+        Raises:
+            CacheUnavailable: the store did not answer; the fence may stand.
+        """
+
+    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+        """Hand over a committed version, or withdraw (`entry` None: nothing was committed).
+
+        What is done depends on the cell:
+
+        - the ticket's own lease: the entry is stored; a withdrawal empties the cell;
+        - another's lease: removed, for its holder may have loaded an older version; a
+          withdrawal leaves it;
+        - a fence: its floor is raised to the entry's version and the ticket leaves it. The last
+          one out stores the entry if it is not below the floor, else empties the cell;
+        - an older entry: removed. The same version: stored again, with a new lifetime. A newer
+          one: left. A withdrawal leaves any;
+        - an unreadable cell: removed, for nobody can say that it is not older;
+        - nothing: left empty.
+
+        An entry with `keep_ms` 0 is never kept: where it would be stored, the cell is emptied.
+
+        Raises:
+            CacheUnavailable: the store did not answer; any of the above may have happened.
+        """
+
+    async def purge(self, keys: Sequence[str]) -> int:
+        """Empty these cells, but for fences, which stay. Returns how many held something to drop.
+
+        Atomic per key only.
+
+        Raises:
+            CacheUnavailable: the store did not answer; some may have been dropped.
+        """
+
+    async def aclose(self) -> None:
+        """Let go of connections and memory. Safe to call twice."""
+
+
+@runtime_checkable
+class Peek(Protocol):
+    """A backend whose entries can be read without waiting, in this very turn of the loop."""
+
+    def peek(self, key: str) -> Entry | None:
+        """As `CacheBackend.get`, synchronously."""
+
+
+@runtime_checkable
+class PurgeAll(Protocol):
+    """A backend that can find all keys of its namespace."""
+
+    async def purge_all(self) -> int:
+        """Empty every cell of the namespace, fences too, as an eviction would.
+
+        Returns how many cells were dropped. What is stored meanwhile may stay.
+        """
+
+
+@runtime_checkable
+class Ping(Protocol):
+    """A backend whose store can be away."""
+
+    async def ping(self) -> None:
+        """Return if the store answers and accepts writes; raise `CacheUnavailable` if not."""
+
+
+@runtime_checkable
+class Holdings(Protocol):
+    """A backend that knows how much it holds in this process."""
+
+    def holdings(self) -> tuple[int, int]:
+        """How many cells it holds, and about how many bytes they take."""
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A backend behind a breaker, or one that stands in for another that is missing."""
+
+    def condition(self) -> Condition:
+        """How it is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How a backend's store is.
+
+    Attributes:
+        available: False while the cache is skipped.
+        state: "closed" (in use), "open" (skipped), or "missing" (never was).
+        age: seconds in that state.
+        reason: why it is not in use, for people; empty while it is.
+        unsettled: keys the store could not be told of, to be purged before they are served.
+    """
+
+    available: bool
+    state: Literal["closed", "open", "missing"]
+    age: float
+    reason: str
+    unsettled: int

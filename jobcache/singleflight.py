@@ -1,0 +1,112 @@
+"""One call at a time per key, shared by everyone who asked before it began.
+
+Go's singleflight lets a caller join a call that is already under way. For a cache that is wrong:
+
+    A starts a load, and it reads version 1
+    W commits version 2 and acknowledges it
+    B asks, joins A's load, and is given version 1
+
+So here nobody joins what has begun. While one call runs, everyone who asks waits for one further
+call, which begins when the running one ends; a burst of any size costs two calls at most.
+
+The calls of a key run in a task of their own, its lane. No caller's cancellation reaches them, be it
+the caller who started it; a call whose callers have all left before it began is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+T = TypeVar("T")
+
+
+class _Flight(Generic[T]):
+    __slots__ = ("call", "landed", "passengers")
+
+    def __init__(self, call: Callable[[], Awaitable[T]]) -> None:
+        self.call = call
+        self.landed: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.passengers = 0
+
+
+class _Lane(Generic[T]):
+    __slots__ = ("boarding", "task")
+
+    def __init__(self, first: _Flight[T]) -> None:
+        self.boarding: _Flight[T] | None = first
+        self.task: asyncio.Task[None]
+
+
+class SingleFlight(Generic[T]):
+    """Shares calls by key, within one event loop."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, _Lane[T]] = {}
+
+    async def share(self, key: str, call: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
+        """The result of `call`, or of an equal call for `key` that had not begun yet.
+
+        Args:
+            key: calls under one key must be interchangeable.
+            call: begins in a later turn of the loop, after all who ask in this one have joined.
+
+        Returns:
+            The result, and whether it is another caller's.
+
+        Raises:
+            Exception: whatever the call raised, to everyone who shared it.
+        """
+        lane = self._lanes.get(key)
+        joined = lane is not None and lane.boarding is not None
+        if lane is None:
+            flight = _Flight(call)
+            lane = self._lanes[key] = _Lane(flight)
+            lane.task = asyncio.create_task(self._serve(key, lane))
+        elif lane.boarding is None:
+            flight = lane.boarding = _Flight(call)
+        else:
+            flight = lane.boarding
+        flight.passengers += 1
+        try:
+            # The future is everybody's: awaited bare, the first to be cancelled would cancel it.
+            return await asyncio.shield(flight.landed), joined
+        finally:
+            flight.passengers -= 1
+
+    async def _serve(self, key: str, lane: _Lane[T]) -> None:
+        flight: _Flight[T] | None = None
+        try:
+            while (flight := lane.boarding) is not None:
+                lane.boarding = None  # nobody joins what has begun
+                if flight.passengers:
+                    await self._fly(flight)
+        finally:
+            del self._lanes[key]
+            for stranded in (flight, lane.boarding):
+                if stranded is not None:
+                    stranded.landed.cancel()
+
+    async def _fly(self, flight: _Flight[T]) -> None:
+        try:
+            result = await flight.call()
+        except Exception as error:  # noqa: BLE001 - it is the passengers' to handle
+            if flight.passengers:
+                flight.landed.set_exception(error)
+        else:
+            flight.landed.set_result(result)
+
+    def __len__(self) -> int:
+        """How many keys have a call under way."""
+        return len(self._lanes)
+
+    async def aclose(self) -> None:
+        """Cancel what is under way, and wait until it has ended. Those who wait are cancelled."""
+        tasks = [lane.task for lane in self._lanes.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)

@@ -1,0 +1,373 @@
+"""What every backend must do, as checks that need no test framework.
+
+    from jobcache.testing import conformance
+
+    @pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda check: check.__name__)
+    async def test_conformance(subject, check):
+        await check(subject)
+
+`subject` is a `Subject`: the backend, empty, and the two things a test does to it that no caller
+can. A backend that keeps nothing passes `SAFETY`; one that is worth having passes `CHECKS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Protocol
+
+from jobcache.protocol import VERSION_LIMIT, CacheBackend, Offered, Standing
+from jobcache.testing.schedules import GUARDS, entry_of, play
+
+
+class Subject(Protocol):
+    """A backend under test."""
+
+    @property
+    def backend(self) -> CacheBackend:
+        """The backend; at first all of its cells are empty."""
+
+    async def evict(self, key: str) -> None:
+        """Lose the cell of `key`, whatever it holds, as memory pressure or a restart would."""
+
+    async def elapse(self, seconds: float) -> None:
+        """Let lifetimes run on by `seconds`, without waiting."""
+
+
+Check = Callable[[Subject], Awaitable[None]]
+"""Raises AssertionError if the backend does not do as the check's docstring says."""
+
+# --- safety: nothing wrong is ever served ---
+
+
+def _survives(guard: str, schedule: str) -> Check:
+    async def check(subject: Subject) -> None:
+        await play(subject.backend, "job:1:progress", schedule, subject.evict)
+
+    check.__name__ = guard.replace(" ", "_").replace("'", "")
+    check.__doc__ = f"Survives the schedule that goes wrong unless {guard}."
+    return check
+
+
+async def starts_empty(subject: Subject) -> None:
+    """An unknown key is None, not an error."""
+    assert await subject.backend.get("job:1:progress") is None
+    assert await subject.backend.get_many(["a", "b"]) == {}
+    assert await subject.backend.get_many([]) == {}
+
+
+async def an_offer_without_lease_or_fence_is_not_stored(subject: Subject) -> None:
+    """An empty cell stays empty."""
+    assert await subject.backend.offer("k", "t", entry_of(1)) is Offered.NOTHING
+    assert await subject.backend.get("k") is None
+
+
+async def nothing_is_served_behind_a_fence(subject: Subject) -> None:
+    """From fence to offer, a get returns nothing."""
+    await _stored(subject, "k", 1)
+    await subject.backend.fence("k", "w")
+    assert await subject.backend.get("k") is None
+    assert await subject.backend.get_many(["k"]) == {}
+
+
+async def closing_twice_is_safe(subject: Subject) -> None:
+    """`aclose` may be called again."""
+    await subject.backend.aclose()
+    await subject.backend.aclose()
+
+
+# --- keeping: what is right is kept ---
+
+
+async def a_lease_stores_its_offer(subject: Subject) -> None:
+    """An entry comes back as it was offered, field by field and byte by byte."""
+    backend = subject.backend
+    entry = replace(
+        entry_of(7, body=bytes(range(256)) * 5, owner="ünï|code\n,%owner"),
+        status="half|done\n",
+        poll_after=None,
+    )
+    assert await backend.lease("k", "r") is Standing.NOTHING
+    assert await backend.offer("k", "r", entry) is Offered.STORED
+    assert await backend.get("k") == entry
+    assert await backend.get_many(["k", "other"]) == {"k": entry}
+    assert await backend.lease("k", "x") == entry
+
+
+async def a_lease_is_exclusive(subject: Subject) -> None:
+    """One reader holds it; asking again with its ticket is harmless, others are told."""
+    backend = subject.backend
+    assert await backend.lease("k", "r0") is Standing.NOTHING
+    assert await backend.lease("k", "r0") is Standing.NOTHING
+    assert await backend.lease("k", "r1") is Standing.LEASE
+    assert await backend.get("k") is None
+
+
+async def one_of_many_gets_the_lease(subject: Subject) -> None:
+    """However many ask at once."""
+    found = await asyncio.gather(*(subject.backend.lease("k", f"r{n}") for n in range(50)))
+    assert sorted(answer is Standing.NOTHING for answer in found) == [False] * 49 + [True]
+
+
+async def a_withdrawn_lease_is_free(subject: Subject) -> None:
+    """A reader whose load failed lets the next one try; another's lease is none of its business."""
+    backend = subject.backend
+    await backend.lease("k", "r0")
+    assert await backend.offer("k", "r1", None) is Offered.KEPT
+    assert await backend.lease("k", "r1") is Standing.LEASE
+    assert await backend.offer("k", "r0", None) is Offered.REMOVED
+    assert await backend.lease("k", "r1") is Standing.NOTHING
+
+
+async def a_writer_warms_the_cache(subject: Subject) -> None:
+    """What the last writer out of the fence offers is served at once."""
+    backend = subject.backend
+    await backend.fence("k", "w")
+    assert await backend.offer("k", "w", entry_of(1)) is Offered.STORED
+    assert await backend.get("k") == entry_of(1)
+
+
+async def a_fence_takes_the_lease_away(subject: Subject) -> None:
+    """A reader that began before the fence stores nothing, nor does one behind it."""
+    backend = subject.backend
+    await backend.lease("k", "r0")
+    await backend.fence("k", "w")
+    assert await backend.lease("k", "r1") is Standing.FENCE
+    assert await backend.offer("k", "r0", entry_of(1)) is Offered.FENCED
+    assert await backend.get("k") is None
+    assert await backend.offer("k", "w", entry_of(2)) is Offered.STORED
+
+
+async def every_writer_of_a_fence_must_leave(subject: Subject) -> None:
+    """However many entered at once; only the last one out stores."""
+    backend = subject.backend
+    writers = [f"w{n}" for n in range(20)]
+    await asyncio.gather(*(backend.fence("k", writer) for writer in writers))
+    for version, writer in enumerate(writers[:-1], start=2):
+        assert await backend.offer("k", writer, entry_of(version)) is Offered.FENCED
+        assert await backend.get("k") is None
+    assert await backend.offer("k", writers[-1], entry_of(30)) is Offered.STORED
+    assert await backend.get("k") == entry_of(30)
+
+
+async def a_fence_repeated_is_one_fence(subject: Subject) -> None:
+    """A client library may send an operation twice; the ticket leaves once."""
+    backend = subject.backend
+    await backend.fence("k", "w")
+    await backend.fence("k", "w")
+    assert await backend.offer("k", "w", entry_of(2)) is Offered.STORED
+    assert await backend.offer("k", "w", entry_of(2)) is Offered.PROLONGED
+    assert await backend.get("k") == entry_of(2)
+
+
+async def below_the_floor_nothing_is_stored(subject: Subject) -> None:
+    """The floor is the fenced entry's version, and every version offered meanwhile."""
+    backend = subject.backend
+    await _stored(subject, "k", 5)
+    await backend.fence("k", "w0")
+    assert await backend.offer("k", "w0", entry_of(4)) is Offered.REMOVED
+    assert await backend.get("k") is None
+    await backend.fence("k", "w0")
+    assert await backend.offer("k", "reader", entry_of(9)) is Offered.FENCED
+    assert await backend.offer("k", "w0", entry_of(8)) is Offered.REMOVED
+    assert await backend.get("k") is None
+
+
+async def a_withdrawn_fence_leaves_the_cell_empty(subject: Subject) -> None:
+    """The last one out who committed nothing says nothing about what is there."""
+    backend = subject.backend
+    await _stored(subject, "k", 1)
+    await backend.fence("k", "w0")
+    await backend.fence("k", "w1")
+    assert await backend.offer("k", "w0", None) is Offered.FENCED
+    assert await backend.offer("k", "w1", None) is Offered.REMOVED
+    assert await backend.lease("k", "r") is Standing.NOTHING
+
+
+async def a_withdrawal_leaves_the_others_to_store(subject: Subject) -> None:
+    """It does not spoil the fence for a writer that did commit."""
+    backend = subject.backend
+    await backend.fence("k", "w0")
+    await backend.fence("k", "w1")
+    assert await backend.offer("k", "w0", None) is Offered.FENCED
+    assert await backend.offer("k", "w1", entry_of(2)) is Offered.STORED
+    assert await backend.offer("k", "w0", None) is Offered.KEPT
+    assert await backend.get("k") == entry_of(2)
+
+
+async def a_newer_entry_stays(subject: Subject) -> None:
+    """A slow reader's older version changes nothing."""
+    await _stored(subject, "k", 3)
+    assert await subject.backend.offer("k", "r", entry_of(2)) is Offered.KEPT
+    assert await subject.backend.get("k") == entry_of(3)
+
+
+async def an_older_entry_is_removed(subject: Subject) -> None:
+    """By whoever has seen a newer version, without being replaced."""
+    await _stored(subject, "k", 3)
+    assert await subject.backend.offer("k", "r", entry_of(4)) is Offered.REMOVED
+    assert await subject.backend.get("k") is None
+
+
+async def the_same_version_is_prolonged(subject: Subject) -> None:
+    """Its lifetime starts anew."""
+    backend = subject.backend
+    await _stored(subject, "k", 3, keep_ms=10_000)
+    later = replace(entry_of(3), keep_ms=60_000, stored_at_ms=1_700_000_009_000)
+    assert await backend.offer("k", "r", later) is Offered.PROLONGED
+    await subject.elapse(30)
+    assert await backend.get("k") == later
+
+
+async def entries_expire(subject: Subject) -> None:
+    """After `keep_ms`, and not before."""
+    await _stored(subject, "k", 1, keep_ms=10_000)
+    await subject.elapse(9)
+    assert await subject.backend.get("k") is not None
+    await subject.elapse(2)
+    assert await subject.backend.get("k") is None
+    assert await subject.backend.lease("k", "r") is Standing.NOTHING
+
+
+async def leases_and_fences_expire(subject: Subject) -> None:
+    """So that neither a reader nor a writer that died holds a key for ever."""
+    backend = subject.backend
+    await backend.lease("led", "r")
+    await backend.fence("fenced", "w")
+    await subject.elapse(60)
+    assert await backend.lease("led", "r1") is Standing.NOTHING
+    assert await backend.lease("fenced", "r1") is Standing.NOTHING
+
+
+async def a_busy_key_outlives_a_dead_writer(subject: Subject) -> None:
+    """A standing fence keeps its deadline, however many writers pass through it."""
+    backend = subject.backend
+    await backend.fence("k", "dead")
+    for version in range(2, 20):
+        await subject.elapse(5)
+        await backend.fence("k", f"w{version}")
+        if await backend.offer("k", f"w{version}", entry_of(version)) is Offered.STORED:
+            return
+    raise AssertionError("one writer that died keeps the key fenced for as long as others write")
+
+
+async def an_entry_without_a_life_is_not_kept(subject: Subject) -> None:
+    """`keep_ms` 0 empties the cell where it would be stored, and still counts as committed."""
+    backend = subject.backend
+    unkept = replace(entry_of(9), keep_ms=0)
+    await backend.lease("k", "r")
+    assert await backend.offer("k", "r", unkept) is Offered.REMOVED
+    await backend.fence("k", "w0")
+    await backend.fence("k", "w1")
+    assert await backend.offer("k", "w0", unkept) is Offered.FENCED
+    assert await backend.offer("k", "w1", entry_of(8)) is Offered.REMOVED
+    assert await backend.get("k") is None
+
+
+async def the_note_that_nothing_is_there_is_replaced(subject: Subject) -> None:
+    """Version 0 is an entry like any other, and the lowest."""
+    backend = subject.backend
+    await backend.lease("k", "r")
+    assert await backend.offer("k", "r", entry_of(0, body=b"")) is Offered.STORED
+    found = await backend.get("k")
+    assert found is not None
+    assert found.gone
+    await backend.fence("k", "w")
+    assert await backend.offer("k", "w", entry_of(1)) is Offered.STORED
+    assert await backend.offer("k", "r", entry_of(0, body=b"")) is Offered.KEPT
+    assert await backend.get("k") == entry_of(1)
+
+
+async def large_versions_keep_their_order(subject: Subject) -> None:
+    """Up to the limit, where floating point ends."""
+    backend = subject.backend
+    top = VERSION_LIMIT - 1
+    await _stored(subject, "k", top - 1)
+    assert await backend.offer("k", "r", entry_of(top - 2)) is Offered.KEPT
+    await backend.fence("k", "w0")
+    await backend.fence("k", "w1")
+    assert await backend.offer("k", "w0", entry_of(top)) is Offered.FENCED
+    assert await backend.offer("k", "w1", entry_of(top - 1)) is Offered.REMOVED
+    await backend.fence("k", "w0")
+    assert await backend.offer("k", "w0", entry_of(top)) is Offered.STORED
+    assert await backend.get("k") == entry_of(top)
+
+
+async def a_purge_drops_entries_and_leases_but_no_fence(subject: Subject) -> None:
+    """Whoever had leased before it stores nothing after it."""
+    backend = subject.backend
+    await _stored(subject, "entry", 1)
+    await backend.lease("lease", "r")
+    await backend.fence("fence", "w")
+    keys = ["entry", "lease", "fence", "nothing", "entry"]
+    assert await backend.purge(keys) == 2
+    assert await backend.purge([]) == 0
+    assert await backend.get("entry") is None
+    assert await backend.offer("lease", "r", entry_of(1)) is Offered.NOTHING
+    assert await backend.lease("fence", "r") is Standing.FENCE
+
+
+async def keys_are_independent(subject: Subject) -> None:
+    """A fence on one is nothing to another, however alike their names."""
+    backend = subject.backend
+    await _stored(subject, "job:1:progress", 1)
+    await _stored(subject, "job:11:progress", 2)
+    await backend.fence("job:1:storyboard", "w")
+    keys = ["job:11:progress", "job:1:progress", "job:1:storyboard", "job:1"]
+    found = await backend.get_many(keys)
+    assert found == {"job:1:progress": entry_of(1), "job:11:progress": entry_of(2)}
+
+
+async def a_large_body_is_kept_whole(subject: Subject) -> None:
+    """A megabyte, with every byte value."""
+    entry = replace(entry_of(1), body=bytes(range(256)) * 4096)
+    await subject.backend.lease("k", "r")
+    await subject.backend.offer("k", "r", entry)
+    assert await subject.backend.get("k") == entry
+
+
+async def _stored(
+    subject: Subject, key: str, version: int, *, keep_ms: int | None = None
+) -> None:
+    entry = entry_of(version)
+    if keep_ms is not None:
+        entry = replace(entry, keep_ms=keep_ms)
+    await subject.backend.lease(key, "first")
+    assert await subject.backend.offer(key, "first", entry) is Offered.STORED
+
+
+SCHEDULES: tuple[Check, ...] = tuple(_survives(*item) for item in GUARDS.items())
+SAFETY: tuple[Check, ...] = (
+    *SCHEDULES,
+    starts_empty,
+    an_offer_without_lease_or_fence_is_not_stored,
+    closing_twice_is_safe,
+)
+KEEPING: tuple[Check, ...] = (
+    nothing_is_served_behind_a_fence,
+    a_lease_stores_its_offer,
+    a_lease_is_exclusive,
+    one_of_many_gets_the_lease,
+    a_withdrawn_lease_is_free,
+    a_writer_warms_the_cache,
+    a_fence_takes_the_lease_away,
+    every_writer_of_a_fence_must_leave,
+    a_fence_repeated_is_one_fence,
+    below_the_floor_nothing_is_stored,
+    a_withdrawn_fence_leaves_the_cell_empty,
+    a_withdrawal_leaves_the_others_to_store,
+    a_newer_entry_stays,
+    an_older_entry_is_removed,
+    the_same_version_is_prolonged,
+    entries_expire,
+    leases_and_fences_expire,
+    a_busy_key_outlives_a_dead_writer,
+    an_entry_without_a_life_is_not_kept,
+    the_note_that_nothing_is_there_is_replaced,
+    large_versions_keep_their_order,
+    a_purge_drops_entries_and_leases_but_no_fence,
+    keys_are_independent,
+    a_large_body_is_kept_whole,
+)
+CHECKS: tuple[Check, ...] = (*SAFETY, *KEEPING)

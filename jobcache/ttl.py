@@ -1,0 +1,68 @@
+"""How long an entry may be served and kept, by the status of its document.
+
+Writes keep entries right; a lifetime only bounds what no protocol can, such as a writer that is
+cut off from the store while readers are not. So it is short while a document moves and long once
+it cannot change. Each lifetime is shortened by a random part, so that entries stored together do
+not all expire together.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from jobcache.codec import compress
+from jobcache.protocol import Document, Entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lifetimes:
+    """How long entries live. All times in seconds.
+
+    Attributes:
+        default: for a status that `by_status` does not name.
+        by_status: by status; 0 means such documents are not kept at all.
+        gone: for the note that a document does not exist.
+        grace: how much longer an entry is kept, to be served if the source is away.
+        jitter: the largest part, from 0 to below 1, by which a lifetime is shortened at random.
+        random: where that part comes from; numbers in [0, 1).
+
+    Raises:
+        ValueError: a time is negative, or the jitter outside its range.
+    """
+
+    default: float = 30.0
+    by_status: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    gone: float = 5.0
+    grace: float = 300.0
+    jitter: float = 0.1
+    random: Callable[[], float] = random.random
+
+    def __post_init__(self) -> None:
+        times = [self.default, self.gone, self.grace, *self.by_status.values()]
+        if any(seconds < 0 for seconds in times):
+            raise ValueError("a lifetime cannot be negative")
+        if not 0 <= self.jitter < 1:
+            raise ValueError("jitter is a part of a lifetime, from 0 to below 1")
+
+    def entry(self, document: Document, now_ms: int) -> Entry:
+        """`document`, loaded or committed at `now_ms`, ready to be stored and served."""
+        gone = document.version == 0
+        fresh = self.gone if gone else self.by_status.get(document.status, self.default)
+        fresh *= 1 - self.jitter * self.random()
+        # A "gone" has no grace: while the source is away nobody can say that it is still true.
+        keep = fresh if gone or fresh == 0 else fresh + self.grace
+        body, encoding = compress(document.body)
+        return Entry(
+            version=document.version,
+            owner=document.owner,
+            status=document.status,
+            poll_after=document.poll_after,
+            body=body,
+            encoding=encoding,
+            stored_at_ms=now_ms,
+            fresh_ms=round(fresh * 1000),
+            keep_ms=round(keep * 1000),
+        )

@@ -1,0 +1,137 @@
+"""Random operations on every backend, compared step by step with the model of one cell."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, ClassVar, TypeVar
+
+import pytest
+from conftest import KEEPING, MemorySubject, NullSubject, RedisSubject
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from jobcache.protocol import Entry, Offered, Standing
+from jobcache.testing import model
+from jobcache.testing.conformance import Subject
+from jobcache.testing.schedules import entry_of
+
+T = TypeVar("T")
+keys = st.sampled_from(["job:1:progress", "job:2:progress"])
+tickets = st.sampled_from(["r0", "r1", "w0", "w1", "w2"])
+versions = st.integers(0, 6)
+
+
+class Machine(RuleBasedStateMachine):
+    """`make` and `loop` are set by the test that runs it."""
+
+    loop: ClassVar[asyncio.AbstractEventLoop]
+
+    def make(self) -> Subject:
+        raise NotImplementedError
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.subject = self.make()
+        self.backend = self.subject.backend
+        self.cells: dict[str, model.Cell] = {}
+
+    def run(self, operation: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(operation)
+
+    @rule(key=keys, ticket=tickets)
+    def lease(self, key: str, ticket: str) -> None:
+        self.cells[key], expected = model.take_lease(self.cells.get(key), ticket)
+        found = self.run(self.backend.lease(key, ticket))
+        assert (found.version if isinstance(found, Entry) else found) == expected
+
+    @rule(key=keys, ticket=tickets)
+    def fence(self, key: str, ticket: str) -> None:
+        self.cells[key] = model.raise_fence(self.cells.get(key), ticket)
+        self.run(self.backend.fence(key, ticket))
+
+    @rule(key=keys, ticket=tickets, version=versions)
+    def offer(self, key: str, ticket: str, version: int) -> None:
+        self.cells[key], expected = model.offer(self.cells.get(key), ticket, version)
+        assert self.run(self.backend.offer(key, ticket, entry_of(version))) is expected
+
+    @rule(key=keys, ticket=tickets)
+    def withdraw(self, key: str, ticket: str) -> None:
+        self.cells[key], expected = model.withdraw(self.cells.get(key), ticket)
+        assert self.run(self.backend.offer(key, ticket, None)) is expected
+
+    @rule(which=st.lists(keys, max_size=3))
+    def purge(self, which: list[str]) -> None:
+        expected = 0
+        for key in dict.fromkeys(which):
+            self.cells[key], dropped = model.purge(self.cells.get(key))
+            expected += dropped
+        assert self.run(self.backend.purge(which)) == expected
+
+    @rule(key=keys)
+    def evict(self, key: str) -> None:
+        self.cells[key] = None
+        self.run(self.subject.evict(key))
+
+    @invariant()
+    def serves_what_the_model_serves(self) -> None:
+        expected = {
+            key: entry_of(cell) for key, cell in self.cells.items() if isinstance(cell, int)
+        }
+        both = ["job:1:progress", "job:2:progress"]
+        assert self.run(self.backend.get_many(both)) == expected
+        for key in both:
+            assert self.run(self.backend.get(key)) == expected.get(key)
+
+    def teardown(self) -> None:
+        if isinstance(self.subject, RedisSubject):
+            self.run(self.subject.aclose())
+
+
+class NullMachine(Machine):
+    """Nothing is kept: the model's cells stay empty."""
+
+    @rule(key=keys, ticket=tickets)
+    def lease(self, key: str, ticket: str) -> None:
+        assert self.run(self.backend.lease(key, ticket)) is Standing.NOTHING
+
+    @rule(key=keys, ticket=tickets)
+    def fence(self, key: str, ticket: str) -> None:
+        self.run(self.backend.fence(key, ticket))
+
+    @rule(key=keys, ticket=tickets, version=versions)
+    def offer(self, key: str, ticket: str, version: int) -> None:
+        assert self.run(self.backend.offer(key, ticket, entry_of(version))) is Offered.NOTHING
+
+    @rule(key=keys, ticket=tickets)
+    def withdraw(self, key: str, ticket: str) -> None:
+        assert self.run(self.backend.offer(key, ticket, None)) is Offered.NOTHING
+
+
+def _run(kind: type[Machine], examples: int) -> None:
+    with asyncio.Runner() as runner:
+        kind.loop = runner.get_loop()
+        run_state_machine_as_test(
+            kind,
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=40,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+
+
+def test_null_agrees_with_an_empty_model() -> None:
+    _run(type("Null", (NullMachine,), {"make": lambda _: NullSubject()}), 20)
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_the_backend_agrees_with_the_model(name: str, redis_urls: dict[str, str]) -> None:
+    def make(_: Machine) -> Subject:
+        if name == "memory":
+            return MemorySubject()
+        return RedisSubject(redis_urls[name.removeprefix("redis on ")])
+
+    _run(type("Kept", (Machine,), {"make": make}), 150 if name == "memory" else 40)
