@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from jobcache.errors import CacheUnavailable, UnreadableCell
-from jobcache.protocol import CacheBackend, Condition, Entry, Holdings, Ping, PurgeAll
+from jobcache.protocol import CacheBackend, Condition, Entry, Ping, PurgeAll
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -148,10 +148,6 @@ class Guard:
             self._purge_everything = True
             self._recover()
             raise
-
-    def holdings(self) -> tuple[int, int]:
-        """See `Holdings`; nothing where the backend does not say."""
-        return self._backend.holdings() if isinstance(self._backend, Holdings) else (0, 0)
 
     def condition(self) -> Condition:
         """See `Watched`."""

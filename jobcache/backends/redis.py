@@ -80,7 +80,7 @@ class RedisBackend:
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
         # Connections are made lazily; an option that none can be made with is found out now.
-        if pool.make_connection().encoder.decode_responses:
+        if pool.make_connection().encoder.decode_responses:  # type: ignore[no-untyped-call]
             raise ValueError("decode_responses cannot be used: cells are bytes")
         self._client: Redis = Redis.from_pool(pool)
         self._scripts = {name: self._client.register_script(_lua(name)) for name in _SCRIPTS}
@@ -162,7 +162,7 @@ class RedisBackend:
         await self._client.aclose()
         await self._client.connection_pool.disconnect()
 
-    async def _run(self, script: str, key: str, *arguments: object) -> Any:  # noqa: ANN401
+    async def _run(self, script: str, key: str, *arguments: str | int | bytes) -> Any:  # noqa: ANN401
         return await _answer(self._scripts[script](keys=[self._prefix + key], args=arguments))
 
 

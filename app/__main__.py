@@ -1,0 +1,124 @@
+"""The command line: `python -m app serve`, and `python -m app dev` with servers of its own."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+from dotenv import load_dotenv
+
+from app import settings
+from jobcache import SettingsError
+from jobcache.settings import backend_names
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_FLAGS = {
+    "host": "JOBCACHE_HOST",
+    "port": "JOBCACHE_PORT",
+    "backend": "JOBCACHE_BACKEND",
+    "workers": "JOBCACHE_WORKERS",
+    "database_url": "DATABASE_URL",
+    "redis_url": "REDIS_URL",
+    "renderer": "JOBCACHE_RENDERER",
+    "var_dir": "JOBCACHE_VAR_DIR",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the service until it is told to stop. Returns the exit status."""
+    options = _parser().parse_args(arguments)
+    load_dotenv(Path.cwd() / ".env")
+    # Workers are processes of their own and read the environment: flags go there.
+    for flag, variable in _FLAGS.items():
+        value = getattr(options, flag)
+        if value is not None:
+            os.environ[variable] = value
+    if options.insecure:
+        os.environ["JOBCACHE_INSECURE"] = "1"
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        with ExitStack() as servers:
+            if options.command == "dev":
+                _start_servers(servers, options.database)
+            return _serve()
+    except SettingsError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - the one line that was promised
+        return 2
+
+
+def _serve() -> int:
+    chosen = settings.load()
+    config = uvicorn.Config(
+        "app.main:from_environment",
+        factory=True,
+        host=chosen.host,
+        port=chosen.port,
+        workers=chosen.workers,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=10,
+    )
+    if chosen.workers == 1:
+        server = uvicorn.Server(config)
+        server.run()
+        return 0 if server.started else 3
+    uvicorn.run(
+        "app.main:from_environment",
+        factory=True,
+        host=chosen.host,
+        port=chosen.port,
+        workers=chosen.workers,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=10,
+    )
+    return 0
+
+
+def _start_servers(servers: ExitStack, database: str | None) -> None:
+    """Start what the chosen backend and database need and no URL names, for as long as we run."""
+    from app.devservers import PostgresServer, RedisServer  # noqa: PLC0415 - development only
+
+    var_dir = Path(os.environ.get("JOBCACHE_VAR_DIR") or "var")
+    var_dir.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("JOBCACHE_BACKEND") == "redis" and not os.environ.get("REDIS_URL"):
+        redis = servers.enter_context(RedisServer())
+        os.environ["REDIS_URL"] = redis.url
+        logging.info("started a Redis-compatible server at %s for as long as this runs", redis.url)
+    if database == "postgres" and not os.environ.get("DATABASE_URL"):
+        postgres = servers.enter_context(PostgresServer(var_dir / "postgres"))
+        os.environ["DATABASE_URL"] = postgres.url()
+        logging.info("started PostgreSQL on %s for as long as this runs", var_dir / "postgres")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m app", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="run the service")
+    dev = commands.add_parser("dev", help="run it with Redis and PostgreSQL servers of its own")
+    for command in (serve, dev):
+        command.add_argument("--host")
+        command.add_argument("--port")
+        command.add_argument("--backend", help=", ".join(backend_names()))
+        command.add_argument("--workers")
+        command.add_argument("--database-url")
+        command.add_argument("--redis-url")
+        command.add_argument("--renderer", help="video, or paced for load tests")
+        command.add_argument("--var-dir", help="where the database and the videos are")
+        command.add_argument(
+            "--insecure", action="store_true", help="listen beyond loopback without API keys"
+        )
+    dev.add_argument("--database", choices=["sqlite", "postgres"])
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

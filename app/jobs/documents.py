@@ -1,0 +1,93 @@
+"""From rows to the documents that the cache holds and polls return, as bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from app.jobs.schemas import JobBody, ProgressBody
+from app.jobs.states import TERMINAL, Status
+from jobcache import Document
+
+if TYPE_CHECKING:
+    from app.jobs.store import Job, JobList
+
+_POLL_AFTER = {
+    Status.PENDING: 1,
+    Status.STORYBOARDING: 1,
+    Status.STORYBOARD_READY: 5,  # waits for a person
+    Status.APPROVED: 5,
+}
+_RENDERING_FIRST, _RENDERING_MOST = 2, 30
+
+LIFETIMES = dict.fromkeys(map(str, TERMINAL), 3600.0) | {"storyboard": 3600.0}
+"""Seconds in the cache, by a document's status; anything else has the default."""
+
+
+def job_document(job: Job) -> Document:
+    """A job's status."""
+    body = JobBody(
+        id=job.id,
+        client_id=job.client_id,
+        prompt=job.prompt,
+        status=job.status,
+        terminal=job.status in TERMINAL,
+        progress=ProgressBody(
+            percent=job.percent,
+            stage=job.stage,
+            message=job.message,
+            updated_at=None if job.progress_at is None else _moment(job.progress_at),
+        ),
+        version=job.version,
+        error=job.error,
+        storyboard_url=(
+            None if job.storyboard_version is None else f"/api/v2/jobs/{job.id}/storyboard"
+        ),
+        video_url=job.video_url,
+        created_at=_moment(job.created_at),
+        updated_at=_moment(job.updated_at),
+    )
+    return Document(
+        version=job.version,
+        owner=job.client_id,
+        body=body.model_dump_json().encode(),
+        status=job.status,
+        poll_after=poll_after(job),
+    )
+
+
+def poll_after(job: Job) -> int | None:
+    """Seconds until asking again makes sense: as long as progress reports have been apart."""
+    if job.status in TERMINAL:
+        return None
+    if job.status is not Status.RENDERING:
+        return _POLL_AFTER[job.status]
+    if job.pace_ms is None:
+        return _RENDERING_FIRST
+    return min(max(1, math.ceil(job.pace_ms / 1000)), _RENDERING_MOST)
+
+
+def storyboard_document(job: Job) -> Document | None:
+    """A job's storyboard, at the job's version that brought it; None before it exists."""
+    if job.storyboard is None or job.storyboard_version is None:
+        return None
+    return Document(
+        version=job.storyboard_version,
+        owner=job.client_id,
+        body=job.storyboard.encode(),
+        status="storyboard",
+    )
+
+
+def list_document(client_id: str, listed: JobList) -> Document | None:
+    """A client's newest job ids; None for a client that has never made one."""
+    if listed.version == 0:
+        return None
+    body = json.dumps({"ids": listed.ids, "complete": listed.complete}).encode()
+    return Document(version=listed.version, owner=client_id, body=body, status="list")
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -1,0 +1,310 @@
+"""What can be done with jobs: every read goes through the cache, every write tells it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from app.jobs import states
+from app.jobs.documents import job_document, list_document, storyboard_document
+from app.jobs.store import progress_values, storyboard_values
+from app.rendering.storyboard import Storyboard
+from jobcache import (
+    Answer,
+    Document,
+    JobCache,
+    identity_body,
+    jobs_key,
+    progress_key,
+    storyboard_key,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Mapping, Sequence
+
+    from app.db import Database
+    from app.jobs.states import Move, Status
+    from app.jobs.store import Job, JobStore, NewJob
+
+LISTED = 1000
+"""How many of a client's newest job ids the cache holds; older pages come from the database."""
+
+_TRIES = 5
+
+
+class JobNotFound(Exception):  # noqa: N818 - says what is the matter
+    """There is no such job."""
+
+    def __init__(self, job_id: int) -> None:
+        super().__init__(f"There is no job {job_id}.")
+
+
+class IllegalMove(Exception):  # noqa: N818 - says what is the matter
+    """The job's state, or its renderer, does not allow this."""
+
+
+class RepeatMismatch(Exception):  # noqa: N818 - says what is the matter
+    """An idempotency key came again with another request."""
+
+
+class _NothingChanged(Exception):  # noqa: N818 - rolls back; never leaves this module
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of jobs: their bodies, and the id the next page begins below."""
+
+    bodies: list[bytes]
+    next_below: int | None
+
+
+class JobService:
+    """Jobs, cached.
+
+    Args:
+        database: for transactions.
+        store: for statements.
+        cache: what reads go through.
+        clock_ms: wall-clock time in milliseconds.
+
+    Attributes:
+        on_change: called with the new row after each acknowledged change.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        store: JobStore,
+        cache: JobCache,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._cache = cache
+        self._clock_ms = clock_ms
+        self.on_change: list[Callable[[Job], None]] = []
+
+    # --- reading ---
+
+    async def poll(self, job_id: int, *, floor: int = 0) -> Answer:
+        """A job's status.
+
+        Args:
+            job_id: which.
+            floor: the version the client has seen.
+
+        Raises:
+            JobNotFound: there is none.
+        """
+
+        async def load() -> Document | None:
+            job = await self._store.load(job_id)
+            return None if job is None else job_document(job)
+
+        answer = await self._cache.read(progress_key(job_id), load, floor=floor)
+        if answer.entry.gone:
+            raise JobNotFound(job_id)
+        return answer
+
+    async def poll_many(self, job_ids: Sequence[int]) -> dict[int, bytes]:
+        """The bodies of those of the jobs that exist, in the order asked for."""
+        ids = {progress_key(job_id): job_id for job_id in job_ids}
+
+        async def load(keys: Sequence[str]) -> Mapping[str, Document]:
+            found = await self._store.load_many([ids[key] for key in keys])
+            return {progress_key(job.id): job_document(job) for job in found}
+
+        answers = await self._cache.read_many(ids, load)
+        return {
+            ids[key]: identity_body(answer.entry)
+            for key, answer in answers.items()
+            if not answer.entry.gone
+        }
+
+    async def storyboard(self, job_id: int, *, floor: int = 0) -> Answer:
+        """A job's storyboard.
+
+        Raises:
+            JobNotFound: there is no such job.
+            IllegalMove: it has no storyboard yet.
+        """
+
+        async def load() -> Document | None:
+            job = await self._store.load(job_id)
+            return None if job is None else storyboard_document(job)
+
+        answer = await self._cache.read(storyboard_key(job_id), load, floor=floor)
+        if answer.entry.gone:
+            status = (await self.poll(job_id)).entry.status
+            raise IllegalMove(f"Job {job_id} has no storyboard yet: it is {status}.")
+        return answer
+
+    async def page(
+        self, *, client_id: str | None, status: Status | None, below: int | None, limit: int
+    ) -> Page:
+        """Jobs, newest first. A client's own come from the cache, unless picked by status."""
+        if client_id is not None and status is None:
+            listed = await self._listed(client_id)
+            ids = [job_id for job_id in listed["ids"] if below is None or job_id < below]
+            if len(ids) > limit or listed["complete"]:
+                bodies = await self.poll_many(ids[:limit])
+                more = len(ids) > limit
+                return Page(list(bodies.values()), ids[limit - 1] if more else None)
+        found = await self._store.page(
+            client_id=client_id, status=status, below=below, limit=limit + 1
+        )
+        return Page(
+            [job_document(job).body for job in found[:limit]],
+            found[limit - 1].id if len(found) > limit else None,
+        )
+
+    async def _listed(self, client_id: str) -> dict[str, Any]:
+        async def load() -> Document | None:
+            return list_document(client_id, await self._store.load_list(client_id, LISTED))
+
+        answer = await self._cache.read(jobs_key(client_id), load)
+        if answer.entry.gone:
+            return {"ids": [], "complete": True}
+        listed: dict[str, Any] = json.loads(identity_body(answer.entry))
+        return listed
+
+    # --- changing ---
+
+    async def create(self, new: NewJob) -> Job:
+        """Make a job, or find the one this idempotency key has made before.
+
+        Raises:
+            RepeatMismatch: the key came with another request then.
+        """
+        list_key = jobs_key(new.client_id)
+        try:
+            async with self._cache.write(self._database.transaction(), list_key) as write:
+                created = await self._store.create(write.transaction, new, self._clock_ms())
+                if created is None:
+                    raise _NothingChanged
+                job, list_version = created
+                key = progress_key(job.id)
+                # Its key is fenced before anybody else can see the row: the note that there is
+                # no such job, if a poll left one, is gone by then.
+                await write.fence(key)
+                write.offer(key, job_document(job))
+                write.outdate(list_key, list_version)
+        except _NothingChanged:
+            return await self._repeated(new)
+        self._tell(job)
+        return job
+
+    async def _repeated(self, new: NewJob) -> Job:
+        job = await self._store.load_repeated(new.client_id, str(new.idempotency_key))
+        if job is None or job.request_hash != new.request_hash:
+            raise RepeatMismatch(
+                "This Idempotency-Key has been used with a different request; use a new one."
+            )
+        return job
+
+    async def approve(self, job_id: int) -> Job:
+        """The client likes the storyboard. Repeating it changes nothing."""
+        return await self._move(job_id, states.APPROVE)
+
+    async def render(self, job_id: int) -> Job:
+        """Begin rendering. Repeating it changes nothing."""
+        return await self._move(job_id, states.RENDER)
+
+    async def cancel(self, job_id: int) -> Job:
+        """Stop a job, whatever it is at, unless it has ended otherwise."""
+        return await self._move(job_id, states.CANCEL)
+
+    async def report_progress(
+        self, job_id: int, percent: float, stage: str, message: str, *, worker: bool
+    ) -> Job:
+        """How far rendering is; `worker` tells a user's worker from the service itself."""
+        move = states.WORKER_PROGRESS if worker else states.PROGRESS
+        values = progress_values(percent, stage, message, self._clock_ms())
+        return await self._move(job_id, move, **values)
+
+    async def complete(self, job_id: int, video_url: str | None, *, worker: bool) -> Job:
+        """Rendering has ended well."""
+        move = states.WORKER_COMPLETE if worker else states.COMPLETE
+        return await self._move(
+            job_id,
+            move,
+            percent=100.0,
+            stage="",
+            message="",
+            progress_at=self._clock_ms(),
+            video_url=video_url,
+        )
+
+    async def fail(self, job_id: int, error: str, *, worker: bool) -> Job:
+        """The job has ended badly, for a reason its client can read."""
+        return await self._move(job_id, states.WORKER_FAIL if worker else states.FAIL, error=error)
+
+    async def begin_storyboard(self, job_id: int) -> Job:
+        """The service is writing the storyboard."""
+        return await self._move(job_id, states.BEGIN_STORYBOARD)
+
+    async def finish_storyboard(self, job_id: int, storyboard: Storyboard) -> Job:
+        """The storyboard is there."""
+        return await self._move(
+            job_id, states.FINISH_STORYBOARD, **storyboard_values(storyboard.model_dump_json())
+        )
+
+    async def _move(self, job_id: int, move: Move, **values: Any) -> Job:  # noqa: ANN401
+        """Make a move.
+
+        Raises:
+            JobNotFound: there is no such job.
+            IllegalMove: its state does not allow this.
+        """
+        for _ in range(_TRIES):
+            try:
+                job = await self._try(job_id, move, values)
+            except _NothingChanged:
+                now = await self._refusal(job_id, move)
+                if now is not None:
+                    return now
+            else:
+                self._tell(job)
+                return job
+        raise IllegalMove(f"Job {job_id} is changing too fast to {move.name}; try again.")
+
+    async def _try(self, job_id: int, move: Move, values: dict[str, Any]) -> Job:
+        keys = [progress_key(job_id)]
+        if move is states.FINISH_STORYBOARD:
+            keys.append(storyboard_key(job_id))
+        async with self._cache.write(self._database.transaction(), *keys) as write:
+            job = await self._store.move(write.transaction, job_id, move, self._clock_ms(), values)
+            if job is None:
+                raise _NothingChanged
+            write.offer(progress_key(job_id), job_document(job))
+            storyboard = storyboard_document(job)
+            if storyboard is not None and storyboard_key(job_id) in keys:
+                write.offer(storyboard_key(job_id), storyboard)
+        return job
+
+    async def _refusal(self, job_id: int, move: Move) -> Job | None:
+        """Why a move was refused: as an error, or the job if it has been made before.
+
+        None if the job has come into a state that allows it in the meantime.
+        """
+        job = await self._store.load(job_id)
+        if job is None:
+            raise JobNotFound(job_id)
+        if move.external and job.renderer != "external":
+            raise IllegalMove(
+                f"Job {job_id} is rendered by the service itself, which reports on it;"
+                f" it is {job.status}."
+            )
+        if job.status in move.done:
+            return job
+        if job.status in move.allowed:
+            return None
+        raise IllegalMove(f"Job {job_id} is {job.status}: it is not possible to {move.name}.")
+
+    def _tell(self, job: Job) -> None:
+        for listener in self.on_change:
+            listener(job)

@@ -1,0 +1,284 @@
+"""Jobs in the database, which is the truth.
+
+Every change of a job is one statement, which raises the version under the row's lock, refuses what
+the job's state does not allow by its own condition, and returns the row as it is now.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import BigInteger, and_, case, delete, literal, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from app.db import Database, claims, clients, jobs
+from app.jobs.states import Move, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from sqlalchemy import Row
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A row of the table of jobs, as one statement saw it. Times in milliseconds."""
+
+    id: int
+    client_id: str
+    prompt: str
+    scenes: int | None
+    seconds_per_scene: float
+    renderer: str
+    status: Status
+    version: int
+    percent: float
+    stage: str
+    message: str
+    progress_at: int | None
+    pace_ms: int | None
+    storyboard: str | None
+    storyboard_version: int | None
+    video_url: str | None
+    error: str | None
+    created_at: int
+    updated_at: int
+    idempotency_key: str | None
+    request_hash: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What a client asks for."""
+
+    client_id: str
+    prompt: str
+    scenes: int | None
+    seconds_per_scene: float
+    renderer: str
+    idempotency_key: str | None = None
+    request_hash: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobList:
+    """A client's newest job ids, newest first, at one version of its list.
+
+    Attributes:
+        version: of the list; 0 if there is no such client.
+        ids: the newest of them.
+        complete: False if there are older ones.
+    """
+
+    version: int
+    ids: tuple[int, ...]
+    complete: bool
+
+
+_COLUMNS = list(jobs.c)
+_SELECT = select(*_COLUMNS)
+
+
+class JobStore:
+    """Reads and changes jobs. Writes run in the caller's transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._insert = sqlite.insert if database.is_sqlite else postgresql.insert
+
+    # --- reading ---
+
+    async def load(self, job_id: int) -> Job | None:
+        """One job, in a snapshot begun now."""
+        rows = await self._database.read(_SELECT.where(jobs.c.id == job_id), "load")
+        return _job(rows[0]) if rows else None
+
+    async def load_many(self, job_ids: Collection[int]) -> list[Job]:
+        """Those of the jobs that exist, in one query."""
+        rows = await self._database.read(_SELECT.where(jobs.c.id.in_(job_ids)), "load")
+        return [_job(row) for row in rows]
+
+    async def load_list(self, client_id: str, limit: int) -> JobList:
+        """A client's list and its version, from one snapshot, so in one statement."""
+        statement = (
+            select(clients.c.version, jobs.c.id)
+            .select_from(clients.outerjoin(jobs, jobs.c.client_id == clients.c.id))
+            .where(clients.c.id == client_id)
+            .order_by(jobs.c.id.desc())
+            .limit(limit + 1)
+        )
+        rows = await self._database.read(statement, "list")
+        if not rows:
+            return JobList(0, (), complete=True)
+        ids = tuple(row.id for row in rows if row.id is not None)
+        return JobList(rows[0].version, ids[:limit], complete=len(ids) <= limit)
+
+    async def page(
+        self, *, client_id: str | None, status: Status | None, below: int | None, limit: int
+    ) -> list[Job]:
+        """Up to `limit` jobs, newest first, with ids below `below`."""
+        statement = _SELECT.order_by(jobs.c.id.desc()).limit(limit)
+        if client_id is not None:
+            statement = statement.where(jobs.c.client_id == client_id)
+        if status is not None:
+            statement = statement.where(jobs.c.status == status)
+        if below is not None:
+            statement = statement.where(jobs.c.id < below)
+        return [_job(row) for row in await self._database.read(statement, "list")]
+
+    async def load_repeated(self, client_id: str, idempotency_key: str) -> Job | None:
+        """The job that an idempotency key has made before."""
+        statement = _SELECT.where(
+            jobs.c.client_id == client_id, jobs.c.idempotency_key == idempotency_key
+        )
+        rows = await self._database.read(statement, "load")
+        return _job(rows[0]) if rows else None
+
+    # --- changing ---
+
+    async def create(
+        self, connection: AsyncConnection, new: NewJob, now_ms: int
+    ) -> tuple[Job, int] | None:
+        """Insert a job. Returns it, and the version its client's list has now.
+
+        None if the client has used the idempotency key before: the transaction is then to be
+        rolled back.
+        """
+        # The client's row first, everywhere: it is the lock that orders a client's creations.
+        raised = self._insert(clients).values(id=new.client_id, version=1)
+        version = await connection.scalar(
+            raised.on_conflict_do_update(
+                index_elements=[clients.c.id], set_={"version": clients.c.version + 1}
+            ).returning(clients.c.version)
+        )
+        inserted = self._insert(jobs).values(
+            client_id=new.client_id,
+            prompt=new.prompt,
+            scenes=new.scenes,
+            seconds_per_scene=new.seconds_per_scene,
+            renderer=new.renderer,
+            status=Status.PENDING,
+            version=1,
+            percent=0.0,
+            stage="",
+            message="",
+            created_at=now_ms,
+            updated_at=now_ms,
+            idempotency_key=new.idempotency_key,
+            request_hash=new.request_hash,
+        )
+        result = await connection.execute(
+            inserted.on_conflict_do_nothing(
+                index_elements=[jobs.c.client_id, jobs.c.idempotency_key]
+            ).returning(*_COLUMNS)
+        )
+        row = result.one_or_none()
+        return None if row is None or version is None else (_job(row), version)
+
+    async def move(
+        self,
+        connection: AsyncConnection,
+        job_id: int,
+        move: Move,
+        now_ms: int,
+        values: dict[str, Any],
+    ) -> Job | None:
+        """Make a move and raise the version. None if there is no such job, or it may not."""
+        condition = and_(jobs.c.id == job_id, jobs.c.status.in_(sorted(move.allowed)))
+        if move.external:
+            condition = and_(condition, jobs.c.renderer == "external")
+        result = await connection.execute(
+            update(jobs)
+            .where(condition)
+            .values(status=move.to, version=jobs.c.version + 1, updated_at=now_ms, **values)
+            .returning(*_COLUMNS)
+        )
+        row = result.one_or_none()
+        return None if row is None else _job(row)
+
+    # --- who is at work on what ---
+
+    async def claim(self, job_id: int, runner: str, now_ms: int, expires_at: int) -> int | None:
+        """Take up a job that nobody is at work on. Returns how often that was tried, or None."""
+        claimed = self._insert(claims).values(
+            job_id=job_id, runner=runner, expires_at=expires_at, attempts=1
+        )
+        statement = claimed.on_conflict_do_update(
+            index_elements=[claims.c.job_id],
+            set_={
+                "runner": runner,
+                "expires_at": expires_at,
+                "attempts": claims.c.attempts + 1,
+            },
+            where=claims.c.expires_at < now_ms,
+        ).returning(claims.c.attempts)
+        async with self._database.transaction() as connection:
+            attempts: int | None = await connection.scalar(statement)
+            return attempts
+
+    async def renew_claims(self, job_ids: Sequence[int], runner: str, expires_at: int) -> None:
+        """Say that the runner is still at work on them."""
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                update(claims)
+                .where(claims.c.runner == runner, claims.c.job_id.in_(job_ids))
+                .values(expires_at=expires_at)
+            )
+
+    async def release_claim(self, job_id: int, runner: str) -> None:
+        """The runner is done with it."""
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                delete(claims).where(claims.c.job_id == job_id, claims.c.runner == runner)
+            )
+
+    async def half_done(self, now_ms: int, limit: int) -> list[Job]:
+        """Jobs that are the service's to move along, and that nobody is at work on."""
+        ours = or_(
+            jobs.c.status.in_([Status.PENDING, Status.STORYBOARDING]),
+            and_(jobs.c.status == Status.RENDERING, jobs.c.renderer != "external"),
+        )
+        statement = (
+            select(*_COLUMNS)
+            .select_from(jobs.outerjoin(claims, claims.c.job_id == jobs.c.id))
+            .where(
+                jobs.c.status.in_([Status.PENDING, Status.STORYBOARDING, Status.RENDERING]),
+                ours,
+                or_(claims.c.job_id.is_(None), claims.c.expires_at < now_ms),
+            )
+            .order_by(jobs.c.id)
+            .limit(limit)
+        )
+        return [_job(row) for row in await self._database.read(statement, "recovery")]
+
+
+def progress_values(percent: float, stage: str, message: str, now_ms: int) -> dict[str, Any]:
+    """What a progress report changes, the pace of reports included: a moving average of gaps."""
+    gap = literal(now_ms, BigInteger) - jobs.c.progress_at
+    pace = case(
+        (jobs.c.progress_at.is_(None), None),
+        (jobs.c.pace_ms.is_(None), gap),
+        else_=(jobs.c.pace_ms * 3 + gap) // 4,
+    )
+    return {
+        "percent": percent,
+        "stage": stage,
+        "message": message,
+        "progress_at": now_ms,
+        "pace_ms": pace,
+    }
+
+
+def storyboard_values(storyboard: str) -> dict[str, Any]:
+    """What the storyboard's arrival changes: it has the version of the job that brings it."""
+    return {"storyboard": storyboard, "storyboard_version": jobs.c.version + 1}
+
+
+def _job(row: Row[Any]) -> Job:
+    values = dict(row._mapping)  # noqa: SLF001 - the public name of a row's mapping
+    values["status"] = Status(values["status"])
+    return Job(**values)
+
+

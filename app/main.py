@@ -1,0 +1,45 @@
+"""The application: `create_app(settings)`, and what uvicorn's processes call."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+
+from app import problems, settings, wiring
+from app.jobs import routes as jobs
+from app.limits import BodyLimit
+from app.ops import routes as ops
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from app.settings import Settings
+
+
+def create_app(chosen: Settings) -> FastAPI:
+    """The service, set up as chosen. Connects to nothing until it is started.
+
+    Raises:
+        SettingsError: the cache backend cannot be set up so.
+    """
+    parts = wiring.build(chosen)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with wiring.running(parts):
+            yield
+
+    app = FastAPI(title="jobcache", version="2", lifespan=lifespan)
+    app.state.parts = parts
+    app.add_middleware(BodyLimit)
+    problems.install(app)
+    app.include_router(jobs.router(parts.jobs, chosen.videos))
+    app.include_router(ops.router(parts.cache, parts.database))
+    return app
+
+
+def from_environment() -> FastAPI:
+    """The service as the environment sets it up: the factory for uvicorn."""
+    return create_app(settings.load())

@@ -1,0 +1,127 @@
+"""What operators read and do: statistics, invalidation, health."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, model_validator
+from sqlalchemy import text
+
+from app.jobs.schemas import ClientId, JobId
+from app.problems import problem
+from jobcache import SourceUnavailable, jobs_key, progress_key, storyboard_key
+
+if TYPE_CHECKING:
+    from app.db import Database
+    from jobcache import JobCache
+
+_REMOTE = {"redis", "tiered"}
+
+
+class Invalidate(BaseModel):
+    """What to drop from the cache: one job, one client's list, or everything."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    job_id: JobId | None = None
+    client_id: ClientId | None = None
+    all: Literal[True] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Invalidate:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("give one of job_id, client_id and all")
+        return self
+
+
+class Purged(BaseModel):
+    """How many entries were dropped."""
+
+    purged: int
+
+
+def router(cache: JobCache, database: Database) -> APIRouter:
+    """Statistics, invalidation and health."""
+    routes = APIRouter(tags=["operations"])
+
+    @routes.get("/api/v2/cache/stats")
+    async def stats() -> dict[str, Any]:
+        """What the cache of this process has done since it started."""
+        return snapshot(cache, database)
+
+    @routes.post("/api/v2/cache/invalidate")
+    async def invalidate(body: Invalidate) -> Purged:
+        """Drop entries; the next polls ask the database."""
+        if body.job_id is not None:
+            keys = progress_key(body.job_id), storyboard_key(body.job_id)
+            return Purged(purged=await cache.invalidate(*keys))
+        if body.client_id is not None:
+            return Purged(purged=await cache.invalidate(jobs_key(body.client_id)))
+        return Purged(purged=await cache.invalidate_all())
+
+    @routes.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process is alive."""
+        return {"status": "alive"}
+
+    @routes.get("/readyz", response_model=None)
+    async def readyz() -> dict[str, str] | JSONResponse:
+        """The service can answer: its database can be reached."""
+        try:
+            await database.read(text("SELECT 1"), "health")
+        except SourceUnavailable:
+            return problem(
+                503,
+                "The database cannot be reached.",
+                instance="/readyz",
+                headers={"Retry-After": "2"},
+            )
+        return {"status": "ready"}
+
+    return routes
+
+
+def snapshot(cache: JobCache, database: Database) -> dict[str, Any]:
+    """The document of `/api/v2/cache/stats`."""
+    backend = cache.backend.name
+    condition = cache.condition()
+    enabled = backend != "null"
+    remote = backend in _REMOTE
+    holdings = cache.holdings()
+    entries, held_bytes = holdings if holdings is not None else (None, None)
+    counts = cache.statistics.snapshot()
+    return {
+        "cache_enabled": enabled,
+        "statistics": {
+            **counts,
+            "redis_enabled": remote,
+            "redis_available": remote and condition.available,
+            "ttl_seconds": cache.lifetimes.default,
+            "backend": backend,
+            "tier_hits": {backend: counts["hits"]},
+            "breaker": {
+                "state": condition.state,
+                "age_seconds": round(condition.age, 3),
+                "unsettled": condition.unsettled,
+            },
+            "entries": entries,
+            "bytes": held_bytes,
+        },
+        "database": {
+            "statements": dict(database.statements),
+            "purposes": dict(database.purposes),
+        },
+        "process": os.getpid(),
+        "message": _message(enabled=enabled, away=not condition.available, why=condition.reason),
+    }
+
+
+def _message(*, enabled: bool, away: bool, why: str) -> str:
+    if not enabled:
+        return "Cache is off: every poll is a database query"
+    if away:
+        return f"Cache is away ({why}): every poll is a database query until it is back"
+    return "Cache is working normally"

@@ -1,0 +1,99 @@
+"""Errors as problem documents (RFC 9457). No traceback ever leaves the process."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app.jobs.service import IllegalMove, JobNotFound, RepeatMismatch
+from jobcache import CacheError, SourceUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fastapi import FastAPI, Request
+
+logger = logging.getLogger("app")
+_RETRY_AFTER = "2"  # seconds: about what a database or cache that restarts needs
+
+
+def problem(
+    status: int,
+    detail: str,
+    *,
+    instance: str,
+    headers: Mapping[str, str] | None = None,
+    **members: Any,  # noqa: ANN401 - extension members are the caller's
+) -> JSONResponse:
+    """A problem document."""
+    content = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "instance": instance,
+        **members,
+    }
+    return JSONResponse(
+        content, status, headers=headers, media_type="application/problem+json"
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the service with a problem document."""
+
+    async def simple(request: Request, error: Exception) -> JSONResponse:
+        return problem(_STATUS[type(error)], str(error), instance=request.url.path)
+
+    async def unavailable(request: Request, error: Exception) -> JSONResponse:
+        what = "database" if isinstance(error, SourceUnavailable) else "cache"
+        return problem(
+            503,
+            f"The {what} cannot be reached; try again soon.",
+            instance=request.url.path,
+            headers={"Retry-After": _RETRY_AFTER},
+        )
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        errors = [
+            {"field": ".".join(map(str, item["loc"])), "message": item["msg"]}
+            for item in error.errors()
+        ]
+        return problem(
+            422,
+            "The request is not valid: "
+            + "; ".join(f"{item['field']}: {item['message']}" for item in errors[:5]),
+            instance=request.url.path,
+            errors=jsonable_encoder(errors),
+        )
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return problem(
+            error.status_code,
+            str(error.detail),
+            instance=request.url.path,
+            headers=error.headers,
+        )
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return problem(500, "The service failed; its log says why.", instance=request.url.path)
+
+    for kind in _STATUS:
+        app.add_exception_handler(kind, simple)
+    app.add_exception_handler(SourceUnavailable, unavailable)
+    app.add_exception_handler(CacheError, unavailable)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unexpected)
+
+
+_STATUS: dict[type[Exception], int] = {JobNotFound: 404, IllegalMove: 409, RepeatMismatch: 422}

@@ -1,0 +1,230 @@
+"""Moves the service's own jobs along: writes storyboards, renders, reports progress.
+
+A job is worked on by the process that has claimed it in the database. A claim is renewed while the
+process lives and runs out when it dies; every process looks now and then, and at its start, for
+jobs that should be moving and that nobody has claimed, and takes them up again from where their
+state says. A job that was taken up too often is failed: it may be what kills the processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from app.jobs.service import IllegalMove, JobNotFound
+from app.jobs.states import TERMINAL, Status
+from app.rendering.renderer import RenderError, RenderTask
+from app.rendering.storyboard import Storyboard, make_storyboard
+from jobcache import SourceUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from app.jobs.service import JobService
+    from app.jobs.store import Job, JobStore
+    from app.rendering.renderer import Progress, Renderer
+
+logger = logging.getLogger("app")
+
+_MOST_ATTEMPTS = 5
+_TAKEN_AT_ONCE = 100
+_COMPLETE_PAUSES = (0.5, 1, 2, 4, 8, 15, 15, 15)
+
+
+class Runner:
+    """Works on jobs, in tasks of this process.
+
+    Args:
+        jobs: through which every change is made.
+        store: for claims.
+        renderer: makes the videos.
+        videos: where they go.
+        name: this process's, unlike any other's.
+        at_once: how many are rendered at a time; the others wait their turn.
+        claim_for: seconds that a claim lasts unless renewed.
+        report_every: the least seconds between two progress reports of a job.
+        clock_ms: wall-clock time in milliseconds.
+        clock: monotonic time in seconds.
+    """
+
+    def __init__(
+        self,
+        jobs: JobService,
+        store: JobStore,
+        renderer: Renderer,
+        *,
+        videos: Path,
+        name: str,
+        at_once: int,
+        claim_for: float,
+        report_every: float = 0.25,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._jobs = jobs
+        self._store = store
+        self._renderer = renderer
+        self._videos = videos
+        self._name = name
+        self._turns = asyncio.Semaphore(at_once)
+        self._claim_for = claim_for
+        self._report_every = report_every
+        self._clock_ms = clock_ms
+        self._clock = clock
+        self._working: dict[int, asyncio.Task[None]] = {}
+        self._next: dict[int, Job] = {}
+        self._claimed: set[int] = set()
+        self._rounds: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look for work."""
+        self._rounds = asyncio.create_task(self._make_rounds())
+
+    def seen(self, job: Job) -> None:
+        """A job has changed: take it up if it is ours to move, let it go if it has ended."""
+        working = self._working.get(job.id)
+        if working is asyncio.current_task() or self._rounds is None:
+            return  # our own change, or shutting down
+        if job.status in TERMINAL:
+            self._next.pop(job.id, None)
+            if working is not None:
+                working.cancel()
+        elif not _is_ours(job):
+            return
+        elif working is not None:
+            self._next[job.id] = job  # still tidying up after the step before
+        else:
+            self._working[job.id] = asyncio.create_task(self._work(job))
+
+    async def aclose(self) -> None:
+        """Stop all work and give up the claims, so that the next process takes it up at once."""
+        tasks = list(self._working.values())
+        if self._rounds is not None:
+            tasks.append(self._rounds)
+            self._rounds = None
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # --- rounds ---
+
+    async def _make_rounds(self) -> None:
+        while True:
+            try:
+                if self._claimed:
+                    expires_at = self._clock_ms() + round(self._claim_for * 1000)
+                    # only while it is held: what is let go must run out
+                    await self._store.renew_claims(list(self._claimed), self._name, expires_at)
+                for job in await self._store.half_done(self._clock_ms(), _TAKEN_AT_ONCE):
+                    self.seen(job)
+            except SourceUnavailable:
+                pass  # the next round may be luckier
+            except Exception:
+                logger.exception("looking for unfinished jobs failed")
+            await asyncio.sleep(self._claim_for / 3)
+
+    # --- work ---
+
+    async def _work(self, job: Job) -> None:
+        try:
+            await self._take_up(job)
+        except (IllegalMove, JobNotFound):
+            pass  # it was cancelled, or another process has moved it on
+        except SourceUnavailable as error:
+            # The claim runs out, and the job is taken up again.
+            logger.warning("job %d is left for later: %s", job.id, error)
+        except Exception:
+            logger.exception("work on job %d failed; it will be tried again", job.id)
+        finally:
+            del self._working[job.id]
+            following = self._next.pop(job.id, None)
+            if following is not None:
+                self.seen(following)
+
+    async def _take_up(self, job: Job) -> None:
+        now_ms = self._clock_ms()
+        expires_at = now_ms + round(self._claim_for * 1000)
+        attempts = await self._store.claim(job.id, self._name, now_ms, expires_at)
+        if attempts is None:
+            return  # another process is at it
+        self._claimed.add(job.id)
+        try:
+            if attempts > _MOST_ATTEMPTS:
+                reason = f"Given up: {_MOST_ATTEMPTS} attempts were cut short."
+                await self._jobs.fail(job.id, reason, worker=False)
+            elif job.status is Status.RENDERING:
+                await self._render(job)
+            else:
+                await self._write_storyboard(job)
+        except RenderError as error:
+            await self._jobs.fail(job.id, str(error), worker=False)
+        except (asyncio.CancelledError, IllegalMove, JobNotFound):
+            await self._release(job.id)
+            raise
+        # After any other error the claim stays until it runs out, and the attempt counts.
+        await self._release(job.id)
+
+    async def _release(self, job_id: int) -> None:
+        self._claimed.discard(job_id)
+        await self._store.release_claim(job_id, self._name)
+
+    async def _write_storyboard(self, job: Job) -> None:
+        await self._jobs.begin_storyboard(job.id)
+        storyboard = make_storyboard(
+            job.prompt, scenes=job.scenes, seconds_per_scene=job.seconds_per_scene
+        )
+        await self._jobs.finish_storyboard(job.id, storyboard)
+
+    async def _render(self, job: Job) -> None:
+        if job.storyboard is None:
+            raise RenderError("The storyboard is missing.")
+        storyboard = Storyboard.model_validate_json(job.storyboard)
+        output = self._videos / f"{job.id}.mp4"
+        async with self._turns, aclosing(
+            self._renderer.render(RenderTask(job.id, storyboard, output))
+        ) as steps:
+            await self._report(job.id, steps)
+        made = self._renderer.makes_video
+        url = f"/api/v2/jobs/{job.id}/video" if made else None
+        try:
+            await self._complete(job.id, url)
+        except IllegalMove:
+            output.unlink(missing_ok=True)  # cancelled at the last moment
+            raise
+
+    async def _report(self, job_id: int, steps: AsyncIterator[Progress]) -> None:
+        reported = -math.inf
+        async for step in steps:
+            if self._clock() - reported < self._report_every:
+                continue
+            try:
+                await self._jobs.report_progress(
+                    job_id, round(step.percent, 1), step.stage, step.message, worker=False
+                )
+            except SourceUnavailable:
+                continue  # rendering goes on; the next report may get through
+            reported = self._clock()
+
+    async def _complete(self, job_id: int, video_url: str | None) -> None:
+        """Say that it is done; a finished video is worth waiting for the database."""
+        for pause in _COMPLETE_PAUSES:
+            try:
+                await self._jobs.complete(job_id, video_url, worker=False)
+            except SourceUnavailable:
+                await asyncio.sleep(pause)
+            else:
+                return
+        await self._jobs.complete(job_id, video_url, worker=False)
+
+
+def _is_ours(job: Job) -> bool:
+    """True if it is the service that has to move this job along."""
+    if job.status is Status.RENDERING:
+        return job.renderer == "builtin"
+    return job.status in {Status.PENDING, Status.STORYBOARDING}

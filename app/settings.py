@@ -1,0 +1,111 @@
+"""The service's settings, from the environment; flags and `.env` have been put there before."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from jobcache import CacheSettings, SettingsError
+
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "postgresql+asyncpg": "postgresql+asyncpg",
+}
+
+
+class Settings(BaseSettings):
+    """How the service runs.
+
+    Attributes:
+        host: what to listen on; anything but loopback needs `insecure`, for there are no keys.
+        port: where.
+        workers: how many processes.
+        insecure: listen beyond loopback although anybody who reaches the port may do anything.
+        var_dir: where the SQLite database and the videos are.
+        database_url: empty for SQLite in `var_dir`.
+        renderer: "video", or "paced": no video and no CPU, for load tests.
+        renders: how many videos are made at a time; 0: one less than there are processors.
+        paced_seconds: how long a paced job takes.
+        paced_updates: how many progress reports it makes.
+        claim_seconds: how long a job that a dead process was at stays that process's.
+    """
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, extra="ignore")
+
+    host: str = Field("127.0.0.1", validation_alias="JOBCACHE_HOST")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, validation_alias="JOBCACHE_PORT")
+    workers: Annotated[int, Field(ge=1, le=64)] = Field(1, validation_alias="JOBCACHE_WORKERS")
+    insecure: bool = Field(default=False, validation_alias="JOBCACHE_INSECURE")
+    var_dir: Path = Field(Path("var"), validation_alias="JOBCACHE_VAR_DIR")
+    database_url: str = Field("", validation_alias="DATABASE_URL")
+    renderer: Literal["video", "paced"] = Field("video", validation_alias="JOBCACHE_RENDERER")
+    renders: Annotated[int, Field(ge=0, le=64)] = Field(0, validation_alias="JOBCACHE_RENDERS")
+    paced_seconds: Annotated[float, Field(gt=0, le=86400)] = Field(
+        120.0, validation_alias="JOBCACHE_PACED_SECONDS"
+    )
+    paced_updates: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        20, validation_alias="JOBCACHE_PACED_UPDATES"
+    )
+    claim_seconds: Annotated[float, Field(ge=0.5, le=3600)] = Field(
+        10.0, validation_alias="JOBCACHE_CLAIM_SECONDS"
+    )
+    cache: CacheSettings = CacheSettings()
+
+    @property
+    def videos(self) -> Path:
+        """Where finished videos are."""
+        return self.var_dir / "videos"
+
+
+def load() -> Settings:
+    """The settings that the environment holds.
+
+    Raises:
+        SettingsError: one is wrong. The message names the variable, the value and what is allowed.
+    """
+    cache = CacheSettings.from_environment(os.environ)
+    try:
+        settings = Settings(cache=cache)
+    except ValidationError as error:
+        first = error.errors()[0]
+        variable = str(first["loc"][0])
+        raise SettingsError(variable, first["input"], first["msg"]) from error
+    if not settings.insecure and not _is_loopback(settings.host):
+        allowed = "without API keys only a loopback address, or --insecure (JOBCACHE_INSECURE=1)"
+        raise SettingsError("JOBCACHE_HOST", settings.host, allowed)
+    url = _database_url(settings.database_url, settings.var_dir)
+    return settings.model_copy(update={"database_url": url})
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _database_url(text: str, var_dir: Path) -> str:
+    if not text:
+        return f"sqlite+aiosqlite:///{var_dir / 'jobcache.db'}"
+    allowed = "a URL that begins with sqlite:/// or postgresql://"
+    try:
+        url = make_url(text)
+    except ArgumentError as error:
+        # not the text: what cannot be parsed may hold a password
+        raise SettingsError("DATABASE_URL", "(unreadable)", allowed) from error
+    driver = _DRIVERS.get(url.drivername)
+    if driver is None or (driver.startswith("sqlite") and url.database in {None, "", ":memory:"}):
+        raise SettingsError("DATABASE_URL", url.render_as_string(), allowed)
+    return url.set(drivername=driver).render_as_string(hide_password=False)

@@ -1,0 +1,88 @@
+"""The one place that picks concrete parts and puts them together."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from app.db import Database
+from app.jobs.documents import LIFETIMES
+from app.jobs.service import JobService
+from app.jobs.store import JobStore
+from app.rendering.paced import PacedRenderer
+from app.rendering.runner import Runner
+from app.rendering.video import VideoRenderer
+from jobcache import JobCache, Lifetimes, make_backend
+from jobcache.guard import Guard
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from app.rendering.renderer import Renderer
+    from app.settings import Settings
+
+_PACED_AT_ONCE = 10_000  # they need no CPU
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the service is made of."""
+
+    database: Database
+    cache: JobCache
+    jobs: JobService
+    runner: Runner
+
+
+def build(settings: Settings) -> Parts:
+    """Put the parts together; connects to nothing yet.
+
+    Raises:
+        SettingsError: the backend cannot be set up as the settings say.
+    """
+    cache = JobCache(make_backend(settings.cache), lifetimes=Lifetimes(by_status=LIFETIMES))
+    settings.videos.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.database_url)
+    store = JobStore(database)
+    jobs = JobService(database, store, cache)
+    renderer, at_once = _renderer(settings)
+    runner = Runner(
+        jobs,
+        store,
+        renderer,
+        videos=settings.videos,
+        name=f"{socket.gethostname()[:24]}-{os.getpid()}-{uuid.uuid4().hex[:12]}",
+        at_once=at_once,
+        claim_for=settings.claim_seconds,
+    )
+    jobs.on_change.append(runner.seen)
+    return Parts(database, cache, jobs, runner)
+
+
+def _renderer(settings: Settings) -> tuple[Renderer, int]:
+    if settings.renderer == "paced":
+        return PacedRenderer(settings.paced_seconds, settings.paced_updates), _PACED_AT_ONCE
+    processors = os.cpu_count()
+    spare = max(1, (1 if processors is None else processors) - 1)
+    return VideoRenderer(), settings.renders if settings.renders > 0 else spare
+
+
+@asynccontextmanager
+async def running(parts: Parts) -> AsyncIterator[None]:
+    """Start the parts, and stop them in the opposite order."""
+    try:
+        await parts.database.create_tables()
+        if isinstance(parts.cache.backend, Guard):
+            await parts.cache.backend.start()
+        parts.runner.start()
+        try:
+            yield
+        finally:
+            await parts.runner.aclose()
+    finally:
+        await parts.cache.aclose()
+        await parts.database.aclose()
