@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--insecure", action="store_true", help="listen beyond loopback without API keys"
         )
-    dev.add_argument("--database", choices=["sqlite", "postgres"])
+    dev.add_argument("--database", choices=["sqlite", "postgres"], help="started unless DATABASE_URL is set")
     return parser
 
 

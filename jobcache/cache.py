@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -289,13 +289,15 @@ class JobCache:
                     await self._sleep(pause)
                     found = await self.backend.lease(key, ticket)
         except CacheError as error:
-            return self._cannot_tell(error)
+            return await self._cannot_tell(error, key)
         return self._judge(found, floor)
 
-    def _cannot_tell(self, error: CacheError) -> _Finding:
+    async def _cannot_tell(self, error: CacheError, *keys: str) -> _Finding:
         self.statistics.errors += 1
-        # An offer empties a cell that nobody can read; a store that is away is left alone.
-        return _Finding(None, Outcome.BYPASS, offer=isinstance(error, UnreadableCell))
+        if isinstance(error, UnreadableCell):
+            with suppress(CacheError):
+                await self.backend.purge(keys)  # or every read would stumble over it
+        return _Finding(None, Outcome.BYPASS, offer=False)
 
     def _judge(self, found: Entry | Standing, floor: int) -> _Finding:
         if isinstance(found, Entry):
@@ -311,7 +313,7 @@ class JobCache:
         try:
             entries = await self.backend.get_many(keys)
         except CacheError as error:
-            unknown = self._cannot_tell(error)
+            unknown = await self._cannot_tell(error)
             findings = dict.fromkeys(keys, unknown)
         else:
             findings = {key: self._judge(entry, 0) for key, entry in entries.items()}
@@ -334,7 +336,7 @@ class JobCache:
         try:
             return self._judge(await self.backend.lease(key, ticket), 0)
         except CacheError as error:
-            return self._cannot_tell(error)
+            return await self._cannot_tell(error, key)
 
     async def _fill(
         self,

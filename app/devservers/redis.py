@@ -1,0 +1,172 @@
+"""A Redis-compatible server of one's own."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from app.devservers.process import ServerFailed, ServerProcess, run
+from app.devservers.programs import redis_programs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_LOOPBACK = "127.0.0.1"
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that nothing is bound to.
+
+    The port is not reserved: another process may take it before the caller does.
+    """
+    with socket.socket() as listener:
+        listener.bind((_LOOPBACK, 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def redis_servers() -> dict[str, Path]:
+    """Return every installed Redis-compatible server program, by an id such as ``valkey-9.1``.
+
+    The id is what ``PROGRAM --version`` says.
+
+    Raises:
+        ServerMissing: If none is installed.
+        ServerFailed: If one does not run.
+    """
+    return {_id(program): program for program in redis_programs()}
+
+
+class RedisServer:
+    """One Redis-compatible server that keeps nothing on disk, as a context manager.
+
+    Args:
+        program: The server program; ``None`` takes the first of `redis_servers`.
+        port: The TCP port to listen on; ``None`` takes a free one, and another one if that is
+            lost to somebody else before the server has it.
+        arguments: Further arguments, which win over the ones set here. The log must stay where
+            and as loud as it is: it tells when the server is ready.
+
+    Raises:
+        ServerMissing: If no program is given and none is installed.
+    """
+
+    def __init__(
+        self,
+        program: Path | None = None,
+        *,
+        port: int | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        program = redis_programs()[0] if program is None else program
+        self._program = program.absolute()  # it starts in another directory
+        self._arguments = tuple(arguments)
+        self._port = free_port() if port is None else port
+        self._port_is_known = port is not None
+        self._process = ServerProcess(program.name, when_orphaned=signal.SIGKILL)
+        self._own: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def port(self) -> int:
+        """The TCP port; settled once the first `start` has returned, and the same ever after."""
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """The address of database 0, as Redis clients take it."""
+        return f"redis://{_LOOPBACK}:{self._port}/0"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running server.
+
+        Raises:
+            ServerFailed: If it is not running.
+        """
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start the server, and return once it takes connections.
+
+        After `stop` or `kill` it starts on the same port.
+
+        Raises:
+            ServerFailed: If it is running, ends at once, or is not ready in time. Nothing new
+                runs then.
+        """
+        if self._own is None:
+            self._own = tempfile.TemporaryDirectory(prefix="devserver-redis-")
+        try:
+            self._launch(Path(self._own.name))
+        except ServerFailed as failure:
+            # Between finding a port and binding it, somebody else may have bound it. Twice in
+            # a row is no accident.
+            if self._port_is_known or "Address already in use" not in str(failure):
+                raise
+            self._port = free_port()
+            self._launch(Path(self._own.name))
+        self._port_is_known = True
+
+    def stop(self) -> None:
+        """Ask the server to end and wait; kill it if it does not. Harmless if it is not running."""
+        self._process.end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the server at once, as a crash would. Harmless if it is not running."""
+        self._process.end()
+
+    def pause(self) -> None:
+        """Freeze the server: its port accepts connections, and nothing answers on them.
+
+        Returns once it is frozen.
+
+        Raises:
+            ServerFailed: If it is not running.
+        """
+        self._process.freeze()
+
+    def resume(self) -> None:
+        """Let a paused server go on, with the commands that have piled up.
+
+        Raises:
+            ServerFailed: If it is not running.
+        """
+        self._process.thaw()
+
+    def close(self) -> None:
+        """Stop the server and remove the directory made for it. May be called again."""
+        self.stop()
+        if self._own is not None:
+            self._own.cleanup()
+            self._own = None
+
+    def _launch(self, own: Path) -> None:
+        command = [
+            *(str(self._program), "--save", "", "--appendonly", "no", "--daemonize", "no"),
+            *("--bind", _LOOPBACK, "--port", str(self._port), "--dir", str(own)),
+            *self._arguments,
+        ]
+        self._process.start(command, directory=own)
+
+
+def _id(program: Path) -> str:
+    said = run([str(program), "--version"], directory=program.parent)
+    version = re.search(r"(\w+) server v=(\d+\.\d+)", said, re.IGNORECASE)
+    if version is None:
+        raise ServerFailed(f"{program} does not tell its version:\n{said}")
+    return f"{version[1]}-{version[2]}".lower()

@@ -1,0 +1,100 @@
+"""Cells as bytes: what comes back, and that nothing but a cell of ours is taken for one."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from jobcache.codec import Fence, Lease, compress, decode, encode_entry, identity_body
+from jobcache.errors import UnreadableCell
+from jobcache.protocol import VERSION_LIMIT, Entry
+from jobcache.testing.schedules import entry_of
+
+numbers = st.integers(0, VERSION_LIMIT - 1)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
+entries = st.builds(
+    Entry,
+    version=numbers,
+    owner=texts,
+    status=texts,
+    poll_after=st.none() | numbers,
+    body=st.binary(max_size=300),
+    encoding=st.sampled_from(["identity", "gzip"]),
+    stored_at_ms=numbers,
+    fresh_ms=numbers,
+    keep_ms=numbers,
+)
+
+
+@given(entries)
+def test_an_entry_comes_back_as_it_went(entry: Entry) -> None:
+    assert decode(encode_entry(entry)) == entry
+
+
+@given(st.binary(max_size=200) | st.builds(lambda kind, rest: kind + rest,
+       st.sampled_from([b"E1|", b"L1|", b"F1|", b"E2|", b"F1|0|,"]), st.binary(max_size=100)))
+@example(b"")
+@example(b"E1|1|2|3|4|identity|-||")
+@example(b"E1|+1|2|3|4|identity|-||\n")
+@example(b"E1|1_0|2|3|4|identity|-||\n")
+@example(b"E1|9007199254740992|2|3|4|identity|-||\n")
+@example(b"E1|1|2|3|4|brotli|-||\n")
+@example(b"E1|1|2|3|4|identity|-||%ff\n")
+@example("E1|١|2|3|4|identity|-||\n".encode())
+@example(b"F1||,a,")
+@example(b"F1|0|,,")
+@example(b"L1|")
+def test_bytes_are_a_cell_or_unreadable_and_nothing_else(cell: bytes) -> None:
+    try:
+        found = decode(cell)
+    except UnreadableCell:
+        return
+    if isinstance(found, Entry):
+        assert decode(encode_entry(found)) == found
+
+
+@given(entries, st.data())
+def test_a_damaged_entry_never_raises_anything_but_unreadable(
+    entry: Entry, data: st.DataObject
+) -> None:
+    cell = bytearray(encode_entry(entry))
+    at = data.draw(st.integers(0, len(cell) - 1))
+    cell[at] = data.draw(st.integers(0, 255))
+    try:
+        found = decode(bytes(cell[: data.draw(st.integers(0, len(cell)))]))
+        if isinstance(found, Entry):
+            identity_body(found)
+    except UnreadableCell:
+        pass
+
+
+def test_leases_and_fences_are_told_apart() -> None:
+    assert decode(b"L1|abc123") == Lease("abc123")
+    assert decode(b"F1|7|,a,b,") == Fence(7, frozenset({"a", "b"}))
+
+
+@given(st.binary(max_size=5000))
+def test_a_compressed_body_comes_back(body: bytes) -> None:
+    stored, encoding = compress(body)
+    assert len(stored) <= len(body)
+    entry = replace(entry_of(1), body=stored, encoding=encoding)
+    assert identity_body(entry) == body
+    assert compress(body) == (stored, encoding), "the same bytes in every process, at any time"
+
+
+def test_small_and_incompressible_bodies_stay_as_they_are() -> None:
+    assert compress(b"a" * 1024) == (b"a" * 1024, "identity")
+    assert compress(b"a" * 1025)[1] == "gzip"
+    noise = zlib.compress(bytes(range(256)) * 20)[:20] * 60
+    assert compress(noise)[1] in {"gzip", "identity"}
+
+
+def test_a_bomb_is_unreadable_not_unpacked() -> None:
+    packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+    bomb = packer.compress(b"\0" * (65 * 1024 * 1024)) + packer.flush()
+    with pytest.raises(UnreadableCell, match="too large"):
+        identity_body(replace(entry_of(1), body=bomb, encoding="gzip"))

@@ -1,0 +1,343 @@
+"""`JobCache.read` and `read_many` on every backend: where an answer comes from, and what it costs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+import pytest
+from conftest import BACKENDS, KEEPING, make_subject
+
+from jobcache import Document, JobCache, Lifetimes, Outcome, SourceUnavailable
+from jobcache.testing.conformance import Subject
+
+
+class Source:
+    """A source of truth: versions by key, and a count of how often it was asked."""
+
+    def __init__(self) -> None:
+        self.versions: dict[str, int] = {}
+        self.loads = 0
+        self.away = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def load(self, key: str) -> Document | None:
+        self.loads += 1
+        if self.away:
+            raise SourceUnavailable("the source is away")
+        version = self.versions.get(key)
+        await self.gate.wait()
+        return None if version is None else document(version)
+
+    async def load_many(self, keys: Sequence[str]) -> Mapping[str, Document]:
+        self.loads += 1
+        if self.away:
+            raise SourceUnavailable("the source is away")
+        return {key: document(self.versions[key]) for key in keys if key in self.versions}
+
+
+def document(version: int) -> Document:
+    return Document(version, "acme", b'{"version":%d}' % version, "moving", 2)
+
+
+class Transaction:
+    """The caller's own transaction: raises a key's version in the source when it commits."""
+
+    def __init__(self, source: Source, key: str, *, fails: str = "") -> None:
+        self.source, self.key, self.fails = source, key, fails
+        self.version = source.versions.get(key, 0) + 1
+
+    async def __aenter__(self) -> Transaction:
+        return self
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None:
+            if self.fails == "before":
+                raise ConnectionError("lost before the commit")
+            self.source.versions[self.key] = self.version
+            if self.fails == "after":
+                raise ConnectionError("lost after the commit")
+
+
+class Bench:
+    """A cache on a backend, its source, and a wall clock that only the test moves."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.source = Source()
+        self.now_ms = 1_700_000_000_000
+        self.cache = JobCache(
+            subject.backend,
+            lifetimes=Lifetimes(default=30, gone=5, grace=300, jitter=0),
+            clock_ms=lambda: self.now_ms,
+        )
+
+    async def read(self, key: str, floor: int = 0) -> tuple[int, Outcome]:
+        answer = await self.cache.read(key, lambda: self.source.load(key), floor=floor)
+        return answer.entry.version, answer.outcome
+
+    async def write(self, key: str, *, fails: str = "") -> int:
+        transaction = Transaction(self.source, key, fails=fails)
+        async with self.cache.write(transaction, key) as write:
+            write.offer(key, document(write.transaction.version))
+        return transaction.version
+
+    async def elapse(self, seconds: float) -> None:
+        self.now_ms += round(seconds * 1000)
+        await self.subject.elapse(seconds)
+
+
+@pytest.fixture
+async def bench(
+    request: pytest.FixtureRequest, redis_urls: dict[str, str]
+) -> AsyncIterator[Bench]:
+    async for subject in make_subject(request.param, redis_urls):
+        yield Bench(subject)
+
+
+on_every = pytest.mark.parametrize("bench", BACKENDS, indirect=True)
+on_keeping = pytest.mark.parametrize("bench", KEEPING, indirect=True)
+
+
+@on_keeping
+async def test_the_first_read_loads_and_the_second_hits(bench: Bench) -> None:
+    bench.source.versions["k"] = 1
+    assert await bench.read("k") == (1, Outcome.MISS)
+    assert await bench.read("k") == (1, Outcome.HIT)
+    assert bench.source.loads == 1
+
+
+async def test_null_loads_every_time() -> None:
+    async for subject in make_subject("null", {}):
+        bench = Bench(subject)
+        bench.source.versions["k"] = 1
+        assert [await bench.read("k") for _ in range(3)] == [(1, Outcome.MISS)] * 3
+        assert bench.source.loads == 3
+
+
+@on_every
+async def test_a_read_after_an_acknowledged_write_is_fresh(bench: Bench) -> None:
+    for version in range(1, 6):
+        assert await bench.write("k") == version
+        assert (await bench.read("k"))[0] == version
+
+
+@on_keeping
+async def test_a_write_warms_the_cache(bench: Bench) -> None:
+    await bench.write("k")
+    await bench.write("k")
+    assert await bench.read("k") == (2, Outcome.HIT)
+    assert bench.source.loads == 0
+
+
+@on_keeping
+async def test_what_does_not_exist_is_remembered_until_it_does(bench: Bench) -> None:
+    assert await bench.read("k") == (0, Outcome.MISS)
+    assert await bench.read("k") == (0, Outcome.HIT)
+    await bench.write("k")
+    assert await bench.read("k") == (1, Outcome.HIT)
+
+
+@on_every
+async def test_a_burst_costs_one_load(bench: Bench) -> None:
+    bench.source.versions["k"] = 1
+    answers = await asyncio.gather(*(bench.read("k") for _ in range(200)))
+    assert {version for version, _ in answers} == {1}
+    assert bench.source.loads == 1
+    assert bench.cache.statistics.coalesced == 199
+
+
+@on_every
+async def test_a_read_does_not_share_a_load_that_began_before_it(bench: Bench) -> None:
+    """Or it would be given what was true before the write that it comes after."""
+    bench.source.versions["k"] = 1
+    bench.source.gate.clear()
+    early = asyncio.create_task(bench.read("k"))
+    while not bench.source.loads:
+        await asyncio.sleep(0.001)
+    await bench.write("k")
+    # The write's entry is lost, so that the late read has to load, too.
+    await bench.subject.evict("k")
+    late = asyncio.create_task(bench.read("k"))
+    await asyncio.sleep(0)
+    bench.source.gate.set()
+    assert (await early)[0] == 1
+    assert (await late)[0] == 2
+
+
+@on_keeping
+async def test_a_slow_reader_does_not_bring_the_old_version_back(bench: Bench) -> None:
+    bench.source.versions["k"] = 1
+    bench.source.gate.clear()
+    slow = asyncio.create_task(bench.read("k"))
+    while not bench.source.loads:
+        await asyncio.sleep(0.001)
+    await bench.write("k")
+    bench.source.gate.set()
+    assert await slow == (1, Outcome.MISS)
+    assert await bench.read("k") == (2, Outcome.HIT)
+
+
+@on_keeping
+async def test_an_entry_past_its_freshness_is_read_again_and_prolonged(bench: Bench) -> None:
+    await bench.write("k")
+    await bench.elapse(31)
+    assert await bench.read("k") == (1, Outcome.EXPIRED)
+    assert await bench.read("k") == (1, Outcome.HIT)
+    await bench.elapse(31)
+    bench.source.versions["k"] = 7  # behind the cache's back
+    assert await bench.read("k") == (7, Outcome.EXPIRED)
+    assert (await bench.read("k"))[0] == 7
+
+
+@on_keeping
+async def test_while_the_source_is_away_a_fresh_entry_hits_and_an_old_one_is_stale(
+    bench: Bench,
+) -> None:
+    await bench.write("k")
+    bench.source.away = True
+    assert await bench.read("k") == (1, Outcome.HIT)
+    await bench.elapse(40)
+    assert await bench.read("k") == (1, Outcome.STALE)
+    assert bench.cache.statistics.stale_served == 1
+    await bench.elapse(300)  # the grace is over
+    with pytest.raises(SourceUnavailable):
+        await bench.read("k")
+    bench.source.away = False
+    assert (await bench.read("k"))[0] == 1
+
+
+@on_every
+async def test_while_the_source_is_away_what_is_not_cached_is_an_error(bench: Bench) -> None:
+    bench.source.away = True
+    with pytest.raises(SourceUnavailable):
+        await bench.read("k")
+    bench.source.away = False
+    bench.source.versions["k"] = 1
+    assert await bench.read("k") == (1, Outcome.MISS), "the failed load left no lease behind"
+
+
+@on_keeping
+async def test_the_floor_is_never_undercut_by_the_cache(bench: Bench) -> None:
+    await bench.write("k")
+    bench.source.versions["k"] = 5  # another process's write, which this cache was not told of
+    assert await bench.read("k") == (1, Outcome.HIT)
+    assert await bench.read("k", floor=5) == (5, Outcome.EXPIRED)
+    assert (await bench.read("k"))[0] == 5, "and the older entry is gone for everyone"
+    assert (await bench.read("k", floor=999))[0] == 5, "the source's word stands"
+
+
+@on_keeping
+async def test_a_floor_is_kept_when_callers_with_lower_ones_ask_first(bench: Bench) -> None:
+    await bench.write("k")
+    bench.source.versions["k"] = 3
+    answers = await asyncio.gather(bench.read("k"), bench.read("k", floor=3), bench.read("k"))
+    assert answers[1][0] == 3
+
+
+@on_every
+async def test_an_error_of_the_loader_is_passed_on_and_leaves_no_lease(bench: Bench) -> None:
+    async def fails() -> Document:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await bench.cache.read("k", fails)
+    bench.source.versions["k"] = 1
+    assert await bench.read("k") == (1, Outcome.MISS)
+
+
+@on_keeping
+async def test_behind_somebody_elses_lease_a_reader_waits_then_loads(bench: Bench) -> None:
+    await bench.subject.backend.lease("k", "deadprocess")
+    bench.source.versions["k"] = 1
+    assert await bench.read("k") == (1, Outcome.MISS)
+    assert (await bench.read("k"))[0] == 1
+    assert await bench.read("k") == (1, Outcome.HIT), "the dead reader's lease was cleared away"
+
+
+@on_keeping
+async def test_behind_somebody_elses_lease_a_reader_takes_what_they_store(bench: Bench) -> None:
+    backend = bench.subject.backend
+    await backend.lease("k", "other")
+    waiting = asyncio.create_task(bench.read("k"))
+    await asyncio.sleep(0.005)
+    entry = bench.cache.lifetimes.entry(document(4), bench.now_ms)
+    await backend.offer("k", "other", entry)
+    assert await waiting == (4, Outcome.HIT)
+    assert bench.source.loads == 0
+
+
+@on_keeping
+async def test_many_keys_cost_one_load(bench: Bench) -> None:
+    bench.source.versions = {"a": 1, "b": 2, "d": 4}
+    await bench.read("a")
+    loads = bench.source.loads
+    answers = await bench.cache.read_many(["d", "a", "nothing", "b", "a"], bench.source.load_many)
+    assert {key: answer.entry.version for key, answer in answers.items()} == {
+        "d": 4,
+        "a": 1,
+        "nothing": 0,
+        "b": 2,
+    }
+    assert list(answers) == ["d", "a", "nothing", "b"]
+    assert answers["a"].outcome is Outcome.HIT
+    assert bench.source.loads == loads + 1
+    again = await bench.cache.read_many(["a", "b", "d", "nothing"], bench.source.load_many)
+    assert {answer.outcome for answer in again.values()} == {Outcome.HIT}
+    assert bench.source.loads == loads + 1
+
+
+@on_keeping
+async def test_many_stale_keys_are_served_while_the_source_is_away(bench: Bench) -> None:
+    await bench.write("a")
+    await bench.write("b")
+    await bench.elapse(40)
+    bench.source.away = True
+    answers = await bench.cache.read_many(["a", "b"], bench.source.load_many)
+    assert {answer.outcome for answer in answers.values()} == {Outcome.STALE}
+    with pytest.raises(SourceUnavailable):
+        await bench.cache.read_many(["a", "unknown"], bench.source.load_many)
+
+
+@on_every
+async def test_many_of_nothing_is_nothing(bench: Bench) -> None:
+    assert await bench.cache.read_many([], bench.source.load_many) == {}
+
+
+@on_keeping
+async def test_invalidation_makes_the_next_read_load(bench: Bench) -> None:
+    await bench.write("k")
+    assert await bench.cache.invalidate("k") == 1
+    assert await bench.read("k") == (1, Outcome.MISS)
+    assert await bench.cache.invalidate_all() == 1
+    assert await bench.read("k") == (1, Outcome.MISS)
+
+
+@on_every
+async def test_every_read_is_counted_once(bench: Bench) -> None:
+    await asyncio.gather(*(bench.read(f"k{n % 7}") for n in range(50)))
+    for _ in range(3):
+        await bench.read("k1")
+    counts = bench.cache.statistics.snapshot()
+    assert counts["total_requests"] == 53
+    statistics = bench.cache.statistics
+    assert statistics.hit.count == statistics.hits
+    assert statistics.hit.count + statistics.miss.count == 53
+    assert statistics.database_loads == bench.source.loads
+
+
+async def test_a_large_body_is_stored_compressed_and_read_back() -> None:
+    from jobcache import identity_body
+
+    async for subject in make_subject("memory", {}):
+        cache = JobCache(subject.backend)
+        body = b'{"scene":"' + b"a cat " * 1000 + b'"}'
+
+        async def load(body: bytes = body) -> Document:
+            return Document(1, "acme", body, "storyboard")
+
+        entry = (await cache.read("k", load)).entry
+        assert entry.encoding == "gzip"
+        assert len(entry.body) < len(body) / 10
+        assert identity_body(entry) == body

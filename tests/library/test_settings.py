@@ -1,0 +1,107 @@
+"""From settings to a backend: names, plug-ins, what is missing, and clear words for what is wrong."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from jobcache import CacheSettings, JobCache, SettingsError, make_backend, settings
+from jobcache.backends.null import NullBackend
+
+
+def test_names_lead_to_backends() -> None:
+    assert make_backend(CacheSettings(backend="null")).name == "null"
+    assert make_backend(CacheSettings(backend="memory")).name == "memory"
+    assert set(settings.backend_names()) >= {"null", "memory", "redis"}
+
+
+def test_the_environment_is_read() -> None:
+    chosen = CacheSettings.from_environment(
+        {
+            "JOBCACHE_BACKEND": "redis",
+            "REDIS_URL": "rediss://example:6380/1",
+            "JOBCACHE_PREFIX": "video:",
+            "JOBCACHE_MAX_ENTRIES": "5",
+            "JOBCACHE_MAX_BYTES": "",
+        }
+    )
+    assert chosen == CacheSettings(
+        backend="redis", redis_url="rediss://example:6380/1", prefix="video:", max_entries=5
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("JOBCACHE_BACKEND", "memcached", "one of memory, null, redis"),
+        ("REDIS_URL", "localhost:6379", "redis://"),
+        ("JOBCACHE_PREFIX", "a b", "letters, digits"),
+        ("JOBCACHE_MAX_ENTRIES", "0", "a whole number above 0"),
+        ("JOBCACHE_MAX_BYTES", "1e6", "a whole number above 0"),
+        ("JOBCACHE_MAX_BYTES", "٣", "a whole number above 0"),
+    ],
+)
+def test_a_wrong_setting_names_variable_value_and_what_is_allowed(
+    variable: str, value: str, words: str
+) -> None:
+    with pytest.raises(SettingsError) as failure:
+        CacheSettings.from_environment({variable: value})
+    message = str(failure.value)
+    assert message.startswith(f"{variable}={value}: ")
+    assert words in message
+    assert "\n" not in message
+
+
+def test_other_peoples_backends_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = importlib.metadata.EntryPoint("theirs", f"{__name__}:their_factory", settings.GROUP)
+
+    def found(*, group: str, name: str | None = None) -> list[importlib.metadata.EntryPoint]:
+        assert group == "jobcache.backends"
+        return [point] if name in {None, "theirs"} else []
+
+    monkeypatch.setattr(settings, "entry_points", found)
+    backend = make_backend(CacheSettings.from_environment({"JOBCACHE_BACKEND": "theirs"}))
+    assert backend.name == "theirs"
+
+
+class Theirs(NullBackend):
+    name = "theirs"
+
+
+def their_factory(settings: CacheSettings) -> Theirs:
+    assert settings.backend == "theirs"
+    return Theirs()
+
+
+async def test_without_the_client_library_reads_still_work(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "jobcache.backends.redis", None)
+    with caplog.at_level(logging.WARNING, "jobcache"):
+        cache = JobCache(make_backend(CacheSettings(backend="redis")))
+    assert len(caplog.records) == 1
+    assert "pip install 'jobcache[redis]'" in caplog.text
+
+    async def nothing() -> None:
+        return None
+
+    assert (await cache.read("k", nothing)).entry.gone
+    condition = cache.condition()
+    assert (cache.backend.name, condition.available, condition.state) == ("redis", False, "missing")
+
+
+def test_importing_the_library_imports_none_of_what_is_optional() -> None:
+    program = (
+        "import sys, jobcache, jobcache.testing.conformance\n"
+        "loaded = {name.split('.')[0] for name in sys.modules}\n"
+        "print(sorted(loaded & {'redis', 'hiredis', 'fastapi', 'starlette', 'sqlalchemy',"
+        " 'pydantic', 'uvicorn', 'app'}))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"

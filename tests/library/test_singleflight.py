@@ -1,0 +1,147 @@
+"""Sharing calls: who shares with whom, and what a cancellation does not do."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from jobcache.singleflight import SingleFlight
+
+
+class Calls:
+    """A call that tells when it begins, and ends when it is told."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.gate = asyncio.Event()
+
+    async def __call__(self) -> int:
+        self.begun += 1
+        number = self.begun
+        await self.gate.wait()
+        return number
+
+
+async def turns(count: int = 5) -> None:
+    """Let everything that can run, run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_all_who_ask_before_it_begins_share_one_call() -> None:
+    flights: SingleFlight[int] = SingleFlight()
+    call = Calls()
+    call.gate.set()
+    results = await asyncio.gather(*(flights.share("k", call) for _ in range(100)))
+    assert call.begun == 1
+    assert sorted(results) == [(1, False)] + [(1, True)] * 99
+    assert len(flights) == 0
+
+
+async def test_nobody_joins_a_call_that_has_begun() -> None:
+    flights: SingleFlight[int] = SingleFlight()
+    call = Calls()
+    early = asyncio.create_task(flights.share("k", call))
+    await turns()
+    assert call.begun == 1
+    late = [asyncio.create_task(flights.share("k", call)) for _ in range(3)]
+    await turns()
+    assert call.begun == 1, "the second call waits for the first to end"
+    call.gate.set()
+    assert await early == (1, False)
+    assert await asyncio.gather(*late) == [(2, False), (2, True), (2, True)]
+
+
+async def test_keys_do_not_wait_for_each_other() -> None:
+    flights: SingleFlight[int] = SingleFlight()
+    slow, quick = Calls(), Calls()
+    quick.gate.set()
+    waiting = asyncio.create_task(flights.share("slow", slow))
+    assert await flights.share("quick", quick) == (1, False)
+    slow.gate.set()
+    assert await waiting == (1, False)
+
+
+@pytest.mark.parametrize("leaves", [0, 1, 2])
+async def test_whoever_is_cancelled_the_others_get_their_answer(leaves: int) -> None:
+    flights: SingleFlight[int] = SingleFlight()
+    call = Calls()
+    callers = [asyncio.create_task(flights.share("k", call)) for _ in range(3)]
+    await turns()
+    callers[leaves].cancel()
+    await turns()
+    call.gate.set()
+    results = await asyncio.gather(*callers, return_exceptions=True)
+    assert isinstance(results.pop(leaves), asyncio.CancelledError)
+    assert [result[0] for result in results if not isinstance(result, BaseException)] == [1, 1]
+
+
+async def test_a_call_goes_on_when_all_who_wanted_it_have_gone() -> None:
+    flights: SingleFlight[int] = SingleFlight()
+    call = Calls()
+    caller = asyncio.create_task(flights.share("k", call))
+    await turns()
+    caller.cancel()
+    await turns()
+    assert len(flights) == 1
+    call.gate.set()
+    await turns()
+    assert len(flights) == 0
+
+
+async def test_a_call_that_nobody_wants_any_more_does_not_begin() -> None:
+    flights: SingleFlight[int] = SingleFlight()
+    call = Calls()
+    first = asyncio.create_task(flights.share("k", call))
+    await turns()
+    second = asyncio.create_task(flights.share("k", call))
+    await turns()
+    second.cancel()
+    await turns()
+    call.gate.set()
+    assert await first == (1, False)
+    await turns()
+    assert call.begun == 1
+    assert len(flights) == 0
+
+
+async def test_whoever_comes_after_an_abandoned_call_gets_one_of_their_own() -> None:
+    flights: SingleFlight[int] = SingleFlight()
+    call = Calls()
+    first = asyncio.create_task(flights.share("k", call))
+    await turns()
+    gone = asyncio.create_task(flights.share("k", call))
+    await turns()
+    gone.cancel()
+    await turns()
+    late = asyncio.create_task(flights.share("k", call))
+    call.gate.set()
+    assert [await first, (await late)[0]] == [(1, False), 2]
+
+
+async def test_an_error_reaches_everyone_and_is_not_kept() -> None:
+    flights: SingleFlight[int] = SingleFlight()
+
+    async def fails() -> int:
+        raise LookupError("no")
+
+    callers = [flights.share("k", fails) for _ in range(3)]
+    results = await asyncio.gather(*callers, return_exceptions=True)
+    assert [type(result) for result in results] == [LookupError] * 3
+    call = Calls()
+    call.gate.set()
+    assert await flights.share("k", call) == (1, False)
+
+
+async def test_closing_ends_what_is_under_way() -> None:
+    flights: SingleFlight[int] = SingleFlight()
+    call = Calls()
+    running = asyncio.create_task(flights.share("k", call))
+    await turns()
+    waiting = asyncio.create_task(flights.share("k", call))
+    await turns()
+    await flights.aclose()
+    results = await asyncio.gather(running, waiting, return_exceptions=True)
+    assert [type(result) for result in results] == [asyncio.CancelledError] * 2
+    assert len(flights) == 0
