@@ -31,6 +31,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from jobcache import SourceUnavailable
+from jobcache.shelter import Shelter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -114,11 +115,14 @@ class Database:
     Attributes:
         statements: how many were sent, by verb: "select", "update", and so on.
         purposes: how many were sent, by what for, as `read` was told.
+        shelter: writes run in it. A write that is cancelled half way leaves its connection, and
+            in SQLite the one lock there is, in the driver's hands until a time-out.
     """
 
     def __init__(self, url: str) -> None:
         self.statements: Counter[str] = Counter()
         self.purposes: Counter[str] = Counter()
+        self.shelter = Shelter()
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         if self.is_sqlite:
             options: dict[str, Any] = {"connect_args": {"timeout": 10}}
@@ -189,8 +193,22 @@ class Database:
         except (sqlalchemy_errors.DBAPIError, *_AWAY) as error:
             raise _translated(error) from error
 
+    async def write(self, statement: Executable) -> list[Row[Any]]:
+        """Run one statement that changes something, in a transaction of its own, to its end.
+
+        Raises:
+            DatabaseUnavailable: as for `transaction`.
+        """
+        return await self.shelter.run(self._execute(statement))
+
+    async def _execute(self, statement: Executable) -> list[Row[Any]]:
+        async with self.transaction() as connection:
+            result = await connection.execute(statement)
+            return list(result.all()) if result.returns_rows else []
+
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections, once writes under way have ended."""
+        await self.shelter.settle()
         await self._engine.dispose()
 
 

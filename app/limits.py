@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from starlette.exceptions import HTTPException
+
 from app.problems import problem
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-
-class _TooLarge(Exception):  # noqa: N818 - never leaves this module
-    pass
 
 
 class BodyLimit:
@@ -25,31 +23,21 @@ class BodyLimit:
         if scope["type"] != "http" or scope["method"] in {"GET", "HEAD"}:
             await self._app(scope, receive, send)
             return
+        detail = f"A body may have {self._limit_bytes} bytes."
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and int(announced[:20]) > self._limit_bytes:
+            refusal = problem(413, detail, instance=scope["path"])
+            await refusal(scope, receive, send)
+            return
         received = 0
-        started = False
 
         async def counted() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._limit_bytes:
-                raise _TooLarge
+                # FastAPI lets this one through from where it reads a body; any other becomes 400.
+                raise HTTPException(413, detail)
             return message
 
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        try:
-            if announced.isdigit() and int(announced[:20]) > self._limit_bytes:
-                raise _TooLarge
-            await self._app(scope, counted, watched)
-        except _TooLarge:
-            if started:
-                raise
-            refusal = problem(
-                413, f"A body may have {self._limit_bytes} bytes.", instance=scope["path"]
-            )
-            await refusal(scope, receive, send)
+        await self._app(scope, counted, send)

@@ -76,6 +76,10 @@ def install(app: FastAPI) -> None:
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
+        if error.status_code == HTTPStatus.BAD_REQUEST:
+            # FastAPI's word for a body that breaks its parser; to the client it is as any other.
+            errors = [{"field": "body", "message": str(error.detail)}]
+            return problem(422, str(error.detail), instance=request.url.path, errors=errors)
         return problem(
             error.status_code,
             str(error.detail),

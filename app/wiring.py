@@ -83,6 +83,7 @@ async def running(parts: Parts) -> AsyncIterator[None]:
             yield
         finally:
             await parts.runner.aclose()
+            await parts.database.shelter.settle()  # what is being written is offered, too
     finally:
         await parts.cache.aclose()
         await parts.database.aclose()

@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from jobcache.errors import CacheError, SourceUnavailable, UnreadableCell, WriteMisuse
 from jobcache.protocol import (
@@ -38,6 +38,7 @@ from jobcache.protocol import (
     Standing,
     Watched,
 )
+from jobcache.shelter import Shelter
 from jobcache.singleflight import SingleFlight
 from jobcache.stats import Statistics
 from jobcache.ttl import Lifetimes
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
         AsyncGenerator,
         Awaitable,
         Callable,
-        Coroutine,
         Iterable,
         Mapping,
         Sequence,
@@ -190,7 +190,7 @@ class JobCache:
         self._ticket = ticket
         self._sleep = sleep
         self._flights: SingleFlight[tuple[Entry, Outcome]] = SingleFlight()
-        self._unfinished: set[asyncio.Task[Any]] = set()
+        self._shelter = Shelter()
 
     # --- reading ---
 
@@ -239,7 +239,7 @@ class JobCache:
         """
         began = time.perf_counter_ns()
         wanted = tuple(dict.fromkeys(keys))
-        fetched = await self._to_the_end(self._fetch_many(wanted, load_many))
+        fetched = await self._shelter.run(self._fetch_many(wanted, load_many))
         return {key: self._answer(began, *fetched[key], coalesced=False) for key in wanted}
 
     def _serves(self, entry: Entry, floor: int) -> bool:
@@ -350,7 +350,7 @@ class JobCache:
         try:
             loaded = await self._load(load, lacking)
         except BaseException as error:
-            await self._to_the_end(self._offer_all(ticket, dict.fromkeys(told)))
+            await self._shelter.run(self._offer_all(ticket, dict.fromkeys(told)))
             kept = {
                 key: (entry, Outcome.STALE)
                 for key, found in lacking.items()
@@ -439,10 +439,10 @@ class JobCache:
                 reached_commit = True
         finally:
             if not reached_commit:
-                await self._to_the_end(self._offer_all(ticket, dict.fromkeys(results)))
+                await self._shelter.run(self._offer_all(ticket, dict.fromkeys(results)))
         if reached_commit:
             # A client that goes away between commit and offer does not leave the fences up.
-            await self._to_the_end(self._offer_all(ticket, self._committed(results)))
+            await self._shelter.run(self._offer_all(ticket, self._committed(results)))
 
     def _committed(self, results: Mapping[str, _Result | None]) -> dict[str, Entry]:
         now_ms = self._clock_ms()
@@ -491,16 +491,8 @@ class JobCache:
         """How many cells this process holds, and about how many bytes; None if it holds none."""
         return self.backend.holdings() if isinstance(self.backend, Holdings) else None
 
-    async def _to_the_end(self, work: Coroutine[object, object, T]) -> T:
-        """Await `work`, which goes on to its end even if the caller is cancelled meanwhile."""
-        task = asyncio.create_task(work)
-        self._unfinished.add(task)
-        task.add_done_callback(self._unfinished.discard)
-        return await asyncio.shield(task)
-
     async def aclose(self) -> None:
         """End loads, let offers under way finish, close the backend."""
         await self._flights.aclose()
-        if self._unfinished:
-            await asyncio.wait(self._unfinished)
+        await self._shelter.settle()
         await self.backend.aclose()

@@ -165,9 +165,10 @@ def router(service: JobService, videos: Path) -> APIRouter:
         return _changed(job)
 
     @routes.post("/{job_id}/complete", response_model=JobBody)
-    async def complete(job_id: JobIdInPath, body: Complete) -> Response:
+    async def complete(job_id: JobIdInPath, body: Complete | None = None) -> Response:
         """A worker has finished."""
-        return _changed(await service.complete(job_id, body.video_url, worker=True))
+        video_url = None if body is None else body.video_url
+        return _changed(await service.complete(job_id, video_url, worker=True))
 
     @routes.post("/{job_id}/fail", response_model=JobBody)
     async def fail(job_id: JobIdInPath, body: Fail) -> Response:

@@ -180,6 +180,9 @@ class JobService:
         Raises:
             RepeatMismatch: the key came with another request then.
         """
+        return await self._database.shelter.run(self._create(new))
+
+    async def _create(self, new: NewJob) -> Job:
         list_key = jobs_key(new.client_id)
         try:
             async with self._cache.write(self._database.transaction(), list_key) as write:
@@ -262,7 +265,7 @@ class JobService:
         """
         for _ in range(_TRIES):
             try:
-                job = await self._try(job_id, move, values)
+                job = await self._database.shelter.run(self._try(job_id, move, values))
             except _NothingChanged:
                 now = await self._refusal(job_id, move)
                 if now is not None:

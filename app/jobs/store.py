@@ -214,25 +214,24 @@ class JobStore:
             },
             where=claims.c.expires_at < now_ms,
         ).returning(claims.c.attempts)
-        async with self._database.transaction() as connection:
-            attempts: int | None = await connection.scalar(statement)
-            return attempts
+        rows = await self._database.write(statement)
+        return rows[0].attempts if rows else None
 
-    async def renew_claims(self, job_ids: Sequence[int], runner: str, expires_at: int) -> None:
-        """Say that the runner is still at work on them."""
-        async with self._database.transaction() as connection:
-            await connection.execute(
-                update(claims)
-                .where(claims.c.runner == runner, claims.c.job_id.in_(job_ids))
-                .values(expires_at=expires_at)
-            )
+    async def renew_claims(self, job_ids: Sequence[int], runner: str, expires_at: int) -> set[int]:
+        """Say that the runner is still at work on them. Returns those it still holds."""
+        statement = (
+            update(claims)
+            .where(claims.c.runner == runner, claims.c.job_id.in_(job_ids))
+            .values(expires_at=expires_at)
+            .returning(claims.c.job_id)
+        )
+        return {row.job_id for row in await self._database.write(statement)}
 
     async def release_claim(self, job_id: int, runner: str) -> None:
         """The runner is done with it."""
-        async with self._database.transaction() as connection:
-            await connection.execute(
-                delete(claims).where(claims.c.job_id == job_id, claims.c.runner == runner)
-            )
+        await self._database.write(
+            delete(claims).where(claims.c.job_id == job_id, claims.c.runner == runner)
+        )
 
     async def half_done(self, now_ms: int, limit: int) -> list[Job]:
         """Jobs that are the service's to move along, and that nobody is at work on."""

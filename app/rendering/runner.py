@@ -117,10 +117,7 @@ class Runner:
     async def _make_rounds(self) -> None:
         while True:
             try:
-                if self._claimed:
-                    expires_at = self._clock_ms() + round(self._claim_for * 1000)
-                    # only while it is held: what is let go must run out
-                    await self._store.renew_claims(list(self._claimed), self._name, expires_at)
+                await self._renew()
                 for job in await self._store.half_done(self._clock_ms(), _TAKEN_AT_ONCE):
                     self.seen(job)
             except SourceUnavailable:
@@ -128,6 +125,19 @@ class Runner:
             except Exception:
                 logger.exception("looking for unfinished jobs failed")
             await asyncio.sleep(self._claim_for / 3)
+
+    async def _renew(self) -> None:
+        if not self._claimed:
+            return
+        expires_at = self._clock_ms() + round(self._claim_for * 1000)
+        before = set(self._claimed)
+        held = await self._store.renew_claims(sorted(before), self._name, expires_at)
+        for job_id in before - held:
+            # It ran out while the database could not be reached, and another process has it now.
+            working = self._working.get(job_id)
+            if job_id in self._claimed and working is not None:
+                self._claimed.discard(job_id)
+                working.cancel()
 
     # --- work ---
 
@@ -154,6 +164,8 @@ class Runner:
         if attempts is None:
             return  # another process is at it
         self._claimed.add(job.id)
+        if attempts > 1:
+            self._clear_away(job.id)
         try:
             if attempts > _MOST_ATTEMPTS:
                 reason = f"Given up: {_MOST_ATTEMPTS} attempts were cut short."
@@ -185,18 +197,27 @@ class Runner:
         if job.storyboard is None:
             raise RenderError("The storyboard is missing.")
         storyboard = Storyboard.model_validate_json(job.storyboard)
-        output = self._videos / f"{job.id}.mp4"
+        # Of this process alone, in case another one takes the job for abandoned.
+        output = self._videos / f"{job.id}.{self._name}.mp4"
         async with self._turns, aclosing(
             self._renderer.render(RenderTask(job.id, storyboard, output))
         ) as steps:
             await self._report(job.id, steps)
-        made = self._renderer.makes_video
-        url = f"/api/v2/jobs/{job.id}/video" if made else None
+        if not self._renderer.makes_video:
+            await self._complete(job.id, None)
+            return
+        video = self._videos / f"{job.id}.mp4"
+        output.replace(video)
         try:
-            await self._complete(job.id, url)
+            await self._complete(job.id, f"/api/v2/jobs/{job.id}/video")
         except IllegalMove:
-            output.unlink(missing_ok=True)  # cancelled at the last moment
+            video.unlink(missing_ok=True)  # cancelled at the last moment
             raise
+
+    def _clear_away(self, job_id: int) -> None:
+        """Remove what earlier attempts, cut short by the death of their process, left behind."""
+        for leftover in self._videos.glob(f"{job_id}.*.mp4*"):
+            leftover.unlink(missing_ok=True)
 
     async def _report(self, job_id: int, steps: AsyncIterator[Progress]) -> None:
         reported = -math.inf

@@ -35,8 +35,14 @@ def test_an_entry_comes_back_as_it_went(entry: Entry) -> None:
     assert decode(encode_entry(entry)) == entry
 
 
-@given(st.binary(max_size=200) | st.builds(lambda kind, rest: kind + rest,
-       st.sampled_from([b"E1|", b"L1|", b"F1|", b"E2|", b"F1|0|,"]), st.binary(max_size=100)))
+@given(
+    st.binary(max_size=200)
+    | st.builds(
+        lambda kind, rest: kind + rest,
+        st.sampled_from([b"E1|", b"L1|", b"F1|", b"E2|", b"F1|0|,"]),
+        st.binary(max_size=100),
+    )
+)
 @example(b"")
 @example(b"E1|1|2|3|4|identity|-||")
 @example(b"E1|+1|2|3|4|identity|-||\n")

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from conftest import BACKENDS, KEEPING, MemorySubject, RedisSubject
 
 from jobcache.backends import redis as redis_backend
 from jobcache.backends.memory import MemoryBackend
@@ -15,6 +14,7 @@ from jobcache.protocol import Entry, Offered
 from jobcache.testing import conformance
 from jobcache.testing.conformance import Check, Subject
 from jobcache.testing.schedules import GUARDS
+from tests.subjects import BACKENDS, KEEPING, MemorySubject, RedisSubject
 
 
 def _name(check: Check) -> str:
@@ -110,7 +110,11 @@ BROKEN_SCRIPTS = dict(
             ("fence", "tickets = tickets .. ARGV[1] .. ','", "tickets = ',' .. ARGV[1] .. ','"),
             ("offer", "  if version > floor then", "  if false then"),
             ("offer", "  return 'nothing'", "  return store('stored')"),
-            ("offer", "  if withdrawn then\n    return 'kept'", "  if true then\n    return 'kept'"),
+            (
+                "offer",
+                "  if withdrawn then\n    return 'kept'",
+                "  if true then\n    return 'kept'",
+            ),
             ("offer", "held > version", "held ~= version"),
         ),
         strict=True,

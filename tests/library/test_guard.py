@@ -7,13 +7,13 @@ import logging
 from collections.abc import AsyncIterator
 
 import pytest
-from conftest import FakeClock, MemorySubject
 
 from jobcache import CacheUnavailable, JobCache, Outcome, UnreadableCell
 from jobcache.backends.memory import MemoryBackend
 from jobcache.guard import Guard
 from jobcache.protocol import Entry, Offered, Standing
 from jobcache.testing.schedules import entry_of
+from tests.subjects import FakeClock, MemorySubject
 
 
 class Store(MemoryBackend):
@@ -323,7 +323,7 @@ async def test_behind_an_open_breaker_reads_and_writes_go_on() -> None:
     rig = Rig()
     cache = JobCache(rig.guard)
     await rig.break_it()
-    from test_reading import Source, Transaction, document
+    from tests.library.bench import Source, Transaction, document
 
     source = Source()
     async with cache.write(Transaction(source, "k"), "k") as write:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 import redis
-from conftest import REDIS_SERVERS
 
 from app.devservers import RedisServer
 from jobcache import CacheUnavailable, Document, JobCache, Outcome, SettingsError, UnreadableCell
@@ -15,6 +14,7 @@ from jobcache.backends.redis import RedisBackend, from_settings
 from jobcache.protocol import Offered, Standing
 from jobcache.settings import CacheSettings, make_backend
 from jobcache.testing.schedules import entry_of
+from tests.subjects import REDIS_SERVERS
 
 
 @pytest.fixture(params=REDIS_SERVERS)
@@ -96,9 +96,7 @@ async def test_an_unreadable_cell_among_many_spoils_only_itself(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_writer_replaces_an_unreadable_cell(
-    url: str, raw: redis.Redis, kind: str
-) -> None:
+async def test_a_writer_replaces_an_unreadable_cell(url: str, raw: redis.Redis, kind: str) -> None:
     backend = RedisBackend(url)
     garbage(raw, kind)
     await backend.fence("job:1:progress", "w")

@@ -7,7 +7,6 @@ from collections.abc import Coroutine
 from typing import Any, ClassVar, TypeVar
 
 import pytest
-from conftest import KEEPING, MemorySubject, NullSubject, RedisSubject
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -16,6 +15,7 @@ from jobcache.protocol import Entry, Offered, Standing
 from jobcache.testing import model
 from jobcache.testing.conformance import Subject
 from jobcache.testing.schedules import entry_of
+from tests.subjects import KEEPING, MemorySubject, NullSubject, RedisSubject
 
 T = TypeVar("T")
 keys = st.sampled_from(["job:1:progress", "job:2:progress"])

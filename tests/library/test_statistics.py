@@ -36,7 +36,9 @@ def document(version: int, status: str) -> Document:
 
 
 def test_lifetimes_follow_the_status_and_are_only_ever_shortened() -> None:
-    lifetimes = Lifetimes(by_status={"completed": 3600, "secret": 0}, jitter=0.2, random=lambda: 0.5)
+    lifetimes = Lifetimes(
+        by_status={"completed": 3600, "secret": 0}, jitter=0.2, random=lambda: 0.5
+    )
     moving = lifetimes.entry(document(1, "rendering"), 5)
     assert (moving.stored_at_ms, moving.fresh_ms, moving.keep_ms) == (5, 27_000, 327_000)
     assert lifetimes.entry(document(1, "completed"), 5).fresh_ms == 3_240_000

@@ -6,17 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from conftest import KEEPING, MemorySubject, make_subject
-from test_reading import Bench, Transaction, document
 
 from jobcache import Outcome, Standing, WriteMisuse
 from jobcache.protocol import Entry, Offered
+from tests.library.bench import Bench, Transaction, document
+from tests.subjects import KEEPING, MemorySubject, make_subject
 
 
 @pytest.fixture
-async def bench(
-    request: pytest.FixtureRequest, redis_urls: dict[str, str]
-) -> AsyncIterator[Bench]:
+async def bench(request: pytest.FixtureRequest, redis_urls: dict[str, str]) -> AsyncIterator[Bench]:
     async for subject in make_subject(request.param, redis_urls):
         yield Bench(subject)
 
@@ -152,8 +150,7 @@ async def test_a_writer_cancelled_between_commit_and_offer_still_offers() -> Non
     with pytest.raises(asyncio.CancelledError):
         await writer
     subject.gate.set()
-    await bench.cache._flights.aclose()
-    await asyncio.gather(*bench.cache._unfinished)
+    await bench.cache._shelter.settle()
     assert await bench.read("k") == (1, Outcome.HIT)
 
 
