@@ -1,0 +1,1 @@
+"""The service: video jobs, polled through the cache."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,8 @@ from jobcache.settings import backend_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+logger = logging.getLogger("app")
 
 _FLAGS = {
     "host": "JOBCACHE_HOST",
@@ -43,60 +46,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ[variable] = value
     if options.insecure:
         os.environ["JOBCACHE_INSECURE"] = "1"
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     try:
         with ExitStack() as servers:
             if options.command == "dev":
+                # uvicorn ends by raising the signal again, which by default unwinds nothing.
+                signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
                 _start_servers(servers, options.database)
             return _serve()
     except SettingsError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the one line that was promised
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def _serve() -> int:
     chosen = settings.load()
-    config = uvicorn.Config(
-        "app.main:from_environment",
-        factory=True,
-        host=chosen.host,
-        port=chosen.port,
-        workers=chosen.workers,
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=10,
-    )
-    if chosen.workers == 1:
-        server = uvicorn.Server(config)
-        server.run()
-        return 0 if server.started else 3
-    uvicorn.run(
-        "app.main:from_environment",
-        factory=True,
-        host=chosen.host,
-        port=chosen.port,
-        workers=chosen.workers,
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=10,
-    )
+    try:
+        uvicorn.run(
+            "app.main:from_environment",
+            factory=True,
+            host=chosen.host,
+            port=chosen.port,
+            workers=chosen.workers,
+            access_log=False,
+            log_config=None,
+            timeout_graceful_shutdown=10,
+        )
+    except SystemExit as stopped:  # after the servers of `dev` have ended, too
+        return stopped.code if isinstance(stopped.code, int) else 1
     return 0
 
 
 def _start_servers(servers: ExitStack, database: str | None) -> None:
     """Start what the chosen backend and database need and no URL names, for as long as we run."""
-    from app.devservers import PostgresServer, RedisServer  # noqa: PLC0415 - development only
+    # Development only: not a part of the service.
+    from app.devservers import (  # noqa: PLC0415
+        PostgresServer,
+        RedisServer,
+        ServerFailed,
+        ServerMissing,
+    )
 
-    var_dir = Path(os.environ.get("JOBCACHE_VAR_DIR") or "var")
-    var_dir.mkdir(parents=True, exist_ok=True)
-    if os.environ.get("JOBCACHE_BACKEND") == "redis" and not os.environ.get("REDIS_URL"):
-        redis = servers.enter_context(RedisServer())
-        os.environ["REDIS_URL"] = redis.url
-        logging.info("started a Redis-compatible server at %s for as long as this runs", redis.url)
-    if database == "postgres" and not os.environ.get("DATABASE_URL"):
-        postgres = servers.enter_context(PostgresServer(var_dir / "postgres"))
-        os.environ["DATABASE_URL"] = postgres.url()
-        logging.info("started PostgreSQL on %s for as long as this runs", var_dir / "postgres")
+    try:
+        if os.environ.get("JOBCACHE_BACKEND") == "redis" and not os.environ.get("REDIS_URL"):
+            redis = servers.enter_context(RedisServer())
+            os.environ["REDIS_URL"] = redis.url
+            logger.info("started a Redis-compatible server at %s, until this ends", redis.url)
+        if database == "postgres" and not os.environ.get("DATABASE_URL"):
+            data = Path(os.environ.get("JOBCACHE_VAR_DIR") or "var") / "postgres"
+            data.parent.mkdir(parents=True, exist_ok=True)
+            postgres = servers.enter_context(PostgresServer(data))
+            os.environ["DATABASE_URL"] = postgres.url()
+            logger.info("started PostgreSQL on %s, until this ends", data)
+    except (ServerFailed, ServerMissing) as error:
+        raise SystemExit(str(error)) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,7 +123,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--insecure", action="store_true", help="listen beyond loopback without API keys"
         )
-    dev.add_argument("--database", choices=["sqlite", "postgres"], help="started unless DATABASE_URL is set")
+    dev.add_argument(
+        "--database", choices=["sqlite", "postgres"], help="started unless DATABASE_URL is set"
+    )
     return parser
 
 

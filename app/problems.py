@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
@@ -40,9 +40,7 @@ def problem(
         "instance": instance,
         **members,
     }
-    return JSONResponse(
-        content, status, headers=headers, media_type="application/problem+json"
-    )
+    return JSONResponse(content, status, headers=headers, media_type="application/problem+json")
 
 
 def install(app: FastAPI) -> None:
@@ -61,10 +59,10 @@ def install(app: FastAPI) -> None:
         )
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
+        failure = cast("RequestValidationError", error)
         errors = [
             {"field": ".".join(map(str, item["loc"])), "message": item["msg"]}
-            for item in error.errors()
+            for item in failure.errors()
         ]
         return problem(
             422,
@@ -75,16 +73,16 @@ def install(app: FastAPI) -> None:
         )
 
     async def http(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        if error.status_code == HTTPStatus.BAD_REQUEST:
+        failure = cast("HTTPException", error)
+        if failure.status_code == HTTPStatus.BAD_REQUEST:
             # FastAPI's word for a body that breaks its parser; to the client it is as any other.
-            errors = [{"field": "body", "message": str(error.detail)}]
-            return problem(422, str(error.detail), instance=request.url.path, errors=errors)
+            errors = [{"field": "body", "message": str(failure.detail)}]
+            return problem(422, str(failure.detail), instance=request.url.path, errors=errors)
         return problem(
-            error.status_code,
-            str(error.detail),
+            failure.status_code,
+            str(failure.detail),
             instance=request.url.path,
-            headers=error.headers,
+            headers=failure.headers,
         )
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

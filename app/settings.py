@@ -83,6 +83,10 @@ def load() -> Settings:
     if not settings.insecure and not _is_loopback(settings.host):
         allowed = "without API keys only a loopback address, or --insecure (JOBCACHE_INSECURE=1)"
         raise SettingsError("JOBCACHE_HOST", settings.host, allowed)
+    if settings.workers > 1 and cache.backend == "memory":
+        # Each process would hold entries that another's writes do not reach.
+        allowed = "the memory backend is right for one process only; take redis, or null"
+        raise SettingsError("JOBCACHE_WORKERS", settings.workers, allowed)
     url = _database_url(settings.database_url, settings.var_dir)
     return settings.model_copy(update={"database_url": url})
 

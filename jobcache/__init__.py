@@ -19,7 +19,8 @@ from jobcache.errors import (
 )
 from jobcache.keys import jobs_key, progress_key, storyboard_key
 from jobcache.protocol import CacheBackend, Condition, Document, Entry, Offered, Standing
-from jobcache.settings import CacheSettings, make_backend
+from jobcache.registry import make_backend
+from jobcache.settings import CacheSettings
 from jobcache.stats import Statistics
 from jobcache.ttl import Lifetimes
 

@@ -102,7 +102,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Finding:
-    """What the cache had to say before a load; `offer` tells whether to hand over what is loaded."""
+    """What the cache had to say before a load; `offer`: whether to hand over what is loaded."""
 
     entry: Entry | None
     outcome: Outcome
@@ -179,7 +179,7 @@ class JobCache:
         lifetimes: Lifetimes | None = None,
         statistics: Statistics | None = None,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-        ticket: Callable[[], str] = partial(secrets.token_hex, 8),
+        ticket: Callable[[], str] = lambda: secrets.token_hex(8),
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.backend = backend

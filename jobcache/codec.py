@@ -1,9 +1,9 @@
-"""Cells as bytes, for stores outside the process, and bodies as compressed bytes.
+r"""Cells as bytes, for stores outside the process, and bodies as compressed bytes.
 
 A cell is a text header and, for an entry, the body after the first newline, so that it can be
 read with `redis-cli`:
 
-    E1|<version>|<stored_at_ms>|<fresh_ms>|<keep_ms>|<encoding>|<poll_after>|<status>|<owner>\\n<body>
+    E1|<version>|<stored_at_ms>|<fresh_ms>|<keep_ms>|<encoding>|<poll_after>|<status>|<owner>\n<body>
     L1|<ticket>
     F1|<floor>|,<ticket>,<ticket>,
 

@@ -42,4 +42,6 @@ class WriteMisuse(JobCacheError):  # noqa: N818 - names the mistake
 def redacted(url: str) -> str:
     """`url` without its user, password and query, fit for logs and errors."""
     parts = urlsplit(url)
+    if not parts.netloc:  # no URL at all, but there may still be a password before an @
+        return url.rpartition("@")[2].partition("?")[0]
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -1,5 +1,6 @@
-"""A guard around any backend whose store can be away: nobody waits for it, and nobody trusts it
-before it has been told what it missed.
+"""A guard around any backend whose store can be away.
+
+Nobody waits for the store, and nobody trusts it before it has been told what it missed.
 
     closed   operations go through, each with a soft deadline. A few failures in a row open it.
     open     operations fail at once. One background task probes the store, with jittered backoff.
@@ -160,7 +161,7 @@ class Guard:
         )
 
     async def start(self) -> None:
-        """Probe once, so that a store that is away from the beginning is known, and said, at once."""
+        """Probe once, so that a store that is away from the beginning is known at once."""
         try:
             async with asyncio.timeout(self._probe_limit):
                 await self._backend.ping()

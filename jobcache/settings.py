@@ -1,30 +1,19 @@
-"""From settings, by name, to a backend.
-
-Backends are found under the entry-point group `jobcache.backends`: each name leads to a factory
-that takes `CacheSettings`. A backend that can be pinged, so one whose store can be away, is put
-behind a guard.
-"""
+"""What picks a backend and sets it up, from the environment or from code."""
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from jobcache.backends.null import NullBackend
 from jobcache.errors import SettingsError, redacted
-from jobcache.guard import Guard
-from jobcache.protocol import Condition, Ping
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from jobcache.protocol import CacheBackend
-
 GROUP = "jobcache.backends"
-logger = logging.getLogger("jobcache")
+"""The entry-point group under which backends are found by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +36,10 @@ class CacheSettings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> CacheSettings:
-        """Read `JOBCACHE_BACKEND`, `REDIS_URL`, `JOBCACHE_PREFIX`, `JOBCACHE_MAX_ENTRIES` and
-        `JOBCACHE_MAX_BYTES`; what is missing or empty keeps its default.
+        """Read the settings; what is missing or empty keeps its default.
+
+        The variables are `JOBCACHE_BACKEND`, `REDIS_URL`, `JOBCACHE_PREFIX`,
+        `JOBCACHE_MAX_ENTRIES` and `JOBCACHE_MAX_BYTES`.
 
         Raises:
             SettingsError: a value is not allowed. Names the variable, the value and what is.
@@ -77,51 +68,9 @@ class CacheSettings:
         return f"CacheSettings({self.backend}, {redacted(self.redis_url)}, prefix={self.prefix!r})"
 
 
-class Factory(Protocol):
-    """What an entry point of the group must lead to."""
-
-    def __call__(self, settings: CacheSettings) -> CacheBackend:
-        """A backend, not yet connected. Raises `SettingsError` where it cannot be set up."""
-
-
-class MissingBackend(NullBackend):
-    """Stands in for a backend whose client library is not installed, and says so when asked."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        self.name = name
-        self._reason = reason
-
-    def condition(self) -> Condition:
-        """See `Watched`."""
-        return Condition(
-            available=False, state="missing", age=0.0, reason=self._reason, unsettled=0
-        )
-
-
 def backend_names() -> list[str]:
     """The names that can be chosen, sorted."""
     return sorted({point.name for point in entry_points(group=GROUP)})
-
-
-def make_backend(settings: CacheSettings) -> CacheBackend:
-    """The backend that `settings` name. Connects to nothing yet.
-
-    If the library it needs is not installed, this says so once in the log, and what is returned
-    keeps nothing: every read is answered from its source.
-
-    Raises:
-        SettingsError: no backend has that name, or it cannot be set up so.
-    """
-    for point in entry_points(group=GROUP, name=settings.backend):
-        try:
-            factory: Factory = point.load()
-        except ImportError as error:
-            reason = f"{error}; pip install 'jobcache[{settings.backend}]' brings it"
-            logger.warning("there is no %s cache: %s", settings.backend, reason)
-            return MissingBackend(settings.backend, reason)
-        backend = factory(settings)
-        return Guard(backend) if isinstance(backend, Ping) else backend
-    raise SettingsError("JOBCACHE_BACKEND", settings.backend, f"one of {', '.join(backend_names())}")
 
 
 def _positive(environment: Mapping[str, str], variable: str, default: int) -> int:

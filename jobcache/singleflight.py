@@ -9,8 +9,8 @@ Go's singleflight lets a caller join a call that is already under way. For a cac
 So here nobody joins what has begun. While one call runs, everyone who asks waits for one further
 call, which begins when the running one ends; a burst of any size costs two calls at most.
 
-The calls of a key run in a task of their own, its lane. No caller's cancellation reaches them, be it
-the caller who started it; a call whose callers have all left before it began is left out.
+The calls of a key run in a task of their own, its lane. No caller's cancellation reaches them, the
+first caller's included; a call whose callers have all left before it began is left out.
 """
 
 from __future__ import annotations

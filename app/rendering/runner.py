@@ -199,9 +199,10 @@ class Runner:
         storyboard = Storyboard.model_validate_json(job.storyboard)
         # Of this process alone, in case another one takes the job for abandoned.
         output = self._videos / f"{job.id}.{self._name}.mp4"
-        async with self._turns, aclosing(
-            self._renderer.render(RenderTask(job.id, storyboard, output))
-        ) as steps:
+        async with (
+            self._turns,
+            aclosing(self._renderer.render(RenderTask(job.id, storyboard, output))) as steps,
+        ):
             await self._report(job.id, steps)
         if not self._renderer.makes_video:
             await self._complete(job.id, None)

@@ -19,7 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from jobcache.codec import Fence, Lease, decode, encode_entry
+from jobcache.codec import Fence, decode, encode_entry
 from jobcache.errors import CacheUnavailable, SettingsError, UnreadableCell, redacted
 from jobcache.protocol import Entry, Offered, Standing
 

@@ -327,9 +327,7 @@ async def a_large_body_is_kept_whole(subject: Subject) -> None:
     assert await subject.backend.get("k") == entry
 
 
-async def _stored(
-    subject: Subject, key: str, version: int, *, keep_ms: int | None = None
-) -> None:
+async def _stored(subject: Subject, key: str, version: int, *, keep_ms: int | None = None) -> None:
     entry = entry_of(version)
     if keep_ms is not None:
         entry = replace(entry, keep_ms=keep_ms)

@@ -48,7 +48,7 @@ GUARDS = {
 """By the guard whose absence each one catches."""
 
 
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818 - what the checker is there to report
     """A read was stale, or a commit stays hidden."""
 
 

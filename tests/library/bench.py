@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 from jobcache import Document, JobCache, Lifetimes, Outcome, SourceUnavailable
 from jobcache.testing.conformance import Subject
@@ -45,7 +46,7 @@ class Transaction:
         self.source, self.key, self.fails = source, key, fails
         self.version = source.versions.get(key, 0) + 1
 
-    async def __aenter__(self) -> Transaction:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:

@@ -50,7 +50,7 @@ def test_an_entry_comes_back_as_it_went(entry: Entry) -> None:
 @example(b"E1|9007199254740992|2|3|4|identity|-||\n")
 @example(b"E1|1|2|3|4|brotli|-||\n")
 @example(b"E1|1|2|3|4|identity|-||%ff\n")
-@example("E1|١|2|3|4|identity|-||\n".encode())
+@example("E1|\u0661|2|3|4|identity|-||\n".encode())
 @example(b"F1||,a,")
 @example(b"F1|0|,,")
 @example(b"L1|")

@@ -1,4 +1,4 @@
-"""The guard: deadlines, the breaker, and that the store is told what it missed before it is used."""
+"""The guard: deadlines, the breaker, and telling the store what it missed before it is used."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from jobcache import CacheUnavailable, JobCache, Outcome, UnreadableCell
 from jobcache.backends.memory import MemoryBackend
 from jobcache.guard import Guard
-from jobcache.protocol import Entry, Offered, Standing
+from jobcache.protocol import Entry, Offered, Ping, Standing
 from jobcache.testing.schedules import entry_of
+from tests.library.bench import Source, Transaction, document
 from tests.subjects import FakeClock, MemorySubject
 
 
@@ -156,10 +157,11 @@ async def test_each_change_of_state_is_one_line_in_the_log(
         with pytest.raises(CacheUnavailable):
             await rig.guard.get("k")
     await rig.probe()
-    assert [record.getMessage() for record in caplog.records] == [
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == (
         "the memory cache is away (connection refused): polls are answered from the source until"
         " it is back"
-    ]
+    )
     rig.store.away = False
     rig.clock.now += 12.5
     await rig.probe()
@@ -323,8 +325,6 @@ async def test_behind_an_open_breaker_reads_and_writes_go_on() -> None:
     rig = Rig()
     cache = JobCache(rig.guard)
     await rig.break_it()
-    from tests.library.bench import Source, Transaction, document
-
     source = Source()
     async with cache.write(Transaction(source, "k"), "k") as write:
         write.offer("k", document(1))
@@ -334,6 +334,4 @@ async def test_behind_an_open_breaker_reads_and_writes_go_on() -> None:
 
 
 def test_the_memory_backend_needs_no_guard() -> None:
-    from jobcache.protocol import Ping
-
     assert not isinstance(MemorySubject().backend, Ping)

@@ -1,4 +1,4 @@
-"""`JobCache.read` and `read_many` on every backend: where an answer comes from, and what it costs."""
+"""`JobCache.read` and `read_many` on every backend: where answers come from, what they cost."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ from app.devservers import RedisServer
 from jobcache import CacheUnavailable, Document, JobCache, Outcome, SettingsError, UnreadableCell
 from jobcache.backends.redis import RedisBackend, from_settings
 from jobcache.protocol import Offered, Standing
-from jobcache.settings import CacheSettings, make_backend
+from jobcache.registry import make_backend
+from jobcache.settings import CacheSettings
 from jobcache.testing.schedules import entry_of
 from tests.subjects import REDIS_SERVERS
 

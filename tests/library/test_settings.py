@@ -1,4 +1,4 @@
-"""From settings to a backend: names, plug-ins, what is missing, and clear words for what is wrong."""
+"""From settings to a backend: names, plug-ins, what is missing, clear words for what is wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from jobcache import CacheSettings, JobCache, SettingsError, make_backend, settings
+from jobcache import CacheSettings, JobCache, SettingsError, make_backend, registry, settings
 from jobcache.backends.null import NullBackend
 
 
@@ -64,17 +64,14 @@ def test_other_peoples_backends_are_found_by_name(monkeypatch: pytest.MonkeyPatc
         return [point] if name in {None, "theirs"} else []
 
     monkeypatch.setattr(settings, "entry_points", found)
+    monkeypatch.setattr(registry, "entry_points", found)
     backend = make_backend(CacheSettings.from_environment({"JOBCACHE_BACKEND": "theirs"}))
     assert backend.name == "theirs"
 
 
-class Theirs(NullBackend):
-    name = "theirs"
-
-
-def their_factory(settings: CacheSettings) -> Theirs:
+def their_factory(settings: CacheSettings) -> NullBackend:
     assert settings.backend == "theirs"
-    return Theirs()
+    return NullBackend(instead_of="theirs")
 
 
 async def test_without_the_client_library_reads_still_work(

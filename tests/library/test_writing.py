@@ -1,4 +1,4 @@
-"""`JobCache.write`: what is in the cache after a commit, a rollback, and when nobody knows which."""
+"""`JobCache.write`: what is cached after a commit, a rollback, and when nobody knows which."""
 
 from __future__ import annotations
 

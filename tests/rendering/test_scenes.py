@@ -18,7 +18,7 @@ PROMPTS = [
     " ",
     "\x00",
 ]
-SIZES = [(640, 360), (64, 64), (360, 640), (1920, 1080)]
+SIZES = [(640, 360), (64, 64), (360, 640), (1280, 720)]
 
 
 def with_motion(storyboard: Storyboard, motion: str) -> tuple[Storyboard, Scene]:

@@ -1,0 +1,101 @@
+"""The service as a process of its own, started as people start it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from app.devservers import free_port
+
+
+class Process:
+    """A running service, its base URL and a client."""
+
+    def __init__(self, child: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self.child = child
+        self.url = f"http://127.0.0.1:{port}"
+        self.http = httpx.Client(base_url=self.url, timeout=10)
+        self.log = log
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            assert self.child.poll() is None, self.log.read_text()
+            try:
+                if self.http.get("/readyz").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.02)  # between bounded attempts, not instead of a condition
+        raise AssertionError(self.log.read_text())
+
+    def until(self, job_id: int, *statuses: str) -> dict[str, object]:
+        """Poll until the job has one of these statuses."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            job: dict[str, object] = self.http.get(f"/api/v2/jobs/{job_id}").json()
+            if job["status"] in statuses:
+                return job
+            assert not job["terminal"], job
+            time.sleep(0.02)
+        raise AssertionError(f"job {job_id} stays {job['status']}: {self.log.read_text()}")
+
+    def rendering(self, **fields: object) -> int:
+        """A job the service itself is rendering."""
+        body = {"client_id": "acme", "prompt": "A cat sits. A dog runs.", **fields}
+        job_id: int = self.http.post("/api/v2/jobs", json=body).raise_for_status().json()["id"]
+        self.until(job_id, "storyboard_ready")
+        self.http.post(f"/api/v2/jobs/{job_id}/approve").raise_for_status()
+        self.http.post(f"/api/v2/jobs/{job_id}/render").raise_for_status()
+        return job_id
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """End it, and wait until it has."""
+        self.http.close()
+        if self.child.poll() is None:
+            self.child.send_signal(how)
+        try:
+            return self.child.wait(20)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+            raise
+
+
+@contextmanager
+def serving(directory: Path, *arguments: str, **environment: str) -> Iterator[Process]:
+    """Run `python -m app serve` (or what `arguments` say) in `directory`."""
+    port = free_port()
+    log = directory / f"log-{port}.txt"
+    variables = {"JOBCACHE_PORT": str(port), "JOBCACHE_CLAIM_SECONDS": "0.6", **environment}
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "app", *(arguments or ("serve",))],
+            cwd=directory,
+            env={**clean_environment(), **variables},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    process = Process(child, port, log)
+    try:
+        process.wait_until_ready()
+        yield process
+    finally:
+        process.stop()
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment, without settings of a service that a developer may run."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("JOBCACHE_") and name not in {"DATABASE_URL", "REDIS_URL"}
+    }
