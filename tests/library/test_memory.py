@@ -1,0 +1,84 @@
+"""What only the memory backend does: its bounds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from jobcache.backends.memory import MemoryBackend
+from jobcache.protocol import Offered, Standing
+from jobcache.testing.schedules import entry_of
+from tests.subjects import FakeClock
+
+NOISE = Random(7).randbytes(60_000)  # bodies that compression does not make smaller
+
+
+async def store(backend: MemoryBackend, key: str, body: bytes = b"{}") -> Offered:
+    await backend.lease(key, "r")
+    return await backend.offer(key, "r", entry_of(1, body=body))
+
+
+async def test_it_never_holds_more_entries_than_it_may() -> None:
+    backend = MemoryBackend(max_entries=100)
+    for number in range(1000):
+        await store(backend, f"k{number}")
+        assert backend.holdings()[0] <= 100
+    assert backend.peek("k999") is not None
+    assert backend.peek("k899") is None
+
+
+async def test_the_least_recently_used_goes_first() -> None:
+    backend = MemoryBackend(max_entries=3)
+    for key in ("a", "b", "c"):
+        await store(backend, key)
+    assert backend.peek("a") is not None
+    await store(backend, "d")
+    assert [key for key in "abcd" if backend.peek(key)] == ["a", "c", "d"]
+
+
+async def test_it_never_holds_more_bytes_than_it_may() -> None:
+    backend = MemoryBackend(max_bytes=1_000_000)
+    for number in range(300):
+        await store(backend, f"k{number}", NOISE[:20_000])
+        assert backend.holdings()[1] <= 1_000_000
+    assert 40 <= backend.holdings()[0] <= 50
+
+
+async def test_an_entry_larger_than_everything_is_not_kept_and_leaves_nothing_behind() -> None:
+    backend = MemoryBackend(max_bytes=50_000)
+    await store(backend, "small")
+    await backend.lease("large", "r")
+    large = entry_of(1, body=NOISE)
+    assert await backend.offer("large", "r", large) is Offered.REMOVED
+    assert await backend.lease("large", "r2") is Standing.NOTHING
+    assert await store(backend, "other") is Offered.STORED
+
+
+async def test_the_same_entry_again_does_not_count_twice() -> None:
+    backend = MemoryBackend()
+    await store(backend, "k", NOISE[:1000])
+    held = backend.holdings()
+    for _ in range(10):
+        await backend.offer("k", "r", entry_of(1, body=NOISE[:1000]))
+    assert backend.holdings() == held
+    await backend.purge(["k"])
+    assert backend.holdings() == (0, 0)
+
+
+async def test_what_has_expired_is_dropped_when_it_is_met() -> None:
+    clock = FakeClock()
+    backend = MemoryBackend(clock=clock)
+    await backend.lease("k", "r")
+    await backend.offer("k", "r", replace(entry_of(1), keep_ms=1000))
+    clock.now += 1
+    assert backend.holdings()[0] == 1
+    assert backend.peek("k") is None
+    assert backend.holdings()[0] == 0
+
+
+@pytest.mark.parametrize("bounds", [{"max_entries": 0}, {"max_bytes": 0}])
+def test_bounds_are_positive(bounds: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        MemoryBackend(**bounds)
