@@ -2,8 +2,8 @@
 
 A read          get -> an entry: serve it
                     -> nothing: lease, load, offer
-                    -> a fence, or the cache is away: load (and offer, which a fence will not store)
-                    -> somebody's lease: wait briefly for the entry, then load all the same
+                    -> a fence, or somebody's lease: wait briefly for the entry, then load, offer
+                    -> the cache is away: load
 A write         fence -> the caller's transaction commits -> offer -> acknowledge
 
 Why each step is there, and which schedule goes stale without it, is in `docs/coherence.md`.
@@ -62,8 +62,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LEASE_PAUSES = (0.01, 0.02, 0.04, 0.08, 0.15)
-"""How long a reader waits behind another process's lease, in seconds, before it loads itself."""
+PAUSES = tuple(0.002 * 2**n for n in range(7))
+"""How long a reader waits, in seconds, between its looks at a cell that others are at work on."""
+
+PATIENCE = {Standing.NOTHING: 0, Standing.FENCE: 5, Standing.LEASE: len(PAUSES)}
+"""How many of those pauses it makes before it asks the source itself: 62 ms behind a fence, 254 ms
+behind a lease. What it waits for is on its way, and costs nothing; but its writer may be dead."""
 
 
 class Outcome(Enum):
@@ -278,16 +282,23 @@ class JobCache:
         return (await self._fill(ticket, {key: found}, load_one, floor))[key]
 
     async def _find(self, key: str, ticket: str, floor: int) -> _Finding:
-        """Look, and take the lease if there is nothing; wait behind another's for a moment."""
         try:
-            found: Entry | Standing | None = await self.backend.get(key)
-            if found is None:
+            entry = await self.backend.get(key)
+        except CacheError as error:
+            return await self._cannot_tell(error, key)
+        if entry is None:
+            return await self._take_lease(key, ticket, floor)
+        return self._judge(entry, floor)
+
+    async def _take_lease(self, key: str, ticket: str, floor: int) -> _Finding:
+        """Take the lease if there is nothing; behind others, wait a moment for their entry."""
+        try:
+            found = await self.backend.lease(key, ticket)
+            for number, pause in enumerate(PAUSES):
+                if isinstance(found, Entry) or number >= PATIENCE[found]:
+                    break
+                await self._sleep(pause)
                 found = await self.backend.lease(key, ticket)
-                for pause in LEASE_PAUSES:
-                    if found is not Standing.LEASE:
-                        break
-                    await self._sleep(pause)
-                    found = await self.backend.lease(key, ticket)
         except CacheError as error:
             return await self._cannot_tell(error, key)
         return self._judge(found, floor)
@@ -318,7 +329,7 @@ class JobCache:
         else:
             findings = {key: self._judge(entry, 0) for key, entry in entries.items()}
             absent = [key for key in keys if key not in findings]
-            leased = await asyncio.gather(*(self._lease_now(key, ticket) for key in absent))
+            leased = await asyncio.gather(*(self._take_lease(key, ticket, 0) for key in absent))
             findings.update(zip(absent, leased, strict=True))
         fetched: dict[str, tuple[Entry, Outcome]] = {}
         lacking: dict[str, _Finding] = {}
@@ -331,12 +342,6 @@ class JobCache:
             load = partial(load_many, tuple(lacking))
             fetched.update(await self._fill(ticket, lacking, load, 0))
         return fetched
-
-    async def _lease_now(self, key: str, ticket: str) -> _Finding:
-        try:
-            return self._judge(await self.backend.lease(key, ticket), 0)
-        except CacheError as error:
-            return await self._cannot_tell(error, key)
 
     async def _fill(
         self,

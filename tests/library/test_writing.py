@@ -32,6 +32,19 @@ async def test_behind_the_fence_readers_ask_the_source(bench: Bench) -> None:
 
 
 @on_keeping
+async def test_a_read_during_a_short_write_waits_for_it_and_costs_no_load(bench: Bench) -> None:
+    await bench.write("k")
+    async with bench.cache.write(Transaction(bench.source, "k"), "k") as write:
+        reading = asyncio.create_task(bench.read("k"))
+        many = asyncio.create_task(bench.cache.read_many(["k"], bench.source.load_many))
+        await asyncio.sleep(0.005)
+        write.offer("k", document(2))
+    assert await reading == (2, Outcome.HIT)
+    assert (await many)["k"].entry.version == 2
+    assert bench.source.loads == 0
+
+
+@on_keeping
 async def test_a_block_that_raises_leaves_nothing_behind(bench: Bench) -> None:
     await bench.write("k")
     with pytest.raises(LookupError):
