@@ -19,7 +19,7 @@ import asyncio
 import secrets
 import time
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -70,6 +70,9 @@ PATIENCE = {Standing.NOTHING: 0, Standing.FENCE: 5, Standing.LEASE: len(PAUSES)}
 behind a lease. What it waits for is on its way, and costs nothing; but its writer may be dead."""
 
 
+_SKEW_MS = 1000  # what clocks of well-kept hosts may differ by
+
+
 class Outcome(Enum):
     """How a read was answered."""
 
@@ -106,11 +109,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Finding:
-    """What the cache had to say before a load; `offer`: whether to hand over what is loaded."""
+    """What the cache had to say before a load; `sure`: whether it could say anything at all."""
 
     entry: Entry | None
     outcome: Outcome
-    offer: bool
+    sure: bool
 
 
 class Write(Generic[T]):
@@ -193,7 +196,10 @@ class JobCache:
         self._clock_ms = clock_ms
         self._ticket = ticket
         self._sleep = sleep
+        # Looks apart from loads: a look must not wait behind a load that hangs.
+        self._looks: SingleFlight[_Finding | None] = SingleFlight()
         self._flights: SingleFlight[tuple[Entry, Outcome]] = SingleFlight()
+        self._batches: SingleFlight[dict[str, tuple[Entry, Outcome]]] = SingleFlight()
         self._shelter = Shelter()
 
     # --- reading ---
@@ -220,14 +226,16 @@ class JobCache:
             entry = self._peek(key)
             if entry is not None and self._serves(entry, floor):
                 return self._answer(began, entry, Outcome.HIT, coalesced=False)
-        (entry, outcome), joined = await self._flights.share(
-            key, partial(self._fetch, key, load, floor)
-        )
+        found, _ = await self._looks.share(key, partial(self._look, key))
+        if found is not None and found.entry is not None and self._serves(found.entry, floor):
+            return self._answer(began, found.entry, Outcome.HIT, coalesced=False)
+        # A look that failed is not repeated by the load, which would wait for the store again.
+        blind = found if found is not None and found.entry is None else None
+        fetch = partial(self._fetch, key, load, floor, blind)
+        (entry, outcome), joined = await self._flights.share((key, 0), fetch)
         if entry.version < floor and outcome in {Outcome.HIT, Outcome.STALE}:
             # The one who asked first had seen less than this caller has.
-            (entry, outcome), joined = await self._flights.share(
-                f"{key} {floor}", partial(self._fetch, key, load, floor)
-            )
+            (entry, outcome), joined = await self._flights.share((key, floor), fetch)
         return self._answer(began, entry, outcome, coalesced=joined)
 
     async def read_many(self, keys: Iterable[str], load_many: LoadMany) -> dict[str, Answer]:
@@ -243,17 +251,19 @@ class JobCache:
         """
         began = time.perf_counter_ns()
         wanted = tuple(dict.fromkeys(keys))
-        fetched = await self._shelter.run(self._fetch_many(wanted, load_many))
+        fetched, _ = await self._batches.share(
+            object(), partial(self._fetch_many, wanted, load_many)
+        )
         return {key: self._answer(began, *fetched[key], coalesced=False) for key in wanted}
 
     def _serves(self, entry: Entry, floor: int) -> bool:
-        return entry.version >= floor and self._age_ms(entry) < entry.fresh_ms
-
-    def _age_ms(self, entry: Entry) -> int:
-        return max(0, self._clock_ms() - entry.stored_at_ms)
+        age_ms = self._clock_ms() - entry.stored_at_ms
+        # An entry from the future says that clocks differ, and nothing of its age.
+        return entry.version >= floor and -_SKEW_MS <= age_ms < entry.fresh_ms
 
     def _answer(self, began: int, entry: Entry, outcome: Outcome, *, coalesced: bool) -> Answer:
         took = time.perf_counter_ns() - began
+        age_ms = max(0, self._clock_ms() - entry.stored_at_ms)
         statistics = self.statistics
         if outcome is Outcome.HIT:
             statistics.hits += 1
@@ -268,27 +278,30 @@ class JobCache:
                 statistics.misses += 1
             statistics.miss.record(took)
             statistics.coalesced += coalesced
-        return Answer(entry, outcome, coalesced, self.backend.name, self._age_ms(entry))
+        return Answer(entry, outcome, coalesced, self.backend.name, age_ms)
 
-    async def _fetch(self, key: str, load: Load, floor: int) -> tuple[Entry, Outcome]:
+    async def _fetch(
+        self, key: str, load: Load, floor: int, blind: _Finding | None
+    ) -> tuple[Entry, Outcome]:
         async def load_one() -> dict[str, Document]:
             document = await load()
             return {} if document is None else {key: document}
 
         ticket = self._ticket()
-        found = await self._find(key, ticket, floor)
+        found = blind
+        if found is None:
+            found = await self._take_lease(key, ticket, floor)
         if found.entry is not None and found.outcome is Outcome.HIT:
             return found.entry, Outcome.HIT
         return (await self._fill(ticket, {key: found}, load_one, floor))[key]
 
-    async def _find(self, key: str, ticket: str, floor: int) -> _Finding:
+    async def _look(self, key: str) -> _Finding | None:
+        """What the cache holds; None if it holds no entry."""
         try:
             entry = await self.backend.get(key)
         except CacheError as error:
             return await self._cannot_tell(error, key)
-        if entry is None:
-            return await self._take_lease(key, ticket, floor)
-        return self._judge(entry, floor)
+        return None if entry is None else self._judge(entry, 0)
 
     async def _take_lease(self, key: str, ticket: str, floor: int) -> _Finding:
         """Take the lease if there is nothing; behind others, wait a moment for their entry."""
@@ -308,14 +321,14 @@ class JobCache:
         if isinstance(error, UnreadableCell):
             with suppress(CacheError):
                 await self.backend.purge(keys)  # or every read would stumble over it
-        return _Finding(None, Outcome.BYPASS, offer=False)
+        return _Finding(None, Outcome.BYPASS, sure=False)
 
     def _judge(self, found: Entry | Standing, floor: int) -> _Finding:
         if isinstance(found, Entry):
             outcome = Outcome.HIT if self._serves(found, floor) else Outcome.EXPIRED
-            return _Finding(found, outcome, offer=True)
+            return _Finding(found, outcome, sure=True)
         outcome = Outcome.BYPASS if found is Standing.FENCE else Outcome.MISS
-        return _Finding(None, outcome, offer=True)
+        return _Finding(None, outcome, sure=True)
 
     async def _fetch_many(
         self, keys: Sequence[str], load_many: LoadMany
@@ -351,11 +364,11 @@ class JobCache:
         floor: int,
     ) -> dict[str, tuple[Entry, Outcome]]:
         """Load what the cache lacks, and offer it."""
-        told = [key for key, found in lacking.items() if found.offer]
         try:
             loaded = await self._load(load, lacking)
         except BaseException as error:
-            await self._shelter.run(self._offer_all(ticket, dict.fromkeys(told)))
+            leased = [key for key, found in lacking.items() if found.sure and found.entry is None]
+            await self._shelter.run(self._offer_all(ticket, dict.fromkeys(leased)))
             kept = {
                 key: (entry, Outcome.STALE)
                 for key, found in lacking.items()
@@ -366,7 +379,11 @@ class JobCache:
             raise
         # Before anybody sees what was loaded:
         #   R loads v2 and returns it, unoffered; the cell still holds v1; the next read is given v1
-        await self._offer_all(ticket, {key: loaded[key] for key in told})
+        sure = {key: loaded[key] for key, found in lacking.items() if found.sure}
+        # Where the cache could not tell, there may be a lease of ours that has gone stale on its
+        # way: another ticket, and only the version, cannot be stored by it.
+        unsure = {key: _unkept(loaded[key]) for key in loaded if key not in sure}
+        await asyncio.gather(self._offer_all(ticket, sure), self._offer_all(self._ticket(), unsure))
         return {key: (loaded[key], found.outcome) for key, found in lacking.items()}
 
     async def _load(
@@ -404,11 +421,13 @@ class JobCache:
                 write.offer(key, document_of(row))
             # committed, and offered: now acknowledge
 
-        The keys are fenced, the transaction begins, the block runs, the transaction commits, and
+        The transaction begins, the keys are fenced, the block runs, the transaction commits, and
         what the block offered is handed over; readers get it from the cache at once. If the
-        block raises, the transaction is rolled back and the fences are withdrawn. If the commit
-        itself fails nobody knows whether it happened: the fences stay until they expire, and
-        until then readers ask the source. A backend that is away holds nobody up.
+        block raises, the transaction is rolled back and the fences are withdrawn, which leaves
+        the keys empty. So it is best to fence late, with `Write.fence` once the row is changed:
+        what is refused, or meets a database that is away, then costs the cache nothing. If the
+        commit itself fails nobody knows whether it happened: the fences stay until they expire,
+        and until then readers ask the source. A backend that is away holds nobody up.
 
         The transaction must raise a version by the row's lock (`UPDATE … SET version = version +
         1 … RETURNING version`), so that versions grow in commit order.
@@ -423,6 +442,7 @@ class JobCache:
         """
         ticket = self._ticket()
         results: dict[str, _Result | None] = {}
+        unsure: set[str] = set()
         reached_commit = False
 
         async def fence(key: str) -> None:
@@ -433,10 +453,11 @@ class JobCache:
                 await self.backend.fence(key, ticket)
             except CacheError:
                 self.statistics.errors += 1
+                unsure.add(key)
 
         try:
-            await asyncio.gather(*map(fence, keys))
             async with transaction as entered:
+                await asyncio.gather(*map(fence, keys))
                 yield Write(entered, results, fence)
                 forgotten = [key for key, result in results.items() if result is None]
                 if forgotten:
@@ -447,14 +468,19 @@ class JobCache:
                 await self._shelter.run(self._offer_all(ticket, dict.fromkeys(results)))
         if reached_commit:
             # A client that goes away between commit and offer does not leave the fences up.
-            await self._shelter.run(self._offer_all(ticket, self._committed(results)))
+            await self._shelter.run(self._offer_all(ticket, self._committed(results, unsure)))
 
-    def _committed(self, results: Mapping[str, _Result | None]) -> dict[str, Entry]:
+    def _committed(
+        self, results: Mapping[str, _Result | None], unsure: set[str]
+    ) -> dict[str, Entry]:
         now_ms = self._clock_ms()
         entries: dict[str, Entry] = {}
         for key, result in results.items():
             if isinstance(result, Document):
-                entries[key] = self.lifetimes.entry(result, now_ms)
+                entry = self.lifetimes.entry(result, now_ms)
+                # A fence that may arrive late, followed by its offer, would store what others
+                # have overtaken; see `guard`.
+                entries[key] = _unkept(entry) if key in unsure else entry
             elif result is not None:
                 entries[key] = Entry(result, "", "", None, b"", "identity", now_ms, 0, 0)
         return entries
@@ -480,7 +506,8 @@ class JobCache:
         """As `invalidate`, for every key of the backend's namespace.
 
         Raises:
-            CacheUnavailable: as for `invalidate`, or the backend cannot list its keys.
+            CacheUnavailable: as for `invalidate`.
+            CacheError: the backend cannot list its keys.
         """
         if not isinstance(self.backend, PurgeAll):
             raise CacheError(f"the {self.backend.name} backend cannot list its keys")
@@ -498,6 +525,12 @@ class JobCache:
 
     async def aclose(self) -> None:
         """End loads, let offers under way finish, close the backend."""
-        await self._flights.aclose()
+        for flights in (self._looks, self._flights, self._batches):
+            await flights.aclose()
         await self._shelter.settle()
         await self.backend.aclose()
+
+
+def _unkept(entry: Entry) -> Entry:
+    """The same version, not to be stored: only what is older than it is removed."""
+    return replace(entry, body=b"", encoding="identity", keep_ms=0)

@@ -3,7 +3,7 @@ r"""Cells as bytes, for stores outside the process, and bodies as compressed byt
 A cell is a text header and, for an entry, the body after the first newline, so that it can be
 read with `redis-cli`:
 
-    E1|<version>|<stored_at_ms>|<fresh_ms>|<keep_ms>|<encoding>|<poll_after>|<status>|<owner>\n<body>
+    E1|<version>|<stored_at_ms>|<fresh_ms>|<keep_ms>|<encoding>|<crc32>|<poll_after>|<status>|<owner>\n<body>
     L1|<ticket>
     F1|<floor>|,<ticket>,<ticket>,
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 COMPRESS_OVER_BYTES = 1024
 _GZIP = 16 + zlib.MAX_WBITS
-_HEADER_FIELDS = 9
+_HEADER_FIELDS = 10
 # One corrupted cell must not make the process allocate without bounds.
 _MAX_IDENTITY_BYTES = 64 * 1024 * 1024
 
@@ -83,7 +83,7 @@ def encode_entry(entry: Entry) -> bytes:
     poll_after = "-" if entry.poll_after is None else entry.poll_after
     header = (
         f"E1|{entry.version}|{entry.stored_at_ms}|{entry.fresh_ms}|{entry.keep_ms}"
-        f"|{entry.encoding}|{poll_after}|{quote(entry.status)}|{quote(entry.owner)}\n"
+        f"|{entry.encoding}|{zlib.crc32(entry.body):08x}|{poll_after}|{quote(entry.status)}|{quote(entry.owner)}\n"
     )
     return header.encode("ascii") + entry.body
 
@@ -113,7 +113,9 @@ def _entry(cell: bytes) -> Entry:
     fields = header.split(b"|")
     if not newline or len(fields) != _HEADER_FIELDS:
         raise ValueError("the header of an entry is incomplete")
-    _, version, stored_at_ms, fresh_ms, keep_ms, encoding, poll_after, status, owner = fields
+    _, version, stored_at_ms, fresh_ms, keep_ms, encoding, crc, poll_after, status, owner = fields
+    if crc != b"%08x" % zlib.crc32(body):
+        raise ValueError("the body of an entry is not the one that was stored")
     if encoding == b"identity":
         coding: Encoding = "identity"
     elif encoding == b"gzip":

@@ -1,6 +1,6 @@
 """What can go wrong, by type, so that callers can tell the cache's trouble from the source's."""
 
-from urllib.parse import urlsplit, urlunsplit
+import re
 
 
 class JobCacheError(Exception):
@@ -40,8 +40,10 @@ class WriteMisuse(JobCacheError):  # noqa: N818 - names the mistake
 
 
 def redacted(url: str) -> str:
-    """`url` without its user, password and query, fit for logs and errors."""
-    parts = urlsplit(url)
-    if not parts.netloc:  # no URL at all, but there may still be a password before an @
-        return url.rpartition("@")[2].partition("?")[0]
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    """`url` without its user, password and query, fit for logs and errors.
+
+    The raw text is cut before anything is parsed: a password may hold what ends a host elsewhere.
+    """
+    scheme, separator, rest = url.partition("://")
+    place = (rest if separator else url).rpartition("@")[2]
+    return (scheme + separator if separator else "") + re.split(r"[?#]", place, maxsplit=1)[0]

@@ -228,7 +228,7 @@ class Ping(Protocol):
     """A backend whose store can be away."""
 
     async def ping(self) -> None:
-        """Return if the store answers and accepts writes; raise `CacheUnavailable` if not."""
+        """Return if the store answers and takes writes; raise `CacheUnavailable` if not."""
 
 
 @runtime_checkable
@@ -256,11 +256,12 @@ class Condition:
         state: "closed" (in use), "open" (skipped), or "missing" (never was).
         age: seconds in that state.
         reason: why it is not in use, for people; empty while it is.
-        unsettled: keys the store could not be told of, to be purged before they are served.
+        unsettled: how many keys the store has yet to be told of; they are not read meanwhile.
+            None: all of them.
     """
 
     available: bool
     state: Literal["closed", "open", "missing"]
     age: float
     reason: str
-    unsettled: int
+    unsettled: int | None

@@ -77,6 +77,6 @@ def _positive(environment: Mapping[str, str], variable: str, default: int) -> in
     text = environment.get(variable, "")
     if text == "":
         return default
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**63):
+    if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) > 0):  # noqa: PLR2004
         raise SettingsError(variable, text[:40], "a whole number above 0")
     return int(text)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
+_LONGEST = 10 * 365 * 86400.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lifetimes:
     """How long entries live. All times in seconds.
@@ -33,7 +36,7 @@ class Lifetimes:
         random: where that part comes from; numbers in [0, 1).
 
     Raises:
-        ValueError: a time is negative, or the jitter outside its range.
+        ValueError: a time is negative or absurd, or the jitter outside its range.
     """
 
     default: float = 30.0
@@ -45,8 +48,8 @@ class Lifetimes:
 
     def __post_init__(self) -> None:
         times = [self.default, self.gone, self.grace, *self.by_status.values()]
-        if any(seconds < 0 for seconds in times):
-            raise ValueError("a lifetime cannot be negative")
+        if not all(0 <= seconds <= _LONGEST for seconds in times):
+            raise ValueError("a lifetime cannot be negative, or longer than ten years")
         if not 0 <= self.jitter < 1:
             raise ValueError("jitter is a part of a lifetime, from 0 to below 1")
 

@@ -182,17 +182,16 @@ class JobService:
         return await self._database.shelter.run(self._create(new))
 
     async def _create(self, new: NewJob) -> Job:
-        list_key = jobs_key(new.client_id)
         try:
-            async with self._cache.write(self._database.transaction(), list_key) as write:
+            async with self._cache.write(self._database.transaction()) as write:
                 created = await self._store.create(write.transaction, new, self._clock_ms())
                 if created is None:
                     raise _NothingChanged  # noqa: TRY301 - to roll back
                 job, list_version = created
-                key = progress_key(job.id)
                 # Its key is fenced before anybody else can see the row: the note that there is
                 # no such job, if a poll left one, is gone by then.
-                await write.fence(key)
+                key, list_key = progress_key(job.id), jobs_key(new.client_id)
+                await write.fence(key, list_key)
                 write.offer(key, job_document(job))
                 write.outdate(list_key, list_version)
         except _NothingChanged:
@@ -275,17 +274,18 @@ class JobService:
         raise IllegalMove(f"Job {job_id} is changing too fast to {move.name}; try again.")
 
     async def _try(self, job_id: int, move: Move, values: dict[str, Any]) -> Job:
-        keys = [progress_key(job_id)]
-        if move is states.FINISH_STORYBOARD:
-            keys.append(storyboard_key(job_id))
-        async with self._cache.write(self._database.transaction(), *keys) as write:
+        async with self._cache.write(self._database.transaction()) as write:
             job = await self._store.move(write.transaction, job_id, move, self._clock_ms(), values)
             if job is None:
                 raise _NothingChanged
-            write.offer(progress_key(job_id), job_document(job))
+            # Only now: what is refused, or meets a database that is away, leaves the entry alone.
+            documents = {progress_key(job_id): job_document(job)}
             storyboard = storyboard_document(job)
-            if storyboard is not None and storyboard_key(job_id) in keys:
-                write.offer(storyboard_key(job_id), storyboard)
+            if move is states.FINISH_STORYBOARD and storyboard is not None:
+                documents[storyboard_key(job_id)] = storyboard
+            await write.fence(*documents)
+            for key, document in documents.items():
+                write.offer(key, document)
         return job
 
     async def _refusal(self, job_id: int, move: Move) -> Job | None:

@@ -13,7 +13,7 @@ if floor then
   end
   done = redis.pcall('SET', KEYS[1], 'F1|' .. floor .. '|' .. tickets, 'KEEPTTL')
 else
-  floor = cell:match('^E1|(%d+)|%d+|%d+|%d+|%l+|[%d-]+|[^|\n]*|[^|\n]*\n') or '0'
+  floor = cell:match('^E1|(%d+)|%d+|%d+|%d+|%l+|%x+|[%d-]+|[^|\n]*|[^|\n]*\n') or '0'
   done = redis.pcall('SET', KEYS[1], 'F1|' .. floor .. '|,' .. ARGV[1] .. ',', 'PX', ARGV[2])
 end
 if done.err then

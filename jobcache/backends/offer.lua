@@ -57,7 +57,7 @@ if cell:sub(1, 3) == 'L1|' then
   return remove()
 end
 
-local held = tonumber(cell:match('^E1|(%d+)|%d+|%d+|%d+|%l+|[%d-]+|[^|\n]*|[^|\n]*\n'))
+local held = tonumber(cell:match('^E1|(%d+)|%d+|%d+|%d+|%l+|%x+|[%d-]+|[^|\n]*|[^|\n]*\n'))
 if not held then
   return remove() -- unreadable: nobody can say that it is not older
 end

@@ -2,7 +2,11 @@
 -- KEYS[1] the cell
 -- Returns 1 if it held something to drop, else 0.
 local cell = redis.pcall('GET', KEYS[1]) -- of a wrong type: an error, and dropped
-if cell == false or (type(cell) == 'string' and cell:match('^F1|%d+|,[%w,]+,$')) then
+if cell == false then
+  return 0
+end
+local fence = type(cell) == 'string' and cell:match('^F1|%d+|,[%w,]+,$')
+if fence and redis.call('PTTL', KEYS[1]) >= 0 then -- without an end it is none of ours
   return 0
 end
 return redis.call('DEL', KEYS[1])

@@ -154,8 +154,8 @@ class RedisBackend:
         return dropped
 
     async def ping(self) -> None:
-        """See `Ping`."""
-        await _answer(self._client.ping())
+        """See `Ping`. A write, for a server that is full or read-only answers a PING."""
+        await _answer(self._client.set(f"{self._prefix}jobcache:ping", b"1", px=1000))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -209,5 +209,6 @@ def from_settings(settings: CacheSettings) -> RedisBackend:
     try:
         return RedisBackend(settings.redis_url, prefix=settings.prefix)
     except (ValueError, TypeError) as error:
-        allowed = f"a redis://, rediss:// or unix:// URL is needed ({error})"
+        # Without the error's own words: they quote what may be a password.
+        allowed = "a redis://, rediss:// or unix:// URL, with options redis-py knows, is needed"
         raise SettingsError("REDIS_URL", redacted(settings.redis_url), allowed) from error

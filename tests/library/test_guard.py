@@ -73,7 +73,12 @@ class Rig:
         self.pauses = Pauses()
         self.clock = FakeClock()
         self.guard = Guard(
-            self.store, deadline=0.02, clock=self.clock, sleep=self.pauses, most_missed=50
+            self.store,
+            deadline=0.02,
+            fence_deadline=0.02,
+            clock=self.clock,
+            sleep=self.pauses,
+            most_missed=50,
         )
 
     async def probe(self) -> None:
@@ -232,13 +237,50 @@ async def test_one_lost_offer_unsettles_its_key_only_and_only_until_it_is_repeat
     assert await rig.guard.lease("k", "r2") is Standing.NOTHING
 
 
-async def test_a_lost_fence_is_forgotten_once_its_writer_has_offered(rig: Rig) -> None:
+async def test_a_lost_fence_unsettles_nothing_for_its_writer_will_offer(rig: Rig) -> None:
     rig.store.away = True
     with pytest.raises(CacheUnavailable):
         await rig.guard.fence("k", "w")
     rig.store.away = False
-    await rig.guard.offer("k", "w", entry_of(2))
     assert rig.guard.condition().unsettled == 0
+    assert await rig.guard.get("k") is None
+
+
+async def test_a_fence_that_lands_after_its_writer_has_gone_is_withdrawn(rig: Rig) -> None:
+    """Or it would hold up its key for as long as a fence lives."""
+    rig.store.hangs = hangs = asyncio.Event()
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.fence("k", "w")
+    rig.store.hangs = None
+    assert await rig.guard.offer("k", "w", entry_of(2)) is Offered.NOTHING
+    hangs.set()
+    while rig.guard._running:
+        await asyncio.sleep(0)
+    assert await rig.guard.lease("k", "r") is Standing.NOTHING
+    assert rig.guard._late_fences == {}
+
+
+async def test_a_late_fence_followed_by_its_late_offer_brings_nothing_old_back(rig: Rig) -> None:
+    """Nothing fails here but two deadlines; the entry of the second writer is evicted."""
+    cache, source = JobCache(rig.guard), Source()
+
+    async def write() -> None:
+        async with cache.write(Transaction(source, "k"), "k") as write:
+            write.offer("k", document(write.transaction.version))
+
+    await write()
+    rig.store.hangs = hangs = asyncio.Event()
+    await write()  # its fence and its offer hang; it is acknowledged all the same
+    rig.store.hangs = None
+    await rig.probe()
+    await write()
+    await rig.store.purge(["k"])
+    hangs.set()  # now the late fence lands, and then the late offer
+    while rig.guard._running:
+        await asyncio.sleep(0)
+    for _ in range(3):
+        assert (await cache.read("k", lambda: source.load("k"))).entry.version == 3
+    await cache.aclose()
 
 
 async def test_a_late_success_settles_what_its_deadline_unsettled(rig: Rig) -> None:
@@ -270,7 +312,7 @@ async def test_too_much_to_remember_empties_the_namespace(rig: Rig) -> None:
     for number in range(60):
         with pytest.raises(CacheUnavailable):
             await rig.guard.offer(f"k{number}", "w", entry_of(2))
-    assert rig.guard.condition().unsettled == 0
+    assert rig.guard.condition().unsettled is None, "all of them"
     rig.store.away = False
     with pytest.raises(CacheUnavailable):
         await rig.guard.get("innocent")
@@ -279,22 +321,150 @@ async def test_too_much_to_remember_empties_the_namespace(rig: Rig) -> None:
     assert await rig.guard.get("innocent") is None
 
 
-async def test_the_breaker_stays_open_while_the_missed_cannot_be_repeated(rig: Rig) -> None:
+async def test_what_is_missed_while_everything_is_purged_is_not_forgotten(rig: Rig) -> None:
+    """Another process stores the old version behind the purge, and a write goes by it."""
     await rig.break_it()
-    with pytest.raises(CacheUnavailable):
-        await rig.guard.offer("k", "w", entry_of(2))
+    for number in range(60):
+        with pytest.raises(CacheUnavailable):
+            await rig.guard.offer(f"k{number}", "w", entry_of(2))
+    rig.store.away = False
+    purge_all = rig.store.purge_all
+
+    async def with_a_write_meanwhile() -> int:
+        dropped = await purge_all()
+        await rig.store.lease("k", "elsewhere")
+        await rig.store.offer("k", "elsewhere", entry_of(1))
+        with pytest.raises(CacheUnavailable):
+            await rig.guard.offer("k", "w", entry_of(2))
+        return dropped
+
+    rig.store.purge_all = with_a_write_meanwhile  # type: ignore[method-assign]
+    await rig.probe()
+    assert rig.guard.condition().available
+    assert await rig.guard.get("k") is None
+
+
+async def test_steps_are_bounded_however_few_their_keys(rig: Rig) -> None:
+    await rig.break_it()
+    for number in range(1000):
+        with pytest.raises(CacheUnavailable):
+            await rig.guard.offer("k", f"w{number}", entry_of(number + 1))
+        assert sum(map(len, rig.guard._missed.values())) <= 51
+    assert rig.guard.condition().unsettled is None
+
+
+async def test_the_breaker_stays_open_while_the_missed_cannot_be_repeated(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    await rig.break_it()
+    for key in ("poison", "k"):
+        with pytest.raises(CacheUnavailable):
+            await rig.guard.offer(key, "w", entry_of(2))
     rig.store.away = False
     offer = rig.store.offer
 
     async def refused(key: str, ticket: str, entry: Entry | None) -> Offered:
-        raise CacheUnavailable("READONLY")
+        if key == "poison":
+            raise CacheUnavailable("NOPERM")
+        return await offer(key, ticket, entry)
 
     rig.store.offer = refused  # type: ignore[method-assign]
+    for _ in range(4):
+        await rig.probe()
+        assert rig.guard.condition().state == "open"
     await rig.probe()
+    assert rig.guard.condition().state == "closed", "one key is not worth the whole cache"
+    assert "cannot be told of 'poison' (NOPERM)" in caplog.text
+
+
+async def test_a_sweep_may_take_longer_than_a_probe() -> None:
+    rig = Rig()
+    rig.guard._probe_limit = 0.01
+    await rig.break_it()
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.purge_all()
+    rig.store.away = False
+    sweeps = 0
+
+    async def slow() -> int:
+        nonlocal sweeps
+        sweeps += 1
+        await asyncio.sleep(0.05)
+        return 0
+
+    rig.store.purge_all = slow  # type: ignore[method-assign]
+    rig.pauses.gate.release()
+    async with asyncio.timeout(5):
+        while not rig.guard.condition().available:
+            await asyncio.sleep(0.001)
+    assert sweeps == 1
+    await rig.guard.aclose()
+
+
+async def test_a_burst_that_fails_together_is_one_failure(rig: Rig) -> None:
+    rig.store.away = True
+    results = await asyncio.gather(
+        *(rig.guard.get(f"k{number}") for number in range(100)), return_exceptions=True
+    )
+    assert {type(result) for result in results} == {CacheUnavailable}
+    assert rig.guard.condition().available
+
+
+async def test_a_store_that_is_always_late_is_away(rig: Rig) -> None:
+    rig.store.hangs = asyncio.Event()
+    for _ in range(3):
+        with pytest.raises(CacheUnavailable):
+            await rig.guard.get("k")
+        rig.store.hangs.set()
+        while rig.guard._running:
+            await asyncio.sleep(0)
+        rig.store.hangs.clear()
     assert rig.guard.condition().state == "open"
-    rig.store.offer = offer  # type: ignore[method-assign]
-    await rig.probe()
-    assert rig.guard.condition().state == "closed"
+    rig.store.hangs.set()
+
+
+async def test_whatever_a_backend_raises_is_an_error_of_the_cache(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def buggy(key: str) -> Entry | None:
+        raise TypeError(key)
+
+    rig.store.get = buggy  # type: ignore[method-assign]
+    for number in range(2):
+        with pytest.raises(CacheUnavailable, match="TypeError"):
+            await rig.guard.get(f"k{number}")
+    assert caplog.text.count("in a way it should not") == 1
+
+
+async def test_a_bypass_tells_the_cache_what_it_saw(rig: Rig) -> None:
+    """One get is lost; what its reader then loads and returns is not undercut by the next read."""
+    cache, source = JobCache(rig.guard), Source()
+    source.versions["k"] = 1
+    await cache.read("k", lambda: source.load("k"))
+    source.versions["k"] = 2  # committed by a writer whose fence was evicted; not offered yet
+    get = rig.store.get
+    losses = iter([True])
+
+    async def lost_once(key: str) -> Entry | None:
+        if next(losses, False):
+            raise CacheUnavailable("reset")
+        return await get(key)
+
+    rig.store.get = lost_once  # type: ignore[method-assign]
+    first = await cache.read("k", lambda: source.load("k"))
+    assert (first.entry.version, first.outcome) == (2, Outcome.BYPASS)
+    assert (await cache.read("k", lambda: source.load("k"))).entry.version == 2
+    await cache.aclose()
+
+
+async def test_a_closed_guard_starts_nothing_more(rig: Rig) -> None:
+    await rig.break_it()
+    await rig.guard.aclose()
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.offer("k", "w", entry_of(2))
+    recovery = rig.guard._recovery
+    assert recovery is None or recovery.done()
+    assert rig.guard._running == set()
 
 
 async def test_a_store_that_is_away_at_the_start_is_known_at_once(rig: Rig) -> None:

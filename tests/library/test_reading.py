@@ -158,6 +158,108 @@ async def test_a_floor_is_kept_when_callers_with_lower_ones_ask_first(bench: Ben
     assert answers[1][0] == 3
 
 
+@on_keeping
+async def test_below_its_floor_nothing_is_served_stale_either(bench: Bench) -> None:
+    await bench.write("k")
+    await bench.elapse(40)
+    bench.source.away = True
+    with pytest.raises(SourceUnavailable):
+        await bench.read("k", floor=2)
+
+
+@on_keeping
+async def test_that_nothing_is_there_is_not_served_stale(bench: Bench) -> None:
+    await bench.read("k")
+    bench.now_ms += 6000  # past its freshness, while the backend still holds it
+    bench.source.away = True
+    with pytest.raises(SourceUnavailable):
+        await bench.read("k")
+
+
+@on_keeping
+async def test_an_age_is_never_understated(bench: Bench) -> None:
+    """It counts from before the load, whose snapshot may be as old as that."""
+    bench.source.versions["k"] = 1
+    bench.source.gate.clear()
+    reading = asyncio.create_task(bench.cache.read("k", lambda: bench.source.load("k")))
+    while not bench.source.loads:
+        await asyncio.sleep(0.001)
+    bench.now_ms += 7000
+    bench.source.gate.set()
+    assert (await reading).age_ms == 7000
+
+
+@on_keeping
+async def test_an_entry_from_the_future_is_not_trusted(bench: Bench) -> None:
+    """Its clock differs from ours, so nobody knows when its freshness ends."""
+    bench.source.versions["k"] = 1
+    await bench.read("k")
+    bench.now_ms -= 500
+    assert await bench.read("k") == (1, Outcome.HIT)
+    bench.now_ms -= 3_600_000
+    bench.source.versions["k"] = 2
+    assert await bench.read("k") == (2, Outcome.EXPIRED)
+
+
+@on_keeping
+async def test_keys_that_look_alike_share_nothing(bench: Bench) -> None:
+    bench.source.versions = {"jobs:a": 1, "jobs:a 5": 7}
+    answers = await asyncio.gather(bench.read("jobs:a", floor=5), bench.read("jobs:a 5"))
+    assert [version for version, _ in answers] == [1, 7]
+
+
+@on_keeping
+async def test_a_cached_entry_does_not_wait_behind_a_load_that_hangs(bench: Bench) -> None:
+    bench.source.versions["k"] = 1
+    bench.source.gate.clear()
+    hanging = asyncio.create_task(bench.read("k"))
+    while not bench.source.loads:
+        await asyncio.sleep(0.001)
+    await bench.write("k")  # as another process would, which is not held up
+    async with asyncio.timeout(5):
+        assert await bench.read("k") == (2, Outcome.HIT)
+    bench.source.gate.set()
+    await hanging
+
+
+async def test_closing_ends_loads_that_hang() -> None:
+    async for subject in make_subject("memory", {}):
+        cache = JobCache(subject.backend)
+
+        async def never(*_: object) -> None:
+            await asyncio.Event().wait()
+
+        reading = asyncio.create_task(cache.read("a", never))
+        batch = asyncio.create_task(cache.read_many(["b"], never))  # type: ignore[arg-type]
+        await asyncio.sleep(0.01)
+        async with asyncio.timeout(5):
+            await cache.aclose()
+        results = await asyncio.gather(reading, batch, return_exceptions=True)
+        assert [type(result) for result in results] == [asyncio.CancelledError] * 2
+
+
+async def test_a_batch_whose_caller_has_gone_still_gives_back_its_leases() -> None:
+    async for subject in make_subject("memory", {}):
+        cache = JobCache(subject.backend)
+        loading, gate = asyncio.Event(), asyncio.Event()
+
+        async def load(
+            _: object, loading: asyncio.Event = loading, gate: asyncio.Event = gate
+        ) -> dict[str, Document]:
+            loading.set()
+            await gate.wait()
+            return {"k": document(1)}
+
+        batch = asyncio.create_task(cache.read_many(["k"], load))
+        await loading.wait()
+        batch.cancel()
+        await asyncio.sleep(0)
+        gate.set()
+        async with asyncio.timeout(5):
+            while await subject.backend.get("k") is None:
+                await asyncio.sleep(0)
+
+
 @on_every
 async def test_an_error_of_the_loader_is_passed_on_and_leaves_no_lease(bench: Bench) -> None:
     async def fails() -> Document:

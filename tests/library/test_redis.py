@@ -11,6 +11,7 @@ import redis
 from app.devservers import RedisServer
 from jobcache import CacheUnavailable, Document, JobCache, Outcome, SettingsError, UnreadableCell
 from jobcache.backends.redis import RedisBackend, from_settings
+from jobcache.codec import encode_entry
 from jobcache.protocol import Offered, Standing
 from jobcache.registry import make_backend
 from jobcache.settings import CacheSettings
@@ -46,6 +47,7 @@ def garbage(raw: redis.Redis, kind: str) -> None:
             "empty": b"",
             "another format": b"E2|9|whatever\n{}",
             "a cut header": b"E1|9|17",
+            "a changed body": encode_entry(entry_of(9)) + b"x",
             "json": b'{"status": "completed"}',
             "a fence of another format": b"F2|x",
         }
@@ -59,6 +61,7 @@ KINDS = [
     "empty",
     "another format",
     "a cut header",
+    "a changed body",
     "json",
     "a fence of another format",
 ]
@@ -96,13 +99,23 @@ async def test_an_unreadable_cell_among_many_spoils_only_itself(
     await cache.aclose()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "a changed body"])
 async def test_a_writer_replaces_an_unreadable_cell(url: str, raw: redis.Redis, kind: str) -> None:
     backend = RedisBackend(url)
     garbage(raw, kind)
     await backend.fence("job:1:progress", "w")
     assert await backend.lease("job:1:progress", "r") is Standing.FENCE
     assert await backend.offer("job:1:progress", "w", entry_of(2)) is Offered.STORED
+    await backend.aclose()
+
+
+async def test_a_fence_without_an_end_is_none_of_ours_and_can_be_purged(
+    url: str, raw: redis.Redis
+) -> None:
+    backend = RedisBackend(url)
+    raw.set("k", b"F1|0|,w,")
+    assert await backend.purge(["k"]) == 1
+    assert await backend.lease("k", "r") is Standing.NOTHING
     await backend.aclose()
 
 
@@ -113,7 +126,7 @@ async def test_cells_are_where_people_look_for_them(url: str, raw: redis.Redis) 
     await backend.offer("job:7:progress", "r", entry_of(2, body=b'{"id":7}'))
     cell = raw.get("video:job:7:progress")
     assert cell is not None
-    assert cell.startswith(b"E1|2|1700000000000|30000|330000|identity|2|moving|acme\n")
+    assert cell.startswith(b"E1|2|1700000000000|30000|330000|identity|12075f43|2|moving|acme\n")
     assert cell.endswith(b'{"id":7}')
     assert 329_000 < raw.pttl("video:job:7:progress") <= 330_000
     await backend.fence("job:7:progress", "w")
@@ -172,8 +185,42 @@ async def test_without_memory_nothing_old_is_served() -> None:
             await backend.fence("k", "w")
         with pytest.raises(CacheUnavailable):
             await backend.lease("other", "r")
+        assert await backend.get("k") is None, "what cannot be fenced is dropped"
+        with pytest.raises(CacheUnavailable):
+            await backend.ping()
         raw.config_set("maxmemory", 0)
+        await backend.fence("k", "w")
+        raw.config_set("maxmemory", 1)
+        with pytest.raises(CacheUnavailable):
+            await backend.offer("k", "w", entry_of(2))
+        assert raw.exists("k") == 0, "and so is a fence whose entry cannot be stored"
         await backend.aclose()
+
+
+async def test_a_full_redis_is_set_aside_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    with RedisServer() as server, redis.Redis.from_url(server.url) as raw:
+        cache = JobCache(make_backend(CacheSettings(backend="redis", redis_url=server.url)))
+        raw.config_set("maxmemory", 1)
+        reads = 0
+        async with asyncio.timeout(5):
+            while cache.condition().available or reads < 200:
+                answer = await cache.read(f"job:{reads}:progress", load)
+                assert answer.outcome is Outcome.BYPASS
+                reads += 1
+        assert len(caplog.records) == 1
+        assert "OutOfMemory" in caplog.text
+        raw.config_set("maxmemory", 0)
+        async with asyncio.timeout(5):
+            while not cache.condition().available:
+                await asyncio.sleep(0.01)
+        await cache.aclose()
+
+
+async def test_a_burst_of_cold_keys_is_no_outage(url: str, raw: redis.Redis) -> None:
+    cache = JobCache(make_backend(CacheSettings(backend="redis", redis_url=url)))
+    await asyncio.gather(*(cache.read(f"job:{number}:progress", load) for number in range(1000)))
+    assert cache.condition().available
+    await cache.aclose()
 
 
 @pytest.mark.parametrize("protocol", ["2", "3"])
@@ -210,12 +257,17 @@ async def test_a_password_is_used_and_never_shown() -> None:
         "redis://:s3cret@localhost/0?decode_responses=True",
         "redis://:s3cret@localhost/0?db=x",
         "http://:s3cret@localhost",
+        "redis://:s3cret/more@localhost/0",
+        "redis://:s3cret#more@localhost/0",
+        "redis://:s3cret?more@localhost:x/0",
     ],
 )
 def test_a_url_that_cannot_work_is_refused_at_once(url: str) -> None:
+    settings = CacheSettings(backend="redis", redis_url=url)
     with pytest.raises(SettingsError, match="REDIS_URL") as failure:
-        from_settings(CacheSettings(backend="redis", redis_url=url))
+        from_settings(settings)
     assert "s3cret" not in str(failure.value)
+    assert "s3cret" not in repr(settings)
 
 
 async def test_what_the_settings_make_is_guarded(url: str) -> None:

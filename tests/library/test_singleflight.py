@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 
 import pytest
 
@@ -145,3 +146,49 @@ async def test_closing_ends_what_is_under_way() -> None:
     results = await asyncio.gather(running, waiting, return_exceptions=True)
     assert [type(result) for result in results] == [asyncio.CancelledError] * 2
     assert len(flights) == 0
+
+
+async def test_a_call_that_is_cancelled_by_what_it_called_cancels_nobody() -> None:
+    flights: SingleFlight[int] = SingleFlight()
+
+    async def cancelled() -> int:
+        raise asyncio.CancelledError
+
+    waiting = asyncio.create_task(flights.share("k", cancelled))
+    await turns(1)
+    call = Calls()
+    call.gate.set()
+    following = asyncio.create_task(flights.share("k", call))
+    with pytest.raises(RuntimeError, match="was cancelled by what it called"):
+        await waiting
+    assert (await following)[0] == 1
+
+
+async def test_each_call_runs_in_the_context_of_one_who_asked_for_it() -> None:
+    request: contextvars.ContextVar[str] = contextvars.ContextVar("request")
+    flights: SingleFlight[str] = SingleFlight()
+    gate = asyncio.Event()
+
+    async def call() -> str:
+        await gate.wait()
+        return request.get()
+
+    async def ask(name: str) -> str:
+        request.set(name)
+        return (await flights.share("k", call))[0]
+
+    first = asyncio.create_task(ask("first"))
+    await turns()
+    second = asyncio.create_task(ask("second"))
+    await turns()
+    gate.set()
+    assert [await first, await second] == ["first", "second"]
+
+
+async def test_closing_before_anything_has_begun_leaves_nobody_waiting() -> None:
+    flights: SingleFlight[int] = SingleFlight()
+    waiting = asyncio.create_task(flights.share("k", Calls()))
+    await asyncio.sleep(0)
+    await flights.aclose()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting

@@ -48,7 +48,14 @@ def test_lifetimes_follow_the_status_and_are_only_ever_shortened() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"default": -1}, {"grace": -1}, {"jitter": 1}, {"by_status": {"x": -1}}]
+    "wrong",
+    [
+        {"default": -1},
+        {"grace": -1},
+        {"jitter": 1},
+        {"by_status": {"x": -1}},
+        {"default": float("inf")},
+    ],
 )
 def test_impossible_lifetimes_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"negative|jitter"):
