@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import os
 import signal
@@ -15,11 +16,14 @@ import uvicorn
 from dotenv import load_dotenv
 
 from app import settings
-from jobcache import SettingsError
+from app.db import Database, DatabaseUnavailable
+from jobcache import SettingsError, make_backend
 from jobcache.settings import backend_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from app.settings import Settings
 
 logger = logging.getLogger("app")
 
@@ -46,9 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.environ[variable] = value
     if options.insecure:
         os.environ["JOBCACHE_INSECURE"] = "1"
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    settings.configure_logging()
     try:
         with ExitStack() as servers:
             if options.command == "dev":
@@ -59,12 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the one line that was promised
         return 2
+    except DatabaseUnavailable as error:
+        print(f"The database cannot be used: {error}", file=sys.stderr)  # noqa: T201 - as above
+        return 3
     except KeyboardInterrupt:
         return 130
 
 
 def _serve() -> int:
     chosen = settings.load()
+    asyncio.run(_try_out(chosen))
     try:
         uvicorn.run(
             "app.main:from_environment",
@@ -79,6 +85,34 @@ def _serve() -> int:
     except SystemExit as stopped:  # after the servers of `dev` have ended, too
         return stopped.code if isinstance(stopped.code, int) else 1
     return 0
+
+
+async def _try_out(chosen: Settings) -> None:
+    """Find out now what uvicorn would report with a traceback, once for every worker.
+
+    Raises:
+        SettingsError: a setting that can be read cannot be used.
+        DatabaseUnavailable: the database does not answer, or does not let us in.
+    """
+    try:
+        chosen.videos.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        allowed = f"a directory that can be made ({error.strerror})"
+        raise SettingsError("JOBCACHE_VAR_DIR", chosen.var_dir, allowed) from error
+    if chosen.workers > 1:  # a single one makes its backend in this process
+        await make_backend(chosen.cache).aclose()
+    shown = settings.scheme_and_host(chosen.database_url)
+    try:
+        database = Database(chosen.database_url)
+        try:
+            await database.create_tables()
+        finally:
+            await database.aclose()
+    except (TypeError, ValueError) as error:
+        # of options in the URL, which go to the driver as they are
+        raise SettingsError("DATABASE_URL", shown, f"the driver refuses it: {error}") from error
+    except Exception as error:  # drivers raise what they like: a wrong password has its own type
+        raise DatabaseUnavailable(f"{shown}: {str(error).splitlines()[0]}") from error
 
 
 def _start_servers(servers: ExitStack, database: str | None) -> None:

@@ -31,7 +31,12 @@ def create_app(chosen: Settings) -> FastAPI:
         async with wiring.running(parts):
             yield
 
-    app = FastAPI(title="jobcache", version="2", lifespan=lifespan)
+    app = FastAPI(
+        title="jobcache",
+        version="2",
+        lifespan=lifespan,
+        redirect_slashes=False,  # it would send people to whatever host their Host header names
+    )
     app.state.parts = parts
     app.add_middleware(BodyLimit)
     problems.install(app)
@@ -42,4 +47,5 @@ def create_app(chosen: Settings) -> FastAPI:
 
 def from_environment() -> FastAPI:
     """The service as the environment sets it up: the factory for uvicorn."""
+    settings.configure_logging()
     return create_app(settings.load())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,16 +11,18 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app.jobs.service import IllegalMove, JobNotFound, RepeatMismatch
 from jobcache import CacheError, SourceUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from fastapi import FastAPI, Request
 
 logger = logging.getLogger("app")
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _RETRY_AFTER = "2"  # seconds: about what a database or cache that restarts needs
 
 
@@ -43,14 +46,46 @@ def problem(
     return JSONResponse(content, status, headers=headers, media_type="application/problem+json")
 
 
+class Outage:
+    """Says in the log that the database is away: at once, then every so often while it is.
+
+    Args:
+        quiet: seconds in which further failures are only counted.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, quiet: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._quiet = quiet
+        self._clock = clock
+        self._said: float | None = None
+        self._unsaid = 0
+
+    def note(self, reason: object) -> None:
+        """A request was answered 503."""
+        self._unsaid += 1
+        now = self._clock()
+        if self._said is not None and now - self._said < self._quiet:
+            return
+        logger.warning(
+            "the database is away (%s); requests answered 503 since the last such line: %d",
+            reason,
+            self._unsaid,
+        )
+        self._said, self._unsaid = now, 0
+
+
 def install(app: FastAPI) -> None:
     """Answer every error of the service with a problem document."""
+    outage = Outage()
 
     async def simple(request: Request, error: Exception) -> JSONResponse:
         return problem(_STATUS[type(error)], str(error), instance=request.url.path)
 
     async def unavailable(request: Request, error: Exception) -> JSONResponse:
-        what = "database" if isinstance(error, SourceUnavailable) else "cache"
+        what = "cache"  # which says so in the log itself
+        if isinstance(error, SourceUnavailable):
+            what = "database"
+            outage.note(error)
         return problem(
             503,
             f"The {what} cannot be reached; try again soon.",
@@ -78,15 +113,19 @@ def install(app: FastAPI) -> None:
             # FastAPI's word for a body that breaks its parser; to the client it is as any other.
             errors = [{"field": "body", "message": str(failure.detail)}]
             return problem(422, str(failure.detail), instance=request.url.path, errors=errors)
+        headers = failure.headers
+        if failure.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers = {"Allow": ", ".join(_allowed(request))}
         return problem(
             failure.status_code,
             str(failure.detail),
             instance=request.url.path,
-            headers=failure.headers,
+            headers=headers,
         )
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        # Without the traceback: the error goes on to the server, which logs that.
+        logger.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)
         return problem(500, "The service failed; its log says why.", instance=request.url.path)
 
     for kind in _STATUS:
@@ -96,6 +135,20 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, unexpected)
+
+
+def _allowed(request: Request) -> list[str]:
+    # Each method has a route of its own, and the router names that of the first it finds only.
+    asked = {name: request.scope.get(name, "") for name in ("path", "root_path")}
+    return [
+        method
+        for method in _METHODS
+        if any(
+            route.matches({"type": "http", "method": method, "headers": [], **asked})[0]
+            is Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 _STATUS: dict[type[Exception], int] = {JobNotFound: 404, IllegalMove: 409, RepeatMismatch: 422}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -67,6 +68,13 @@ class Settings(BaseSettings):
         return self.var_dir / "videos"
 
 
+def configure_logging() -> None:
+    """Log to standard error. Each process has to, for workers are not forked but begun anew."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+
 def load() -> Settings:
     """The settings that the environment holds.
 
@@ -91,6 +99,14 @@ def load() -> Settings:
     return settings.model_copy(update={"database_url": url})
 
 
+def scheme_and_host(database_url: str) -> str:
+    """What of a database's URL is fit for logs and errors: its options may hold a password."""
+    url = make_url(database_url)
+    if url.get_backend_name() == "sqlite" and url.database is not None:
+        return f"{url.drivername}:///{url.database}"
+    return f"{url.drivername}://{(url.host or '').rpartition('@')[2]}"
+
+
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
@@ -102,14 +118,17 @@ def _is_loopback(host: str) -> bool:
 
 def _database_url(text: str, var_dir: Path) -> str:
     if not text:
+        if "?" in str(var_dir):
+            # in the URL, where it cannot be escaped, all from there on would be options
+            raise SettingsError("JOBCACHE_VAR_DIR", var_dir, "a path without a question mark")
         return f"sqlite+aiosqlite:///{var_dir / 'jobcache.db'}"
     allowed = "a URL that begins with sqlite:/// or postgresql://"
     try:
         url = make_url(text)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # the latter of a port that is no number
         # not the text: what cannot be parsed may hold a password
         raise SettingsError("DATABASE_URL", "(unreadable)", allowed) from error
     driver = _DRIVERS.get(url.drivername)
     if driver is None or (driver.startswith("sqlite") and url.database in {None, "", ":memory:"}):
-        raise SettingsError("DATABASE_URL", url.render_as_string(), allowed)
+        raise SettingsError("DATABASE_URL", scheme_and_host(text), allowed)
     return url.set(drivername=driver).render_as_string(hide_password=False)

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobcache import Outcome, identity_body
+from jobcache.protocol import VERSION_LIMIT
 
 if TYPE_CHECKING:
     from jobcache import Answer, Entry
 
 FORMAT = 0
 _TAG = re.compile(r'(?:W/)?"(\d{1,16})-(\d{1,4})"')
+_ANY_TAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 _ENCODING = re.compile(r"\s*([\w*-]+)\s*(?:;\s*q\s*=\s*([\d.]+)\s*)?", re.ASCII)
 
 
@@ -26,12 +28,12 @@ class Conditions:
     """What a client's `If-None-Match` says it has.
 
     Attributes:
-        versions: those of the format this process writes.
+        tags: version and `n` of each that has the shape of ours.
         floor: the highest version it has seen, in whatever format.
         any: True for `*`.
     """
 
-    versions: frozenset[int]
+    tags: frozenset[tuple[int, int]]
     floor: int
     any: bool
 
@@ -46,11 +48,9 @@ def conditions(if_none_match: str | None) -> Conditions:
     if if_none_match.strip() == "*":
         return Conditions(frozenset(), 0, any=True)
     seen = [(int(version), int(n)) for version, n in _TAG.findall(if_none_match)]
-    return Conditions(
-        frozenset(version for version, n in seen if n >> 1 == FORMAT),
-        max((version for version, _ in seen), default=0),
-        any=False,
-    )
+    # No source gives out such a version: as a floor it would make every poll a query.
+    possible = [version for version, _ in seen if version < VERSION_LIMIT]
+    return Conditions(frozenset(seen), max(possible, default=0), any=False)
 
 
 def accepts_gzip(accept_encoding: str | None) -> bool:
@@ -71,7 +71,16 @@ def accepts_gzip(accept_encoding: str | None) -> bool:
 
 def etag(version: int, *, gzip: bool) -> str:
     """The entity tag of one representation of a version."""
-    return f'"{version}-{FORMAT << 1 | gzip}"'
+    return f'"{version}-{_n(gzip=gzip)}"'
+
+
+def holds(if_none_match: str, tag: str) -> bool:
+    """True if `If-None-Match` names `tag`, whoever made it: the weak comparison of RFC 9110."""
+    return if_none_match.strip() == "*" or tag in _ANY_TAG.findall(if_none_match)
+
+
+def _n(*, gzip: bool) -> int:
+    return FORMAT << 1 | gzip
 
 
 def respond(
@@ -91,7 +100,11 @@ def respond(
     if answer.outcome in {Outcome.HIT, Outcome.STALE}:
         headers["Age"] = str(answer.age_ms // 1000)
     wanted = conditions(if_none_match)
-    if wanted.any or entry.version in wanted.versions:
+    if wanted.any or (entry.version, _n(gzip=gzip)) in wanted.tags:
+        return 304, headers, b""
+    if (entry.version, _n(gzip=not gzip)) in wanted.tags:
+        # It holds this version in the other coding; a tag of what it lacks would tell it nothing.
+        headers["ETag"] = etag(entry.version, gzip=not gzip)
         return 304, headers, b""
     headers["Content-Type"] = "application/json"
     if gzip:

@@ -7,15 +7,18 @@ import base64
 import binascii
 import hashlib
 import json
+import re
+import stat
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Header, HTTPException, Query, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
+from pydantic import BeforeValidator
 
 from app.jobs.documents import job_document
-from app.jobs.poll import conditions, etag, respond
+from app.jobs.poll import conditions, etag, holds, respond
 from app.jobs.schemas import (
     LARGEST_ID,
     ClientId,
@@ -30,22 +33,37 @@ from app.jobs.schemas import (
 from app.jobs.service import IllegalMove
 from app.jobs.states import Status
 from app.jobs.store import NewJob
+from app.problems import problem
 from app.rendering.storyboard import Storyboard
 from jobcache import identity_body
 
 if TYPE_CHECKING:
+    import os
     from pathlib import Path
+
+    from starlette.types import Message, Receive, Scope, Send
 
     from app.jobs.service import JobService
     from app.jobs.store import Job
 
-JobIdInPath = Annotated[int, InPath(ge=1, le=LARGEST_ID)]
-IfNoneMatch = Annotated[str | None, Header()]
-AcceptEncoding = Annotated[str | None, Header()]
+
+def _number(text: str) -> str:
+    # int() also takes 1_0, +1, 1.0 and blanks; one number is to have one spelling
+    if re.fullmatch(r"[1-9][0-9]{0,18}", text) is None:
+        raise ValueError("a number is written in digits only, the first of them not 0")
+    return text
+
+
+Number = BeforeValidator(_number)
+JobIdInPath = Annotated[int, Number, InPath(ge=1, le=LARGEST_ID)]
+# Lists, for either may come in several lines, which are read as one (RFC 9110, 5.3).
+IfNoneMatch = Annotated[list[str] | None, Header()]
+AcceptEncoding = Annotated[list[str] | None, Header()]
 IdempotencyKey = Annotated[
     str | None, Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")
 ]
 
+_PAGE = 20
 _MOST_IDS = 100
 _PROBLEM: dict[str, Any] = {"content": {"application/problem+json": {}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -85,27 +103,36 @@ def router(service: JobService, videos: Path) -> APIRouter:
         job = await service.create(new)
         return _changed(job, 202, {"Location": f"/api/v2/jobs/{job.id}"})
 
+    @routes.head("", include_in_schema=False)
     @routes.get("", response_model=JobPage | JobBatch)
     async def find(
         client_id: Annotated[ClientId | None, Query()] = None,
         status: Status | None = None,
-        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        limit: Annotated[
+            Annotated[int, Number] | None, Query(ge=1, le=100, description="20 unless given")
+        ] = None,
         cursor: Annotated[str | None, Query(max_length=64)] = None,
         ids: Annotated[str | None, Query(max_length=2100)] = None,
     ) -> Response:
         """A page of jobs, newest first; or, with `ids`, up to 100 of them by id."""
         if ids is not None:
-            if client_id is not None or status is not None or cursor is not None:
+            if any(other is not None for other in (client_id, status, limit, cursor)):
                 raise _invalid("query.ids", "goes with no other parameter")
             wanted = _ids(ids)
             found = await service.poll_many(wanted)
             missing = [job_id for job_id in wanted if job_id not in found]
             return _items(list(found.values()), "missing", missing)
         below = None if cursor is None else _below(cursor)
-        page = await service.page(client_id=client_id, status=status, below=below, limit=limit)
+        page = await service.page(
+            client_id=client_id,
+            status=status,
+            below=below,
+            limit=_PAGE if limit is None else limit,
+        )
         following = None if page.next_below is None else _cursor(page.next_below)
         return _items(page.bodies, "next_cursor", following)
 
+    @routes.head("/{job_id}", include_in_schema=False)
     @routes.get("/{job_id}", response_model=JobBody, responses=_NOT_MODIFIED)
     async def poll(
         job_id: JobIdInPath,
@@ -113,9 +140,11 @@ def router(service: JobService, videos: Path) -> APIRouter:
         accept_encoding: AcceptEncoding = None,
     ) -> Response:
         """The status of a job, from the cache. `Retry-After` says when to ask again."""
-        answer = await service.poll(job_id, floor=_floor(if_none_match))
-        return _raw(*respond(answer, if_none_match, accept_encoding))
+        held = _joined(if_none_match)
+        answer = await service.poll(job_id, floor=conditions(held).floor)
+        return _raw(*respond(answer, held, _joined(accept_encoding)))
 
+    @routes.head("/{job_id}/storyboard", include_in_schema=False)
     @routes.get("/{job_id}/storyboard", response_model=Storyboard, responses=_NOT_MODIFIED)
     async def storyboard(
         job_id: JobIdInPath,
@@ -123,27 +152,29 @@ def router(service: JobService, videos: Path) -> APIRouter:
         accept_encoding: AcceptEncoding = None,
     ) -> Response:
         """The storyboard, once there is one."""
-        answer = await service.storyboard(job_id, floor=_floor(if_none_match))
-        return _raw(*respond(answer, if_none_match, accept_encoding))
+        held = _joined(if_none_match)
+        answer = await service.storyboard(job_id, floor=conditions(held).floor)
+        return _raw(*respond(answer, held, _joined(accept_encoding)))
 
+    @routes.head("/{job_id}/video", include_in_schema=False)
     @routes.get(
         "/{job_id}/video",
         response_class=FileResponse,
-        responses={200: {"content": {"video/mp4": {}}}, 206: {"content": {"video/mp4": {}}}},
+        responses={
+            200: {"content": {"video/mp4": {}}},
+            206: {"content": {"video/mp4": {}}},
+            304: {"description": "The tag in If-None-Match is the video's"},
+            400: {"description": "The Range cannot be read", **_PROBLEM},
+            416: {"description": "The Range is not within the video", **_PROBLEM},
+        },
     )
-    async def video(job_id: JobIdInPath) -> Response:
+    async def video(job_id: JobIdInPath, if_none_match: IfNoneMatch = None) -> Response:
         """The video of a completed job, whole or by `Range`."""
         answer = await service.poll(job_id)
         job = json.loads(identity_body(answer.entry))
         if job["status"] != Status.COMPLETED:
             raise IllegalMove(f"Job {job_id} has no video yet: it is {job['status']}.")
-        own = f"/api/v2/jobs/{job_id}/video"
-        path = videos / f"{job_id}.mp4"
-        if job["video_url"] != own:
-            raise IllegalMove(f"The video of job {job_id} is kept elsewhere, see its video_url.")
-        if not await asyncio.to_thread(path.is_file):
-            raise HTTPException(404, f"The video of job {job_id} is no longer there.")
-        return FileResponse(path, media_type="video/mp4", headers={"Cache-Control": "private"})
+        return await _stored(job, videos / f"{job_id}.mp4", _joined(if_none_match))
 
     @routes.post("/{job_id}/approve", response_model=JobBody)
     async def approve(job_id: JobIdInPath) -> Response:
@@ -182,6 +213,59 @@ def router(service: JobService, videos: Path) -> APIRouter:
     return routes
 
 
+async def _stored(job: dict[str, Any], path: Path, if_none_match: str | None) -> Response:
+    job_id = job["id"]
+    if job["video_url"] is None:
+        raise IllegalMove(f"Job {job_id} has no video here: its worker named none.")
+    if job["video_url"] != f"/api/v2/jobs/{job_id}/video":
+        raise IllegalMove(f"The video of job {job_id} is kept elsewhere, see its video_url.")
+    found = await asyncio.to_thread(_stat, path)
+    if found is None:
+        raise HTTPException(404, f"The video of job {job_id} is no longer there.")
+    response = _Video(
+        path,
+        media_type="video/mp4",
+        headers={"Cache-Control": "private"},
+        stat_result=found,
+    )
+    if if_none_match is not None and holds(if_none_match, response.headers["etag"]):
+        kept = {name: response.headers[name] for name in ("etag", "cache-control")}
+        return Response(status_code=304, headers=kept)
+    return response
+
+
+class _Video(FileResponse):
+    """A file by `Range`, as RFC 9110 has it, and problem documents where that cannot be."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        refused: Message | None = None
+
+        async def pass_on(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start" and message["status"] in _RANGE_REFUSED:
+                refused = message
+            if refused is None:
+                await send(message)
+
+        def counts(name: bytes, value: bytes) -> bool:
+            # 14.2: a Range is for GET, and one in a unit that nobody knows is as none at all
+            known = value.partition(b"=")[0].strip().lower() == b"bytes"
+            return name != b"range" or (known and scope["method"] == "GET")
+
+        headers = [header for header in scope["headers"] if counts(*header)]
+        await super().__call__({**scope, "headers": headers}, receive, pass_on)
+        if refused is not None:
+            status = refused["status"]
+            bounds = {b"content-range": "Content-Range"}
+            kept = {bounds[k]: v.decode() for k, v in refused["headers"] if k in bounds}
+            answer = problem(status, _RANGE_REFUSED[status], instance=scope["path"], headers=kept)
+            await answer(scope, receive, send)
+
+
+_RANGE_REFUSED = {400: "The Range cannot be read.", 416: "The Range is not within the video."}
+
+
 def _changed(job: Job, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     document = job_document(job)
     tag = {"ETag": etag(job.version, gzip=False), "Cache-Control": "private, no-cache"}
@@ -202,9 +286,16 @@ def _items(bodies: list[bytes], name: str, value: object) -> Response:
     return Response(body, headers=headers, media_type="application/json")
 
 
-def _floor(if_none_match: str | None) -> int:
+def _joined(lines: list[str] | None) -> str | None:
+    return None if lines is None else ", ".join(lines)
 
-    return conditions(if_none_match).floor
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        result = path.stat()
+    except FileNotFoundError:
+        return None
+    return result if stat.S_ISREG(result.st_mode) else None
 
 
 def _ids(text: str) -> list[int]:

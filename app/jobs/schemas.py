@@ -34,13 +34,16 @@ def _not_blank(text: str) -> str:
 
 
 def _http_url(text: str) -> str:
+    # pydantic strips and escapes these before it looks, but what is stored is the text as it came
+    if any(char == " " or not char.isprintable() for char in text):
+        raise ValueError("contains white space or a control character")
     TypeAdapter(AnyHttpUrl).validate_python(text)
     return text
 
 
 Text = Annotated[str, AfterValidator(_storable)]
 ClientId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
-JobId = Annotated[int, Field(ge=1, le=LARGEST_ID)]
+JobId = Annotated[int, Field(strict=True, ge=1, le=LARGEST_ID)]
 
 
 class _Request(BaseModel):
@@ -52,15 +55,17 @@ class CreateJob(_Request):
 
     client_id: ClientId
     prompt: Annotated[Text, Field(min_length=1, max_length=2000), AfterValidator(_not_blank)]
-    scenes: Annotated[int, Field(ge=1, le=12)] | None = None
-    seconds_per_scene: Annotated[float, Field(ge=0.5, le=10, allow_inf_nan=False)] = 2.0
+    scenes: Annotated[int, Field(strict=True, ge=1, le=12)] | None = None
+    seconds_per_scene: Annotated[float, Field(strict=True, ge=0.5, le=10, allow_inf_nan=False)] = (
+        2.0
+    )
     renderer: Literal["builtin", "external"] = "builtin"
 
 
 class ReportProgress(_Request):
     """A worker tells how far it is."""
 
-    percent: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+    percent: Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
     stage: Annotated[Text, Field(max_length=100)] = ""
     message: Annotated[Text, Field(max_length=500)] = ""
 

@@ -6,13 +6,11 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse  # noqa: TC002 - FastAPI reads annotations
 from pydantic import BaseModel, ConfigDict, model_validator
 from sqlalchemy import text
 
 from app.jobs.schemas import ClientId, JobId
-from app.problems import problem
-from jobcache import SourceUnavailable, jobs_key, progress_key, storyboard_key
+from jobcache import jobs_key, progress_key, storyboard_key
 
 if TYPE_CHECKING:
     from app.db import Database
@@ -47,6 +45,7 @@ def router(cache: JobCache, database: Database) -> APIRouter:
     """Statistics, invalidation and health."""
     routes = APIRouter(tags=["operations"])
 
+    @routes.head("/api/v2/cache/stats", include_in_schema=False)
     @routes.get("/api/v2/cache/stats")
     async def stats() -> dict[str, Any]:
         """What the cache of this process has done since it started."""
@@ -62,23 +61,17 @@ def router(cache: JobCache, database: Database) -> APIRouter:
             return Purged(purged=await cache.invalidate(jobs_key(body.client_id)))
         return Purged(purged=await cache.invalidate_all())
 
+    @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz")
     async def healthz() -> dict[str, str]:
         """The process is alive."""
         return {"status": "alive"}
 
-    @routes.get("/readyz", response_model=None)
-    async def readyz() -> dict[str, str] | JSONResponse:
+    @routes.head("/readyz", include_in_schema=False)
+    @routes.get("/readyz")
+    async def readyz() -> dict[str, str]:
         """The service can answer: its database can be reached."""
-        try:
-            await database.read(text("SELECT 1"), "health")
-        except SourceUnavailable:
-            return problem(
-                503,
-                "The database cannot be reached.",
-                instance="/readyz",
-                headers={"Retry-After": "2"},
-            )
+        await database.read(text("SELECT 1"), "health")
         return {"status": "ready"}
 
     return routes
@@ -99,7 +92,7 @@ def snapshot(cache: JobCache, database: Database) -> dict[str, Any]:
             **counts,
             "redis_enabled": remote,
             "redis_available": remote and condition.available,
-            "ttl_seconds": cache.lifetimes.default,
+            "ttl_seconds": _plain(cache.lifetimes.default),
             "backend": backend,
             "tier_hits": {backend: counts["hits"]},
             "breaker": {
@@ -117,6 +110,11 @@ def snapshot(cache: JobCache, database: Database) -> dict[str, Any]:
         "process": os.getpid(),
         "message": _message(enabled=enabled, away=not condition.available, why=condition.reason),
     }
+
+
+def _plain(number: float) -> float:
+    # the first version showed a whole number
+    return int(number) if number == int(number) else number
 
 
 def _message(*, enabled: bool, away: bool, why: str) -> str:

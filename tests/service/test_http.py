@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 from datetime import UTC, datetime, timedelta
 
@@ -106,6 +105,19 @@ async def test_a_move_that_is_not_allowed_names_the_state(service: Service) -> N
         assert "cancelled" in problem["detail"]
 
 
+async def test_what_is_refused_or_repeated_leaves_the_entry_alone(service: Service) -> None:
+    job = await service.rendering()
+    before = (await service.stats())["database"]["purposes"].get("load", 0)
+    await service.post(f"{job['id']}/approve")
+    await service.post(f"{job['id']}/complete")
+    await service.post(f"{job['id']}/progress", 409, percent=1)
+    response = await service.http.get(f"/api/v2/jobs/{job['id']}")
+    if cached(service):
+        assert "; hit;" in response.headers["cache-status"]
+    loads = (await service.stats())["database"]["purposes"]["load"] - before
+    assert loads == (2 if cached(service) else 3), "one for each refusal, to say why"
+
+
 async def test_of_many_at_once_one_ends_the_job(service: Service) -> None:
     job = await service.rendering()
     path = f"/api/v2/jobs/{job['id']}"
@@ -178,7 +190,8 @@ async def test_if_none_match_that_holds_is_304_with_no_body(service: Service) ->
         response = await service.http.get(url, headers={"If-None-Match": value})
         assert response.status_code == 304, value
         assert response.content == b""
-        assert response.headers["etag"] == tag
+        held = tag if value == "*" or tag in value else value
+        assert response.headers["etag"] == held
         assert response.headers["retry-after"] == "2"
     for value in ('"x"', "garbage", '"99999999999999999999-0"', f'"{job["version"]}-2"', '"-"'):
         response = await service.http.get(url, headers={"If-None-Match": value})
@@ -221,7 +234,6 @@ async def test_a_large_document_travels_compressed_to_whoever_takes_it(service: 
         for refuses in ("gzip;q=0", "br", ""):
             answer = await service.http.get(url, headers={"Accept-Encoding": refuses})
             assert answer.content == plain.content
-    assert json.loads(gzip.decompress(gzip.compress(plain.content))) == plain.json()
 
 
 async def test_the_storyboard_has_a_validator_of_its_own(service: Service) -> None:

@@ -44,7 +44,7 @@ def refused(directory: Path, *flags: str, **environment: str) -> str:
         ({"JOBCACHE_WORKERS": "2"}, "JOBCACHE_WORKERS=2: the memory backend is right for one"),
         ({"JOBCACHE_BACKEND": "disk"}, "JOBCACHE_BACKEND=disk: one of memory, null, redis"),
         ({"JOBCACHE_RENDERER": "magic"}, "JOBCACHE_RENDERER=magic: "),
-        ({"DATABASE_URL": "mysql://u:s3cret@h/d"}, "DATABASE_URL=mysql://u:***@h/d: a URL"),
+        ({"DATABASE_URL": "mysql://u:s3cret@h/d"}, "DATABASE_URL=mysql://h: a URL"),
         ({"DATABASE_URL": "s3cret nonsense"}, "DATABASE_URL=(unreadable): a URL"),
         ({"DATABASE_URL": "sqlite://"}, "DATABASE_URL=sqlite://: a URL"),
         ({"REDIS_URL": "s3cret@host"}, "REDIS_URL=host: a URL"),
@@ -188,6 +188,14 @@ def test_two_processes_share_the_work_and_the_truth(tmp_path: Path, redis_url: s
             for each in (one, other)
         ]
         assert listed == [[created, job_id]] * 2
+
+
+def test_several_workers_start_on_a_new_sqlite_file(tmp_path: Path) -> None:
+    """All of them make the tables, and one that fails takes the service with it."""
+    with serving(tmp_path, JOBCACHE_WORKERS="4", JOBCACHE_BACKEND="null", **PACED) as service:
+        service.until(service.rendering(), "completed")
+        assert "locked" not in service.log.read_text()
+        assert "already exists" not in service.log.read_text()
 
 
 def test_several_workers_serve_one_port(tmp_path: Path, redis_url: str) -> None:

@@ -1,0 +1,1 @@
+"""What a poll costs, with and without a cache. See README.md."""

@@ -1,0 +1,39 @@
+"""The table of backends that every benchmark and load test runs over. A new one is a line here."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from jobcache import CacheSettings, make_backend
+from jobcache.guard import Guard
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from jobcache import CacheBackend
+
+NEEDS_REDIS = {
+    "null": False,
+    "memory": False,
+    "redis": True,
+}
+"""Every backend by its name, and whether it needs a Redis server."""
+
+
+@asynccontextmanager
+async def ready_backend(name: str, redis_url: str) -> AsyncGenerator[CacheBackend]:
+    """The backend as the service wires it, guard included, ready for use in the running loop.
+
+    Args:
+        name: one of `NEEDS_REDIS`.
+        redis_url: a server of the benchmark's own; left alone by backends that need none.
+    """
+    backend = make_backend(CacheSettings(backend=name, redis_url=redis_url))
+    try:
+        if isinstance(backend, Guard):
+            await backend.start()
+            assert backend.condition().available, f"no Redis at {redis_url}"
+        yield backend
+    finally:
+        await backend.aclose()

@@ -1,0 +1,62 @@
+"""Servers and an event loop for the benchmarks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+import uvloop
+
+from app.devservers import PostgresServer, RedisServer
+from benchmarks.machine import surroundings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class Benchmark(Protocol):
+    """What is used here of pytest-benchmark's fixture, which has no types."""
+
+    enabled: bool
+    group: str | None
+    extra_info: dict[str, Any]
+
+    def __call__(self, function: Callable[[], object]) -> object:
+        """Measure it, in as many rounds as there is time for."""
+
+    def pedantic(self, function: Callable[[], object], *, rounds: int) -> object:
+        """Measure it, in so many rounds."""
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Make the directory that the results go to."""
+    results = session.config.getoption("benchmark_json")
+    if results is not None:
+        results.parent.mkdir(parents=True, exist_ok=True)
+
+
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """Say where the numbers come from."""
+    output_json["surroundings"] = surroundings()
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A Redis-compatible server of our own."""
+    with RedisServer() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of our own."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    """The kind of event loop the service has."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
+        yield loop

@@ -1,0 +1,80 @@
+"""A child process that runs for as long as a `with` block, and whose words are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_STOP = 15.0  # seconds to end when asked to, before it is killed
+_LINES = 20
+
+
+class Process:
+    """A program in a directory of its own, which is removed with it.
+
+    Args:
+        command: the program and its arguments.
+        environment: all of its environment variables.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._command = command
+        self._environment = environment
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jobcache-")))
+            self._log = place / "log"
+            self._child = subprocess.Popen(  # noqa: S603 - the project's own programs
+                self._command,
+                cwd=place,  # where there is no .env
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stack.enter_context(self._log.open("wb")),
+                stderr=subprocess.STDOUT,
+                process_group=0,  # Ctrl-C is for the owner, who then ends it in order
+            )
+            stack.callback(self._end)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._child.pid
+
+    @property
+    def alive(self) -> bool:
+        """False once it has ended by itself."""
+        return self._child.poll() is None
+
+    def wait(self, seconds: float) -> int:
+        """Its exit status, once it has ended by itself.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not, in so many seconds.
+        """
+        return self._child.wait(seconds)
+
+    def last_words(self) -> str:
+        """The last lines it has written."""
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return "\n".join(lines[-_LINES:])
+
+    def _end(self) -> None:
+        self._child.terminate()
+        try:
+            self._child.wait(_STOP)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()

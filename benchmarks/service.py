@@ -1,0 +1,93 @@
+"""The service as its users run it: a process of its own, started with `python -m app serve`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx
+
+from app.devservers import free_port
+from benchmarks.process import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+HOST = "127.0.0.1"
+
+_START = 30.0  # seconds to become ready
+_PAUSE = 0.02  # seconds between two looks
+_SETTINGS = ("JOBCACHE_", "DATABASE_URL", "REDIS_URL")
+
+
+class ServiceFailed(Exception):  # noqa: N818 - says what is the matter
+    """The service did not start, or did not answer as it should; ends with its last words."""
+
+
+class Service:
+    """One service process on a free loopback port; entering starts it, leaving ends it.
+
+    Entering does not wait, so that several can start at once: call `wait_until_ready` then.
+
+    Args:
+        settings: environment variables, see `app.settings`; none of ours reaches it. The port is
+            chosen here, and its files go where the process goes.
+    """
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        self.port = free_port()
+        self.url = f"http://{HOST}:{self.port}"
+        kept = {name: text for name, text in os.environ.items() if not name.startswith(_SETTINGS)}
+        self._process = Process(
+            [sys.executable, "-m", "app", "serve"],
+            {**kept, "JOBCACHE_PORT": str(self.port), **settings},
+        )
+        self._client = httpx.Client(base_url=self.url, timeout=10)
+
+    def __enter__(self) -> Self:
+        self._process.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+        self._process.__exit__()
+
+    def wait_until_ready(self) -> None:
+        """Return once this very process, and not another on the port, says that it is ready.
+
+        Raises:
+            ServiceFailed: it ended, or took too long.
+        """
+        deadline = time.monotonic() + _START
+        while self._process.alive and time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                if self._client.get("/readyz").is_success and self._is_ours():
+                    return
+            time.sleep(_PAUSE)
+        raise ServiceFailed(f"the service is not ready:\n{self._process.last_words()}")
+
+    def stats(self) -> dict[str, Any]:
+        """The document of `/api/v2/cache/stats`."""
+        return self.call("GET", "/api/v2/cache/stats")
+
+    def call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        """One request, and the JSON that answers it.
+
+        Raises:
+            ServiceFailed: the answer was not a success.
+        """
+        answer = self._client.request(method, path, json=body)
+        if not answer.is_success:
+            raise ServiceFailed(
+                f"{method} {path} was answered {answer.status_code}: {answer.text[:200]}\n"
+                f"{self._process.last_words()}"
+            )
+        document: dict[str, Any] = answer.json()
+        return document
+
+    def _is_ours(self) -> bool:
+        # Between finding a free port and binding it, another process may have bound it.
+        return bool(self.stats()["process"] == self._process.pid)

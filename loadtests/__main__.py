@@ -1,0 +1,133 @@
+"""One command: for every backend and number of users a run, and a table of them side by side.
+
+python -m loadtests --backends null,memory,redis --users 1,10,100 --scenario shared
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import signal
+import sys
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app.devservers import PostgresServer
+from benchmarks.backends import NEEDS_REDIS
+from benchmarks.machine import surroundings
+from benchmarks.service import ServiceFailed
+from loadtests import table, trial
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run it all. Returns 1 if anything was answered wrongly or a job did not complete, else 0."""
+    options = _parser().parse_args(arguments)
+    plan = trial.Plan(
+        scenario=options.scenario,
+        seconds=options.seconds,
+        updates=options.updates,
+        interval=options.interval,
+        etag=options.etag,
+    )
+    runs = [(users, backend) for users in options.users for backend in options.backends]
+    around = surroundings()
+    rows, complaints = [], []
+    with ExitStack() as stack:
+        postgres = None
+        if options.database == "postgres":
+            postgres = stack.enter_context(PostgresServer())
+        for number, (users, backend) in enumerate(runs, 1):
+            sys.stderr.write(f"run {number} of {len(runs)}: {users} users, {backend}\n")
+            try:
+                rows.append(trial.run(plan, backend, users, postgres))
+            except (ServiceFailed, trial.LocustFailed) as error:
+                complaints.append(f"{users} users, {backend}: {error}")  # the others still count
+    complaints += [complaint for row in rows for complaint in table.complaints(row)]
+    command = f"python -m loadtests {shlex.join(arguments)}"
+    etags = " with ETags" if plan.etag else ""
+    polled = f"a poll every {plan.interval:g} s{etags}"
+    jobs = f"jobs of {plan.seconds:g} s, {plan.updates} updates each"
+    notes = [
+        f"Scenario {plan.scenario} on {options.database}: {jobs}, {polled}.",
+        f"Taken with: {', '.join(f'{name} {text}' for name, text in around.items())}.",
+        f"Command: `{command}`",
+        *(f"FAILED: {complaint}" for complaint in complaints),
+    ]
+    text = table.markdown(rows, notes)
+    sys.stdout.write(text)
+    results: Path = options.results
+    results.mkdir(parents=True, exist_ok=True)
+    taken = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    stem = results / f"{taken}-{plan.scenario}-{options.database}"
+    stem.with_suffix(".md").write_text(text, "utf-8")
+    document = {
+        "surroundings": around,
+        "command": command,
+        "runs": rows,
+        "complaints": complaints,
+    }
+    stem.with_suffix(".json").write_text(json.dumps(document, indent=1), "utf-8")
+    return 1 if complaints else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--backends", type=_backends, default="null,memory,redis", help="in turn")
+    parser.add_argument("--database", choices=["sqlite", "postgres"], default="postgres")
+    parser.add_argument("--users", type=_numbers, default="1,10,100", help="in turn")
+    parser.add_argument("--seconds", type=_positive, default=120, help="how long a job takes")
+    parser.add_argument("--interval", type=_positive, default=3, help="seconds between polls")
+    parser.add_argument("--updates", type=int, default=20, help="progress reports of a job")
+    parser.add_argument(
+        "--scenario",
+        choices=trial.SCENARIOS,
+        default="own",
+        help="own: every user polls a job of its own; shared: all poll one",
+    )
+    parser.add_argument("--etag", action="store_true", help="poll with If-None-Match")
+    parser.add_argument(
+        "--results", type=Path, default=Path(__file__).with_name("results"), help="where they go"
+    )
+    return parser
+
+
+def _backends(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in NEEDS_REDIS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(NEEDS_REDIS)}")
+    return names
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(part) for part in text.split(",")]
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError("there must be at least 1")
+    return numbers
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return number
+
+
+def _end(*_: object) -> None:
+    sys.exit(143)
+
+
+if __name__ == "__main__":
+    # An end in order, so that no server is left behind.
+    signal.signal(signal.SIGTERM, _end)
+    sys.exit(main(sys.argv[1:]))

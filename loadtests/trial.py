@@ -1,0 +1,130 @@
+"""One run: the service with one backend, and users who poll it until their jobs are done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.devservers import RedisServer
+from benchmarks.backends import NEEDS_REDIS
+from benchmarks.process import Process
+from benchmarks.service import Service
+
+if TYPE_CHECKING:
+    from app.devservers import PostgresServer
+
+SCENARIOS = {"own": "OwnJob", "shared": "SharedJob"}
+"""The class of `loadtests.pollers` behind each scenario."""
+
+_ROOT = Path(__file__).parents[1]
+_SPARE = 60.0  # seconds beyond a job's for starting, agreeing to storyboards, and the last polls
+_STOP = 30.0  # seconds for Locust to start, and to end once its time is up
+
+
+class LocustFailed(Exception):  # noqa: N818 - says what is the matter
+    """Locust ended without a report; ends with its last words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What every run of a command has in common.
+
+    Attributes:
+        scenario: one of `SCENARIOS`.
+        seconds: how long a job takes.
+        updates: how many progress reports it makes.
+        interval: seconds between a user's polls.
+        etag: whether polls carry `If-None-Match`.
+    """
+
+    scenario: str
+    seconds: float
+    updates: int
+    interval: float
+    etag: bool
+
+
+def run(plan: Plan, backend: str, users: int, postgres: PostgresServer | None) -> dict[str, Any]:
+    """Run it. Returns what `loadtests.table` shows as a row.
+
+    Args:
+        plan: what to do.
+        backend: one of `benchmarks.backends.NEEDS_REDIS`.
+        users: how many there are; all begin at once.
+        postgres: where the jobs are, in a database of this run's own; None for SQLite.
+
+    Raises:
+        ServiceFailed: the service did not start, or could not be asked for its statistics.
+        LocustFailed: there is no report.
+    """
+    settings = {
+        "JOBCACHE_BACKEND": backend,
+        "JOBCACHE_RENDERER": "paced",
+        "JOBCACHE_PACED_SECONDS": str(plan.seconds),
+        "JOBCACHE_PACED_UPDATES": str(plan.updates),
+    }
+    with ExitStack() as stack:
+        if NEEDS_REDIS[backend]:
+            settings["REDIS_URL"] = stack.enter_context(RedisServer()).url
+        if postgres is not None:
+            name = f"{backend}-{users}"
+            postgres.create_database(name)
+            stack.callback(postgres.drop_database, name)
+            settings["DATABASE_URL"] = postgres.url(name)
+        service = stack.enter_context(Service(settings))
+        service.wait_until_ready()
+        before = service.stats()
+        seen = _poll(plan, users, service.url)
+        after = service.stats()
+    return {"users": users, "backend": backend, **seen, **_difference(before, after)}
+
+
+def _poll(plan: Plan, users: int, url: str) -> dict[str, Any]:
+    limit = plan.seconds + 2 * plan.interval + _SPARE
+    with tempfile.TemporaryDirectory(prefix="jobcache-") as place:
+        report = Path(place) / "report.json"
+        command = [
+            *(sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("pollers.py"))),
+            *(SCENARIOS[plan.scenario], "--headless", "--only-summary", "--host", url),
+            *("--users", str(users), "--spawn-rate", str(users), "--run-time", f"{limit:.0f}s"),
+            *("--interval", str(plan.interval), "--report", str(report)),
+            *(("--etag",) if plan.etag else ()),
+        ]
+        kept = {name: text for name, text in os.environ.items() if not name.startswith("LOCUST_")}
+        with Process(command, {**kept, "PYTHONPATH": str(_ROOT)}) as locust:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                locust.wait(limit + _STOP)
+            if not report.exists():
+                raise LocustFailed(f"there is no report:\n{locust.last_words()}")
+        seen: dict[str, Any] = json.loads(report.read_text("utf-8"))
+        return seen
+
+
+def _difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    def grown(*path: str) -> int:
+        values = []
+        for found in (before, after):
+            value: Any = found
+            for name in path:
+                value = value.get(name, 0)
+            values.append(int(value))
+        return values[1] - values[0]
+
+    purposes = {name: grown("database", "purposes", name) for name in after["database"]["purposes"]}
+    return {
+        "reads": grown("statistics", "total_requests"),
+        "hits": grown("statistics", "hits"),
+        "bypasses": grown("statistics", "bypasses"),
+        "cache_errors": grown("statistics", "errors"),
+        "selects_by_polls": purposes.get("load", 0),
+        "statements": sum(purposes.values()),
+        "purposes": purposes,
+    }

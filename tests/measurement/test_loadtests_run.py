@@ -1,0 +1,46 @@
+"""The load test's command, with few users and short jobs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_command_shows_backends_side_by_side(tmp_path: Path) -> None:
+    options = "--backends null,memory --database sqlite --users 3 --seconds 3 --interval 0.3"
+    child = subprocess.Popen(
+        [sys.executable, "-m", "loadtests", *options.split(), "--updates=6", "--results", tmp_path],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        said, complained = child.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        child.terminate()  # so that it ends its servers
+        said, complained = child.communicate(timeout=60)
+    assert child.returncode == 0, said + complained
+    assert "| 3 | null | " in said
+    assert "| 3 | memory | " in said
+    (markdown,) = tmp_path.glob("*.md")
+    assert markdown.read_text() == said
+    (document,) = tmp_path.glob("*.json")
+    null, memory = json.loads(document.read_text())["runs"]
+    for run in (null, memory):
+        assert run["jobs"] == run["completed"] == 3
+        assert run["reads"] == run["requests"]["poll"] >= 3 * 9  # 3 s at 0.3 s, less the first
+        assert run["failures"] == {}
+        assert run["changes"] > run["jobs"] * 6
+        assert 0 < run["poll_ms"]["p50"] <= run["poll_ms"]["max"]
+    assert null["hits"] == 0
+    assert 0 < null["selects_by_polls"] <= null["reads"]
+    assert null["news_missed"] == null["news"] > 0
+    assert memory["hits"] / memory["reads"] > 0.8
+    assert memory["selects_by_polls"] <= memory["bypasses"]
+    assert memory["news"] > 0
+    assert memory["news_missed"] == 0
