@@ -6,8 +6,9 @@ Times are integers, milliseconds since the epoch, so that both databases reckon 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -23,7 +24,10 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    and_,
     event,
+    literal_column,
+    or_,
     text,
 )
 from sqlalchemy import exc as sqlalchemy_errors
@@ -34,9 +38,9 @@ from jobcache import SourceUnavailable
 from jobcache.shelter import Shelter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
-    from sqlalchemy.engine import Row
+    from sqlalchemy.engine import ExceptionContext, Row
     from sqlalchemy.sql.base import Executable
 
 metadata = MetaData()
@@ -82,6 +86,17 @@ jobs = Table(
     sqlite_autoincrement=True,  # an id is never given twice, or versions would start anew
 )
 
+TO_MOVE = or_(
+    jobs.c.status.in_([literal_column("'pending'"), literal_column("'storyboarding'")]),
+    and_(
+        jobs.c.status == literal_column("'rendering'"),
+        jobs.c.renderer != literal_column("'external'"),
+    ),
+)
+"""Jobs that are the service's to move along. Spelt out, for a planner that meets a parameter cannot
+know that the index below is enough; and that index is as small as what is to be done."""
+Index("jobs_to_move", jobs.c.id, sqlite_where=TO_MOVE, postgresql_where=TO_MOVE)
+
 claims = Table(
     "claims",
     metadata,
@@ -99,7 +114,14 @@ _AWAY = (
     OSError,
     TimeoutError,
 )
+# PostgreSQL answered, and said that it cannot work: shut down, crashed, starting, idle too long;
+# and by class, the first two characters: connection lost, out of resources.
+_AWAY_STATES = frozenset({"57P01", "57P02", "57P03", "57P05"})
+_AWAY_CLASSES = frozenset({"08", "53"})
+_CLOSED = ("connection is closed", "connection was closed")
 _TABLES_LOCK = 7_262_637  # any number, the same in every process
+_LONGEST_WAIT = 10
+"""Seconds that a write may wait for SQLite's one lock, in this process and then in the file."""
 
 
 class DatabaseUnavailable(SourceUnavailable):
@@ -125,17 +147,23 @@ class Database:
         self.shelter = Shelter()
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         if self.is_sqlite:
-            options: dict[str, Any] = {"connect_args": {"timeout": 10}}
+            options: dict[str, Any] = {"connect_args": {"timeout": _LONGEST_WAIT}}
         else:
             options = {"connect_args": {"timeout": 5, "command_timeout": 10}}
         self._engine = create_async_engine(
-            url, pool_size=10, max_overflow=10, pool_timeout=10, **options
+            url,
+            pool_size=10,
+            max_overflow=10,
+            pool_timeout=10,
+            hide_parameters=True,  # an error goes into the log; a client's prompt does not
+            **options,
         )
         # One statement is a snapshot of its own; no BEGIN and ROLLBACK around it.
         self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         # SQLite lets in one writer at a time and makes the others poll; here they queue.
-        self._writing = asyncio.Lock() if self.is_sqlite else nullcontext()
+        self._writing = asyncio.Lock()
         event.listen(self._engine.sync_engine, "before_cursor_execute", self._count)
+        event.listen(self._engine.sync_engine, "handle_error", _notice_death)
         if self.is_sqlite:
             event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
 
@@ -147,8 +175,26 @@ class Database:
 
     async def create_tables(self) -> None:
         """Make what is missing; safe with several processes starting at once."""
+        give_up_at = time.monotonic() + _LONGEST_WAIT
+        while True:
+            try:
+                await self._create_tables()
+            except DatabaseUnavailable as error:
+                # SQLite does not wait for a process that is switching the file to WAL.
+                if "database is locked" not in str(error) or time.monotonic() > give_up_at:
+                    raise
+                await asyncio.sleep(0.02)
+            else:
+                return
+
+    async def _create_tables(self) -> None:
+        # One process looks what is missing, and makes it, while the others wait:
+        #   A: no table "clients"   B: no table "clients"   A: creates it   B: it already exists
         async with self.transaction() as connection:
-            if not self.is_sqlite:
+            if self.is_sqlite:
+                # The driver would begin a transaction before an INSERT, but not before this.
+                await connection.execute(text("BEGIN IMMEDIATE"))
+            else:
                 await connection.execute(text(f"SELECT pg_advisory_xact_lock({_TABLES_LOCK})"))
             await connection.run_sync(_create_all)
 
@@ -163,18 +209,14 @@ class Database:
             DatabaseUnavailable: there was no answer.
         """
         labelled = statement.execution_options(purpose=purpose)
-        try:
+        with _translating():
+            try:
+                return await self._select(labelled)
+            except sqlalchemy_errors.DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+            # It had died since it was last used; by now the pool has thrown out all its age.
             return await self._select(labelled)
-        except sqlalchemy_errors.DBAPIError as error:
-            if not error.connection_invalidated:
-                raise _translated(error) from error
-        except _AWAY as error:
-            raise DatabaseUnavailable(_brief(error)) from error
-        # The pool's connections died since they were last used; it has noticed by now.
-        try:
-            return await self._select(labelled)
-        except (sqlalchemy_errors.DBAPIError, *_AWAY) as error:
-            raise _translated(error) from error
 
     async def _select(self, statement: Executable) -> list[Row[Any]]:
         async with self._reader.connect() as connection:
@@ -187,11 +229,24 @@ class Database:
         Raises:
             DatabaseUnavailable: the database went away; whether it had committed is not known.
         """
-        try:
-            async with self._writing, self._engine.begin() as connection:
+        with _translating():
+            async with self._turn(), self._engine.begin() as connection:
                 yield connection
-        except (sqlalchemy_errors.DBAPIError, *_AWAY) as error:
-            raise _translated(error) from error
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        if not self.is_sqlite:
+            yield
+            return
+        try:
+            async with asyncio.timeout(_LONGEST_WAIT):
+                await self._writing.acquire()
+        except TimeoutError as error:
+            raise DatabaseUnavailable("too many writes are waiting") from error
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     async def write(self, statement: Executable) -> list[Row[Any]]:
         """Run one statement that changes something, in a transaction of its own, to its end.
@@ -222,13 +277,46 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:  # noqa: ANN401 - SQ
 
 def _create_all(connection: Connection) -> None:
     metadata.create_all(connection)
+    for table in metadata.sorted_tables:
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)  # one that an older version did not have
 
 
-def _translated(error: BaseException) -> BaseException:
-    away = isinstance(error, _AWAY) or (
-        isinstance(error, sqlalchemy_errors.DBAPIError) and error.connection_invalidated
-    )
-    return DatabaseUnavailable(_brief(error)) if away else error
+def _notice_death(context: ExceptionContext) -> None:
+    """Tell the pool of a connection that says it is dead before the driver has closed it."""
+    state = _sqlstate(context.original_exception)
+    if state in {"57P01", "57P02", "57P05"} or state.startswith("08"):
+        context.is_disconnect = True
+
+
+@contextmanager
+def _translating() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not _is_away(error):
+            raise
+        raise DatabaseUnavailable(_brief(error)) from error
+
+
+def _is_away(error: Exception) -> bool:
+    if isinstance(error, _AWAY):
+        return True
+    if isinstance(error, sqlalchemy_errors.DBAPIError):
+        if error.connection_invalidated:
+            return True
+    # SQLAlchemy does not wrap all that the driver raises while it connects.
+    elif not type(error).__module__.startswith("asyncpg."):
+        return False
+    state = _sqlstate(error)
+    if state in _AWAY_STATES or state[:2] in _AWAY_CLASSES:
+        return True
+    return any(words in str(error) for words in _CLOSED)
+
+
+def _sqlstate(error: BaseException) -> str:
+    cause = getattr(error, "orig", None) or error
+    return getattr(cause, "sqlstate", None) or ""
 
 
 def _brief(error: BaseException) -> str:

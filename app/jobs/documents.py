@@ -12,7 +12,7 @@ from app.jobs.states import TERMINAL, Status
 from jobcache import Document
 
 if TYPE_CHECKING:
-    from app.jobs.store import Job, JobList
+    from app.jobs.store import Job, JobList, StoredStoryboard
 
 _POLL_AFTER = {
     Status.PENDING: 1,
@@ -69,14 +69,12 @@ def poll_after(job: Job) -> int | None:
     return min(max(1, math.ceil(job.pace_ms / 1000)), _RENDERING_MOST)
 
 
-def storyboard_document(job: Job) -> Document | None:
-    """A job's storyboard, at the job's version that brought it; None before it exists."""
-    if job.storyboard is None or job.storyboard_version is None:
-        return None
+def storyboard_document(stored: StoredStoryboard) -> Document:
+    """A job's storyboard, at the job's version that brought it."""
     return Document(
-        version=job.storyboard_version,
-        owner=job.client_id,
-        body=job.storyboard.encode(),
+        version=stored.version,
+        owner=stored.client_id,
+        body=stored.text.encode(),
         status="storyboard",
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.jobs import states
 from app.jobs.documents import job_document, list_document, storyboard_document
-from app.jobs.store import progress_values, storyboard_values
+from app.jobs.store import StoredStoryboard, progress_values, storyboard_values
 from jobcache import (
     Answer,
     Document,
@@ -133,8 +133,8 @@ class JobService:
         """
 
         async def load() -> Document | None:
-            job = await self._store.load(job_id)
-            return None if job is None else storyboard_document(job)
+            stored = await self._store.load_storyboard(job_id)
+            return None if stored is None else storyboard_document(stored)
 
         answer = await self._cache.read(storyboard_key(job_id), load, floor=floor)
         if answer.entry.gone:
@@ -280,9 +280,9 @@ class JobService:
                 raise _NothingChanged
             # Only now: what is refused, or meets a database that is away, leaves the entry alone.
             documents = {progress_key(job_id): job_document(job)}
-            storyboard = storyboard_document(job)
-            if move is states.FINISH_STORYBOARD and storyboard is not None:
-                documents[storyboard_key(job_id)] = storyboard
+            if move is states.FINISH_STORYBOARD:
+                stored = StoredStoryboard(job.client_id, job.version, values["storyboard"])
+                documents[storyboard_key(job_id)] = storyboard_document(stored)
             await write.fence(*documents)
             for key, document in documents.items():
                 write.offer(key, document)

@@ -1,7 +1,8 @@
 """Jobs in the database, which is the truth.
 
 Every change of a job is one statement, which raises the version under the row's lock, refuses what
-the job's state does not allow by its own condition, and returns the row as it is now.
+the job's state does not allow by its own condition, and returns the row as it is now, without the
+storyboard: that is large, and read only by those who ask for it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, and_, case, delete, literal, or_, select, update
+from sqlalchemy import BigInteger, and_, case, delete, func, literal, or_, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from app.db import Database, claims, clients, jobs
-from app.jobs.states import Move, Status
+from app.db import TO_MOVE, Database, claims, clients, jobs
+from app.jobs.states import TERMINAL, Move, Status
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A row of the table of jobs, as one statement saw it. Times in milliseconds."""
+    """A row of the table of jobs, as one statement saw it. Times in milliseconds.
+
+    Its storyboard is a `StoredStoryboard`; `storyboard_version` is None until there is one.
+    """
 
     id: int
     client_id: str
@@ -39,7 +43,6 @@ class Job:
     message: str
     progress_at: int | None
     pace_ms: int | None
-    storyboard: str | None
     storyboard_version: int | None
     video_url: str | None
     error: str | None
@@ -47,6 +50,21 @@ class Job:
     updated_at: int
     idempotency_key: str | None
     request_hash: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStoryboard:
+    """A job's storyboard, as JSON.
+
+    Attributes:
+        client_id: whose job it is.
+        version: of the job, when it came.
+        text: the JSON.
+    """
+
+    client_id: str
+    version: int
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +95,9 @@ class JobList:
     complete: bool
 
 
-_COLUMNS = list(jobs.c)
+_COLUMNS = [column for column in jobs.c if column is not jobs.c.storyboard]
 _SELECT = select(*_COLUMNS)
+_NAMED_AT_ONCE = 1000  # databases limit the parameters of a statement
 
 
 class JobStore:
@@ -100,14 +119,32 @@ class JobStore:
         rows = await self._database.read(_SELECT.where(jobs.c.id.in_(job_ids)), "load")
         return [_job(row) for row in rows]
 
+    async def load_storyboard(self, job_id: int) -> StoredStoryboard | None:
+        """A job's storyboard, in a snapshot begun now. None if there is no such job, or not yet."""
+        statement = select(jobs.c.client_id, jobs.c.storyboard_version, jobs.c.storyboard).where(
+            jobs.c.id == job_id, jobs.c.storyboard.is_not(None)
+        )
+        rows = await self._database.read(statement, "load")
+        if not rows:
+            return None
+        row = rows[0]
+        return StoredStoryboard(row.client_id, row.storyboard_version, row.storyboard)
+
     async def load_list(self, client_id: str, limit: int) -> JobList:
         """A client's list and its version, from one snapshot, so in one statement."""
-        statement = (
-            select(clients.c.version, jobs.c.id)
-            .select_from(clients.outerjoin(jobs, jobs.c.client_id == clients.c.id))
-            .where(clients.c.id == client_id)
+        # Limited before it is joined: otherwise a client's whole history is read, and sorted.
+        newest = (
+            select(jobs.c.id)
+            .where(jobs.c.client_id == client_id)
             .order_by(jobs.c.id.desc())
             .limit(limit + 1)
+            .subquery("newest")
+        )
+        statement = (
+            select(clients.c.version, newest.c.id)
+            .select_from(clients.outerjoin(newest, true()))
+            .where(clients.c.id == client_id)
+            .order_by(newest.c.id.desc())
         )
         rows = await self._database.read(statement, "list")
         if not rows:
@@ -196,6 +233,9 @@ class JobStore:
             .returning(*_COLUMNS)
         )
         row = result.one_or_none()
+        if row is not None and move.to in TERMINAL:
+            # Whoever is at work on it in another process finds that it has lost its claim.
+            await connection.execute(delete(claims).where(claims.c.job_id == job_id))
         return None if row is None else _job(row)
 
     # --- who is at work on what ---
@@ -218,14 +258,21 @@ class JobStore:
         return rows[0].attempts if rows else None
 
     async def renew_claims(self, job_ids: Sequence[int], runner: str, expires_at: int) -> set[int]:
-        """Say that the runner is still at work on them. Returns those it still holds."""
-        statement = (
-            update(claims)
-            .where(claims.c.runner == runner, claims.c.job_id.in_(job_ids))
-            .values(expires_at=expires_at)
-            .returning(claims.c.job_id)
-        )
-        return {row.job_id for row in await self._database.write(statement)}
+        """Say that the runner is still at work on them. Returns those it still holds.
+
+        They are named, for the runner may have claims in the table that it wants to run out.
+        """
+        held: set[int] = set()
+        for start in range(0, len(job_ids), _NAMED_AT_ONCE):
+            some = job_ids[start : start + _NAMED_AT_ONCE]
+            statement = (
+                update(claims)
+                .where(claims.c.runner == runner, claims.c.job_id.in_(some))
+                .values(expires_at=expires_at)
+                .returning(claims.c.job_id)
+            )
+            held.update(row.job_id for row in await self._database.write(statement))
+        return held
 
     async def release_claim(self, job_id: int, runner: str) -> None:
         """The runner is done with it."""
@@ -235,22 +282,22 @@ class JobStore:
 
     async def half_done(self, now_ms: int, limit: int) -> list[Job]:
         """Jobs that are the service's to move along, and that nobody is at work on."""
-        ours = or_(
-            jobs.c.status.in_([Status.PENDING, Status.STORYBOARDING]),
-            and_(jobs.c.status == Status.RENDERING, jobs.c.renderer != "external"),
-        )
         statement = (
             select(*_COLUMNS)
             .select_from(jobs.outerjoin(claims, claims.c.job_id == jobs.c.id))
-            .where(
-                jobs.c.status.in_([Status.PENDING, Status.STORYBOARDING, Status.RENDERING]),
-                ours,
-                or_(claims.c.job_id.is_(None), claims.c.expires_at < now_ms),
-            )
+            .where(TO_MOVE, or_(claims.c.job_id.is_(None), claims.c.expires_at < now_ms))
             .order_by(jobs.c.id)
             .limit(limit)
         )
         return [_job(row) for row in await self._database.read(statement, "recovery")]
+
+    async def load_to_render(self, job_id: int) -> str | None:
+        """The storyboard of a job that is being rendered; None if it is not, or not any more."""
+        statement = select(func.coalesce(jobs.c.storyboard, "")).where(
+            jobs.c.id == job_id, jobs.c.status == Status.RENDERING
+        )
+        rows = await self._database.read(statement, "work")
+        return rows[0][0] if rows else None
 
 
 def progress_values(percent: float, stage: str, message: str, now_ms: int) -> dict[str, Any]:

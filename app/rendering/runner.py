@@ -1,9 +1,10 @@
 """Moves the service's own jobs along: writes storyboards, renders, reports progress.
 
 A job is worked on by the process that has claimed it in the database. A claim is renewed while the
-process lives and runs out when it dies; every process looks now and then, and at its start, for
-jobs that should be moving and that nobody has claimed, and takes them up again from where their
-state says. A job that was taken up too often is failed: it may be what kills the processes.
+process is at work and runs out when it dies; every process looks now and then, and at its start,
+for jobs that should be moving and that nobody has claimed, and takes them up again from where their
+state says. A job that was taken up too often is failed: it may be what kills the processes. One
+that only waits for its turn is not claimed, and so not to blame for a death.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import asyncio
 import logging
 import math
 import time
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.jobs.service import IllegalMove, JobNotFound
@@ -20,6 +22,7 @@ from app.jobs.states import TERMINAL, Status
 from app.rendering.renderer import RenderError, RenderTask
 from app.rendering.storyboard import Storyboard, make_storyboard
 from jobcache import SourceUnavailable
+from jobcache.shelter import Shelter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -76,7 +79,8 @@ class Runner:
         self._report_every = report_every
         self._clock_ms = clock_ms
         self._clock = clock
-        self._working: dict[int, asyncio.Task[None]] = {}
+        self._shelter = Shelter()
+        self._working: dict[int, _Step] = {}
         self._next: dict[int, Job] = {}
         self._claimed: set[int] = set()
         self._rounds: asyncio.Task[None] | None = None
@@ -88,22 +92,29 @@ class Runner:
     def seen(self, job: Job) -> None:
         """A job has changed: take it up if it is ours to move, let it go if it has ended."""
         working = self._working.get(job.id)
-        if working is asyncio.current_task() or self._rounds is None:
-            return  # our own change, or shutting down
+        if self._rounds is None or (working and working.task is asyncio.current_task()):
+            return  # shutting down, or our own change
+        if job.status is Status.COMPLETED:
+            return  # our own as well: it may be tidying up
         if job.status in TERMINAL:
             self._next.pop(job.id, None)
             if working is not None:
-                working.cancel()
+                working.task.cancel()
+            if job.renderer == "builtin":
+                self._video(job.id).unlink(missing_ok=True)  # in place, but one move too late
         elif not _is_ours(job):
             return
-        elif working is not None:
+        elif working is None:
+            task = asyncio.create_task(self._work(job))
+            # Not a `finally` within: a task that is cancelled before it has begun has none.
+            task.add_done_callback(lambda _: self._ended(job.id))
+            self._working[job.id] = _Step(task, renders=_renders(job))
+        elif working.renders != _renders(job):
             self._next[job.id] = job  # still tidying up after the step before
-        else:
-            self._working[job.id] = asyncio.create_task(self._work(job))
 
     async def aclose(self) -> None:
         """Stop all work and give up the claims, so that the next process takes it up at once."""
-        tasks = list(self._working.values())
+        tasks = [step.task for step in self._working.values()]
         if self._rounds is not None:
             tasks.append(self._rounds)
             self._rounds = None
@@ -111,6 +122,7 @@ class Runner:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        await self._shelter.settle()
 
     # --- rounds ---
 
@@ -118,7 +130,10 @@ class Runner:
         while True:
             try:
                 await self._renew()
-                for job in await self._store.half_done(self._clock_ms(), _TAKEN_AT_ONCE):
+                # Those that wait for a turn here are among them, and must not hide the others.
+                most = _TAKEN_AT_ONCE + len(self._working)
+                # To its end: a read that is cut off half way loses its connection, too.
+                for job in await self._shelter.run(self._store.half_done(self._clock_ms(), most)):
                     self.seen(job)
             except SourceUnavailable:
                 pass  # the next round may be luckier
@@ -133,17 +148,21 @@ class Runner:
         before = set(self._claimed)
         held = await self._store.renew_claims(sorted(before), self._name, expires_at)
         for job_id in before - held:
-            # It ran out while the database could not be reached, and another process has it now.
+            # It ran out while the database could not be reached, and another process has it now;
+            # or the job has ended.
             working = self._working.get(job_id)
             if job_id in self._claimed and working is not None:
                 self._claimed.discard(job_id)
-                working.cancel()
+                working.task.cancel()
 
     # --- work ---
 
     async def _work(self, job: Job) -> None:
         try:
-            await self._take_up(job)
+            # First a turn, then the claim: what waits has made no attempt, and its process may die
+            # of another job without that being counted.
+            async with self._turns if _renders(job) else nullcontext():
+                await self._take_up(job)
         except (IllegalMove, JobNotFound):
             pass  # it was cancelled, or another process has moved it on
         except SourceUnavailable as error:
@@ -151,40 +170,52 @@ class Runner:
             logger.warning("job %d is left for later: %s", job.id, error)
         except Exception:
             logger.exception("work on job %d failed; it will be tried again", job.id)
-        finally:
-            del self._working[job.id]
-            following = self._next.pop(job.id, None)
-            if following is not None:
-                self.seen(following)
+
+    def _ended(self, job_id: int) -> None:
+        del self._working[job_id]
+        following = self._next.pop(job_id, None)
+        if following is not None:
+            self.seen(following)
 
     async def _take_up(self, job: Job) -> None:
         now_ms = self._clock_ms()
         expires_at = now_ms + round(self._claim_for * 1000)
-        attempts = await self._store.claim(job.id, self._name, now_ms, expires_at)
-        if attempts is None:
-            return  # another process is at it
-        self._claimed.add(job.id)
+        # A task of its own: cancelled meanwhile, we give up the claim once it is there to give up.
+        claim = self._store.claim(job.id, self._name, now_ms, expires_at)
+        claiming = asyncio.create_task(claim)
+        try:
+            attempts = await asyncio.shield(claiming)
+            if attempts is not None:  # or else another process is at it
+                self._claimed.add(job.id)
+                await self._step(job, attempts)
+        except (asyncio.CancelledError, IllegalMove, JobNotFound):
+            await self._shelter.run(self._release(job.id, claiming))
+            raise
+        else:
+            await self._shelter.run(self._release(job.id, claiming))
+        finally:
+            # After any other error the claim stays until it runs out, and the attempt counts.
+            self._claimed.discard(job.id)
+
+    async def _step(self, job: Job, attempts: int) -> None:
         if attempts > 1:
             self._clear_away(job.id)
         try:
             if attempts > _MOST_ATTEMPTS:
                 reason = f"Given up: {_MOST_ATTEMPTS} attempts were cut short."
                 await self._jobs.fail(job.id, reason, worker=False)
-            elif job.status is Status.RENDERING:
-                await self._render(job)
+            elif _renders(job):
+                await self._render(job.id)
             else:
                 await self._write_storyboard(job)
         except RenderError as error:
             await self._jobs.fail(job.id, str(error), worker=False)
-        except (asyncio.CancelledError, IllegalMove, JobNotFound):
-            await self._release(job.id)
-            raise
-        # After any other error the claim stays until it runs out, and the attempt counts.
-        await self._release(job.id)
 
-    async def _release(self, job_id: int) -> None:
+    async def _release(self, job_id: int, claiming: asyncio.Task[int | None]) -> None:
         self._claimed.discard(job_id)
-        await self._store.release_claim(job_id, self._name)
+        await asyncio.wait([claiming])
+        if claiming.exception() is not None or claiming.result() is not None:
+            await self._store.release_claim(job_id, self._name)
 
     async def _write_storyboard(self, job: Job) -> None:
         await self._jobs.begin_storyboard(job.id)
@@ -193,27 +224,28 @@ class Runner:
         )
         await self._jobs.finish_storyboard(job.id, storyboard)
 
-    async def _render(self, job: Job) -> None:
-        if job.storyboard is None:
+    async def _render(self, job_id: int) -> None:
+        written = await self._shelter.run(self._store.load_to_render(job_id))
+        if written is None:
+            return  # it has moved on while it waited for its turn
+        if not written:
             raise RenderError("The storyboard is missing.")
-        storyboard = Storyboard.model_validate_json(job.storyboard)
+        storyboard = Storyboard.model_validate_json(written)
         # Of this process alone, in case another one takes the job for abandoned.
-        output = self._videos / f"{job.id}.{self._name}.mp4"
-        async with (
-            self._turns,
-            aclosing(self._renderer.render(RenderTask(job.id, storyboard, output))) as steps,
-        ):
-            await self._report(job.id, steps)
-        if not self._renderer.makes_video:
-            await self._complete(job.id, None)
-            return
-        video = self._videos / f"{job.id}.mp4"
-        output.replace(video)
+        output = self._videos / f"{job_id}.{self._name}.mp4"
         try:
-            await self._complete(job.id, f"/api/v2/jobs/{job.id}/video")
-        except IllegalMove:
-            video.unlink(missing_ok=True)  # cancelled at the last moment
-            raise
+            task = RenderTask(job_id, storyboard, output)
+            async with aclosing(self._renderer.render(task)) as steps:
+                await self._report(job_id, steps)
+            if self._renderer.makes_video:
+                output.replace(self._video(job_id))
+            await self._complete(job_id)
+        finally:
+            # Still there if it was whole when we were told to stop.
+            output.unlink(missing_ok=True)
+
+    def _video(self, job_id: int) -> Path:
+        return self._videos / f"{job_id}.mp4"
 
     def _clear_away(self, job_id: int) -> None:
         """Remove what earlier attempts, cut short by the death of their process, left behind."""
@@ -233,16 +265,41 @@ class Runner:
                 continue  # rendering goes on; the next report may get through
             reported = self._clock()
 
-    async def _complete(self, job_id: int, video_url: str | None) -> None:
+    async def _complete(self, job_id: int) -> None:
         """Say that it is done; a finished video is worth waiting for the database."""
         for pause in _COMPLETE_PAUSES:
             try:
-                await self._jobs.complete(job_id, video_url, worker=False)
+                await self._shelter.run(self._try_to_complete(job_id))
             except SourceUnavailable:
                 await asyncio.sleep(pause)
             else:
                 return
-        await self._jobs.complete(job_id, video_url, worker=False)
+        await self._shelter.run(self._try_to_complete(job_id))
+
+    async def _try_to_complete(self, job_id: int) -> None:
+        """To be run to its end: only the end tells whether the video is to be kept.
+
+        While the database is away, nothing does; if the job is not completed after all, the next
+        attempt replaces the video, or the job's end removes it.
+        """
+        video_url = f"/api/v2/jobs/{job_id}/video" if self._renderer.makes_video else None
+        try:
+            await self._jobs.complete(job_id, video_url, worker=False)
+        except (IllegalMove, JobNotFound):
+            self._video(job_id).unlink(missing_ok=True)  # cancelled at the last moment
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What this process does for a job, or waits to do."""
+
+    task: asyncio.Task[None]
+    renders: bool
+
+
+def _renders(job: Job) -> bool:
+    return job.status is Status.RENDERING
 
 
 def _is_ours(job: Job) -> bool:

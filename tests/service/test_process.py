@@ -190,14 +190,6 @@ def test_two_processes_share_the_work_and_the_truth(tmp_path: Path, redis_url: s
         assert listed == [[created, job_id]] * 2
 
 
-def test_several_workers_start_on_a_new_sqlite_file(tmp_path: Path) -> None:
-    """All of them make the tables, and one that fails takes the service with it."""
-    with serving(tmp_path, JOBCACHE_WORKERS="4", JOBCACHE_BACKEND="null", **PACED) as service:
-        service.until(service.rendering(), "completed")
-        assert "locked" not in service.log.read_text()
-        assert "already exists" not in service.log.read_text()
-
-
 def test_several_workers_serve_one_port(tmp_path: Path, redis_url: str) -> None:
     environment = PACED | {
         "JOBCACHE_WORKERS": "2",

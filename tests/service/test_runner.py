@@ -1,0 +1,295 @@
+"""The runner by itself, on a real database: what it claims and gives up, what it leaves on disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from app.db import Database, claims
+from app.jobs.service import JobService
+from app.jobs.states import Status
+from app.jobs.store import Job, JobStore, NewJob
+from app.rendering.renderer import Progress, RenderTask
+from app.rendering.runner import Runner
+from jobcache import JobCache, SourceUnavailable
+from jobcache.backends.null import NullBackend
+from tests.service.running import DATABASES
+
+CLAIM_FOR = 0.09
+
+
+class StandIn:
+    """A renderer whose videos are whole at once, and which then does what the test wants."""
+
+    makes_video = True
+
+    def __init__(self) -> None:
+        self.rendered: list[int] = []
+        self.troubles: list[Exception] = []
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+
+    async def render(self, task: RenderTask) -> AsyncGenerator[Progress, None]:
+        self.rendered.append(task.job_id)
+        if self.troubles:
+            raise self.troubles.pop(0)
+        yield Progress(50, "drawing", "")
+        task.output.write_bytes(b"a video")
+        await self.may_end.wait()
+
+
+@dataclass
+class Rig:
+    """A runner and what it works with. `elsewhere` is the service in another process."""
+
+    database: Database
+    store: JobStore
+    jobs: JobService
+    elsewhere: JobService
+    renderer: StandIn
+    runner: Runner
+    videos: Path
+
+    async def create(self) -> Job:
+        return await self.jobs.create(NewJob("acme", "A cat sits.", None, 1.0, "builtin"))
+
+    async def rendering(self) -> int:
+        job = await self.create()
+        await self.until(job.id, Status.STORYBOARD_READY)
+        await self.jobs.approve(job.id)
+        await self.jobs.render(job.id)
+        return job.id
+
+    async def until(self, job_id: int, status: Status) -> Job:
+        async with asyncio.timeout(5):
+            while True:
+                job = await self.store.load(job_id)
+                assert job is not None
+                if job.status is status:
+                    return job
+                await asyncio.sleep(0.005)
+
+    async def holds(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    async def claimed(self) -> list[int]:
+        rows = await self.database.read(select(claims.c.job_id).order_by(claims.c.job_id), "test")
+        return [row.job_id for row in rows]
+
+    async def claimed_are(self, *job_ids: int) -> None:
+        async with asyncio.timeout(5):
+            while await self.claimed() != list(job_ids):
+                await asyncio.sleep(0.005)
+
+    def files(self) -> list[str]:
+        return sorted(path.name for path in self.videos.iterdir())
+
+
+@pytest.fixture
+async def rig(database_url: str, tmp_path: Path) -> AsyncIterator[Rig]:
+    database = Database(database_url)
+    store = JobStore(database)
+    cache = JobCache(NullBackend())
+    jobs = JobService(database, store, cache)
+    renderer = StandIn()
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    runner = Runner(jobs, store, renderer, videos=videos, name="us", at_once=1, claim_for=CLAIM_FOR)
+    jobs.on_change.append(runner.seen)
+    await database.create_tables()
+    runner.start()
+    elsewhere = JobService(database, store, cache)
+    yield Rig(database, store, jobs, elsewhere, renderer, runner, videos)
+    renderer.may_end.set()
+    await runner.aclose()
+    await cache.aclose()
+    await database.aclose()
+
+
+@pytest.mark.parametrize("trouble", [SourceUnavailable("away"), ValueError("a bug")])
+async def test_a_job_whose_step_fails_is_taken_up_again_by_the_same_process(
+    rig: Rig, trouble: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.renderer.troubles = [trouble]
+    job_id = await rig.rendering()
+    await rig.until(job_id, Status.COMPLETED)
+    assert rig.renderer.rendered == [job_id, job_id]
+    assert len([record for record in caplog.records if record.name == "app"]) == 1
+
+
+async def test_a_job_whose_step_always_fails_is_given_up(rig: Rig) -> None:
+    rig.renderer.troubles = [ValueError("a bug") for _ in range(6)]
+    job_id = await rig.rendering()
+    job = await rig.until(job_id, Status.FAILED)
+    assert job.error == "Given up: 5 attempts were cut short."
+    assert rig.renderer.rendered == [job_id] * 5
+
+
+async def test_what_waits_for_its_turn_is_not_claimed_nor_queued_twice(rig: Rig) -> None:
+    """Its process may die of the job that is at work, and that is not its fault."""
+    rig.renderer.may_end.clear()
+    at_work = await rig.rendering()
+    await rig.holds(lambda: rig.renderer.rendered == [at_work])
+    waiting = await rig.rendering()
+    await rig.claimed_are(at_work)
+    for _ in range(5):
+        for job in await rig.store.half_done(0, 10):
+            rig.runner.seen(job)
+    assert rig.runner._next == {}
+    assert await rig.claimed() == [at_work]
+    rig.renderer.may_end.set()
+    await rig.until(waiting, Status.COMPLETED)
+    assert rig.renderer.rendered == [at_work, waiting]
+    await rig.claimed_are()
+
+
+async def test_what_was_moved_elsewhere_while_it_waited_is_left_alone(rig: Rig) -> None:
+    rig.renderer.may_end.clear()
+    at_work = await rig.rendering()
+    await rig.holds(lambda: rig.renderer.rendered == [at_work])
+    waiting, last = await rig.rendering(), await rig.rendering()
+    await rig.elsewhere.cancel(waiting)
+    rig.renderer.may_end.set()
+    await rig.until(last, Status.COMPLETED)
+    assert rig.renderer.rendered == [at_work, last]
+    await rig.claimed_are()
+
+
+async def test_what_is_ended_elsewhere_is_stopped_here(rig: Rig) -> None:
+    """The end removes the claim, and the runner finds that it has lost it."""
+    rig.renderer.may_end.clear()
+    job_id = await rig.rendering()
+    await rig.holds(lambda: len(rig.files()) == 1)
+    await rig.elsewhere.cancel(job_id)
+    await rig.holds(lambda: not rig.runner._working)
+    assert rig.files() == []
+    assert await rig.claimed() == []
+
+
+async def test_a_video_that_was_whole_when_its_job_was_cancelled_is_removed(rig: Rig) -> None:
+    rig.renderer.may_end.clear()
+    job_id = await rig.rendering()
+    await rig.holds(lambda: rig.files() == [f"{job_id}.us.mp4"])
+    await rig.jobs.cancel(job_id)
+    await rig.holds(lambda: not rig.runner._working)
+    assert rig.files() == []
+
+
+async def test_a_video_in_place_is_removed_if_its_job_is_cancelled_after_all(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database was away when the job was to be completed, and came back for the client."""
+
+    async def away(*_: Any, **__: Any) -> Job:
+        raise SourceUnavailable("away")
+
+    monkeypatch.setattr(rig.jobs, "complete", away)
+    job_id = await rig.rendering()
+    await rig.holds(lambda: rig.files() == [f"{job_id}.mp4"])
+    await rig.jobs.cancel(job_id)
+    await rig.holds(lambda: not rig.runner._working)
+    assert rig.files() == []
+
+
+async def test_a_stop_while_the_job_is_being_completed_keeps_its_video(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = rig.jobs.complete
+    begun, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(*arguments: Any, **options: Any) -> Job:
+        begun.set()
+        await may_go_on.wait()
+        return await complete(*arguments, **options)
+
+    monkeypatch.setattr(rig.jobs, "complete", slow)
+    job_id = await rig.rendering()
+    async with asyncio.timeout(5):
+        await begun.wait()
+    stopping = asyncio.create_task(rig.runner.aclose())
+    await rig.holds(lambda: not rig.runner._working)
+    may_go_on.set()
+    await stopping
+    await rig.until(job_id, Status.COMPLETED)
+    assert rig.files() == [f"{job_id}.mp4"]
+
+
+async def test_a_cancellation_that_comes_first_removes_the_video_in_place(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = rig.jobs.complete
+
+    async def too_late(job_id: int, *arguments: Any, **options: Any) -> Job:
+        await rig.elsewhere.cancel(job_id)
+        return await complete(job_id, *arguments, **options)
+
+    monkeypatch.setattr(rig.jobs, "complete", too_late)
+    job_id = await rig.rendering()
+    await rig.until(job_id, Status.CANCELLED)
+    await rig.holds(lambda: not rig.runner._working and not rig.files())
+
+
+@pytest.mark.parametrize("database_url", DATABASES, indirect=True)
+async def test_a_stop_in_the_middle_of_a_claim_gives_it_up(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = rig.store.claim
+    begun, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(*arguments: Any) -> int | None:
+        async def sheltered() -> int | None:
+            begun.set()
+            await may_go_on.wait()
+            return await claim(*arguments)
+
+        return await rig.database.shelter.run(sheltered())
+
+    monkeypatch.setattr(rig.store, "claim", slow)
+    job = await rig.create()
+    async with asyncio.timeout(5):
+        await begun.wait()
+    stopping = asyncio.create_task(rig.runner.aclose())
+    await asyncio.sleep(0)
+    may_go_on.set()
+    await stopping
+    await rig.database.shelter.settle()
+    assert await rig.claimed() == []
+    assert [found.id for found in await rig.store.half_done(0, 10)] == [job.id]
+
+
+async def test_a_job_cancelled_before_its_task_began_is_forgotten(rig: Rig) -> None:
+    await rig.until((await rig.create()).id, Status.STORYBOARD_READY)
+    await rig.holds(lambda: not rig.runner._working)
+    job = await rig.store.load(1)
+    assert job is not None
+    rig.runner.seen(replace(job, status=Status.PENDING))
+    rig.runner.seen(replace(job, status=Status.CANCELLED))
+    await rig.holds(lambda: not rig.runner._working)
+
+
+@pytest.mark.parametrize("database_url", DATABASES, indirect=True)
+async def test_the_end_of_a_job_removes_its_claim_whoever_had_it(rig: Rig) -> None:
+    await rig.runner.aclose()
+    job = await rig.create()
+    assert await rig.store.claim(job.id, "another", 0, 10**15) == 1
+    await rig.jobs.begin_storyboard(job.id)
+    assert await rig.claimed() == [job.id]
+    await rig.jobs.cancel(job.id)
+    assert await rig.claimed() == []
+
+
+@pytest.mark.parametrize("database_url", DATABASES, indirect=True)
+async def test_any_number_of_claims_is_renewed(rig: Rig) -> None:
+    await rig.runner.aclose()
+    job = await rig.create()
+    await rig.store.claim(job.id, "us", 0, 1)
+    many = [*range(10_000, 45_000), job.id]
+    assert await rig.store.renew_claims(many, "us", 2) == {job.id}
