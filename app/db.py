@@ -152,8 +152,9 @@ class Database:
             options = {"connect_args": {"timeout": 5, "command_timeout": 10}}
         self._engine = create_async_engine(
             url,
-            pool_size=10,
-            max_overflow=10,
+            # All kept: connections beyond a pool's size are opened and closed under load.
+            pool_size=15,
+            max_overflow=0,
             pool_timeout=10,
             hide_parameters=True,  # an error goes into the log; a client's prompt does not
             **options,
