@@ -9,8 +9,9 @@ Deadlines, breaker and recovery are not here but in `jobcache.guard`, which wrap
 
 from __future__ import annotations
 
+import asyncio
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -24,9 +25,11 @@ from jobcache.errors import CacheUnavailable, SettingsError, UnreadableCell, red
 from jobcache.protocol import Entry, Offered, Standing
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from jobcache.settings import CacheSettings
+
+P = ParamSpec("P")
 
 _WITHDRAWN = -1
 _BATCH = 500
@@ -83,17 +86,18 @@ class RedisBackend:
         if pool.make_connection().encoder.decode_responses:  # type: ignore[no-untyped-call]
             raise ValueError("decode_responses cannot be used: cells are bytes")
         self._client: Redis = Redis.from_pool(pool)
+        self._turns = asyncio.Semaphore(pool.max_connections)
         self._scripts = {name: self._client.register_script(_lua(name)) for name in _SCRIPTS}
 
     async def get(self, key: str) -> Entry | None:
         """See `CacheBackend`."""
-        return _entry(await _answer(self._client.get(self._prefix + key)))
+        return _entry(await self._ask(self._client.get, self._prefix + key))
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         """See `CacheBackend`."""
         if not keys:
             return {}
-        cells = await _answer(self._client.mget([self._prefix + key for key in keys]))
+        cells = await self._ask(self._client.mget, [self._prefix + key for key in keys])
         found = {}
         for key, cell in zip(keys, cells, strict=True):
             try:
@@ -135,10 +139,12 @@ class RedisBackend:
         """See `PurgeAll`. Of keys that others keep in the same database, none is touched."""
         dropped, cursor = 0, 0
         while True:
-            cursor, names = await _answer(
-                self._client.scan(
-                    cursor, match=f"{_literal(self._prefix)}*", count=_BATCH, _type="string"
-                )
+            cursor, names = await self._ask(
+                self._client.scan,
+                cursor,
+                match=f"{_literal(self._prefix)}*",
+                count=_BATCH,
+                _type="string",
             )
             dropped += await self._drop(names, "evict")
             if cursor == 0:
@@ -150,12 +156,12 @@ class RedisBackend:
             async with self._client.pipeline(transaction=False) as pipeline:
                 for name in names[start : start + _BATCH]:
                     await self._scripts[script](keys=[name], client=pipeline)
-                dropped += sum(await _answer(pipeline.execute()))
+                dropped += sum(await self._ask(pipeline.execute))
         return dropped
 
     async def ping(self) -> None:
         """See `Ping`. A write, for a server that is full or read-only answers a PING."""
-        await _answer(self._client.set(f"{self._prefix}jobcache:ping", b"1", px=1000))
+        await self._ask(self._client.set, f"{self._prefix}jobcache:ping", b"1", px=1000)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -163,7 +169,22 @@ class RedisBackend:
         await self._client.connection_pool.disconnect()
 
     async def _run(self, script: str, key: str, *arguments: str | int | bytes) -> Any:  # noqa: ANN401
-        return await _answer(self._scripts[script](keys=[self._prefix + key], args=arguments))
+        return await self._ask(self._scripts[script], keys=[self._prefix + key], args=arguments)
+
+    async def _ask(
+        self, command: Callable[P, Awaitable[Any]], *arguments: P.args, **options: P.kwargs
+    ) -> Any:  # noqa: ANN401 - redis-py's replies have no type
+        try:
+            # First come, first served. The pool's own queue is not: whoever has just given a
+            # connection back can take it again before those who wait, for as long as it likes.
+            async with self._turns:
+                return await command(*arguments, **options)
+        except ResponseError as error:
+            if "WRONGTYPE" in str(error):
+                raise UnreadableCell(str(error)) from error
+            raise CacheUnavailable(_reason(error)) from error
+        except (RedisError, OSError) as error:
+            raise CacheUnavailable(_reason(error)) from error
 
 
 _SCRIPTS = ("lease", "fence", "offer", "purge", "evict")
@@ -178,17 +199,6 @@ def _entry(cell: bytes | None) -> Entry | None:
         return None
     found = decode(cell)
     return found if isinstance(found, Entry) else None
-
-
-async def _answer(reply: Awaitable[Any]) -> Any:  # noqa: ANN401 - redis-py's replies have no type
-    try:
-        return await reply
-    except ResponseError as error:
-        if "WRONGTYPE" in str(error):
-            raise UnreadableCell(str(error)) from error
-        raise CacheUnavailable(_reason(error)) from error
-    except (RedisError, OSError) as error:
-        raise CacheUnavailable(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:

@@ -162,6 +162,18 @@ async def test_a_burst_waits_for_the_pool_instead_of_failing(url: str, raw: redi
     await backend.aclose()
 
 
+async def test_nobody_starves_for_a_connection(url: str) -> None:
+    """Many who ask without a pause, and fewer connections than they are."""
+    backend = RedisBackend(url)
+
+    async def ask(name: str) -> None:
+        for _ in range(600):
+            await backend.get(name)
+
+    await asyncio.gather(*(ask(f"k{number}") for number in range(40)))
+    await backend.aclose()
+
+
 async def test_scripts_survive_a_restart_of_the_server() -> None:
     with RedisServer() as server:
         backend = RedisBackend(server.url)
