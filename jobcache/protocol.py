@@ -135,7 +135,8 @@ class CacheBackend(Protocol):
         """The entry at `key`; None where there is none, whatever else the cell holds.
 
         Raises:
-            UnreadableCell: the cell holds something no backend of this version wrote.
+            UnreadableCell: the cell holds something no backend of this version wrote. A backend
+                that cannot tell may return None: `lease` will tell.
             CacheUnavailable: the store did not answer.
         """
 

@@ -1,8 +1,9 @@
 """Cells in Redis 6.2 or newer, or Valkey: one string key each, so that a cluster can hold them.
 
-A get is a plain `GET`. The other operations are the scripts beside this file, one each, all of one
-key; a lost reply may be followed by a second try, for every one of them can be repeated. The pool
-is small and makes callers wait a moment rather than fail: a burst of polls is not an outage.
+All gets of one turn of the loop are one `MGET`, a single one is a `GET`. The other operations are
+the scripts beside this file, one each, all of one key; a lost reply may be followed by a second
+try, for every one of them can be repeated. The pool is small and makes callers wait a moment rather
+than fail: a burst of polls is not an outage.
 
 Deadlines, breaker and recovery are not here but in `jobcache.guard`, which wraps any such backend.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from importlib.resources import files
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from jobcache.settings import CacheSettings
+
+    _Cell = asyncio.Future[bytes | None]
 
 P = ParamSpec("P")
 
@@ -87,11 +91,47 @@ class RedisBackend:
             raise ValueError("decode_responses cannot be used: cells are bytes")
         self._client: Redis = Redis.from_pool(pool)
         self._turns = asyncio.Semaphore(pool.max_connections)
+        self._wanted: dict[str, list[_Cell]] = {}
+        self._sending: set[asyncio.Task[None]] = set()
         self._scripts = {name: self._client.register_script(_lua(name)) for name in _SCRIPTS}
 
     async def get(self, key: str) -> Entry | None:
-        """See `CacheBackend`."""
-        return _entry(await self._ask(self._client.get, self._prefix + key))
+        """See `CacheBackend`. All that are asked for in one turn of the loop travel together."""
+        loop = asyncio.get_running_loop()
+        cell: asyncio.Future[bytes | None] = loop.create_future()
+        if not self._wanted:
+            loop.call_soon(self._send_gets)
+        self._wanted.setdefault(key, []).append(cell)
+        return _entry(await cell)
+
+    def _send_gets(self) -> None:
+        wanted, self._wanted = list(self._wanted.items()), {}
+        for start in range(0, len(wanted), _BATCH):
+            task = asyncio.create_task(self._get_together(wanted[start : start + _BATCH]))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    async def _get_together(self, wanted: Sequence[tuple[str, list[_Cell]]]) -> None:
+        # A future for each caller: one who goes away takes nobody's answer along.
+        callers = [waiting for _, waiting in wanted]
+        names = [self._prefix + key for key, _ in wanted]
+        try:
+            if len(names) == 1:
+                cells = [await self._ask(self._client.get, names[0])]
+            else:
+                cells = await self._ask(self._client.mget, names)
+        except Exception as error:  # noqa: BLE001 - it is the callers' to handle
+            for cell in chain.from_iterable(callers):
+                if not cell.done():
+                    cell.set_exception(error)
+        else:
+            for waiting, found in zip(callers, cells, strict=True):
+                for cell in waiting:
+                    if not cell.done():
+                        cell.set_result(found)
+        finally:
+            for cell in chain.from_iterable(callers):
+                cell.cancel()  # unless it is done: this was cancelled
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         """See `CacheBackend`."""
@@ -164,7 +204,12 @@ class RedisBackend:
         await self._ask(self._client.set, f"{self._prefix}jobcache:ping", b"1", px=1000)
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections. Whoever still waits for a get is cancelled."""
+        sending = list(self._sending)
+        for task in sending:
+            task.cancel()
+        if sending:
+            await asyncio.wait(sending)
         await self._client.aclose()
         await self._client.connection_pool.disconnect()
 

@@ -162,6 +162,59 @@ async def test_a_burst_waits_for_the_pool_instead_of_failing(url: str, raw: redi
     await backend.aclose()
 
 
+async def test_gets_of_one_turn_travel_together(url: str, raw: redis.Redis) -> None:
+    backend = RedisBackend(url)
+    for number in range(20):
+        await backend.lease(f"k{number}", "r")
+        await backend.offer(f"k{number}", "r", entry_of(number + 1))
+    raw.rpush("k list", "x")
+    raw.set("k garbage", "x")
+
+    def calls() -> dict[str, int]:
+        stats = raw.info("commandstats")
+        return {name: stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("get", "mget")}
+
+    before = calls()
+    keys = [f"k{number % 20}" for number in range(100)]
+    found = await asyncio.gather(*(backend.get(key) for key in keys))
+    assert [entry.version for entry in found if entry] == [n % 20 + 1 for n in range(100)]
+    assert calls() == {"get": before["get"], "mget": before["mget"] + 1}
+    assert await backend.get("k1") == entry_of(2)
+    assert calls()["get"] == before["get"] + 1, "one alone is a plain GET"
+    odd = await asyncio.gather(
+        *(backend.get(key) for key in ("k list", "k garbage", "k2", "nothing")),
+        return_exceptions=True,
+    )
+    assert isinstance(odd[1], UnreadableCell), "which spoils only its own caller's answer"
+    assert [odd[0], *odd[2:]] == [None, entry_of(3), None]
+    await backend.aclose()
+
+
+async def test_a_caller_that_goes_away_takes_nobodys_answer_along(url: str) -> None:
+    backend = RedisBackend(url)
+    await backend.lease("k", "r")
+    await backend.offer("k", "r", entry_of(1))
+    callers = [asyncio.create_task(backend.get("k")) for _ in range(10)]
+    await asyncio.sleep(0)
+    for caller in callers[::2]:
+        caller.cancel()
+    results = await asyncio.gather(*callers, return_exceptions=True)
+    assert results[1::2] == [entry_of(1)] * 5
+    await backend.aclose()
+
+
+async def test_a_lost_batch_is_an_error_to_each_who_shared_it() -> None:
+    with RedisServer() as server:
+        backend = RedisBackend(server.url)
+        await backend.ping()
+        server.kill()
+        results = await asyncio.gather(
+            *(backend.get(f"k{number}") for number in range(10)), return_exceptions=True
+        )
+        assert {type(result) for result in results} == {CacheUnavailable}
+        await backend.aclose()
+
+
 async def test_nobody_starves_for_a_connection(url: str) -> None:
     """Many who ask without a pause, and fewer connections than they are."""
     backend = RedisBackend(url)
