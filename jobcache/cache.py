@@ -251,6 +251,7 @@ class JobCache:
         """
         began = time.perf_counter_ns()
         wanted = tuple(dict.fromkeys(keys))
+        # Nobody else's, but for the same reason: a caller that goes away leaves no lease behind.
         fetched, _ = await self._batches.share(
             object(), partial(self._fetch_many, wanted, load_many)
         )

@@ -12,6 +12,8 @@ from jobcache.errors import SettingsError, redacted
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_MOST_DIGITS = 18  # of a number that fits into 64 bits, and that int() reads in no time
+
 GROUP = "jobcache.backends"
 """The entry-point group under which backends are found by name."""
 
@@ -77,6 +79,6 @@ def _positive(environment: Mapping[str, str], variable: str, default: int) -> in
     text = environment.get(variable, "")
     if text == "":
         return default
-    if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) > 0):  # noqa: PLR2004
+    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS and int(text) > 0):
         raise SettingsError(variable, text[:40], "a whole number above 0")
     return int(text)

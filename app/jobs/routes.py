@@ -65,6 +65,7 @@ IdempotencyKey = Annotated[
 
 _PAGE = 20
 _MOST_IDS = 100
+_ID_DIGITS = len(str(LARGEST_ID))
 _PROBLEM: dict[str, Any] = {"content": {"application/problem+json": {}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     404: {"description": "There is no such job", **_PROBLEM},
@@ -304,7 +305,7 @@ def _ids(text: str) -> list[int]:
         raise _invalid("query.ids", f"at most {_MOST_IDS} ids")
     ids = []
     for part in parts:
-        number = int(part) if part.isascii() and part.isdigit() and len(part) < 20 else 0  # noqa: PLR2004
+        number = int(part) if part.isascii() and part.isdigit() and len(part) <= _ID_DIGITS else 0
         if not 1 <= number <= LARGEST_ID:
             raise _invalid("query.ids", "job ids, separated by commas")
         ids.append(number)

@@ -87,6 +87,7 @@ class RedisBackend:
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
         # Connections are made lazily; an option that none can be made with is found out now.
+        # (redis-py has not typed this method.)
         if pool.make_connection().encoder.decode_responses:  # type: ignore[no-untyped-call]
             raise ValueError("decode_responses cannot be used: cells are bytes")
         self._client: Redis = Redis.from_pool(pool)
