@@ -1,10 +1,12 @@
 """Whether a store is in use: decisions and one log line for each change, no waiting.
 
     closed   in use
+    silent   in use, but has let a whole deadline pass without answering anything: reads do not
+             wait for it until it has answered
     open     set aside
 
-A few failures in a row open it, and so does silence: an operation that ran out of its deadline
-while nothing else was answered either. One that is late while others are answered is one failure.
+A few failures in a row open it, and so does a probe that fails. An operation that is late while
+others are answered shows that there is much to do, not that the store is away.
 
 Rejected: the breakers on the package index. Those for asyncio let a caller's own call find out
 whether the service is back; here one probe in the background does, and no poll pays for it.
@@ -33,11 +35,13 @@ class Breaker:
 
     Attributes:
         open: True while the store is set aside.
+        silent: True while it owes an answer that is overdue, and has given no other since.
         reason: why it is, for people; empty while it is not.
     """
 
     def __init__(self, name: str, *, failures: int, clock: Callable[[], float]) -> None:
         self.open = False
+        self.silent = False
         self.reason = ""
         self._name = name
         self._allowed = failures
@@ -58,6 +62,7 @@ class Breaker:
 
     def succeeded(self) -> None:
         """The store has answered."""
+        self.silent = False
         self._failures = 0
         self._last_word = self._last_success = self._begun
 
@@ -69,12 +74,14 @@ class Breaker:
             if self._failures >= self._allowed:
                 self.trip(reason)
 
-    def went_unanswered(self, number: int, reason: str) -> None:
+    def went_unanswered(self, number: int) -> None:
         """An operation has run out of its deadline."""
         if number > self._last_success:
-            self.trip(reason)  # a whole deadline, and nothing at all was heard
-        else:
-            self.failed(number, reason)
+            self.silent = True
+
+    def open_for(self) -> float:
+        """Seconds since the store was set aside; 0 while it is not."""
+        return self._clock() - self._since if self.open else 0.0
 
     def trip(self, reason: str) -> None:
         """Set the store aside."""
@@ -88,6 +95,7 @@ class Breaker:
 
     def close(self) -> None:
         """Use the store again."""
+        self.silent = False
         self._failures = 0
         if self.open:
             away = self._clock() - self._since

@@ -7,6 +7,10 @@ operations then fail at once. After any failure one background task probes the s
 backoff, until it answers and takes writes. A store that does not is set aside, whatever it still
 answers.
 
+Reads are the first to go on without a store, fences the last: as long as one may still get through
+it is waited for, and so other processes have time to notice an outage themselves before something
+is committed that they are not told of.
+
 An offer that did not get through leaves its key *unsettled*: the store may hold what is older than
 the source. Such a key is not read here; the offer is repeated, with its own ticket but without its
 body, until it gets through, and before the breaker closes:
@@ -65,6 +69,9 @@ class RemoteBackend(CacheBackend, Ping, Protocol):
     """What can be guarded."""
 
 
+# A deadline is waited for in parts, between which the loop looks at its sockets: however long it is
+# busy with other things, an answer that is there, yet unread, is not taken for silence.
+_SLICES = 5
 _MOST_REFUSALS = 5
 _AT_ONCE = 32  # missed steps that are repeated side by side
 _SWEEP = 30.0  # seconds an operator waits while a whole namespace is emptied
@@ -131,19 +138,19 @@ class Guard:
     async def get(self, key: str) -> Entry | None:
         """See `CacheBackend`. An unsettled key is not read."""
         self._refuse_unsettled(key)
-        entry = await self._run(self._backend.get(key))
+        entry = await self._run(self._backend.get(key), reads=True)
         return None if entry is None else self._confirmed(entry)
 
     async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
         """See `CacheBackend`. Unsettled keys are left out."""
         settled = [key for key in keys if key not in self._missed]
-        entries = await self._run(self._backend.get_many(settled))
+        entries = await self._run(self._backend.get_many(settled), reads=True)
         return {key: self._confirmed(entry) for key, entry in entries.items()}
 
     async def lease(self, key: str, ticket: str) -> Entry | Standing:
         """See `CacheBackend`. An unsettled key is not read."""
         self._refuse_unsettled(key)
-        found = await self._run(self._backend.lease(key, ticket))
+        found = await self._run(self._backend.lease(key, ticket), reads=True)
         return self._confirmed(found) if isinstance(found, Entry) else found
 
     async def fence(self, key: str, ticket: str) -> None:
@@ -158,7 +165,9 @@ class Guard:
             if self._late_fences.pop(late) and self._ended_well(task):
                 self._start(self._backend.offer(key, ticket, None))
 
-        await self._run(self._backend.fence(key, ticket), went_late, deadline=self._fence_deadline)
+        limit = self._fence_deadline
+        fencing = self._backend.fence(key, ticket)
+        await self._run(fencing, went_late, deadline=limit, persists=limit)
 
     async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
         """See `CacheBackend`. If it does not get through, it is repeated until it does."""
@@ -240,6 +249,8 @@ class Guard:
         went_late: Callable[[asyncio.Task[T]], None] | None = None,
         *,
         deadline: float | None = None,
+        reads: bool = False,
+        persists: float = 0.0,
     ) -> T:
         """Run one operation of the backend.
 
@@ -247,33 +258,37 @@ class Guard:
             operation: what to run.
             went_late: called with its task if it runs out of its deadline.
             deadline: in seconds; the guard's own if None.
+            reads: True if the caller can do without.
+            persists: for so many seconds after the store was set aside it is tried all the same.
         """
         breaker = self._breaker
-        if breaker.open:
+        if breaker.open and breaker.open_for() >= persists:
             operation.close()
             raise CacheUnavailable(breaker.reason)
+        if reads and breaker.silent:
+            operation.close()
+            raise CacheUnavailable("an answer is overdue")
         limit = self._deadline if deadline is None else deadline
-        number, began = breaker.begin(), self._clock()
+        number = breaker.begin()
         task = self._start(operation)
-        # wait(), unlike wait_for(), leaves the task alone when time is up or the caller has gone
-        await asyncio.wait({task}, timeout=limit)
-        if not task.done() and self._clock() - began > 1.2 * limit:
-            # It is this loop that is late, not the store: the answer may be here, yet unread.
-            await asyncio.wait({task}, timeout=limit / 5)
-        if not task.done():
-            if went_late is not None:
-                went_late(task)
-            reason = f"no answer within {limit:g} s"
-            breaker.went_unanswered(number, reason)
-            self._doubt()
-            raise CacheUnavailable(reason)
+        for _ in range(_SLICES):
+            # wait(), unlike wait_for(), leaves the task alone when time is up or its caller goes
+            if (await asyncio.wait({task}, timeout=limit / _SLICES))[0]:
+                return self._outcome(number, task)
+        if went_late is not None:
+            went_late(task)
+        breaker.went_unanswered(number)
+        self._doubt()
+        raise CacheUnavailable(f"no answer within {limit:g} s")
+
+    def _outcome(self, number: int, task: asyncio.Task[T]) -> T:
         try:
             result = task.result()
         except UnreadableCell:
-            breaker.succeeded()  # the store answers; it is the cell that is bad
+            self._breaker.succeeded()  # the store answers; it is the cell that is bad
             raise
         except Exception as error:
-            breaker.failed(number, str(error))
+            self._breaker.failed(number, str(error))
             self._doubt()
             if isinstance(error, CacheError):
                 raise
@@ -281,7 +296,7 @@ class Guard:
                 self._strange.add(type(error))
                 logger.exception("the %s cache failed in a way it should not", self.name)
             raise CacheUnavailable(f"{type(error).__name__}: {error}") from error
-        breaker.succeeded()
+        self._breaker.succeeded()
         return result
 
     def _start(self, operation: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -321,10 +336,14 @@ class Guard:
     async def _probe(self) -> None:
         pause = self._probe_after
         while self._doubted or self._breaker.open or self._missed:
-            await self._sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads the probes
-            pause = min(2 * pause, self._probe_limit)
+            if self._breaker.silent and not self._breaker.open:
+                limit = 1.5 * self._deadline  # at once, for reads have stopped to wait for it
+            else:
+                await self._sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads the probes
+                pause = min(2 * pause, self._probe_limit)
+                limit = self._probe_limit
             try:
-                async with asyncio.timeout(self._probe_limit):
+                async with asyncio.timeout(limit):
                     self._doubted = False  # before: a failure meanwhile is a new doubt
                     await self._backend.ping()
                 told = await self._tell()
