@@ -279,13 +279,8 @@ class RedisBackend:
 
     async def _greet(self, connection: AbstractConnection) -> None:
         """Make a new connection ready, and learn whose life it leads into."""
-        try:
-            await connection.on_connect()
-            await self._learn_life(connection)
-        except BaseException:
-            # Half greeted, with a reply still on its way, it would answer the wrong question.
-            await connection.disconnect(nowait=True)
-            raise
+        await connection.on_connect()
+        await self._learn_life(connection)
 
     async def _learn_life(self, connection: AbstractConnection) -> None:
         try:

@@ -61,6 +61,7 @@ async def test_a_dump_from_before_brings_nothing_back(server: RedisServer) -> No
     backend = RedisBackend(server.url)
     await store(backend, "entry", 1)
     await backend.fence("fence", "w1")
+    await backend.fence("another fence", "dead")
     await backend.lease("lease", "r")
     with client(server) as raw:
         raw.save()
@@ -72,11 +73,14 @@ async def test_a_dump_from_before_brings_nothing_back(server: RedisServer) -> No
     server.kill()
     server.start()
     with client(server) as raw:
-        assert sorted(raw.keys("*")) == [b"entry", b"fence", b"lease"], "the dump was loaded"
+        keys = [b"another fence", b"entry", b"fence", b"lease"]
+        assert sorted(raw.keys("*")) == keys, "the dump was loaded"
     assert await backend.get("entry") is None
     assert await backend.get_many(["entry", "fence", "lease"]) == {}
     assert await backend.offer("fence", "w1", entry_of(2)) is Offered.REMOVED
     assert await backend.offer("lease", "r", entry_of(1)) is Offered.REMOVED
+    await backend.fence("another fence", "w3")
+    assert await backend.offer("another fence", "w3", entry_of(4)) is Offered.STORED
     assert await backend.lease("entry", "r2") is Standing.NOTHING
     assert await backend.offer("entry", "r2", entry_of(2)) is Offered.STORED
     assert await backend.get("entry") == entry_of(2)
@@ -204,12 +208,16 @@ async def test_a_connection_that_is_given_up_while_it_is_greeted_answers_nobody_
     backend = RedisBackend(server.url, connections=1)
     with client(server) as raw:
         raw.set("k", "not a cell of ours")
-    for steps in range(30):
+    for steps in range(5, 50, 5):
+        await backend._client.connection_pool.disconnect()
+        server.pause()  # connects, and hears nothing
         fetching = asyncio.create_task(backend._ask(backend._client.get, "k"))
         for _ in range(steps):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
         fetching.cancel()
         await asyncio.wait({fetching})
-        assert await backend._ask(backend._client.get, "k") == b"not a cell of ours"
-        await backend._client.connection_pool.disconnect()
+        following = asyncio.create_task(backend._ask(backend._client.get, "k"))
+        await asyncio.sleep(0)
+        server.resume()
+        assert await following == b"not a cell of ours"
     await backend.aclose()
