@@ -39,6 +39,7 @@ from jobcache.protocol import (
     Standing,
     Watched,
 )
+from jobcache.shadow import Shadow
 from jobcache.singleflight import SingleFlight
 from jobcache.stats import Statistics
 from jobcache.ttl import Lifetimes
@@ -116,6 +117,8 @@ class JobCache:
         backend: where entries live.
         lifetimes: how long, by status.
         statistics: counted into; a new one if None.
+        shadow_rate: the part of the hits of `read` that is compared with the source afterwards, at
+            the cost of a load each; see `shadow`.
         clock_ms: wall-clock time in milliseconds since the epoch.
         ticket: makes unique tickets of ASCII letters and digits.
         sleep: waits for the given seconds.
@@ -127,6 +130,7 @@ class JobCache:
         *,
         lifetimes: Lifetimes | None = None,
         statistics: Statistics | None = None,
+        shadow_rate: float = 0.0,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         ticket: Callable[[], str] = lambda: secrets.token_hex(8),
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
@@ -142,6 +146,9 @@ class JobCache:
         self._looks: SingleFlight[_Finding | None] = SingleFlight()
         self._flights: SingleFlight[tuple[Entry, Outcome]] = SingleFlight()
         self._batches: SingleFlight[dict[str, tuple[Entry, Outcome]]] = SingleFlight()
+        self._shadow = Shadow(
+            backend, self.statistics, shadow_rate, partial(self._serves, floor=0), sleep=sleep
+        )
         self._offers = Offers(backend, self.statistics, ticket)
         self._writes = Writes(
             backend,
@@ -175,9 +182,11 @@ class JobCache:
         if self._peek is not None:
             entry = self._peek(key)
             if entry is not None and self._serves(entry, floor):
+                self._shadow.hit(key, entry, load)
                 return self._answer(began, entry, Outcome.HIT, coalesced=False)
         found, _ = await self._looks.share(key, partial(self._look, key))
         if found is not None and found.entry is not None and self._serves(found.entry, floor):
+            self._shadow.hit(key, found.entry, load)
             return self._answer(began, found.entry, Outcome.HIT, coalesced=False)
         # A look that failed is not repeated by the load, which would wait for the store again.
         blind = found if found is not None and found.entry is None else None
@@ -422,5 +431,6 @@ class JobCache:
         """End loads, let offers under way finish, close the backend."""
         for flights in (self._looks, self._flights, self._batches):
             await flights.aclose()
+        await self._shadow.aclose()
         await self._offers.settle()
         await self.backend.aclose()
