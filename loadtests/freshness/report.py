@@ -90,6 +90,7 @@ def publish(plan: Plan, outcome: Outcome, command: str, results: Path) -> int:
         f" ({whole.reads / max(outcome.seconds, 1e-9):.0f} a second), {whole.listed} jobs in lists,"
         f" {whole.writes} writes ({whole.unknown_writes} of unknown outcome), {outcome.jobs} jobs,"
         f" {outcome.compared} answers compared with the database at the end."
+        f" The checker was computing for {100 * outcome.busy:.0f} % of the time."
         f" Violations: {broken}."
     )
     taken = ", ".join(f"{name} {text}" for name, text in around.items())
@@ -112,6 +113,7 @@ def publish(plan: Plan, outcome: Outcome, command: str, results: Path) -> int:
         "command": command,
         "plan": asdict(plan),
         "seconds": outcome.seconds,
+        "busy": outcome.busy,
         "jobs": outcome.jobs,
         "compared": outcome.compared,
         "faults": {name: _document(tally) for name, tally in rows.items()},

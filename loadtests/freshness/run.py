@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _SKEW = 1.0  # seconds by which clocks may differ unnoticed: part of the bounded promise
 _MARGIN = 0.5  # seconds beyond a bound until the next fault
 _LISTERS = 2
-_LIST_PAUSE = 0.06  # seconds between two lists of a client, on average
+_LIST_PAUSE = 0.1  # seconds between two lists of a client, on average
 _BACK = 15.0  # seconds for a healed cache to be in use again
 _WIND_UP = 30.0  # seconds for the last jobs to be ended
 _LOOK = 0.05  # seconds between two looks
@@ -78,6 +78,7 @@ class Outcome:
     Attributes:
         tallies: by the fault's name; "" for what was between faults, and the end.
         seconds: of load.
+        busy: the part of that time, from 0 to 1, that this process was computing.
         jobs: how many were made.
         compared: how many answers were compared with the database at the end.
         complaints: why the run failed, other than by violations.
@@ -85,6 +86,7 @@ class Outcome:
 
     tallies: dict[str, Tally]
     seconds: float = 0.0
+    busy: float = 0.0
     jobs: int = 0
     compared: int = 0
     complaints: list[str] = field(default_factory=list)
@@ -96,7 +98,7 @@ async def run(plan: Plan, cluster: Cluster) -> Outcome:
     async with cluster:
         watch = Watch(cluster.services)
         outcome = Outcome(watch.tallies)
-        began = time.monotonic()
+        began, computed = time.monotonic(), time.process_time()
         driving = asyncio.create_task(_drive(plan, cluster, watch, outcome))
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, driving.cancel)
@@ -126,6 +128,7 @@ async def run(plan: Plan, cluster: Cluster) -> Outcome:
             _raise_errors([*reading, *authors])
         finally:
             outcome.seconds = time.monotonic() - began
+            outcome.busy = (time.process_time() - computed) / outcome.seconds
             for task in [driving, *reading, *authors]:
                 task.cancel()
             await asyncio.wait([driving, *reading, *authors])
@@ -199,7 +202,7 @@ async def _one(  # noqa: PLR0917 - each is another thing
         source_away=fault.takes_source,
     )
     try:
-        await fault.inject(Incident(cluster, chance, victim, plan.freshness))
+        await fault.inject(Incident(cluster, chance, victim, plan.freshness, plan.bound))
         tally.injected += 1
     except NotInjected as error:
         outcome.complaints.append(f"{name} was not injected: {error}")
