@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import secrets
 import shlex
+import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -48,8 +49,12 @@ def main(arguments: Sequence[str]) -> int:
         if options.backend == "redis":
             redis = stack.enter_context(new_redis())
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            sys.stderr.write("starting services\n")
             cluster = Cluster(postgres, redis, plan.processes, settings)
-            outcome = runner.run(run(plan, cluster))
+            try:
+                outcome = runner.run(run(plan, cluster))
+            except asyncio.CancelledError:
+                return 130
     command = f"python -m loadtests.freshness {shlex.join(arguments)}".rstrip()
     return report.publish(plan, outcome, command, options.results)
 
@@ -140,5 +145,11 @@ def _positive(text: str) -> float:
     return number
 
 
+def _end(*_: object) -> None:
+    sys.exit(143)
+
+
 if __name__ == "__main__":
+    # An end in order, before there is a loop that takes care of it.
+    signal.signal(signal.SIGTERM, _end)
     sys.exit(main(sys.argv[1:]))

@@ -100,6 +100,7 @@ def publish(plan: Plan, outcome: Outcome, command: str, results: Path) -> int:
         f" {plan.freshness:g} s. Seed {plan.seed}."
         + (f" BROKEN ON PURPOSE: {plan.broken}." if plan.broken else ""),
         f"Taken with: {taken}.",
+        *_busy(whole),
         f"Command: `{command}`",
         *(f"FAILED: {failure}" for failure in failures),
     ]
@@ -124,6 +125,18 @@ def publish(plan: Plan, outcome: Outcome, command: str, results: Path) -> int:
     return 1 if broken or outcome.complaints else 0
 
 
+def _busy(whole: Tally) -> list[str]:
+    away = whole.away["before"]
+    if away == 0:
+        return []
+    why = (
+        f"Breakers were open for about {away:g} s in calm: the machine is too busy for the cache's"
+        " deadlines, and a process that skips its cache hides what it writes from the others for a"
+        " while, as one that is cut off does."
+    )
+    return [why]
+
+
 def _markdown(rows: dict[str, Tally], notes: Sequence[str]) -> str:
     lines = [["fault", "promise", *_COLUMNS], ["---"] * (len(_COLUMNS) + 2)]
     for name, tally in rows.items():
@@ -146,6 +159,7 @@ def _document(tally: Tally) -> dict[str, Any]:
         "violations": tally.violations,
         "bounded": tally.bounded,
         "bound": tally.bound,
+        "breakers_open_seconds": tally.away,
         "worst": tally.worst,
         "statuses": tally.statuses,
         "unanswered": tally.unanswered,

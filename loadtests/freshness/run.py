@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from loadtests.freshness.audit import audit
 from loadtests.freshness.clients import Author, Watch, list_for_ever, poll_for_ever
+from loadtests.freshness.cluster import ServiceEnded
 from loadtests.freshness.faults import FAULTS, Incident, NotInjected
 from loadtests.freshness.tally import Scope, Tally
 
@@ -25,9 +26,10 @@ _SKEW = 1.0  # seconds by which clocks may differ unnoticed: part of the bounded
 _MARGIN = 0.5  # seconds beyond a bound until the next fault
 _LISTERS = 2
 _LIST_PAUSE = 0.1  # seconds between two lists of a client, on average
-_BACK = 15.0  # seconds for a healed cache to be in use again
+_BACK = 30.0  # seconds for a healed cache to be in use again
 _WIND_UP = 30.0  # seconds for the last jobs to be ended
 _LOOK = 0.05  # seconds between two looks
+_SAMPLE = 0.25  # seconds between two looks at the breakers
 _TAGGED = 4  # every fourth poller sends ETags
 
 
@@ -93,54 +95,75 @@ class Outcome:
 
 
 async def run(plan: Plan, cluster: Cluster) -> Outcome:
-    """Run it. An interrupt ends the load, and what was seen until then is the outcome."""
-    loop = asyncio.get_running_loop()
+    """Run it. An interrupt ends the load, and what was seen until then is the outcome.
+
+    Raises:
+        CancelledError: it was interrupted before there was any load, or for a second time.
+        ServiceEnded: a service did not start.
+    """
+    loop, whole = asyncio.get_running_loop(), asyncio.current_task()
+    driving: asyncio.Task[None] | None = None
+
+    def interrupt() -> None:
+        if driving is not None and not driving.done():
+            driving.cancel()
+        elif whole is not None:
+            whole.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
     async with cluster:
         watch = Watch(cluster.services)
         outcome = Outcome(watch.tallies)
-        began, computed = time.monotonic(), time.process_time()
         driving = asyncio.create_task(_drive(plan, cluster, watch, outcome))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, driving.cancel)
-        stop = asyncio.Event()
-        clients = [
-            *(
-                poll_for_ever(watch, number, plan.seed, tags=number % _TAGGED == _TAGGED - 1)
-                for number in range(plan.pollers)
-            ),
-            *(list_for_ever(watch, n, plan.seed, _LIST_PAUSE) for n in range(_LISTERS)),
-            watch.sweep(),
-        ]
-        reading = [asyncio.create_task(client) for client in clients]
-        authors = [
-            asyncio.create_task(Author(watch, number, plan.seed, plan.pause, stop).write())
-            for number in range(plan.jobs)
-        ]
-        try:
-            await asyncio.wait([driving, *reading, *authors], return_when=asyncio.FIRST_COMPLETED)
-            _raise_errors([*reading, *authors])
-            try:
-                await driving
-            except asyncio.CancelledError:
-                outcome.complaints.append("interrupted")
-            stop.set()
-            await asyncio.wait(authors, timeout=_WIND_UP)
-            _raise_errors([*reading, *authors])
-        finally:
-            outcome.seconds = time.monotonic() - began
-            outcome.busy = (time.process_time() - computed) / outcome.seconds
-            for task in [driving, *reading, *authors]:
-                task.cancel()
-            await asyncio.wait([driving, *reading, *authors])
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-        outcome.jobs = len(watch.ledger.job_ids)
-        if not outcome.complaints:
+        if await _load(plan, cluster, watch, outcome, driving):
             watch.scope = Scope()
             outcome.compared = await audit(watch, cluster)
         watch.close()
-        _complain(plan, watch, outcome)
+    outcome.jobs = len(watch.ledger.job_ids)
+    _complain(plan, watch, outcome)
     return outcome
+
+
+async def _load(
+    plan: Plan, cluster: Cluster, watch: Watch, outcome: Outcome, driving: asyncio.Task[None]
+) -> bool:
+    """Clients at work while faults are injected; then the last jobs are ended.
+
+    Returns whether it came to its end.
+    """
+    began, computed = time.monotonic(), time.process_time()
+    stop = asyncio.Event()
+    clients = [
+        *(
+            poll_for_ever(watch, number, plan.seed, tags=number % _TAGGED == _TAGGED - 1)
+            for number in range(plan.pollers)
+        ),
+        *(list_for_ever(watch, number, plan.seed, _LIST_PAUSE) for number in range(_LISTERS)),
+        watch.sweep(),
+        _watch_breakers(cluster, watch),
+    ]
+    writing = [Author(watch, n, plan.seed, plan.pause, stop).write() for n in range(plan.jobs)]
+    reading = [asyncio.create_task(client) for client in clients]
+    authors = [asyncio.create_task(author) for author in writing]
+    try:
+        await asyncio.wait([driving, *reading, *authors], return_when=asyncio.FIRST_COMPLETED)
+        _raise_errors([*reading, *authors])
+        try:
+            await driving
+        except (asyncio.CancelledError, ServiceEnded) as error:
+            outcome.complaints.append(str(error) or "interrupted")
+            return False
+        stop.set()
+        await asyncio.wait(authors, timeout=_WIND_UP)
+        _raise_errors([*reading, *authors])
+        return True
+    finally:
+        outcome.seconds = time.monotonic() - began
+        outcome.busy = (time.process_time() - computed) / outcome.seconds
+        for task in [driving, *reading, *authors]:
+            task.cancel()
+        await asyncio.wait([driving, *reading, *authors])
 
 
 def _raise_errors(tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -212,10 +235,17 @@ async def _one(  # noqa: PLR0917 - each is another thing
     watch.scope = Scope()
     for service in cluster.services:
         if not service.alive:
-            outcome.complaints.append(
-                f"process {service.number} has ended:\n{service.last_words()}"
-            )
-            raise RuntimeError(outcome.complaints[-1])
+            raise ServiceEnded(f"process {service.number} has ended:\n{service.last_words()}")
+
+
+async def _watch_breakers(cluster: Cluster, watch: Watch) -> None:
+    """Note how long breakers are open, by phase: in calm, only a machine too busy opens them."""
+    while cluster.proxies:
+        await asyncio.sleep(_SAMPLE)
+        for service in cluster.services:
+            if not (service.down or await service.uses_cache()):
+                watch.tallies[watch.scope.fault].away[watch.scope.phase] += _SAMPLE
+    await asyncio.Event().wait()  # there is none
 
 
 async def _until_back(name: str, cluster: Cluster, outcome: Outcome) -> None:

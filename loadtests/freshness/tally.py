@@ -41,7 +41,21 @@ class Scope:
 
 @dataclass(slots=True)
 class Tally:
-    """The counts of one fault, its calm before and after included."""
+    """The counts of one fault, its calm before and after included.
+
+    Attributes:
+        not_modified: of the reads, those answered 304.
+        listed: jobs checked in lists; no reads.
+        unknown_writes: of the writes, those nobody knows the outcome of.
+        stale_marked: reads answered by an entry past its freshness, for the database was away.
+        statuses: of reads answered neither 200 nor 304.
+        bounded: findings that a bounded promise allows.
+        worst: the greatest age, in seconds, of anything stale while the promise was bounded.
+        bound: what it may be at most; None where the promise is fresh.
+        told: the first violations, in words.
+        times: of reads, in seconds, by phase.
+        away: about how many seconds breakers were open, all processes together, by phase.
+    """
 
     injected: int = 0
     reads: int = 0
@@ -61,6 +75,7 @@ class Tally:
     times: dict[Phase, array[float]] = field(
         default_factory=lambda: {phase: array("f") for phase in PHASES}
     )
+    away: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 
     def judge(
         self, findings: Iterable[Finding], scope: Scope, process: int | None, at: str
@@ -87,18 +102,6 @@ class Tally:
             if finding.age is not None and bound is not None:
                 self.worst = max(self.worst, finding.age)
 
-    @property
-    def stale(self) -> int:
-        """Stale answers that break a promise, of both kinds; an answer may be of both."""
-        return self.violations[Kind.STALE_ACKNOWLEDGED] + self.violations[Kind.STALE_SEEN]
-
-    @property
-    def unavailable(self) -> int:
-        """Polls that were not answered with the document, for whatever reason."""
-        return self.unanswered + sum(
-            count for status, count in self.statuses.items() if status[0] == "5"
-        )
-
 
 def total(tallies: Sequence[Tally]) -> Tally:
     """The sum of several."""
@@ -115,4 +118,5 @@ def total(tallies: Sequence[Tally]) -> Tally:
         whole.worst = max(whole.worst, one.worst)
         for phase in PHASES:
             whole.times[phase].extend(one.times[phase])
+            whole.away[phase] += one.away[phase]
     return whole
