@@ -66,7 +66,9 @@ def test_no_promise_is_broken_whatever_fails(tmp_path: Path) -> None:
 
 
 def test_a_cache_without_fences_is_found_out(tmp_path: Path) -> None:
-    options = ("--break", "fence", "--faults", "kill-service", "--rounds", "3", "--reads", "5000")
+    # Few jobs, seldom changed: what a dead process has hidden stays hidden for longer.
+    load = ("--jobs", "4", "--pause", "1", "--reads", "5000")
+    options = ("--break", "fence", "--faults", "kill-service", "--rounds", "3", *load)
     child = start(tmp_path, *options)
     said = finish(child)
     assert child.returncode == 1, said
