@@ -44,7 +44,11 @@ def build(settings: Settings) -> Parts:
     Raises:
         SettingsError: the backend cannot be set up as the settings say.
     """
-    cache = JobCache(make_backend(settings.cache), lifetimes=Lifetimes(by_status=LIFETIMES))
+    cache = JobCache(
+        make_backend(settings.cache),
+        lifetimes=Lifetimes(by_status=LIFETIMES),
+        shadow_rate=settings.cache.shadow_rate,
+    )
     settings.videos.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database_url)
     store = JobStore(database)

@@ -6,7 +6,7 @@
 See `JobCache` for reading and writing, `protocol` for the contract of a backend.
 """
 
-from jobcache.cache import Answer, JobCache, Outcome, Write
+from jobcache.cache import Answer, JobCache, Outcome
 from jobcache.codec import identity_body
 from jobcache.errors import (
     CacheError,
@@ -23,6 +23,7 @@ from jobcache.registry import make_backend
 from jobcache.settings import CacheSettings
 from jobcache.stats import Statistics
 from jobcache.ttl import Lifetimes
+from jobcache.writes import Write
 
 __all__ = [
     "Answer",

@@ -18,16 +18,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from jobcache.errors import CacheError, SourceUnavailable, UnreadableCell, WriteMisuse
+from jobcache.errors import CacheError, SourceUnavailable, UnreadableCell
+from jobcache.offers import Offers
 from jobcache.protocol import (
+    CLOCK_SKEW_MS,
     GONE,
-    VERSION_LIMIT,
     CacheBackend,
     Condition,
     Document,
@@ -38,27 +39,20 @@ from jobcache.protocol import (
     Standing,
     Watched,
 )
-from jobcache.shelter import Shelter
+from jobcache.shadow import Shadow
 from jobcache.singleflight import SingleFlight
 from jobcache.stats import Statistics
 from jobcache.ttl import Lifetimes
+from jobcache.writes import Writes
 
 if TYPE_CHECKING:
-    from collections.abc import (
-        AsyncGenerator,
-        Awaitable,
-        Callable,
-        Iterable,
-        Mapping,
-        Sequence,
-    )
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
+
+    from jobcache.writes import Write
 
     Load = Callable[[], Awaitable[Document | None]]
     LoadMany = Callable[[Sequence[str]], Awaitable[Mapping[str, Document]]]
-
-    # What a write made of a key: a document, or only its version where the body is not at hand.
-    _Result = Document | int
 
 T = TypeVar("T")
 
@@ -68,9 +62,6 @@ PAUSES = tuple(0.002 * 2**n for n in range(7))
 PATIENCE = {Standing.NOTHING: 0, Standing.FENCE: 5, Standing.LEASE: len(PAUSES)}
 """How many of those pauses it makes before it asks the source itself: 62 ms behind a fence, 254 ms
 behind a lease. What it waits for is on its way, and costs nothing; but its writer may be dead."""
-
-
-_SKEW_MS = 1000  # what clocks of well-kept hosts may differ by
 
 
 class Outcome(Enum):
@@ -116,54 +107,6 @@ class _Finding:
     sure: bool
 
 
-class Write(Generic[T]):
-    """The inside of `JobCache.write`: fence what will change, then say what it became.
-
-    Attributes:
-        transaction: what entering the caller's transaction returned.
-    """
-
-    def __init__(
-        self,
-        transaction: T,
-        results: dict[str, _Result | None],
-        fence: Callable[[str], Awaitable[None]],
-    ) -> None:
-        self.transaction = transaction
-        self._results = results
-        self._fence = fence
-
-    async def fence(self, *keys: str) -> None:
-        """Fence more keys, such as those known only once a row has been inserted.
-
-        Must come before the commit, so within the block.
-        """
-        await asyncio.gather(*map(self._fence, keys))
-
-    def offer(self, key: str, document: Document) -> None:
-        """Say what `key` is, once the transaction has committed.
-
-        Raises:
-            WriteMisuse: `key` is not fenced, or the version is not a committed one.
-        """
-        self._record(key, document, document.version)
-
-    def outdate(self, key: str, version: int) -> None:
-        """Say that `key` has changed to `version`, whose body is not at hand: it is left empty.
-
-        Raises:
-            WriteMisuse: as for `offer`.
-        """
-        self._record(key, version, version)
-
-    def _record(self, key: str, result: _Result, version: int) -> None:
-        if key not in self._results:
-            raise WriteMisuse(f"{key} is offered but was never fenced")
-        if not 0 < version < VERSION_LIMIT:
-            raise WriteMisuse(f"{key} is offered as version {version}")
-        self._results[key] = result
-
-
 class JobCache:
     """Serves documents from a backend and keeps it coherent with their source.
 
@@ -174,6 +117,8 @@ class JobCache:
         backend: where entries live.
         lifetimes: how long, by status.
         statistics: counted into; a new one if None.
+        shadow_rate: the part of the hits of `read` that is compared with the source afterwards, at
+            the cost of a load each; see `shadow`.
         clock_ms: wall-clock time in milliseconds since the epoch.
         ticket: makes unique tickets of ASCII letters and digits.
         sleep: waits for the given seconds.
@@ -185,6 +130,7 @@ class JobCache:
         *,
         lifetimes: Lifetimes | None = None,
         statistics: Statistics | None = None,
+        shadow_rate: float = 0.0,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         ticket: Callable[[], str] = lambda: secrets.token_hex(8),
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
@@ -200,7 +146,18 @@ class JobCache:
         self._looks: SingleFlight[_Finding | None] = SingleFlight()
         self._flights: SingleFlight[tuple[Entry, Outcome]] = SingleFlight()
         self._batches: SingleFlight[dict[str, tuple[Entry, Outcome]]] = SingleFlight()
-        self._shelter = Shelter()
+        self._shadow = Shadow(
+            backend, self.statistics, shadow_rate, partial(self._serves, floor=0), sleep=sleep
+        )
+        self._offers = Offers(backend, self.statistics, ticket)
+        self._writes = Writes(
+            backend,
+            offers=self._offers,
+            lifetimes=self.lifetimes,
+            statistics=self.statistics,
+            clock_ms=clock_ms,
+            ticket=ticket,
+        )
 
     # --- reading ---
 
@@ -225,9 +182,11 @@ class JobCache:
         if self._peek is not None:
             entry = self._peek(key)
             if entry is not None and self._serves(entry, floor):
+                self._shadow.hit(key, entry, load)
                 return self._answer(began, entry, Outcome.HIT, coalesced=False)
         found, _ = await self._looks.share(key, partial(self._look, key))
         if found is not None and found.entry is not None and self._serves(found.entry, floor):
+            self._shadow.hit(key, found.entry, load)
             return self._answer(began, found.entry, Outcome.HIT, coalesced=False)
         # A look that failed is not repeated by the load, which would wait for the store again.
         blind = found if found is not None and found.entry is None else None
@@ -260,7 +219,7 @@ class JobCache:
     def _serves(self, entry: Entry, floor: int) -> bool:
         age_ms = self._clock_ms() - entry.stored_at_ms
         # An entry from the future says that clocks differ, and nothing of its age.
-        return entry.version >= floor and -_SKEW_MS <= age_ms < entry.fresh_ms
+        return entry.version >= floor and -CLOCK_SKEW_MS <= age_ms < entry.fresh_ms
 
     def _answer(self, began: int, entry: Entry, outcome: Outcome, *, coalesced: bool) -> Answer:
         took = time.perf_counter_ns() - began
@@ -319,10 +278,12 @@ class JobCache:
 
     async def _cannot_tell(self, error: CacheError, *keys: str) -> _Finding:
         self.statistics.errors += 1
+        told = False
         if isinstance(error, UnreadableCell):
             with suppress(CacheError):
                 await self.backend.purge(keys)  # or every read would stumble over it
-        return _Finding(None, Outcome.BYPASS, sure=False)
+                told = True
+        return _Finding(None, Outcome.BYPASS, sure=told)
 
     def _judge(self, found: Entry | Standing, floor: int) -> _Finding:
         if isinstance(found, Entry):
@@ -369,7 +330,7 @@ class JobCache:
             loaded = await self._load(load, lacking)
         except BaseException as error:
             leased = [key for key, found in lacking.items() if found.sure and found.entry is None]
-            await self._shelter.run(self._offer_all(ticket, dict.fromkeys(leased)))
+            await self._offers.make_surely(ticket, dict.fromkeys(leased))
             kept = {
                 key: (entry, Outcome.STALE)
                 for key, found in lacking.items()
@@ -381,10 +342,8 @@ class JobCache:
         # Before anybody sees what was loaded:
         #   R loads v2 and returns it, unoffered; the cell still holds v1; the next read is given v1
         sure = {key: loaded[key] for key, found in lacking.items() if found.sure}
-        # Where the cache could not tell, there may be a lease of ours that has gone stale on its
-        # way: another ticket, and only the version, cannot be stored by it.
-        unsure = {key: _unkept(loaded[key]) for key in loaded if key not in sure}
-        await asyncio.gather(self._offer_all(ticket, sure), self._offer_all(self._ticket(), unsure))
+        unsure = {key: loaded[key] for key in loaded if key not in sure}
+        await asyncio.gather(self._offers.make(ticket, sure), self._offers.tell(unsure))
         return {key: (loaded[key], found.outcome) for key, found in lacking.items()}
 
     async def _load(
@@ -397,24 +356,11 @@ class JobCache:
         self.statistics.database_load.record(time.perf_counter_ns() - began)
         return {key: self.lifetimes.entry(documents.get(key, GONE), now_ms) for key in keys}
 
-    async def _offer_all(self, ticket: str, entries: Mapping[str, Entry | None]) -> None:
-        await asyncio.gather(*(self._offer(key, ticket, entry) for key, entry in entries.items()))
-
-    async def _offer(self, key: str, ticket: str, entry: Entry | None) -> None:
-        began = time.perf_counter_ns()
-        try:
-            await self.backend.offer(key, ticket, entry)
-        except CacheError:
-            self.statistics.errors += 1
-        else:
-            self.statistics.offer.record(time.perf_counter_ns() - began)
-
     # --- writing ---
 
-    @asynccontextmanager
-    async def write(
+    def write(
         self, transaction: AbstractAsyncContextManager[T], *keys: str
-    ) -> AsyncGenerator[Write[T], None]:
+    ) -> AbstractAsyncContextManager[Write[T]]:
         """Wrap the caller's own transaction, so that the cache never hides what it commits.
 
             async with cache.write(engine.begin(), key) as write:
@@ -441,50 +387,7 @@ class JobCache:
             WriteMisuse: a key was fenced, but never offered. Nothing is committed then.
             Exception: whatever the block or the commit raised.
         """
-        ticket = self._ticket()
-        results: dict[str, _Result | None] = {}
-        unsure: set[str] = set()
-        reached_commit = False
-
-        async def fence(key: str) -> None:
-            # Noted first: an attempt that fails or is cancelled may have put the fence up.
-            results.setdefault(key, None)
-            self.statistics.fences += 1
-            try:
-                await self.backend.fence(key, ticket)
-            except CacheError:
-                self.statistics.errors += 1
-                unsure.add(key)
-
-        try:
-            async with transaction as entered:
-                await asyncio.gather(*map(fence, keys))
-                yield Write(entered, results, fence)
-                forgotten = [key for key, result in results.items() if result is None]
-                if forgotten:
-                    raise WriteMisuse(f"fenced, but never offered: {', '.join(forgotten)}")
-                reached_commit = True
-        finally:
-            if not reached_commit:
-                await self._shelter.run(self._offer_all(ticket, dict.fromkeys(results)))
-        if reached_commit:
-            # A client that goes away between commit and offer does not leave the fences up.
-            await self._shelter.run(self._offer_all(ticket, self._committed(results, unsure)))
-
-    def _committed(
-        self, results: Mapping[str, _Result | None], unsure: set[str]
-    ) -> dict[str, Entry]:
-        now_ms = self._clock_ms()
-        entries: dict[str, Entry] = {}
-        for key, result in results.items():
-            if isinstance(result, Document):
-                entry = self.lifetimes.entry(result, now_ms)
-                # A fence that may arrive late, followed by its offer, would store what others
-                # have overtaken; see `guard`.
-                entries[key] = _unkept(entry) if key in unsure else entry
-            elif result is not None:
-                entries[key] = Entry(result, "", "", None, b"", "identity", now_ms, 0, 0)
-        return entries
+        return self._writes.through(transaction, keys)
 
     # --- the rest ---
 
@@ -528,10 +431,6 @@ class JobCache:
         """End loads, let offers under way finish, close the backend."""
         for flights in (self._looks, self._flights, self._batches):
             await flights.aclose()
-        await self._shelter.settle()
+        await self._shadow.aclose()
+        await self._offers.settle()
         await self.backend.aclose()
-
-
-def _unkept(entry: Entry) -> Entry:
-    """The same version, not to be stored: only what is older than it is removed."""
-    return replace(entry, body=b"", encoding="identity", keep_ms=0)

@@ -3,13 +3,17 @@ r"""Cells as bytes, for stores outside the process, and bodies as compressed byt
 A cell is a text header and, for an entry, the body after the first newline, so that it can be
 read with `redis-cli`:
 
-    E1|<version>|<stored_at_ms>|<fresh_ms>|<keep_ms>|<encoding>|<crc32>|<poll_after>|<status>|<owner>\n<body>
-    L1|<ticket>
-    F1|<floor>|,<ticket>,<ticket>,
+    E1|<stamp>|<version>|<stored_at_ms>|<fresh_ms>|<keep_ms>|<encoding>|<crc32>|<poll_after>|<status>|<owner>\n<body>
+    L1|<stamp>|<ticket>
+    F1|<stamp>|<floor>|,<ticket>,<ticket>,
 
 The first character tells the kind, the digit the format. A format this version does not know is an
 `UnreadableCell`, never a guess; nothing is ever unpickled. The scripts in `backends/*.lua` read
 the same headers.
+
+The stamp, letters and digits, names the life of the store in which the cell was written. A store
+that was restarted from an old dump, or a replica that was promoted, brings old cells back; they
+bear another stamp than it has now, and are as good as none.
 """
 
 from __future__ import annotations
@@ -27,7 +31,8 @@ if TYPE_CHECKING:
 
 COMPRESS_OVER_BYTES = 1024
 _GZIP = 16 + zlib.MAX_WBITS
-_HEADER_FIELDS = 10
+_KINDS = frozenset({b"E1", b"L1", b"F1"})
+_HEADER_FIELDS = 9  # after kind and stamp
 # One corrupted cell must not make the process allocate without bounds.
 _MAX_IDENTITY_BYTES = 64 * 1024 * 1024
 
@@ -78,42 +83,45 @@ def identity_body(entry: Entry) -> bytes:
     return body
 
 
-def encode_entry(entry: Entry) -> bytes:
-    """The cell that holds `entry`."""
+def encode_entry(entry: Entry, stamp: str) -> bytes:
+    """The cell that holds `entry`, written in the life of the store that `stamp` names."""
     poll_after = "-" if entry.poll_after is None else entry.poll_after
     header = (
-        f"E1|{entry.version}|{entry.stored_at_ms}|{entry.fresh_ms}|{entry.keep_ms}"
+        f"E1|{stamp}|{entry.version}|{entry.stored_at_ms}|{entry.fresh_ms}|{entry.keep_ms}"
         f"|{entry.encoding}|{zlib.crc32(entry.body):08x}|{poll_after}|{quote(entry.status)}|{quote(entry.owner)}\n"
     )
     return header.encode("ascii") + entry.body
 
 
-def decode(cell: bytes) -> Entry | Lease | Fence:
-    """What a cell holds.
+def decode(cell: bytes, stamp: str) -> Entry | Lease | Fence | None:
+    """What a cell holds; None if it was written in another life of the store than `stamp` names.
 
     Raises:
         UnreadableCell: garbage, or another format.
     """
-    kind = cell[:3]
+    kind, _, stamped = cell.partition(b"|")
+    written, bar, rest = stamped.partition(b"|")
+    if kind not in _KINDS or not written.isalnum() or not bar:
+        raise UnreadableCell(f"a cell begins with {cell[:20]!r}, which is no format of ours")
+    if written != stamp.encode("ascii"):
+        return None
     try:
-        if kind == b"E1|":
-            return _entry(cell)
-        if kind == b"L1|":
-            return Lease(_ticket(cell[3:]))
-        if kind == b"F1|":
-            floor, tickets = cell[3:].split(b"|")
-            return Fence(_number(floor), frozenset(map(_ticket, tickets.strip(b",").split(b","))))
+        if kind == b"E1":
+            return _entry(rest)
+        if kind == b"L1":
+            return Lease(_ticket(rest))
+        floor, tickets = rest.split(b"|")
+        return Fence(_number(floor), frozenset(map(_ticket, tickets.strip(b",").split(b","))))
     except (ValueError, UnicodeError) as error:
         raise UnreadableCell(f"a cell cannot be read: {error}") from error
-    raise UnreadableCell(f"a cell begins with {kind!r}, which is no format of this version")
 
 
-def _entry(cell: bytes) -> Entry:
-    header, newline, body = cell.partition(b"\n")
+def _entry(rest: bytes) -> Entry:
+    header, newline, body = rest.partition(b"\n")
     fields = header.split(b"|")
     if not newline or len(fields) != _HEADER_FIELDS:
         raise ValueError("the header of an entry is incomplete")
-    _, version, stored_at_ms, fresh_ms, keep_ms, encoding, crc, poll_after, status, owner = fields
+    version, stored_at_ms, fresh_ms, keep_ms, encoding, crc, poll_after, status, owner = fields
     if crc != b"%08x" % zlib.crc32(body):
         raise ValueError("the body of an entry is not the one that was stored")
     if encoding == b"identity":

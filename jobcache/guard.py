@@ -2,11 +2,14 @@
 
 Nobody waits for the store, and nobody trusts it before it has been told what it missed.
 
-    closed   operations go through, each with a soft deadline. A few failures in a row open it.
-    open     operations fail at once.
+Each operation has a soft deadline. The breaker (`breaker`) decides when the store is set aside; its
+operations then fail at once. After any failure one background task probes the store, with jittered
+backoff, until it answers and takes writes. A store that does not is set aside, whatever it still
+answers.
 
-After any failure one background task probes the store, with jittered backoff, until it answers and
-takes writes. A store that does not is set aside, whatever it still answers.
+Reads are the first to go on without a store, fences the last: as long as one may still get through
+it is waited for, and so other processes have time to notice an outage themselves before something
+is committed that they are not told of.
 
 An offer that did not get through leaves its key *unsettled*: the store may hold what is older than
 the source. Such a key is not read here; the offer is repeated, with its own ticket but without its
@@ -19,6 +22,12 @@ Rejected: to purge the unsettled keys instead. A purge leaves standing fences, a
 
     W1 fences, commits v2; W2 cannot fence, commits v3, cannot offer; the key is purged
     W1 offers v2 as the last out of a fence that never heard of v3, and v2 is served
+
+Other processes may have missed something as well, and come back later than this one. So what was
+stored before an outage ended is not served again before the source has confirmed it:
+
+    Redis hangs; W in process A commits v2, which Redis does not hear of
+    Redis goes on; process B is the first to notice, reads v1; A repeats its offer
 
 A fence that did not get through is a fence that was lost: the protocol allows that, as long as its
 writer offers. But it may still get through late, when its writer has long gone, and hold up the key
@@ -40,11 +49,12 @@ import asyncio
 import logging
 import random
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from jobcache.breaker import Breaker
 from jobcache.errors import CacheError, CacheUnavailable, UnreadableCell
-from jobcache.protocol import CacheBackend, Condition, Entry, Ping, PurgeAll
+from jobcache.missed import Missed, Step
+from jobcache.protocol import CLOCK_SKEW_MS, CacheBackend, Condition, Entry, Ping, PurgeAll
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -59,16 +69,11 @@ class RemoteBackend(CacheBackend, Ping, Protocol):
     """What can be guarded."""
 
 
-@dataclass(slots=True, eq=False)
-class _Missed:
-    """A step the store was not told of. Compared by identity: each attempt is its own."""
-
-    step: Literal["offer", "purge"]
-    version: int | None = None  # of an offer; None for a withdrawal
-    refusals: int = 0  # of a store that otherwise answers
-
-
+# A deadline is waited for in parts, between which the loop looks at its sockets: however long it is
+# busy with other things, an answer that is there, yet unread, is not taken for silence.
+_SLICES = 5
 _MOST_REFUSALS = 5
+_AT_ONCE = 32  # missed steps that are repeated side by side
 _SWEEP = 30.0  # seconds an operator waits while a whole namespace is emptied
 
 
@@ -85,6 +90,7 @@ class Guard:
         probe_limit: the most seconds between probes, and for one probe to take.
         most_missed: with more missed steps than these, the whole namespace is emptied instead.
         clock: monotonic time in seconds.
+        clock_ms: wall-clock time in milliseconds since the epoch.
         sleep: waits for the given seconds.
     """
 
@@ -96,33 +102,24 @@ class Guard:
         fence_deadline: float = 0.5,
         failures: int = 3,
         probe_after: float = 0.1,
-        probe_limit: float = 1.0,
-        most_missed: int = 2_000,
+        probe_limit: float = 0.5,
+        most_missed: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._backend = backend
         self._deadline = deadline
         self._fence_deadline = fence_deadline
-        self._failures_allowed = failures
         self._probe_after = probe_after
         self._probe_limit = probe_limit
-        self._most_missed = most_missed
         self._clock = clock
+        self._clock_ms = clock_ms
         self._sleep = sleep
-        self._state: Literal["closed", "open"] = "closed"
-        self._since = clock()
-        self._reason = ""
-        self._failures = 0
-        # Operations are numbered as they begin. Those begun before the last word of the store, be
-        # it a success or a counted failure, say nothing new when they fail: a burst that waits
-        # for our own pool is no outage.
-        self._begun = 0
-        self._last_word = 0
-        self._missed: dict[str, dict[str, _Missed]] = {}  # by key, by ticket
-        self._missed_steps = 0
-        self._overflows = 0
-        self._purge_everything = False
+        self._breaker = Breaker(backend.name, failures=failures, clock=clock)
+        self._missed = Missed(most_missed)
+        # What was loaded or committed before this moment is to be confirmed by the source.
+        self._confirmed_from_ms = 0
         self._doubted = False
         # Fences past their deadline, and whether their writer has offered meanwhile.
         self._late_fences: dict[tuple[str, str], bool] = {}
@@ -141,17 +138,20 @@ class Guard:
     async def get(self, key: str) -> Entry | None:
         """See `CacheBackend`. An unsettled key is not read."""
         self._refuse_unsettled(key)
-        return await self._run(self._backend.get(key))
+        entry = await self._run(self._backend.get(key), reads=True)
+        return None if entry is None else self._confirmed(entry)
 
     async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
         """See `CacheBackend`. Unsettled keys are left out."""
-        settled = [key for key in keys if not self._is_unsettled(key)]
-        return await self._run(self._backend.get_many(settled))
+        settled = [key for key in keys if key not in self._missed]
+        entries = await self._run(self._backend.get_many(settled), reads=True)
+        return {key: self._confirmed(entry) for key, entry in entries.items()}
 
     async def lease(self, key: str, ticket: str) -> Entry | Standing:
         """See `CacheBackend`. An unsettled key is not read."""
         self._refuse_unsettled(key)
-        return await self._run(self._backend.lease(key, ticket))
+        found = await self._run(self._backend.lease(key, ticket), reads=True)
+        return self._confirmed(found) if isinstance(found, Entry) else found
 
     async def fence(self, key: str, ticket: str) -> None:
         """See `CacheBackend`."""
@@ -165,27 +165,35 @@ class Guard:
             if self._late_fences.pop(late) and self._ended_well(task):
                 self._start(self._backend.offer(key, ticket, None))
 
-        await self._run(self._backend.fence(key, ticket), went_late, deadline=self._fence_deadline)
+        limit = self._fence_deadline
+        fencing = self._backend.fence(key, ticket)
+        await self._run(fencing, went_late, deadline=limit, persists=limit)
 
     async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
         """See `CacheBackend`. If it does not get through, it is repeated until it does."""
         late = (key, ticket)
         if late in self._late_fences:
             self._late_fences[late] = True
-        missed = _Missed("offer", None if entry is None else entry.version)
+        step = Step("offer", None if entry is None else entry.version)
 
         def went_late(task: asyncio.Task[Offered]) -> None:
             task.add_done_callback(landed)
 
         def landed(task: asyncio.Task[Offered]) -> None:
             if self._ended_well(task):
-                self._forget(key, ticket, missed)
+                self._missed.forget(key, ticket, step)
 
         try:
             return await self._run(self._backend.offer(key, ticket, entry), went_late)
         except CacheUnavailable:
-            self._note(key, ticket, missed)
+            self._missed.note(key, ticket, step)
+            self._recover()
             raise
+
+    def remember(self, key: str, version: int) -> None:
+        """See `Remember`."""
+        self._missed.note_seen(key, version)
+        self._recover()
 
     async def purge(self, keys: Sequence[str]) -> int:
         """See `CacheBackend`. What cannot be purged now is purged before it is read again."""
@@ -193,7 +201,8 @@ class Guard:
             return await self._run(self._backend.purge(keys))
         except CacheUnavailable:
             for key in keys:
-                self._note(key, "", _Missed("purge"))
+                self._missed.note(key, "", Step("purge"))
+            self._recover()
             raise
 
     async def purge_all(self) -> int:
@@ -203,18 +212,13 @@ class Guard:
         try:
             return await self._run(self._backend.purge_all(), deadline=_SWEEP)
         except CacheUnavailable:
-            self._forget_everything()
+            self._missed.note_everything()
+            self._recover()
             raise
 
     def condition(self) -> Condition:
         """See `Watched`."""
-        return Condition(
-            available=self._state == "closed",
-            state=self._state,
-            age=self._clock() - self._since,
-            reason=self._reason,
-            unsettled=None if self._purge_everything else len(self._missed),
-        )
+        return self._breaker.condition(self._missed.keys)
 
     async def start(self) -> None:
         """Probe once, so that a store that is away from the beginning is known at once."""
@@ -222,7 +226,8 @@ class Guard:
             async with asyncio.timeout(self._probe_limit):
                 await self._backend.ping()
         except (CacheUnavailable, TimeoutError) as error:
-            self._open(str(error) or "no answer")
+            self._breaker.trip(str(error) or "no answer")
+            self._recover()
 
     async def aclose(self) -> None:
         """End the recovery and what is still under way, then close the backend."""
@@ -236,7 +241,7 @@ class Guard:
             await asyncio.wait(tasks)
         await self._backend.aclose()
 
-    # --- the breaker ---
+    # --- one operation ---
 
     async def _run(
         self,
@@ -244,6 +249,8 @@ class Guard:
         went_late: Callable[[asyncio.Task[T]], None] | None = None,
         *,
         deadline: float | None = None,
+        reads: bool = False,
+        persists: float = 0.0,
     ) -> T:
         """Run one operation of the backend.
 
@@ -251,40 +258,45 @@ class Guard:
             operation: what to run.
             went_late: called with its task if it runs out of its deadline.
             deadline: in seconds; the guard's own if None.
+            reads: True if the caller can do without.
+            persists: for so many seconds after the store was set aside it is tried all the same.
         """
-        if self._state == "open":
+        breaker = self._breaker
+        if breaker.open and breaker.open_for() >= persists:
             operation.close()
-            raise CacheUnavailable(self._reason)
+            raise CacheUnavailable(breaker.reason)
+        if reads and breaker.silent:
+            operation.close()
+            raise CacheUnavailable("an answer is overdue")
         limit = self._deadline if deadline is None else deadline
-        self._begun += 1
-        number, began = self._begun, self._clock()
+        number = breaker.begin()
         task = self._start(operation)
-        # wait(), unlike wait_for(), leaves the task alone when time is up or the caller has gone
-        await asyncio.wait({task}, timeout=limit)
-        if not task.done() and self._clock() - began > 1.5 * limit:
-            # It is this loop that is late, not the store: the answer may be here, yet unread.
-            await asyncio.wait({task}, timeout=limit)
-        if not task.done():
-            if went_late is not None:
-                went_late(task)
-            reason = f"no answer within {limit:g} s"
-            self._failed(number, reason)
-            raise CacheUnavailable(reason)
+        for _ in range(_SLICES):
+            # wait(), unlike wait_for(), leaves the task alone when time is up or its caller goes
+            if (await asyncio.wait({task}, timeout=limit / _SLICES))[0]:
+                return self._outcome(number, task)
+        if went_late is not None:
+            went_late(task)
+        breaker.went_unanswered(number)
+        self._doubt()
+        raise CacheUnavailable(f"no answer within {limit:g} s")
+
+    def _outcome(self, number: int, task: asyncio.Task[T]) -> T:
         try:
             result = task.result()
         except UnreadableCell:
-            self._succeeded()  # the store answers; it is the cell that is bad
-            raise
-        except CacheError as error:
-            self._failed(number, str(error))
+            self._breaker.succeeded()  # the store answers; it is the cell that is bad
             raise
         except Exception as error:
+            self._breaker.failed(number, str(error))
+            self._doubt()
+            if isinstance(error, CacheError):
+                raise
             if type(error) not in self._strange:
                 self._strange.add(type(error))
                 logger.exception("the %s cache failed in a way it should not", self.name)
-            self._failed(number, str(error))
             raise CacheUnavailable(f"{type(error).__name__}: {error}") from error
-        self._succeeded()
+        self._breaker.succeeded()
         return result
 
     def _start(self, operation: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -301,68 +313,20 @@ class Guard:
     def _ended_well(self, task: asyncio.Task[Any]) -> bool:
         return not self._closed and not task.cancelled() and task.exception() is None
 
-    def _succeeded(self) -> None:
-        self._failures = 0
-        self._last_word = self._begun
-
-    def _failed(self, number: int, reason: str) -> None:
-        if number > self._last_word:
-            self._last_word = self._begun
-            self._failures += 1
-            if self._failures >= self._failures_allowed:
-                self._open(reason)
-        # Failures in a row are not the only sign: a full server answers gets, and nothing else.
-        self._doubted = True
-        self._recover()
-
-    def _open(self, reason: str) -> None:
-        if self._state == "closed":
-            self._state, self._since, self._reason = "open", self._clock(), reason
-            logger.warning(
-                "the %s cache is away (%s): polls are answered from the source until it is back",
-                self.name,
-                reason,
-            )
-            self._recover()
-
-    def _close(self) -> None:
-        self._failures = 0
-        if self._state == "open":
-            away = self._clock() - self._since
-            self._state, self._since, self._reason = "closed", self._clock(), ""
-            logger.warning("the %s cache is back after %.1f s", self.name, away)
-
-    # --- what the store has missed ---
-
-    def _is_unsettled(self, key: str) -> bool:
-        return self._purge_everything or key in self._missed
-
     def _refuse_unsettled(self, key: str) -> None:
-        if self._is_unsettled(key):
+        if key in self._missed:
             raise CacheUnavailable(f"the store has yet to be told of {key}")
 
-    def _note(self, key: str, ticket: str, missed: _Missed) -> None:
-        steps = self._missed.setdefault(key, {})
-        self._missed_steps += ticket not in steps
-        steps[ticket] = missed
-        if self._missed_steps > self._most_missed:
-            self._forget_everything()
-        self._recover()
+    def _confirmed(self, entry: Entry) -> Entry:
+        if entry.stored_at_ms >= self._confirmed_from_ms:
+            return entry
+        return entry.past_its_freshness()
 
-    def _forget(self, key: str, ticket: str, missed: _Missed) -> None:
-        steps = self._missed.get(key, {})
-        if steps.get(ticket) is missed:
-            del steps[ticket]
-            self._missed_steps -= 1
-            if not steps:
-                del self._missed[key]
+    # --- recovery ---
 
-    def _forget_everything(self) -> None:
-        """Too much to remember: nothing is read until the namespace has been emptied."""
-        self._missed.clear()
-        self._missed_steps = 0
-        self._overflows += 1
-        self._purge_everything = True
+    def _doubt(self) -> None:
+        # Failures in a row are not the only sign: a full server answers gets, and nothing else.
+        self._doubted = True
         self._recover()
 
     def _recover(self) -> None:
@@ -371,65 +335,73 @@ class Guard:
 
     async def _probe(self) -> None:
         pause = self._probe_after
-        while self._doubted or self._state == "open" or self._missed or self._purge_everything:
-            await self._sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads the probes
-            pause = min(2 * pause, self._probe_limit)
+        while self._doubted or self._breaker.open or self._missed:
+            if self._breaker.silent and not self._breaker.open:
+                limit = 1.5 * self._deadline  # at once, for reads have stopped to wait for it
+            else:
+                await self._sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads the probes
+                pause = min(2 * pause, self._probe_limit)
+                limit = self._probe_limit
             try:
-                async with asyncio.timeout(self._probe_limit):
+                async with asyncio.timeout(limit):
                     self._doubted = False  # before: a failure meanwhile is a new doubt
                     await self._backend.ping()
-                caught_up = await self._catch_up()
+                told = await self._tell()
             except (CacheUnavailable, TimeoutError) as error:
                 # A store that answers reads, but takes no writes, is found out here.
-                self._open(str(error) or "no answer")
-                continue
+                self._breaker.trip(str(error) or "no answer")
             except Exception:
                 # Without a recovery the cache would stay away for ever.
                 logger.exception("probing the %s cache failed", self.name)
-                continue
-            if caught_up:
-                self._close()
+            else:
+                if told:
+                    self._readmit()
+                    pause = self._probe_after
 
-    async def _catch_up(self) -> bool:
-        """Tell the store what it missed. True once nothing is left, with no await after that look.
+    def _readmit(self) -> None:
+        if self._breaker.open:
+            self._confirmed_from_ms = self._clock_ms() + CLOCK_SKEW_MS
+        self._breaker.close()
 
-        What one attempt got through stays done.
+    async def _tell(self) -> bool:
+        """Tell the store what it has missed by now. True if all of that got through.
+
+        What one attempt got through stays done; what is missed meanwhile is the next one's.
         """
-        while self._missed or self._purge_everything:
-            if self._purge_everything:
-                # What is missed while this runs is noted, and repeated after it.
-                overflows = self._overflows
-                if isinstance(self._backend, PurgeAll):
-                    await self._backend.purge_all()
-                self._purge_everything = overflows != self._overflows
-            for key, steps in list(self._missed.items()):
-                for ticket, missed in list(steps.items()):
-                    if not await self._repeat(key, ticket, missed):
-                        return False
-        return True
+        if self._missed.everything:
+            mark = self._missed.mark()
+            if isinstance(self._backend, PurgeAll):
+                await self._backend.purge_all()
+            self._missed.emptied(mark)
+        steps = self._missed.all()
+        for start in range(0, len(steps), _AT_ONCE):
+            some = steps[start : start + _AT_ONCE]
+            if not all(await asyncio.gather(*(self._repeat(*step) for step in some))):
+                return False
+        return not self._missed.everything
 
-    async def _repeat(self, key: str, ticket: str, missed: _Missed) -> bool:
+    async def _repeat(self, key: str, ticket: str, step: Step) -> bool:
         """Repeat one step, or give it up if the store, which answers, will not have it."""
         try:
             async with asyncio.timeout(self._probe_limit):
-                if missed.step == "purge":
+                if step.kind == "purge":
                     await self._backend.purge([key])
-                elif missed.version is None:
+                elif step.version is None:
                     await self._backend.offer(key, ticket, None)
                 else:
-                    await self._backend.offer(key, ticket, _outdated(missed.version))
+                    await self._backend.offer(key, ticket, _outdated(step.version))
         except TimeoutError:
             return False
         except Exception as error:  # noqa: BLE001 - whatever it is, the other keys wait for it
-            missed.refusals += 1
-            if missed.refusals < _MOST_REFUSALS:
+            step.refusals += 1
+            if step.refusals < _MOST_REFUSALS:
                 return False
             logger.warning(
                 "the %s cache cannot be told of %r (%s): it may serve an old version until it"
                 " expires",
                 *(self.name, key, error),
             )
-        self._forget(key, ticket, missed)
+        self._missed.forget(key, ticket, step)
         return True
 
 

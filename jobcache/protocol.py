@@ -26,7 +26,7 @@ keeps the contract by passing `jobcache.testing.conformance`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -37,6 +37,9 @@ Encoding = Literal["identity", "gzip"]
 
 VERSION_LIMIT = 2**53
 """Versions stay below this, so that Lua's numbers hold them exactly."""
+
+CLOCK_SKEW_MS = 1000
+"""What the wall clocks of well-kept hosts may differ by, in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,10 @@ class Entry:
     def gone(self) -> bool:
         """True if this entry says that the source knows no such document."""
         return self.version == 0
+
+    def past_its_freshness(self) -> Entry:
+        """The same entry, to be served only if the source cannot be asked."""
+        return replace(self, fresh_ms=-CLOCK_SKEW_MS)  # no age is below that
 
 
 class Standing(Enum):
@@ -238,6 +245,17 @@ class Holdings(Protocol):
 
     def holdings(self) -> tuple[int, int]:
         """How many cells it holds, and about how many bytes they take."""
+
+
+@runtime_checkable
+class Remember(Protocol):
+    """A backend that can be told, without waiting, what its store has yet to hear of."""
+
+    def remember(self, key: str, version: int) -> None:
+        """The source has `version` of `key`; the store could not be asked what it holds.
+
+        From now on this process is given nothing older, and the store is told when it can be.
+        """
 
 
 @runtime_checkable

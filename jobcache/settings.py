@@ -28,6 +28,7 @@ class CacheSettings:
         prefix: put before every key in a store shared with others.
         max_entries: the most cells held in the process.
         max_bytes: about the most memory they take.
+        shadow_rate: the part of the hits that is compared with the source, from 0 to 1.
     """
 
     backend: str = "memory"
@@ -35,13 +36,14 @@ class CacheSettings:
     prefix: str = ""
     max_entries: int = 100_000
     max_bytes: int = 256 * 1024 * 1024
+    shadow_rate: float = 0.0
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> CacheSettings:
         """Read the settings; what is missing or empty keeps its default.
 
         The variables are `JOBCACHE_BACKEND`, `REDIS_URL`, `JOBCACHE_PREFIX`,
-        `JOBCACHE_MAX_ENTRIES` and `JOBCACHE_MAX_BYTES`.
+        `JOBCACHE_MAX_ENTRIES`, `JOBCACHE_MAX_BYTES` and `JOBCACHE_SHADOW_RATE`.
 
         Raises:
             SettingsError: a value is not allowed. Names the variable, the value and what is.
@@ -64,6 +66,7 @@ class CacheSettings:
             prefix=prefix,
             max_entries=_positive(environment, "JOBCACHE_MAX_ENTRIES", cls.max_entries),
             max_bytes=_positive(environment, "JOBCACHE_MAX_BYTES", cls.max_bytes),
+            shadow_rate=_part(environment, "JOBCACHE_SHADOW_RATE", cls.shadow_rate),
         )
 
     def __repr__(self) -> str:
@@ -82,3 +85,12 @@ def _positive(environment: Mapping[str, str], variable: str, default: int) -> in
     if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS and int(text) > 0):
         raise SettingsError(variable, text[:40], "a whole number above 0")
     return int(text)
+
+
+def _part(environment: Mapping[str, str], variable: str, default: float) -> float:
+    text = environment.get(variable, "")
+    if text == "":
+        return default
+    if re.fullmatch(r"(0|1|0?\.[0-9]{1,9}|1\.0+)", text) is None:
+        raise SettingsError(variable, text[:40], "a number from 0 to 1, such as 0.01")
+    return float(text)

@@ -82,6 +82,10 @@ class Statistics:
         errors: operations of the backend that failed.
         fences: keys fenced by writers.
         database_loads: times the source was asked, by one reader for all who shared it.
+        shadow_reads: hits that were compared with the source afterwards.
+        shadow_overtaken: of these, how many a writer had overtaken by then; nothing is wrong.
+        shadow_stale: of these, how many hid a newer version, which is.
+        staleness: for how long they went on to hide it, from when that was found.
         hit: how long hits took, and so on.
     """
 
@@ -93,10 +97,14 @@ class Statistics:
     errors: int = 0
     fences: int = 0
     database_loads: int = 0
+    shadow_reads: int = 0
+    shadow_overtaken: int = 0
+    shadow_stale: int = 0
     hit: Histogram = field(default_factory=Histogram)
     miss: Histogram = field(default_factory=Histogram)
     offer: Histogram = field(default_factory=Histogram)
     database_load: Histogram = field(default_factory=Histogram)
+    staleness: Histogram = field(default_factory=Histogram)
 
     def snapshot(self) -> dict[str, object]:
         """All of it, as JSON has it; `hit_rate` in percent of `total_requests`."""
@@ -112,10 +120,14 @@ class Statistics:
             "stale_served": self.stale_served,
             "fences": self.fences,
             "database_loads": self.database_loads,
+            "shadow_reads": self.shadow_reads,
+            "shadow_overtaken": self.shadow_overtaken,
+            "shadow_stale": self.shadow_stale,
             "latency_us": {
                 "hit": self.hit.summary(),
                 "miss": self.miss.summary(),
                 "offer": self.offer.summary(),
                 "database_load": self.database_load.summary(),
+                "staleness": self.staleness.summary(),
             },
         }

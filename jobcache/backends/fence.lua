@@ -1,20 +1,25 @@
 -- Nothing in this cell is served until every ticket has left the fence.
--- KEYS[1] the cell   ARGV[1] ticket   ARGV[2] a new fence's life in ms
+-- KEYS[1] the cell   ARGV[1] the server's stamp   ARGV[2] ticket   ARGV[3] a new fence's life in ms
+local stamp, ticket = ARGV[1], ARGV[2]
 local cell = redis.pcall('GET', KEYS[1]) -- of a wrong type: an error, and replaced
 if type(cell) ~= 'string' then
   cell = ''
 end
+local written = cell:match('^[ELF]1|(%w+)|')
+if written and written ~= stamp then
+  cell = '' -- of another server's life
+end
 local done
-local floor, tickets = cell:match('^F1|(%d+)|(,[%w,]+,)$')
+local floor, tickets = cell:match('^F1|%w+|(%d+)|(,[%w,]+,)$')
 if floor then
   -- A standing fence keeps its deadline, or a writer that died would hold up a busy key for ever.
-  if not tickets:find(',' .. ARGV[1] .. ',', 1, true) then
-    tickets = tickets .. ARGV[1] .. ','
+  if not tickets:find(',' .. ticket .. ',', 1, true) then
+    tickets = tickets .. ticket .. ','
   end
-  done = redis.pcall('SET', KEYS[1], 'F1|' .. floor .. '|' .. tickets, 'KEEPTTL')
+  done = redis.pcall('SET', KEYS[1], 'F1|' .. stamp .. '|' .. floor .. '|' .. tickets, 'KEEPTTL')
 else
-  floor = cell:match('^E1|(%d+)|%d+|%d+|%d+|%l+|%x+|[%d-]+|[^|\n]*|[^|\n]*\n') or '0'
-  done = redis.pcall('SET', KEYS[1], 'F1|' .. floor .. '|,' .. ARGV[1] .. ',', 'PX', ARGV[2])
+  floor = cell:match('^E1|%w+|(%d+)|%d+|%d+|%d+|%l+|%x+|[%d-]+|[^|\n]*|[^|\n]*\n') or '0'
+  done = redis.pcall('SET', KEYS[1], 'F1|' .. stamp .. '|' .. floor .. '|,' .. ticket .. ',', 'PX', ARGV[3])
 end
 if done.err then
   redis.call('DEL', KEYS[1]) -- no memory for a fence: at least nothing old is served

@@ -1,8 +1,8 @@
 -- Hand over a committed version, or withdraw.
--- KEYS[1] the cell   ARGV[1] ticket   ARGV[2] version, -1 to withdraw   ARGV[3] life in ms
--- ARGV[4] the entry's cell
+-- KEYS[1] the cell   ARGV[1] the server's stamp   ARGV[2] ticket
+-- ARGV[3] version, -1 to withdraw   ARGV[4] life in ms   ARGV[5] the entry's cell
 -- Returns a word of `Offered`.
-local key, ticket, version = KEYS[1], ARGV[1], tonumber(ARGV[2])
+local key, stamp, ticket, version = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
 local withdrawn = version < 0
 
 local function remove()
@@ -11,10 +11,10 @@ local function remove()
 end
 
 local function store(word)
-  if withdrawn or ARGV[3] == '0' then
+  if withdrawn or ARGV[4] == '0' then
     return remove()
   end
-  local done = redis.pcall('SET', key, ARGV[4], 'PX', ARGV[3])
+  local done = redis.pcall('SET', key, ARGV[5], 'PX', ARGV[4])
   if done.err then
     redis.call('DEL', key) -- no memory for the entry: at least nothing old is served
     return done
@@ -29,8 +29,12 @@ end
 if type(cell) ~= 'string' then
   return remove() -- of a wrong type
 end
+local written = cell:match('^[ELF]1|(%w+)|')
+if written and written ~= stamp then
+  return remove() -- of another server's life
+end
 
-local floor, tickets = cell:match('^F1|(%d+)|(,[%w,]+,)$')
+local floor, tickets = cell:match('^F1|%w+|(%d+)|(,[%w,]+,)$')
 if floor then
   floor = tonumber(floor)
   if version > floor then
@@ -38,7 +42,7 @@ if floor then
   end
   tickets = tickets:gsub(',' .. ticket .. ',', ',')
   if tickets ~= ',' then
-    redis.call('SET', key, string.format('F1|%.0f|%s', floor, tickets), 'KEEPTTL')
+    redis.call('SET', key, string.format('F1|%s|%.0f|%s', stamp, floor, tickets), 'KEEPTTL')
     return 'fenced'
   end
   if version < floor then
@@ -48,7 +52,7 @@ if floor then
 end
 
 if cell:sub(1, 3) == 'L1|' then
-  if cell == 'L1|' .. ticket then
+  if cell == 'L1|' .. stamp .. '|' .. ticket then
     return store('stored')
   end
   if withdrawn then
@@ -57,7 +61,7 @@ if cell:sub(1, 3) == 'L1|' then
   return remove()
 end
 
-local held = tonumber(cell:match('^E1|(%d+)|%d+|%d+|%d+|%l+|%x+|[%d-]+|[^|\n]*|[^|\n]*\n'))
+local held = tonumber(cell:match('^E1|%w+|(%d+)|%d+|%d+|%d+|%l+|%x+|[%d-]+|[^|\n]*|[^|\n]*\n'))
 if not held then
   return remove() -- unreadable: nobody can say that it is not older
 end

@@ -1,11 +1,11 @@
 -- Empty the cell, but for a fence, which stays.
--- KEYS[1] the cell
+-- KEYS[1] the cell   ARGV[1] the server's stamp
 -- Returns 1 if it held something to drop, else 0.
 local cell = redis.pcall('GET', KEYS[1]) -- of a wrong type: an error, and dropped
 if cell == false then
   return 0
 end
-local fence = type(cell) == 'string' and cell:match('^F1|%d+|,[%w,]+,$')
+local fence = type(cell) == 'string' and cell:match('^F1|' .. ARGV[1] .. '|%d+|,[%w,]+,$')
 if fence and redis.call('PTTL', KEYS[1]) >= 0 then -- without an end it is none of ours
   return 0
 end

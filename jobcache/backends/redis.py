@@ -1,9 +1,20 @@
 """Cells in Redis 6.2 or newer, or Valkey: one string key each, so that a cluster can hold them.
 
 All gets of one turn of the loop are one `MGET`, a single one is a `GET`. The other operations are
-the scripts beside this file, one each, all of one key; a lost reply may be followed by a second
-try, for every one of them can be repeated. The pool is small and makes callers wait a moment rather
-than fail: a burst of polls is not an outage.
+the scripts beside this file, one each, all of one key; those of one turn travel in one pipeline. A
+lost reply may be followed by a second try, for every one of them can be repeated. The pool is small
+and makes callers wait a moment rather than fail: a burst of polls is not an outage.
+
+Every cell bears the stamp of the server that it was written on, made of its `run_id` and its
+replication id. A server that was restarted from an old dump, or a replica that was promoted, has
+another stamp than the cells that it brings along, and they count as empty:
+
+    W commits v2, offers it; Redis dies, and comes back with a dump that holds v1
+    every connection has died with it; each new one learns the stamp before it is used
+
+Rejected: to remember the `run_id` and empty the namespace when it has changed. That takes as long
+as there are keys, takes the other processes' fences along, and a process that was started together
+with Redis has nothing to compare with.
 
 Deadlines, breaker and recovery are not here but in `jobcache.guard`, which wraps any such backend.
 """
@@ -11,32 +22,47 @@ Deadlines, breaker and recovery are not here but in `jobcache.guard`, which wrap
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
+import re
+import time
+from contextlib import contextmanager, suppress
 from importlib.resources import files
-from itertools import chain
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from jobcache.codec import Fence, decode, encode_entry
-from jobcache.errors import CacheUnavailable, SettingsError, UnreadableCell, redacted
+from jobcache.errors import CacheError, CacheUnavailable, SettingsError, UnreadableCell, redacted
 from jobcache.protocol import Entry, Offered, Standing
+from jobcache.together import Together
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+    from redis.asyncio.connection import AbstractConnection
 
     from jobcache.settings import CacheSettings
 
-    _Cell = asyncio.Future[bytes | None]
-
 P = ParamSpec("P")
+logger = logging.getLogger("jobcache")
 
 _WITHDRAWN = -1
-_BATCH = 500
+_BATCH = 500  # keys to a command
+_CALLS = 50  # scripts to a pipeline; the loop waits while redis-py packs them
+_NO_STAMP = "none"
+_BETWEEN_WONDERS = 1.0  # seconds
+
+
+class _Call(NamedTuple):
+    script: str
+    name: str | bytes
+    arguments: tuple[str | int | bytes, ...]
 
 
 class RedisBackend:
@@ -52,6 +78,7 @@ class RedisBackend:
         connections: the most connections held.
         pool_wait: seconds to wait for a free one.
         socket_limit: seconds to connect, and to wait for a reply.
+        clock: monotonic time in seconds.
 
     Raises:
         ValueError: the URL cannot be read.
@@ -68,7 +95,8 @@ class RedisBackend:
         fence: float = 30.0,
         connections: int = 10,
         pool_wait: float = 0.5,
-        socket_limit: float = 2.0,
+        socket_limit: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._prefix = prefix
         self._lease_ms = round(lease * 1000)
@@ -85,54 +113,25 @@ class RedisBackend:
             # Two round trips less on every connection.
             driver_info=None,
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
+            redis_connect_func=self._greet,
         )
         # Connections are made lazily; an option that none can be made with is found out now.
         # (redis-py has not typed this method.)
         if pool.make_connection().encoder.decode_responses:  # type: ignore[no-untyped-call]
             raise ValueError("decode_responses cannot be used: cells are bytes")
         self._client: Redis = Redis.from_pool(pool)
+        self._stamp: str | None = None
+        self._clock = clock
+        self._wonder_from = -math.inf
+        self._wondering: asyncio.Task[None] | None = None
         self._turns = asyncio.Semaphore(pool.max_connections)
-        self._wanted: dict[str, list[_Cell]] = {}
-        self._sending: set[asyncio.Task[None]] = set()
         self._scripts = {name: self._client.register_script(_lua(name)) for name in _SCRIPTS}
+        self._gets: Together[str, bytes | None] = Together(self._get_all, _BATCH)
+        self._calls: Together[_Call, Any] = Together(self._call_all, _CALLS)
 
     async def get(self, key: str) -> Entry | None:
         """See `CacheBackend`. All that are asked for in one turn of the loop travel together."""
-        loop = asyncio.get_running_loop()
-        cell: asyncio.Future[bytes | None] = loop.create_future()
-        if not self._wanted:
-            loop.call_soon(self._send_gets)
-        self._wanted.setdefault(key, []).append(cell)
-        return _entry(await cell)
-
-    def _send_gets(self) -> None:
-        wanted, self._wanted = list(self._wanted.items()), {}
-        for start in range(0, len(wanted), _BATCH):
-            task = asyncio.create_task(self._get_together(wanted[start : start + _BATCH]))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
-
-    async def _get_together(self, wanted: Sequence[tuple[str, list[_Cell]]]) -> None:
-        # A future for each caller: one who goes away takes nobody's answer along.
-        callers = [waiting for _, waiting in wanted]
-        names = [self._prefix + key for key, _ in wanted]
-        try:
-            if len(names) == 1:
-                cells = [await self._ask(self._client.get, names[0])]
-            else:
-                cells = await self._ask(self._client.mget, names)
-        except Exception as error:  # noqa: BLE001 - it is the callers' to handle
-            for cell in chain.from_iterable(callers):
-                if not cell.done():
-                    cell.set_exception(error)
-        else:
-            for waiting, found in zip(callers, cells, strict=True):
-                for cell in waiting:
-                    if not cell.done():
-                        cell.set_result(found)
-        finally:
-            for cell in chain.from_iterable(callers):
-                cell.cancel()  # unless it is done: this was cancelled
+        return self._entry(await self._gets.ask(self._prefix + key))
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         """See `CacheBackend`."""
@@ -142,7 +141,7 @@ class RedisBackend:
         found = {}
         for key, cell in zip(keys, cells, strict=True):
             try:
-                entry = _entry(cell)
+                entry = self._entry(cell)
             except UnreadableCell:
                 continue
             if entry is not None:
@@ -151,10 +150,10 @@ class RedisBackend:
 
     async def lease(self, key: str, ticket: str) -> Entry | Standing:
         """See `CacheBackend`."""
-        cell = await self._run("lease", key, ticket, self._lease_ms)
+        cell, stamp = await self._run("lease", key, ticket, self._lease_ms)
         if cell is None:
             return Standing.NOTHING
-        found = decode(cell)
+        found = decode(cell, stamp)
         if isinstance(found, Entry):
             return found
         return Standing.FENCE if isinstance(found, Fence) else Standing.LEASE
@@ -166,15 +165,15 @@ class RedisBackend:
     async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
         """See `CacheBackend`."""
         if entry is None:
-            word = await self._run("offer", key, ticket, _WITHDRAWN, 0, b"")
+            word, _ = await self._run("offer", key, ticket, _WITHDRAWN, 0, b"")
         else:
-            cell = encode_entry(entry)
-            word = await self._run("offer", key, ticket, entry.version, entry.keep_ms, cell)
+            cell = encode_entry(entry, await self._life())
+            word, _ = await self._run("offer", key, ticket, entry.version, entry.keep_ms, cell)
         return Offered(word.decode())
 
     async def purge(self, keys: Sequence[str]) -> int:
         """See `CacheBackend`."""
-        return await self._drop([self._prefix.encode() + key.encode() for key in keys], "purge")
+        return await self._drop([self._prefix + key for key in keys], "purge")
 
     async def purge_all(self) -> int:
         """See `PurgeAll`. Of keys that others keep in the same database, none is touched."""
@@ -191,46 +190,132 @@ class RedisBackend:
             if cursor == 0:
                 return dropped
 
-    async def _drop(self, names: Sequence[bytes], script: str) -> int:
-        dropped = 0
-        for start in range(0, len(names), _BATCH):
-            async with self._client.pipeline(transaction=False) as pipeline:
-                for name in names[start : start + _BATCH]:
-                    await self._scripts[script](keys=[name], client=pipeline)
-                dropped += sum(await self._ask(pipeline.execute))
-        return dropped
+    async def _drop(self, names: Sequence[str | bytes], script: str) -> int:
+        stamp = await self._life()
+        calls = (self._calls.ask(_Call(script, name, (stamp,))) for name in names)
+        return sum(await asyncio.gather(*calls))
 
     async def ping(self) -> None:
-        """See `Ping`. A write, for a server that is full or read-only answers a PING."""
-        await self._ask(self._client.set, f"{self._prefix}jobcache:ping", b"1", px=1000)
+        """See `Ping`. A write, for a server that is full or read-only answers a PING.
+
+        On a connection of its own: those of the pool may be stuck, or have a queue before them.
+        """
+        # (redis-py has not typed this method.)
+        connection = self._client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        key = f"{self._prefix}jobcache:ping"
+        with _translated():
+            try:
+                await connection.connect()  # which learns the server's life, too
+                await connection.send_command("SET", key, "1", "PX", "1000")
+                await connection.read_response()
+            finally:
+                await connection.disconnect(nowait=True)
 
     async def aclose(self) -> None:
-        """Close the connections. Whoever still waits for a get is cancelled."""
-        sending = list(self._sending)
-        for task in sending:
-            task.cancel()
-        if sending:
-            await asyncio.wait(sending)
+        """Close the connections. Whoever still waits is cancelled."""
+        await self._gets.aclose()
+        await self._calls.aclose()
+        if self._wondering is not None:
+            self._wondering.cancel()
+            await asyncio.wait({self._wondering})
         await self._client.aclose()
         await self._client.connection_pool.disconnect()
 
-    async def _run(self, script: str, key: str, *arguments: str | int | bytes) -> Any:  # noqa: ANN401
-        return await self._ask(self._scripts[script], keys=[self._prefix + key], args=arguments)
+    # --- cells ---
+
+    def _entry(self, cell: bytes | None) -> Entry | None:
+        if cell is None or self._stamp is None:
+            return None
+        found = decode(cell, self._stamp)
+        if found is None:
+            self._wonder()
+        return found if isinstance(found, Entry) else None
+
+    async def _run(self, script: str, key: str, *arguments: str | int | bytes) -> tuple[Any, str]:
+        """Run a script on a cell. Returns its reply, and the stamp it has worked with."""
+        stamp = await self._life()
+        call = _Call(script, self._prefix + key, (stamp, *arguments))
+        reply = await self._calls.ask(call)
+        if stamp != self._stamp:
+            # Tried again on a new connection, it may have written what nobody will read.
+            raise CacheUnavailable("the server is not the one it was")
+        return reply, stamp
+
+    async def _get_all(self, names: Sequence[str]) -> list[bytes | None]:
+        distinct = list(dict.fromkeys(names))
+        if len(distinct) == 1:
+            cells = [await self._ask(self._client.get, distinct[0])]
+        else:
+            cells = await self._ask(self._client.mget, distinct)
+        found = dict(zip(distinct, cells, strict=True))
+        return [found[name] for name in names]
+
+    async def _call_all(self, calls: Sequence[_Call]) -> list[Any]:
+        replies = await self._evaluate(calls)
+        unknown = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:  # the server has been started, or told to forget them
+            for script in self._scripts.values():
+                await self._ask(self._client.script_load, script.script)
+            again = await self._evaluate([calls[n] for n in unknown])
+            for n, reply in zip(unknown, again, strict=True):
+                replies[n] = reply
+        return [_as_ours(reply) if isinstance(reply, Exception) else reply for reply in replies]
+
+    async def _evaluate(self, calls: Sequence[_Call]) -> list[Any]:
+        async with self._client.pipeline(transaction=False) as pipeline:
+            for script, name, arguments in calls:
+                pipeline.evalsha(self._scripts[script].sha, 1, name, *arguments)
+            replies: list[Any] = await self._ask(pipeline.execute, raise_on_error=False)
+            return replies
+
+    # --- the server's life ---
+
+    async def _life(self) -> str:
+        if self._stamp is None:
+            await self._ask(self._client.ping)  # on a connection, which learns it
+        if self._stamp is None:
+            raise CacheUnavailable("the server has not been reached yet")
+        return self._stamp
+
+    async def _greet(self, connection: AbstractConnection) -> None:
+        """Make a new connection ready, and learn whose life it leads into."""
+        await connection.on_connect()
+        await self._learn_life(connection)
+
+    async def _learn_life(self, connection: AbstractConnection) -> None:
+        try:
+            self._stamp = await _stamp_on(connection)
+        except ResponseError as error:
+            if self._stamp != _NO_STAMP:
+                logger.warning(
+                    "Redis does not tell its run_id (%s): one that comes back with old data may"
+                    " have it served until it expires",
+                    error,
+                )
+            self._stamp = _NO_STAMP
+
+    def _wonder(self) -> None:
+        """A cell is of another life: find out whether it is ours that has ended.
+
+        Connections outlive it where a server is demoted and promoted again, or forgets its
+        replicas; and another process may have learned so before this one.
+        """
+        if self._clock() >= self._wonder_from:
+            self._wonder_from = self._clock() + _BETWEEN_WONDERS
+            self._wondering = asyncio.create_task(self._find_out())
+
+    async def _find_out(self) -> None:
+        with suppress(CacheUnavailable):
+            await self.ping()
 
     async def _ask(
         self, command: Callable[P, Awaitable[Any]], *arguments: P.args, **options: P.kwargs
     ) -> Any:  # noqa: ANN401 - redis-py's replies have no type
-        try:
+        with _translated():
             # First come, first served. The pool's own queue is not: whoever has just given a
             # connection back can take it again before those who wait, for as long as it likes.
             async with self._turns:
                 return await command(*arguments, **options)
-        except ResponseError as error:
-            if "WRONGTYPE" in str(error):
-                raise UnreadableCell(str(error)) from error
-            raise CacheUnavailable(_reason(error)) from error
-        except (RedisError, OSError) as error:
-            raise CacheUnavailable(_reason(error)) from error
 
 
 _SCRIPTS = ("lease", "fence", "offer", "purge", "evict")
@@ -240,15 +325,36 @@ def _lua(name: str) -> str:
     return files("jobcache.backends").joinpath(f"{name}.lua").read_text("utf-8")
 
 
-def _entry(cell: bytes | None) -> Entry | None:
-    if cell is None:
-        return None
-    found = decode(cell)
-    return found if isinstance(found, Entry) else None
+@contextmanager
+def _translated() -> Iterator[None]:
+    """What redis-py raises, as what the contract allows."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise _as_ours(error) from error
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _as_ours(error: Exception) -> CacheError:
+    if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
+        return UnreadableCell(str(error))
+    return CacheUnavailable(f"{type(error).__name__}: {error}")
+
+
+async def _stamp_on(connection: AbstractConnection) -> str:
+    """What tells the life of the server at the other end from any other.
+
+    Of both ids, as much as makes chance hopeless. The replication id changes whenever a replica is
+    promoted, also one that was the master before.
+    """
+    parts = []
+    for section, field in (("server", b"run_id"), ("replication", b"master_replid")):
+        await connection.send_command("INFO", section)
+        reply = await connection.read_response()
+        found = re.search(rb"^%b:(\w{8})" % field, reply, re.MULTILINE)
+        if found is None:
+            raise ResponseError(f"INFO {section} has no {field.decode()}")
+        parts.append(found[1].decode())
+    return "".join(parts)
 
 
 def _literal(text: str) -> str:

@@ -14,6 +14,7 @@ from jobcache.errors import UnreadableCell
 from jobcache.protocol import VERSION_LIMIT, Entry
 from jobcache.testing.schedules import entry_of
 
+STAMP = "s"
 numbers = st.integers(0, VERSION_LIMIT - 1)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 entries = st.builds(
@@ -32,46 +33,46 @@ entries = st.builds(
 
 @given(entries)
 def test_an_entry_comes_back_as_it_went(entry: Entry) -> None:
-    assert decode(encode_entry(entry)) == entry
+    assert decode(encode_entry(entry, STAMP), STAMP) == entry
 
 
 @given(
     st.binary(max_size=200)
     | st.builds(
         lambda kind, rest: kind + rest,
-        st.sampled_from([b"E1|", b"L1|", b"F1|", b"E2|", b"F1|0|,"]),
+        st.sampled_from([b"E1|s|", b"L1|s|", b"F1|s|", b"E2|s|", b"E1|other|", b"F1|s|0|,", b"E1"]),
         st.binary(max_size=100),
     )
 )
 @example(b"")
-@example(b"E1|1|2|3|4|identity|-||")
-@example(b"E1|+1|2|3|4|identity|-||\n")
-@example(b"E1|1_0|2|3|4|identity|-||\n")
-@example(b"E1|9007199254740992|2|3|4|identity|-||\n")
-@example(b"E1|1|2|3|4|brotli|-||\n")
-@example(b"E1|1|2|3|4|identity|-||%ff\n")
-@example("E1|\u0661|2|3|4|identity|-||\n".encode())
-@example(b"F1||,a,")
-@example(b"F1|0|,,")
-@example(b"L1|")
+@example(b"E1|s|1|2|3|4|identity|-||")
+@example(b"E1|s|+1|2|3|4|identity|-||\n")
+@example(b"E1|s|1_0|2|3|4|identity|-||\n")
+@example(b"E1|s|9007199254740992|2|3|4|identity|-||\n")
+@example(b"E1|s|1|2|3|4|brotli|-||\n")
+@example(b"E1|s|1|2|3|4|identity|-||%ff\n")
+@example("E1|s|\u0661|2|3|4|identity|-||\n".encode())
+@example(b"F1|s||,a,")
+@example(b"F1|s|0|,,")
+@example(b"L1|s|")
 def test_bytes_are_a_cell_or_unreadable_and_nothing_else(cell: bytes) -> None:
     try:
-        found = decode(cell)
+        found = decode(cell, STAMP)
     except UnreadableCell:
         return
     if isinstance(found, Entry):
-        assert decode(encode_entry(found)) == found
+        assert decode(encode_entry(found, STAMP), STAMP) == found
 
 
 @given(entries, st.data())
 def test_a_damaged_entry_never_raises_anything_but_unreadable(
     entry: Entry, data: st.DataObject
 ) -> None:
-    cell = bytearray(encode_entry(entry))
+    cell = bytearray(encode_entry(entry, STAMP))
     at = data.draw(st.integers(0, len(cell) - 1))
     cell[at] = data.draw(st.integers(0, 255))
     try:
-        found = decode(bytes(cell[: data.draw(st.integers(0, len(cell)))]))
+        found = decode(bytes(cell[: data.draw(st.integers(0, len(cell)))]), STAMP)
         if isinstance(found, Entry):
             identity_body(found)
     except UnreadableCell:
@@ -79,8 +80,15 @@ def test_a_damaged_entry_never_raises_anything_but_unreadable(
 
 
 def test_leases_and_fences_are_told_apart() -> None:
-    assert decode(b"L1|abc123") == Lease("abc123")
-    assert decode(b"F1|7|,a,b,") == Fence(7, frozenset({"a", "b"}))
+    assert decode(b"L1|s|abc123", STAMP) == Lease("abc123")
+    assert decode(b"F1|s|7|,a,b,", STAMP) == Fence(7, frozenset({"a", "b"}))
+
+
+@given(entries)
+def test_a_cell_of_another_life_of_the_store_is_as_good_as_none(entry: Entry) -> None:
+    assert decode(encode_entry(entry, "before"), STAMP) is None
+    assert decode(b"L1|before|abc123", STAMP) is None
+    assert decode(b"F1|before|7|,a,b,", STAMP) is None
 
 
 @given(st.binary(max_size=5000))

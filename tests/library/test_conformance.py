@@ -107,7 +107,7 @@ BROKEN_SCRIPTS = dict(
         GUARDS,
         (
             ("fence", "local done", "do return 1 end\nlocal done"),
-            ("fence", "tickets = tickets .. ARGV[1] .. ','", "tickets = ',' .. ARGV[1] .. ','"),
+            ("fence", "tickets = tickets .. ticket .. ','", "tickets = ',' .. ticket .. ','"),
             ("offer", "  if version > floor then", "  if false then"),
             ("offer", "  return 'nothing'", "  return store('stored')"),
             (

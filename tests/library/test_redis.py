@@ -35,6 +35,11 @@ async def load() -> Document:
     return Document(3, "acme", b"{}", "moving", 2)
 
 
+def stamp(raw: redis.Redis) -> str:
+    """Of the life the server is in."""
+    return str(raw.info("server")["run_id"][:8] + raw.info("replication")["master_replid"][:8])
+
+
 def garbage(raw: redis.Redis, kind: str) -> None:
     key = "job:1:progress"
     if kind == "list":
@@ -46,8 +51,9 @@ def garbage(raw: redis.Redis, kind: str) -> None:
             "noise": b"\x80\x04\x95pickle?",
             "empty": b"",
             "another format": b"E2|9|whatever\n{}",
-            "a cut header": b"E1|9|17",
-            "a changed body": encode_entry(entry_of(9)) + b"x",
+            "a cut header": b"E1|%b|9|17" % stamp(raw).encode(),
+            "a cut stamp": b"E1|9",
+            "a changed body": encode_entry(entry_of(9), stamp(raw)) + b"x",
             "json": b'{"status": "completed"}',
             "a fence of another format": b"F2|x",
         }
@@ -61,6 +67,7 @@ KINDS = [
     "empty",
     "another format",
     "a cut header",
+    "a cut stamp",
     "a changed body",
     "json",
     "a fence of another format",
@@ -113,7 +120,7 @@ async def test_a_fence_without_an_end_is_none_of_ours_and_can_be_purged(
     url: str, raw: redis.Redis
 ) -> None:
     backend = RedisBackend(url)
-    raw.set("k", b"F1|0|,w,")
+    raw.set("k", f"F1|{stamp(raw)}|0|,w,")
     assert await backend.purge(["k"]) == 1
     assert await backend.lease("k", "r") is Standing.NOTHING
     await backend.aclose()
@@ -122,15 +129,17 @@ async def test_a_fence_without_an_end_is_none_of_ours_and_can_be_purged(
 async def test_cells_are_where_people_look_for_them(url: str, raw: redis.Redis) -> None:
     backend = RedisBackend(url, prefix="video:")
     await backend.lease("job:7:progress", "r")
-    assert raw.get("video:job:7:progress") == b"L1|r"
+    life = stamp(raw).encode()
+    assert raw.get("video:job:7:progress") == b"L1|%b|r" % life
     await backend.offer("job:7:progress", "r", entry_of(2, body=b'{"id":7}'))
     cell = raw.get("video:job:7:progress")
     assert cell is not None
-    assert cell.startswith(b"E1|2|1700000000000|30000|330000|identity|12075f43|2|moving|acme\n")
+    header = b"E1|%b|2|1700000000000|30000|330000|identity|12075f43|2|moving|acme\n"
+    assert cell.startswith(header % life)
     assert cell.endswith(b'{"id":7}')
     assert 329_000 < raw.pttl("video:job:7:progress") <= 330_000
     await backend.fence("job:7:progress", "w")
-    assert raw.get("video:job:7:progress") == b"F1|2|,w,"
+    assert raw.get("video:job:7:progress") == b"F1|%b|2|,w," % life
     assert 29_000 < raw.pttl("video:job:7:progress") <= 30_000
     await backend.aclose()
 
@@ -235,6 +244,8 @@ async def test_scripts_survive_a_restart_of_the_server() -> None:
         with pytest.raises(CacheUnavailable):
             await backend.get("k")
         server.start()
+        with pytest.raises(CacheUnavailable, match="not the one it was"):
+            await backend.lease("k", "r")
         assert await backend.lease("k", "r") is Standing.NOTHING
         await backend.aclose()
 

@@ -27,10 +27,15 @@ def test_the_environment_is_read() -> None:
             "JOBCACHE_PREFIX": "video:",
             "JOBCACHE_MAX_ENTRIES": "5",
             "JOBCACHE_MAX_BYTES": "",
+            "JOBCACHE_SHADOW_RATE": ".25",
         }
     )
     assert chosen == CacheSettings(
-        backend="redis", redis_url="rediss://example:6380/1", prefix="video:", max_entries=5
+        backend="redis",
+        redis_url="rediss://example:6380/1",
+        prefix="video:",
+        max_entries=5,
+        shadow_rate=0.25,
     )
 
 
@@ -43,6 +48,8 @@ def test_the_environment_is_read() -> None:
         ("JOBCACHE_MAX_ENTRIES", "0", "a whole number above 0"),
         ("JOBCACHE_MAX_BYTES", "1e6", "a whole number above 0"),
         ("JOBCACHE_MAX_BYTES", "٣", "a whole number above 0"),
+        ("JOBCACHE_SHADOW_RATE", "1.5", "a number from 0 to 1"),
+        ("JOBCACHE_SHADOW_RATE", "nan", "a number from 0 to 1"),
     ],
 )
 def test_a_wrong_setting_names_variable_value_and_what_is_allowed(

@@ -163,7 +163,7 @@ async def test_a_writer_cancelled_between_commit_and_offer_still_offers() -> Non
     with pytest.raises(asyncio.CancelledError):
         await writer
     subject.gate.set()
-    await bench.cache._shelter.settle()
+    await bench.cache._offers.settle()
     assert await bench.read("k") == (1, Outcome.HIT)
 
 

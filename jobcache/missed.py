@@ -1,0 +1,107 @@
+"""What a store has yet to hear of, key by key: a bounded memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+SEEN = "seen"
+"""The ticket under which versions are noted that were seen, not written. It is nobody's: no lease
+and no fence can hold it."""
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """One thing to repeat. Compared by identity: each attempt is its own.
+
+    Attributes:
+        kind: what to do.
+        version: of an offer; None for a withdrawal.
+        refusals: how often a store that otherwise answers would not have it.
+    """
+
+    kind: Literal["offer", "purge"]
+    version: int | None = None
+    refusals: int = 0
+
+
+class Missed:
+    """Steps by key and ticket.
+
+    Args:
+        most: with more steps than these they are dropped, and everything counts as missed.
+
+    Attributes:
+        everything: nothing in the store may be read until its namespace has been emptied.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.everything = False
+        self._most = most
+        self._steps: dict[str, dict[str, Step]] = {}
+        self._count = 0
+        self._overflows = 0
+
+    def __bool__(self) -> bool:
+        return self.everything or bool(self._steps)
+
+    def __len__(self) -> int:
+        """How many steps are held."""
+        return self._count
+
+    def __contains__(self, key: str) -> bool:
+        """Whether `key` is not to be read for now."""
+        return self.everything or key in self._steps
+
+    @property
+    def keys(self) -> int | None:
+        """How many keys that concerns; None: all of them."""
+        return None if self.everything else len(self._steps)
+
+    def note(self, key: str, ticket: str, step: Step) -> None:
+        """Remember a step; an earlier one of the same ticket is replaced."""
+        steps = self._steps.setdefault(key, {})
+        self._count += ticket not in steps
+        steps[ticket] = step
+        if self._count > self._most:
+            self.note_everything()
+
+    def note_seen(self, key: str, version: int) -> None:
+        """Remember that the source has `version`, whoever committed it."""
+        known = self._steps.get(key, {}).get(SEEN)
+        # Of the same version the note stays the same, so that polls of a key that is being
+        # settled do not unsettle it again and again.
+        if known is None or known.version is None or known.version < version:
+            self.note(key, SEEN, Step("offer", version))
+
+    def note_everything(self) -> None:
+        """There is too much to remember, or to name."""
+        self._steps.clear()
+        self._count = 0
+        self._overflows += 1
+        self.everything = True
+
+    def forget(self, key: str, ticket: str, step: Step) -> None:
+        """The step has been made, unless another has taken its place."""
+        steps = self._steps.get(key, {})
+        if steps.get(ticket) is step:
+            del steps[ticket]
+            self._count -= 1
+            if not steps:
+                del self._steps[key]
+
+    def all(self) -> list[tuple[str, str, Step]]:
+        """Every step, with its key and ticket, as of now."""
+        return [
+            (key, ticket, step)
+            for key, steps in self._steps.items()
+            for ticket, step in steps.items()
+        ]
+
+    def mark(self) -> int:
+        """To be given to `emptied`, from before the namespace was emptied."""
+        return self._overflows
+
+    def emptied(self, mark: int) -> None:
+        """The namespace is empty; what was missed while that was done is still to be made good."""
+        self.everything = mark != self._overflows

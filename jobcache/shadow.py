@@ -1,0 +1,112 @@
+"""Staleness as a metric: after some of the hits the source is asked what it would have said.
+
+A newer version there is not yet a stale hit: a writer may have committed since. So the cache is
+looked at again. A commit that others can see has been fenced, or offered; an entry that is older
+and still served hides it, and is watched until it has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from typing import TYPE_CHECKING
+
+from jobcache.errors import CacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from jobcache.protocol import CacheBackend, Document, Entry
+    from jobcache.stats import Statistics
+
+logger = logging.getLogger("jobcache")
+
+_MOST_AT_ONCE = 4
+_PAUSE = 0.05  # seconds between two looks at an entry that hides a newer version
+
+
+class Shadow:
+    """Compares a sample of what a `JobCache` serves with its source.
+
+    Args:
+        backend: what served it.
+        statistics: counted into.
+        rate: the part of the hits that is compared, from 0 (none) to 1.
+        serves: whether an entry would be served now.
+        random: numbers in [0, 1).
+        sleep: waits for the given seconds.
+
+    Raises:
+        ValueError: the rate is outside its range.
+    """
+
+    def __init__(
+        self,
+        backend: CacheBackend,
+        statistics: Statistics,
+        rate: float,
+        serves: Callable[[Entry], bool],
+        *,
+        random: Callable[[], float] = random.random,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        if not 0 <= rate <= 1:
+            raise ValueError("the rate of shadow reads is a part of the hits, from 0 to 1")
+        self._backend = backend
+        self._statistics = statistics
+        self._rate = rate
+        self._serves = serves
+        self._random = random
+        self._sleep = sleep
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def hit(self, key: str, served: Entry, load: Callable[[], Awaitable[Document | None]]) -> None:
+        """A hit has been served; perhaps compare it, in the background."""
+        if self._rate <= self._random() or len(self._tasks) >= _MOST_AT_ONCE:
+            return
+        task = asyncio.create_task(self._compare(key, served, load))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _compare(
+        self, key: str, served: Entry, load: Callable[[], Awaitable[Document | None]]
+    ) -> None:
+        try:
+            document = await load()
+        except Exception:  # noqa: BLE001 - its readers are told; a comparison is just left out
+            return
+        self._statistics.shadow_reads += 1
+        version = 0 if document is None else document.version
+        if version <= served.version:
+            return
+        found = time.perf_counter_ns()
+        if not await self._hides(key, version):
+            self._statistics.shadow_overtaken += 1
+            return
+        self._statistics.shadow_stale += 1
+        logger.warning(
+            "the %s cache serves version %d of %s, and hides version %d",
+            *(self._backend.name, served.version, key, version),
+        )
+        try:
+            while await self._hides(key, version):
+                await self._sleep(_PAUSE)
+        finally:
+            self._statistics.staleness.record(time.perf_counter_ns() - found)
+
+    async def _hides(self, key: str, version: int) -> bool:
+        try:
+            entry = await self._backend.get(key)
+        except CacheError:
+            return False  # it is not served from there, either
+        return entry is not None and entry.version < version and self._serves(entry)
+
+    async def aclose(self) -> None:
+        """Stop comparing."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)

@@ -1,0 +1,223 @@
+"""A Redis that comes back as another: from an old dump, as a promoted replica, after a demotion."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from app.devservers import RedisServer
+from jobcache import CacheUnavailable
+from jobcache.backends.redis import RedisBackend
+from jobcache.protocol import Offered, Standing
+from jobcache.testing.schedules import entry_of
+from tests.subjects import REDIS_SERVERS
+
+PROGRAMS = list(REDIS_SERVERS)
+
+
+@pytest.fixture(params=PROGRAMS)
+def program(request: pytest.FixtureRequest) -> Path:
+    path: Path = REDIS_SERVERS[request.param]
+    return path
+
+
+@pytest.fixture
+def server(program: Path) -> Iterator[RedisServer]:
+    with RedisServer(program, arguments=("--dbfilename", "old.rdb")) as server:
+        yield server
+
+
+def client(server: RedisServer) -> redis.Redis:
+    return redis.Redis(port=server.port)
+
+
+async def store(backend: RedisBackend, key: str, version: int) -> None:
+    await backend.fence(key, f"w{version}")
+    assert await backend.offer(key, f"w{version}", entry_of(version)) is Offered.STORED
+
+
+def until(condition: str, server: RedisServer) -> None:
+    """Wait until `INFO replication` says so."""
+    deadline = time.monotonic() + 20
+    with client(server) as raw:
+        while condition not in raw.execute_command("INFO", "replication").__repr__():
+            assert time.monotonic() < deadline, raw.info("replication")
+            time.sleep(0.01)
+
+
+def synced(replica: RedisServer, master: RedisServer) -> None:
+    with client(replica) as raw:
+        raw.replicaof("127.0.0.1", master.port)
+    until("'master_link_status': 'up'", replica)
+
+
+async def test_a_dump_from_before_brings_nothing_back(server: RedisServer) -> None:
+    """Neither entries, nor fences whose writers have gone, nor leases that were overtaken."""
+    backend = RedisBackend(server.url)
+    await store(backend, "entry", 1)
+    await backend.fence("fence", "w1")
+    await backend.fence("another fence", "dead")
+    await backend.lease("lease", "r")
+    with client(server) as raw:
+        raw.save()
+    await store(backend, "entry", 2)
+    await backend.fence("fence", "w2")
+    await backend.offer("fence", "w2", entry_of(3))
+    await backend.offer("fence", "w1", None)
+    await store(backend, "lease", 2)
+    server.kill()
+    server.start()
+    with client(server) as raw:
+        keys = [b"another fence", b"entry", b"fence", b"lease"]
+        assert sorted(raw.keys("*")) == keys, "the dump was loaded"
+    assert await backend.get("entry") is None
+    assert await backend.get_many(["entry", "fence", "lease"]) == {}
+    assert await backend.offer("fence", "w1", entry_of(2)) is Offered.REMOVED
+    assert await backend.offer("lease", "r", entry_of(1)) is Offered.REMOVED
+    await backend.fence("another fence", "w3")
+    assert await backend.offer("another fence", "w3", entry_of(4)) is Offered.STORED
+    assert await backend.lease("entry", "r2") is Standing.NOTHING
+    assert await backend.offer("entry", "r2", entry_of(2)) is Offered.STORED
+    assert await backend.get("entry") == entry_of(2)
+    await backend.aclose()
+
+
+async def test_a_process_that_was_not_there_before_the_restart_knows_as_well(
+    server: RedisServer,
+) -> None:
+    before = RedisBackend(server.url)
+    await store(before, "k", 1)
+    await before.aclose()
+    with client(server) as raw:
+        raw.save()
+    server.kill()
+    server.start()
+    after = RedisBackend(server.url)
+    assert await after.get("k") is None
+    await after.fence("k", "w")
+    assert await after.offer("k", "w", entry_of(1)) is Offered.STORED, "its floor is not the old"
+    await after.aclose()
+
+
+async def test_a_script_that_crossed_a_restart_is_an_error_and_can_be_repeated(
+    server: RedisServer,
+) -> None:
+    """It was sent again on a new connection, with the stamp of the old one."""
+    backend = RedisBackend(server.url)
+    await backend.fence("k", "w")
+    server.kill()
+    server.start()
+    with pytest.raises(CacheUnavailable, match="not the one it was"):
+        await backend.fence("k", "w")
+    assert await backend.lease("k", "r") is Standing.NOTHING, "that fence is nobody's"
+    await backend.fence("k", "w")
+    assert await backend.lease("k", "r") is Standing.FENCE
+    await backend.aclose()
+
+
+async def test_a_promoted_replica_that_lagged_serves_nothing_old(program: Path) -> None:
+    with RedisServer(program) as master, RedisServer(program) as replica:
+        backend = RedisBackend(master.url)
+        await store(backend, "k", 1)
+        synced(replica, master)
+        with client(replica) as raw:
+            raw.replicaof("NO", "ONE")  # before it has heard of the next version
+            await store(backend, "k", 2)
+            await backend.aclose()
+            master.kill()
+            assert b"|1|1700000000000|" in (raw.get("k") or b""), "it has the old version"
+        promoted = RedisBackend(replica.url)
+        assert await promoted.get("k") is None
+        await promoted.aclose()
+
+
+async def test_a_master_that_was_demoted_and_promoted_again_serves_nothing_old(
+    program: Path,
+) -> None:
+    """Its `run_id` is the same, its connections have stayed, and it lacks what came between."""
+    with RedisServer(program) as server, RedisServer(program) as other:
+        here = RedisBackend(server.url)
+        await store(here, "k", 1)
+        synced(other, server)
+        with client(other) as raw:
+            raw.replicaof("NO", "ONE")
+        synced(server, other)
+        with client(server) as raw:
+            raw.replicaof("NO", "ONE")  # before it has heard of the next version
+        there = RedisBackend(other.url)
+        await store(there, "k", 2)
+        await there.aclose()
+        assert await here.get("k") is not None, "so far it cannot know"
+        await here.ping()  # as a guard does that was refused a write meanwhile
+        assert await here.get("k") is None
+        await here.aclose()
+
+
+async def test_meeting_a_cell_of_another_life_makes_it_ask_which_one_it_is(
+    server: RedisServer,
+) -> None:
+    """A master without replicas changes its replication id after a while; nothing else tells."""
+    now = 100.0
+    backend = RedisBackend(server.url, clock=lambda: now)
+    await store(backend, "k", 1)
+    backend._stamp = "staleStamp"  # as if the id had changed under a connection that stays
+    assert await backend.get("k") is None
+    async with asyncio.timeout(5):
+        while await backend.get("k") is None:
+            await asyncio.sleep(0.001)
+    asked: list[float] = []
+
+    async def counted() -> None:
+        asked.append(now)
+
+    backend.ping = counted  # type: ignore[method-assign]
+    with client(server) as raw:
+        raw.set("foreign", b"E1|elsewhere|1|")
+    for now in (100.0, 100.9, 101.1, 101.9, 102.2):  # noqa: B007 - read by the clock
+        for _ in range(3):
+            assert await backend.get("foreign") is None
+            await asyncio.sleep(0)
+    assert asked == [101.1, 102.2], "once a second at most"
+    await backend.aclose()
+
+
+async def test_a_server_that_does_not_tell_is_used_with_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with RedisServer() as server:
+        with client(server) as raw:
+            raw.acl_setuser(
+                "app", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-info"]
+            )
+        backend = RedisBackend(server.url.replace("redis://", "redis://app:@"), connections=3)
+        await asyncio.gather(*(store(backend, f"k{n}", 1) for n in range(200)))
+        assert await backend.get("k7") == entry_of(1)
+        await backend.aclose()
+    assert len(caplog.records) == 1
+    assert "does not tell its run_id" in caplog.text
+
+
+async def test_a_connection_that_is_given_up_while_it_is_greeted_answers_nobody_else(
+    server: RedisServer,
+) -> None:
+    backend = RedisBackend(server.url, connections=1)
+    with client(server) as raw:
+        raw.set("k", "not a cell of ours")
+    for steps in range(5, 50, 5):
+        await backend._client.connection_pool.disconnect()
+        server.pause()  # connects, and hears nothing
+        fetching = asyncio.create_task(backend._ask(backend._client.get, "k"))
+        for _ in range(steps):
+            await asyncio.sleep(0.001)
+        fetching.cancel()
+        await asyncio.wait({fetching})
+        following = asyncio.create_task(backend._ask(backend._client.get, "k"))
+        await asyncio.sleep(0)
+        server.resume()
+        assert await following == b"not a cell of ours"
+    await backend.aclose()
