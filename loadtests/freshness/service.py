@@ -29,11 +29,12 @@ import uvicorn
 from app import settings
 from app.main import create_app
 from jobcache.backends import redis
-from jobcache.codec import encode_entry
 from jobcache.protocol import Offered
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from redis.asyncio.connection import AbstractConnection
 
     from jobcache.protocol import Entry
 
@@ -42,6 +43,7 @@ BREAKS = {
     "order": "a writer's offer is stored whatever the cell holds",
     "lease": "what a reader loaded is stored without a lease",
     "removal": "an offer that is only to remove what is older is dropped",
+    "stamp": "cells do not tell which life of Redis they were written in",
     "lifetime": "entries stay fresh for an hour",
 }
 """What can be taken away, and what is left then."""
@@ -93,10 +95,15 @@ class FaultyRedis(redis.RedisBackend):
         if entry is not None and broken == ("order" if writes else "lease"):
             await asyncio.sleep(random.uniform(0, _LATE))  # noqa: S311 - no secret
             if entry.keep_ms > 0:
-                cell = encode_entry(entry)
-                await self._ask(self._client.set, self._prefix + key, cell, px=entry.keep_ms)
-                return Offered.STORED
+                await self._ask(self._client.delete, self._prefix + key)
+                await super().lease(key, ticket)
         return await super().offer(key, ticket, entry)
+
+    async def _learn_life(self, connection: AbstractConnection) -> None:
+        if self._switches.broken == "stamp":
+            self._stamp = "ignored"
+        else:
+            await super()._learn_life(connection)
 
 
 def main() -> None:
