@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench loadtest clean
+.PHONY: help run test check format bench loadtest freshness clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ bench: $(VENV)/installed ## time the backends, print the table
 
 loadtest: $(VENV)/installed ## simulate pollers on each backend, print the table; ARGS="--users 10"
 	$(BIN)/python -m loadtests $(ARGS)
+
+freshness: $(VENV)/installed ## check a million polls while Redis and processes fail; ARGS="--quick"
+	$(BIN)/python -m loadtests.freshness $(ARGS)
 
 clean: ## remove what the above made, but for var/
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks .coverage benchmarks/results loadtests/results

@@ -1,0 +1,155 @@
+"""One command: start it all, break it again and again, and check every answer meanwhile.
+
+python -m loadtests.freshness --reads 1000000
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import secrets
+import shlex
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from app.devservers import PostgresServer
+from loadtests.freshness import report
+from loadtests.freshness.cluster import Cluster, new_redis
+from loadtests.freshness.faults import FAULTS
+from loadtests.freshness.run import Plan, run
+from loadtests.freshness.service import BREAKS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_QUICK_READS = 100_000
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run it all. Returns 1 if a promise was broken, or the run was not what was asked for."""
+    options = _parser().parse_args(arguments)
+    plan = _plan(options)
+    sys.stderr.write(f"seed {plan.seed}\n")
+    settings = {
+        "JOBCACHE_BACKEND": options.backend,
+        "JOBCACHE_RENDERER": "paced",
+        "JOBCACHE_CLAIM_SECONDS": "2",
+        "FRESHNESS_SECONDS": str(plan.freshness),
+        "FRESHNESS_BREAK": options.broken or "",
+    }
+    with ExitStack() as stack:
+        # In the main thread, so that they end with it however it ends.
+        postgres = stack.enter_context(PostgresServer())
+        redis = None
+        if options.backend == "redis":
+            redis = stack.enter_context(new_redis())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            sys.stderr.write("starting services\n")
+            cluster = Cluster(postgres, redis, plan.processes, settings)
+            try:
+                outcome = runner.run(run(plan, cluster))
+            except asyncio.CancelledError:
+                return 130
+    command = f"python -m loadtests.freshness {shlex.join(arguments)}".rstrip()
+    return report.publish(plan, outcome, command, options.results)
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    names = [
+        name
+        for name, fault in FAULTS.items()
+        if options.backend == "redis" or not fault.needs_redis
+    ]
+    if options.faults is not None:
+        names = [name for name in options.faults if name]
+    rounds = 1 if options.quick else 3
+    reads = _QUICK_READS if options.quick else 1_000_000
+    processes = 1 if options.backend == "memory" else 3
+    return Plan(
+        backend=options.backend,
+        broken=options.broken,
+        faults=names,
+        rounds=rounds if options.rounds is None else options.rounds,
+        reads=reads if options.reads is None else options.reads,
+        processes=processes if options.processes is None else options.processes,
+        seed=secrets.randbelow(10**9) if options.seed is None else options.seed,
+        jobs=options.jobs,
+        pollers=options.pollers,
+        pause=options.pause,
+        freshness=options.freshness,
+        calm=options.calm,
+        limit=options.limit,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.freshness",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--reads", type=_count, help="polls to check; 1000000, or 100000 with --quick")
+    add("--faults", type=_names, help=f"which, in any order; all: {','.join(FAULTS)}")
+    add("--rounds", type=_count, help="the least of each fault; 3, or 1 with --quick")
+    add("--quick", action="store_true", help="each fault once")
+    add("--seed", type=int, help="of all choices; printed, another one in every run")
+    add("--backend", choices=["redis", "memory", "null"], default="redis")
+    add("--processes", type=_count, help="how many services; 3, of memory 1")
+    add("--jobs", type=_count, default=12, help="at a time (12)")
+    add("--pollers", type=_count, default=16, help="clients (16), a quarter of them with ETags")
+    add("--pause", type=_positive, default=0.3, help="mean seconds between reports (0.3)")
+    add("--freshness", type=_positive, default=2.0, help="seconds an entry is fresh (2)")
+    add("--calm", type=_positive, default=1.0, help="seconds of calm around each fault (1)")
+    add("--limit", type=_positive, default=3600.0, help="seconds after which it ends anyway (3600)")
+    add(
+        *("--break",),
+        dest="broken",
+        choices=BREAKS,
+        help="take a guard away: the run must fail. "
+        + "; ".join(f"{name}: {what}" for name, what in BREAKS.items()),
+    )
+    add(
+        "--results",
+        type=Path,
+        default=Path(__file__).parents[1] / "results",
+        help="where tables go (loadtests/results)",
+    )
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",") if text != "none" else []
+    unknown = [name for name in names if name not in FAULTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(FAULTS)}, or none")
+    return names
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return number
+
+
+def _end(*_: object) -> None:
+    sys.exit(143)
+
+
+if __name__ == "__main__":
+    # An end in order, before there is a loop that takes care of it.
+    signal.signal(signal.SIGTERM, _end)
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,283 @@
+"""What polls and writes may be answered, and everything in a history that breaks it.
+
+Pure and synchronous: it is told what was asked and answered, and says what was wrong with that. It
+knows neither HTTP nor faults. Whoever asks says so before the request leaves, which notes what is
+known at that moment; nothing that is known by then may be hidden from the answer.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Kind(StrEnum):
+    """A way to be wrong."""
+
+    STALE_ACKNOWLEDGED = "older than acknowledged"
+    """A writer had been told of a newer version before the request began."""
+    STALE_SEEN = "older than seen"
+    """An answer with a newer version had arrived before the request began."""
+    BACKWARD = "backward"
+    """This very client had been given a newer version."""
+    FLOOR = "below its ETag"
+    """The client said in `If-None-Match` that it had a newer version."""
+    TERMINAL = "terminal undone"
+    """A job that had ended is shown to go on."""
+    BYTES = "other bytes"
+    """One version, two bodies: so a version given twice, too."""
+    WRONG = "wrong document"
+    """Of another job, or of another version than its ETag says, or unreadable."""
+    MISSING = "missing"
+    """404 for a job that exists."""
+    ORDER = "not newer"
+    """A change was acknowledged with a version that was known before it began."""
+    LOST = "lost"
+    """In the end the database has less than was acknowledged or shown."""
+    DIFFERS = "differs in the end"
+    """Nothing changes any more, and a process shows something else than the database has."""
+    REFUSED = "refused"
+    """An answer that is neither the document nor what the fault allows instead."""
+    UNANSWERED = "unanswered"
+    """No answer, of a process that was running."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing wrong with one answer.
+
+    Attributes:
+        kind: what.
+        job_id: of which job.
+        detail: in words.
+        age: how long before the request began something newer was known, in seconds; None where
+            no delay could explain it.
+    """
+
+    kind: Kind
+    job_id: int
+    detail: str
+    age: float | None = None
+
+
+def is_excused(finding: Finding, bound: float | None) -> bool:
+    """Whether a promise that staleness ends after `bound` seconds (None: there is none) covers it.
+
+    The age is counted up to the beginning of the request, so it is never overstated.
+    """
+    return bound is not None and finding.age is not None and finding.age <= bound
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request, and what was known of its job when it left.
+
+    Attributes:
+        client: whose it is.
+        job_id: which job.
+        at: when it left.
+        acknowledged: the highest version a writer had been told of; 0 if none.
+        seen: the highest version in any answer that had arrived.
+        own: the highest version that this client had been given.
+        tag: the version in its `If-None-Match`; 0 without one.
+        ended: the version with which the job had ended; 0 if it had not.
+    """
+
+    client: str
+    job_id: int
+    at: float
+    acknowledged: int = 0
+    seen: int = 0
+    own: int = 0
+    tag: int = 0
+    ended: int = 0
+
+    @property
+    def known(self) -> int:
+        """The highest version known; 0 if nothing says that the job exists."""
+        return max(self.acknowledged, self.seen)
+
+
+@dataclass(slots=True)
+class _Job:
+    acknowledged: int = 0
+    seen: int = 0
+    ended: int = 0
+    # Each version that was the highest known, and when it became that; both grow.
+    versions: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    bodies: dict[int, int] = field(default_factory=dict)  # hashes, by version
+
+    def learn(self, version: int, now: float) -> None:
+        if not self.versions or version > self.versions[-1]:
+            self.versions.append(version)
+            self.times.append(now)
+
+
+class Ledger:
+    """Everything that is known of all jobs.
+
+    Args:
+        clock: monotonic time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._jobs: dict[int, _Job] = {}
+        self._own: dict[tuple[str, int], int] = {}
+
+    @property
+    def job_ids(self) -> list[int]:
+        """All jobs that are known to exist."""
+        return list(self._jobs)
+
+    def known(self, job_id: int) -> int:
+        """The highest version of a job that is known; 0 if none is."""
+        job = self._jobs.get(job_id)
+        return 0 if job is None else max(job.acknowledged, job.seen)
+
+    def ask(self, client: str, job_id: int, tag: int = 0) -> Asked:
+        """A request for, or about, a job is about to leave; call this right before it does."""
+        now = self._clock()
+        job = self._jobs.get(job_id)
+        if job is None:
+            return Asked(client, job_id, now, tag=tag)
+        own = self._own.get((client, job_id), 0)
+        return Asked(client, job_id, now, job.acknowledged, job.seen, own, tag, job.ended)
+
+    def ask_blindly(self, client: str, job_id: int) -> Asked:
+        """A request of which only the answer told which job it was about: a creation, a list."""
+        return Asked(client, job_id, self._clock())
+
+    def answered(self, asked: Asked, version: int, body: bytes | None) -> list[Finding]:
+        """A read was answered.
+
+        Args:
+            asked: what `ask` returned.
+            version: of the answer, by its ETag.
+            body: its bytes; None if it had none (304).
+        """
+        job = self._jobs.setdefault(asked.job_id, _Job())
+        findings = self._judge_bytes(asked, job, version, body)
+        if any(finding.kind is Kind.WRONG for finding in findings):
+            return findings  # and says nothing of this job
+        findings += self._judge_version(asked, job, version)
+        job.seen = max(job.seen, version)
+        self._note(asked, job, version)
+        return findings
+
+    def acknowledged(
+        self, asked: Asked, version: int, body: bytes, *, changes: bool
+    ) -> list[Finding]:
+        """A write was acknowledged.
+
+        Args:
+            asked: what `ask` returned.
+            version: of the answer.
+            body: its bytes.
+            changes: True if it cannot have been a repetition that changed nothing.
+        """
+        job = self._jobs.setdefault(asked.job_id, _Job())
+        findings = self._judge_bytes(asked, job, version, body)
+        if any(finding.kind is Kind.WRONG for finding in findings):
+            return findings
+        findings += self._judge_version(asked, job, version)
+        if changes and version == asked.known:
+            detail = f"a change became version {version}, which was known before"
+            findings.append(Finding(Kind.ORDER, asked.job_id, detail))
+        job.acknowledged = max(job.acknowledged, version)
+        self._note(asked, job, version)
+        return findings
+
+    def not_found(self, asked: Asked) -> list[Finding]:
+        """A request was answered 404."""
+        if asked.known == 0:
+            return []
+        detail = f"404 where version {asked.known} was known"
+        return [Finding(Kind.MISSING, asked.job_id, detail)]
+
+    def compare(self, job_id: int, version: int | None, *, terminal: bool) -> list[Finding]:
+        """In the end the database has this version of a job; None if it has no such job."""
+        job = self._jobs[job_id]
+        known = max(job.acknowledged, job.seen)
+        if version is None or version < known:
+            detail = f"the database has version {version}; {known} was given out"
+            return [Finding(Kind.LOST, job_id, detail)]
+        if job.ended and not terminal:
+            detail = f"ended with version {job.ended}, and goes on in the database"
+            return [Finding(Kind.TERMINAL, job_id, detail)]
+        return []
+
+    def _judge_version(self, asked: Asked, job: _Job, version: int) -> list[Finding]:
+        if version >= max(asked.known, asked.own, asked.tag) and not job.ended:
+            return []  # nearly always
+        findings = []
+
+        def hidden(kind: Kind, newer: int) -> None:
+            since = job.times[bisect_right(job.versions, version)]
+            detail = f"version {version} where {newer} was known"
+            findings.append(Finding(kind, asked.job_id, detail, max(0.0, asked.at - since)))
+
+        if version < asked.acknowledged:
+            hidden(Kind.STALE_ACKNOWLEDGED, asked.acknowledged)
+        if version < asked.seen:
+            hidden(Kind.STALE_SEEN, asked.seen)
+        if version < asked.own:
+            hidden(Kind.BACKWARD, asked.own)
+        if version < asked.tag:
+            detail = f"version {version} to a client that said it has {asked.tag}"
+            findings.append(Finding(Kind.FLOOR, asked.job_id, detail))
+        if asked.ended and version < asked.ended:
+            hidden(Kind.TERMINAL, asked.ended)
+        if job.ended and version > job.ended:
+            detail = f"version {version} of a job that ended with {job.ended}"
+            findings.append(Finding(Kind.TERMINAL, asked.job_id, detail))
+        return findings
+
+    def _judge_bytes(
+        self, asked: Asked, job: _Job, version: int, body: bytes | None
+    ) -> list[Finding]:
+        if body is None:
+            if version == asked.tag:
+                return []
+            detail = f"304 with version {version} to a client that has {asked.tag}"
+            return [Finding(Kind.WRONG, asked.job_id, detail)]
+        digest = hash(body)
+        known = job.bodies.get(version)
+        if known is None:
+            return self._judge_document(asked, job, version, body)
+        if known != digest:
+            detail = f"version {version} had another body before: {body[:400]!r}"
+            return [Finding(Kind.BYTES, asked.job_id, detail)]
+        return []
+
+    def _judge_document(self, asked: Asked, job: _Job, version: int, body: bytes) -> list[Finding]:
+        try:
+            document: Any = json.loads(body)
+            claimed = document["id"], document["version"]
+            terminal = bool(document["terminal"])
+        except (ValueError, KeyError, TypeError):
+            detail = f"not a job: {body[:200]!r}"
+            return [Finding(Kind.WRONG, asked.job_id, detail)]
+        if claimed != (asked.job_id, version):
+            detail = f"job {claimed[0]} version {claimed[1]}, with the ETag of {version}"
+            return [Finding(Kind.WRONG, asked.job_id, detail)]
+        job.bodies[version] = hash(body)
+        if terminal and (job.ended == 0 or version < job.ended):
+            job.ended = version
+            if job.versions and job.versions[-1] > version:
+                detail = f"ended with version {version}, and {job.versions[-1]} was known"
+                return [Finding(Kind.TERMINAL, asked.job_id, detail)]
+        return []
+
+    def _note(self, asked: Asked, job: _Job, version: int) -> None:
+        job.learn(version, self._clock())
+        if version > asked.own:
+            own = asked.client, asked.job_id
+            self._own[own] = max(self._own.get(own, 0), version)

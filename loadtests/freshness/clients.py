@@ -1,0 +1,389 @@
+"""Those who poll and those who write, each in a task, all in one process that sees every answer.
+
+`Watch` is what they share: it asks, has the answer checked, and counts. Nothing awaits between an
+answer's arrival and its check, so what one client has seen is known before another one asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+import time
+from collections import defaultdict, deque
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from loadtests.freshness.checker import Asked, Finding, Kind, Ledger
+from loadtests.freshness.connection import Answer, Connection, NoAnswer, get, post
+from loadtests.freshness.tally import Scope, Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from loadtests.freshness.cluster import Service
+
+_OK, _NOT_MODIFIED, _NOT_FOUND, _CONFLICT, _UNAVAILABLE = 200, 304, 404, 409, 503
+_CHANGED = {200, 202}
+_JOBS = "/api/v2/jobs"
+_RECENT = 24  # jobs that have ended and are still polled
+_BREATH = 0.05  # seconds after a request that was not answered
+_GIVE_UP = 20.0  # seconds for a job's storyboard, and for its last change
+_TRY_AGAIN = 0.2  # seconds until a change of unknown outcome is repeated
+_ACTIVE_SHARE = 0.75  # of polls are for jobs that move
+_MOST_WORKERS = 3
+_SWEEP = 1.0  # seconds between two looks for overdue answers
+
+
+class Watch:
+    """Asks on behalf of clients, and has every answer checked.
+
+    Args:
+        services: the processes.
+
+    Attributes:
+        ledger: what is known of all jobs.
+        scope: the fault the run is at; set by whoever injects them.
+        tallies: counts, by the fault's name.
+        active: jobs that move.
+        recent: jobs that have ended lately.
+        reads: polls checked so far.
+    """
+
+    def __init__(self, services: Sequence[Service]) -> None:
+        self.services = services
+        self.ledger = Ledger(time.monotonic)
+        self.scope = Scope()
+        self.tallies: defaultdict[str, Tally] = defaultdict(Tally)
+        self.active: list[int] = []
+        self.recent: deque[int] = deque(maxlen=_RECENT)
+        self.reads = 0
+        self._lines: list[Connection] = []
+
+    def lines(self) -> list[Connection]:
+        """A client's connections, one to each process."""
+        mine = [Connection(service.port) for service in self.services]
+        self._lines += mine
+        return mine
+
+    def close(self) -> None:
+        """Close all connections; whoever waits gets no answer."""
+        for line in self._lines:
+            line.close()
+
+    async def sweep(self) -> None:
+        """Give up answers that are overdue, for ever."""
+        while True:
+            await asyncio.sleep(_SWEEP)
+            now = time.monotonic()
+            for line in self._lines:
+                line.give_up(now)
+
+    def up(self, chance: random.Random) -> Service:
+        """Any of the processes that are running."""
+        running = [service for service in self.services if not service.down]
+        return chance.choice(running or self.services)
+
+    # --- asking ---
+
+    async def poll(
+        self, client: str, line: Connection, service: Service, job_id: int, tag: int = 0
+    ) -> int:
+        """One poll, checked. Returns the version, 0 if there was none."""
+        request = get(f"{_JOBS}/{job_id}", tag)
+        scope, began = self.scope, time.perf_counter()
+        asked = self.ledger.ask(client, job_id, tag)
+        answer = await self._send(asked, line, service, request)
+        if answer is None:
+            return 0
+        tally = self.tallies[self.scope.fault]
+        self.reads += 1
+        tally.reads += 1
+        tally.times[self.scope.phase].append(time.perf_counter() - began)
+        tally.hits += answer.hit
+        tally.stale_marked += answer.stale
+        if answer.status in {_OK, _NOT_MODIFIED}:
+            tally.not_modified += answer.status == _NOT_MODIFIED
+            body = answer.body if answer.status == _OK else None
+            findings = self.ledger.answered(asked, answer.version, body)
+            if findings:
+                self.judge(findings, scope, service, answer)
+            return answer.version
+        tally.statuses[str(answer.status)] += 1
+        self.judge(self._refused(asked, answer, scope), scope, service, answer)
+        await asyncio.sleep(_BREATH)
+        return 0
+
+    async def change(
+        self, asked: Asked, line: Connection, service: Service, request: bytes, *, changes: bool
+    ) -> Answer | None:
+        """One write, checked. Returns the answer; None if nobody knows what became of it."""
+        scope = self.scope
+        answer = await self._write(asked, line, service, request)
+        if answer is None:
+            return None
+        if answer.status in _CHANGED:
+            findings = self.ledger.acknowledged(asked, answer.version, answer.body, changes=changes)
+            self.judge(findings, scope, service, answer)
+        return answer
+
+    async def make(
+        self, client: str, line: Connection, service: Service, body: bytes, key: str
+    ) -> int | None:
+        """Make a job, or find the one made with this key. Returns its id; None if nobody knows."""
+        request = post(_JOBS, body, Idempotency_Key=key)
+        scope, asked = self.scope, self.ledger.ask_blindly(client, 0)
+        answer = await self._write(asked, line, service, request)
+        if answer is None or answer.status not in _CHANGED:
+            return None
+        job_id = int(json.loads(answer.body)["id"])
+        asked = replace(asked, job_id=job_id)
+        findings = self.ledger.acknowledged(asked, answer.version, answer.body, changes=False)
+        self.judge(findings, scope, service, answer)
+        return job_id
+
+    async def find(self, client: str, line: Connection, service: Service, query: str) -> None:
+        """Ask for several jobs at once; each of them is checked."""
+        scope, about = self.scope, [*self.active, *self.recent]
+        asked = {job_id: self.ledger.ask(client, job_id) for job_id in about}
+        blindly = self.ledger.ask_blindly(client, 0)
+        answer = await self._send(blindly, line, service, get(f"{_JOBS}?{query}"))
+        if answer is None:
+            return
+        if answer.status != _OK:
+            self.judge(self._refused(blindly, answer, scope), scope, service, answer)
+            await asyncio.sleep(_BREATH)
+            return
+        tally = self.tallies[self.scope.fault]
+        for job_id, version, body in _items(answer.body):
+            tally.listed += 1
+            one = asked.get(job_id) or replace(blindly, job_id=job_id)
+            findings = self.ledger.answered(one, version, body)
+            if findings:
+                self.judge(findings, scope, service, answer)
+        for job_id in json.loads(answer.body).get("missing", ()):
+            self.judge(self.ledger.not_found(asked[job_id]), scope, service, answer)
+
+    async def _write(
+        self, asked: Asked, line: Connection, service: Service, request: bytes
+    ) -> Answer | None:
+        """The answer to a write; None if it does not say whether the write was made."""
+        scope = self.scope
+        tally = self.tallies[scope.fault]
+        tally.writes += 1
+        answer = await self._send(asked, line, service, request)
+        if answer is None:
+            tally.unknown_writes += 1
+            return None
+        if answer.status in _CHANGED or answer.status == _CONFLICT:
+            return answer
+        self.judge(self._refused(asked, answer, scope), scope, service, answer)
+        tally.unknown_writes += 1
+        return None
+
+    async def _send(
+        self, asked: Asked, line: Connection, service: Service, request: bytes
+    ) -> Answer | None:
+        """The answer; None if there was none."""
+        scope, doomed = self.scope, service.doomed
+        try:
+            return await line.ask(request)
+        except NoAnswer as error:
+            self.tallies[self.scope.fault].unanswered += 1
+            if not (doomed or service.doomed):
+                findings = [Finding(Kind.UNANSWERED, asked.job_id, str(error))]
+                self.judge(findings, scope, service, None)
+            await asyncio.sleep(_BREATH)
+            return None
+
+    # --- judging ---
+
+    def judge(
+        self, findings: Iterable[Finding], began: Scope, service: Service, answer: Answer | None
+    ) -> None:
+        """Count findings under the fault whose promise is the weaker, of where it began and is."""
+        scope = self.scope
+        if scope.bound is None and began.bound is not None:
+            scope = began
+        at = f"process {service.number}, {scope.phase} {scope.fault or 'nothing'}"
+        if answer is not None:
+            at += f", {answer.status} {answer.how.decode(errors='replace') or 'in a list'}"
+        self.tallies[scope.fault].judge(findings, scope, service.number, at)
+
+    def _refused(self, asked: Asked, answer: Answer, began: Scope) -> list[Finding]:
+        if answer.status == _NOT_FOUND:
+            return self.ledger.not_found(asked)
+        away = began.source_away or self.scope.source_away
+        if answer.status == _UNAVAILABLE and away and answer.retry_after:
+            return []
+        detail = f"{answer.status} {answer.body[:200]!r}"
+        return [Finding(Kind.REFUSED, asked.job_id, detail)]
+
+
+async def poll_for_ever(watch: Watch, number: int, seed: int, *, tags: bool) -> None:
+    """A client: any job, any process, again and again.
+
+    Args:
+        watch: what checks it.
+        number: which client.
+        seed: what its choices follow from.
+        tags: whether it sends `If-None-Match`.
+    """
+    chance = random.Random(f"{seed} poller {number}")  # noqa: S311 - to be repeatable
+    name, lines, seen = f"poller {number}", watch.lines(), dict[int, int]()
+    while True:
+        moving = watch.active and (not watch.recent or chance.random() < _ACTIVE_SHARE)
+        jobs = watch.active if moving else watch.recent
+        if not jobs:
+            await asyncio.sleep(_BREATH)
+            continue
+        job_id = chance.choice(jobs)
+        service = chance.choice(watch.services)
+        tag = seen.get(job_id, 0) if tags else 0
+        version = await watch.poll(name, lines[service.number], service, job_id, tag)
+        seen[job_id] = max(version, tag)
+
+
+async def list_for_ever(watch: Watch, number: int, seed: int, pause: float) -> None:
+    """A client that asks for many jobs at once: by id through the cache, by status past it.
+
+    What is read past the cache shows a commit that is not offered yet: from then on the cache must
+    not hide it.
+
+    Args:
+        watch: what checks it.
+        number: which client.
+        seed: what its choices follow from.
+        pause: seconds between two lists.
+    """
+    chance = random.Random(f"{seed} lister {number}")  # noqa: S311 - to be repeatable
+    name, lines = f"lister {number}", watch.lines()
+    while True:
+        await asyncio.sleep(chance.uniform(0, 2 * pause))
+        service = chance.choice(watch.services)
+        ids = ",".join(map(str, watch.active))
+        query = f"ids={ids}" if ids and chance.random() < 1 / 3 else "status=rendering&limit=100"
+        await watch.find(name, lines[service.number], service, query)
+
+
+class Author:
+    """Makes one job after the other and moves each along, with several workers at times.
+
+    Args:
+        watch: what checks its answers.
+        number: which author.
+        seed: what its choices follow from.
+        pause: the mean number of seconds between two reports of a worker.
+        stop: set when no new job is to be begun; jobs are then ended early.
+    """
+
+    def __init__(
+        self, watch: Watch, number: int, seed: int, pause: float, stop: asyncio.Event
+    ) -> None:
+        self._watch = watch
+        self._name = f"author {number}"
+        self._chance = random.Random(f"{seed} {self._name}")  # noqa: S311 - to be repeatable
+        self._pause = pause
+        self._stop = stop
+        # One set for each worker of a job, who are at it at the same time.
+        self._lines = [watch.lines() for _ in range(_MOST_WORKERS)]
+        self._numbers = itertools.count()
+
+    async def write(self) -> None:
+        """Until told to stop."""
+        while not self._stop.is_set():
+            job_id = await self._make()
+            if job_id is None:
+                continue
+            self._watch.active.append(job_id)
+            try:
+                await self._move(job_id)
+            finally:
+                self._watch.active.remove(job_id)
+                self._watch.recent.append(job_id)
+
+    async def _make(self) -> int | None:
+        number = next(self._numbers)
+        prompt = f"{self._name} tells story {number}. It ends well."
+        body = {"client_id": "acme", "prompt": prompt, "renderer": "external"}
+        while not self._stop.is_set():
+            service = self._watch.up(self._chance)
+            job_id = await self._watch.make(
+                self._name,
+                self._lines[0][service.number],
+                service,
+                json.dumps(body).encode(),
+                f"{self._name}-{number}".replace(" ", "-"),
+            )
+            if job_id is not None:
+                return job_id
+            await asyncio.sleep(_TRY_AGAIN)
+        return None
+
+    async def _move(self, job_id: int) -> None:
+        # The service writes the storyboard: version 3. What shows that it has is the next step.
+        for step in ("approve", "render"):
+            if not await self._until_done(job_id, step):
+                return
+        workers = self._chance.choice((1, 1, 2, _MOST_WORKERS))
+        reports = self._chance.randrange(4, 24)
+        await asyncio.gather(
+            *(self._work(job_id, worker, workers, reports) for worker in range(workers))
+        )
+
+    async def _work(self, job_id: int, worker: int, workers: int, reports: int) -> None:
+        """Report progress; the first worker ends the job, while others may still report."""
+        lines = self._lines[worker]
+        client = f"{self._name} worker {worker}"
+        for number in range(reports):
+            await asyncio.sleep(self._chance.expovariate(1 / self._pause))
+            if self._stop.is_set():
+                break
+            body = {
+                "percent": round(100 * number / reports, 1),
+                "stage": f"{worker} of {workers}",
+                "message": f"{client}, report {number}",
+            }
+            service = self._watch.up(self._chance)
+            answer = await self._watch.change(
+                self._watch.ledger.ask(client, job_id),
+                lines[service.number],
+                service,
+                post(f"{_JOBS}/{job_id}/progress", json.dumps(body).encode()),
+                changes=True,
+            )
+            if answer is not None and answer.status == _CONFLICT:
+                return  # another worker has ended it
+        if worker == 0:
+            step = self._chance.choices(("complete", "fail", "cancel"), (3, 1, 1))[0]
+            await self._until_done(job_id, step)
+
+    async def _until_done(self, job_id: int, step: str) -> bool:
+        """Repeat a step until it is acknowledged. False if it never was."""
+        body = b'{"error": "It did not end well."}' if step == "fail" else b""
+        deadline = time.monotonic() + _GIVE_UP
+        while time.monotonic() < deadline:
+            service = self._watch.up(self._chance)
+            answer = await self._watch.change(
+                self._watch.ledger.ask(self._name, job_id),
+                self._lines[0][service.number],
+                service,
+                post(f"{_JOBS}/{job_id}/{step}", body),
+                changes=False,
+            )
+            if answer is not None and answer.status in _CHANGED:
+                return True
+            await asyncio.sleep(_TRY_AGAIN if answer is None else _BREATH)
+        return False
+
+
+def _items(body: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Id, version and bytes of every job in a list: the bytes are compared with those of polls."""
+    text = body.decode()
+    decoder = json.JSONDecoder()
+    at = text.index("[") + 1
+    while text[at] != "]":
+        job, end = decoder.raw_decode(text, at)
+        yield job["id"], job["version"], text[at:end].encode()
+        at = end + (text[end] == ",")

@@ -1,0 +1,214 @@
+"""What is under test: services on one PostgreSQL and one Redis, each reaching Redis by a proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from redis.asyncio import Redis
+
+from app.devservers import RedisServer, free_port
+from benchmarks.process import Process
+from loadtests.freshness.connection import Connection, NoAnswer, get
+from loadtests.freshness.proxy import HOST, Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from typing import Self
+
+    from app.devservers import PostgresServer
+
+_ROOT = Path(__file__).parents[2]
+_START = 60.0  # seconds for a service to become ready
+_OK = 200
+_PAUSE = 0.02  # seconds between two looks
+_OURS = ("JOBCACHE_", "DATABASE_URL", "REDIS_URL", "FRESHNESS_", "COVERAGE_")
+# A replica is in step at once, rather than after five seconds.
+_REDIS = ("--repl-diskless-sync-delay", "0")
+
+
+class ServiceEnded(Exception):  # noqa: N818 - says what is the matter
+    """A service process did not start, or ended by itself; ends with its last words."""
+
+
+class Service:
+    """One service process; killed, it can be started again on the same port.
+
+    Args:
+        number: which, from 0.
+        settings: its environment variables.
+
+    Attributes:
+        down: True while it does not run.
+        doomed: True while nobody can count on its answers, for it has been or will be killed.
+    """
+
+    def __init__(self, number: int, settings: Mapping[str, str]) -> None:
+        self.number = number
+        self.port = free_port()
+        self.down = True
+        self.doomed = True
+        kept = {name: text for name, text in os.environ.items() if not name.startswith(_OURS)}
+        self._environment = {
+            **kept,
+            "PYTHONPATH": str(_ROOT),
+            "JOBCACHE_PORT": str(self.port),
+            **settings,
+        }
+        self._process: Process | None = None
+
+    def start(self) -> None:
+        """Start the process; it is not ready when this returns."""
+        command = [sys.executable, "-m", "loadtests.freshness.service"]
+        self._process = Process(command, self._environment).__enter__()
+
+    async def wait_until_ready(self) -> None:
+        """Return once it answers.
+
+        Raises:
+            ServiceEnded: it ended, or took too long.
+        """
+        connection = Connection(self.port)
+        deadline = time.monotonic() + _START
+        try:
+            while self._running.alive and time.monotonic() < deadline:
+                with contextlib.suppress(NoAnswer):
+                    if (await connection.ask(get("/readyz"))).status == _OK:
+                        self.down = self.doomed = False
+                        return
+                await asyncio.sleep(_PAUSE)
+        finally:
+            connection.close()
+        raise ServiceEnded(f"process {self.number} is not ready:\n{self._running.last_words()}")
+
+    async def uses_cache(self) -> bool:
+        """Whether it says that its cache is in use."""
+        connection = Connection(self.port)
+        try:
+            answer = await connection.ask(get("/api/v2/cache/stats"))
+        except NoAnswer:
+            return False
+        finally:
+            connection.close()
+        statistics = json.loads(answer.body)["statistics"]
+        return answer.status == _OK and statistics["breaker"]["state"] == "closed"
+
+    def arm(self) -> None:
+        """Tell it to die between a commit and its offer."""
+        os.kill(self._running.pid, signal.SIGUSR1)
+
+    @property
+    def alive(self) -> bool:
+        """False once it has ended."""
+        return self._process is not None and self._process.alive
+
+    def last_words(self) -> str:
+        """The last lines it has written."""
+        return self._running.last_words()
+
+    def kill(self) -> None:
+        """End it at once. Harmless if it has ended."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(10)
+            self._process.__exit__()
+            self._process = None
+
+    @property
+    def _running(self) -> Process:
+        if self._process is None:
+            raise ServiceEnded(f"process {self.number} is not running")
+        return self._process
+
+
+class Cluster:
+    """The servers, the proxies and the services, as an asynchronous context manager.
+
+    Args:
+        postgres: a running server, whose `postgres` database is ours.
+        redis: a running server; None for backends that need none. It may be replaced by another
+            in the course of a run; all of them are closed at the end.
+        processes: how many services.
+        settings: environment variables that all of them get.
+    """
+
+    def __init__(
+        self,
+        postgres: PostgresServer,
+        redis: RedisServer | None,
+        processes: int,
+        settings: Mapping[str, str],
+    ) -> None:
+        self.postgres = postgres
+        self._redis = redis
+        self.proxies = [] if redis is None else [Proxy(redis.port) for _ in range(processes)]
+        self._processes = processes
+        self._settings = {**settings, "DATABASE_URL": postgres.url()}
+        self.services: list[Service] = []
+
+    async def __aenter__(self) -> Self:
+        try:
+            for proxy in self.proxies:
+                await proxy.start()
+            for number in range(self._processes):
+                settings = dict(self._settings)
+                if self.proxies:
+                    settings["REDIS_URL"] = f"redis://{HOST}:{self.proxies[number].port}/0"
+                self.services.append(Service(number, settings))
+            for service in self.services:
+                service.start()
+            for service in self.services:
+                await service.wait_until_ready()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the services, the proxies, and a Redis that took the place of the first."""
+        for service in self.services:
+            service.kill()
+        for proxy in self.proxies:
+            await proxy.aclose()
+        if self._redis is not None:
+            self._redis.close()
+
+    @property
+    def redis(self) -> RedisServer:
+        """The Redis in use."""
+        if self._redis is None:
+            raise LookupError("there is no Redis in this run")
+        return self._redis
+
+    @contextlib.asynccontextmanager
+    async def admin(self, server: RedisServer | None = None) -> AsyncIterator[Redis]:
+        """A connection to Redis past the proxies; to the one in use unless another is named."""
+        url = (self.redis if server is None else server).url
+        async with Redis.from_url(url, socket_timeout=10, decode_responses=True) as client:
+            yield client
+
+    def replace_redis(self, server: RedisServer) -> None:
+        """From now on `server` is the one in use, and the one before it is gone."""
+        before, self._redis = self.redis, server
+        for proxy in self.proxies:
+            proxy.target = server.port
+            proxy.cut()
+        before.close()
+
+
+def new_redis() -> RedisServer:
+    """A Redis for a cluster, not started yet."""
+    return RedisServer(arguments=_REDIS)

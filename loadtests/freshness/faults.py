@@ -1,0 +1,318 @@
+"""What can go wrong with Redis, the network, the database and the service, and how it is done.
+
+Each fault is a coroutine that returns once it is healed, and raises `NotInjected` if it did not
+come about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from redis.exceptions import RedisError
+
+from loadtests.freshness.cluster import new_redis
+from loadtests.freshness.proxy import HOST, Proxy
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Awaitable, Callable
+
+    from redis.asyncio import Redis
+
+    from loadtests.freshness.cluster import Cluster, Service
+
+T = TypeVar("T")
+
+_UNTIL = 10.0  # seconds for something to come about that should
+_LOOK = 0.01  # seconds between two looks
+_JUNK = b"x" * 16_384
+_ROOM = 1024 * 1024  # bytes that are left before Redis is filled
+_CUTS = 40
+
+
+class NotInjected(Exception):  # noqa: N818 - says what is the matter
+    """A fault that was planned did not happen; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """What a fault is given to work with.
+
+    Attributes:
+        cluster: what it happens to.
+        chance: what its choices follow from.
+        victim: the service process that it happens to, where it is one.
+        freshness: seconds for which an entry is fresh.
+        bound: the most seconds for which a bounded promise lets something old be shown.
+    """
+
+    cluster: Cluster
+    chance: random.Random
+    victim: Service
+    freshness: float
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault, and what is promised while it lasts and after it.
+
+    Attributes:
+        promise: "fresh": no read is stale. "bounded": what Redis could not be told of may be
+            hidden for as long as entries are fresh, and one second.
+        inject: makes it happen, and heals it.
+        cuts_one_off: whether it is one process alone that cannot reach Redis; its own answers are
+            fresh all the same.
+        takes_source: whether the database is away, and 503 a right answer.
+        needs_redis: whether it happens to Redis.
+    """
+
+    promise: Literal["fresh", "bounded"]
+    inject: Callable[[Incident], Awaitable[None]]
+    cuts_one_off: bool = False
+    takes_source: bool = False
+    needs_redis: bool = True
+
+
+# --- the service ---
+
+
+async def kill_service(incident: Incident) -> None:
+    """A process dies between a commit and the offer of what it committed; it is started again."""
+    victim = incident.victim
+    victim.doomed = True
+    if incident.cluster.proxies:
+        victim.arm()
+        await _until(lambda: not victim.alive, "no write came to its offer")
+    victim.down = True
+    await _to_its_end(victim.kill)
+    await asyncio.sleep(incident.chance.uniform(0.1, 0.5))
+    victim.start()
+    await victim.wait_until_ready()
+
+
+# --- Redis itself ---
+
+
+async def restart(incident: Incident) -> None:
+    """Redis dies, and comes back empty."""
+    server = incident.cluster.redis
+    async with incident.cluster.admin() as admin:
+        (await _dump_of(admin)).unlink(missing_ok=True)  # a replica's copy may have left one
+    await _to_its_end(server.kill)
+    await asyncio.sleep(incident.chance.uniform(0.05, 1))
+    await _to_its_end(server.start)
+
+
+async def pause(incident: Incident) -> None:
+    """Redis hangs, then goes on with all the commands that have piled up."""
+    server = incident.cluster.redis
+    await _to_its_end(server.pause)
+    try:
+        await asyncio.sleep(incident.chance.uniform(0.5, 1.5))
+    finally:
+        await _to_its_end(server.resume)
+
+
+async def flush(incident: Incident) -> None:
+    """Redis is emptied, several times within a second."""
+    async with incident.cluster.admin() as admin:
+        for _ in range(5):
+            await admin.flushall()
+            await asyncio.sleep(incident.chance.uniform(0, 0.3))
+
+
+async def full(incident: Incident) -> None:
+    """Redis has no memory left, and evicts nothing; what expires meanwhile makes a little room."""
+    async with incident.cluster.admin() as admin:
+        used = (await admin.info("memory"))["used_memory"]
+        await admin.config_set("maxmemory-policy", "noeviction")
+        await admin.config_set("maxmemory", used + _ROOM)
+        refused = 0
+        try:
+            ends = time.monotonic() + incident.chance.uniform(0.8, 1.6)
+            while time.monotonic() < ends:
+                try:
+                    await admin.append("junk", _JUNK)
+                except RedisError:
+                    refused += 1
+                    await asyncio.sleep(_LOOK)
+        finally:
+            await admin.config_set("maxmemory", 0)
+            await admin.delete("junk")
+    if not refused:
+        raise NotInjected("Redis did not fill up")
+
+
+async def read_only(incident: Incident) -> None:
+    """Redis answers reads and refuses writes, as a replica does, or as one that misses its own."""
+    as_replica = incident.chance.random() < 1 / 2
+    async with incident.cluster.admin() as admin:
+        try:
+            if as_replica:
+                await admin.replicaof(HOST, 1)  # where nobody is
+            else:
+                await admin.config_set("min-replicas-to-write", 1)
+            await asyncio.sleep(incident.chance.uniform(0.5, 1.5))
+            try:
+                await admin.set("junk", "")
+            except RedisError:
+                pass
+            else:
+                raise NotInjected("Redis took a write")
+        finally:
+            await admin.replicaof("NO", "ONE")
+            await admin.config_set("min-replicas-to-write", 0)
+
+
+async def old_dump(incident: Incident) -> None:
+    """Redis dies, and comes back with what it held a moment before."""
+    server = incident.cluster.redis
+    async with incident.cluster.admin() as admin:
+        dump = await _dump_of(admin)
+        await admin.save()
+    # Not for long, or nothing in the dump would be fresh any more.
+    await asyncio.sleep(incident.chance.uniform(0.2, 0.4) * incident.freshness)
+    await _to_its_end(server.kill)
+    await _to_its_end(server.start)
+    dump.unlink()
+    async with incident.cluster.admin() as admin:
+        if (await admin.info("persistence")).get("rdb_last_load_keys_loaded") == 0:
+            raise NotInjected("nothing was in the dump")
+
+
+async def promote(incident: Incident) -> None:
+    """Redis dies, and a replica that lags behind takes its place."""
+    cluster = incident.cluster
+    link, replica = Proxy(cluster.redis.port), new_redis()
+    try:
+        await link.start()
+        await _to_its_end(replica.start)
+        async with cluster.admin(replica) as admin:
+            await admin.replicaof(HOST, link.port)
+            await _in_step(admin)
+            link.hold()
+            await asyncio.sleep(incident.chance.uniform(0.2, 0.4) * incident.freshness)
+            await _to_its_end(cluster.redis.kill)
+            link.cut()
+            await admin.replicaof("NO", "ONE")
+        cluster.replace_redis(replica)
+    except BaseException:
+        replica.close()
+        raise
+    finally:
+        await link.aclose()
+
+
+# --- the network ---
+
+
+async def cut(incident: Incident) -> None:
+    """Connections to Redis are reset, one by one; new ones are made."""
+    done = 0
+    for _ in range(_CUTS):
+        done += incident.chance.choice(incident.cluster.proxies).cut_one(incident.chance)
+        await asyncio.sleep(incident.chance.uniform(0, 0.05))
+    if not done:
+        raise NotInjected("there was no connection")
+
+
+async def unreachable(incident: Incident) -> None:
+    """All connections to Redis are reset, and new ones refused; it keeps all that it has."""
+    await _network(incident.cluster.proxies, Proxy.refuse, incident.chance.uniform(0.3, 1.2))
+
+
+async def black_hole(incident: Incident) -> None:
+    """Nothing passes between the services and Redis; what was sent arrives once that is over."""
+    await _network(incident.cluster.proxies, Proxy.hold, incident.chance.uniform(0.6, 2.5))
+
+
+async def unreachable_for_one(incident: Incident) -> None:
+    """As `unreachable`, for one process, while the others go on with Redis."""
+    seconds = incident.bound + incident.chance.uniform(0.2, 1)
+    await _network([_proxy_of(incident)], Proxy.refuse, seconds)
+
+
+async def black_hole_for_one(incident: Incident) -> None:
+    """As `black_hole`, for one process, while the others go on with Redis."""
+    seconds = incident.bound + incident.chance.uniform(0.2, 1)
+    await _network([_proxy_of(incident)], Proxy.hold, seconds)
+
+
+# --- the database ---
+
+
+async def database(incident: Incident) -> None:
+    """PostgreSQL ends, with all its connections, and is started again."""
+    postgres = incident.cluster.postgres
+    await _to_its_end(postgres.stop)
+    await asyncio.sleep(incident.chance.uniform(0.3, 1.5))
+    await _to_its_end(postgres.start)
+
+
+FAULTS: dict[str, Fault] = {
+    "kill-service": Fault("fresh", kill_service, needs_redis=False),
+    "restart": Fault("fresh", restart),
+    "pause": Fault("fresh", pause),
+    "flush": Fault("fresh", flush),
+    "full": Fault("fresh", full),
+    "read-only": Fault("bounded", read_only),
+    "old-dump": Fault("fresh", old_dump),
+    "promote": Fault("fresh", promote),
+    "cut": Fault("fresh", cut),
+    "unreachable": Fault("fresh", unreachable),
+    "black-hole": Fault("fresh", black_hole),
+    "unreachable-for-one": Fault("bounded", unreachable_for_one, cuts_one_off=True),
+    "black-hole-for-one": Fault("bounded", black_hole_for_one, cuts_one_off=True),
+    "database": Fault("fresh", database, takes_source=True, needs_redis=False),
+}
+"""All of them, by name, with what `docs/promises.md` says of each."""
+
+
+def _proxy_of(incident: Incident) -> Proxy:
+    return incident.cluster.proxies[incident.victim.number]
+
+
+async def _network(proxies: list[Proxy], fail: Callable[[Proxy], None], seconds: float) -> None:
+    try:
+        for proxy in proxies:
+            fail(proxy)
+        await asyncio.sleep(seconds)
+    finally:
+        for proxy in proxies:
+            proxy.heal()
+
+
+async def _dump_of(admin: Redis) -> Path:
+    settings = await admin.config_get("dir", "dbfilename")
+    return Path(settings["dir"] or "", settings["dbfilename"] or "dump.rdb")
+
+
+async def _in_step(replica: Redis) -> None:
+    deadline = time.monotonic() + _UNTIL
+    while (await replica.info("replication"))["master_link_status"] != "up":
+        if time.monotonic() > deadline:
+            raise NotInjected("the replica does not come into step")
+        await asyncio.sleep(_LOOK)
+
+
+async def _until(condition: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + _UNTIL
+    while not condition():
+        if time.monotonic() > deadline:
+            raise NotInjected(otherwise)
+        await asyncio.sleep(_LOOK)
+
+
+async def _to_its_end(call: Callable[[], T]) -> T:
+    """Run what blocks in a thread; an interrupt waits for it, so that no server is left behind."""
+    task = asyncio.create_task(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

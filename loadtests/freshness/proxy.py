@@ -1,0 +1,234 @@
+"""A TCP proxy that can do to connections what networks do to them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import TYPE_CHECKING, Literal, cast
+
+if TYPE_CHECKING:
+    import random
+
+HOST = "127.0.0.1"
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: what is unsent is dropped, and the peer is told
+
+
+class Proxy:
+    """Forwards connections to a port of the loopback interface.
+
+    Black-holed, it loses nothing: it delivers late, as TCP does once a network is whole again. So
+    what a process has long given up on may still arrive.
+
+    Args:
+        target: the port that connections are forwarded to; those made from now on, if it is set.
+
+    Attributes:
+        port: where it listens; 0 before `start`.
+        flowing: set unless it is black-holed.
+    """
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.port = 0
+        self.flowing = asyncio.Event()
+        self.flowing.set()
+        self._mode: Literal["forward", "refuse", "hold"] = "forward"
+        self._links: set[_Link] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen on a free port."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Client(self), HOST, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def aclose(self) -> None:
+        """Stop listening, and reset what is connected."""
+        if self._server is not None:
+            self._server.close()
+        self.cut()
+        tasks = [link.connecting for link in self._links]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._links)
+
+    def cut(self) -> None:
+        """Reset all connections. What was on its way is lost."""
+        for link in list(self._links):
+            link.reset()
+
+    def cut_one(self, chance: random.Random) -> bool:
+        """Reset one connection, any; False if there is none."""
+        links = sorted(self._links, key=lambda link: link.number)
+        if not links:
+            return False
+        chance.choice(links).reset()
+        return True
+
+    def refuse(self) -> None:
+        """Reset all connections, and every new one."""
+        self._mode = "refuse"
+        self.flowing.set()
+        self.cut()
+
+    def hold(self) -> None:
+        """Deliver nothing in either direction; new connections are made, and hear nothing."""
+        self._mode = "hold"
+        self.flowing.clear()
+
+    def heal(self) -> None:
+        """Forward again, beginning with what was held."""
+        self._mode = "forward"
+        self.flowing.set()
+        for link in list(self._links):
+            link.release()
+
+    @property
+    def refuses(self) -> bool:
+        """Whether new connections are reset."""
+        return self._mode == "refuse"
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is delivered."""
+        return not self.flowing.is_set()
+
+    def add(self, link: _Link) -> None:
+        """A connection has been made."""
+        self._links.add(link)
+
+    def drop(self, link: _Link) -> None:
+        """A connection has ended on both sides."""
+        self._links.discard(link)
+
+
+class _Link:
+    """A client's connection and the one to the target; `None` while it is not there."""
+
+    _numbers = 0
+
+    def __init__(self, proxy: Proxy, client: asyncio.Transport) -> None:
+        _Link._numbers += 1
+        self.number = _Link._numbers
+        self.proxy = proxy
+        self.client: asyncio.Transport | None = client
+        self.server: asyncio.Transport | None = None
+        self._to_server: list[bytes] = []
+        self._to_client: list[bytes] = []
+        self._ended = False  # one side has closed, and the other will be, once all is delivered
+        self.connecting = asyncio.get_running_loop().create_task(self._connect())
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        await self.proxy.flowing.wait()
+        try:
+            await loop.create_connection(lambda: _Server(self), HOST, self.proxy.target)
+        except OSError:
+            self.reset()
+
+    def connected(self, server: asyncio.Transport) -> None:
+        self.server = server
+        if not self.proxy.holds:
+            self.release()
+
+    def from_client(self, data: bytes) -> None:
+        if self.server is None or self.proxy.holds:
+            self._to_server.append(data)
+        else:
+            self.server.write(data)
+
+    def from_server(self, data: bytes) -> None:
+        if self.client is None:
+            return
+        if self.proxy.holds:
+            self._to_client.append(data)
+        else:
+            self.client.write(data)
+
+    def client_left(self) -> None:
+        self.client = None
+        self._one_side_left()
+
+    def server_left(self) -> None:
+        self.server = None
+        self._one_side_left()
+
+    def _one_side_left(self) -> None:
+        self._ended = True
+        if self.client is None and self.server is None and self.connecting.done():
+            self.proxy.drop(self)
+        elif not self.proxy.holds:
+            self.release()
+
+    def release(self) -> None:
+        """Deliver what was held, then pass on that a side has closed."""
+        if self.server is not None:
+            if self._to_server:
+                self.server.write(b"".join(self._to_server))
+                self._to_server.clear()
+        elif not self.connecting.done():
+            return  # comes back here once it is connected
+        if self.client is not None and self._to_client:
+            self.client.write(b"".join(self._to_client))
+            self._to_client.clear()
+        if self._ended:
+            for side in (self.client, self.server):
+                if side is not None:
+                    side.close()
+
+    def reset(self) -> None:
+        self.connecting.cancel()
+        for side in (self.client, self.server):
+            if side is not None:
+                _reset(side)
+        self.proxy.drop(self)
+
+
+class _Client(asyncio.Protocol):
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self._link: _Link | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        client = cast("asyncio.Transport", transport)
+        if self._proxy.refuses:
+            _reset(client)
+            return
+        self._link = _Link(self._proxy, client)
+        self._proxy.add(self._link)
+
+    def data_received(self, data: bytes) -> None:
+        if self._link is not None:
+            self._link.from_client(data)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        if self._link is not None:
+            self._link.client_left()
+
+
+class _Server(asyncio.Protocol):
+    def __init__(self, link: _Link) -> None:
+        self._link = link
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._link.connected(cast("asyncio.Transport", transport))
+
+    def data_received(self, data: bytes) -> None:
+        self._link.from_server(data)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._link.server_left()
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.abort()

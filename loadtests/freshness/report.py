@@ -1,0 +1,168 @@
+"""A run as Markdown, for people, and as JSON, with more in it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.machine import surroundings
+from loadtests.freshness.checker import Kind
+from loadtests.freshness.faults import FAULTS
+from loadtests.freshness.tally import PHASES, Tally, total
+from loadtests.record import percentile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from loadtests.freshness.run import Outcome, Plan
+    from loadtests.freshness.tally import Phase
+
+_STALE = (Kind.STALE_ACKNOWLEDGED, Kind.STALE_SEEN)
+_NONE = "-"
+
+
+def _others(tally: Tally) -> str:
+    names = [kind for kind in Kind if kind not in {*_STALE, Kind.BACKWARD}]
+    found = [f"{tally.violations[kind]} {kind}" for kind in names if tally.violations[kind]]
+    return ", ".join(found) or "0"
+
+
+def _bounded(tally: Tally) -> str:
+    if tally.bound is None:
+        return _NONE
+    stale = max(tally.bounded[kind] for kind in _STALE)
+    return f"{stale}, {tally.worst:.2f} s of {tally.bound:g} s"
+
+
+def _not_answered(tally: Tally) -> str:
+    found = [f"{count} x {status}" for status, count in sorted(tally.statuses.items())]
+    if tally.unanswered:
+        found.append(f"{tally.unanswered} x no connection")
+    return ", ".join(found) or "0"
+
+
+def _times(phase: Phase) -> Callable[[Tally], str]:
+    def shown(tally: Tally) -> str:
+        measured = _percentiles(tally, phase)
+        return " / ".join(_NONE if value is None else f"{value:.1f}" for value in measured.values())
+
+    return shown
+
+
+def _percentiles(tally: Tally, phase: Phase) -> dict[str, float | None]:
+    times = list(tally.times[phase])
+    found = {name: percentile(times, at) for name, at in (("p50", 50), ("p99", 99), ("max", 100))}
+    return {name: None if value is None else 1000 * value for name, value in found.items()}
+
+
+_COLUMNS: dict[str, Callable[[Tally], str]] = {
+    "times": lambda tally: str(tally.injected) if tally.injected else _NONE,
+    "reads": lambda tally: str(tally.reads),
+    "older than acknowledged": lambda tally: str(tally.violations[Kind.STALE_ACKNOWLEDGED]),
+    "older than seen": lambda tally: str(tally.violations[Kind.STALE_SEEN]),
+    "backward": lambda tally: str(tally.violations[Kind.BACKWARD]),
+    "other violations": _others,
+    "stale within the bound, the worst": _bounded,
+    "polls not answered": _not_answered,
+    "hit rate %": lambda tally: f"{100 * tally.hits / tally.reads:.1f}" if tally.reads else _NONE,
+    **{f"{phase}: p50 / p99 / max ms": _times(phase) for phase in PHASES},
+}
+
+
+def publish(plan: Plan, outcome: Outcome, command: str, results: Path) -> int:
+    """Print the table, and keep it with its JSON under `results`. Returns the exit status."""
+    around = surroundings()
+    tallies = outcome.tallies
+    rows = {name: tallies[name] for name in plan.faults}
+    rows["between, and the end"] = tallies[""]
+    whole = total(list(rows.values()))
+    failures = [
+        *(f"{name}: {words}" for name, tally in rows.items() for words in tally.told),
+        *outcome.complaints,
+    ]
+    broken = sum(whole.violations.values())
+    verdict = (
+        f"{whole.reads} reads checked in {outcome.seconds:.0f} s"
+        f" ({whole.reads / max(outcome.seconds, 1e-9):.0f} a second), {whole.listed} jobs in lists,"
+        f" {whole.writes} writes ({whole.unknown_writes} of unknown outcome), {outcome.jobs} jobs,"
+        f" {outcome.compared} answers compared with the database at the end."
+        f" The checker was computing for {100 * outcome.busy:.0f} % of the time."
+        f" Violations: {broken}."
+    )
+    taken = ", ".join(f"{name} {text}" for name, text in around.items())
+    notes = [
+        verdict,
+        f"Backend {plan.backend}, {plan.processes} processes, entries fresh for"
+        f" {plan.freshness:g} s. Seed {plan.seed}."
+        + (f" BROKEN ON PURPOSE: {plan.broken}." if plan.broken else ""),
+        f"Taken with: {taken}.",
+        *_busy(whole),
+        f"Command: `{command}`",
+        *(f"FAILED: {failure}" for failure in failures),
+    ]
+    text = _markdown({**rows, "all": whole}, notes)
+    sys.stdout.write(text)
+    results.mkdir(parents=True, exist_ok=True)
+    stem = results / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-freshness-{plan.backend}"
+    stem.with_suffix(".md").write_text(text, "utf-8")
+    document = {
+        "surroundings": around,
+        "command": command,
+        "plan": asdict(plan),
+        "seconds": outcome.seconds,
+        "busy": outcome.busy,
+        "jobs": outcome.jobs,
+        "compared": outcome.compared,
+        "faults": {name: _document(tally) for name, tally in rows.items()},
+        "all": _document(whole),
+        "complaints": outcome.complaints,
+    }
+    stem.with_suffix(".json").write_text(json.dumps(document, indent=1), "utf-8")
+    return 1 if broken or outcome.complaints else 0
+
+
+def _busy(whole: Tally) -> list[str]:
+    away = whole.away["before"]
+    if away == 0:
+        return []
+    why = (
+        f"Breakers were open for about {away:g} s in calm: the machine is too busy for the cache's"
+        " deadlines, and a process that skips its cache hides what it writes from the others for a"
+        " while, as one that is cut off does."
+    )
+    return [why]
+
+
+def _markdown(rows: dict[str, Tally], notes: Sequence[str]) -> str:
+    lines = [["fault", "promise", *_COLUMNS], ["---"] * (len(_COLUMNS) + 2)]
+    for name, tally in rows.items():
+        promise = FAULTS[name].promise if name in FAULTS else _NONE
+        lines.append([name, promise, *(column(tally) for column in _COLUMNS.values())])
+    table = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([*table, "", *(f"- {note}" for note in notes), ""])
+
+
+def _document(tally: Tally) -> dict[str, Any]:
+    return {
+        "injected": tally.injected,
+        "reads": tally.reads,
+        "not_modified": tally.not_modified,
+        "listed": tally.listed,
+        "writes": tally.writes,
+        "unknown_writes": tally.unknown_writes,
+        "hits": tally.hits,
+        "stale_marked": tally.stale_marked,
+        "violations": tally.violations,
+        "bounded": tally.bounded,
+        "bound": tally.bound,
+        "breakers_open_seconds": tally.away,
+        "worst": tally.worst,
+        "statuses": tally.statuses,
+        "unanswered": tally.unanswered,
+        "findings": tally.told,
+        "poll_ms": {phase: _percentiles(tally, phase) for phase in PHASES},
+    }

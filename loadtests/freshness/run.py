@@ -1,0 +1,263 @@
+"""One run: clients at work, one fault after the other, and the reckoning at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from loadtests.freshness.audit import audit
+from loadtests.freshness.clients import Author, Watch, list_for_ever, poll_for_ever
+from loadtests.freshness.cluster import ServiceEnded
+from loadtests.freshness.faults import FAULTS, Incident, NotInjected
+from loadtests.freshness.tally import Scope, Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loadtests.freshness.cluster import Cluster
+
+_SKEW = 1.0  # seconds by which clocks may differ unnoticed: part of the bounded promise
+_MARGIN = 0.5  # seconds beyond a bound until the next fault
+_LISTERS = 2
+_LIST_PAUSE = 0.1  # seconds between two lists of a client, on average
+_BACK = 30.0  # seconds for a healed cache to be in use again
+_WIND_UP = 30.0  # seconds for the last jobs to be ended
+_LOOK = 0.05  # seconds between two looks
+_SAMPLE = 0.25  # seconds between two looks at the breakers
+_TAGGED = 4  # every fourth poller sends ETags
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to do. Times in seconds.
+
+    Attributes:
+        backend: which cache.
+        broken: the guard that is taken away; None if none is.
+        faults: names of `FAULTS`.
+        rounds: the least times each is injected.
+        reads: the least polls to check.
+        processes: how many services.
+        seed: what all choices follow from.
+        jobs: how many at a time.
+        pollers: how many clients poll.
+        pause: between two reports of a worker, on average.
+        freshness: for how long an entry is fresh.
+        calm: before each fault, and after it.
+        limit: after which the run ends, whatever it has.
+    """
+
+    backend: str
+    broken: str | None
+    faults: Sequence[str]
+    rounds: int
+    reads: int
+    processes: int
+    seed: int
+    jobs: int
+    pollers: int
+    pause: float
+    freshness: float
+    calm: float
+    limit: float
+
+    @property
+    def bound(self) -> float:
+        """The most seconds for which a bounded promise lets something old be shown."""
+        return self.freshness + _SKEW
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        tallies: by the fault's name; "" for what was between faults, and the end.
+        seconds: of load.
+        busy: the part of that time, from 0 to 1, that this process was computing.
+        jobs: how many were made.
+        compared: how many answers were compared with the database at the end.
+        complaints: why the run failed, other than by violations.
+    """
+
+    tallies: dict[str, Tally]
+    seconds: float = 0.0
+    busy: float = 0.0
+    jobs: int = 0
+    compared: int = 0
+    complaints: list[str] = field(default_factory=list)
+
+
+async def run(plan: Plan, cluster: Cluster) -> Outcome:
+    """Run it. An interrupt ends the load, and what was seen until then is the outcome.
+
+    Raises:
+        CancelledError: it was interrupted before there was any load, or for a second time.
+        ServiceEnded: a service did not start.
+    """
+    loop, whole = asyncio.get_running_loop(), asyncio.current_task()
+    driving: asyncio.Task[None] | None = None
+
+    def interrupt() -> None:
+        if driving is not None and not driving.done():
+            driving.cancel()
+        elif whole is not None:
+            whole.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
+    async with cluster:
+        watch = Watch(cluster.services)
+        outcome = Outcome(watch.tallies)
+        driving = asyncio.create_task(_drive(plan, cluster, watch, outcome))
+        if await _load(plan, cluster, watch, outcome, driving):
+            watch.scope = Scope()
+            outcome.compared = await audit(watch, cluster)
+        watch.close()
+    outcome.jobs = len(watch.ledger.job_ids)
+    _complain(plan, watch, outcome)
+    return outcome
+
+
+async def _load(
+    plan: Plan, cluster: Cluster, watch: Watch, outcome: Outcome, driving: asyncio.Task[None]
+) -> bool:
+    """Clients at work while faults are injected; then the last jobs are ended.
+
+    Returns whether it came to its end.
+    """
+    began, computed = time.monotonic(), time.process_time()
+    stop = asyncio.Event()
+    clients = [
+        *(
+            poll_for_ever(watch, number, plan.seed, tags=number % _TAGGED == _TAGGED - 1)
+            for number in range(plan.pollers)
+        ),
+        *(list_for_ever(watch, number, plan.seed, _LIST_PAUSE) for number in range(_LISTERS)),
+        watch.sweep(),
+        _watch_breakers(cluster, watch),
+    ]
+    writing = [Author(watch, n, plan.seed, plan.pause, stop).write() for n in range(plan.jobs)]
+    reading = [asyncio.create_task(client) for client in clients]
+    authors = [asyncio.create_task(author) for author in writing]
+    try:
+        await asyncio.wait([driving, *reading, *authors], return_when=asyncio.FIRST_COMPLETED)
+        _raise_errors([*reading, *authors])
+        try:
+            await driving
+        except (asyncio.CancelledError, ServiceEnded) as error:
+            outcome.complaints.append(str(error) or "interrupted")
+            return False
+        stop.set()
+        await asyncio.wait(authors, timeout=_WIND_UP)
+        _raise_errors([*reading, *authors])
+        return True
+    finally:
+        outcome.seconds = time.monotonic() - began
+        outcome.busy = (time.process_time() - computed) / outcome.seconds
+        for task in [driving, *reading, *authors]:
+            task.cancel()
+        await asyncio.wait([driving, *reading, *authors])
+
+
+def _raise_errors(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            task.result()  # a client that failed has checked nothing since
+
+
+def _complain(plan: Plan, watch: Watch, outcome: Outcome) -> None:
+    if watch.reads < plan.reads:
+        outcome.complaints.append(f"{watch.reads} reads were checked, of {plan.reads}")
+    for name in plan.faults:
+        injected = watch.tallies[name].injected
+        if injected < plan.rounds:
+            outcome.complaints.append(f"{name} was injected {injected} times, of {plan.rounds}")
+
+
+async def _drive(plan: Plan, cluster: Cluster, watch: Watch, outcome: Outcome) -> None:
+    chance = random.Random(f"{plan.seed} faults")  # noqa: S311 - to be repeatable
+    deadline = time.monotonic() + plan.limit
+
+    def enough() -> bool:
+        injected = all(watch.tallies[name].injected >= plan.rounds for name in plan.faults)
+        return (injected and watch.reads >= plan.reads) or time.monotonic() > deadline
+
+    for number in itertools.count(1):
+        names = list(plan.faults)
+        chance.shuffle(names)
+        for name in names:
+            if enough():
+                return
+            sys.stderr.write(f"round {number}: {name}, {watch.reads} reads so far\n")
+            await _one(name, plan, cluster, watch, chance, outcome)
+        if enough():
+            return
+        await asyncio.sleep(_LOOK)
+
+
+async def _one(  # noqa: PLR0917 - each is another thing
+    name: str,
+    plan: Plan,
+    cluster: Cluster,
+    watch: Watch,
+    chance: random.Random,
+    outcome: Outcome,
+) -> None:
+    fault = FAULTS[name]
+    victim = chance.choice(cluster.services)
+    bound = plan.bound if fault.promise == "bounded" else None
+    tally = watch.tallies[name]
+    tally.bound = bound
+    watch.scope = Scope(name)
+    await asyncio.sleep(plan.calm)
+    watch.scope = Scope(
+        name,
+        "during",
+        bound=bound,
+        spared=victim.number if fault.cuts_one_off else None,
+        source_away=fault.takes_source,
+    )
+    try:
+        await fault.inject(Incident(cluster, chance, victim, plan.freshness, plan.bound))
+        tally.injected += 1
+    except NotInjected as error:
+        outcome.complaints.append(f"{name} was not injected: {error}")
+    watch.scope = replace(watch.scope, phase="after")
+    await asyncio.sleep(plan.calm if bound is None else bound + _MARGIN)
+    await _until_back(name, cluster, outcome)
+    watch.scope = Scope()
+    for service in cluster.services:
+        if not service.alive:
+            raise ServiceEnded(f"process {service.number} has ended:\n{service.last_words()}")
+
+
+async def _watch_breakers(cluster: Cluster, watch: Watch) -> None:
+    """Note how long breakers are open, by phase: in calm, only a machine too busy opens them."""
+    while cluster.proxies:
+        await asyncio.sleep(_SAMPLE)
+        for service in cluster.services:
+            if not (service.down or await service.uses_cache()):
+                watch.tallies[watch.scope.fault].away[watch.scope.phase] += _SAMPLE
+    await asyncio.Event().wait()  # there is none
+
+
+async def _until_back(name: str, cluster: Cluster, outcome: Outcome) -> None:
+    """Wait until every process uses its cache again: the next fault needs something to break."""
+    if not cluster.proxies:
+        return
+    deadline = time.monotonic() + _BACK
+    for service in cluster.services:
+        while not await service.uses_cache():
+            if time.monotonic() > deadline:
+                outcome.complaints.append(
+                    f"process {service.number} does not use its cache {_BACK:g} s after {name}"
+                )
+                return
+            await asyncio.sleep(_LOOK)

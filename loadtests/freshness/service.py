@@ -1,0 +1,139 @@
+"""The service as it ships, in a process that can be told to die at the worst moment.
+
+    python -m loadtests.freshness.service
+
+Settings are the service's own, from the environment; beside them are
+
+    FRESHNESS_SECONDS   how long entries of jobs that still move stay fresh
+    FRESHNESS_BREAK     which guard to take away, one of `BREAKS`: the checker must notice
+
+At SIGUSR1 the process makes up its mind to die between a commit and its offer: it kills itself as
+soon as it is about to offer what one of its writers has committed. All of this sits between the
+guard and Redis, so the code that ships has no switches for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from app import settings
+from app.main import create_app
+from jobcache.backends import redis
+from jobcache.protocol import Offered
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from redis.asyncio.connection import AbstractConnection
+
+    from jobcache.protocol import Entry
+
+BREAKS = {
+    "fence": "writers do not fence",
+    "order": "a writer's offer is stored whatever the cell holds",
+    "lease": "what a reader loaded is stored without a lease",
+    "removal": "an offer that is only to remove what is older is dropped",
+    "stamp": "cells do not tell which life of Redis they were written in",
+    "lifetime": "entries stay fresh for an hour",
+}
+"""What can be taken away, and what is left then."""
+
+_LATE = 0.02  # seconds, at most, by which a broken offer comes later: races become likelier
+_KEEP_ALIVE = 120  # seconds: no connection is to be closed because a client was busy elsewhere
+_LOOK = 0.5  # seconds between two looks for the owner
+
+
+class Switches:
+    """What this process has been told to do wrong."""
+
+    def __init__(self, broken: str) -> None:
+        self.broken = broken
+        self.dies_at_offer = False
+
+    def arm(self, _number: int, _frame: FrameType | None) -> None:
+        """Die at the next offer of what was committed behind a fence."""
+        self.dies_at_offer = True
+
+
+class FaultyRedis(redis.RedisBackend):
+    """The Redis backend, less what the switches say.
+
+    A subclass, against the rule, for it must have every ability of the backend it stands in for,
+    and those it will have one day.
+    """
+
+    def __init__(self, switches: Switches, url: str, **options: Any) -> None:  # noqa: ANN401 - its
+        super().__init__(url, **options)
+        self._switches = switches
+        self._fenced: set[tuple[str, str]] = set()
+
+    async def fence(self, key: str, ticket: str) -> None:
+        """See `CacheBackend`."""
+        self._fenced.add((key, ticket))
+        if self._switches.broken != "fence":
+            await super().fence(key, ticket)
+
+    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+        """See `CacheBackend`."""
+        writes = (key, ticket) in self._fenced
+        self._fenced.discard((key, ticket))
+        if writes and entry is not None and self._switches.dies_at_offer:
+            os.kill(os.getpid(), signal.SIGKILL)
+        broken = self._switches.broken
+        if entry is not None and broken == "removal" and entry.keep_ms == 0:
+            return Offered.NOTHING
+        if entry is not None and broken == ("order" if writes else "lease"):
+            await asyncio.sleep(random.uniform(0, _LATE))  # noqa: S311 - no secret
+            if entry.keep_ms > 0:
+                await self._ask(self._client.delete, self._prefix + key)
+                await super().lease(key, ticket)
+        return await super().offer(key, ticket, entry)
+
+    async def _learn_life(self, connection: AbstractConnection) -> None:
+        if self._switches.broken == "stamp":
+            self._stamp = "ignored"
+        else:
+            await super()._learn_life(connection)
+
+
+def main() -> None:
+    """Run the service until it is told to stop, or its owner is gone."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    switches = Switches(os.environ.get("FRESHNESS_BREAK", ""))
+    signal.signal(signal.SIGUSR1, switches.arm)
+    settings.configure_logging()
+    chosen = settings.load()
+    # What the backend's factory finds under this name; registry and guard are the real ones.
+    vars(redis)["RedisBackend"] = partial(FaultyRedis, switches)
+    app = create_app(chosen)
+    cache = app.state.parts.cache
+    fresh = 3600.0 if switches.broken == "lifetime" else float(os.environ["FRESHNESS_SECONDS"])
+    cache.lifetimes = replace(cache.lifetimes, default=fresh, gone=fresh)
+    uvicorn.run(
+        app,
+        host=chosen.host,
+        port=chosen.port,
+        access_log=False,
+        log_config=None,
+        timeout_keep_alive=_KEEP_ALIVE,
+    )
+
+
+def _end_with(owner: int) -> None:
+    while os.getppid() == owner:
+        time.sleep(_LOOK)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

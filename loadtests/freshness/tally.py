@@ -1,0 +1,122 @@
+"""What a run came to: counts and times, by fault, and what of the findings breaks a promise."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from loadtests.freshness.checker import Kind, is_excused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from loadtests.freshness.checker import Finding
+
+Phase = Literal["before", "during", "after"]
+PHASES: tuple[Phase, ...] = ("before", "during", "after")
+_TOLD = 10  # findings of a fault that are kept in words
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which fault the run is at, and how far.
+
+    Attributes:
+        fault: its name; empty between faults.
+        phase: before it, while it lasts, or after it was healed.
+        bound: seconds for which the promise allows something old to be shown; None: not at all.
+        spared: the number of a process that the bound is not for, since it is the one cut off,
+            and reads nothing it is not sure of.
+        source_away: whether 503 is a right answer.
+    """
+
+    fault: str = ""
+    phase: Phase = "before"
+    bound: float | None = None
+    spared: int | None = None
+    source_away: bool = False
+
+
+@dataclass(slots=True)
+class Tally:
+    """The counts of one fault, its calm before and after included.
+
+    Attributes:
+        not_modified: of the reads, those answered 304.
+        listed: jobs checked in lists; no reads.
+        unknown_writes: of the writes, those nobody knows the outcome of.
+        stale_marked: reads answered by an entry past its freshness, for the database was away.
+        statuses: of reads answered neither 200 nor 304.
+        bounded: findings that a bounded promise allows.
+        worst: the greatest age, in seconds, of anything stale while the promise was bounded.
+        bound: what it may be at most; None where the promise is fresh.
+        told: the first violations, in words.
+        times: of reads, in seconds, by phase.
+        away: about how many seconds breakers were open, all processes together, by phase.
+    """
+
+    injected: int = 0
+    reads: int = 0
+    not_modified: int = 0
+    listed: int = 0
+    writes: int = 0
+    unknown_writes: int = 0
+    hits: int = 0
+    stale_marked: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    unanswered: int = 0
+    violations: Counter[Kind] = field(default_factory=Counter)
+    bounded: Counter[Kind] = field(default_factory=Counter)
+    worst: float = 0.0
+    bound: float | None = None
+    told: list[str] = field(default_factory=list)
+    times: dict[Phase, array[float]] = field(
+        default_factory=lambda: {phase: array("f") for phase in PHASES}
+    )
+    away: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+
+    def judge(
+        self, findings: Iterable[Finding], scope: Scope, process: int | None, at: str
+    ) -> None:
+        """Sort findings into violations and what a bounded promise allows.
+
+        Args:
+            findings: of one answer.
+            scope: the fault whose promise counts.
+            process: who answered; None if it was no process.
+            at: what else is known of the answer, in words.
+        """
+        bound = None if process is not None and process == scope.spared else scope.bound
+        for finding in findings:
+            if is_excused(finding, bound):
+                self.bounded[finding.kind] += 1
+            else:
+                self.violations[finding.kind] += 1
+                if len(self.told) < _TOLD:
+                    age = "" if finding.age is None else f", {finding.age:.3f} s later"
+                    self.told.append(
+                        f"{finding.kind}: job {finding.job_id}: {finding.detail}{age} ({at})"
+                    )
+            if finding.age is not None and bound is not None:
+                self.worst = max(self.worst, finding.age)
+
+
+def total(tallies: Sequence[Tally]) -> Tally:
+    """The sum of several."""
+    whole = Tally()
+    for one in tallies:
+        for name in (
+            *("injected", "reads", "not_modified", "listed", "writes", "unknown_writes"),
+            *("hits", "stale_marked", "unanswered"),
+        ):
+            setattr(whole, name, getattr(whole, name) + getattr(one, name))
+        whole.statuses += one.statuses
+        whole.violations += one.violations
+        whole.bounded += one.bounded
+        whole.worst = max(whole.worst, one.worst)
+        for phase in PHASES:
+            whole.times[phase].extend(one.times[phase])
+            whole.away[phase] += one.away[phase]
+    return whole

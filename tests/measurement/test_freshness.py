@@ -1,0 +1,110 @@
+"""The freshness run: every fault once, and that it sees what it is there to see."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from loadtests.freshness.faults import FAULTS
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 600  # seconds; a quiet machine needs a seventh of it
+
+
+def start(results: Path, *options: str) -> subprocess.Popen[str]:
+    variables = {name: text for name, text in os.environ.items() if "COVERAGE" not in name}
+    return subprocess.Popen(
+        [sys.executable, "-m", "loadtests.freshness", *options, "--results", results],
+        cwd=ROOT,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(child: subprocess.Popen[str]) -> str:
+    try:
+        said, complained = child.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        child.terminate()  # so that it ends its servers
+        said, complained = child.communicate(timeout=60)
+    return said + complained
+
+
+def document(results: Path) -> dict[str, Any]:
+    (path,) = results.glob("*.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_no_promise_is_broken_whatever_fails(tmp_path: Path) -> None:
+    child = start(tmp_path, "--quick")
+    said = finish(child)
+    assert child.returncode == 0, said
+    seen = document(tmp_path)
+    assert seen["all"]["reads"] >= 100_000
+    assert set(FAULTS) < set(seen["faults"])
+    for name in FAULTS:
+        fault = seen["faults"][name]
+        assert fault["injected"] >= 1
+        assert fault["reads"] > 0
+        assert fault["violations"] == {}
+        assert fault["poll_ms"]["before"]["p50"] > 0
+    assert seen["all"]["writes"] > 1000
+    assert seen["all"]["not_modified"] > 0
+    assert seen["compared"] == 3 * seen["jobs"] > 0
+
+
+def test_a_cache_without_fences_is_found_out(tmp_path: Path) -> None:
+    # Few jobs, seldom changed: what a dead process has hidden stays hidden for longer.
+    load = ("--jobs", "4", "--pause", "1", "--reads", "5000")
+    options = ("--break", "fence", "--faults", "kill-service", "--rounds", "3", *load)
+    child = start(tmp_path, *options)
+    said = finish(child)
+    assert child.returncode == 1, said
+    assert "BROKEN ON PURPOSE: fence" in said
+    seen = document(tmp_path)
+    assert seen["complaints"] == [], "it failed for what it saw, and for nothing else"
+    assert seen["all"]["violations"]["older than seen"] > 0
+
+
+@pytest.mark.parametrize("backend", ["memory", "null"])
+def test_other_backends_are_checked_as_well(tmp_path: Path, backend: str) -> None:
+    child = start(tmp_path, "--backend", backend, "--quick", "--reads", "2000")
+    said = finish(child)
+    assert child.returncode == 0, said
+    seen = document(tmp_path)
+    assert set(seen["faults"]) == {"kill-service", "database", "between, and the end"}
+    assert (seen["all"]["hits"] > 0) == (backend == "memory")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("moment", "status"), [("starting", {130}), ("round", {1})])
+def test_an_interrupt_leaves_nothing_behind(
+    tmp_path: Path, number: signal.Signals, moment: str, status: set[int]
+) -> None:
+    child = start(tmp_path, "--faults", "unreachable")
+    assert child.stderr is not None
+    try:
+        while not child.stderr.readline().startswith(moment):
+            assert child.poll() is None
+        time.sleep(1)  # so that servers are starting, or polls under way
+        family = psutil.Process(child.pid).children(recursive=True)
+        child.send_signal(number)
+    finally:
+        said = finish(child)
+    assert child.returncode in status, said
+    assert ("FAILED: interrupted" in said) == (moment == "round")
+    assert family
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
