@@ -2,7 +2,7 @@
 
 uvicorn's parser collects a head for as long as a client sends one, and so would hold whatever it
 is given: a middleware would come too late. h11, which uvicorn takes where httptools is missing, has
-a limit of its own (`h11_max_incomplete_event_size`) and answers 400.
+a limit of its own, on what it waits for the rest of, and answers 400.
 """
 
 from __future__ import annotations
