@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import Depends, HTTPException, Request
 
-from app.access.callers import Caller, Role
+from app.access.callers import Role
 from app.access.gate import caller_of
 
 FORBIDDEN: dict[str, Any] = {
@@ -15,19 +15,12 @@ FORBIDDEN: dict[str, Any] = {
 }
 
 
-async def _caller(request: Request) -> Caller:  # async, or FastAPI would run it in a thread
-    return caller_of(request)
-
-
-Calling = Annotated[Caller, Depends(_caller)]
-"""A parameter of an endpoint: who is calling."""
-
-
 def only(*roles: Role) -> dict[str, Any]:
     """What an endpoint for these roles, and for operators, is declared with."""
     needed = " or ".join(dict.fromkeys([*roles, Role.OPERATOR]))
 
-    async def check(caller: Calling) -> None:
+    async def check(request: Request) -> None:
+        caller = caller_of(request)
         if not caller.may(*roles):
             raise forbidden(f"This needs a key whose role is {needed}, not {caller.role}.")
 

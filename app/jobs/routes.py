@@ -11,14 +11,15 @@ import re
 import stat
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Header, HTTPException, Query, Response
+from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from pydantic import BeforeValidator
 
 from app.access.callers import Role
-from app.access.rules import Calling, forbidden, only
+from app.access.gate import caller_of
+from app.access.rules import forbidden, only
 from app.jobs.documents import job_document
 from app.jobs.poll import conditions, etag, holds, respond
 from app.jobs.schemas import (
@@ -92,10 +93,10 @@ def router(service: JobService, videos: Path) -> APIRouter:
 
     @routes.post("", status_code=202, response_model=JobBody, **only(Role.CLIENT))
     async def create(
-        body: CreateJob, caller: Calling, idempotency_key: IdempotencyKey = None
+        body: CreateJob, request: Request, idempotency_key: IdempotencyKey = None
     ) -> Response:
         """Ask for a video. The same `Idempotency-Key` again finds the job it made before."""
-        if not caller.sees(body.client_id):
+        if not caller_of(request).sees(body.client_id):
             raise forbidden(f"This needs a key of client {body.client_id}, or an operator's.")
         digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
         new = NewJob(
@@ -114,7 +115,7 @@ def router(service: JobService, videos: Path) -> APIRouter:
     @routes.get("", response_model=JobPage | JobBatch)
     async def find(
         *,
-        caller: Calling,
+        request: Request,
         client_id: Annotated[ClientId | None, Query()] = None,
         status: Status | None = None,
         limit: Annotated[
@@ -128,12 +129,12 @@ def router(service: JobService, videos: Path) -> APIRouter:
             if any(other is not None for other in (client_id, status, limit, cursor)):
                 raise _invalid("query.ids", "goes with no other parameter")
             wanted = _ids(ids)
-            found = await service.poll_many(wanted, caller)
+            found = await service.poll_many(wanted, caller_of(request))
             missing = [job_id for job_id in wanted if job_id not in found]
             return _items(list(found.values()), "missing", missing)
         below = None if cursor is None else _below(cursor)
         page = await service.page(
-            caller,
+            caller_of(request),
             client_id=client_id,
             status=status,
             below=below,
@@ -146,26 +147,26 @@ def router(service: JobService, videos: Path) -> APIRouter:
     @routes.get("/{job_id}", response_model=JobBody, responses=_NOT_MODIFIED)
     async def poll(
         job_id: JobIdInPath,
-        caller: Calling,
+        request: Request,
         if_none_match: IfNoneMatch = None,
         accept_encoding: AcceptEncoding = None,
     ) -> Response:
         """The status of a job, from the cache. `Retry-After` says when to ask again."""
         held = _joined(if_none_match)
-        answer = await service.poll(job_id, caller, floor=conditions(held).floor)
+        answer = await service.poll(job_id, caller_of(request), floor=conditions(held).floor)
         return _raw(*respond(answer, held, _joined(accept_encoding)))
 
     @routes.head("/{job_id}/storyboard", include_in_schema=False)
     @routes.get("/{job_id}/storyboard", response_model=Storyboard, responses=_NOT_MODIFIED)
     async def storyboard(
         job_id: JobIdInPath,
-        caller: Calling,
+        request: Request,
         if_none_match: IfNoneMatch = None,
         accept_encoding: AcceptEncoding = None,
     ) -> Response:
         """The storyboard, once there is one."""
         held = _joined(if_none_match)
-        answer = await service.storyboard(job_id, caller, floor=conditions(held).floor)
+        answer = await service.storyboard(job_id, caller_of(request), floor=conditions(held).floor)
         return _raw(*respond(answer, held, _joined(accept_encoding)))
 
     @routes.head("/{job_id}/video", include_in_schema=False)
@@ -181,29 +182,29 @@ def router(service: JobService, videos: Path) -> APIRouter:
         },
     )
     async def video(
-        job_id: JobIdInPath, caller: Calling, if_none_match: IfNoneMatch = None
+        job_id: JobIdInPath, request: Request, if_none_match: IfNoneMatch = None
     ) -> Response:
         """The video of a completed job, whole or by `Range`."""
-        answer = await service.poll(job_id, caller)
+        answer = await service.poll(job_id, caller_of(request))
         job = json.loads(identity_body(answer.entry))
         if job["status"] != Status.COMPLETED:
             raise IllegalMove(f"Job {job_id} has no video yet: it is {job['status']}.")
         return await _stored(job, videos / f"{job_id}.mp4", _joined(if_none_match))
 
     @routes.post("/{job_id}/approve", response_model=JobBody, **only(Role.CLIENT))
-    async def approve(job_id: JobIdInPath, caller: Calling) -> Response:
+    async def approve(job_id: JobIdInPath, request: Request) -> Response:
         """The storyboard is as it should be."""
-        return _changed(await service.approve(job_id, caller))
+        return _changed(await service.approve(job_id, caller_of(request)))
 
     @routes.post("/{job_id}/render", status_code=202, response_model=JobBody, **only(Role.CLIENT))
-    async def render(job_id: JobIdInPath, caller: Calling) -> Response:
+    async def render(job_id: JobIdInPath, request: Request) -> Response:
         """Begin to render."""
-        return _changed(await service.render(job_id, caller), 202)
+        return _changed(await service.render(job_id, caller_of(request)), 202)
 
     @routes.post("/{job_id}/cancel", response_model=JobBody, **only(Role.CLIENT))
-    async def cancel(job_id: JobIdInPath, caller: Calling) -> Response:
+    async def cancel(job_id: JobIdInPath, request: Request) -> Response:
         """Stop the job, whatever it is at."""
-        return _changed(await service.cancel(job_id, caller))
+        return _changed(await service.cancel(job_id, caller_of(request)))
 
     @routes.post("/{job_id}/progress", response_model=JobBody, **only(Role.WORKER))
     async def progress(job_id: JobIdInPath, body: ReportProgress) -> Response:
