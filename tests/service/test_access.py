@@ -240,6 +240,8 @@ async def test_lists_hold_only_what_the_caller_may_see(access: Keyed, *, warm: b
     mine = [(await service.create())["id"] for _ in range(3)][::-1]
     theirs = [(await service.create(client_id="other"))["id"] for _ in range(2)][::-1]
     everybodys = sorted(mine + theirs, reverse=True)
+    await service.post(f"{mine[1]}/cancel")
+    ended = mine[1:2]
     asked: list[tuple[dict[str, Any], dict[str, list[int]]]] = [
         ({}, {"own": mine, "stranger": theirs, "worker": everybodys, "operator": everybodys}),
         (
@@ -248,8 +250,9 @@ async def test_lists_hold_only_what_the_caller_may_see(access: Keyed, *, warm: b
         ),
         ({"client_id": "nobody"}, {"own": [], "stranger": [], "operator": []}),
         ({"limit": 1}, {"own": mine[:1], "stranger": theirs[:1], "worker": everybodys[:1]}),
-        ({"status": "cancelled"}, {"own": [], "stranger": [], "operator": []}),
-        ({"status": "cancelled", "client_id": "acme"}, {"own": [], "stranger": []}),
+        ({"limit": 1, "client_id": "acme"}, {"own": mine[:1], "stranger": []}),
+        ({"status": "cancelled"}, {"own": ended, "stranger": [], "operator": ended}),
+        ({"status": "cancelled", "client_id": "acme"}, {"own": ended, "stranger": []}),
     ]
     for params, expected in asked:
         for caller, ids in expected.items():

@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import psutil
@@ -101,11 +102,14 @@ def test_a_refused_request_is_not_run(service: Process) -> None:
 
 
 def test_each_request_of_a_connection_has_the_limit_to_itself(service: Process) -> None:
-    with connected(service) as connection:
+    connection = HTTPConnection(service.url.removeprefix("http://"), timeout=20)
+    with closing(connection):
         for _ in range(5):
-            padding = b"X: %b\r\n" % (b"x" * (HEAD_BYTES // 2))
-            connection.sendall(START + padding + b"\r\n")
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            connection.request("GET", "/healthz", headers={"X": "x" * (HEAD_BYTES // 2)})
+            kept = connection.sock
+            response = connection.getresponse()
+            assert (response.status, response.read()) == (200, b'{"status":"alive"}')
+            assert connection.sock is kept
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import stat
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -17,12 +18,13 @@ import pytest
 
 from app import settings
 from app.__main__ import main
+from app.access import commands
 from app.access.callers import Caller, Role
 from app.access.keyfile import KeyFile
 from app.access.keys import HEADING, Key, KeyFileError, Keyring, make_key, read_lines
 from jobcache import SettingsError
 from tests.service.keyed import bearer, write_keys
-from tests.service.process import clean_environment, serving
+from tests.service.process import serving
 
 DAY = "2026-11-24"
 
@@ -174,15 +176,24 @@ def test_the_file_is_for_its_owner_alone_and_keeps_what_it_is_given(file: Path) 
     assert sorted(path.name for path in file.parent.iterdir()) == ["keys", "link"]
 
 
-def test_keys_made_at_the_same_time_are_all_kept(file: Path) -> None:
-    command = [sys.executable, "-m", "app", "keys", "add", "--role", "worker", "--file", str(file)]
-    root = str(Path(__file__).parents[2])
-    environment = clean_environment() | {"PYTHONPATH": root}
-    running = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(4)
-    ]
-    assert [child.wait(60) for child in running] == [0] * 4
-    assert len(read_lines(file.read_text())) == 4
+def test_a_key_made_while_the_file_is_being_changed_waits_its_turn(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert keys("add", "--role", "operator") == 0
+    asked, lock = threading.Event(), fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        asked.set()
+        lock(descriptor, operation)
+
+    with ThreadPoolExecutor() as other, commands._changing(file) as text:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        waiting = other.submit(keys, "add", "--role", "worker")
+        assert asked.wait(20)
+        commands._replace(file, f"{text}# a note\n")
+    assert waiting.result(20) == 0
+    assert "# a note\n" in file.read_text()
+    assert [key.role for key in read_lines(file.read_text())] == ["operator", "worker"]
 
 
 def test_what_cannot_be_written_leaves_the_file_as_it_was(
