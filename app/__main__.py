@@ -1,4 +1,4 @@
-"""The command line: `python -m app serve`, and `python -m app dev` with servers of its own."""
+"""The command line: `python -m app serve`, `dev` with servers of its own, and `keys`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import uvicorn
 from dotenv import load_dotenv
 
 from app import settings
+from app.access import commands
+from app.access.keyfile import KeyFile
 from app.db import Database, DatabaseUnavailable
+from app.limits import HEAD_BYTES
 from jobcache import SettingsError, make_backend
 from jobcache.settings import backend_names
 
@@ -40,9 +43,11 @@ _FLAGS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the service until it is told to stop. Returns the exit status."""
+    """Run the service until it is told to stop, or see to its keys. Returns the exit status."""
     options = _parser().parse_args(arguments)
     load_dotenv(Path.cwd() / ".env")
+    if options.command == "keys":
+        return commands.run(options)
     # Workers are processes of their own and read the environment: flags go there.
     for flag, variable in _FLAGS.items():
         value = getattr(options, flag)
@@ -81,10 +86,20 @@ def _serve() -> int:
             access_log=False,
             log_config=None,
             timeout_graceful_shutdown=10,
+            http=_http(),
+            h11_max_incomplete_event_size=HEAD_BYTES,
         )
     except SystemExit as stopped:  # after the servers of `dev` have ended, too
         return stopped.code if isinstance(stopped.code, int) else 1
     return 0
+
+
+def _http() -> type[asyncio.Protocol] | Literal["h11"]:
+    try:
+        from app.heads import BoundedHead  # noqa: PLC0415 - needs what may be missing
+    except ImportError:  # where there is no httptools
+        return "h11"
+    return BoundedHead
 
 
 async def _try_out(chosen: Settings) -> None:
@@ -99,6 +114,8 @@ async def _try_out(chosen: Settings) -> None:
     except OSError as error:
         allowed = f"a directory that can be made ({error.strerror})"
         raise SettingsError("JOBCACHE_VAR_DIR", chosen.var_dir, allowed) from error
+    if chosen.api_keys is not None:
+        KeyFile(chosen.api_keys)
     if chosen.workers > 1:  # a single one makes its backend in this process
         await make_backend(chosen.cache).aclose()
     shown = settings.scheme_and_host(chosen.database_url)
@@ -142,9 +159,10 @@ def _start_servers(servers: ExitStack, database: str | None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m app", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    serve = commands.add_parser("serve", help="run the service")
-    dev = commands.add_parser("dev", help="run it with Redis and PostgreSQL servers of its own")
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    serve = subparsers.add_parser("serve", help="run the service")
+    dev = subparsers.add_parser("dev", help="run it with Redis and PostgreSQL servers of its own")
+    commands.add_to(subparsers.add_parser("keys", help="make API keys, list them, take them back"))
     for command in (serve, dev):
         command.add_argument("--host")
         command.add_argument("--port")

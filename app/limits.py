@@ -1,4 +1,4 @@
-"""A limit on the size of request bodies, before anything of them is parsed."""
+"""How large a request may be: the numbers, and the limit on bodies. Heads: `app/heads.py`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
+URL_BYTES = 8 * 1024
+HEAD_BYTES = 16 * 1024
+"""Of URL and headers together."""
+HEADERS = 100
+BODY_BYTES = 64 * 1024
+
+
 class BodyLimit:
     """ASGI middleware that answers 413 to a body over `limit_bytes`, announced or not."""
 
-    def __init__(self, app: ASGIApp, limit_bytes: int = 64 * 1024) -> None:
+    def __init__(self, app: ASGIApp, limit_bytes: int = BODY_BYTES) -> None:
         self._app = app
         self._limit_bytes = limit_bytes
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from app import problems, settings, wiring
+from app.access.document import describe
+from app.access.gate import Gate
 from app.jobs import routes as jobs
 from app.limits import BodyLimit
 from app.ops import routes as ops
@@ -22,7 +24,7 @@ def create_app(chosen: Settings) -> FastAPI:
     """The service, set up as chosen. Connects to nothing until it is started.
 
     Raises:
-        SettingsError: the cache backend cannot be set up so.
+        SettingsError: the cache backend cannot be set up so, or the keys cannot be read.
     """
     parts = wiring.build(chosen)
 
@@ -39,9 +41,11 @@ def create_app(chosen: Settings) -> FastAPI:
     )
     app.state.parts = parts
     app.add_middleware(BodyLimit)
+    app.add_middleware(Gate, keys=parts.keys, rate=parts.rate)  # outside of the one above
     problems.install(app)
     app.include_router(jobs.router(parts.jobs, chosen.videos))
     app.include_router(ops.router(parts.cache, parts.database))
+    describe(app, keyed=parts.keys is not None, limited=parts.rate is not None)
     return app
 
 

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.access.rate import read_rate
 from jobcache import CacheSettings, SettingsError
 
 _DRIVERS = {
@@ -28,10 +29,12 @@ class Settings(BaseSettings):
     """How the service runs.
 
     Attributes:
-        host: what to listen on; anything but loopback needs `insecure`, for there are no keys.
+        host: what to listen on; anything but loopback needs keys, or `insecure`.
         port: where.
         workers: how many processes.
         insecure: listen beyond loopback although anybody who reaches the port may do anything.
+        api_keys: the file of keys; None: the service is open.
+        rate_limit: how often each key, or each address without one, may call; empty: no limit.
         var_dir: where the SQLite database and the videos are.
         database_url: empty for SQLite in `var_dir`.
         renderer: "video", or "paced": no video and no CPU, for load tests.
@@ -47,8 +50,11 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, validation_alias="JOBCACHE_PORT")
     workers: Annotated[int, Field(ge=1, le=64)] = Field(1, validation_alias="JOBCACHE_WORKERS")
     insecure: bool = Field(default=False, validation_alias="JOBCACHE_INSECURE")
+    api_keys: Path | None = Field(None, validation_alias="JOBCACHE_API_KEYS")
+    rate_limit: str = Field("", validation_alias="JOBCACHE_RATE_LIMIT")
     var_dir: Path = Field(Path("var"), validation_alias="JOBCACHE_VAR_DIR")
-    database_url: str = Field("", validation_alias="DATABASE_URL")
+    # may hold a password
+    database_url: str = Field("", validation_alias="DATABASE_URL", repr=False)
     renderer: Literal["video", "paced"] = Field("video", validation_alias="JOBCACHE_RENDERER")
     renders: Annotated[int, Field(ge=0, le=64)] = Field(0, validation_alias="JOBCACHE_RENDERS")
     paced_seconds: Annotated[float, Field(gt=0, le=86400)] = Field(
@@ -88,9 +94,15 @@ def load() -> Settings:
         first = error.errors()[0]
         variable = str(first["loc"][0])
         raise SettingsError(variable, first["input"], first["msg"]) from error
-    if not settings.insecure and not _is_loopback(settings.host):
+    if settings.api_keys is None and not settings.insecure and not _is_loopback(settings.host):
         allowed = "without API keys only a loopback address, or --insecure (JOBCACHE_INSECURE=1)"
         raise SettingsError("JOBCACHE_HOST", settings.host, allowed)
+    if settings.rate_limit:
+        try:
+            read_rate(settings.rate_limit)
+        except ValueError as error:
+            allowed = 'a rate such as "100/second" or "5 per 3 minutes"'
+            raise SettingsError("JOBCACHE_RATE_LIMIT", settings.rate_limit, allowed) from error
     if settings.workers > 1 and cache.backend == "memory":
         # Each process would hold entries that another's writes do not reach.
         allowed = "the memory backend is right for one process only; take redis, or null"

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from app.access.keyfile import KeyFile
+from app.access.rate import RateLimit, read_rate
 from app.db import Database
 from app.jobs.documents import LIFETIMES
 from app.jobs.service import JobService
@@ -36,14 +38,18 @@ class Parts:
     cache: JobCache
     jobs: JobService
     runner: Runner
+    keys: KeyFile | None
+    rate: RateLimit | None
 
 
 def build(settings: Settings) -> Parts:
     """Put the parts together; connects to nothing yet.
 
     Raises:
-        SettingsError: the backend cannot be set up as the settings say.
+        SettingsError: the backend cannot be set up as the settings say, or the keys not be read.
     """
+    keys = None if settings.api_keys is None else KeyFile(settings.api_keys)
+    rate = RateLimit(*read_rate(settings.rate_limit)) if settings.rate_limit else None
     cache = JobCache(
         make_backend(settings.cache),
         lifetimes=Lifetimes(by_status=LIFETIMES),
@@ -64,7 +70,7 @@ def build(settings: Settings) -> Parts:
         claim_for=settings.claim_seconds,
     )
     jobs.on_change.append(runner.seen)
-    return Parts(database, cache, jobs, runner)
+    return Parts(database, cache, jobs, runner, keys, rate)
 
 
 def _renderer(settings: Settings) -> tuple[Renderer, int]:
@@ -83,9 +89,13 @@ async def running(parts: Parts) -> AsyncIterator[None]:
         if isinstance(parts.cache.backend, Guard):
             await parts.cache.backend.start()
         parts.runner.start()
+        if parts.keys is not None:
+            parts.keys.start()
         try:
             yield
         finally:
+            if parts.keys is not None:
+                await parts.keys.aclose()
             await parts.runner.aclose()
             await parts.database.shelter.settle()  # what is being written is offered, too
     finally:

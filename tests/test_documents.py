@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -55,6 +56,29 @@ def test_the_lines_of_the_readme_make_a_video(tmp_path: Path) -> None:
         stream = video.streams.video[0]
         assert stream.codec_context.name == "h264"
         assert sum(1 for _ in video.decode(stream)) == stream.frames > 100
+
+
+def test_the_lines_about_keys_make_keys(tmp_path: Path) -> None:
+    (script,) = blocks("docs/access.md", "sh")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=tmp_path,
+        env=clean_environment() | {"PATH": path, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    *_, operator, worker, client = (line.split() for line in result.stdout.splitlines())
+    assert [operator[1], worker[1], client[1], client[3]] == [
+        "operator",
+        "worker",
+        "client",
+        "acme",
+    ]
+    kept = (tmp_path / "keys.txt").read_text()
+    assert (operator[0] in kept, worker[0] in kept, client[0] in kept) == (True, True, False)
 
 
 def test_the_embedding_example_prints_what_it_says(tmp_path: Path) -> None:

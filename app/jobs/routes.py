@@ -11,12 +11,15 @@ import re
 import stat
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Header, HTTPException, Query, Response
+from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from pydantic import BeforeValidator
 
+from app.access.callers import Role
+from app.access.gate import caller_of
+from app.access.rules import forbidden, only
 from app.jobs.documents import job_document
 from app.jobs.poll import conditions, etag, holds, respond
 from app.jobs.schemas import (
@@ -88,9 +91,13 @@ def router(service: JobService, videos: Path) -> APIRouter:
     """
     routes = APIRouter(prefix="/api/v2/jobs", tags=["jobs"], responses=_RESPONSES)
 
-    @routes.post("", status_code=202, response_model=JobBody)
-    async def create(body: CreateJob, idempotency_key: IdempotencyKey = None) -> Response:
+    @routes.post("", status_code=202, response_model=JobBody, **only(Role.CLIENT))
+    async def create(
+        body: CreateJob, request: Request, idempotency_key: IdempotencyKey = None
+    ) -> Response:
         """Ask for a video. The same `Idempotency-Key` again finds the job it made before."""
+        if not caller_of(request).sees(body.client_id):
+            raise forbidden(f"This needs a key of client {body.client_id}, or an operator's.")
         digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
         new = NewJob(
             client_id=body.client_id,
@@ -107,6 +114,8 @@ def router(service: JobService, videos: Path) -> APIRouter:
     @routes.head("", include_in_schema=False)
     @routes.get("", response_model=JobPage | JobBatch)
     async def find(
+        *,
+        request: Request,
         client_id: Annotated[ClientId | None, Query()] = None,
         status: Status | None = None,
         limit: Annotated[
@@ -120,11 +129,12 @@ def router(service: JobService, videos: Path) -> APIRouter:
             if any(other is not None for other in (client_id, status, limit, cursor)):
                 raise _invalid("query.ids", "goes with no other parameter")
             wanted = _ids(ids)
-            found = await service.poll_many(wanted)
+            found = await service.poll_many(wanted, caller_of(request))
             missing = [job_id for job_id in wanted if job_id not in found]
             return _items(list(found.values()), "missing", missing)
         below = None if cursor is None else _below(cursor)
         page = await service.page(
+            caller_of(request),
             client_id=client_id,
             status=status,
             below=below,
@@ -137,24 +147,26 @@ def router(service: JobService, videos: Path) -> APIRouter:
     @routes.get("/{job_id}", response_model=JobBody, responses=_NOT_MODIFIED)
     async def poll(
         job_id: JobIdInPath,
+        request: Request,
         if_none_match: IfNoneMatch = None,
         accept_encoding: AcceptEncoding = None,
     ) -> Response:
         """The status of a job, from the cache. `Retry-After` says when to ask again."""
         held = _joined(if_none_match)
-        answer = await service.poll(job_id, floor=conditions(held).floor)
+        answer = await service.poll(job_id, caller_of(request), floor=conditions(held).floor)
         return _raw(*respond(answer, held, _joined(accept_encoding)))
 
     @routes.head("/{job_id}/storyboard", include_in_schema=False)
     @routes.get("/{job_id}/storyboard", response_model=Storyboard, responses=_NOT_MODIFIED)
     async def storyboard(
         job_id: JobIdInPath,
+        request: Request,
         if_none_match: IfNoneMatch = None,
         accept_encoding: AcceptEncoding = None,
     ) -> Response:
         """The storyboard, once there is one."""
         held = _joined(if_none_match)
-        answer = await service.storyboard(job_id, floor=conditions(held).floor)
+        answer = await service.storyboard(job_id, caller_of(request), floor=conditions(held).floor)
         return _raw(*respond(answer, held, _joined(accept_encoding)))
 
     @routes.head("/{job_id}/video", include_in_schema=False)
@@ -169,30 +181,32 @@ def router(service: JobService, videos: Path) -> APIRouter:
             416: {"description": "The Range is not within the video", **_PROBLEM},
         },
     )
-    async def video(job_id: JobIdInPath, if_none_match: IfNoneMatch = None) -> Response:
+    async def video(
+        job_id: JobIdInPath, request: Request, if_none_match: IfNoneMatch = None
+    ) -> Response:
         """The video of a completed job, whole or by `Range`."""
-        answer = await service.poll(job_id)
+        answer = await service.poll(job_id, caller_of(request))
         job = json.loads(identity_body(answer.entry))
         if job["status"] != Status.COMPLETED:
             raise IllegalMove(f"Job {job_id} has no video yet: it is {job['status']}.")
         return await _stored(job, videos / f"{job_id}.mp4", _joined(if_none_match))
 
-    @routes.post("/{job_id}/approve", response_model=JobBody)
-    async def approve(job_id: JobIdInPath) -> Response:
+    @routes.post("/{job_id}/approve", response_model=JobBody, **only(Role.CLIENT))
+    async def approve(job_id: JobIdInPath, request: Request) -> Response:
         """The storyboard is as it should be."""
-        return _changed(await service.approve(job_id))
+        return _changed(await service.approve(job_id, caller_of(request)))
 
-    @routes.post("/{job_id}/render", status_code=202, response_model=JobBody)
-    async def render(job_id: JobIdInPath) -> Response:
+    @routes.post("/{job_id}/render", status_code=202, response_model=JobBody, **only(Role.CLIENT))
+    async def render(job_id: JobIdInPath, request: Request) -> Response:
         """Begin to render."""
-        return _changed(await service.render(job_id), 202)
+        return _changed(await service.render(job_id, caller_of(request)), 202)
 
-    @routes.post("/{job_id}/cancel", response_model=JobBody)
-    async def cancel(job_id: JobIdInPath) -> Response:
+    @routes.post("/{job_id}/cancel", response_model=JobBody, **only(Role.CLIENT))
+    async def cancel(job_id: JobIdInPath, request: Request) -> Response:
         """Stop the job, whatever it is at."""
-        return _changed(await service.cancel(job_id))
+        return _changed(await service.cancel(job_id, caller_of(request)))
 
-    @routes.post("/{job_id}/progress", response_model=JobBody)
+    @routes.post("/{job_id}/progress", response_model=JobBody, **only(Role.WORKER))
     async def progress(job_id: JobIdInPath, body: ReportProgress) -> Response:
         """A worker says how far it is."""
         job = await service.report_progress(
@@ -200,13 +214,13 @@ def router(service: JobService, videos: Path) -> APIRouter:
         )
         return _changed(job)
 
-    @routes.post("/{job_id}/complete", response_model=JobBody)
+    @routes.post("/{job_id}/complete", response_model=JobBody, **only(Role.WORKER))
     async def complete(job_id: JobIdInPath, body: Complete | None = None) -> Response:
         """A worker has finished."""
         video_url = None if body is None else body.video_url
         return _changed(await service.complete(job_id, video_url, worker=True))
 
-    @routes.post("/{job_id}/fail", response_model=JobBody)
+    @routes.post("/{job_id}/fail", response_model=JobBody, **only(Role.WORKER))
     async def fail(job_id: JobIdInPath, body: Fail) -> Response:
         """A worker has given up."""
         return _changed(await service.fail(job_id, body.error, worker=True))

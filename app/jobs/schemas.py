@@ -15,6 +15,7 @@ from pydantic import (
     TypeAdapter,
 )
 
+from app.access.callers import CLIENT_ID
 from app.jobs.states import Status
 
 LARGEST_ID = 2**63 - 1
@@ -42,7 +43,7 @@ def _http_url(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_storable)]
-ClientId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
+ClientId = Annotated[str, StringConstraints(pattern=CLIENT_ID)]
 JobId = Annotated[int, Field(strict=True, ge=1, le=LARGEST_ID)]
 
 

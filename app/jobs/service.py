@@ -1,4 +1,8 @@
-"""What can be done with jobs: every read goes through the cache, every write tells it."""
+"""What can be done with jobs: every read goes through the cache, every write tells it.
+
+To a caller who does not see a job there is no such job. That is decided by the owner that is kept
+beside each entry, on a hit as on a miss, and by the condition of the statement that moves a job.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from app.access.callers import TRUSTED
 from app.jobs import states
 from app.jobs.documents import job_document, list_document, storyboard_document
 from app.jobs.store import StoredStoryboard, progress_values, storyboard_values
@@ -23,6 +28,7 @@ from jobcache import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from app.access.callers import Caller
     from app.db import Database
     from app.jobs.states import Move, Status
     from app.jobs.store import Job, JobStore, NewJob
@@ -89,15 +95,16 @@ class JobService:
 
     # --- reading ---
 
-    async def poll(self, job_id: int, *, floor: int = 0) -> Answer:
+    async def poll(self, job_id: int, caller: Caller, *, floor: int = 0) -> Answer:
         """A job's status.
 
         Args:
             job_id: which.
+            caller: who asks.
             floor: the version the client has seen.
 
         Raises:
-            JobNotFound: there is none.
+            JobNotFound: there is none for this caller.
         """
 
         async def load() -> Document | None:
@@ -105,12 +112,12 @@ class JobService:
             return None if job is None else job_document(job)
 
         answer = await self._cache.read(progress_key(job_id), load, floor=floor)
-        if answer.entry.gone:
+        if answer.entry.gone or not caller.sees(answer.entry.owner):
             raise JobNotFound(job_id)
         return answer
 
-    async def poll_many(self, job_ids: Sequence[int]) -> dict[int, bytes]:
-        """The bodies of those of the jobs that exist, in the order asked for."""
+    async def poll_many(self, job_ids: Sequence[int], caller: Caller) -> dict[int, bytes]:
+        """The bodies of those of the jobs that exist for the caller, in the order asked for."""
         ids = {progress_key(job_id): job_id for job_id in job_ids}
 
         async def load(keys: Sequence[str]) -> Mapping[str, Document]:
@@ -121,14 +128,14 @@ class JobService:
         return {
             ids[key]: identity_body(answer.entry)
             for key, answer in answers.items()
-            if not answer.entry.gone
+            if not answer.entry.gone and caller.sees(answer.entry.owner)
         }
 
-    async def storyboard(self, job_id: int, *, floor: int = 0) -> Answer:
+    async def storyboard(self, job_id: int, caller: Caller, *, floor: int = 0) -> Answer:
         """A job's storyboard.
 
         Raises:
-            JobNotFound: there is no such job.
+            JobNotFound: there is no such job for this caller.
             IllegalMove: it has no storyboard yet.
         """
 
@@ -138,19 +145,31 @@ class JobService:
 
         answer = await self._cache.read(storyboard_key(job_id), load, floor=floor)
         if answer.entry.gone:
-            status = (await self.poll(job_id)).entry.status
+            status = (await self.poll(job_id, caller)).entry.status
             raise IllegalMove(f"Job {job_id} has no storyboard yet: it is {status}.")
+        if not caller.sees(answer.entry.owner):
+            raise JobNotFound(job_id)
         return answer
 
     async def page(
-        self, *, client_id: str | None, status: Status | None, below: int | None, limit: int
+        self,
+        caller: Caller,
+        *,
+        client_id: str | None,
+        status: Status | None,
+        below: int | None,
+        limit: int,
     ) -> Page:
         """Jobs, newest first. A client's own come from the cache, unless picked by status."""
+        if client_id is None:
+            client_id = caller.client
+        elif not caller.sees(client_id):
+            return Page([], None)
         if client_id is not None and status is None:
             listed = await self._listed(client_id)
             ids = [job_id for job_id in listed["ids"] if below is None or job_id < below]
             if len(ids) > limit or listed["complete"]:
-                bodies = await self.poll_many(ids[:limit])
+                bodies = await self.poll_many(ids[:limit], caller)
                 more = len(ids) > limit
                 return Page(list(bodies.values()), ids[limit - 1] if more else None)
         found = await self._store.page(
@@ -207,17 +226,17 @@ class JobService:
             )
         return job
 
-    async def approve(self, job_id: int) -> Job:
+    async def approve(self, job_id: int, caller: Caller) -> Job:
         """The client likes the storyboard. Repeating it changes nothing."""
-        return await self._move(job_id, states.APPROVE)
+        return await self._move(job_id, states.APPROVE, caller)
 
-    async def render(self, job_id: int) -> Job:
+    async def render(self, job_id: int, caller: Caller) -> Job:
         """Begin rendering. Repeating it changes nothing."""
-        return await self._move(job_id, states.RENDER)
+        return await self._move(job_id, states.RENDER, caller)
 
-    async def cancel(self, job_id: int) -> Job:
+    async def cancel(self, job_id: int, caller: Caller) -> Job:
         """Stop a job, whatever it is at, unless it has ended otherwise."""
-        return await self._move(job_id, states.CANCEL)
+        return await self._move(job_id, states.CANCEL, caller)
 
     async def report_progress(
         self, job_id: int, percent: float, stage: str, message: str, *, worker: bool
@@ -254,18 +273,24 @@ class JobService:
             job_id, states.FINISH_STORYBOARD, **storyboard_values(storyboard.model_dump_json())
         )
 
-    async def _move(self, job_id: int, move: Move, **values: Any) -> Job:  # noqa: ANN401
+    async def _move(
+        self,
+        job_id: int,
+        move: Move,
+        caller: Caller = TRUSTED,
+        **values: Any,  # noqa: ANN401 - of columns
+    ) -> Job:
         """Make a move.
 
         Raises:
-            JobNotFound: there is no such job.
+            JobNotFound: there is no such job for this caller.
             IllegalMove: its state does not allow this.
         """
         for _ in range(_TRIES):
             try:
-                job = await self._database.shelter.run(self._try(job_id, move, values))
+                job = await self._database.shelter.run(self._try(job_id, move, caller, values))
             except _NothingChanged:
-                now = await self._refusal(job_id, move)
+                now = await self._refusal(job_id, move, caller)
                 if now is not None:
                     return now
             else:
@@ -273,9 +298,16 @@ class JobService:
                 return job
         raise IllegalMove(f"Job {job_id} is changing too fast to {move.name}; try again.")
 
-    async def _try(self, job_id: int, move: Move, values: dict[str, Any]) -> Job:
+    async def _try(self, job_id: int, move: Move, caller: Caller, values: dict[str, Any]) -> Job:
         async with self._cache.write(self._database.transaction()) as write:
-            job = await self._store.move(write.transaction, job_id, move, self._clock_ms(), values)
+            job = await self._store.move(
+                write.transaction,
+                job_id,
+                move,
+                self._clock_ms(),
+                values,
+                client_id=caller.client,
+            )
             if job is None:
                 raise _NothingChanged
             # Only now: what is refused, or meets a database that is away, leaves the entry alone.
@@ -288,13 +320,13 @@ class JobService:
                 write.offer(key, document)
         return job
 
-    async def _refusal(self, job_id: int, move: Move) -> Job | None:
+    async def _refusal(self, job_id: int, move: Move, caller: Caller) -> Job | None:
         """Why a move was refused: as an error, or the job if it has been made before.
 
         None if the job has come into a state that allows it in the meantime.
         """
         job = await self._store.load(job_id)
-        if job is None:
+        if job is None or not caller.sees(job.client_id):
             raise JobNotFound(job_id)
         if move.external and job.renderer != "external":
             raise IllegalMove(

@@ -221,11 +221,18 @@ class JobStore:
         move: Move,
         now_ms: int,
         values: dict[str, Any],
+        *,
+        client_id: str | None = None,
     ) -> Job | None:
-        """Make a move and raise the version. None if there is no such job, or it may not."""
+        """Make a move and raise the version. None if there is no such job, or it may not.
+
+        With a `client_id` there are only the jobs of that client.
+        """
         condition = and_(jobs.c.id == job_id, jobs.c.status.in_(sorted(move.allowed)))
         if move.external:
             condition = and_(condition, jobs.c.renderer == "external")
+        if client_id is not None:
+            condition = and_(condition, jobs.c.client_id == client_id)
         result = await connection.execute(
             update(jobs)
             .where(condition)

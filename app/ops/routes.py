@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, model_validator
 from sqlalchemy import text
 
+from app.access.rules import only
 from app.jobs.schemas import ClientId, JobId
 from jobcache import jobs_key, progress_key, storyboard_key
 
@@ -45,13 +46,13 @@ def router(cache: JobCache, database: Database) -> APIRouter:
     """Statistics, invalidation and health."""
     routes = APIRouter(tags=["operations"])
 
-    @routes.head("/api/v2/cache/stats", include_in_schema=False)
-    @routes.get("/api/v2/cache/stats")
+    @routes.head("/api/v2/cache/stats", include_in_schema=False, **only())
+    @routes.get("/api/v2/cache/stats", **only())
     async def stats() -> dict[str, Any]:
         """What the cache of this process has done since it started."""
         return snapshot(cache, database)
 
-    @routes.post("/api/v2/cache/invalidate")
+    @routes.post("/api/v2/cache/invalidate", **only())
     async def invalidate(body: Invalidate) -> Purged:
         """Drop entries; the next polls ask the database."""
         if body.job_id is not None:

@@ -124,8 +124,13 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
 @pytest.fixture(params=["null", "memory", "redis"])
 def backend_environment(request: pytest.FixtureRequest) -> dict[str, str]:
     """Every backend, as the environment chooses it."""
-    environment = {"JOBCACHE_BACKEND": request.param}
-    if request.param == "redis":
+    return choosing(request, request.param)
+
+
+def choosing(request: pytest.FixtureRequest, backend: str) -> dict[str, str]:
+    """What chooses a backend, an empty one."""
+    environment = {"JOBCACHE_BACKEND": backend}
+    if backend == "redis":
         url = request.getfixturevalue("redis_url")
         with redis_client.Redis.from_url(url) as raw:
             raw.flushall()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from app.access.callers import TRUSTED
 from app.db import Database, claims
 from app.jobs.service import JobService
 from app.jobs.states import Status
@@ -62,8 +63,8 @@ class Rig:
     async def rendering(self) -> int:
         job = await self.create()
         await self.until(job.id, Status.STORYBOARD_READY)
-        await self.jobs.approve(job.id)
-        await self.jobs.render(job.id)
+        await self.jobs.approve(job.id, TRUSTED)
+        await self.jobs.render(job.id, TRUSTED)
         return job.id
 
     async def until(self, job_id: int, status: Status) -> Job:
@@ -156,7 +157,7 @@ async def test_what_was_moved_elsewhere_while_it_waited_is_left_alone(rig: Rig) 
     at_work = await rig.rendering()
     await rig.holds(lambda: rig.renderer.rendered == [at_work])
     waiting, last = await rig.rendering(), await rig.rendering()
-    await rig.elsewhere.cancel(waiting)
+    await rig.elsewhere.cancel(waiting, TRUSTED)
     rig.renderer.may_end.set()
     await rig.until(last, Status.COMPLETED)
     assert rig.renderer.rendered == [at_work, last]
@@ -168,7 +169,7 @@ async def test_what_is_ended_elsewhere_is_stopped_here(rig: Rig) -> None:
     rig.renderer.may_end.clear()
     job_id = await rig.rendering()
     await rig.holds(lambda: len(rig.files()) == 1)
-    await rig.elsewhere.cancel(job_id)
+    await rig.elsewhere.cancel(job_id, TRUSTED)
     await rig.holds(lambda: not rig.runner._working)
     assert rig.files() == []
     assert await rig.claimed() == []
@@ -178,7 +179,7 @@ async def test_a_video_that_was_whole_when_its_job_was_cancelled_is_removed(rig:
     rig.renderer.may_end.clear()
     job_id = await rig.rendering()
     await rig.holds(lambda: rig.files() == [f"{job_id}.us.mp4"])
-    await rig.jobs.cancel(job_id)
+    await rig.jobs.cancel(job_id, TRUSTED)
     await rig.holds(lambda: not rig.runner._working)
     assert rig.files() == []
 
@@ -194,7 +195,7 @@ async def test_a_video_in_place_is_removed_if_its_job_is_cancelled_after_all(
     monkeypatch.setattr(rig.jobs, "complete", away)
     job_id = await rig.rendering()
     await rig.holds(lambda: rig.files() == [f"{job_id}.mp4"])
-    await rig.jobs.cancel(job_id)
+    await rig.jobs.cancel(job_id, TRUSTED)
     await rig.holds(lambda: not rig.runner._working)
     assert rig.files() == []
 
@@ -228,7 +229,7 @@ async def test_a_cancellation_that_comes_first_removes_the_video_in_place(
     complete = rig.jobs.complete
 
     async def too_late(job_id: int, *arguments: Any, **options: Any) -> Job:
-        await rig.elsewhere.cancel(job_id)
+        await rig.elsewhere.cancel(job_id, TRUSTED)
         return await complete(job_id, *arguments, **options)
 
     monkeypatch.setattr(rig.jobs, "complete", too_late)
@@ -282,7 +283,7 @@ async def test_the_end_of_a_job_removes_its_claim_whoever_had_it(rig: Rig) -> No
     assert await rig.store.claim(job.id, "another", 0, 10**15) == 1
     await rig.jobs.begin_storyboard(job.id)
     assert await rig.claimed() == [job.id]
-    await rig.jobs.cancel(job.id)
+    await rig.jobs.cancel(job.id, TRUSTED)
     assert await rig.claimed() == []
 
 

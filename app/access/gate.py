@@ -1,0 +1,105 @@
+"""The gate: each request gets a caller before anything else looks at it, or gets no further."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from app.access.callers import TRUSTED, Caller
+from app.access.rate import address_name
+from app.problems import problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fastapi import Request
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from app.access.keyfile import KeyFile
+    from app.access.keys import Keyring
+    from app.access.rate import RateLimit
+
+HEALTH = frozenset({"/healthz", "/readyz"})
+OPEN = HEALTH | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+"""Paths that hold no data and ask for no key."""
+
+_CALLER = "app.caller"
+_CHALLENGE = 'Bearer realm="jobcache"'  # RFC 6750, 3
+_MISSING = "This service needs a key: Authorization: Bearer <key>."
+_WRONG = "The key is not one that this service knows, or knows any more."
+
+
+def caller_of(request: Request) -> Caller:
+    """Whom the gate has found behind a request."""
+    caller: Caller = request.scope[_CALLER]
+    return caller
+
+
+def presented(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """The bearer token in a request's headers, which may be empty or rubbish; None if none is."""
+    found = [value for name, value in headers if name == b"authorization"]
+    if not found:
+        return None
+    scheme, _, token = found[0].partition(b" ")
+    if scheme.lower() != b"bearer":
+        return None
+    return token.strip(b" ") if len(found) == 1 else b""  # two callers in one request are nobody
+
+
+class Gate:
+    """ASGI middleware that says who is calling, and sends away who may not call, or not so often.
+
+    Args:
+        app: what is behind it.
+        keys: None: the service is open, and everybody trusted.
+        rate: None: as often as one likes.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyFile | None, rate: RateLimit | None) -> None:
+        self._app = app
+        self._keys = keys
+        self._rate = rate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+        token = presented(scope["headers"])
+        caller = who(None if self._keys is None else self._keys.ring, token)
+        if self._rate is not None and path not in HEALTH:
+            wait = self._rate.wait(_counted_by(caller, scope))
+            if wait > 0:
+                await problem(
+                    429,
+                    "Too many calls; Retry-After says when the next is let through.",
+                    instance=path,
+                    headers={"Retry-After": str(max(1, math.ceil(wait)))},
+                )(scope, receive, send)
+                return
+        if caller is None and path not in OPEN:
+            error = "" if token is None else ', error="invalid_token"'
+            await problem(
+                401,
+                _MISSING if token is None else _WRONG,
+                instance=path,
+                headers={"WWW-Authenticate": _CHALLENGE + error},
+            )(scope, receive, send)
+            return
+        scope[_CALLER] = caller
+        await self._app(scope, receive, send)
+
+
+def who(ring: Keyring | None, token: bytes | None) -> Caller | None:
+    """Who presents this token: with no keys, somebody trusted; None: nobody we know."""
+    if ring is None:
+        return TRUSTED
+    return None if token is None else ring.identify(token)
+
+
+def _counted_by(caller: Caller | None, scope: Scope) -> str:
+    if caller is not None and caller.name:
+        return caller.name
+    client = scope.get("client")
+    return address_name(client[0]) if client else ""
