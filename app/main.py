@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from app import problems, settings, wiring
+from app import contract, problems, settings, wiring
 from app.jobs import routes as jobs
 from app.limits import BodyLimit
 from app.ops import routes as ops
@@ -35,6 +35,7 @@ def create_app(chosen: Settings) -> FastAPI:
         title="jobcache",
         version="2",
         lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,  # it would send people to whatever host their Host header names
     )
     app.state.parts = parts
@@ -42,6 +43,7 @@ def create_app(chosen: Settings) -> FastAPI:
     problems.install(app)
     app.include_router(jobs.router(parts.jobs, chosen.videos))
     app.include_router(ops.router(parts.cache, parts.database))
+    contract.publish(app)
     return app
 
 
