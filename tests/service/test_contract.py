@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -123,10 +124,13 @@ def test_schemathesis_finds_no_answer_outside_the_contract(
     if kind == "redis on PostgreSQL":
         server: PostgresServer = request.getfixturevalue("postgres")
         server.create_database("contract")
+        url: str = request.getfixturevalue("redis_url")
+        with redis.Redis.from_url(url) as raw:
+            raw.flushall()
         environment |= {
             "JOBCACHE_BACKEND": "redis",
             "DATABASE_URL": server.url("contract"),
-            "REDIS_URL": f"{request.getfixturevalue('redis_url')}/9",
+            "REDIS_URL": url,
         }
     with serving(tmp_path, **environment) as process:
         prepare(process, tmp_path / "var" / "videos", environment["DATABASE_URL"])
