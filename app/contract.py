@@ -144,7 +144,13 @@ FOUND: Responses = {
     200: {
         "description": "Jobs",
         "headers": _NOT_CACHED,
-        "links": {"newest": _link("poll", "$response.body#/items/0/id")},
+        "links": {
+            "newest": _link("poll", "$response.body#/items/0/id"),
+            "next": {
+                "operationId": "find",
+                "parameters": {"cursor": "$response.body#/next_cursor"},
+            },
+        },
     },
     **problems(422, 503),
 }

@@ -1,11 +1,15 @@
 """Refusals that are right although the request is valid by its schema: what no schema can tell.
 
+And one 503 that is in the contract: a machine short of time makes Redis miss its deadline, which
+costs a poll nothing, but an invalidation that cannot be done has to say so.
+
 Schemathesis loads this as its hooks. Everything else that it calls a failure is one.
 """
 
 from __future__ import annotations
 
 import schemathesis
+from schemathesis.core.failures import ServerError
 from schemathesis.openapi.checks import RejectedPositiveData
 
 
@@ -17,6 +21,9 @@ def filter_failure(
     response: schemathesis.Response,
 ) -> bool:
     """False: no failure after all."""
+    if isinstance(failure, ServerError):
+        late = case.path == "/api/v2/cache/invalidate" and response.status_code == 503
+        return not (late and response.json()["detail"].startswith("The cache cannot be reached"))
     return not (isinstance(failure, RejectedPositiveData) and _right(case, response))
 
 
