@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from app import problems, settings, wiring
+from app import contract, problems, settings, wiring
 from app.access.document import describe
 from app.access.gate import Gate
 from app.jobs import routes as jobs
@@ -37,6 +37,7 @@ def create_app(chosen: Settings) -> FastAPI:
         title="jobcache",
         version="2",
         lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,  # it would send people to whatever host their Host header names
     )
     app.state.parts = parts
@@ -45,6 +46,7 @@ def create_app(chosen: Settings) -> FastAPI:
     problems.install(app)
     app.include_router(jobs.router(parts.jobs, chosen.videos))
     app.include_router(ops.router(parts.cache, parts.database))
+    contract.publish(app)
     describe(app, keyed=parts.keys is not None, limited=parts.rate is not None)
     return app
 

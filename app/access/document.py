@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from app.access.gate import HEALTH, OPEN
+from app.contract import problems
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -32,24 +33,13 @@ def describe(app: FastAPI, *, keyed: bool, limited: bool) -> None:
 
 
 def _complete(operation: dict[str, Any], path: str, *, keyed: bool, limited: bool) -> None:
-    answers = operation["responses"]
+    answers, added = operation["responses"], [414, 431]
     if keyed and path not in OPEN:
         operation["security"] = [{"key": []}]
-        answers["401"] = _answer("There is no key, or none that is known", "WWW-Authenticate")
+        added.append(401)
     if not keyed:
         answers.pop("403", None)  # everybody may do everything
-    answers["414"] = _answer("The URL is too long")
-    answers["431"] = _answer("The headers are too large, or too many")
     if limited and path not in HEALTH:
-        answers["429"] = _answer("Too many calls", "Retry-After")
+        added.append(429)
+    answers |= {str(status): answer for status, answer in problems(*added).items()}
     operation["responses"] = dict(sorted(answers.items()))
-
-
-def _answer(description: str, *headers: str) -> dict[str, Any]:
-    answer: dict[str, Any] = {
-        "description": description,
-        "content": {"application/problem+json": {}},
-    }
-    if headers:
-        answer["headers"] = {name: {"schema": {"type": "string"}} for name in headers}
-    return answer

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, HTTPException, Request
 
 from app.access.callers import Role
 from app.access.gate import caller_of
+from app.contract import problems
 
-FORBIDDEN: dict[str, Any] = {
-    "description": "The key's role, or its client, does not allow this",
-    "content": {"application/problem+json": {}},
-}
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
-def only(*roles: Role) -> dict[str, Any]:
-    """What an endpoint for these roles, and for operators, is declared with."""
+def only(
+    *roles: Role, answers: Mapping[int | str, dict[str, Any]] = MappingProxyType({})
+) -> dict[str, Any]:
+    """What an endpoint for these roles, and for operators, is declared with.
+
+    Args:
+        roles: whose key it takes, beside an operator's.
+        answers: what it answers with, beside a refusal.
+    """
     needed = " or ".join(dict.fromkeys([*roles, Role.OPERATOR]))
 
     async def check(request: Request) -> None:
@@ -24,7 +31,7 @@ def only(*roles: Role) -> dict[str, Any]:
         if not caller.may(*roles):
             raise forbidden(f"This needs a key whose role is {needed}, not {caller.role}.")
 
-    return {"dependencies": [Depends(check)], "responses": {403: FORBIDDEN}}
+    return {"dependencies": [Depends(check)], "responses": {**answers, **problems(403)}}
 
 
 def forbidden(detail: str) -> HTTPException:

@@ -15,8 +15,9 @@ from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from app import contract
 from app.access.callers import Role
 from app.access.gate import caller_of
 from app.access.rules import forbidden, only
@@ -50,36 +51,29 @@ if TYPE_CHECKING:
     from app.jobs.store import Job
 
 
+_ONE_NUMBER = r"[1-9][0-9]{0,18}"
+
+
 def _number(text: str) -> str:
     # int() also takes 1_0, +1, 1.0 and blanks; one number is to have one spelling
-    if re.fullmatch(r"[1-9][0-9]{0,18}", text) is None:
+    if re.fullmatch(_ONE_NUMBER, text) is None:
         raise ValueError("a number is written in digits only, the first of them not 0")
     return text
 
 
 Number = BeforeValidator(_number)
-JobIdInPath = Annotated[int, Number, InPath(ge=1, le=LARGEST_ID)]
+JobIdInPath = Annotated[int, Field(ge=1, le=LARGEST_ID), Number, InPath()]
+Limit = Annotated[int, Field(ge=1, le=100), Number]
 # Lists, for either may come in several lines, which are read as one (RFC 9110, 5.3).
-IfNoneMatch = Annotated[list[str] | None, Header()]
-AcceptEncoding = Annotated[list[str] | None, Header()]
+Lines = Annotated[list[str] | None, WithJsonSchema({"type": "string"})]
+IfNoneMatch = Annotated[Lines, Header()]
+AcceptEncoding = Annotated[Lines, Header()]
 IdempotencyKey = Annotated[
     str | None, Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")
 ]
 
 _PAGE = 20
 _MOST_IDS = 100
-_ID_DIGITS = len(str(LARGEST_ID))
-_PROBLEM: dict[str, Any] = {"content": {"application/problem+json": {}}}
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    404: {"description": "There is no such job", **_PROBLEM},
-    409: {"description": "The job's state does not allow this", **_PROBLEM},
-    413: {"description": "The body is too large", **_PROBLEM},
-    422: {"description": "The request is not valid", **_PROBLEM},
-    503: {"description": "The database cannot be reached", **_PROBLEM},
-}
-_NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
-    304: {"description": "The version in If-None-Match is the newest"}
-}
 
 
 def router(service: JobService, videos: Path) -> APIRouter:
@@ -89,9 +83,11 @@ def router(service: JobService, videos: Path) -> APIRouter:
         service: what they call.
         videos: where finished videos are.
     """
-    routes = APIRouter(prefix="/api/v2/jobs", tags=["jobs"], responses=_RESPONSES)
+    routes = APIRouter(prefix="/api/v2/jobs", tags=["jobs"])
 
-    @routes.post("", status_code=202, response_model=JobBody, **only(Role.CLIENT))
+    @routes.post(
+        "", status_code=202, response_model=JobBody, **only(Role.CLIENT, answers=contract.CREATED)
+    )
     async def create(
         body: CreateJob, request: Request, idempotency_key: IdempotencyKey = None
     ) -> Response:
@@ -112,17 +108,20 @@ def router(service: JobService, videos: Path) -> APIRouter:
         return _changed(job, 202, {"Location": f"/api/v2/jobs/{job.id}"})
 
     @routes.head("", include_in_schema=False)
-    @routes.get("", response_model=JobPage | JobBatch)
+    @routes.get(
+        "",
+        response_model=JobPage | JobBatch,
+        responses=contract.FOUND,
+        openapi_extra=contract.IDS,
+    )
     async def find(
         *,
         request: Request,
         client_id: Annotated[ClientId | None, Query()] = None,
         status: Status | None = None,
-        limit: Annotated[
-            Annotated[int, Number] | None, Query(ge=1, le=100, description="20 unless given")
-        ] = None,
+        limit: Annotated[Limit | None, Query(description="20 unless given")] = None,
         cursor: Annotated[str | None, Query(max_length=64)] = None,
-        ids: Annotated[str | None, Query(max_length=2100)] = None,
+        ids: Annotated[str | None, Query(max_length=2100, include_in_schema=False)] = None,
     ) -> Response:
         """A page of jobs, newest first; or, with `ids`, up to 100 of them by id."""
         if ids is not None:
@@ -144,7 +143,7 @@ def router(service: JobService, videos: Path) -> APIRouter:
         return _items(page.bodies, "next_cursor", following)
 
     @routes.head("/{job_id}", include_in_schema=False)
-    @routes.get("/{job_id}", response_model=JobBody, responses=_NOT_MODIFIED)
+    @routes.get("/{job_id}", response_model=JobBody, responses=contract.POLLED)
     async def poll(
         job_id: JobIdInPath,
         request: Request,
@@ -157,7 +156,7 @@ def router(service: JobService, videos: Path) -> APIRouter:
         return _raw(*respond(answer, held, _joined(accept_encoding)))
 
     @routes.head("/{job_id}/storyboard", include_in_schema=False)
-    @routes.get("/{job_id}/storyboard", response_model=Storyboard, responses=_NOT_MODIFIED)
+    @routes.get("/{job_id}/storyboard", response_model=Storyboard, responses=contract.STORYBOARD)
     async def storyboard(
         job_id: JobIdInPath,
         request: Request,
@@ -173,13 +172,8 @@ def router(service: JobService, videos: Path) -> APIRouter:
     @routes.get(
         "/{job_id}/video",
         response_class=FileResponse,
-        responses={
-            200: {"content": {"video/mp4": {}}},
-            206: {"content": {"video/mp4": {}}},
-            304: {"description": "The tag in If-None-Match is the video's"},
-            400: {"description": "The Range cannot be read", **_PROBLEM},
-            416: {"description": "The Range is not within the video", **_PROBLEM},
-        },
+        responses=contract.VIDEO,
+        openapi_extra=contract.RANGE,
     )
     async def video(
         job_id: JobIdInPath, request: Request, if_none_match: IfNoneMatch = None
@@ -191,22 +185,33 @@ def router(service: JobService, videos: Path) -> APIRouter:
             raise IllegalMove(f"Job {job_id} has no video yet: it is {job['status']}.")
         return await _stored(job, videos / f"{job_id}.mp4", _joined(if_none_match))
 
-    @routes.post("/{job_id}/approve", response_model=JobBody, **only(Role.CLIENT))
+    @routes.post(
+        "/{job_id}/approve", response_model=JobBody, **only(Role.CLIENT, answers=contract.CHANGED)
+    )
     async def approve(job_id: JobIdInPath, request: Request) -> Response:
         """The storyboard is as it should be."""
         return _changed(await service.approve(job_id, caller_of(request)))
 
-    @routes.post("/{job_id}/render", status_code=202, response_model=JobBody, **only(Role.CLIENT))
+    @routes.post(
+        "/{job_id}/render",
+        status_code=202,
+        response_model=JobBody,
+        **only(Role.CLIENT, answers=contract.BEGUN),
+    )
     async def render(job_id: JobIdInPath, request: Request) -> Response:
         """Begin to render."""
         return _changed(await service.render(job_id, caller_of(request)), 202)
 
-    @routes.post("/{job_id}/cancel", response_model=JobBody, **only(Role.CLIENT))
+    @routes.post(
+        "/{job_id}/cancel", response_model=JobBody, **only(Role.CLIENT, answers=contract.CHANGED)
+    )
     async def cancel(job_id: JobIdInPath, request: Request) -> Response:
         """Stop the job, whatever it is at."""
         return _changed(await service.cancel(job_id, caller_of(request)))
 
-    @routes.post("/{job_id}/progress", response_model=JobBody, **only(Role.WORKER))
+    @routes.post(
+        "/{job_id}/progress", response_model=JobBody, **only(Role.WORKER, answers=contract.CHANGED)
+    )
     async def progress(job_id: JobIdInPath, body: ReportProgress) -> Response:
         """A worker says how far it is."""
         job = await service.report_progress(
@@ -214,13 +219,17 @@ def router(service: JobService, videos: Path) -> APIRouter:
         )
         return _changed(job)
 
-    @routes.post("/{job_id}/complete", response_model=JobBody, **only(Role.WORKER))
+    @routes.post(
+        "/{job_id}/complete", response_model=JobBody, **only(Role.WORKER, answers=contract.CHANGED)
+    )
     async def complete(job_id: JobIdInPath, body: Complete | None = None) -> Response:
         """A worker has finished."""
         video_url = None if body is None else body.video_url
         return _changed(await service.complete(job_id, video_url, worker=True))
 
-    @routes.post("/{job_id}/fail", response_model=JobBody, **only(Role.WORKER))
+    @routes.post(
+        "/{job_id}/fail", response_model=JobBody, **only(Role.WORKER, answers=contract.CHANGED)
+    )
     async def fail(job_id: JobIdInPath, body: Fail) -> Response:
         """A worker has given up."""
         return _changed(await service.fail(job_id, body.error, worker=True))
@@ -319,10 +328,9 @@ def _ids(text: str) -> list[int]:
         raise _invalid("query.ids", f"at most {_MOST_IDS} ids")
     ids = []
     for part in parts:
-        number = int(part) if part.isascii() and part.isdigit() and len(part) <= _ID_DIGITS else 0
-        if not 1 <= number <= LARGEST_ID:
+        if re.fullmatch(_ONE_NUMBER, part) is None or int(part) > LARGEST_ID:
             raise _invalid("query.ids", "job ids, separated by commas")
-        ids.append(number)
+        ids.append(int(part))
     return list(dict.fromkeys(ids))
 
 
@@ -335,9 +343,11 @@ def _below(cursor: str) -> int:
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
     except (binascii.Error, ValueError):
         text = ""
-    if not (text.isdigit() and 1 <= int(text) <= LARGEST_ID):
+    # Decoding skips what it does not know: one cursor is to have one spelling, too.
+    number = int(text) if re.fullmatch(_ONE_NUMBER, text) else 0
+    if not 1 <= number <= LARGEST_ID or _cursor(number) != cursor:
         raise _invalid("query.cursor", "a next_cursor of an earlier page")
-    return int(text)
+    return number
 
 
 def _invalid(field: str, message: str) -> RequestValidationError:

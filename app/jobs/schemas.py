@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     AnyHttpUrl,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -18,7 +20,14 @@ from pydantic import (
 from app.access.callers import CLIENT_ID
 from app.jobs.states import Status
 
-LARGEST_ID = 2**63 - 1
+LARGEST_ID = 2**53 - 1
+"""The largest number that every reader of JSON holds exactly (RFC 7493, 2.2)."""
+
+# What Python calls a blank, for the document: what `\s` means differs from one dialect to the next.
+_BLANK = r"\t-\r\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_NO_NUL = r"^[^\u0000]*$"
+_NOT_BLANK = rf"^[^\u0000]*[^\u0000{_BLANK}][^\u0000]*$"
+_URL = r"^[Hh][Tt][Tt][Pp][Ss]?://([A-Za-z0-9._~:/?#@!$&'()*+,;=\[\]-]|%[0-9A-Fa-f]{2})+$"
 
 
 def _storable(text: str) -> str:
@@ -35,16 +44,28 @@ def _not_blank(text: str) -> str:
 
 
 def _http_url(text: str) -> str:
-    # pydantic strips and escapes these before it looks, but what is stored is the text as it came
-    if any(char == " " or not char.isprintable() for char in text):
-        raise ValueError("contains white space or a control character")
+    # pydantic mends a URL before it looks, but what is stored is the text as it came
+    if re.fullmatch(_URL[1:-1], text) is None:
+        raise ValueError("is not http:// or https:// and the characters of a URL (RFC 3986)")
     TypeAdapter(AnyHttpUrl).validate_python(text)
     return text
 
 
-Text = Annotated[str, AfterValidator(_storable)]
+def _whole(value: object) -> object:
+    # JSON has one kind of number, and JSON Schema calls 7.0 an integer
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _described(pattern: str) -> Any:  # noqa: ANN401 - pydantic's name for it is not public
+    return Field(json_schema_extra={"pattern": pattern})
+
+
+Text = Annotated[str, AfterValidator(_storable), _described(_NO_NUL)]
+Shown = Annotated[Text, AfterValidator(_not_blank), _described(_NOT_BLANK)]
+Url = Annotated[str, AfterValidator(_http_url), _described(_URL)]
 ClientId = Annotated[str, StringConstraints(pattern=CLIENT_ID)]
-JobId = Annotated[int, Field(strict=True, ge=1, le=LARGEST_ID)]
+Whole = BeforeValidator(_whole)
+JobId = Annotated[int, Field(strict=True, ge=1, le=LARGEST_ID), Whole]
 
 
 class _Request(BaseModel):
@@ -55,8 +76,8 @@ class CreateJob(_Request):
     """Ask for a video."""
 
     client_id: ClientId
-    prompt: Annotated[Text, Field(min_length=1, max_length=2000), AfterValidator(_not_blank)]
-    scenes: Annotated[int, Field(strict=True, ge=1, le=12)] | None = None
+    prompt: Annotated[Shown, Field(min_length=1, max_length=2000)]
+    scenes: Annotated[int, Field(strict=True, ge=1, le=12), Whole] | None = None
     seconds_per_scene: Annotated[float, Field(strict=True, ge=0.5, le=10, allow_inf_nan=False)] = (
         2.0
     )
@@ -74,13 +95,13 @@ class ReportProgress(_Request):
 class Complete(_Request):
     """A worker has finished."""
 
-    video_url: Annotated[Text, Field(max_length=2000), AfterValidator(_http_url)] | None = None
+    video_url: Annotated[Url, Field(max_length=2000)] | None = None
 
 
 class Fail(_Request):
     """A worker has given up."""
 
-    error: Annotated[Text, Field(min_length=1, max_length=1000), AfterValidator(_not_blank)]
+    error: Annotated[Shown, Field(min_length=1, max_length=1000)]
 
 
 class ProgressBody(BaseModel):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from sqlalchemy import text
 
 from app.access.rules import only
+from app.contract import problems, without_null
 from app.jobs.schemas import ClientId, JobId
 from jobcache import jobs_key, progress_key, storyboard_key
 
@@ -20,10 +21,16 @@ if TYPE_CHECKING:
 _REMOTE = {"redis", "tiered"}
 
 
+def _one_and_no_null(schema: dict[str, Any]) -> None:
+    schema |= {"minProperties": 1, "maxProperties": 1}
+    for each in schema["properties"].values():
+        without_null(each)
+
+
 class Invalidate(BaseModel):
     """What to drop from the cache: one job, one client's list, or everything."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_one_and_no_null)
 
     job_id: JobId | None = None
     client_id: ClientId | None = None
@@ -31,7 +38,9 @@ class Invalidate(BaseModel):
 
     @model_validator(mode="after")
     def _one(self) -> Invalidate:
-        if len(self.model_fields_set) != 1:
+        # A null is as good as nothing, and nothing must never be taken for everything.
+        given = [value for value in (self.job_id, self.client_id, self.all) if value is not None]
+        if len(self.model_fields_set) != 1 or not given:
             raise ValueError("give one of job_id, client_id and all")
         return self
 
@@ -52,7 +61,7 @@ def router(cache: JobCache, database: Database) -> APIRouter:
         """What the cache of this process has done since it started."""
         return snapshot(cache, database)
 
-    @routes.post("/api/v2/cache/invalidate", **only())
+    @routes.post("/api/v2/cache/invalidate", **only(answers=problems(413, 422, 503)))
     async def invalidate(body: Invalidate) -> Purged:
         """Drop entries; the next polls ask the database."""
         if body.job_id is not None:
@@ -69,7 +78,7 @@ def router(cache: JobCache, database: Database) -> APIRouter:
         return {"status": "alive"}
 
     @routes.head("/readyz", include_in_schema=False)
-    @routes.get("/readyz")
+    @routes.get("/readyz", responses=problems(503))
     async def readyz() -> dict[str, str]:
         """The service can answer: its database can be reached."""
         await database.read(text("SELECT 1"), "health")

@@ -31,7 +31,8 @@ if type(cell) ~= 'string' then
 end
 local written = cell:match('^[ELF]1|(%w+)|')
 if written and written ~= stamp then
-  return remove() -- of another server's life
+  redis.call('DEL', key) -- of another server's life
+  return 'nothing'
 end
 
 local floor, tickets = cell:match('^F1|%w+|(%d+)|(,[%w,]+,)$')

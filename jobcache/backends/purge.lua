@@ -5,7 +5,12 @@ local cell = redis.pcall('GET', KEYS[1]) -- of a wrong type: an error, and dropp
 if cell == false then
   return 0
 end
-local fence = type(cell) == 'string' and cell:match('^F1|' .. ARGV[1] .. '|%d+|,[%w,]+,$')
+local written = type(cell) == 'string' and cell:match('^[ELF]1|(%w+)|')
+if written and written ~= ARGV[1] then
+  redis.call('DEL', KEYS[1]) -- of another server's life
+  return 0
+end
+local fence = type(cell) == 'string' and cell:match('^F1|%w+|%d+|,[%w,]+,$')
 if fence and redis.call('PTTL', KEYS[1]) >= 0 then -- without an end it is none of ours
   return 0
 end

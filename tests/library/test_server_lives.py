@@ -77,8 +77,9 @@ async def test_a_dump_from_before_brings_nothing_back(server: RedisServer) -> No
         assert sorted(raw.keys("*")) == keys, "the dump was loaded"
     assert await backend.get("entry") is None
     assert await backend.get_many(["entry", "fence", "lease"]) == {}
-    assert await backend.offer("fence", "w1", entry_of(2)) is Offered.REMOVED
-    assert await backend.offer("lease", "r", entry_of(1)) is Offered.REMOVED
+    assert await backend.offer("fence", "w1", entry_of(2)) is Offered.NOTHING
+    assert await backend.offer("lease", "r", entry_of(1)) is Offered.NOTHING
+    assert await backend.get_many(["fence", "lease"]) == {}
     await backend.fence("another fence", "w3")
     assert await backend.offer("another fence", "w3", entry_of(4)) is Offered.STORED
     assert await backend.lease("entry", "r2") is Standing.NOTHING

@@ -1,0 +1,350 @@
+"""Damaged cells: what Python makes of them, and that the scripts on a server make the same of them.
+
+`cells` begins with a cell as it should be and damages it where it hurts: fields, separators,
+digits, bodies, ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import pickle
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import redis
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from jobcache import UnreadableCell
+from jobcache.backends.redis import RedisBackend
+from jobcache.codec import Fence, Lease, decode, encode_entry, identity_body
+from jobcache.protocol import VERSION_LIMIT, Entry, Offered, Standing
+from jobcache.testing import model
+from jobcache.testing.schedules import entry_of
+from tests.subjects import REDIS_SERVERS
+
+# --- the format of a cell: what changes with it changes here, and nowhere below ---
+
+Cell = Entry | Lease | Fence | None
+
+
+def lead(stamp: bytes) -> list[bytes]:
+    """The fields between a cell's kind and what is its own."""
+    return [stamp]
+
+
+def read(cell: bytes, stamp: bytes) -> Cell:
+    """What Python makes of it."""
+    return decode(cell, stamp.decode())
+
+
+def write(entry: Entry, stamp: bytes) -> bytes:
+    """The cell that Python makes of it."""
+    return encode_entry(entry, stamp.decode())
+
+
+async def stamp_of(backend: RedisBackend) -> bytes:
+    """What that backend has cells begin with."""
+    return (await backend._life()).encode()
+
+
+# --- cells as they should be, and damage ---
+
+
+def _fired() -> None:
+    Armed.fired = True
+
+
+class Armed:
+    """Whoever unpickles it is found out."""
+
+    fired = False
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _fired, ()
+
+
+ENTRY = entry_of(1)
+TICKETS = ["r", "w", "w1"]
+PICKLE = pickle.dumps(Armed())
+PACKED = gzip.compress(b"[" * 3000, mtime=0)
+BODIES = [b"", b"{}", b"a\n|b", PICKLE, PACKED, PACKED[:-1], PACKED + b"x", gzip.compress(PACKED)]
+NUMBERS = [
+    *(b"", b"-", b"-1", b"+1", b" 1", b"1 ", b"1_0", b"0x1", b"1e3", b"1.0", b"nan", b"00", b"007"),
+    *("\u0661".encode(), "\u00b2".encode(), "\uff11".encode(), b"1\x00", b"1\r"),
+    *(b"%d" % (VERSION_LIMIT + offset) for offset in (-1, 0, 1)),
+    *(b"9" * length for length in (16, 17, 19, 25, 400)),
+]
+WORDS = [
+    *(b"identity", b"gzip", b"GZIP", b"br", b"00000000", b"%00", b"%ff", b"%zz", b"%", b"%0A%7C"),
+    *(b"\xff", "\u00e9".encode(), b"\x00", b"\t", b"a b", b"|", b"\n", b",", PICKLE),
+    *(b",r,", b",r,w,", b",w,w,", b",,", b",", b"r,w", b",r", b"r,", b",r,,w,", b",,r,", b",r\n,"),
+]
+versions = st.integers(0, 6) | st.sampled_from([10, 99, 12_345, VERSION_LIMIT - 1])
+nasty = st.sampled_from(NUMBERS + WORDS) | st.binary(max_size=6)
+
+
+@st.composite
+def cells(draw: st.DrawFn, stamp: bytes) -> bytes:
+    """A cell, damaged in up to three places; none: as it should be, but for tickets that repeat."""
+    begin, ticket = lead(stamp), st.sampled_from(TICKETS)
+    kind = draw(st.sampled_from([b"E1", b"L1", b"F1"]))
+    body: bytes | None = None
+    if kind == b"E1":
+        whole = replace(
+            ENTRY,
+            version=draw(versions),
+            body=draw(st.sampled_from(BODIES) | st.binary(max_size=20)),
+            encoding=draw(st.sampled_from(["identity", "gzip"])),
+            poll_after=draw(st.none() | st.integers(0, 9)),
+        )
+        header, _, body = write(whole, stamp).partition(b"\n")
+        fields = header.split(b"|")
+    elif kind == b"L1":
+        fields = [kind, *begin, draw(ticket).encode()]
+    else:
+        names = draw(st.lists(ticket, min_size=1, max_size=3))
+        fields = [kind, *begin, b"%d" % draw(versions), f",{','.join(names)},".encode()]
+    for _ in range(draw(st.sampled_from([0, 0, 1, 2, 3]))):
+        draw(st.sampled_from([_replace, _swap, _drop, _insert, _exchange_kind]))(draw, fields)
+    cell = b"|".join(fields) if body is None else b"|".join(fields) + b"\n" + body
+    for _ in range(draw(st.sampled_from([0, 0, 1]))):
+        cell = draw(st.sampled_from([_cut, _add, _put_in, _whatever]))(draw, cell)
+    return cell
+
+
+def _at(draw: st.DrawFn, fields: list[bytes]) -> int:
+    return draw(st.integers(0, max(0, len(fields) - 1)))
+
+
+def _replace(draw: st.DrawFn, fields: list[bytes]) -> None:
+    at = _at(draw, fields)
+    fields[at : at + 1] = [draw(nasty)]
+
+
+def _swap(draw: st.DrawFn, fields: list[bytes]) -> None:
+    at = _at(draw, fields)
+    fields[at : at + 2] = fields[at : at + 2][::-1]
+
+
+def _drop(draw: st.DrawFn, fields: list[bytes]) -> None:
+    at = _at(draw, fields)
+    del fields[at : at + 1]
+
+
+def _insert(draw: st.DrawFn, fields: list[bytes]) -> None:
+    fields.insert(_at(draw, fields), draw(nasty))
+
+
+def _exchange_kind(draw: st.DrawFn, fields: list[bytes]) -> None:
+    fields[:1] = [draw(st.sampled_from([b"E1", b"L1", b"F1", b"E2", b"F", b"e1", b"E\xb2", b""]))]
+
+
+def _cut(draw: st.DrawFn, cell: bytes) -> bytes:
+    return cell[: draw(st.integers(0, len(cell)))]
+
+
+def _add(draw: st.DrawFn, cell: bytes) -> bytes:
+    return cell + draw(nasty)
+
+
+def _put_in(draw: st.DrawFn, cell: bytes) -> bytes:
+    at = draw(st.integers(0, len(cell)))
+    return cell[:at] + draw(nasty) + cell[at + draw(st.integers(0, 1)) :]
+
+
+def _whatever(draw: st.DrawFn, cell: bytes) -> bytes:
+    return draw(st.binary(max_size=60))
+
+
+# --- Python ---
+
+
+def remade(cell: Cell, stamp: bytes) -> bytes:
+    """The cell written anew."""
+    match cell:
+        case Lease():
+            return b"|".join([b"L1", *lead(stamp), cell.ticket.encode()])
+        case Fence():
+            tickets = f",{','.join(sorted(cell.tickets))},".encode()
+            return b"|".join([b"F1", *lead(stamp), b"%d" % cell.floor, tickets])
+        case Entry():
+            return write(cell, stamp)
+        case None:
+            return b""
+
+
+@settings(max_examples=1000, deadline=None)
+@given(cell=cells(b"a1"))
+@example(cell=PICKLE)
+@example(cell=b"E1|" + PICKLE)
+def test_a_damaged_cell_is_read_right_or_not_at_all(cell: bytes) -> None:
+    try:
+        found = read(cell, b"a1")
+    except UnreadableCell:
+        return
+    finally:
+        assert not Armed.fired
+    assert found is None or read(remade(found, b"a1"), b"a1") == found
+    if isinstance(found, Entry):
+        try:
+            assert isinstance(identity_body(found), bytes)
+        except UnreadableCell:
+            assert found.encoding == "gzip"
+    elif found is not None:
+        # each lease and fence has one spelling but for the order of tickets and zeros in front
+        assert sorted(remade(found, b"a1").replace(b"0", b"")) == sorted(cell.replace(b"0", b""))
+
+
+@pytest.mark.parametrize("kind", [b"E1", b"L1", b"F1", b"E2"])
+@pytest.mark.parametrize("filling", [b"|", b",", b"9", b"%41", b"ab,", b"\n", b"\x00", b"[", b"1|"])
+def test_a_cell_takes_memory_by_its_size_however_it_is_filled(kind: bytes, filling: bytes) -> None:
+    start = b"|".join([kind, *lead(b"a1"), b""])
+    for cell in (start + filling * 100_000, start + b"1|," + filling * 100_000 + b","):
+        tracemalloc.start()
+        try:
+            said = _said_of(cell)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert len(said) < 300, "nor does the log"
+        assert peak < 100 * len(cell)
+
+
+def _said_of(cell: bytes) -> str:
+    try:
+        read(cell, b"a1")
+    except UnreadableCell as error:
+        return str(error)
+    return ""
+
+
+def test_a_bomb_among_cells_costs_what_the_limit_says() -> None:
+    packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+    mebibyte = bytes(1024 * 1024)
+    bomb = b"".join([packer.compress(mebibyte) for _ in range(160)]) + packer.flush()
+    cell = write(replace(entry_of(1), body=bomb, encoding="gzip"), b"a1")
+    tracemalloc.start()
+    try:
+        found = read(cell, b"a1")
+        assert isinstance(found, Entry)
+        with pytest.raises(UnreadableCell, match="too large"):
+            identity_body(found)
+        assert tracemalloc.get_traced_memory()[1] < 140 * len(mebibyte)
+    finally:
+        tracemalloc.stop()
+
+
+# --- the scripts ---
+
+
+@pytest.fixture(params=REDIS_SERVERS)
+def url(request: pytest.FixtureRequest, redis_urls: dict[str, str]) -> str:
+    return redis_urls[request.param]
+
+
+@pytest.fixture
+def raw(url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+        yield client
+
+
+operations = st.builds(
+    lambda ticket, version: [
+        ("lease", ticket),
+        ("fence", ticket),
+        ("withdraw", ticket),
+        ("offer", ticket, version),
+        ("purge",),
+    ],
+    st.sampled_from(TICKETS),
+    versions,
+)
+
+
+def expected(cell: model.Cell, operation: tuple[object, ...]) -> tuple[model.Cell, object]:
+    """What the model makes of a cell that can be read."""
+    match operation:
+        case ("lease", str(ticket)):
+            return model.take_lease(cell, ticket)
+        case ("fence", str(ticket)):
+            return model.raise_fence(cell, ticket), None
+        case ("withdraw", str(ticket)):
+            return model.withdraw(cell, ticket)
+        case ("offer", str(ticket), int(version)):
+            return model.offer(cell, ticket, version)
+    return model.purge(cell)
+
+
+async def done(backend: RedisBackend, operation: tuple[object, ...]) -> object:
+    match operation:
+        case ("lease", str(ticket)):
+            found = await backend.lease("k", ticket)
+            return found.version if isinstance(found, Entry) else found
+        case ("fence", str(ticket)):
+            return await backend.fence("k", ticket)
+        case ("withdraw", str(ticket)):
+            return await backend.offer("k", ticket, None)
+        case ("offer", str(ticket), int(version)):
+            return await backend.offer("k", ticket, entry_of(version))
+    return await backend.purge(["k"])
+
+
+def simple(cell: Cell) -> model.Cell:
+    return cell.version if isinstance(cell, Entry) else cell
+
+
+def test_the_scripts_treat_a_cell_as_python_reads_it(url: str, raw: redis.Redis) -> None:
+    """What Python cannot read the scripts may take for what it resembles, but never serve.
+
+    They check no sums, and count beyond what a version can be; so a damaged entry may set a floor
+    or stay until it expires. What is read afterwards is nothing, or what the operation wrote.
+    """
+    with asyncio.Runner() as runner:
+        backend = RedisBackend(url)
+        stamp = runner.run(stamp_of(backend))
+
+        def after() -> Cell:
+            cell = raw.get("k")
+            return None if cell is None else read(cell, stamp)
+
+        @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(cell=cells(stamp), operations=operations)
+        def agree(cell: bytes, operations: list[tuple[object, ...]]) -> None:
+            for operation in operations:
+                raw.set("k", cell, px=60_000)
+                try:
+                    found = simple(read(cell, stamp))
+                except UnreadableCell:
+                    unreadable(operation)
+                    continue
+                left, answer = expected(found, operation)
+                assert runner.run(done(backend, operation)) == answer, operation
+                assert simple(after()) == left, operation
+
+        def unreadable(operation: tuple[object, ...]) -> None:
+            if operation[0] == "lease":
+                with pytest.raises(UnreadableCell):
+                    runner.run(done(backend, operation))
+                return
+            answer = runner.run(done(backend, operation))
+            assert answer not in {Offered.NOTHING, Standing.NOTHING}
+            try:
+                left = simple(after())
+            except UnreadableCell:
+                return
+            if operation[0] == "fence":
+                assert isinstance(left, Fence)
+                assert operation[1] in left.tickets
+            else:
+                assert left is None or answer in {Offered.STORED, Offered.PROLONGED, Offered.FENCED}
+
+        try:
+            agree()
+        finally:
+            runner.run(backend.aclose())
