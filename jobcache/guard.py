@@ -7,9 +7,10 @@ operations then fail at once. After any failure one background task probes the s
 backoff, until it answers and takes writes. A store that does not is set aside, whatever it still
 answers.
 
-Reads are the first to go on without a store, fences the last: as long as one may still get through
-it is waited for, and so other processes have time to notice an outage themselves before something
-is committed that they are not told of.
+Reads are the first to go on without a store. Writes try it for as long as it answers at all: one
+that is full will not keep a fence, but empties the cell, and other processes may read from a store
+that this one has set aside. If it is silent, fences are the last to give it up, and so the other
+processes have time to notice before something is committed that they are not told of.
 
 An offer that did not get through leaves its key *unsettled*: the store may hold what is older than
 the source. Such a key is not read here; the offer is repeated, with its own ticket but without its
@@ -225,8 +226,12 @@ class Guard:
         try:
             async with asyncio.timeout(self._probe_limit):
                 await self._backend.ping()
-        except (CacheUnavailable, TimeoutError) as error:
-            self._breaker.trip(str(error) or "no answer")
+        except TimeoutError:
+            self._breaker.silent = True
+            self._breaker.trip("no answer")
+            self._recover()
+        except CacheUnavailable as error:
+            self._breaker.trip(str(error))
             self._recover()
 
     async def aclose(self) -> None:
@@ -259,15 +264,13 @@ class Guard:
             went_late: called with its task if it runs out of its deadline.
             deadline: in seconds; the guard's own if None.
             reads: True if the caller can do without.
-            persists: for so many seconds after the store was set aside it is tried all the same.
+            persists: for so many seconds after a silent store was set aside it is tried, too.
         """
         breaker = self._breaker
-        if breaker.open and breaker.open_for() >= persists:
+        refusal = self._refusal(reads=reads, persists=persists)
+        if refusal:
             operation.close()
-            raise CacheUnavailable(breaker.reason)
-        if reads and breaker.silent:
-            operation.close()
-            raise CacheUnavailable("an answer is overdue")
+            raise CacheUnavailable(refusal)
         limit = self._deadline if deadline is None else deadline
         number = breaker.begin()
         task = self._start(operation)
@@ -280,6 +283,15 @@ class Guard:
         breaker.went_unanswered(number)
         self._doubt()
         raise CacheUnavailable(f"no answer within {limit:g} s")
+
+    def _refusal(self, *, reads: bool, persists: float) -> str:
+        """Why an operation is not even tried; empty if it is."""
+        breaker = self._breaker
+        if breaker.open and (reads or (breaker.silent and breaker.open_for() >= persists)):
+            return breaker.reason
+        if breaker.silent and reads:
+            return "an answer is overdue"
+        return ""
 
     def _outcome(self, number: int, task: asyncio.Task[T]) -> T:
         try:
@@ -347,9 +359,13 @@ class Guard:
                     self._doubted = False  # before: a failure meanwhile is a new doubt
                     await self._backend.ping()
                 told = await self._tell()
-            except (CacheUnavailable, TimeoutError) as error:
+            except TimeoutError:
+                self._breaker.silent = True
+                self._breaker.trip("no answer")
+            except CacheUnavailable as error:
                 # A store that answers reads, but takes no writes, is found out here.
-                self._breaker.trip(str(error) or "no answer")
+                self._breaker.silent = False
+                self._breaker.trip(str(error))
             except Exception:
                 # Without a recovery the cache would stay away for ever.
                 logger.exception("probing the %s cache failed", self.name)

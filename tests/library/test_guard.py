@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 import pytest
@@ -51,6 +51,14 @@ class Store(MemoryBackend):
     async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
         await self._reach()
         return await super().offer(key, ticket, entry)
+
+    async def purge(self, keys: Sequence[str]) -> int:
+        await self._reach()
+        return await super().purge(keys)
+
+    async def purge_all(self) -> int:
+        await self._reach()
+        return await super().purge_all()
 
     async def ping(self) -> None:
         await self._reach()
@@ -172,9 +180,7 @@ async def test_after_a_deadline_of_silence_reads_do_not_wait_and_one_probe_decid
             await read
     assert rig.store.calls == calls
     assert rig.guard.condition().available, "nothing is said before the probe has failed"
-    async with asyncio.timeout(5):
-        while rig.guard.condition().available:
-            await asyncio.sleep(0.001)
+    await until_open(rig)
     assert rig.store.calls == calls, "and no more than the one probe, which followed at once"
     assert len(rig.pauses.asked) == 1
     hangs.set()
@@ -195,17 +201,48 @@ async def test_a_silence_that_ends_before_the_probe_does_is_no_outage(
     assert caplog.records == []
 
 
-async def test_a_fence_is_tried_although_the_store_was_set_aside_a_moment_ago(rig: Rig) -> None:
+async def until_open(rig: Rig) -> None:
+    async with asyncio.timeout(5):
+        while rig.guard.condition().available:
+            await asyncio.sleep(0.001)
+
+
+async def test_a_silent_store_that_was_set_aside_a_moment_ago_is_still_fenced(rig: Rig) -> None:
     """So that others have noticed, too, before something is committed that they do not hear of."""
-    await rig.break_it()
-    calls = rig.store.calls
+    rig.store.hangs = hangs = asyncio.Event()
     with pytest.raises(CacheUnavailable):
+        await rig.guard.get("k")
+    await until_open(rig)
+    calls = rig.store.calls
+    with pytest.raises(CacheUnavailable, match="no answer within"):
         await rig.guard.fence("k", "w")
     assert rig.store.calls == calls + 1
     rig.clock.now += 0.03
-    with pytest.raises(CacheUnavailable):
+    with pytest.raises(CacheUnavailable, match=r"no answer$"):
         await rig.guard.fence("k", "w")
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.offer("k", "w", entry_of(2))
     assert rig.store.calls == calls + 1
+    hangs.set()
+
+
+async def test_a_full_store_hears_of_writes_although_it_is_set_aside(rig: Rig) -> None:
+    """It empties the cell; another process may still be reading there."""
+    await rig.guard.lease("k", "r")
+    await rig.guard.offer("k", "r", entry_of(1))
+    await rig.break_it()
+    assert rig.store.away
+
+    async def full(key: str, ticket: str) -> None:
+        await MemoryBackend.purge(rig.store, [key])
+        raise CacheUnavailable("OOM")
+
+    rig.store.fence = full  # type: ignore[method-assign]
+    with pytest.raises(CacheUnavailable, match="OOM"):
+        await rig.guard.fence("k", "w")
+    assert rig.guard.condition().state == "open"
+    rig.store.away = False
+    assert await rig.store.get("k") is None
 
 
 async def test_one_operation_that_hangs_while_others_are_answered_is_no_outage(rig: Rig) -> None:
@@ -428,9 +465,7 @@ async def test_a_late_fence_followed_by_its_late_offer_brings_nothing_old_back(r
     await write()
     rig.store.hangs = hangs = asyncio.Event()
     await write()  # its fence and its offer hang; it is acknowledged all the same
-    async with asyncio.timeout(5):
-        while rig.guard.condition().available:
-            await asyncio.sleep(0.001)
+    await until_open(rig)
     rig.store.hangs = None
     await rig.probe()
     await write()
@@ -494,8 +529,10 @@ async def test_what_is_missed_while_everything_is_purged_is_not_forgotten(rig: R
         dropped = await purge_all()
         await rig.store.lease("k", "elsewhere")
         await rig.store.offer("k", "elsewhere", entry_of(1))
+        rig.store.away = True
         with pytest.raises(CacheUnavailable):
             await rig.guard.offer("k", "w", entry_of(2))
+        rig.store.away = False
         return dropped
 
     rig.store.purge_all = with_a_write_meanwhile  # type: ignore[method-assign]
@@ -580,9 +617,7 @@ async def test_a_store_that_is_always_late_is_away(rig: Rig) -> None:
     rig.store._reach = slowly  # type: ignore[method-assign]
     with pytest.raises(CacheUnavailable):
         await rig.guard.get("k")
-    async with asyncio.timeout(5):
-        while rig.guard.condition().available:
-            await asyncio.sleep(0.001)
+    await until_open(rig)
 
 
 async def test_whatever_a_backend_raises_is_an_error_of_the_cache(
