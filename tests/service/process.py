@@ -21,6 +21,7 @@ class Process:
 
     def __init__(self, child: subprocess.Popen[bytes], port: int, log: Path) -> None:
         self.child = child
+        self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.http = httpx.Client(base_url=self.url, timeout=10)
         self.log = log
@@ -71,16 +72,28 @@ class Process:
 
 
 @contextmanager
-def serving(directory: Path, *arguments: str, **environment: str) -> Iterator[Process]:
-    """Run `python -m app serve` (or what `arguments` say) in `directory`."""
-    port = free_port()
+def serving(
+    directory: Path,
+    *arguments: str,
+    measured: bool = True,
+    port: int | None = None,
+    **environment: str,
+) -> Iterator[Process]:
+    """Run `python -m app serve` (or what `arguments` say) in `directory`.
+
+    Not `measured`, its lines are not counted as covered: under load that takes too long.
+    """
+    port = free_port() if port is None else port
     log = directory / f"log-{port}.txt"
     variables = {"JOBCACHE_PORT": str(port), "JOBCACHE_CLAIM_SECONDS": "0.6", **environment}
-    with log.open("wb") as output:
+    inherited = clean_environment()
+    if not measured:
+        inherited.pop("COVERAGE_PROCESS_CONFIG", None)
+    with log.open("ab") as output:
         child = subprocess.Popen(
             [sys.executable, "-m", "app", *(arguments or ("serve",))],
             cwd=directory,
-            env={**clean_environment(), **variables},
+            env={**inherited, **variables},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
