@@ -13,6 +13,7 @@ from app.db import Database
 from app.jobs.documents import LIFETIMES
 from app.jobs.service import JobService
 from app.jobs.store import JobStore
+from app.outage import Outage
 from app.rendering.paced import PacedRenderer
 from app.rendering.runner import Runner
 from app.rendering.video import VideoRenderer
@@ -46,7 +47,7 @@ def build(settings: Settings) -> Parts:
     """
     cache = JobCache(make_backend(settings.cache), lifetimes=Lifetimes(by_status=LIFETIMES))
     settings.videos.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, Outage())
     store = JobStore(database)
     jobs = JobService(database, store, cache)
     renderer, at_once = _renderer(settings)
