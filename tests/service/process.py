@@ -71,32 +71,43 @@ class Process:
             raise
 
 
-@contextmanager
-def serving(
+def launch(
     directory: Path,
+    port: int,
+    log: Path,
     *arguments: str,
     measured: bool = True,
-    port: int | None = None,
     **environment: str,
-) -> Iterator[Process]:
-    """Run `python -m app serve` (or what `arguments` say) in `directory`.
+) -> subprocess.Popen[bytes]:
+    """Start a service in `directory`, and wait for nothing.
 
     Not `measured`, its lines are not counted as covered: under load that takes too long.
     """
-    port = free_port() if port is None else port
-    log = directory / f"log-{port}.txt"
     variables = {"JOBCACHE_PORT": str(port), "JOBCACHE_CLAIM_SECONDS": "0.6", **environment}
     inherited = clean_environment()
     if not measured:
         inherited.pop("COVERAGE_PROCESS_CONFIG", None)
     with log.open("ab") as output:
-        child = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "app", *(arguments or ("serve",))],
             cwd=directory,
             env={**inherited, **variables},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
+
+
+@contextmanager
+def serving(
+    directory: Path,
+    *arguments: str,
+    measured: bool = True,
+    **environment: str,
+) -> Iterator[Process]:
+    """Run `python -m app serve` (or what `arguments` say) in `directory`; see `launch`."""
+    port = free_port()
+    log = directory / f"log-{port}.txt"
+    child = launch(directory, port, log, *arguments, measured=measured, **environment)
     process = Process(child, port, log)
     try:
         process.wait_until_ready()
