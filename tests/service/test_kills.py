@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import redis
 from sqlalchemy import select
 
 from app.db import Database, jobs
@@ -187,6 +188,14 @@ class Watch:
             await asyncio.sleep(0.01)
 
 
+async def hold_up_writes(watch: Watch, url: str) -> None:
+    """Make Redis slow to take fences and offers, so that many a process dies between the two."""
+    with redis.Redis.from_url(url) as raw:
+        while watch.going_on:
+            raw.execute_command("CLIENT", "PAUSE", "60", "WRITE")
+            await asyncio.sleep(0.1)
+
+
 async def kill_again_and_again(target: Target, kills: int, dice: random.Random) -> None:
     for number in range(kills):
         if number % 3 == 2:
@@ -238,6 +247,7 @@ async def test_fifty_kills_lose_no_acknowledged_write_and_leave_no_job_stuck(
                     load.create_task(watch.drive(number))
                 for _ in range(POLLERS):
                     load.create_task(watch.look())
+                load.create_task(hold_up_writes(watch, server.url))
                 await asyncio.gather(
                     *map(kill_again_and_again, processes, shares, [dice] * PROCESSES)
                 )
