@@ -94,6 +94,7 @@ class Watch:
     """
 
     ports: list[int]
+    logs: list[Path]
     dice: random.Random
     versions: dict[int, int] = field(default_factory=dict)
     ended: dict[int, int] = field(default_factory=dict)
@@ -104,14 +105,22 @@ class Watch:
     def told(self, job: dict[str, Any], floor: int) -> None:
         """A client has this answer; when it asked, `floor` was known."""
         job_id, version = job["id"], job["version"]
-        assert version >= floor, f"job {job_id}: version {version} after {floor}"
+        if version < floor:
+            # What `docs/promises.md` allows, and nothing else: a writer cut off from Redis.
+            assert self.cut_off(), f"job {job_id}: version {version} after {floor}"
+            self.counts["polls behind a writer cut off"] += 1
+            return
         self.versions[job_id] = max(version, self.versions.get(job_id, 0))
         if job["terminal"]:
             assert self.ended.setdefault(job_id, version) == version, f"job {job_id} was left again"
 
+    def cut_off(self) -> bool:
+        """True if a process has said that it could not reach Redis."""
+        return any(b"the redis cache is away" in log.read_bytes() for log in self.logs)
+
     async def poll(self, job_id: int) -> dict[str, Any] | None:
         """Ask any process; None if it had no answer."""
-        floor, ended = self.versions[job_id], job_id in self.ended
+        floor = self.versions[job_id]
         try:
             reply = await ask_once(self.dice.choice(self.ports), "GET", f"/api/v2/jobs/{job_id}")
         except NoAnswer:
@@ -119,7 +128,6 @@ class Watch:
             return None
         assert reply.status == 200, reply.body
         job: dict[str, Any] = reply.json()
-        assert job["terminal"] or not ended
         self.told(job, floor)
         self.counts["polls"] += 1
         return job
@@ -192,8 +200,8 @@ async def hold_up_writes(watch: Watch, url: str) -> None:
     """Make Redis slow to take fences and offers, so that many a process dies between the two."""
     with redis.Redis.from_url(url) as raw:
         while watch.going_on:
-            raw.execute_command("CLIENT", "PAUSE", "60", "WRITE")
-            await asyncio.sleep(0.1)
+            raw.execute_command("CLIENT", "PAUSE", "30", "WRITE")
+            await asyncio.sleep(0.06)
 
 
 async def kill_again_and_again(target: Target, kills: int, dice: random.Random) -> None:
@@ -240,7 +248,11 @@ async def test_fifty_kills_lose_no_acknowledged_write_and_leave_no_job_stuck(
         async with targets(tmp_path, environment) as processes:
             for process in processes:
                 await process.ready()
-            watch = Watch([process.port for process in processes], dice)
+            watch = Watch(
+                [process.port for process in processes],
+                [process.log for process in processes],
+                dice,
+            )
             shares = [KILLS // PROCESSES + (n < KILLS % PROCESSES) for n in range(PROCESSES)]
             async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as load:
                 for number in range(DRIVERS):
@@ -254,7 +266,8 @@ async def test_fifty_kills_lose_no_acknowledged_write_and_leave_no_job_stuck(
                 # What is under way goes to its end, with nobody killed any more.
                 watch.going_on = False
                 limit.reschedule(asyncio.get_running_loop().time() + 60)
-            await compare(watch, postgres.url(tmp_path.name))
+            async with asyncio.timeout(60):
+                await compare(watch, postgres.url(tmp_path.name))
     print("kills", sum(shares), dict(watch.counts))  # noqa: T201 - the figures of this run
 
 
@@ -270,5 +283,9 @@ async def compare(watch: Watch, database_url: str) -> None:
         assert row.status == "completed" or row.error == GIVEN_UP, "none is stuck"
         watch.counts[f"jobs {row.status}"] += 1
         for port in watch.ports:
-            shown = (await ask_once(port, "GET", f"/api/v2/jobs/{job_id}")).json()
-            assert (shown["version"], shown["status"]) == (row.version, row.status)
+            while True:
+                shown = (await ask_once(port, "GET", f"/api/v2/jobs/{job_id}")).json()
+                if (shown["version"], shown["status"]) == (row.version, row.status):
+                    break
+                assert watch.cut_off(), shown  # and then for one lifetime
+                await asyncio.sleep(0.5)
