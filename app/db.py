@@ -6,10 +6,12 @@ Times are integers, milliseconds since the epoch, so that both databases reckon 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections import Counter
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -38,10 +40,14 @@ from jobcache import SourceUnavailable
 from jobcache.shelter import Shelter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from sqlalchemy.engine import ExceptionContext, Row
     from sqlalchemy.sql.base import Executable
+
+    from app.outage import Outage
+
+T = TypeVar("T")
 
 metadata = MetaData()
 _Id = BigInteger().with_variant(Integer, "sqlite")
@@ -122,10 +128,17 @@ _CLOSED = ("connection is closed", "connection was closed")
 _TABLES_LOCK = 7_262_637  # any number, the same in every process
 _LONGEST_WAIT = 10
 """Seconds that a write may wait for SQLite's one lock, in this process and then in the file."""
+_LONGEST_READ, _LONGEST_WRITE = 5, 10
+"""Seconds that a read or a transaction may take on a server, which may hang: all in all, from the
+wait for a connection to the last answer. A limit for each step would be a sum that nobody sees."""
 
 
 class DatabaseUnavailable(SourceUnavailable):
     """The database cannot be reached, or did not answer in time."""
+
+
+class ConnectionDied(DatabaseUnavailable):
+    """The connection was lost before a commit was asked for: nothing has been changed."""
 
 
 class Database:
@@ -133,6 +146,7 @@ class Database:
 
     Args:
         url: an SQLAlchemy URL with an asyncio driver.
+        outage: is told what fails and what does not, once the tables are there.
 
     Attributes:
         statements: how many were sent, by verb: "select", "update", and so on.
@@ -141,7 +155,8 @@ class Database:
             in SQLite the one lock there is, in the driver's hands until a time-out.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, outage: Outage | None = None) -> None:
+        self._outage = outage
         self.statements: Counter[str] = Counter()
         self.purposes: Counter[str] = Counter()
         self.shelter = Shelter()
@@ -210,14 +225,15 @@ class Database:
             DatabaseUnavailable: there was no answer.
         """
         labelled = statement.execution_options(purpose=purpose)
-        with _translating():
-            try:
+        with self._watching(), _translating():
+            async with self._within(_LONGEST_READ):
+                try:
+                    return await self._select(labelled)
+                except sqlalchemy_errors.DBAPIError as error:
+                    if not error.connection_invalidated:
+                        raise
+                # It had died since it was last used; by now the pool has thrown out all its age.
                 return await self._select(labelled)
-            except sqlalchemy_errors.DBAPIError as error:
-                if not error.connection_invalidated:
-                    raise
-            # It had died since it was last used; by now the pool has thrown out all its age.
-            return await self._select(labelled)
 
     async def _select(self, statement: Executable) -> list[Row[Any]]:
         async with self._reader.connect() as connection:
@@ -228,11 +244,68 @@ class Database:
         """A transaction: committed when the block ends, rolled back when it raises.
 
         Raises:
+            ConnectionDied: the connection was lost before the commit was asked for.
             DatabaseUnavailable: the database went away; whether it had committed is not known.
         """
-        with _translating():
-            async with self._turn(), self._engine.begin() as connection:
-                yield connection
+        committing = False
+        try:
+            with _translating():
+                async with (
+                    self._turn(),
+                    self._within(_LONGEST_WRITE),
+                    self._engine.begin() as connection,
+                ):
+                    yield connection
+                    committing = True
+        except DatabaseUnavailable as error:
+            cause = error.__cause__
+            died = isinstance(cause, sqlalchemy_errors.DBAPIError) and cause.connection_invalidated
+            if committing or not died:
+                raise
+            raise ConnectionDied(str(error)) from cause
+
+    async def change(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run `work`, which makes one transaction, to its end, whatever becomes of the caller.
+
+        Twice, if its connection dies before the commit is asked for: most likely it has been dead
+        since before, and nothing has been changed through it. So the first write after the
+        database has come back succeeds, and no write pays for looking at its connection first.
+
+        Raises:
+            DatabaseUnavailable: as for `transaction`.
+            Exception: whatever else `work` raised.
+        """
+        return await self.shelter.run(self._change(work))
+
+    async def _change(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        with self._watching():
+            try:
+                return await work()
+            except ConnectionDied:
+                return await work()  # the pool has thrown out all connections of that age
+
+    @asynccontextmanager
+    async def _within(self, seconds: float) -> AsyncIterator[None]:
+        if self.is_sqlite:  # has limits of its own, and a thread that cannot be cancelled
+            yield
+            return
+        try:
+            # The connection is thrown away then: what it may still bring is for nobody.
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError as error:
+            raise DatabaseUnavailable(f"no answer within {seconds:g} s") from error
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        try:
+            yield
+        except DatabaseUnavailable as error:
+            if self._outage is not None:
+                self._outage.note(error)
+            raise
+        if self._outage is not None:
+            self._outage.answered()
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -255,7 +328,7 @@ class Database:
         Raises:
             DatabaseUnavailable: as for `transaction`.
         """
-        return await self.shelter.run(self._execute(statement))
+        return await self.change(partial(self._execute, statement))
 
     async def _execute(self, statement: Executable) -> list[Row[Any]]:
         async with self.transaction() as connection:
@@ -301,6 +374,8 @@ def _translating() -> Iterator[None]:
 
 
 def _is_away(error: Exception) -> bool:
+    if _is_mistake(error):
+        return False
     if isinstance(error, _AWAY):
         return True
     if isinstance(error, sqlalchemy_errors.DBAPIError):
@@ -313,6 +388,12 @@ def _is_away(error: Exception) -> bool:
     if state in _AWAY_STATES or state[:2] in _AWAY_CLASSES:
         return True
     return any(words in str(error) for words in _CLOSED)
+
+
+def _is_mistake(error: Exception) -> bool:
+    """True for what SQLite says of a wrong statement, under the name it has for a bad disk, too."""
+    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
+    return code == sqlite3.SQLITE_ERROR
 
 
 def _sqlstate(error: BaseException) -> str:

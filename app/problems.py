@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +16,7 @@ from app.jobs.service import IllegalMove, JobNotFound, RepeatMismatch
 from jobcache import CacheError, SourceUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from fastapi import FastAPI, Request
 
@@ -46,46 +45,15 @@ def problem(
     return JSONResponse(content, status, headers=headers, media_type="application/problem+json")
 
 
-class Outage:
-    """Says in the log that the database is away: at once, then every so often while it is.
-
-    Args:
-        quiet: seconds in which further failures are only counted.
-        clock: seconds, monotonic.
-    """
-
-    def __init__(self, quiet: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._quiet = quiet
-        self._clock = clock
-        self._said: float | None = None
-        self._unsaid = 0
-
-    def note(self, reason: object) -> None:
-        """A request was answered 503."""
-        self._unsaid += 1
-        now = self._clock()
-        if self._said is not None and now - self._said < self._quiet:
-            return
-        logger.warning(
-            "the database is away (%s); requests answered 503 since the last such line: %d",
-            reason,
-            self._unsaid,
-        )
-        self._said, self._unsaid = now, 0
-
-
 def install(app: FastAPI) -> None:
     """Answer every error of the service with a problem document."""
-    outage = Outage()
 
     async def simple(request: Request, error: Exception) -> JSONResponse:
         return problem(_STATUS[type(error)], str(error), instance=request.url.path)
 
     async def unavailable(request: Request, error: Exception) -> JSONResponse:
-        what = "cache"  # which says so in the log itself
-        if isinstance(error, SourceUnavailable):
-            what = "database"
-            outage.note(error)
+        # Both say so in the log themselves.
+        what = "database" if isinstance(error, SourceUnavailable) else "cache"
         return problem(
             503,
             f"The {what} cannot be reached; try again soon.",

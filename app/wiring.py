@@ -15,6 +15,7 @@ from app.db import Database
 from app.jobs.documents import LIFETIMES
 from app.jobs.service import JobService
 from app.jobs.store import JobStore
+from app.outage import Outage
 from app.rendering.paced import PacedRenderer
 from app.rendering.runner import Runner
 from app.rendering.video import VideoRenderer
@@ -56,7 +57,7 @@ def build(settings: Settings) -> Parts:
         shadow_rate=settings.cache.shadow_rate,
     )
     settings.videos.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, Outage())
     store = JobStore(database)
     jobs = JobService(database, store, cache)
     renderer, at_once = _renderer(settings)

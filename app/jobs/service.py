@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from app.access.callers import TRUSTED
@@ -202,20 +203,24 @@ class JobService:
 
     async def _create(self, new: NewJob) -> Job:
         try:
-            async with self._cache.write(self._database.transaction()) as write:
-                created = await self._store.create(write.transaction, new, self._clock_ms())
-                if created is None:
-                    raise _NothingChanged  # noqa: TRY301 - to roll back
-                job, list_version = created
-                # Its key is fenced before anybody else can see the row: the note that there is
-                # no such job, if a poll left one, is gone by then.
-                key, list_key = progress_key(job.id), jobs_key(new.client_id)
-                await write.fence(key, list_key)
-                write.offer(key, job_document(job))
-                write.outdate(list_key, list_version)
+            job = await self._database.change(partial(self._insert, new))
         except _NothingChanged:
             return await self._repeated(new)
         self._tell(job)
+        return job
+
+    async def _insert(self, new: NewJob) -> Job:
+        async with self._cache.write(self._database.transaction()) as write:
+            created = await self._store.create(write.transaction, new, self._clock_ms())
+            if created is None:
+                raise _NothingChanged  # to roll back
+            job, list_version = created
+            # Its key is fenced before anybody else can see the row: the note that there is
+            # no such job, if a poll left one, is gone by then.
+            key, list_key = progress_key(job.id), jobs_key(new.client_id)
+            await write.fence(key, list_key)
+            write.offer(key, job_document(job))
+            write.outdate(list_key, list_version)
         return job
 
     async def _repeated(self, new: NewJob) -> Job:
@@ -288,7 +293,8 @@ class JobService:
         """
         for _ in range(_TRIES):
             try:
-                job = await self._database.shelter.run(self._try(job_id, move, caller, values))
+                attempt = partial(self._try, job_id, move, caller, values)
+                job = await self._database.change(attempt)
             except _NothingChanged:
                 now = await self._refusal(job_id, move, caller)
                 if now is not None:

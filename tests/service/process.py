@@ -21,6 +21,7 @@ class Process:
 
     def __init__(self, child: subprocess.Popen[bytes], port: int, log: Path) -> None:
         self.child = child
+        self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.http = httpx.Client(base_url=self.url, timeout=10)
         self.log = log
@@ -70,20 +71,43 @@ class Process:
             raise
 
 
-@contextmanager
-def serving(directory: Path, *arguments: str, **environment: str) -> Iterator[Process]:
-    """Run `python -m app serve` (or what `arguments` say) in `directory`."""
-    port = free_port()
-    log = directory / f"log-{port}.txt"
+def launch(
+    directory: Path,
+    port: int,
+    log: Path,
+    *arguments: str,
+    measured: bool = True,
+    **environment: str,
+) -> subprocess.Popen[bytes]:
+    """Start a service in `directory`, and wait for nothing.
+
+    Not `measured`, its lines are not counted as covered: under load that takes too long.
+    """
     variables = {"JOBCACHE_PORT": str(port), "JOBCACHE_CLAIM_SECONDS": "0.6", **environment}
-    with log.open("wb") as output:
-        child = subprocess.Popen(
+    inherited = clean_environment()
+    if not measured:
+        inherited.pop("COVERAGE_PROCESS_CONFIG", None)
+    with log.open("ab") as output:
+        return subprocess.Popen(
             [sys.executable, "-m", "app", *(arguments or ("serve",))],
             cwd=directory,
-            env={**clean_environment(), **variables},
+            env={**inherited, **variables},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
+
+
+@contextmanager
+def serving(
+    directory: Path,
+    *arguments: str,
+    measured: bool = True,
+    **environment: str,
+) -> Iterator[Process]:
+    """Run `python -m app serve` (or what `arguments` say) in `directory`; see `launch`."""
+    port = free_port()
+    log = directory / f"log-{port}.txt"
+    child = launch(directory, port, log, *arguments, measured=measured, **environment)
     process = Process(child, port, log)
     try:
         process.wait_until_ready()

@@ -76,12 +76,25 @@ async def test_a_server_that_says_it_cannot_work_is_away(database: Database, sta
         await database.write(text("SELECT trouble()"))
 
 
-@postgres_only
-async def test_a_mistake_in_a_statement_is_not_called_away(database: Database) -> None:
-    with pytest.raises(exc.ProgrammingError):
-        await database.read(text("SELECT nonsense"), "test")
-    with pytest.raises(exc.ProgrammingError):
-        await database.write(text("SELECT nonsense"))
+@both
+@pytest.mark.parametrize("mistake", ["SELECT nonsense", "SELECT 1 FROM nowhere", "SELEKT"])
+async def test_a_mistake_in_a_statement_is_not_called_away(
+    database: Database, mistake: str
+) -> None:
+    wrong = exc.OperationalError if database.is_sqlite else exc.ProgrammingError
+    with pytest.raises(wrong):
+        await database.read(text(mistake), "test")
+    with pytest.raises(wrong):
+        await database.write(text(mistake))
+
+
+async def test_a_file_that_cannot_be_opened_is_away(tmp_path: Path) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'no-such-directory' / 'jobs.db'}")
+    with pytest.raises(DatabaseUnavailable):
+        await database.read(text("SELECT 1"), "test")
+    with pytest.raises(DatabaseUnavailable):
+        await database.write(text("SELECT 1"))
+    await database.aclose()
 
 
 @postgres_only
@@ -100,18 +113,41 @@ async def test_a_read_on_a_connection_that_died_is_tried_on_a_fresh_one(
 
 
 @postgres_only
-async def test_reads_survive_that_all_connections_are_ended(database: Database) -> None:
-    def read() -> Awaitable[Any]:
-        return database.read(text("SELECT 1"), "test")
+@pytest.mark.parametrize("writes", [False, True])
+async def test_nothing_fails_because_idle_connections_have_been_ended(
+    database: Database, *, writes: bool
+) -> None:
+    def use() -> Awaitable[Any]:
+        one = text("SELECT 1")
+        return database.write(one) if writes else database.read(one, "test")
 
-    await asyncio.gather(*(read() for _ in range(5)))
+    await asyncio.gather(*(use() for _ in range(5)))
     killer = await asyncpg.connect(str(database._engine.url.set(drivername="postgresql")))
     await killer.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE pid <> pg_backend_pid() AND datname = current_database()"
     )
     await killer.close()
-    assert await asyncio.gather(*(read() for _ in range(5))) == [[(1,)]] * 5
+    assert await asyncio.gather(*(use() for _ in range(5))) == [[(1,)]] * 5
+
+
+@postgres_only
+async def test_a_transaction_that_takes_too_long_is_ended_and_its_connection_is_not_kept(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "_LONGEST_READ", 0.1)
+    monkeypatch.setattr(db, "_LONGEST_WRITE", 0.1)
+    with pytest.raises(DatabaseUnavailable, match=r"no answer within 0\.1 s"):
+        await database.read(text("SELECT pg_sleep(30)"), "test")
+    insert = "WITH slept AS (SELECT pg_sleep(30)) INSERT INTO clients SELECT 'late', 1 FROM slept"
+    with pytest.raises(DatabaseUnavailable, match=r"no answer within 0\.1 s"):
+        await database.write(text(insert))
+    monkeypatch.setattr(db, "_LONGEST_READ", 5)
+    counted = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(30)%'"
+    async with asyncio.timeout(5):
+        while await database.read(text(f"{counted} AND pid <> pg_backend_pid()"), "test") != [(0,)]:
+            await asyncio.sleep(0.01)
+    assert await database.read(db.clients.select(), "test") == []
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
 from app.jobs.schemas import LARGEST_ID
-from app.problems import Outage
-from jobcache import SourceUnavailable
 from jobcache.protocol import VERSION_LIMIT
 from tests.service.running import Service, Start
 
@@ -301,33 +298,3 @@ async def test_an_error_is_logged_with_one_traceback_which_is_the_servers(
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as server:
         with pytest.raises(RuntimeError, match="a bug"):
             await server.get("/readyz")
-
-
-async def test_a_database_that_is_away_is_logged_once_however_many_ask(
-    service: Service, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def away(*arguments: object) -> object:
-        raise SourceUnavailable("refused")
-
-    monkeypatch.setattr(service.parts.database, "read", away)
-    for path in ("/readyz", "/api/v2/jobs/7", "/api/v2/jobs", "/api/v2/jobs?ids=1"):
-        assert (await service.http.get(path)).status_code == 503
-    lines = [record.getMessage() for record in caplog.records if record.name == "app"]
-    assert len(lines) == 1
-    assert "the database is away (refused)" in lines[0]
-
-
-def test_an_outage_that_goes_on_is_logged_again_with_a_count(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    now = 100.0
-    outage = Outage(quiet=10, clock=lambda: now)
-    with caplog.at_level(logging.WARNING, "app"):
-        for _ in range(5):
-            outage.note("refused")
-        now = 109.9
-        outage.note("refused")
-        now = 110.0
-        outage.note("refused")
-    counts = [record.getMessage().rpartition(": ")[2] for record in caplog.records]
-    assert counts == ["1", "6"]

@@ -1,0 +1,64 @@
+"""One line in the log when the database goes away, few while it is, and one when it is back."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger("app")
+
+
+class Outage:
+    """Says in the log that the database is away: at once, every so often while it is, at its end.
+
+    A single answer does not end it. It may have been on its way when the database went; and one
+    that is full answers reads, while every write fails.
+
+    Args:
+        quiet: seconds in which further failures are only counted.
+        settled: seconds without a failure after which an answer says that it is over.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        quiet: float = 10.0,
+        settled: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._quiet = quiet
+        self._settled = settled
+        self._clock = clock
+        self._began: float | None = None
+        self._failed = 0.0
+        self._said = 0.0
+        self._unsaid = 0
+
+    def note(self, reason: object) -> None:
+        """The database did not do what it was asked."""
+        now = self._failed = self._clock()
+        self._unsaid += 1
+        if self._began is None:
+            self._began = now
+        elif now - self._said < self._quiet:
+            return
+        logger.warning(
+            "the database is away (%s); calls that failed since the last such line: %d",
+            reason,
+            self._unsaid,
+        )
+        self._said, self._unsaid = now, 0
+
+    def answered(self) -> None:
+        """The database did what it was asked."""
+        if self._began is None:
+            return
+        now = self._clock()
+        if now - self._failed < self._settled:
+            return
+        logger.warning("the database is back after %.1f s", now - self._began)
+        self._began, self._unsaid = None, 0
