@@ -217,7 +217,7 @@ async def cancel_one(
         assert isinstance(outcome, asyncio.CancelledError if cancelled else int), outcome
         seen = await asyncio.gather(*earlier, *later)
         await asyncio.gather(*case.others)
-        await bench.cache._shelter.settle()
+        await bench.cache._offers.settle()
         while bench.cache._flights or bench.cache._looks or bench.cache._batches:
             await asyncio.sleep(0)
     assert all(1 <= version <= versions[case.key] for version in seen)

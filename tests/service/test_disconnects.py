@@ -186,7 +186,8 @@ async def back_to(before: set[asyncio.Task[Any]]) -> None:
 
 async def nothing_is_left(service: Service, connections: Connections) -> None:
     """Neither has anybody reconnected for each who went away, nor is a connection still in use."""
-    assert connections.to_redis <= REDIS_POOL
+    # A probe has a connection of its own; on a busy machine there may be some.
+    assert connections.to_redis <= 2 * REDIS_POOL
     assert connections.held_by_redis() <= REDIS_POOL + 1
     assert connections.to_database <= POSTGRES_POOL
     database = service.parts.database
