@@ -72,7 +72,7 @@ class RemoteBackend(CacheBackend, Ping, Protocol):
 
 # A deadline is waited for in parts, between which the loop looks at its sockets: however long it is
 # busy with other things, an answer that is there, yet unread, is not taken for silence.
-_SLICES = 5
+_SLICES = 10
 _MOST_REFUSALS = 5
 _AT_ONCE = 32  # missed steps that are repeated side by side
 _SWEEP = 30.0  # seconds an operator waits while a whole namespace is emptied
@@ -251,7 +251,7 @@ class Guard:
     async def _run(
         self,
         operation: Coroutine[Any, Any, T],
-        went_late: Callable[[asyncio.Task[T]], None] | None = None,
+        went_late: Callable[[asyncio.Task[T]], None] = lambda _: None,
         *,
         deadline: float | None = None,
         reads: bool = False,
@@ -261,7 +261,8 @@ class Guard:
 
         Args:
             operation: what to run.
-            went_late: called with its task if it runs out of its deadline.
+            went_late: called with its task if it is no longer waited for: it has run out of its
+                deadline, or its caller has gone.
             deadline: in seconds; the guard's own if None.
             reads: True if the caller can do without.
             persists: for so many seconds after a silent store was set aside it is tried, too.
@@ -274,12 +275,15 @@ class Guard:
         limit = self._deadline if deadline is None else deadline
         number = breaker.begin()
         task = self._start(operation)
-        for _ in range(_SLICES):
-            # wait(), unlike wait_for(), leaves the task alone when time is up or its caller goes
-            if (await asyncio.wait({task}, timeout=limit / _SLICES))[0]:
-                return self._outcome(number, task)
-        if went_late is not None:
+        try:
+            for _ in range(_SLICES):
+                # wait(), unlike wait_for(), leaves the task alone when time is up
+                if (await asyncio.wait({task}, timeout=limit / _SLICES))[0]:
+                    return self._outcome(number, task)
+        except asyncio.CancelledError:
             went_late(task)
+            raise
+        went_late(task)
         breaker.went_unanswered(number)
         self._doubt()
         raise CacheUnavailable(f"no answer within {limit:g} s")

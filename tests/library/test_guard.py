@@ -454,6 +454,28 @@ async def test_a_fence_that_lands_after_its_writer_has_gone_is_withdrawn(rig: Ri
     assert rig.guard._late_fences == {}
 
 
+async def test_a_fence_whose_writer_was_cancelled_meanwhile_is_withdrawn(rig: Rig) -> None:
+    """Its withdrawal overtakes it; it would then hold up its key for as long as a fence lives."""
+    cache = JobCache(rig.guard)
+    rig.store.hangs = hangs = asyncio.Event()
+
+    async def write() -> None:
+        async with cache.write(Transaction(Source(), "k"), "k"):
+            raise AssertionError("the fence is not up yet")
+
+    writing = asyncio.create_task(write())
+    while rig.store.calls == 0:
+        await asyncio.sleep(0)
+    rig.store.hangs = None
+    writing.cancel()
+    await asyncio.wait({writing})
+    hangs.set()
+    while rig.guard._running:
+        await asyncio.sleep(0)
+    assert await rig.store.lease("k", "r") is Standing.NOTHING
+    await cache.aclose()
+
+
 async def test_a_late_fence_followed_by_its_late_offer_brings_nothing_old_back(rig: Rig) -> None:
     """Nothing fails here but two deadlines; the entry of the second writer is evicted."""
     cache, source = JobCache(rig.guard), Source()
