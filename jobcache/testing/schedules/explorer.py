@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from jobcache.testing.schedules.promise import Violation
 from jobcache.testing.schedules.world import Parts, Run, World
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable, Sequence
 
     from jobcache.testing.conformance import Subject
-    from jobcache.testing.schedules.world import Option
+    from jobcache.testing.schedules.world import CarryOut, Option
 
+T = TypeVar("T")
 ARROW = " -> "
 
 
@@ -65,7 +66,7 @@ class Report:
         return f"{self.world}, {self.world.faults} faults: {counts}: {end}"
 
 
-def at_once(operation: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 - of any operation
+def at_once(operation: Coroutine[Any, Any, T], /) -> T:
     """Run an operation that never waits, such as those of the memory backend.
 
     Raises:
@@ -74,9 +75,43 @@ def at_once(operation: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 - of an
     try:
         operation.send(None)
     except StopIteration as end:
-        return end.value
+        return end.value  # type: ignore[no-any-return]
     operation.close()
     raise RuntimeError("this operation waits for something")
+
+
+@dataclass(slots=True)
+class _Fork:
+    """What could be done at one point of a schedule, and which of it is being done."""
+
+    options: Sequence[Option]
+    switches: int | None
+    last: str
+    busy: bool
+    chosen: int = 0
+
+    @classmethod
+    def of(cls, options: Sequence[Option], switches: int | None, last: str) -> _Fork:
+        busy = any(option.actor == last and not option.fault for option in options)
+        if switches == 0 and busy:
+            options = [option for option in options if option.actor in {last, ""}]
+        return cls(options, switches, last, busy)
+
+    @property
+    def option(self) -> Option:
+        return self.options[self.chosen]
+
+    def turn(self) -> bool:
+        """Go on to the next option, if there is one."""
+        self.chosen += 1
+        return self.chosen < len(self.options)
+
+    def after(self) -> tuple[int | None, str]:
+        """How many switches are left after this option, and who moved last."""
+        mover = self.option.actor
+        if self.switches is None or mover in {"", self.last}:
+            return self.switches, self.last
+        return self.switches - self.busy, mover
 
 
 class Explorer:
@@ -102,7 +137,7 @@ class Explorer:
     ) -> None:
         self._subject = subject
         self._loop = asyncio.new_event_loop() if waits else None
-        self._carry_out = at_once if self._loop is None else self._loop.run_until_complete
+        self._carry_out: CarryOut = at_once if self._loop is None else self._loop.run_until_complete
         self._snapshot = snapshot
         self._parts = parts
         self._keys = 0
@@ -122,55 +157,73 @@ class Explorer:
     def _start(self, world: World) -> Run:
         self._keys += 1
         key = f"job:{self._keys}:progress"
-        return Run(world, self._subject, key, self._carry_out, self._snapshot, self._parts)
+        return Run(
+            world,
+            self._subject,
+            key,
+            self._carry_out,
+            snapshot=self._snapshot,
+            parts=self._parts,
+        )
 
     # --- all schedules ---
 
-    def exhaust(self, world: World, *, most: int | None = None) -> Report:
-        """Play every schedule of `world`, or `most` of them.
+    def exhaust(
+        self, world: World, *, switches: int | None = None, most: int | None = None
+    ) -> Report:
+        """Play every schedule of `world`.
 
         Depth first, in the order of the options. Two states are one if the cell, the source and
         all that anybody was told in them, in order, are the same.
+
+        Args:
+            world: what is explored.
+            switches: leave out schedules in which somebody who could go on has to wait for
+                another more often than this. Most faults need few.
+            most: give up after so many schedules.
         """
-        met: set[int] = set()
-        path: list[tuple[Sequence[Option], int]] = []
+        met: set[Hashable] = set()
+        path: list[_Fork] = []
         schedules = steps = 0
         complete = False
         while most is None or schedules < most:
             run = self._start(world)
             schedules += 1
-            last = path[-1][0][path[-1][1]] if path else None
             try:
-                for options, chosen in path:
-                    run.take(options[chosen], known=options[chosen] is not last)
+                for known in path:
+                    run.take(known.option, known=known is not path[-1])
                 steps += bool(path)
-                while (mark := run.fingerprint()) not in met:
-                    met.add(mark)
-                    new = run.options()
-                    if not new:
-                        run.finish()
+                fork = path[-1] if path else None
+                while True:
+                    options = run.options()
+                    left, last = (switches, "") if fork is None else fork.after()
+                    mark = run.fingerprint(), left, last if left is not None else ""
+                    if mark in met:
                         break
-                    path.append(([*new], 0))
+                    met.add(mark)
+                    if all(option.fault for option in options):
+                        run.finish()  # faults after the end make no difference
+                        break
+                    fork = _Fork.of(options, left, last)
+                    path.append(fork)
                     steps += 1
-                    run.take(new[0])
+                    run.take(fork.option)
             except Violation as violation:
                 finding = self._shorten(Finding(world, tuple(run.taken), str(violation)))
                 return Report(world, schedules, steps, len(met), complete=False, finding=finding)
             finally:
                 run.close()
-            while path and path[-1][1] + 1 == len(path[-1][0]):
+            while path and not path[-1].turn():
                 path.pop()
             if not path:
-                complete = True
+                complete = switches is None
                 break
-            options, chosen = path[-1]
-            path[-1] = options, chosen + 1
         return Report(world, schedules, steps, len(met), complete=complete, finding=None)
 
     # --- some schedules ---
 
     def search(self, world: World, *, seed: int | str, runs: int) -> Report:
-        """Play `runs` schedules of `world` that are picked at random; the same for the same seed."""
+        """Play `runs` schedules picked at random; the same ones for the same seed."""
         steps = 0
         for number in range(runs):
             name = f"{seed}.{number}"
@@ -182,20 +235,26 @@ class Explorer:
 
     def _wander(self, world: World, seed: str) -> tuple[Finding | None, int]:
         chance = random.Random(seed)  # noqa: S311 - it is to be repeated
-        faulty = chance.choice((0.03, 0.1, 0.3))
-        faithful = chance.choice((0.0, 0.5, 0.8))  # how often whoever moved last moves again
+        # Each run has a character of its own: few kinds of faults, and so more of each; more or
+        # fewer of them; and how often whoever moved last moves again.
+        kinds = sorted(world.kinds)
+        kinds = chance.sample(kinds, min(len(kinds), chance.choice((1, 2, 3, len(kinds)))))
+        faulty = chance.choice((0.05, 0.15, 0.4))
+        faithful = chance.choice((0.0, 0.5, 0.8, 0.95))
         run = self._start(world)
         last = ""
         try:
             while options := run.options():
-                faults = [option for option in options if option.fault]
+                faults = [option for option in options if option.fault in kinds]
                 plain = [option for option in options if not option.fault]
-                if faults and (not plain or chance.random() < faulty):
+                if not plain:
+                    break
+                if faults and chance.random() < faulty:
                     option = chance.choice(faults)
                 else:
-                    same = [option for option in plain if option.label.split()[0] == last]
+                    same = [option for option in plain if option.actor == last]
                     option = chance.choice(same if same and chance.random() < faithful else plain)
-                    last = option.label.split()[0]
+                    last = option.actor
                 run.take(option)
             run.finish()
         except Violation as violation:

@@ -11,12 +11,14 @@ import contextvars
 import heapq
 from collections import deque
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVarTuple, Unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    Call = tuple[asyncio.Handle, Callable[..., object], tuple[Any, ...], contextvars.Context]
+    _Call = tuple[asyncio.Handle, Callable[..., object], tuple[Any, ...], contextvars.Context]
+
+Ts = TypeVarTuple("Ts")
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):
@@ -24,8 +26,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def __init__(self) -> None:
         self._now = 0.0
-        self._ready: deque[Call] = deque()
-        self._timers: list[tuple[float, int, asyncio.TimerHandle, Call]] = []
+        self._ready: deque[_Call] = deque()
+        self._timers: list[tuple[float, int, asyncio.TimerHandle, _Call]] = []
         self._order = count()
         self.tasks: dict[asyncio.Task[Any], contextvars.Context] = {}
         """All that have not been found done, with the context each began in."""
@@ -71,8 +73,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def call_soon(
         self,
-        callback: Callable[..., object],
-        *args: Any,  # noqa: ANN401 - asyncio's signature
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
         """See asyncio."""
@@ -84,8 +86,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def call_at(
         self,
         when: float,
-        callback: Callable[..., object],
-        *args: Any,  # noqa: ANN401
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         """See asyncio."""
@@ -98,8 +100,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def call_later(
         self,
         delay: float,
-        callback: Callable[..., object],
-        *args: Any,  # noqa: ANN401
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         """See asyncio."""

@@ -2,18 +2,21 @@
 
 A read is *stale* if it returns less than the highest version that, before it began, a writer had
 acknowledged or any finished read had returned. A commit is *hidden* if the cell holds an older
-entry although no writer is at work. Neither may happen, but for a version whose process was
-*cut off* when it committed or saw it. All of these must be true for that:
+entry although no writer is at work. Neither may happen, but for a version from which the store was
+*cut off*. All of these must be true of that version:
 
     its writer's fence did not stand when it committed: it never got through, or was lost
-    the store has not been told since, by anybody's offer, of that version or a newer one
-    whoever should have told it could not: its cache counted an error, its process died, or
-    the outcome of its commit is unknown
+    nobody's offer of it, or of a newer one, has been carried out since
+    whoever should have told the store could not: the offer failed, its process died, or nobody
+    knows whether the commit happened
 
 Such a version counts from the moment the store hears of it; until then others may be served what
-is older, for one lifetime at most (`docs/promises.md`). Behind a guard the process itself knows
-what the store was not told, so for its own reads there is no exemption at all, and once it has told
-the store everything there is none for anybody's.
+is older, for one lifetime at most (`docs/promises.md`).
+
+Behind a guard, which may refuse an offer without asking the store, an offer has failed if the
+cache counted an error meanwhile. But there the process itself remembers: what was acknowledged or
+returned in it counts for its own reads at once and always. And it repeats what failed: once nothing
+is left to be done, a failed offer excuses no hidden commit.
 
 Whether a fence stands is asked of the model that runs beside the backend, and not of the backend:
 a fence that is missing by mistake exempts nothing.
@@ -82,7 +85,7 @@ class Promise:
         self._visible = max(self._visible, *heard, 1)
 
     def seen(self, process: str, version: int, *, refused: bool) -> None:
-        """A caller in `process` was given `version`; `refused` if its cache counted an error."""
+        """A caller in `process` was given `version`; `refused`: its offer failed."""
         self._seen[process] = max(self._seen.get(process, 1), version)
         if refused and version not in self._fenced and self._told < version:
             self._untold.add(version)

@@ -16,7 +16,7 @@ and, as faults, of which a world allows only so many:
     W0 fence unanswered   it happens, and fails: the reply is lost
     W0 fence is late      it fails, and happens at some other time
     W0 offer is slow      it happens, and the reply comes at some other time
-    cancel W0             whatever it waits for itself has not happened (sent: it has; late: it will)
+    cancel W0             what it waits for itself has not happened; sent: it has; late: it will
     W0 dies               its process takes no further step
     evict, age            the cell is lost; what it holds is no longer fresh
 """
@@ -29,7 +29,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from jobcache.cache import JobCache
 from jobcache.codec import Fence
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from jobcache.testing.conformance import Subject
 
 T = TypeVar("T")
-CarryOut = Callable[[Coroutine[Any, Any, Any]], Any]
 
 FAULTS = frozenset(
     {"evict", "age", "die", "cancel", "lose", "late", "slow", "load", "commit", "time"}
@@ -61,6 +60,13 @@ _ACTOR: contextvars.ContextVar[Actor] = contextvars.ContextVar("actor")
 _START_MS = 1_700_000_000_000
 _FRESH = 30.0
 _MOST_STEPS = 500
+
+
+class CarryOut(Protocol):
+    """Runs one operation of a backend to its end."""
+
+    def __call__(self, operation: Coroutine[Any, Any, T], /) -> T:
+        """Its result, or what it raises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +124,8 @@ class Process:
 
     name: str
     dead: bool = False
+    failed: set[int] = field(default_factory=set)
+    """The versions of its offers that failed."""
     cache: JobCache = field(init=False)
 
 
@@ -173,11 +181,19 @@ class Step:
     faults: tuple[str, ...] = ()
     changes: bool = False
     """Whether it changes the store or the source."""
+    version: int | None = None
+    """Of an offer."""
     ready: Callable[[], bool] | None = None
     abandon: Callable[[], None] = lambda: None
     """Called if it will never happen."""
     looked: Hashable = None
     """Of a pause: the cell when it began."""
+
+    def kind(self, fate: str) -> str:
+        """The kind of fault that `fate` is."""
+        if self.error is CacheUnavailable:
+            return fate if fate in FAULTS else "lose"
+        return "load" if self.error is SourceUnavailable else "commit"
 
     @property
     def pause(self) -> bool:
@@ -194,14 +210,20 @@ class Option:
         kind: what sort of thing it is.
         whose: the step, actor or process it is done to.
         fate: how a step fails, or what becomes of what is cancelled.
-        fault: whether it counts as one.
+        fault: the kind of fault it is; empty if it is none.
     """
 
     label: str
     kind: str
     whose: str = ""
     fate: str = ""
-    fault: bool = False
+    fault: str = ""
+
+    @property
+    def actor(self) -> str:
+        """Who takes this step; empty for what befalls them."""
+        word = self.label.partition(" ")[0]
+        return word if self.kind in {"step", "begin", "look", "wait"} and word != "late" else ""
 
 
 class Run:
@@ -222,6 +244,7 @@ class Run:
         subject: Subject,
         key: str,
         carry_out: CarryOut,
+        *,
         snapshot: Callable[[str], Hashable] | None = None,
         parts: Parts | None = None,
     ) -> None:
@@ -230,7 +253,9 @@ class Run:
         self.key = key
         self.carry_out = carry_out
         self._snapshot = snapshot
-        self.loop = VirtualLoop()
+        self._seen: Hashable = None
+        self._unseen = True
+        self.loop = VirtualLoop()  # type: ignore[abstract] # there is nothing to read or to signal
         self.promise = Promise(guarded=world.guarded)
         self.database = 1
         self.cell: model.Cell = None
@@ -256,9 +281,7 @@ class Run:
             store = Store(self, process)
             tickets = map(f"{process.name}x{{}}".format, count())
             backend = (
-                self._parts.guard(
-                    store, clock=self.loop.time, sleep=partial(self._pause, "probe pause")
-                )
+                self._parts.guard(store, clock=self.loop.time, sleep=partial(self._pause, "probes"))
                 if self.world.guarded
                 else store
             )
@@ -292,7 +315,7 @@ class Run:
         if self._focus is not None:
             ours = [(name, step) for name, step in steps if step.actor is self._focus]
             if ours:
-                return [*self._plain(ours), *self._failing(ours)]
+                return [*self._plain(ours), *self._failing(ours), *self._deadline(ours)]
             self._focus = None
         if not self.world.guarded:
             settled = [(name, step) for name, step in steps if self._is_nobodys_business(step)]
@@ -322,20 +345,22 @@ class Run:
         return step.reply is None or not step.actor.process.dead
 
     def _is_nobodys_business(self, step: Step) -> bool:
-        """Whether it makes no difference to anything else when `step` is taken.
+        """Whether it makes no difference to anything else when `step` is taken; then it is at once.
 
-        A load is none once nothing more can be committed, nor is an update if no other writer can
-        still change the row. Such a step is taken at once.
+        So it is with a load once nothing more can be committed, if nobody shares it and its reader
+        cannot be cancelled meanwhile.
         """
-        if step.reply is None or not step.label.endswith((" load", " update")):
+        if step.reply is None or not step.label.endswith(" load") or "cancel" in self.world.kinds:
             return False
-        return not any(
-            actor.writes
-            and actor is not step.actor
-            and not actor.process.dead
-            and (actor.turns_left or actor.task is not None)
+        if any(other.process is step.actor.process for other in self._others(step.actor)):
+            return False
+        return all(other.reply is not None for other in self.pending) and not any(
+            actor.writes and not actor.process.dead and (actor.turns_left or actor.task)
             for actor in self.actors
-        ) and all(other.reply is not None for other in self.pending)
+        )
+
+    def _others(self, actor: Actor) -> list[Actor]:
+        return [other for other in self.actors if other is not actor]
 
     def _beginning(self) -> Iterator[Option]:
         # Readers are alike, and so are writers: where exchanging them changes nothing, they begin
@@ -363,16 +388,20 @@ class Run:
         if self.faults_left:
             for name, step in steps:
                 for fate in step.faults:
-                    yield Option(f"{name} {_WORDS[fate]}", "step", name, fate, fault=True)
+                    yield Option(f"{name} {_WORDS[fate]}", "step", name, fate, step.kind(fate))
+
+    def _deadline(self, steps: list[tuple[str, Step]]) -> Iterator[Option]:
+        possible = "time" in self.world.kinds and self.world.guarded
+        if possible and self.faults_left and steps and self.loop.waits_for_time():
+            yield Option("time passes", "time", fault="time")
 
     def _elsewhere(self, steps: list[tuple[str, Step]]) -> Iterator[Option]:
         kinds = self.world.kinds
         if "evict" in kinds and self.look() is not None:
-            yield Option("evict", "evict", fault=True)
+            yield Option("evict", "evict", fault="evict")
         if "age" in kinds and self.look() is not None:
-            yield Option("age", "age", fault=True)
-        if "time" in kinds and steps and self.world.guarded and self.loop.waits_for_time():
-            yield Option("time passes", "time", fault=True)
+            yield Option("age", "age", fault="age")
+        yield from self._deadline(steps)
         for actor in self.actors:
             if actor.task is None or actor.process.dead:
                 continue
@@ -381,15 +410,19 @@ class Run:
                 under_way = any(step.actor is actor and step.changes for _, step in steps)
                 for manner in ("", "sent", "late") if actor.writes and under_way else ("",):
                     label = f"cancel {name} {manner}".rstrip()
-                    yield Option(label, "cancel", name, manner, fault=True)
+                    yield Option(label, "cancel", name, manner, "cancel")
             # The death of anybody else is as if it were never its turn again.
             if "die" in kinds and actor.fenced:
                 name = actor.process.name
-                yield Option(f"{name} dies", "die", name, fault=True)
+                yield Option(f"{name} dies", "die", name, fault="die")
 
     def look(self) -> Hashable:
         """What the cell holds."""
-        return self.cell if self._snapshot is None else self._snapshot(self.key)
+        if self._snapshot is None:
+            return self.cell
+        if self._unseen:
+            self._seen, self._unseen = self._snapshot(self.key), False
+        return self._seen
 
     # --- doing it ---
 
@@ -406,7 +439,7 @@ class Run:
         self.taken.append(option.label)
         if len(self.taken) > _MOST_STEPS:
             raise Violation("this goes on for ever")
-        self.faults_left -= option.fault
+        self.faults_left -= option.fault != ""
         self._focus = None
         self._do(option)
         self.loop.settle()
@@ -485,7 +518,8 @@ class Run:
                         actor.process.dead,
                         actor.task is not None and actor.floor,
                         actor.task is not None and self._refused(actor),
-                        actor.writes and self.cut_off(actor),
+                        actor.unknown,
+                        not actor.process.dead and frozenset(actor.process.failed),
                     )
                     for actor in self.actors
                 ),
@@ -512,7 +546,7 @@ class Run:
         actor.task = self.loop.create_task(work, context=context)
         # Nobody notices a beginning, so it is put off until the first step. But two readers of one
         # process may come to share what neither has begun.
-        if actor.writes or sum(other.process is actor.process for other in self.actors) == 1:
+        if actor.writes or all(other.process is not actor.process for other in self._others(actor)):
             self._focus = actor
 
     def _take(self, step: Step, fate: str) -> None:
@@ -531,6 +565,8 @@ class Run:
                 self._load_failed = True
             if step.error is ConnectionError:
                 step.actor.unknown = True
+        if fate in {"lost", "late"} and step.version is not None:
+            step.actor.process.failed.add(step.version)
         if fate == "lost":
             step.abandon()
         if fate == "late":
@@ -548,7 +584,7 @@ class Run:
     def _answer(self, step: Step, fate: str, result: object, error: BaseException | None) -> None:
         if step.reply is None:
             return
-        word = type(error) if error is not None else _word(result)
+        word: Hashable = _word(result) if error is None else type(error).__name__
         self._note(step.actor, f"{step.label} {fate}", word)
         if step.reply.done():
             return
@@ -565,17 +601,17 @@ class Run:
         self._take(step, "")
         self._focus = step.actor
 
-    def _wait_out(self, step: Step | None) -> None:
-        actor = step.actor if step is not None else None
-        while step is not None:
-            self._take(step, "")
+    def _wait_out(self, step: Step) -> None:
+        waiting: Step | None = step
+        while waiting is not None:
+            self._take(waiting, "")
             self.loop.settle()
-            look = next((s for s in self.pending if s.label == f"{actor.name} lease"), None)
-            if look is None:
-                return
-            self._take(look, "")
+            ours = [other for other in self.pending if other.actor is step.actor]
+            for look in [other for other in ours if other.label.endswith(" lease")]:
+                self._take(look, "")
             self.loop.settle()
-            step = next((s for s in self.pending if s.pause and s.actor is actor), None)
+            ours = [other for other in self.pending if other.actor is step.actor]
+            waiting = next((other for other in ours if other.pause), None)
 
     def _time(self) -> None:
         self.loop.pass_time()
@@ -585,7 +621,7 @@ class Run:
     def evict(self) -> None:
         """Lose the cell."""
         self.cell = None
-        self.carry_out(self.subject.evict(self.key))
+        self.ask(self.subject.evict(self.key))
 
     def _die(self, name: str) -> None:
         process = next(process for process in self.processes if process.name == name)
@@ -627,7 +663,7 @@ class Run:
         if not known and self._quiet():
             entry = self.carry_out(self.subject.backend.get(self.key))
             hidden = None if entry is None else self.promise.hidden(entry.version)
-            if hidden is not None:
+            if entry is not None and hidden is not None:
                 raise Violation(f"v{entry.version} stays in the cache, and hides v{hidden}")
 
     def _ended(self, actor: Actor, task: asyncio.Task[int]) -> None:
@@ -651,7 +687,8 @@ class Run:
                 f"{actor.name} returns v{version}, although v{actor.floor} was visible when"
                 " it began"
             )
-        self.promise.seen(actor.process.name, version, refused=self._refused(actor))
+        refused = self._refused(actor) if self.world.guarded else version in actor.process.failed
+        self.promise.seen(actor.process.name, version, refused=refused)
 
     def _quiet(self) -> bool:
         """Whether no writer is at work, nor anything that one has left behind."""
@@ -664,15 +701,21 @@ class Run:
     def _at_work(self, actor: Actor) -> bool:
         return actor.task is not None and not actor.process.dead
 
-    def cut_off(self, actor: Actor) -> bool:
-        """Whether a writer has become unable to tell the store what it has committed."""
-        refused = self._refused(actor) and not self.world.guarded
-        return actor.process.dead or actor.unknown or refused
+    def cut_off(self, actor: Actor, version: int) -> bool:
+        """Whether a writer has become unable to tell the store that it committed `version`."""
+        if actor.process.dead or actor.unknown:
+            return True
+        return not self.world.guarded and version in actor.process.failed
 
     def _refused(self, actor: Actor) -> bool:
         return actor.process.cache.statistics.errors > actor.errors
 
     # --- what the cache waits for ---
+
+    def ask(self, operation: Coroutine[Any, Any, T]) -> T:
+        """Carry out an operation of the backend that may change the cell."""
+        self._unseen = True
+        return self.carry_out(operation)
 
     async def step(
         self,
@@ -683,6 +726,7 @@ class Run:
         error: type[Exception] | None = None,
         faults: Sequence[str] = (),
         changes: bool = False,
+        version: int | None = None,
         ready: Callable[[], bool] | None = None,
         abandon: Callable[[], None] = lambda: None,
     ) -> T:
@@ -693,7 +737,17 @@ class Run:
         reply: asyncio.Future[T] = self.loop.create_future()
         name = f"{actor.name} {label}"
         step = Step(
-            name, name + detail, actor, act, reply, error, tuple(faults), changes, ready, abandon
+            name,
+            name + detail,
+            actor,
+            act,
+            reply,
+            error=error,
+            faults=tuple(faults),
+            changes=changes,
+            version=version,
+            ready=ready,
+            abandon=abandon,
         )
         if step.pause:
             step.looked = self.look()
@@ -763,7 +817,7 @@ class _Transaction:
 
         faults = ("lost",) if "commit" in run.world.kinds else ()
         free = lambda: run.row_lock is None  # noqa: E731 - reads best beside its use
-        return await run.step("update", lock, error=_Refused, faults=faults, ready=free)
+        return await run.step("update", lock, error=_UpdateFailedError, faults=faults, ready=free)
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         if kind is not None:
@@ -787,7 +841,9 @@ class _Transaction:
         )
         run.database += 1
         run.row_lock = None
-        run.promise.committed(Commit(run.database, stands, partial(run.cut_off, self.actor)))
+        run.promise.committed(
+            Commit(run.database, stands, partial(run.cut_off, self.actor, run.database))
+        )
 
     def roll_back(self) -> None:
         """The database rolls back."""
@@ -795,7 +851,7 @@ class _Transaction:
             self.run.row_lock = None
 
 
-class _Refused(ConnectionError):
+class _UpdateFailedError(ConnectionError):
     """The database would not take the update; nothing was committed."""
 
 
@@ -809,11 +865,22 @@ class Store:
         self._process = process
 
     async def _step(
-        self, label: str, act: Callable[[], T], *, detail: str = "", changes: bool = True
+        self,
+        label: str,
+        act: Callable[[], T],
+        *,
+        detail: str = "",
+        changes: bool = True,
+        version: int | None = None,
     ) -> T:
-        fates = tuple(self._run.fates(changes=changes))
         return await self._run.step(
-            label, act, detail=detail, error=CacheUnavailable, faults=fates, changes=changes
+            label,
+            act,
+            detail=detail,
+            error=CacheUnavailable,
+            faults=tuple(self._run.fates(changes=changes)),
+            changes=changes,
+            version=version,
         )
 
     async def get(self, key: str) -> Entry | None:
@@ -836,7 +903,7 @@ class Store:
 
         def act() -> Entry | Standing:
             run.cell, _ = model.take_lease(run.cell, ticket)
-            return run.carry_out(run.subject.backend.lease(key, ticket))
+            return run.ask(run.subject.backend.lease(key, ticket))
 
         return await self._step("lease", act, detail=f" {ticket}")
 
@@ -848,7 +915,7 @@ class Store:
         def act() -> None:
             actor.fenced = True
             run.cell = model.raise_fence(run.cell, ticket)
-            run.carry_out(run.subject.backend.fence(key, ticket))
+            run.ask(run.subject.backend.fence(key, ticket))
 
         await self._step("fence", act, detail=f" {ticket}")
 
@@ -865,11 +932,12 @@ class Store:
                 if isinstance(run.cell, int) and run.cell == entry.version and not entry.keep_ms:
                     run.cell = None
                 run.promise.told(entry.version)
-            return run.carry_out(run.subject.backend.offer(key, ticket, entry))
+            return run.ask(run.subject.backend.offer(key, ticket, entry))
 
         label = "withdraw" if entry is None else f"offer v{entry.version}"
         detail = f" {ticket}" if entry is None else f" {ticket} {entry.keep_ms}"
-        return await self._step(label, act, detail=detail)
+        version = None if entry is None else entry.version
+        return await self._step(label, act, detail=detail, version=version)
 
     async def purge(self, keys: Sequence[str]) -> int:
         """See `CacheBackend`."""
@@ -877,7 +945,7 @@ class Store:
 
         def act() -> int:
             run.cell, _ = model.purge(run.cell)
-            return run.carry_out(run.subject.backend.purge(keys))
+            return run.ask(run.subject.backend.purge(keys))
 
         return await self._step("purge", act)
 
