@@ -166,7 +166,10 @@ CACHE = {
             ("                reached_commit = True\n", ""),
             (
                 "        finally:\n            if not reached_commit:",
-                "            reached_commit = True\n        finally:\n            if not reached_commit:",
+                (
+                    "            reached_commit = True\n"
+                    "        finally:\n            if not reached_commit:"
+                ),
             ),
         ),
     ),
