@@ -644,9 +644,9 @@ class Run:
                 continue
             if step.error is ConnectionError:
                 actor.unknown = True
-            if manner == "sent":
+            if manner == "sent" and step.changes:
                 step.act()
-            elif manner == "late":
+            elif manner == "late" and step.changes:
                 self._send_late(step)
             else:
                 step.abandon()
