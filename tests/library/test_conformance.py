@@ -8,12 +8,10 @@ from contextlib import suppress
 import pytest
 
 from jobcache.backends import redis as redis_backend
-from jobcache.backends.memory import MemoryBackend
-from jobcache.codec import Fence, Lease
-from jobcache.protocol import Entry, Offered
 from jobcache.testing import conformance
 from jobcache.testing.conformance import Check, Subject
 from jobcache.testing.schedules import GUARDS
+from tests.library.broken import BROKEN_MEMORY, BROKEN_SCRIPTS
 from tests.subjects import BACKENDS, KEEPING, MemorySubject, RedisSubject
 
 
@@ -34,92 +32,6 @@ async def test_every_backend_keeps_what_is_right(subject: Subject, check: Check)
 
 
 # --- backends with one guard removed, each to be found out by its own schedule ---
-
-
-class NoFence(MemoryBackend):
-    async def fence(self, key: str, ticket: str) -> None:
-        """Writers do not fence."""
-
-
-class OneFenceSlot(MemoryBackend):
-    async def fence(self, key: str, ticket: str) -> None:
-        cell = self._cell(key)
-        await super().fence(key, ticket)
-        if isinstance(cell, Fence):
-            self._put(key, Fence(cell.floor, frozenset({ticket})), 30)
-
-
-class FloorNotRaised(MemoryBackend):
-    def _leave(self, key: str, fence: Fence, ticket: str, entry: Entry | None) -> Offered:
-        offered = super()._leave(key, fence, ticket, entry)
-        left = self._cell(key)
-        if isinstance(left, Fence):
-            self._put(key, Fence(fence.floor, left.tickets), 30)
-        return offered
-
-
-class StoreWithoutTicket(MemoryBackend):
-    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
-        if self._cell(key) is None:
-            return self._store_anyway(key, entry)
-        return await super().offer(key, ticket, entry)
-
-    def _store_anyway(self, key: str, entry: Entry | None) -> Offered:
-        if entry is not None:
-            self._put(key, entry, 600)
-        return Offered.STORED
-
-
-class SpareOtherLeases(MemoryBackend):
-    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
-        cell = self._cell(key)
-        if isinstance(cell, Lease) and cell.ticket != ticket:
-            return Offered.KEPT
-        return await super().offer(key, ticket, entry)
-
-
-class SpareOlderEntry(MemoryBackend):
-    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
-        cell = self._cell(key)
-        if entry is not None and isinstance(cell, Entry) and cell.version < entry.version:
-            return Offered.KEPT
-        return await super().offer(key, ticket, entry)
-
-
-BROKEN_MEMORY = dict(
-    zip(
-        GUARDS,
-        (
-            NoFence,
-            OneFenceSlot,
-            FloorNotRaised,
-            StoreWithoutTicket,
-            SpareOtherLeases,
-            SpareOlderEntry,
-        ),
-        strict=True,
-    )
-)
-
-# What stands in a script, and what stands there when the guard is gone.
-BROKEN_SCRIPTS = dict(
-    zip(
-        GUARDS,
-        (
-            ("fence", "local done", "do return 1 end\nlocal done"),
-            ("fence", "tickets = tickets .. ticket .. ','", "tickets = ',' .. ticket .. ','"),
-            ("offer", "  if version > floor then", "  if false then"),
-            ("offer", "  return 'nothing'", "  return store('stored')"),
-            (
-                "offer",
-                "  if withdrawn then\n    return 'kept'",
-                "  if true then\n    return 'kept'",
-            ),
-            ("offer", "held > version", "held ~= version"),
-        ),
-        strict=True,
-    )
-)
 
 
 async def _failing(subject: Callable[[], Subject]) -> list[str]:

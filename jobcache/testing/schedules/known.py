@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from jobcache.protocol import Document, Entry
+from jobcache.testing.schedules.promise import Violation
 from jobcache.ttl import Lifetimes
 
 if TYPE_CHECKING:
@@ -46,10 +47,6 @@ GUARDS = {
     ),
 }
 """By the guard whose absence each one catches."""
-
-
-class Violation(AssertionError):  # noqa: N818 - what the checker is there to report
-    """A read was stale, or a commit stays hidden."""
 
 
 @dataclass

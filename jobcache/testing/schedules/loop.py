@@ -1,0 +1,143 @@
+"""An event loop with nothing in it but callbacks and virtual time.
+
+It never waits: `settle` runs all that can run, and time stands still until `pass_time`. So what
+happens between two choices of the explorer is the same in every run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+from collections import deque
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVarTuple, Unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    _Call = tuple[asyncio.Handle, Callable[..., object], tuple[Any, ...], contextvars.Context]
+
+Ts = TypeVarTuple("Ts")
+
+
+class VirtualLoop(asyncio.AbstractEventLoop):
+    """What asyncio's tasks, futures and timeouts need of a loop; no files, threads or signals."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._ready: deque[_Call] = deque()
+        self._timers: list[tuple[float, int, asyncio.TimerHandle, _Call]] = []
+        self._order = count()
+        self.tasks: dict[asyncio.Task[Any], contextvars.Context] = {}
+        """All that have not been found done, with the context each began in."""
+        self.errors: list[BaseException] = []
+        """What callbacks raised, which nobody awaits."""
+
+    # --- for the explorer ---
+
+    def settle(self) -> None:
+        """Run until nothing is left to run at this moment."""
+        asyncio._set_running_loop(self)  # noqa: SLF001 - asyncio keeps it for event loops
+        try:
+            while self._ready:
+                handle, callback, arguments, context = self._ready.popleft()
+                if not handle.cancelled():
+                    try:
+                        context.run(callback, *arguments)
+                    except Exception as error:  # noqa: BLE001 - a finding, not ours to handle
+                        self.errors.append(error)
+        finally:
+            asyncio._set_running_loop(None)  # noqa: SLF001
+        for task in [task for task in self.tasks if task.done()]:
+            del self.tasks[task]
+
+    def waits_for_time(self) -> bool:
+        """Whether a timer stands that has not been cancelled."""
+        while self._timers and self._timers[0][2].cancelled():
+            heapq.heappop(self._timers)
+        return bool(self._timers)
+
+    def pass_time(self) -> None:
+        """Go to the next timer, and let it fire."""
+        if self.waits_for_time():
+            self._now = max(self._now, self._timers[0][0])
+        while self.waits_for_time() and self._timers[0][0] <= self._now:
+            self._ready.append(heapq.heappop(self._timers)[3])
+
+    # --- for asyncio ---
+
+    def time(self) -> float:
+        """Virtual seconds."""
+        return self._now
+
+    def call_soon(
+        self,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
+        """See asyncio."""
+        within = contextvars.copy_context() if context is None else context
+        handle = asyncio.Handle(callback, args, self, within)
+        self._ready.append((handle, callback, args, within))
+        return handle
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """See asyncio."""
+        within = contextvars.copy_context() if context is None else context
+        handle = asyncio.TimerHandle(when, callback, args, self, within)
+        call = (handle, callback, args, within)
+        heapq.heappush(self._timers, (when, next(self._order), handle, call))
+        return handle
+
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """See asyncio."""
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """See asyncio."""
+        return asyncio.Future(loop=self)
+
+    def create_task(
+        self,
+        coro: Coroutine[Any, Any, Any],  # type: ignore[override]
+        *,
+        name: str | None = None,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Task[Any]:
+        """See asyncio."""
+        within = contextvars.copy_context() if context is None else context
+        task = asyncio.Task(coro, loop=self, name=name, context=within)
+        self.tasks[task] = within
+        return task
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Forgotten errors are found by what they do."""
+
+    def get_debug(self) -> bool:
+        """See asyncio."""
+        return False
+
+    def is_running(self) -> bool:
+        """See asyncio."""
+        return asyncio._get_running_loop() is self  # noqa: SLF001
+
+    def is_closed(self) -> bool:
+        """See asyncio."""
+        return False
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """See asyncio: a timer says so when it is cancelled; it is dropped when it is met."""

@@ -1,0 +1,107 @@
+"""What must hold in every schedule, and the one thing that need not.
+
+A read is *stale* if it returns less than the highest version that, before it began, a writer had
+acknowledged or any finished read had returned. A commit is *hidden* if the cell holds an older
+entry although no writer is at work. Neither may happen, but for a version from which the store was
+*cut off*. All of these must be true of that version:
+
+    its writer's fence did not stand when it committed: it never got through, or was lost
+    nobody's offer of it, or of a newer one, has been carried out since
+    whoever should have told the store could not: the offer failed, its process died, or nobody
+    knows whether the commit happened
+
+Such a version counts from the moment the store hears of it; until then others may be served what
+is older, for one lifetime at most (`docs/promises.md`).
+
+Behind a guard, which may refuse an offer without asking the store, an offer has failed if the
+cache counted an error meanwhile. But there the process itself remembers: what was acknowledged or
+returned in it counts for its own reads at once and always. And it repeats what failed: once nothing
+is left to be done, a failed offer excuses no hidden commit.
+
+Whether a fence stands is asked of the model that runs beside the backend, and not of the backend:
+a fence that is missing by mistake exempts nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+
+class Violation(AssertionError):  # noqa: N818 - what the checker is there to report
+    """A read was stale, a commit stays hidden, or a caller was left in the lurch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One version in the source.
+
+    Attributes:
+        version: which.
+        fenced: whether its writer's fence stood.
+        cut_off: whether its writer has become unable to tell the store.
+    """
+
+    version: int
+    fenced: bool
+    cut_off: Callable[[], bool]
+
+
+class Promise:
+    """What was seen by whom, and what may be returned to whom.
+
+    Args:
+        guarded: whether each process remembers what it could not tell the store.
+    """
+
+    def __init__(self, *, guarded: bool) -> None:
+        self._guarded = guarded
+        self._commits: list[Commit] = []
+        self._fenced: set[int] = {1}  # version 1 is there from the beginning
+        self._visible = 1
+        self._seen: dict[str, int] = {}  # by process, cut off or not
+        self._told = 1
+        self._untold: set[int] = set()  # seen by somebody who could not tell the store
+
+    def floor(self, process: str) -> int:
+        """The least that a read which begins now in `process` may return."""
+        own = self._seen.get(process, 1) if self._guarded else 1
+        return max(self._visible, own)
+
+    def committed(self, commit: Commit) -> None:
+        """The source has a new version."""
+        self._commits.append(commit)
+        if commit.fenced:
+            self._fenced.add(commit.version)
+
+    def told(self, version: int) -> None:
+        """The store has carried out an offer of `version`."""
+        self._told = max(self._told, version)
+        heard = {seen for seen in self._untold if seen <= version}
+        self._untold -= heard
+        self._visible = max(self._visible, *heard, 1)
+
+    def seen(self, process: str, version: int, *, refused: bool) -> None:
+        """A caller in `process` was given `version`; `refused`: its offer failed."""
+        self._seen[process] = max(self._seen.get(process, 1), version)
+        if refused and version not in self._fenced and self._told < version:
+            self._untold.add(version)
+        else:
+            self._visible = max(self._visible, version)
+
+    def hidden(self, held: int) -> int | None:
+        """The version that an entry of version `held` hides, now that no writer is at work."""
+        for commit in reversed(self._commits):
+            told = commit.fenced or self._told >= commit.version
+            if held < commit.version and (told or not commit.cut_off()):
+                return commit.version
+        return None
+
+    def state(self) -> Hashable:
+        """What decides about the future."""
+        seen = tuple(sorted(self._seen.items())) if self._guarded else ()
+        commits = tuple((commit.version, commit.fenced) for commit in self._commits)
+        return self._visible, seen, self._told, frozenset(self._untold), commits

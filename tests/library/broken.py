@@ -1,0 +1,235 @@
+"""The library with one guard taken out at a time, to show that the tests notice."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from jobcache.backends.memory import MemoryBackend
+from jobcache.codec import Fence, Lease
+from jobcache.protocol import Entry, Offered
+from jobcache.testing.schedules import GUARDS, Parts
+
+# --- backends, by the guard that is missing ---
+
+
+class NoFence(MemoryBackend):
+    async def fence(self, key: str, ticket: str) -> None:
+        """Writers do not fence."""
+
+
+class OneFenceSlot(MemoryBackend):
+    async def fence(self, key: str, ticket: str) -> None:
+        cell = self._cell(key)
+        await super().fence(key, ticket)
+        if isinstance(cell, Fence):
+            self._put(key, Fence(cell.floor, frozenset({ticket})), 30)
+
+
+class FloorNotRaised(MemoryBackend):
+    def _leave(self, key: str, fence: Fence, ticket: str, entry: Entry | None) -> Offered:
+        offered = super()._leave(key, fence, ticket, entry)
+        left = self._cell(key)
+        if isinstance(left, Fence):
+            self._put(key, Fence(fence.floor, left.tickets), 30)
+        return offered
+
+
+class StoreWithoutTicket(MemoryBackend):
+    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+        if self._cell(key) is None:
+            return self._store_anyway(key, entry)
+        return await super().offer(key, ticket, entry)
+
+    def _store_anyway(self, key: str, entry: Entry | None) -> Offered:
+        if entry is not None:
+            self._put(key, entry, 600)
+        return Offered.STORED
+
+
+class SpareOtherLeases(MemoryBackend):
+    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+        cell = self._cell(key)
+        if isinstance(cell, Lease) and cell.ticket != ticket:
+            return Offered.KEPT
+        return await super().offer(key, ticket, entry)
+
+
+class SpareOlderEntry(MemoryBackend):
+    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+        cell = self._cell(key)
+        if entry is not None and isinstance(cell, Entry) and cell.version < entry.version:
+            return Offered.KEPT
+        return await super().offer(key, ticket, entry)
+
+
+BROKEN_MEMORY = dict(
+    zip(
+        GUARDS,
+        (
+            NoFence,
+            OneFenceSlot,
+            FloorNotRaised,
+            StoreWithoutTicket,
+            SpareOtherLeases,
+            SpareOlderEntry,
+        ),
+        strict=True,
+    )
+)
+
+# What stands in a script, and what stands there when the guard is gone.
+BROKEN_SCRIPTS = dict(
+    zip(
+        GUARDS,
+        (
+            ("fence", "local done", "do return 1 end\nlocal done"),
+            ("fence", "tickets = tickets .. ticket .. ','", "tickets = ',' .. ticket .. ','"),
+            ("offer", "  if version > floor then", "  if false then"),
+            ("offer", "  return 'nothing'", "  return store('stored')"),
+            (
+                "offer",
+                "  if withdrawn then\n    return 'kept'",
+                "  if true then\n    return 'kept'",
+            ),
+            ("offer", "held > version", "held ~= version"),
+        ),
+        strict=True,
+    )
+)
+
+# --- what stands above the backend ---
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What stands in a module, and what stands there instead.
+
+    Attributes:
+        module: the module's name within `jobcache`.
+        changes: pairs of a text that occurs there once, and what replaces it.
+    """
+
+    module: str
+    changes: tuple[tuple[str, str], ...]
+
+    def load(self) -> ModuleType:
+        """The module so changed; the real one stays as it is."""
+        name = f"jobcache.{self.module}"
+        path = sys.modules[name].__file__
+        assert path is not None
+        text = Path(path).read_text("utf-8")
+        for whole, broken in self.changes:
+            assert text.count(whole) == 1, f"{name} has changed; say anew how to break it: {whole}"
+            text = text.replace(whole, broken)
+        module = ModuleType(name)
+        module.__file__ = path
+        exec(compile(text, path, "exec"), vars(module))  # noqa: S102 - the library's own source
+        return module
+
+
+COMMITTED = "self._committed(results, unsure)"
+
+CACHE = {
+    "acknowledges before it offers": Fault(
+        "writes",
+        (
+            (
+                f"await self._offers.make_surely(ticket, {COMMITTED})",
+                f"self._later = asyncio.create_task(self._offers.make(ticket, {COMMITTED}))",
+            ),
+        ),
+    ),
+    "a reader returns before it offers": Fault(
+        "cache",
+        (
+            (
+                "await asyncio.gather(self._offers.make(ticket, sure),",
+                "self._later = asyncio.gather(self._offers.make(ticket, sure),",
+            ),
+        ),
+    ),
+    "a cancelled writer does not offer after its commit": Fault(
+        "writes",
+        (
+            (
+                f"await self._offers.make_surely(ticket, {COMMITTED})",
+                f"await self._offers.make(ticket, {COMMITTED})",
+            ),
+        ),
+    ),
+    "an unsure writer offers its body": Fault(
+        "writes", (("unkept(entry) if key in unsure else entry", "entry"),)
+    ),
+    "an unsure reader offers nothing": Fault(
+        "cache", (("for key in loaded if key not in sure}", "for key in ()}"),)
+    ),
+    "a writer withdraws although its commit may have happened": Fault(
+        "writes",
+        (
+            ("                reached_commit = True\n", ""),
+            (
+                "        finally:\n            if not reached_commit:",
+                (
+                    "            reached_commit = True\n"
+                    "        finally:\n            if not reached_commit:"
+                ),
+            ),
+        ),
+    ),
+}
+"""In `JobCache`."""
+
+FLIGHT = {
+    "a reader joins a load that has begun, as in Go": Fault(
+        "singleflight",
+        (
+            ("            lane.boarding = None  # nobody joins what has begun\n", ""),
+            (
+                "                await self._land(flight)\n",
+                "                await self._land(flight)\n            lane.boarding = None\n",
+            ),
+        ),
+    ),
+    "one cancelled reader cancels them all": Fault(
+        "singleflight", (("await asyncio.shield(flight.landed)", "await flight.landed"),)
+    ),
+    "a call that has ended is never forgotten": Fault(
+        "singleflight", (("                del self._lanes[key]\n", "                pass\n"),)
+    ),
+}
+"""In `SingleFlight`."""
+
+GUARD = {
+    "the guard purges instead of repeating": Fault(
+        "guard",
+        (
+            (
+                "await self._backend.offer(key, ticket, _outdated(step.version))",
+                "await self._backend.purge([key])",
+            ),
+        ),
+    ),
+    "the guard forgets missed offers": Fault(
+        "guard", (("            self._missed.note(key, ticket, step)\n", ""),)
+    ),
+    "the guard reads what the store has yet to be told of": Fault(
+        "guard", (("        if key in self._missed:\n", "        if False:\n"),)
+    ),
+}
+"""In `Guard`."""
+
+
+def parts(fault: Fault) -> Parts:
+    """Processes in which `fault` is."""
+    module = fault.load()
+    if fault.module == "guard":
+        return Parts(guard=module.Guard)
+    if fault.module == "cache":
+        return Parts(cache=module.JobCache)
+    cache = Fault("cache", ()).load()
+    name = {"singleflight": "SingleFlight", "writes": "Writes"}[fault.module]
+    setattr(cache, name, getattr(module, name))
+    return Parts(cache=cache.JobCache)

@@ -1,0 +1,279 @@
+"""The real cache in every schedule of small worlds, and in some of larger ones.
+
+What a failure prints is a schedule: `Explorer.replay` plays it again, and so does
+`python -m jobcache.testing.schedules --world … --schedule "…"`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from jobcache.backends import redis as redis_backend
+from jobcache.backends.memory import MemoryBackend
+from jobcache.testing.schedules import GUARDS, Explorer, Parts, Report, Violation, World
+from jobcache.testing.schedules.__main__ import main
+from tests.library.broken import BROKEN_MEMORY, BROKEN_SCRIPTS, CACHE, FLIGHT, GUARD, Fault, parts
+from tests.subjects import MemorySubject, NullSubject, RedisSubject
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "jobcache")  # a guard tells of every fault
+
+
+def in_memory(kind: type[MemoryBackend] = MemoryBackend, parts: Parts | None = None) -> Explorer:
+    subject = MemorySubject(kind)
+    return Explorer(subject, waits=False, snapshot=subject.backend._cell, parts=parts)
+
+
+@contextmanager
+def on_redis(url: str) -> Iterator[Explorer]:
+    subject = RedisSubject(url)
+    explorer = Explorer(subject, snapshot=lambda key: subject.raw.get(f"test:{key}"))
+    with subject.raw, explorer:
+        yield explorer
+
+
+def world(processes: str, faults: int, kinds: str = "", **ways: bool) -> World:
+    names = kinds.split() or World().kinds
+    return World(processes=tuple(processes.split()), faults=faults, kinds=frozenset(names), **ways)
+
+
+def in_order(report: Report) -> None:
+    assert report.finding is None, f"{report.world!r}\n{report}"
+
+
+# --- whole worlds ---
+
+
+@pytest.mark.parametrize(
+    ("small", "states"),
+    [
+        (world("R W", 1), 800),
+        (world("R W", 2, "evict die lose late"), 1000),
+        (world("R W", 1, warm=True, late_fence=True), 500),
+        (world("RW", 1, warm=True), 800),
+        (world("R R W", 0), 500),
+        (world("RRW", 0), 1000),
+        (world("RRW", 0, warm=True), 500),
+        (world("R W W", 0), 400),
+        (world("R W W", 1, "evict die"), 1000),
+        (world("W W", 1, "evict die lose commit cancel", warm=True), 300),
+        (world("R W", 1, "lose", guarded=True, warm=True), 1000),
+    ],
+    ids=str,
+)
+def test_no_schedule_of_a_small_world_goes_wrong(small: World, states: int) -> None:
+    with in_memory() as explorer:
+        report = explorer.exhaust(small)
+    in_order(report)
+    assert report.complete
+    assert report.states > states, "it is a world of some size"
+
+
+@pytest.mark.parametrize(
+    "large",
+    [
+        world("R W W", 1),
+        world("RRW", 1, warm=True),
+        world("RW W", 1, "time lose evict", guarded=True),
+    ],
+    ids=str,
+)
+def test_no_schedule_with_one_switch_goes_wrong(large: World) -> None:
+    with in_memory() as explorer:
+        in_order(explorer.exhaust(large, switches=1, most=2500))
+
+
+# --- larger worlds, at random ---
+
+LARGE = [
+    world("R R W W", 4),
+    world("RRWW", 4, warm=True),
+    world("RRW W", 3, late_fence=True),
+    world("RW RW", 4, warm=True),
+    world("RRWW", 4, warm=True, guarded=True),
+    world("RW RW", 4, guarded=True, late_fence=True),
+    world("R R W W", 3, warm=True, guarded=True),
+]
+
+
+@pytest.mark.parametrize("seed", ["fixed", secrets.token_hex(4)], ids=["fixed", "fresh"])
+@pytest.mark.parametrize("large", LARGE, ids=str)
+def test_no_schedule_found_at_random_goes_wrong(large: World, seed: str) -> None:
+    with in_memory() as explorer:
+        in_order(explorer.search(large, seed=seed, runs=200))
+
+
+@pytest.mark.parametrize("large", [world("RRW RW", 3), world("RW W", 4, guarded=True)], ids=str)
+def test_no_schedule_found_at_random_goes_wrong_on_redis(large: World, redis_url: str) -> None:
+    with on_redis(redis_url) as explorer:
+        in_order(explorer.search(large, seed=secrets.token_hex(4), runs=100))
+
+
+def test_no_schedule_of_a_small_world_goes_wrong_on_redis(redis_url: str) -> None:
+    with on_redis(redis_url) as explorer:
+        report = explorer.exhaust(world("R W", 1, "evict die lose late"))
+    in_order(report)
+    assert report.complete
+
+
+def test_a_backend_that_keeps_nothing_is_always_right() -> None:
+    with Explorer(NullSubject(), waits=False) as explorer:
+        in_order(explorer.search(world("RRW W", 3), seed="null", runs=100))
+
+
+# --- whatever is broken is found ---
+
+# A small world whole; then a larger one, in which nobody is left waiting more than once.
+BACKENDS = [(world("R W", 2, "evict die"), None), (world("R W W", 2, "evict die"), 1)]
+
+FOUND_IN: list[tuple[str, Fault, World, int]] = [
+    ("acknowledges before it offers", CACHE, world("RW", 2, "lose", warm=True), 1),
+    ("a reader returns before it offers", CACHE, world("RRW", 2, "lose", warm=True), 2),
+    (
+        "a cancelled writer does not offer after its commit",
+        CACHE,
+        world("RW", 2, "lose cancel", warm=True),
+        1,
+    ),
+    ("an unsure writer offers its body", CACHE, world("R W W", 2, "late evict"), 1),
+    (
+        "an unsure writer offers its body",
+        CACHE,
+        world("W W", 2, "time evict", warm=True, guarded=True),
+        2,
+    ),
+    ("an unsure reader offers nothing", CACHE, world("RRW", 2, "lose", warm=True), 1),
+    (
+        "a writer withdraws although its commit may have happened",
+        CACHE,
+        world("R W W", 1, "commit"),
+        1,
+    ),
+    ("a reader joins a load that has begun, as in Go", FLIGHT, world("RRW", 1, "evict"), 1),
+    ("one cancelled reader cancels them all", FLIGHT, world("RRR", 1, "cancel"), 2),
+    ("a call that has ended is never forgotten", FLIGHT, world("RRW", 0), 1),
+    (
+        "the guard purges instead of repeating",
+        GUARD,
+        world("W W", 2, "lose", warm=True, guarded=True),
+        1,
+    ),
+    (
+        "the guard forgets missed offers",
+        GUARD,
+        world("RW", 2, "lose", warm=True, guarded=True),
+        1,
+    ),
+    (
+        "the guard reads what the store has yet to be told of",
+        GUARD,
+        world("RW", 2, "lose", warm=True, guarded=True),
+        1,
+    ),
+]
+
+
+def found(explorer: Explorer, *worlds: tuple[World, int | None]) -> None:
+    for where, switches in worlds:
+        report = explorer.exhaust(where, switches=switches, most=20_000)
+        print(report)  # noqa: T201 - pytest -rP shows the schedules
+        if report.finding is not None:
+            with pytest.raises(Violation, match=re.escape(report.finding.reason)):
+                explorer.replay(where, report.finding.schedule)
+            return
+    raise AssertionError(f"this was not found: {report}")
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_a_memory_backend_without_a_guard_is_found_out(guard: str) -> None:
+    with in_memory(BROKEN_MEMORY[guard]) as explorer:
+        found(explorer, *BACKENDS)
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_a_script_without_a_guard_is_found_out(
+    guard: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, whole, broken = BROKEN_SCRIPTS[guard]
+    lua = redis_backend._lua
+
+    def broken_lua(name: str) -> str:
+        text = lua(name)
+        if name != script:
+            return text
+        assert whole in text, "the script has changed; say anew how to break it"
+        return text.replace(whole, broken)
+
+    monkeypatch.setattr(redis_backend, "_lua", broken_lua)
+    with on_redis(redis_url) as explorer:
+        found(explorer, *BACKENDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "among", "where", "switches"),
+    FOUND_IN,
+    ids=[f"{name}, {where}".replace(" ", "-") for name, _, where, _ in FOUND_IN],
+)
+def test_a_cache_or_guard_that_is_broken_is_found_out(
+    name: str, among: dict[str, Fault], where: World, switches: int
+) -> None:
+    with in_memory(parts=parts(among[name])) as explorer:
+        found(explorer, (where, switches))
+
+
+def test_a_random_search_finds_a_broken_backend_and_says_how_to_replay_it() -> None:
+    where = world("R R W W", 2)
+    with in_memory(BROKEN_MEMORY["an offer raises the fence's floor"]) as explorer:
+        report = explorer.search(where, seed=7, runs=3000)
+        again = explorer.search(where, seed=7, runs=3000)
+        assert report.finding is not None
+        assert report.finding == again.finding
+        with pytest.raises(Violation, match=re.escape(report.finding.reason)):
+            explorer.replay(where, " -> ".join(report.finding.schedule))
+
+
+# --- the tool ---
+
+
+def test_the_same_seed_leads_to_the_same_schedules() -> None:
+    with in_memory() as explorer:
+        one = explorer.search(world("RRW W", 3), seed="x", runs=50)
+        two = explorer.search(world("RRW W", 3), seed="x", runs=50)
+        other = explorer.search(world("RRW W", 3), seed="y", runs=50)
+    assert one.steps == two.steps != other.steps
+
+
+def test_a_step_that_cannot_be_taken_is_named() -> None:
+    with in_memory() as explorer, pytest.raises(LookupError, match="'W0 offer v2' cannot"):
+        explorer.replay(world("R W", 0), "W0 begins -> W0 offer v2")
+
+
+def test_the_command_explores_and_says_what_it_saw(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seed", "1", "--runs", "20"]) == 0
+    assert capsys.readouterr().out.startswith("seed 1: R R W W, 2 faults: 20 schedules, ")
+    assert main(["--exhaust", "--world", "R W", "--faults", "0"]) == 0
+    assert "(every schedule): nothing wrong" in capsys.readouterr().out
+    assert main(["--world", "R W", "--schedule", "W0 begins -> W0 fence is lost"]) == 0
+    with pytest.raises(SystemExit, match="no such fault: flood"):
+        main(["--kinds", "flood"])
+
+
+def test_the_command_explores_redis_in_a_namespace_of_its_own(
+    redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = RedisSubject(redis_url)
+    with subject.raw as raw:
+        raw.set("others", "1")
+        arguments = ["--backend", "redis", "--redis-url", redis_url, "--runs", "10"]
+        assert main([*arguments, "--guarded"]) == 0
+        assert raw.keys("*") == [b"others"]
+        raw.delete("others")
+    assert "10 schedules" in capsys.readouterr().out
