@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from app.access.rate import read_rate
+from app.access.rate import MOST_CALLS, read_rate
 from jobcache import CacheSettings, SettingsError
 
 _DRIVERS = {
@@ -101,7 +101,10 @@ def load() -> Settings:
         try:
             read_rate(settings.rate_limit)
         except ValueError as error:
-            allowed = 'a rate such as "100/second" or "5 per 3 minutes"'
+            allowed = (
+                'a rate such as "100/second", "5 per minute" or "100/second burst 200", '
+                f"of 1 to {MOST_CALLS} calls"
+            )
             raise SettingsError("JOBCACHE_RATE_LIMIT", settings.rate_limit, allowed) from error
     if settings.workers > 1 and cache.backend == "memory":
         # Each process would hold entries that another's writes do not reach.

@@ -50,7 +50,7 @@ def build(settings: Settings) -> Parts:
         SettingsError: the backend cannot be set up as the settings say, or the keys not be read.
     """
     keys = None if settings.api_keys is None else KeyFile(settings.api_keys)
-    rate = RateLimit(*read_rate(settings.rate_limit)) if settings.rate_limit else None
+    rate = RateLimit(read_rate(settings.rate_limit)) if settings.rate_limit else None
     cache = JobCache(
         make_backend(settings.cache),
         lifetimes=Lifetimes(by_status=LIFETIMES),

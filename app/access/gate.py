@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from app.access.callers import TRUSTED, Caller
@@ -75,7 +74,7 @@ class Gate:
                     429,
                     "Too many calls; Retry-After says when the next is let through.",
                     instance=path,
-                    headers={"Retry-After": str(max(1, math.ceil(wait)))},
+                    headers={"Retry-After": str(wait)},
                 )(scope, receive, send)
                 return
         if caller is None and path not in OPEN:

@@ -1,80 +1,63 @@
-"""How often a caller may call: so many calls in any window of so many seconds, per process.
+"""How often a caller may call: at so many calls a second, minute, hour, day or week, per process.
 
-The sliding window counter: of the calls in the previous fixed window, as many count as the sliding
-window still covers, as if they had been spread evenly. Two numbers a caller, whatever the rate.
-
-Rejected: the memory storages of `limits`, whose notation is used. After each call they walk through
-all callers they remember, they forget none before its time is up, and the wait they tell does not
-suffice when a window has been used up.
+By the generic cell rate algorithm of `throttled`: one number a caller, whatever the rate, and a
+call looks at no other caller. Up to the burst, which is as many as the rate names unless it says
+otherwise, may come at once; after that the rate is a steady one.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import time
+import math
 from typing import TYPE_CHECKING
 
-from limits import parse_many
+from throttled import MemoryStore, RateLimiterType, Throttled
+from throttled.exceptions import DataError
+from throttled.rate_limiter.quota_parser import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from throttled import Quota
+
+MOST_CALLS = 1_000_000
+"""What a rate may name: with far more, one call's share of a second is lost in rounding."""
+
+_REMEMBERED = 10_000
 
 
-def read_rate(text: str) -> tuple[int, int]:
-    """A number of calls, and of seconds: of "100/second", or "5 per 3 minutes".
+def read_rate(text: str) -> Quota:
+    """What is meant by "100/second", "5 per minute" or "100/second burst 200".
 
     Raises:
-        ValueError: it is no such rate.
+        ValueError: it is no such rate, more than one, or not of 1 to `MOST_CALLS` calls.
     """
-    (item,) = parse_many(text)
-    if item.amount < 1:
-        raise ValueError("not even one call")
-    return item.amount, item.get_expiry()
+    try:
+        (quota,) = parse(text)
+    except (DataError, OverflowError) as error:
+        raise ValueError(text) from error
+    if quota.rate.limit > MOST_CALLS or not 1 <= quota.burst <= MOST_CALLS:
+        raise ValueError(text)
+    return quota
 
 
 class RateLimit:
     """Counts calls by name.
 
     Args:
-        calls: how many of one name are let through
-        seconds: in a window of this length.
-        remembered: of how many names; beyond, whoever has not called for longest is forgotten.
-        clock: seconds, monotonic.
+        quota: how many of one name are let through.
+        store: of the counts; None: one for 10,000 names, which then forgets whoever has not
+            called for longest.
     """
 
-    def __init__(
-        self,
-        calls: int,
-        seconds: float,
-        *,
-        remembered: int = 10_000,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._calls = calls
-        self._seconds = seconds
-        self._remembered = remembered
-        self._clock = clock
-        # By name: the number of a fixed window, the calls in the one before, and in it.
-        self._counts: dict[str, tuple[int, int, int]] = {}
+    def __init__(self, quota: Quota, store: MemoryStore | None = None) -> None:
+        if store is None:
+            store = MemoryStore(options={"MAX_SIZE": _REMEMBERED})
+        # It is given no timeout: with one it would sleep until a call may pass.
+        self._calls = Throttled(using=RateLimiterType.GCRA.value, quota=quota, store=store)
 
-    def __len__(self) -> int:
-        return len(self._counts)
-
-    def wait(self, name: str) -> float:
+    def wait(self, name: str) -> int:
         """Count a call and return 0; or return the seconds until one will be let through."""
-        now = self._clock() / self._seconds  # in windows
-        window = int(now)
-        passed = now - window
-        last, previous, current = self._counts.pop(name, (window, 0, 0))
-        if last != window:
-            previous, current = (current if last == window - 1 else 0), 0
-        wait = _windows_until(self._calls, previous, current, passed)
-        if wait <= 0:
-            current += 1
-        self._counts[name] = window, previous, current  # the last of the dictionary
-        if len(self._counts) > self._remembered:
-            del self._counts[next(iter(self._counts))]
-        return max(0.0, wait * self._seconds)
+        result = self._calls.limit(f"caller {name}")  # for it refuses a name that is empty
+        return max(1, math.ceil(result.state.retry_after)) if result.limited else 0
 
 
 def address_name(host: str) -> str:
@@ -86,12 +69,3 @@ def address_name(host: str) -> str:
     if address.version == 4 or address.ipv4_mapped is not None:  # noqa: PLR2004 - as in IPv4
         return host
     return str(ipaddress.ip_network((host, 64), strict=False))
-
-
-def _windows_until(calls: int, previous: int, current: int, passed: float) -> float:
-    """How many windows until previous * (1 - passed) + current + 1 <= calls; not above 0: now."""
-    if current < calls:
-        free = calls - 1 - current
-        return 0.0 if previous <= free else 1 - free / previous - passed
-    # Not in this one; in the next, what is current now is the previous one.
-    return 1 - passed + 1 - (calls - 1) / current
