@@ -7,6 +7,7 @@ path does not have (405, with `Allow`), which is no operation.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
@@ -252,7 +253,7 @@ def _complete(document: dict[str, Any]) -> None:
     document["info"]["description"] = _ABOUT
     problem = Problem.model_json_schema(ref_template=_SCHEMAS)
     document["components"]["schemas"] |= {**problem.pop("$defs"), "Problem": problem}
-    document["paths"]["/openapi.json"] = {"get": _THIS_DOCUMENT}
+    document["paths"]["/openapi.json"] = {"get": deepcopy(_THIS_DOCUMENT)}
     for path in document["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", ()):
