@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--reads", type=_count, help="polls to check; 1000000, or 100000 with --quick")
+    add("--reads", type=_count, help="reads to check; 1000000, or 100000 with --quick")
     add("--faults", type=_names, help=f"which, in any order; all: {','.join(FAULTS)}")
     add("--rounds", type=_count, help="the least of each fault; 3, or 1 with --quick")
     add("--quick", action="store_true", help="each fault once")

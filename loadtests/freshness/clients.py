@@ -32,6 +32,8 @@ _BREATH = 0.05  # seconds after a request that was not answered
 _GIVE_UP = 20.0  # seconds for a job's storyboard, and for its last change
 _TRY_AGAIN = 0.2  # seconds until a change of unknown outcome is repeated
 _ACTIVE_SHARE = 0.75  # of polls are for jobs that move
+_BATCHES = 1 / 12  # of a client's requests are for many jobs at once
+_BATCH = 25
 _MOST_WORKERS = 3
 _SWEEP = 1.0  # seconds between two looks for overdue answers
 
@@ -48,7 +50,7 @@ class Watch:
         tallies: counts, by the fault's name.
         active: jobs that move.
         recent: jobs that have ended lately.
-        reads: polls checked so far.
+        reads: versions checked so far.
     """
 
     def __init__(self, services: Sequence[Service]) -> None:
@@ -143,11 +145,16 @@ class Watch:
         self.judge(findings, scope, service, answer)
         return job_id
 
-    async def find(self, client: str, line: Connection, service: Service, query: str) -> None:
-        """Ask for several jobs at once; each of them is checked."""
-        scope, about = self.scope, [*self.active, *self.recent]
-        asked = {job_id: self.ledger.ask(client, job_id) for job_id in about}
+    async def find(
+        self, client: str, line: Connection, service: Service, ids: Sequence[int] = ()
+    ) -> None:
+        """Ask for many jobs at once: these, from the cache, or those that move, past it."""
+        scope = self.scope
+        asked = {
+            each: self.ledger.ask(client, each) for each in ids or (*self.active, *self.recent)
+        }
         blindly = self.ledger.ask_blindly(client, 0)
+        query = f"ids={','.join(map(str, ids))}" if ids else "status=rendering&limit=100"
         answer = await self._send(blindly, line, service, get(f"{_JOBS}?{query}"))
         if answer is None:
             return
@@ -157,7 +164,12 @@ class Watch:
             return
         tally = self.tallies[self.scope.fault]
         for job_id, version, body in _items(answer.body):
-            tally.listed += 1
+            if ids:
+                self.reads += 1
+                tally.reads += 1
+                tally.batched += 1
+            else:
+                tally.listed += 1
             one = asked.get(job_id) or replace(blindly, job_id=job_id)
             findings = self.ledger.answered(one, version, body)
             if findings:
@@ -240,16 +252,19 @@ async def poll_for_ever(watch: Watch, number: int, seed: int, *, tags: bool) -> 
             continue
         job_id = chance.choice(jobs)
         service = chance.choice(watch.services)
+        if chance.random() < _BATCHES:
+            ids = chance.sample(jobs := [*watch.active, *watch.recent], min(len(jobs), _BATCH))
+            await watch.find(name, lines[service.number], service, ids)
+            continue
         tag = seen.get(job_id, 0) if tags else 0
         version = await watch.poll(name, lines[service.number], service, job_id, tag)
         seen[job_id] = max(version, tag)
 
 
 async def list_for_ever(watch: Watch, number: int, seed: int, pause: float) -> None:
-    """A client that asks for many jobs at once: by id through the cache, by status past it.
+    """A client that asks for many jobs at once, past the cache.
 
-    What is read past the cache shows a commit that is not offered yet: from then on the cache must
-    not hide it.
+    That shows a commit that is not offered yet: from then on the cache must not hide it.
 
     Args:
         watch: what checks it.
@@ -262,9 +277,7 @@ async def list_for_ever(watch: Watch, number: int, seed: int, pause: float) -> N
     while True:
         await asyncio.sleep(chance.uniform(0, 2 * pause))
         service = chance.choice(watch.services)
-        ids = ",".join(map(str, watch.active))
-        query = f"ids={ids}" if ids and chance.random() < 1 / 3 else "status=rendering&limit=100"
-        await watch.find(name, lines[service.number], service, query)
+        await watch.find(name, lines[service.number], service)
 
 
 class Author:

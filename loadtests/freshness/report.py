@@ -68,7 +68,7 @@ _COLUMNS: dict[str, Callable[[Tally], str]] = {
     "other violations": _others,
     "stale within the bound, the worst": _bounded,
     "polls not answered": _not_answered,
-    "hit rate %": lambda tally: f"{100 * tally.hits / tally.reads:.1f}" if tally.reads else _NONE,
+    "hit rate of polls %": lambda tally: _part(tally.hits, tally.reads - tally.batched),
     **{f"{phase}: p50 / p99 / max ms": _times(phase) for phase in PHASES},
 }
 
@@ -87,7 +87,8 @@ def publish(plan: Plan, outcome: Outcome, command: str, results: Path) -> int:
     broken = sum(whole.violations.values())
     verdict = (
         f"{whole.reads} reads checked in {outcome.seconds:.0f} s"
-        f" ({whole.reads / max(outcome.seconds, 1e-9):.0f} a second), {whole.listed} jobs in lists,"
+        f" ({whole.reads / max(outcome.seconds, 1e-9):.0f} a second; {whole.batched} of them in"
+        f" batches), {whole.listed} jobs in lists,"
         f" {whole.writes} writes ({whole.unknown_writes} of unknown outcome), {outcome.jobs} jobs,"
         f" {outcome.compared} answers compared with the database at the end."
         f" The checker was computing for {100 * outcome.busy:.0f} % of the time."
@@ -151,6 +152,7 @@ def _document(tally: Tally) -> dict[str, Any]:
         "injected": tally.injected,
         "reads": tally.reads,
         "not_modified": tally.not_modified,
+        "batched": tally.batched,
         "listed": tally.listed,
         "writes": tally.writes,
         "unknown_writes": tally.unknown_writes,
@@ -166,3 +168,7 @@ def _document(tally: Tally) -> dict[str, Any]:
         "findings": tally.told,
         "poll_ms": {phase: _percentiles(tally, phase) for phase in PHASES},
     }
+
+
+def _part(some: int, of: int) -> str:
+    return f"{100 * some / of:.1f}" if of else _NONE

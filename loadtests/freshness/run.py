@@ -42,7 +42,7 @@ class Plan:
         broken: the guard that is taken away; None if none is.
         faults: names of `FAULTS`.
         rounds: the least times each is injected.
-        reads: the least polls to check.
+        reads: the least reads to check.
         processes: how many services.
         seed: what all choices follow from.
         jobs: how many at a time.

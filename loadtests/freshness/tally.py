@@ -44,8 +44,10 @@ class Tally:
     """The counts of one fault, its calm before and after included.
 
     Attributes:
+        reads: versions of jobs that were checked: by a poll each, or many at once by their ids.
+        batched: of the reads, those by ids.
         not_modified: of the reads, those answered 304.
-        listed: jobs checked in lists; no reads.
+        listed: jobs checked in lists, which are read past the cache; no reads.
         unknown_writes: of the writes, those nobody knows the outcome of.
         stale_marked: reads answered by an entry past its freshness, for the database was away.
         statuses: of reads answered neither 200 nor 304.
@@ -53,12 +55,13 @@ class Tally:
         worst: the greatest age, in seconds, of anything stale while the promise was bounded.
         bound: what it may be at most; None where the promise is fresh.
         told: the first violations, in words.
-        times: of reads, in seconds, by phase.
+        times: of polls, in seconds, by phase.
         away: about how many seconds breakers were open, all processes together, by phase.
     """
 
     injected: int = 0
     reads: int = 0
+    batched: int = 0
     not_modified: int = 0
     listed: int = 0
     writes: int = 0
@@ -108,7 +111,7 @@ def total(tallies: Sequence[Tally]) -> Tally:
     whole = Tally()
     for one in tallies:
         for name in (
-            *("injected", "reads", "not_modified", "listed", "writes", "unknown_writes"),
+            *("injected", "reads", "batched", "not_modified", "listed", "writes", "unknown_writes"),
             *("hits", "stale_marked", "unanswered"),
         ):
             setattr(whole, name, getattr(whole, name) + getattr(one, name))
