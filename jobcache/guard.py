@@ -182,7 +182,7 @@ class Guard:
 
         def landed(task: asyncio.Task[Offered]) -> None:
             if self._ended_well(task):
-                self._missed.forget(key, ticket, step)
+                self._missed.made(key, ticket, step)
 
         try:
             return await self._run(self._backend.offer(key, ticket, entry), went_late)
@@ -339,6 +339,7 @@ class Guard:
     def _doubt(self) -> None:
         # Failures in a row are not the only sign: a full server answers gets, and nothing else.
         self._doubted = True
+        self._missed.distrust()
         self._recover()
 
     def _recover(self) -> None:
@@ -360,9 +361,11 @@ class Guard:
                     await self._backend.ping()
                 told = await self._tell()
             except TimeoutError:
+                self._missed.distrust()
                 self._breaker.silent = True
                 self._breaker.trip("no answer")
             except CacheUnavailable as error:
+                self._missed.distrust()
                 # A store that answers reads, but takes no writes, is found out here.
                 self._breaker.silent = False
                 self._breaker.trip(str(error))
@@ -417,7 +420,9 @@ class Guard:
                 " expires",
                 *(self.name, key, error),
             )
-        self._missed.forget(key, ticket, step)
+            self._missed.forget(key, ticket, step)
+        else:
+            self._missed.made(key, ticket, step)
         return True
 
 
