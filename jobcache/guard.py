@@ -122,6 +122,7 @@ class Guard:
         # What was loaded or committed before this moment is to be confirmed by the source.
         self._confirmed_from_ms = 0
         self._doubted = False
+        self._overdue = False  # an operation has run out of its deadline since the last probe
         # Fences past their deadline, and whether their writer has offered meanwhile.
         self._late_fences: dict[tuple[str, str], bool] = {}
         self._strange: set[type[Exception]] = set()
@@ -281,6 +282,7 @@ class Guard:
         if went_late is not None:
             went_late(task)
         breaker.went_unanswered(number)
+        self._overdue = True
         self._doubt()
         raise CacheUnavailable(f"no answer within {limit:g} s")
 
@@ -349,15 +351,14 @@ class Guard:
     async def _probe(self) -> None:
         pause = self._probe_after
         while self._doubted or self._breaker.open or self._missed:
-            if self._breaker.silent and not self._breaker.open:
-                limit = 1.5 * self._deadline  # at once, for reads have stopped to wait for it
-            else:
+            if not self._in_a_hurry():
                 await self._sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads the probes
                 pause = min(2 * pause, self._probe_limit)
-                limit = self._probe_limit
+            limit = 1.5 * self._deadline if self._in_a_hurry() else self._probe_limit
             try:
                 async with asyncio.timeout(limit):
-                    self._doubted = False  # before: a failure meanwhile is a new doubt
+                    # before: a failure meanwhile is a new doubt
+                    self._doubted = self._overdue = False
                     await self._backend.ping()
                 told = await self._tell()
             except TimeoutError:
@@ -376,6 +377,16 @@ class Guard:
                 if told:
                     self._readmit()
                     pause = self._probe_after
+
+    def _in_a_hurry(self) -> bool:
+        """Whether callers wait for a store that may be away, or have stopped to wait for it.
+
+        Not only if it is silent. Where much is under way, the first to be overdue began before the
+        store's last answer, and does not prove silence; but the one probe there is begins then:
+
+            A and B are asked; A is answered; the store hangs; B is overdue, and soon all others are
+        """
+        return (self._overdue or self._breaker.silent) and not self._breaker.open
 
     def _readmit(self) -> None:
         if self._breaker.open:

@@ -186,6 +186,25 @@ async def test_after_a_deadline_of_silence_reads_do_not_wait_and_one_probe_decid
     hangs.set()
 
 
+async def test_an_answer_to_what_began_earlier_does_not_put_off_the_probe(rig: Rig) -> None:
+    """The store hangs between two answers, as it does where there is always something under way."""
+    rig.store.hangs = first = asyncio.Event()
+    answered = asyncio.create_task(rig.guard.get("k"))
+    while rig.store.calls < 1:
+        await asyncio.sleep(0)
+    rig.store.hangs = rest = asyncio.Event()
+    overdue = asyncio.create_task(rig.guard.get("k"))
+    while rig.store.calls < 2:
+        await asyncio.sleep(0)
+    first.set()
+    assert await answered is None
+    with pytest.raises(CacheUnavailable):
+        await overdue
+    await until_open(rig)
+    assert len(rig.pauses.asked) <= 1, "the probe that found it out did not pause before"
+    rest.set()
+
+
 async def test_a_silence_that_ends_before_the_probe_does_is_no_outage(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
