@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench loadtest freshness clean
+.PHONY: help run test check format bench loadtest outage freshness clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ bench: $(VENV)/installed ## time the backends, print the table
 
 loadtest: $(VENV)/installed ## simulate pollers on each backend, print the table; ARGS="--users 10"
 	$(BIN)/python -m loadtests $(ARGS)
+
+outage: $(VENV)/installed ## what polls lose while Redis is away, beside null; ARGS="--rounds 2"
+	$(BIN)/python -m benchmarks.outage $(ARGS)
 
 freshness: $(VENV)/installed ## check a million polls while Redis and processes fail; ARGS="--quick"
 	$(BIN)/python -m loadtests.freshness $(ARGS)

@@ -126,6 +126,8 @@ _AWAY_STATES = frozenset({"57P01", "57P02", "57P03", "57P05"})
 _AWAY_CLASSES = frozenset({"08", "53"})
 _CLOSED = ("connection is closed", "connection was closed")
 _TABLES_LOCK = 7_262_637  # any number, the same in every process
+_CONNECTIONS = 15
+_WRITES = 10  # of them, at the most
 _LONGEST_WAIT = 10
 """Seconds that a write may wait for SQLite's one lock, in this process and then in the file."""
 _LONGEST_READ, _LONGEST_WRITE = 5, 10
@@ -168,7 +170,7 @@ class Database:
         self._engine = create_async_engine(
             url,
             # All kept: connections beyond a pool's size are opened and closed under load.
-            pool_size=15,
+            pool_size=_CONNECTIONS,
             max_overflow=0,
             pool_timeout=10,
             hide_parameters=True,  # an error goes into the log; a client's prompt does not
@@ -176,8 +178,10 @@ class Database:
         )
         # One statement is a snapshot of its own; no BEGIN and ROLLBACK around it.
         self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        # SQLite lets in one writer at a time and makes the others poll; here they queue.
-        self._writing = asyncio.Lock()
+        # SQLite lets in one writer at a time and makes the others poll; here they queue. Elsewhere
+        # some connections are left to reads: while Redis hangs, each transaction is open for as
+        # long as its fence is waited for, and polls would have to wait for them.
+        self._writing = asyncio.Semaphore(1 if self.is_sqlite else _WRITES)
         event.listen(self._engine.sync_engine, "before_cursor_execute", self._count)
         event.listen(self._engine.sync_engine, "handle_error", _notice_death)
         if self.is_sqlite:
@@ -309,9 +313,6 @@ class Database:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        if not self.is_sqlite:
-            yield
-            return
         try:
             async with asyncio.timeout(_LONGEST_WAIT):
                 await self._writing.acquire()

@@ -122,6 +122,7 @@ class Guard:
         # What was loaded or committed before this moment is to be confirmed by the source.
         self._confirmed_from_ms = 0
         self._doubted = False
+        self._overdue = False  # an operation has run out of its deadline since the last probe
         # Fences past their deadline, and whether their writer has offered meanwhile.
         self._late_fences: dict[tuple[str, str], bool] = {}
         self._strange: set[type[Exception]] = set()
@@ -182,7 +183,7 @@ class Guard:
 
         def landed(task: asyncio.Task[Offered]) -> None:
             if self._ended_well(task):
-                self._missed.forget(key, ticket, step)
+                self._missed.made(key, ticket, step)
 
         try:
             return await self._run(self._backend.offer(key, ticket, entry), went_late)
@@ -285,6 +286,7 @@ class Guard:
             raise
         went_late(task)
         breaker.went_unanswered(number)
+        self._overdue = True
         self._doubt()
         raise CacheUnavailable(f"no answer within {limit:g} s")
 
@@ -343,6 +345,7 @@ class Guard:
     def _doubt(self) -> None:
         # Failures in a row are not the only sign: a full server answers gets, and nothing else.
         self._doubted = True
+        self._missed.distrust()
         self._recover()
 
     def _recover(self) -> None:
@@ -352,21 +355,22 @@ class Guard:
     async def _probe(self) -> None:
         pause = self._probe_after
         while self._doubted or self._breaker.open or self._missed:
-            if self._breaker.silent and not self._breaker.open:
-                limit = 1.5 * self._deadline  # at once, for reads have stopped to wait for it
-            else:
+            if not self._in_a_hurry():
                 await self._sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads the probes
                 pause = min(2 * pause, self._probe_limit)
-                limit = self._probe_limit
+            limit = 1.5 * self._deadline if self._in_a_hurry() else self._probe_limit
             try:
                 async with asyncio.timeout(limit):
-                    self._doubted = False  # before: a failure meanwhile is a new doubt
+                    # before: a failure meanwhile is a new doubt
+                    self._doubted = self._overdue = False
                     await self._backend.ping()
                 told = await self._tell()
             except TimeoutError:
+                self._missed.distrust()
                 self._breaker.silent = True
                 self._breaker.trip("no answer")
             except CacheUnavailable as error:
+                self._missed.distrust()
                 # A store that answers reads, but takes no writes, is found out here.
                 self._breaker.silent = False
                 self._breaker.trip(str(error))
@@ -377,6 +381,16 @@ class Guard:
                 if told:
                     self._readmit()
                     pause = self._probe_after
+
+    def _in_a_hurry(self) -> bool:
+        """Whether callers wait for a store that may be away, or have stopped to wait for it.
+
+        Not only if it is silent. Where much is under way, the first to be overdue began before the
+        store's last answer, and does not prove silence; but the one probe there is begins then:
+
+            A and B are asked; A is answered; the store hangs; B is overdue, and soon all others are
+        """
+        return (self._overdue or self._breaker.silent) and not self._breaker.open
 
     def _readmit(self) -> None:
         if self._breaker.open:
@@ -421,7 +435,9 @@ class Guard:
                 " expires",
                 *(self.name, key, error),
             )
-        self._missed.forget(key, ticket, step)
+            self._missed.forget(key, ticket, step)
+        else:
+            self._missed.made(key, ticket, step)
         return True
 
 

@@ -41,6 +41,7 @@ class Missed:
         self._steps: dict[str, dict[str, Step]] = {}
         self._count = 0
         self._overflows = 0
+        self._heard: dict[str, int] = {}  # by key, the version the store has been told of
 
     def __bool__(self) -> bool:
         return self.everything or bool(self._steps)
@@ -67,7 +68,15 @@ class Missed:
             self.note_everything()
 
     def note_seen(self, key: str, version: int) -> None:
-        """Remember that the source has `version`, whoever committed it."""
+        """Remember that the source has `version`, whoever committed it.
+
+        Of a key that is polled all the time some poll is always under way, and would unsettle it
+        again, for ever:
+
+            R is refused, loads v2; the store is told of v2, the key is settled; R notes v2
+        """
+        if self._heard.get(key, -1) >= version:
+            return
         known = self._steps.get(key, {}).get(SEEN)
         # Of the same version the note stays the same, so that polls of a key that is being
         # settled do not unsettle it again and again.
@@ -81,8 +90,20 @@ class Missed:
         self._overflows += 1
         self.everything = True
 
+    def made(self, key: str, ticket: str, step: Step) -> None:
+        """The store has taken the step: from now on it holds nothing older."""
+        self.forget(key, ticket, step)
+        if step.version is not None:
+            if len(self._heard) >= self._most:
+                self._heard.clear()  # costs those that are under way one more note
+            self._heard[key] = max(step.version, self._heard.get(key, -1))
+
+    def distrust(self) -> None:
+        """The store has failed: whatever it has been told of, it is to be told again."""
+        self._heard.clear()
+
     def forget(self, key: str, ticket: str, step: Step) -> None:
-        """The step has been made, unless another has taken its place."""
+        """The step is not to be repeated any more, unless another has taken its place."""
         steps = self._steps.get(key, {})
         if steps.get(ticket) is step:
             del steps[ticket]

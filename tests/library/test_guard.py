@@ -186,6 +186,25 @@ async def test_after_a_deadline_of_silence_reads_do_not_wait_and_one_probe_decid
     hangs.set()
 
 
+async def test_an_answer_to_what_began_earlier_does_not_put_off_the_probe(rig: Rig) -> None:
+    """The store hangs between two answers, as it does where there is always something under way."""
+    rig.store.hangs = first = asyncio.Event()
+    answered = asyncio.create_task(rig.guard.get("k"))
+    while rig.store.calls < 1:
+        await asyncio.sleep(0)
+    rig.store.hangs = rest = asyncio.Event()
+    overdue = asyncio.create_task(rig.guard.get("k"))
+    while rig.store.calls < 2:
+        await asyncio.sleep(0)
+    first.set()
+    assert await answered is None
+    with pytest.raises(CacheUnavailable):
+        await overdue
+    await until_open(rig)
+    assert len(rig.pauses.asked) <= 1, "the probe that found it out did not pause before"
+    rest.set()
+
+
 async def test_a_silence_that_ends_before_the_probe_does_is_no_outage(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -390,6 +409,49 @@ async def test_polls_while_the_store_is_told_do_not_keep_it_away(rig: Rig) -> No
     assert rig.guard.condition().available
     assert rig.guard.condition().unsettled == 0
     await cache.aclose()
+
+
+async def test_a_poll_under_way_while_the_store_was_told_does_not_unsettle_its_key(
+    rig: Rig,
+) -> None:
+    """Of a job that is polled all the time some poll always is, and no hit would ever come back."""
+    await rig.break_it()
+    rig.guard.remember("k", 2)
+    rig.store.away = False
+    await rig.probe()
+    assert rig.guard.condition().unsettled == 0
+    rig.guard.remember("k", 2)  # its look was refused before
+    rig.guard.remember("k", 1)
+    assert rig.guard.condition().unsettled == 0
+    rig.guard.remember("k", 3)
+    assert rig.guard.condition().unsettled == 1, "of this the store has not heard"
+
+
+async def test_what_a_store_heard_before_it_failed_does_not_count(rig: Rig) -> None:
+    await rig.break_it()
+    rig.guard.remember("k", 2)
+    rig.store.away = False
+    await rig.probe()
+    rig.store.away = True
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.get("k")
+    rig.guard.remember("k", 2)
+    assert rig.guard.condition().unsettled == 1
+
+
+async def test_a_step_given_up_was_not_heard(rig: Rig) -> None:
+    await rig.break_it()
+    rig.guard.remember("k", 2)
+    rig.store.away = False
+
+    async def refuse(key: str, ticket: str, entry: Entry | None) -> Offered:
+        raise UnreadableCell(key)
+
+    rig.store.offer = refuse  # type: ignore[method-assign]
+    while rig.guard.condition().unsettled:
+        await rig.probe()
+    rig.guard.remember("k", 2)
+    assert rig.guard.condition().unsettled == 1
 
 
 async def test_a_fence_another_writer_left_hears_of_the_missed_version(rig: Rig) -> None:
