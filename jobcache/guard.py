@@ -225,8 +225,7 @@ class Guard:
     async def start(self) -> None:
         """Probe once, so that a store that is away from the beginning is known at once."""
         try:
-            async with asyncio.timeout(self._probe_limit):
-                await self._backend.ping()
+            await self._ping(self._probe_limit)
         except TimeoutError:
             self._breaker.silent = True
             self._breaker.trip("no answer")
@@ -277,10 +276,8 @@ class Guard:
         number = breaker.begin()
         task = self._start(operation)
         try:
-            for _ in range(_SLICES):
-                # wait(), unlike wait_for(), leaves the task alone when time is up
-                if (await asyncio.wait({task}, timeout=limit / _SLICES))[0]:
-                    return self._outcome(number, task)
+            if await _answered(task, limit):
+                return self._outcome(number, task)
         except asyncio.CancelledError:
             went_late(task)
             raise
@@ -360,10 +357,8 @@ class Guard:
                 pause = min(2 * pause, self._probe_limit)
             limit = 1.5 * self._deadline if self._in_a_hurry() else self._probe_limit
             try:
-                async with asyncio.timeout(limit):
-                    # before: a failure meanwhile is a new doubt
-                    self._doubted = self._overdue = False
-                    await self._backend.ping()
+                self._doubted = self._overdue = False  # before: a failure meanwhile is a new doubt
+                await self._ping(limit)
                 told = await self._tell()
             except TimeoutError:
                 self._missed.distrust()
@@ -381,6 +376,13 @@ class Guard:
                 if told:
                     self._readmit()
                     pause = self._probe_after
+
+    async def _ping(self, limit: float) -> None:
+        pinging = self._start(self._backend.ping())
+        if not await _answered(pinging, limit):
+            pinging.cancel()  # the connection is its own
+            raise TimeoutError
+        pinging.result()
 
     def _in_a_hurry(self) -> bool:
         """Whether callers wait for a store that may be away, or have stopped to wait for it.
@@ -439,6 +441,14 @@ class Guard:
         else:
             self._missed.made(key, ticket, step)
         return True
+
+
+async def _answered(task: asyncio.Task[Any], limit: float) -> bool:
+    for _ in range(_SLICES):
+        # wait(), unlike wait_for(), leaves the task alone when time is up
+        if (await asyncio.wait({task}, timeout=limit / _SLICES))[0]:
+            return True
+    return False
 
 
 def _outdated(version: int) -> Entry:

@@ -29,6 +29,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
+from operator import is_
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from jobcache.cache import JobCache
@@ -615,16 +616,18 @@ class Run:
 
     def _time(self) -> None:
         # A deadline may be waited for in parts: it is reached when something comes of it.
-        before = self._seen_from_outside()
-        while self._seen_from_outside() == before and self.loop.waits_for_time():
+        before, steps = self._at_rest(), list(self.pending)
+        while self.loop.waits_for_time():
             self.loop.pass_time()
             self.loop.settle()
+            same = len(steps) == len(self.pending) and all(map(is_, steps, self.pending))
+            if not same or self._at_rest() != before:
+                break
         for actor in self.actors:
             self._note(actor, "time", None)
 
-    def _seen_from_outside(self) -> tuple[object, ...]:
-        ended = [actor.task is None or actor.task.done() for actor in self.actors]
-        return *ended, *map(id, self.pending)
+    def _at_rest(self) -> list[bool]:
+        return [actor.task is None or actor.task.done() for actor in self.actors]
 
     def evict(self) -> None:
         """Lose the cell."""
