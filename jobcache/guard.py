@@ -291,7 +291,7 @@ class Guard:
         """Why an operation is not even tried; empty if it is."""
         breaker = self._breaker
         if breaker.open and (reads or (breaker.silent and breaker.open_for() >= persists)):
-            return breaker.reason
+            return breaker.reason or "set aside"
         if breaker.silent and reads:
             return "an answer is overdue"
         return ""

@@ -136,6 +136,18 @@ async def test_a_few_failures_in_a_row_open_the_breaker(rig: Rig) -> None:
     assert rig.store.calls == calls, "an open breaker asks the store nothing"
 
 
+async def test_a_store_that_failed_without_a_word_is_set_aside_like_any_other(rig: Rig) -> None:
+    async def get(key: str) -> Entry | None:
+        rig.store.calls += 1
+        raise CacheUnavailable
+
+    rig.store.get = get  # type: ignore[method-assign]
+    for _ in range(5):
+        with pytest.raises(CacheUnavailable):
+            await rig.guard.get("k")
+    assert rig.store.calls == 3
+
+
 async def test_a_success_in_between_starts_the_count_anew(rig: Rig) -> None:
     for _ in range(5):
         rig.store.away = True
