@@ -262,11 +262,21 @@ class RedisBackend:
         return [_as_ours(reply) if isinstance(reply, Exception) else reply for reply in replies]
 
     async def _evaluate(self, calls: Sequence[_Call]) -> list[Any]:
+        async def send() -> list[Any]:
+            try:
+                return await self._send(calls)
+            except RedisConnectionError:
+                # redis-py tries a pipeline again that was lost, but not if its connection was lost
+                # while it was made. This may be a fence, without which others serve what is old.
+                return await self._send(calls)
+
+        return list(await self._ask(send))
+
+    async def _send(self, calls: Sequence[_Call]) -> list[Any]:
         async with self._client.pipeline(transaction=False) as pipeline:
             for script, name, arguments in calls:
                 pipeline.evalsha(self._scripts[script].sha, 1, name, *arguments)
-            replies: list[Any] = await self._ask(pipeline.execute, raise_on_error=False)
-            return replies
+            return list(await pipeline.execute(raise_on_error=False))
 
     # --- the server's life ---
 

@@ -20,14 +20,14 @@ import random
 import signal
 import threading
 import time
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from app import settings
+from app import settings, wiring
 from app.main import create_app
+from jobcache import Lifetimes
 from jobcache.backends import redis
 from jobcache.protocol import Offered
 
@@ -115,10 +115,9 @@ def main() -> None:
     chosen = settings.load()
     # What the backend's factory finds under this name; registry and guard are the real ones.
     vars(redis)["RedisBackend"] = partial(FaultyRedis, switches)
-    app = create_app(chosen)
-    cache = app.state.parts.cache
     fresh = 3600.0 if switches.broken == "lifetime" else float(os.environ["FRESHNESS_SECONDS"])
-    cache.lifetimes = replace(cache.lifetimes, default=fresh, gone=fresh)
+    vars(wiring)["Lifetimes"] = partial(Lifetimes, default=fresh, gone=fresh)
+    app = create_app(chosen)
     uvicorn.run(
         app,
         host=chosen.host,

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.devservers import RedisServer
 from jobcache import CacheUnavailable
@@ -221,4 +223,29 @@ async def test_a_connection_that_is_given_up_while_it_is_greeted_answers_nobody_
         await asyncio.sleep(0)
         server.resume()
         assert await following == b"not a cell of ours"
+    await backend.aclose()
+
+
+async def test_a_connection_that_is_lost_while_it_is_made_is_made_again(
+    server: RedisServer,
+) -> None:
+    backend = RedisBackend(server.url, connections=1)
+    greet, losses = backend._learn_life, 0
+
+    async def lost(connection: AbstractConnection) -> None:
+        nonlocal losses
+        if losses:
+            losses -= 1
+            raise RedisConnectionError("reset")
+        await greet(connection)
+
+    backend._learn_life = lost  # type: ignore[method-assign]
+    losses = 1
+    await backend.fence("k", "w")
+    assert await backend.lease("k", "r") is Standing.FENCE
+    losses = 10
+    await backend._client.connection_pool.disconnect()
+    with pytest.raises(CacheUnavailable):
+        await backend.fence("k", "w")
+    assert losses >= 6, "not for ever"
     await backend.aclose()
