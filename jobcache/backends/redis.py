@@ -56,6 +56,7 @@ _WITHDRAWN = -1
 _BATCH = 500  # keys to a command
 _CALLS = 50  # scripts to a pipeline; the loop waits while redis-py packs them
 _NO_STAMP = "none"
+_CLOSED = "handler is closed"
 _BETWEEN_WONDERS = 1.0  # seconds
 
 
@@ -325,6 +326,13 @@ class RedisBackend:
             # First come, first served. The pool's own queue is not: whoever has just given a
             # connection back can take it again before those who wait, for as long as it likes.
             async with self._turns:
+                try:
+                    return await command(*arguments, **options)
+                except RuntimeError as error:
+                    if _CLOSED not in str(error):
+                        raise
+                # redis-py, which does not know uvloop's word for a connection that the other side
+                # has closed, has closed its own, but not tried again.
                 return await command(*arguments, **options)
 
 
@@ -341,6 +349,10 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError) as error:
+        raise _as_ours(error) from error
+    except RuntimeError as error:
+        if _CLOSED not in str(error):
+            raise
         raise _as_ours(error) from error
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import redis
+import uvloop
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -17,6 +18,7 @@ from jobcache import CacheUnavailable
 from jobcache.backends.redis import RedisBackend
 from jobcache.protocol import Offered, Standing
 from jobcache.testing.schedules import entry_of
+from loadtests.freshness.proxy import Proxy
 from tests.subjects import REDIS_SERVERS
 
 PROGRAMS = list(REDIS_SERVERS)
@@ -249,3 +251,34 @@ async def test_a_connection_that_is_lost_while_it_is_made_is_made_again(
         await backend.fence("k", "w")
     assert losses >= 6, "not for ever"
     await backend.aclose()
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_an_operation_survives_that_its_connection_was_closed_meanwhile(
+    loop: Callable[[], asyncio.AbstractEventLoop], server: RedisServer
+) -> None:
+    """Whatever the event loop calls that."""
+
+    async def operate() -> None:
+        proxy = Proxy(server.port)
+        await proxy.start()
+        backend = RedisBackend(f"redis://127.0.0.1:{proxy.port}/0", connections=2)
+        try:
+            await store(backend, "k", 1)
+            for version in range(2, 60):
+                proxy.cut()
+                for _ in range(version % 5):
+                    await asyncio.sleep(0)  # it is noticed in the pool, or on the way
+                await backend.fence("k", f"w{version}")
+                proxy.cut()
+                for _ in range(version % 3):
+                    await asyncio.sleep(0)
+                assert await backend.offer("k", f"w{version}", entry_of(version)) is Offered.STORED
+                proxy.cut()
+                assert await backend.get("k") == entry_of(version)
+        finally:
+            await backend.aclose()
+            await proxy.aclose()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(operate())
