@@ -88,8 +88,10 @@ def test_other_backends_are_checked_as_well(tmp_path: Path, backend: str) -> Non
     assert (seen["all"]["hits"] > 0) == (backend == "memory")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(("moment", "status"), [("starting", {130}), ("round", {1})])
+@pytest.mark.parametrize(
+    ("number", "moment", "status"),
+    [(signal.SIGINT, "starting", {130}), (signal.SIGTERM, "round", {1})],
+)
 def test_an_interrupt_leaves_nothing_behind(
     tmp_path: Path, number: signal.Signals, moment: str, status: set[int]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -26,12 +27,20 @@ postgres_only = pytest.mark.parametrize("database_url", ["postgres"], indirect=T
 both = pytest.mark.parametrize("database_url", DATABASES, indirect=True)
 
 
+async def closed(database: Database) -> None:
+    """Close it, and wait for its threads: one that reports to a loop that has ended is an error."""
+    await database.aclose()
+    async with asyncio.timeout(5):
+        while any("connection_worker" in thread.name for thread in threading.enumerate()):
+            await asyncio.sleep(0.005)
+
+
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     database = Database(database_url)
     await database.create_tables()
     yield database
-    await database.aclose()
+    await closed(database)
 
 
 @contextmanager
@@ -94,7 +103,7 @@ async def test_a_file_that_cannot_be_opened_is_away(tmp_path: Path) -> None:
         await database.read(text("SELECT 1"), "test")
     with pytest.raises(DatabaseUnavailable):
         await database.write(text("SELECT 1"))
-    await database.aclose()
+    await closed(database)
 
 
 @postgres_only
@@ -175,7 +184,7 @@ async def test_what_the_driver_raises_while_it_connects_is_understood(
     # SQLAlchemy 2.0 passes it on as it is, 2.1 wraps it.
     with pytest.raises(DatabaseUnavailable), db._translating():
         raise error
-    await database.aclose()
+    await closed(database)
 
 
 @both
@@ -207,7 +216,7 @@ async def test_many_that_start_at_once_on_a_new_file_all_start(tmp_path: Path) -
         url = f"sqlite+aiosqlite:///{tmp_path / f'{number}.db'}"
         together = [Database(url) for _ in range(6)]
         await asyncio.gather(*(database.create_tables() for database in together))
-        await asyncio.gather(*(database.aclose() for database in together))
+        await asyncio.gather(*(closed(database) for database in together))
 
 
 async def test_a_start_outlasts_the_write_of_one_that_has_no_wal_yet(
@@ -232,7 +241,7 @@ async def test_a_start_outlasts_the_write_of_one_that_has_no_wal_yet(
                 await asyncio.sleep(0.005)
         other.rollback()
     await starting
-    await database.aclose()
+    await closed(database)
 
 
 @both
