@@ -22,33 +22,40 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from jobcache.errors import CacheError, SourceUnavailable, UnreadableCell
 from jobcache.offers import Offers
 from jobcache.protocol import (
     CLOCK_SKEW_MS,
     GONE,
+    Announces,
+    Ask,
     CacheBackend,
     Condition,
     Document,
     Entry,
+    FeedCondition,
     Holdings,
     Peek,
     PurgeAll,
     Standing,
+    Starts,
+    Tiers,
     Watched,
 )
 from jobcache.shadow import Shadow
 from jobcache.singleflight import SingleFlight
 from jobcache.stats import Statistics
 from jobcache.ttl import Lifetimes
+from jobcache.waiting import CheckTimes, Looks, Waiting
 from jobcache.writes import Writes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from jobcache.waiting import Later
     from jobcache.writes import Write
 
     Load = Callable[[], Awaitable[Document | None]]
@@ -79,15 +86,17 @@ class Outcome(Enum):
     """From the cache, past its freshness, because the source is away."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a read returns.
+_HIT = Outcome.HIT  # to look it up in an enumeration takes as long as to look for the entry
+
+
+class Answer(NamedTuple):
+    """What a read returns. A tuple, for one is made for every poll.
 
     Attributes:
         entry: the entry; `entry.gone` where the source knows no such document.
         outcome: where it came from.
         coalesced: True if a load that served it was asked for by another caller.
-        tier: the backend that answered, or would have.
+        tier: the backend, or the tier of it, that answered, or would have.
         age_ms: how long ago the entry was loaded or committed, in milliseconds.
     """
 
@@ -122,6 +131,11 @@ class JobCache:
         clock_ms: wall-clock time in milliseconds since the epoch.
         ticket: makes unique tickets of ASCII letters and digits.
         sleep: waits for the given seconds.
+        check_times: how often keys are read that somebody waits for.
+        later: calls a function after so many seconds; None: by the running loop's clock.
+
+    Attributes:
+        writes: the steps of a write, for who has to take them one by one, as `sync` has.
     """
 
     def __init__(
@@ -134,29 +148,40 @@ class JobCache:
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         ticket: Callable[[], str] = lambda: secrets.token_hex(8),
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        check_times: CheckTimes | None = None,
+        later: Later | None = None,
     ) -> None:
         self.backend = backend
         self.lifetimes = Lifetimes() if lifetimes is None else lifetimes
         self.statistics = Statistics() if statistics is None else statistics
         self._peek = backend.peek if isinstance(backend, Peek) else None
+        self._ask = backend.ask if isinstance(backend, Ask) else None
+        # What a peek reads, and what stands behind it: without tiers, the same.
+        both = backend.name, backend.name
+        self._near, self._far = backend.tiers if isinstance(backend, Tiers) else both
         self._clock_ms = clock_ms
         self._ticket = ticket
         self._sleep = sleep
-        # Looks apart from loads: a look must not wait behind a load that hangs.
-        self._looks: SingleFlight[_Finding | None] = SingleFlight()
         self._flights: SingleFlight[tuple[Entry, Outcome]] = SingleFlight()
         self._batches: SingleFlight[dict[str, tuple[Entry, Outcome]]] = SingleFlight()
         self._shadow = Shadow(
             backend, self.statistics, shadow_rate, partial(self._serves, floor=0), sleep=sleep
         )
         self._offers = Offers(backend, self.statistics, ticket)
-        self._writes = Writes(
+        self._waiting = Waiting(
             backend,
+            Looks(self.peek, self._glance, self._read_at_least),
+            CheckTimes() if check_times is None else check_times,
+            later,
+        )
+        self.writes = Writes(
+            backend=backend,
             offers=self._offers,
             lifetimes=self.lifetimes,
             statistics=self.statistics,
             clock_ms=clock_ms,
             ticket=ticket,
+            written=self._waiting.written,
         )
 
     # --- reading ---
@@ -178,16 +203,14 @@ class JobCache:
             SourceUnavailable: a load was needed, and the source is away.
             Exception: whatever else `load` raised.
         """
+        at_hand = self.peek(key, load, floor)
+        if at_hand is not None:
+            return at_hand
         began = time.perf_counter_ns()
-        if self._peek is not None:
-            entry = self._peek(key)
-            if entry is not None and self._serves(entry, floor):
-                self._shadow.hit(key, entry, load)
-                return self._answer(began, entry, Outcome.HIT, coalesced=False)
-        found, _ = await self._looks.share(key, partial(self._look, key))
+        found = await self._look(key)
         if found is not None and found.entry is not None and self._serves(found.entry, floor):
             self._shadow.hit(key, found.entry, load)
-            return self._answer(began, found.entry, Outcome.HIT, coalesced=False)
+            return self._answer(began, found.entry, Outcome.HIT)
         # A look that failed is not repeated by the load, which would wait for the store again.
         blind = found if found is not None and found.entry is None else None
         fetch = partial(self._fetch, key, load, floor, blind)
@@ -214,14 +237,76 @@ class JobCache:
         fetched, _ = await self._batches.share(
             object(), partial(self._fetch_many, wanted, load_many)
         )
-        return {key: self._answer(began, *fetched[key], coalesced=False) for key in wanted}
+        return {key: self._answer(began, *fetched[key]) for key in wanted}
+
+    def peek(self, key: str, load: Load, floor: int = 0) -> Answer | None:
+        """As `read`, where no waiting is needed: an entry of this process, without a task switch.
+
+        None, and not counted, where there is none to be served; `read` then finds out more.
+        """
+        began = time.perf_counter_ns()
+        entry = None if self._peek is None else self._peek(key)
+        if entry is None or entry.version < floor:
+            return None
+        age_ms = self._clock_ms() - entry.stored_at_ms
+        if not -CLOCK_SKEW_MS <= age_ms < entry.fresh_ms:  # see `_serves`
+            return None
+        if self._shadow.rate:
+            self._shadow.hit(key, entry, load)
+        statistics = self.statistics
+        statistics.hits += 1
+        statistics.near_hits += 1
+        statistics.hit.record(time.perf_counter_ns() - began)
+        return Answer(entry, _HIT, False, self._near, max(0, age_ms))  # noqa: FBT003
+
+    def ask(
+        self, key: str, load: Load, floor: int, then: Callable[[Answer | None], object]
+    ) -> bool:
+        """As `peek`, where one look at a store elsewhere is needed, and no task for it.
+
+        Args:
+            key: as for `read`.
+            load: as for `read`.
+            floor: as for `read`.
+            then: called in a later turn of the loop with a hit; with None where there is none to be
+                served, and `read` is to find out more. It must not raise.
+
+        Returns:
+            False, and `then` is not called, where there is no such store, or it is set aside.
+        """
+        if self._ask is None:
+            return False
+        began = time.perf_counter_ns()
+        try:
+            asked = self._ask(key)
+        except CacheError:
+            return False
+
+        def answered(asked: asyncio.Future[Entry | None]) -> None:
+            failed = asked.cancelled() or asked.exception() is not None
+            entry = None if failed else asked.result()
+            if entry is None or not self._serves(entry, floor):
+                then(None)
+                return
+            self._shadow.hit(key, entry, load)
+            then(self._answer(began, entry, _HIT))
+
+        asked.add_done_callback(answered)
+        return True
 
     def _serves(self, entry: Entry, floor: int) -> bool:
         age_ms = self._clock_ms() - entry.stored_at_ms
         # An entry from the future says that clocks differ, and nothing of its age.
         return entry.version >= floor and -CLOCK_SKEW_MS <= age_ms < entry.fresh_ms
 
-    def _answer(self, began: int, entry: Entry, outcome: Outcome, *, coalesced: bool) -> Answer:
+    def _answer(
+        self,
+        began: int,
+        entry: Entry,
+        outcome: Outcome,
+        *,
+        coalesced: bool = False,
+    ) -> Answer:
         took = time.perf_counter_ns() - began
         age_ms = max(0, self._clock_ms() - entry.stored_at_ms)
         statistics = self.statistics
@@ -238,7 +323,7 @@ class JobCache:
                 statistics.misses += 1
             statistics.miss.record(took)
             statistics.coalesced += coalesced
-        return Answer(entry, outcome, coalesced, self.backend.name, age_ms)
+        return Answer(entry, outcome, coalesced, self._far, age_ms)
 
     async def _fetch(
         self, key: str, load: Load, floor: int, blind: _Finding | None
@@ -356,6 +441,64 @@ class JobCache:
         self.statistics.database_load.record(time.perf_counter_ns() - began)
         return {key: self.lifetimes.entry(documents.get(key, GONE), now_ms) for key in keys}
 
+    # --- waiting ---
+
+    async def wait_newer(
+        self,
+        key: str,
+        load: Load,
+        version: int,
+        timeout: float,  # noqa: ASYNC109 - one that ends with a value, and none of whose cost is a task
+    ) -> Answer | None:
+        """The document at `key`, as soon as there is a newer one than `version`.
+
+        Woken by the process itself and by the backend's feed, and sure of neither: a newer version
+        is found within seconds even if nothing tells of it (`CheckTimes`), unless the source is
+        away. Costs a future and a timer; what it takes to look is shared by all who wait for `key`.
+
+        Args:
+            key: as for `read`.
+            load: as for `read`.
+            version: what the caller has; 0 if it has nothing.
+            timeout: seconds until it is told that there is none; with 0 it only looks.
+
+        Returns:
+            As from `read`, newer than `version`, and as new as a read that began with this call;
+            None when the time is up, or when `stop_waiting` has been called.
+
+        Raises:
+            SourceUnavailable: the first look needed a load, and the source is away. If it goes
+                away later, the caller waits for it to come back, as long as its time is not up.
+            Exception: whatever else `load` raised, then or later.
+        """
+        with self._waiting.registered(key, load, version, timeout) as waiter:
+            answer = await self.read(key, load, floor=version)
+            if answer.entry.version > version:
+                return answer
+            return await waiter.answered
+
+    def stop_waiting(self) -> None:
+        """Tell all who wait that there is nothing newer, and have nobody wait from now on."""
+        self._waiting.stop()
+
+    def waiting(self) -> tuple[int, int]:
+        """How many callers of `wait_newer` wait, and for how many keys."""
+        return self._waiting.waiters, len(self._waiting)
+
+    async def _glance(self, key: str, load: Load, floor: int) -> Answer | None:
+        """A hit, without asking the source; None if there is none."""
+        answer = self.peek(key, load, floor)
+        if answer is not None:
+            return answer
+        began = time.perf_counter_ns()
+        found = await self._look(key)
+        if found is None or found.entry is None or not self._serves(found.entry, floor):
+            return None
+        return self._answer(began, found.entry, Outcome.HIT)
+
+    async def _read_at_least(self, key: str, load: Load, floor: int) -> Answer:
+        return await self.read(key, load, floor=floor)
+
     # --- writing ---
 
     def write(
@@ -387,9 +530,14 @@ class JobCache:
             WriteMisuse: a key was fenced, but never offered. Nothing is committed then.
             Exception: whatever the block or the commit raised.
         """
-        return self._writes.through(transaction, keys)
+        return self.writes.through(transaction, keys)
 
     # --- the rest ---
+
+    async def start(self) -> None:
+        """Find out how the backend's store is, so that the first reads need not. Not required."""
+        if isinstance(self.backend, Starts):
+            await self.backend.start()
 
     async def invalidate(self, *keys: str) -> int:
         """Drop these keys' entries and leases; the next read of each asks the source.
@@ -404,7 +552,10 @@ class JobCache:
             CacheUnavailable: the backend is away. Behind a guard, the keys are remembered and
                 dropped before it is used again.
         """
-        return await self.backend.purge(keys)
+        try:
+            return await self.backend.purge(keys)
+        finally:
+            self._waiting.written(keys)
 
     async def invalidate_all(self) -> int:
         """As `invalidate`, for every key of the backend's namespace.
@@ -415,7 +566,10 @@ class JobCache:
         """
         if not isinstance(self.backend, PurgeAll):
             raise CacheError(f"the {self.backend.name} backend cannot list its keys")
-        return await self.backend.purge_all()
+        try:
+            return await self.backend.purge_all()
+        finally:
+            self._waiting.anything()
 
     def condition(self) -> Condition:
         """How the backend's store is; always in use where nothing watches it."""
@@ -423,13 +577,26 @@ class JobCache:
             return self.backend.condition()
         return Condition(available=True, state="closed", age=0.0, reason="", unsettled=0)
 
+    def feed(self) -> FeedCondition | None:
+        """How the feed of changes is; None where there is none, for all is in this process."""
+        feed = self.backend.feed() if isinstance(self.backend, Announces) else None
+        return None if feed is None else feed.condition()
+
+    def tier_hits(self) -> dict[str, int]:
+        """Hits by the tier that answered; one tier, if the backend has no others."""
+        hits, near = self.statistics.hits, self.statistics.near_hits
+        if self._near == self._far:
+            return {self._near: hits}
+        return {self._near: near, self._far: hits - near}
+
     def holdings(self) -> tuple[int, int] | None:
         """How many cells this process holds, and about how many bytes; None if it holds none."""
         return self.backend.holdings() if isinstance(self.backend, Holdings) else None
 
     async def aclose(self) -> None:
-        """End loads, let offers under way finish, close the backend."""
-        for flights in (self._looks, self._flights, self._batches):
+        """End waits and loads, let offers under way finish, close the backend."""
+        await self._waiting.aclose()
+        for flights in (self._flights, self._batches):
             await flights.aclose()
         await self._shadow.aclose()
         await self._offers.settle()

@@ -39,6 +39,10 @@ class WriteMisuse(JobCacheError):  # noqa: N818 - names the mistake
     """A write-through block broke its own rules: it offered what it had not fenced, or nothing."""
 
 
+class CacheClosed(JobCacheError):  # noqa: N818 - reads as the state it reports
+    """`jobcache.sync`: the cache is closed, or was closed while this call waited."""
+
+
 def redacted(url: str) -> str:
     """`url` without its user, password and query, fit for logs and errors.
 

@@ -55,12 +55,21 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from jobcache.breaker import Breaker
 from jobcache.errors import CacheError, CacheUnavailable, UnreadableCell
 from jobcache.missed import Missed, Step
-from jobcache.protocol import CLOCK_SKEW_MS, CacheBackend, Condition, Entry, Ping, PurgeAll
+from jobcache.protocol import (
+    CLOCK_SKEW_MS,
+    Announces,
+    CacheBackend,
+    Condition,
+    Entry,
+    Ping,
+    PurgeAll,
+)
+from jobcache.together import Together
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
-    from jobcache.protocol import Offered, Standing
+    from jobcache.protocol import Feed, Offered, Standing
 
 T = TypeVar("T")
 logger = logging.getLogger("jobcache")
@@ -74,6 +83,7 @@ class RemoteBackend(CacheBackend, Ping, Protocol):
 # busy with other things, an answer that is there, yet unread, is not taken for silence.
 _SLICES = 10
 _MOST_REFUSALS = 5
+_BATCH = 500  # gets that are one operation
 _AT_ONCE = 32  # missed steps that are repeated side by side
 _SWEEP = 30.0  # seconds an operator waits while a whole namespace is emptied
 
@@ -129,6 +139,7 @@ class Guard:
         self._closed = False
         self._recovery: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[Any]] = set()
+        self._gets: Together[str, Entry | None] = Together(self._get_together, _BATCH)
 
     @property
     def name(self) -> str:
@@ -138,10 +149,28 @@ class Guard:
     # --- the operations, guarded ---
 
     async def get(self, key: str) -> Entry | None:
-        """See `CacheBackend`. An unsettled key is not read."""
+        """See `CacheBackend`. An unsettled key is not read.
+
+        All that are asked for in one turn of the loop are one operation. Among several, what cannot
+        be read is None: `lease` will tell.
+        """
+        return await self.ask(key)
+
+    def ask(self, key: str) -> asyncio.Future[Entry | None]:
+        """See `Ask`."""
         self._refuse_unsettled(key)
-        entry = await self._run(self._backend.get(key), reads=True)
-        return None if entry is None else self._confirmed(entry)
+        refusal = self._refusal(reads=True, persists=0.0)
+        if refusal:
+            raise CacheUnavailable(refusal)
+        return self._gets.ask(key)
+
+    async def _get_together(self, keys: Sequence[str]) -> list[Entry | None]:
+        distinct = list(dict.fromkeys(keys))
+        if len(distinct) > 1:
+            found = await self.get_many(distinct)
+            return [found.get(key) for key in keys]
+        entry = await self._run(self._backend.get(distinct[0]), reads=True)
+        return [None if entry is None else self._confirmed(entry)] * len(keys)
 
     async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
         """See `CacheBackend`. Unsettled keys are left out."""
@@ -218,12 +247,16 @@ class Guard:
             self._recover()
             raise
 
+    def feed(self) -> Feed | None:
+        """See `Announces`: the guarded backend's. It needs no guarding, for nobody waits for it."""
+        return self._backend.feed() if isinstance(self._backend, Announces) else None
+
     def condition(self) -> Condition:
         """See `Watched`."""
         return self._breaker.condition(self._missed.keys)
 
     async def start(self) -> None:
-        """Probe once, so that a store that is away from the beginning is known at once."""
+        """See `Starts`. Probes once, so that a store that is away from the beginning is known."""
         try:
             await self._ping(self._probe_limit)
         except TimeoutError:
@@ -237,6 +270,7 @@ class Guard:
     async def aclose(self) -> None:
         """End the recovery and what is still under way, then close the backend."""
         self._closed = True
+        await self._gets.aclose()
         tasks = [*self._running]
         if self._recovery is not None:
             tasks.append(self._recovery)
@@ -351,7 +385,8 @@ class Guard:
 
     async def _probe(self) -> None:
         pause = self._probe_after
-        while self._doubted or self._breaker.open or self._missed:
+        # Closed: its cancellation may have been swallowed on the way, as `tracking` tells.
+        while not self._closed and (self._doubted or self._breaker.open or self._missed):
             if not self._in_a_hurry():
                 await self._sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads the probes
                 pause = min(2 * pause, self._probe_limit)

@@ -31,6 +31,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Mapping, Sequence
 
 Encoding = Literal["identity", "gzip"]
@@ -221,6 +222,25 @@ class Peek(Protocol):
 
 
 @runtime_checkable
+class Ask(Protocol):
+    """A backend that reads without a task for each read."""
+
+    def ask(self, key: str) -> asyncio.Future[Entry | None]:
+        """As `CacheBackend.get`, with an error that is there at once raised at once."""
+
+
+@runtime_checkable
+class Drop(Protocol):
+    """A backend whose cells can be emptied without waiting, in this very turn of the loop."""
+
+    def drop(self, keys: Sequence[str]) -> int:
+        """As `CacheBackend.purge`, synchronously."""
+
+    def drop_all(self) -> int:
+        """As `PurgeAll.purge_all`, synchronously."""
+
+
+@runtime_checkable
 class PurgeAll(Protocol):
     """A backend that can find all keys of its namespace."""
 
@@ -256,6 +276,88 @@ class Remember(Protocol):
 
         From now on this process is given nothing older, and the store is told when it can be.
         """
+
+
+@runtime_checkable
+class Starts(Protocol):
+    """A backend with something to do before it is used first."""
+
+    async def start(self) -> None:
+        """Do it. A store that is away is no error."""
+
+
+class Listener(Protocol):
+    """What a `Feed` tells. Synchronous, and quick: the feed waits for it."""
+
+    def changed(self, keys: Sequence[str]) -> None:
+        """These cells have changed, or may have; each change is told once or more."""
+
+    def interrupted(self) -> None:
+        """The feed is not live any more: what changes from now on is not told."""
+
+    def resumed(self) -> None:
+        """The feed is live. Anything may have changed before."""
+
+
+class Feed(Protocol):
+    """Tells a process which cells of a shared store change, whoever changes them.
+
+    A change is told after it was made, by as much as the feed lags, and in the order of changes. A
+    feed that cannot be sure of that is not live, and says so.
+    """
+
+    @property
+    def live(self) -> bool:
+        """Whether all that changes from now on will be told."""
+
+    def listen(self, listener: Listener) -> None:
+        """Have `listener` told from now on, after those that have listened for longer."""
+
+    def start(self) -> None:
+        """Begin, in the running loop. Safe to call again."""
+
+    def condition(self) -> FeedCondition:
+        """How it is now."""
+
+    async def aclose(self) -> None:
+        """End. Safe to call twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedCondition:
+    """How a feed is.
+
+    Attributes:
+        state: "idle" (not started: nobody needs it), "connecting", "live", or "unsupported" (the
+            store has none).
+        age: seconds in that state.
+        reason: why it is not live, for people; empty while it is, and while nobody needs it.
+        interruptions: how often it has ceased to be live.
+        lag_us: percentiles, in microseconds, of how long its own timed writes took to be told.
+    """
+
+    state: Literal["idle", "connecting", "live", "unsupported"]
+    age: float
+    reason: str
+    interruptions: int
+    lag_us: Mapping[str, float]
+
+
+@runtime_checkable
+class Announces(Protocol):
+    """A backend whose store can tell what changes in it."""
+
+    def feed(self) -> Feed | None:
+        """The one feed of this backend, not started unless it is in use; None if it has none."""
+
+
+@runtime_checkable
+class Tiers(Protocol):
+    """A backend of two tiers: a near one that `Peek` reads, and the far one behind it."""
+
+    @property
+    def tiers(self) -> tuple[str, str]:
+        """Their names: near, far."""
 
 
 @runtime_checkable

@@ -10,7 +10,9 @@ import logging
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Protocol
 
+from jobcache.backends import memory
 from jobcache.backends.null import NullBackend
+from jobcache.backends.tiered import TieredBackend
 from jobcache.errors import SettingsError
 from jobcache.guard import Guard
 from jobcache.protocol import Ping
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from jobcache.settings import CacheSettings
 
 logger = logging.getLogger("jobcache")
+
+_EXTRAS = {"tiered": "redis"}  # where they are not named as the backend is
 
 
 class Factory(Protocol):
@@ -39,15 +43,28 @@ def make_backend(settings: CacheSettings) -> CacheBackend:
     Raises:
         SettingsError: no backend has that name, or it cannot be set up so.
     """
-    for point in entry_points(group=GROUP, name=settings.backend):
+    name = settings.backend
+    for point in entry_points(group=GROUP, name=name):
         try:
             factory: Factory = point.load()
+            backend = factory(settings)
         except ImportError as error:
-            reason = f"{error}; pip install 'jobcache[{settings.backend}]' brings it"
-            logger.warning("there is no %s cache: %s", settings.backend, reason)
-            return NullBackend(instead_of=settings.backend, because=reason)
-        backend = factory(settings)
+            reason = f"{error}; pip install 'jobcache[{_EXTRAS.get(name, name)}]' brings it"
+            logger.warning("there is no %s cache: %s", name, reason)
+            return NullBackend(instead_of=name, because=reason)
         return Guard(backend) if isinstance(backend, Ping) else backend
-    raise SettingsError(
-        "JOBCACHE_BACKEND", settings.backend, f"one of {', '.join(backend_names())}"
-    )
+    raise SettingsError("JOBCACHE_BACKEND", name, f"one of {', '.join(backend_names())}")
+
+
+def tiered(settings: CacheSettings) -> CacheBackend:
+    """The factory behind the name "tiered": `memory` before `redis`.
+
+    Here, and not beside the backend, for no backend knows of another.
+
+    Raises:
+        SettingsError: the URL of Redis cannot be used.
+    """
+    from jobcache.backends.redis import from_settings  # noqa: PLC0415 - needs what may be missing
+
+    far = from_settings(settings)
+    return TieredBackend(memory.from_settings(settings), Guard(far), far.feed())

@@ -57,8 +57,11 @@ class CacheSettings:
             allowed = "up to 64 letters, digits and . : / @ _ -"
             raise SettingsError("JOBCACHE_PREFIX", prefix, allowed)
         redis_url = environment.get("REDIS_URL", "") or cls.redis_url
-        if not redis_url.startswith(("redis://", "rediss://", "unix://")):
-            allowed = "a URL that begins with redis://, rediss:// or unix://"
+        if not re.match("rediss?([+](sentinel|cluster))?://|unix://", redis_url):
+            allowed = (
+                "a URL that begins with redis://, rediss://, unix://, redis+sentinel://,"
+                " rediss+sentinel://, redis+cluster:// or rediss+cluster://"
+            )
             raise SettingsError("REDIS_URL", redacted(redis_url), allowed)
         return cls(
             backend=backend,

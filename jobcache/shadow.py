@@ -38,6 +38,9 @@ class Shadow:
         random: numbers in [0, 1).
         sleep: waits for the given seconds.
 
+    Attributes:
+        rate: as given.
+
     Raises:
         ValueError: the rate is outside its range.
     """
@@ -56,7 +59,7 @@ class Shadow:
             raise ValueError("the rate of shadow reads is a part of the hits, from 0 to 1")
         self._backend = backend
         self._statistics = statistics
-        self._rate = rate
+        self.rate = rate
         self._serves = serves
         self._random = random
         self._sleep = sleep
@@ -64,7 +67,7 @@ class Shadow:
 
     def hit(self, key: str, served: Entry, load: Callable[[], Awaitable[Document | None]]) -> None:
         """A hit has been served; perhaps compare it, in the background."""
-        if self._rate <= self._random() or len(self._tasks) >= _MOST_AT_ONCE:
+        if self.rate <= self._random() or len(self._tasks) >= _MOST_AT_ONCE:
             return
         task = asyncio.create_task(self._compare(key, served, load))
         self._tasks.add(task)

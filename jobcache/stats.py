@@ -75,6 +75,7 @@ class Statistics:
 
     Attributes:
         hits: answered from the cache.
+        near_hits: of these, those that needed not wait: answered from this process.
         misses: loaded, because the cache held nothing fresh.
         bypasses: loaded, because the cache could not answer or must not (a fence stands).
         stale_served: answered past its freshness, because the source is away.
@@ -90,6 +91,7 @@ class Statistics:
     """
 
     hits: int = 0
+    near_hits: int = 0
     misses: int = 0
     bypasses: int = 0
     stale_served: int = 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Generic, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
 Asked = TypeVar("Asked")
 Reply = TypeVar("Reply")
@@ -22,17 +23,19 @@ class Together(Generic[Asked, Reply]):
     """
 
     def __init__(
-        self, send: Callable[[Sequence[Asked]], Awaitable[Sequence[Reply | Exception]]], most: int
+        self,
+        send: Callable[[Sequence[Asked]], Coroutine[Any, Any, Sequence[Reply | Exception]]],
+        most: int,
     ) -> None:
         self._send = send
         self._most = most
         self._waiting: list[tuple[Asked, asyncio.Future[Reply]]] = []
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sending: set[asyncio.Task[Sequence[Reply | Exception]]] = set()
 
-    async def ask(self, asked: Asked) -> Reply:
-        """The reply to `asked`. A caller who is cancelled takes nobody else's along.
+    def ask(self, asked: Asked) -> asyncio.Future[Reply]:
+        """The reply to `asked`, to be awaited. Who is cancelled meanwhile takes nobody else along.
 
-        Raises:
+        Raises (in the future):
             Exception: what `send` raised, or gave as this reply.
         """
         loop = asyncio.get_running_loop()
@@ -41,33 +44,35 @@ class Together(Generic[Asked, Reply]):
         if not self._waiting:
             loop.call_soon(self._depart)
         self._waiting.append((asked, reply))
-        return await reply
+        return reply
 
     def _depart(self) -> None:
         waiting, self._waiting = self._waiting, []
         for start in range(0, len(waiting), self._most):
-            task = asyncio.create_task(self._travel(waiting[start : start + self._most]))
+            some = waiting[start : start + self._most]
+            task = asyncio.create_task(  # noqa: RUF006 - the set keeps it
+                self._send([asked for asked, _ in some])
+            )
             self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            task.add_done_callback(partial(self._arrive, some))
 
-    async def _travel(self, waiting: Sequence[tuple[Asked, asyncio.Future[Reply]]]) -> None:
-        try:
-            replies = await self._send([asked for asked, _ in waiting])
-        except Exception as error:  # noqa: BLE001 - it is the callers' to handle
+    def _arrive(
+        self,
+        waiting: Sequence[tuple[Asked, asyncio.Future[Reply]]],
+        task: asyncio.Task[Sequence[Reply | Exception]],
+    ) -> None:
+        # A callback, and no part of the task: one cancelled before its first step runs none.
+        self._sending.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if task.cancelled():
             for _, reply in waiting:
-                if not reply.done():
-                    reply.set_exception(error)
+                reply.cancel()
+        elif error is not None:
+            for _, reply in waiting:
+                _settle(reply, error)
         else:
-            for (_, reply), found in zip(waiting, replies, strict=True):
-                if reply.done():
-                    continue  # its caller has gone
-                if isinstance(found, Exception):
-                    reply.set_exception(found)
-                else:
-                    reply.set_result(found)
-        finally:
-            for _, reply in waiting:
-                reply.cancel()  # unless it is done: this was cancelled
+            for (_, reply), found in zip(waiting, task.result(), strict=True):
+                _settle(reply, found)
 
     async def aclose(self) -> None:
         """Stop. Whoever still waits is cancelled."""
@@ -78,3 +83,12 @@ class Together(Generic[Asked, Reply]):
             task.cancel()
         if sending:
             await asyncio.wait(sending)
+
+
+def _settle(reply: asyncio.Future[Reply], found: Reply | BaseException) -> None:
+    if reply.done():
+        return  # its caller has gone
+    if isinstance(found, BaseException):
+        reply.set_exception(found)
+    else:
+        reply.set_result(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from jobcache.errors import CacheError, WriteMisuse
@@ -11,7 +12,7 @@ from jobcache.offers import unkept
 from jobcache.protocol import VERSION_LIMIT, Document, Entry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from jobcache.offers import Offers
@@ -25,6 +26,76 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class Steps:
+    """One write, in its steps, around a transaction that somebody else begins and ends.
+
+        fence, before the commit; record what comes of each key; check; the commit; publish
+        withdraw, if it has certainly not come to the commit
+
+    Made by `Writes.begin`.
+    """
+
+    def __init__(self, writes: Writes, ticket: str) -> None:
+        self._writes = writes
+        self._ticket = ticket
+        self._results: dict[str, _Result | None] = {}
+        self._unsure: set[str] = set()
+
+    async def fence(self, keys: Iterable[str]) -> None:
+        """Let nothing older than the commit to come be served, or kept, under these keys."""
+        await asyncio.gather(*map(self._fence, keys))
+
+    async def _fence(self, key: str) -> None:
+        # Noted first: an attempt that fails or is cancelled may have put the fence up.
+        self._results.setdefault(key, None)
+        self._writes.statistics.fences += 1
+        try:
+            await self._writes.backend.fence(key, self._ticket)
+        except CacheError:
+            self._writes.statistics.errors += 1
+            self._unsure.add(key)
+
+    def record(self, key: str, result: _Result) -> None:
+        """Note what `key` will be once the transaction has committed."""
+        if key not in self._results:
+            raise WriteMisuse(f"{key} is offered but was never fenced")
+        version = result.version if isinstance(result, Document) else result
+        if not 0 < version < VERSION_LIMIT:
+            raise WriteMisuse(f"{key} is offered as version {version}")
+        self._results[key] = result
+
+    def check(self) -> None:
+        """The last step before the commit: nothing that was fenced has been forgotten."""
+        forgotten = [key for key, result in self._results.items() if result is None]
+        if forgotten:
+            raise WriteMisuse(f"fenced, but never offered: {', '.join(forgotten)}")
+
+    async def withdraw(self) -> None:
+        """It will not commit: take the fences away. Goes on if the caller is cancelled."""
+        await self._writes.offers.make_surely(self._ticket, dict.fromkeys(self._results))
+
+    async def publish(self) -> None:
+        """It has committed: offer what was recorded. Goes on if the caller is cancelled."""
+        try:
+            # A client that goes away between commit and offer does not leave the fences up.
+            await self._writes.offers.make_surely(self._ticket, self._committed())
+        finally:
+            self._writes.written(self._results)
+
+    def _committed(self) -> dict[str, Entry]:
+        now_ms = self._writes.clock_ms()
+        entries: dict[str, Entry] = {}
+        for key, result in self._results.items():
+            if isinstance(result, Document):
+                entry = self._writes.lifetimes.entry(result, now_ms)
+                # A fence that may arrive late, followed by its offer, would store what others
+                # have overtaken; see `guard`.
+                entries[key] = unkept(entry) if key in self._unsure else entry
+            elif result is not None:
+                entries[key] = Entry(result, "", "", None, b"", "identity", now_ms, 0, 0)
+        return entries
+
+
 class Write(Generic[T]):
     """The inside of `JobCache.write`: fence what will change, then say what it became.
 
@@ -32,22 +103,16 @@ class Write(Generic[T]):
         transaction: what entering the caller's transaction returned.
     """
 
-    def __init__(
-        self,
-        transaction: T,
-        results: dict[str, _Result | None],
-        fence: Callable[[str], Awaitable[None]],
-    ) -> None:
+    def __init__(self, transaction: T, steps: Steps) -> None:
         self.transaction = transaction
-        self._results = results
-        self._fence = fence
+        self._steps = steps
 
     async def fence(self, *keys: str) -> None:
         """Fence more keys, such as those known only once a row has been inserted.
 
         Must come before the commit, so within the block.
         """
-        await asyncio.gather(*map(self._fence, keys))
+        await self._steps.fence(keys)
 
     def offer(self, key: str, document: Document) -> None:
         """Say what `key` is, once the transaction has committed.
@@ -55,7 +120,7 @@ class Write(Generic[T]):
         Raises:
             WriteMisuse: `key` is not fenced, or the version is not a committed one.
         """
-        self._record(key, document, document.version)
+        self._steps.record(key, document)
 
     def outdate(self, key: str, version: int) -> None:
         """Say that `key` has changed to `version`, whose body is not at hand: it is left empty.
@@ -63,91 +128,50 @@ class Write(Generic[T]):
         Raises:
             WriteMisuse: as for `offer`.
         """
-        self._record(key, version, version)
-
-    def _record(self, key: str, result: _Result, version: int) -> None:
-        if key not in self._results:
-            raise WriteMisuse(f"{key} is offered but was never fenced")
-        if not 0 < version < VERSION_LIMIT:
-            raise WriteMisuse(f"{key} is offered as version {version}")
-        self._results[key] = result
+        self._steps.record(key, version)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Writes:
     """The writes of one `JobCache`; see there.
 
-    Args:
+    Attributes:
         backend: what is fenced.
         offers: how committed versions are handed over.
         lifetimes: how long they live.
         statistics: counted into.
         clock_ms: wall-clock time in milliseconds since the epoch.
         ticket: makes unique tickets.
+        written: told of keys once they have changed, before the write is acknowledged.
     """
 
-    def __init__(
-        self,
-        backend: CacheBackend,
-        *,
-        offers: Offers,
-        lifetimes: Lifetimes,
-        statistics: Statistics,
-        clock_ms: Callable[[], int],
-        ticket: Callable[[], str],
-    ) -> None:
-        self._backend = backend
-        self._offers = offers
-        self._lifetimes = lifetimes
-        self._statistics = statistics
-        self._clock_ms = clock_ms
-        self._ticket = ticket
+    backend: CacheBackend
+    offers: Offers
+    lifetimes: Lifetimes
+    statistics: Statistics
+    clock_ms: Callable[[], int]
+    ticket: Callable[[], str]
+    written: Callable[[Iterable[str]], None]
+
+    def begin(self) -> Steps:
+        """A write, of which nothing has been done."""
+        return Steps(self, self.ticket())
 
     @asynccontextmanager
     async def through(
         self, transaction: AbstractAsyncContextManager[T], keys: Sequence[str]
     ) -> AsyncGenerator[Write[T], None]:
         """See `JobCache.write`."""
-        ticket = self._ticket()
-        results: dict[str, _Result | None] = {}
-        unsure: set[str] = set()
+        steps = self.begin()
         reached_commit = False
-
-        async def fence(key: str) -> None:
-            # Noted first: an attempt that fails or is cancelled may have put the fence up.
-            results.setdefault(key, None)
-            self._statistics.fences += 1
-            try:
-                await self._backend.fence(key, ticket)
-            except CacheError:
-                self._statistics.errors += 1
-                unsure.add(key)
-
         try:
             async with transaction as entered:
-                await asyncio.gather(*map(fence, keys))
-                yield Write(entered, results, fence)
-                forgotten = [key for key, result in results.items() if result is None]
-                if forgotten:
-                    raise WriteMisuse(f"fenced, but never offered: {', '.join(forgotten)}")
+                await steps.fence(keys)
+                yield Write(entered, steps)
+                steps.check()
                 reached_commit = True
         finally:
             if not reached_commit:
-                await self._offers.make_surely(ticket, dict.fromkeys(results))
+                await steps.withdraw()
         if reached_commit:
-            # A client that goes away between commit and offer does not leave the fences up.
-            await self._offers.make_surely(ticket, self._committed(results, unsure))
-
-    def _committed(
-        self, results: Mapping[str, _Result | None], unsure: set[str]
-    ) -> dict[str, Entry]:
-        now_ms = self._clock_ms()
-        entries: dict[str, Entry] = {}
-        for key, result in results.items():
-            if isinstance(result, Document):
-                entry = self._lifetimes.entry(result, now_ms)
-                # A fence that may arrive late, followed by its offer, would store what others
-                # have overtaken; see `guard`.
-                entries[key] = unkept(entry) if key in unsure else entry
-            elif result is not None:
-                entries[key] = Entry(result, "", "", None, b"", "identity", now_ms, 0, 0)
-        return entries
+            await steps.publish()

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import signal
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import ExitStack
 
 import pytest
 
 from app.devservers import PostgresServer, RedisServer
 from jobcache.testing import conformance
+from tests.hanging import describe_tasks
 from tests.subjects import REDIS_SERVERS, make_subject
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer() -> Generator[None, bool, bool]:
+    """Let a test that hangs say which task waits for what: a thread's stack shows only the loop."""
+    done = yield
+    give_up = signal.getsignal(signal.SIGALRM)
+    assert callable(give_up)
+
+    def tell_and_give_up(number: int, frame: object) -> None:
+        print(describe_tasks())  # noqa: T201 - pytest shows it with the failure
+        give_up(number, frame)
+
+    signal.signal(signal.SIGALRM, tell_and_give_up)
+    return done
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import redis
@@ -11,12 +13,20 @@ from app.devservers import redis_servers
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.null import NullBackend
 from jobcache.backends.redis import RedisBackend
-from jobcache.protocol import CacheBackend
+from jobcache.backends.tiered import TieredBackend
+from jobcache.guard import Guard
+from jobcache.protocol import CacheBackend, Entry, Offered, Standing
 from jobcache.testing import conformance
 
 REDIS_SERVERS = redis_servers()
-BACKENDS = ["null", "memory", *(f"redis on {name}" for name in REDIS_SERVERS)]
+BACKENDS = [
+    "null",
+    "memory",
+    *(f"{kind} on {name}" for kind in ("redis", "tiered") for name in REDIS_SERVERS),
+]
 KEEPING = BACKENDS[1:]
+PAIRS = [f"two tiered on {name}" for name in REDIS_SERVERS]
+"""Two instances that share a server, asked in turn, as two processes would be."""
 
 
 @dataclass
@@ -64,22 +74,155 @@ class RedisSubject:
         self.raw.delete(f"test:{key}")
 
     async def elapse(self, seconds: float) -> None:
-        for key in self.raw.keys("*"):
-            left = self.raw.pttl(key)
-            assert left > 0, f"{key!r} would never expire"
-            self.raw.pexpire(key, left - round(seconds * 1000))
+        shorten(self.raw, seconds)
 
     async def aclose(self) -> None:
         await self.backend.aclose()
         self.raw.close()
 
 
+class TieredSubject:
+    """Instances on a flushed server; what a test does behind their backs, they are told of first.
+
+    A guard's deadline is not what is tested here: on a busy machine it would be. On a cluster,
+    `tags` has a hash tag of each primary.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        instances: int = 1,
+        *,
+        raw: redis.Redis | redis.RedisCluster | None = None,
+        tags: Sequence[str] = ("",),
+    ) -> None:
+        self.clock = FakeClock()
+        self.raw = redis.Redis.from_url(url) if raw is None else raw
+        self.raw.flushall()
+        self._tags = tags
+        self.instances = [self._instance(url) for _ in range(instances)]
+        self.backend: CacheBackend = self.instances[0] if instances == 1 else InTurn(self)
+        self._told: list[set[str]] = []
+        self._marks = itertools.count()
+
+    def _instance(self, url: str) -> TieredBackend:
+        far = RedisBackend(url, prefix="test:")
+        near = MemoryBackend(clock=self.clock)
+        return TieredBackend(near, Guard(far, deadline=5, fence_deadline=5), far.feed())
+
+    async def start(self) -> None:
+        """Return once every instance is told what changes."""
+        for instance in self.instances:
+            told: set[str] = set()
+            self._told.append(told)
+            instance.feed().listen(_Told(told))
+            await instance.start()
+        async with asyncio.timeout(5):
+            while not all(instance.feed().live for instance in self.instances):
+                await asyncio.sleep(0.001)
+
+    async def in_step(self) -> None:
+        """Return once every instance has been told what has changed until now."""
+        number = next(self._marks)
+        marks = {f"mark:{number}{tag}" for tag in self._tags}
+        for mark in marks:
+            self.raw.set(f"test:{mark}", "", px=60_000)
+        async with asyncio.timeout(5):
+            while not all(marks <= told for told in self._told):
+                await asyncio.sleep(0)
+
+    async def evict(self, key: str) -> None:
+        self.raw.delete(f"test:{key}")
+        await self.in_step()
+
+    async def elapse(self, seconds: float) -> None:
+        self.clock.now += seconds
+        shorten(self.raw, seconds)
+        await self.in_step()
+
+    async def aclose(self) -> None:
+        for instance in self.instances:
+            await instance.aclose()
+        self.raw.close()
+
+
+class _Told:
+    def __init__(self, keys: set[str]) -> None:
+        self._keys = keys
+
+    def changed(self, keys: Sequence[str]) -> None:
+        self._keys.update(keys)
+
+    def interrupted(self) -> None:
+        """Nothing to forget."""
+
+    def resumed(self) -> None:
+        """Nothing to learn."""
+
+
+class InTurn:
+    """A backend whose every operation is another instance's than the one before.
+
+    Each is told first what the others have changed: that it is told at all, and what becomes of it,
+    is what is tested; how soon, elsewhere.
+    """
+
+    name = "tiered"
+
+    def __init__(self, subject: TieredSubject) -> None:
+        self._subject = subject
+        self._turns = itertools.cycle(subject.instances)
+
+    async def _next(self) -> TieredBackend:
+        await self._subject.in_step()
+        return next(self._turns)
+
+    async def get(self, key: str) -> Entry | None:
+        return await (await self._next()).get(key)
+
+    async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
+        return await (await self._next()).get_many(keys)
+
+    async def lease(self, key: str, ticket: str) -> Entry | Standing:
+        return await (await self._next()).lease(key, ticket)
+
+    async def fence(self, key: str, ticket: str) -> None:
+        await (await self._next()).fence(key, ticket)
+
+    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+        return await (await self._next()).offer(key, ticket, entry)
+
+    async def purge(self, keys: Sequence[str]) -> int:
+        return await (await self._next()).purge(keys)
+
+    async def purge_all(self) -> int:
+        return await (await self._next()).purge_all()
+
+    async def aclose(self) -> None:
+        for instance in self._subject.instances:
+            await instance.aclose()
+
+
+def shorten(raw: redis.Redis | redis.RedisCluster, seconds: float) -> None:
+    """Let time pass for every key of a server, or of a cluster."""
+    for key in list(raw.scan_iter()):
+        left = raw.pttl(key)
+        assert left > 0, f"{key!r} would never expire"
+        raw.pexpire(key, left - round(seconds * 1000))
+
+
 async def make_subject(name: str, redis_urls: dict[str, str]) -> AsyncIterator[conformance.Subject]:
-    if name == "null":
+    kind, _, server = name.partition(" on ")
+    if kind == "null":
         yield NullSubject()
-    elif name == "memory":
+    elif kind == "memory":
         yield MemorySubject()
+    elif kind == "redis":
+        redis_subject = RedisSubject(redis_urls[server])
+        yield redis_subject
+        await redis_subject.aclose()
     else:
-        subject = RedisSubject(redis_urls[name.removeprefix("redis on ")])
-        yield subject
-        await subject.aclose()
+        tiered = TieredSubject(redis_urls[server], 2 if kind == "two tiered" else 1)
+        await tiered.start()
+        yield tiered
+        await tiered.aclose()

@@ -1,19 +1,22 @@
-"""Cells in this process: an LRU of cachetools, bounded by entries and by bytes.
+"""Cells in this process: a dictionary in order of use, bounded by entries and by bytes.
 
 For one event loop of one process. Every operation runs without an await, so it is atomic there.
 
-A cell that has expired is dropped when it is met, or when it has become the least recently used.
-cachetools' own timed caches drop everything that has expired in one go, which stops the loop for
-as long as that takes; the bounds make such a sweep needless.
+Nothing here takes longer the more cells there are. A cell that has expired is dropped when it is
+met, or when it has become the least recently used; the bounds make a sweep needless. What is
+emptied as a whole is set aside, and its memory given back a few cells at a time.
+
+Rejected: cachetools' caches, which this once was. Those with a time to live drop all that has
+expired in one go, and the loop stands still meanwhile; `clear` does the same. `LRUCache` is right,
+but every hit goes through it, and an `OrderedDict` is all that it needs of it.
 """
 
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from cachetools import LRUCache
 
 from jobcache.codec import Fence, Lease
 from jobcache.protocol import Entry, Offered, Standing
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 _SLOT_BYTES = 1000
 """About what a cell takes beside its body and key: objects, dictionary slots, links."""
+_FREED_AT_ONCE = 100
+"""Cells set aside that each new one gives back: soon all, and no step takes long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +69,29 @@ class MemoryBackend:
         if max_entries < 1 or max_bytes < 1:
             raise ValueError("max_entries and max_bytes are at least 1")
         self._max_entries = max_entries
+        self._max_bytes = max_bytes
         self._lease_for = lease
         self._fence_for = fence
         self._clock = clock
-        self._slots: LRUCache[str, _Slot] = LRUCache(max_bytes, getsizeof=lambda slot: slot.bytes)
+        # The least recently used first.
+        self._slots: OrderedDict[str, _Slot] = OrderedDict()
+        self._bytes = 0
+        self._set_aside: list[OrderedDict[str, _Slot]] = []
 
     # --- the operations ---
 
     def peek(self, key: str) -> Entry | None:
         """As `get`, synchronously."""
-        cell = self._cell(key)
+        slots = self._slots
+        slot = slots.get(key)
+        # As `_cell`, without the call: every hit comes through here.
+        if slot is None:
+            return None
+        if slot.deadline <= self._clock():
+            self._remove(key)
+            return None
+        slots.move_to_end(key)
+        cell = slot.cell
         return cell if isinstance(cell, Entry) else None
 
     async def get(self, key: str) -> Entry | None:
@@ -127,6 +145,14 @@ class MemoryBackend:
 
     async def purge(self, keys: Sequence[str]) -> int:
         """See `CacheBackend`."""
+        return self.drop(keys)
+
+    async def purge_all(self) -> int:
+        """See `PurgeAll`."""
+        return self.drop_all()
+
+    def drop(self, keys: Sequence[str]) -> int:
+        """See `Drop`."""
         dropped = 0
         for key in dict.fromkeys(keys):
             cell = self._cell(key)
@@ -135,19 +161,20 @@ class MemoryBackend:
                 dropped += 1
         return dropped
 
-    async def purge_all(self) -> int:
-        """See `PurgeAll`."""
+    def drop_all(self) -> int:
+        """See `Drop`."""
         dropped = len(self._slots)
-        self._slots.clear()
+        self._set_aside.append(self._slots)
+        self._slots, self._bytes = OrderedDict(), 0
         return dropped
 
     def holdings(self) -> tuple[int, int]:
         """See `Holdings`. Expired cells count until they are dropped."""
-        return len(self._slots), int(self._slots.currsize)
+        return len(self._slots), self._bytes
 
     async def aclose(self) -> None:
         """Let go of everything."""
-        self._slots.clear()
+        self.drop_all()
 
     # --- cells ---
 
@@ -167,7 +194,7 @@ class MemoryBackend:
         return done if self._put(key, entry, entry.keep_ms / 1000) else Offered.REMOVED
 
     def _remove(self, key: str) -> Offered:
-        del self._slots[key]
+        self._bytes -= self._slots.pop(key).bytes
         return Offered.REMOVED
 
     def _cell(self, key: str) -> Cell | None:
@@ -175,8 +202,9 @@ class MemoryBackend:
         if slot is None:
             return None
         if slot.deadline <= self._clock():
-            del self._slots[key]
+            self._remove(key)
             return None
+        self._slots.move_to_end(key)
         return slot.cell
 
     def _deadline(self, key: str) -> float:
@@ -186,17 +214,28 @@ class MemoryBackend:
         return self._put_until(key, cell, self._clock() + seconds)
 
     def _put_until(self, key: str, cell: Cell, deadline: float) -> bool:
-        body = len(cell.body) if isinstance(cell, Entry) else 0
+        """Put a cell in, and others out; False if it is larger than all of the memory there is."""
+        if self._set_aside:
+            self._free_some()
         slots = self._slots
-        if key not in slots:
-            while len(slots) >= self._max_entries:
-                slots.popitem()
-        try:
-            slots[key] = _Slot(cell, deadline, _SLOT_BYTES + len(key) + body)
-        except ValueError:  # larger than all of the memory there is
-            slots.pop(key, None)
+        body = len(cell.body) if isinstance(cell, Entry) else 0
+        needed = _SLOT_BYTES + len(key) + body
+        if key in slots:
+            self._remove(key)
+        if needed > self._max_bytes:
             return False
+        while slots and (len(slots) >= self._max_entries or self._bytes + needed > self._max_bytes):
+            self._bytes -= slots.popitem(last=False)[1].bytes
+        slots[key] = _Slot(cell, deadline, needed)
+        self._bytes += needed
         return True
+
+    def _free_some(self) -> None:
+        aside = self._set_aside[-1]
+        for _ in range(min(_FREED_AT_ONCE, len(aside))):
+            aside.popitem()
+        if not aside:
+            self._set_aside.pop()
 
 
 def from_settings(settings: CacheSettings) -> MemoryBackend:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 from jobcache import Document, JobCache, Lifetimes, Outcome, SourceUnavailable
 from jobcache.testing.conformance import Subject
@@ -61,7 +61,7 @@ class Transaction:
 class Bench:
     """A cache on a backend, its source, and a wall clock that only the test moves."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Subject, **options: Any) -> None:
         self.subject = subject
         self.source = Source()
         self.now_ms = 1_700_000_000_000
@@ -69,6 +69,7 @@ class Bench:
             subject.backend,
             lifetimes=Lifetimes(default=30, gone=5, grace=300, jitter=0),
             clock_ms=lambda: self.now_ms,
+            **options,
         )
 
     async def read(self, key: str, floor: int = 0) -> tuple[int, Outcome]:

@@ -130,15 +130,15 @@ class Fault:
         return module
 
 
-COMMITTED = "self._committed(results, unsure)"
+COMMITTED = "self._ticket, self._committed()"
 
 CACHE = {
     "acknowledges before it offers": Fault(
         "writes",
         (
             (
-                f"await self._offers.make_surely(ticket, {COMMITTED})",
-                f"self._later = asyncio.create_task(self._offers.make(ticket, {COMMITTED}))",
+                f"await self._writes.offers.make_surely({COMMITTED})",
+                f"self._later = asyncio.create_task(self._writes.offers.make({COMMITTED}))",
             ),
         ),
     ),
@@ -155,13 +155,13 @@ CACHE = {
         "writes",
         (
             (
-                f"await self._offers.make_surely(ticket, {COMMITTED})",
-                f"await self._offers.make(ticket, {COMMITTED})",
+                f"await self._writes.offers.make_surely({COMMITTED})",
+                f"await self._writes.offers.make({COMMITTED})",
             ),
         ),
     ),
     "an unsure writer offers its body": Fault(
-        "writes", (("unkept(entry) if key in unsure else entry", "entry"),)
+        "writes", (("unkept(entry) if key in self._unsure else entry", "entry"),)
     ),
     "an unsure reader offers nothing": Fault(
         "cache", (("for key in loaded if key not in sure}", "for key in ()}"),)
@@ -221,12 +221,110 @@ GUARD = {
 }
 """In `Guard`."""
 
+OFFER_NEAR = "        await self._near.offer(key, ticket, entry)\n"
+
+
+def _tiered(*changes: tuple[str, str]) -> Fault:
+    return Fault("backends.tiered", changes)
+
+
+TIERED = {
+    "reports are ignored": _tiered(
+        ("self._near.drop(keys)\n\n    def interrupted", "pass\n\n    def interrupted")
+    ),
+    "a cut is ignored": _tiered(
+        ("self._near.drop_all()\n\n    def resumed", "pass\n\n    def resumed")
+    ),
+    "a fill takes no lease": _tiered(
+        ("await self._near.lease(key, ticket)", "await self._near.get(key)"),
+        (
+            OFFER_NEAR,
+            (
+                "        self._near.drop((key,))\n"
+                f"        await self._near.lease(key, ticket)\n{OFFER_NEAR}"
+            ),
+        ),
+    ),
+    "an answer spares an older entry": _tiered(
+        (OFFER_NEAR, f"        if self._near.peek(key) is None:\n    {OFFER_NEAR}")
+    ),
+    "an answer spares the lease of another": _tiered(
+        (
+            OFFER_NEAR,
+            (
+                '        if getattr(self._near._cell(key), "ticket", ticket) == ticket:\n'
+                f"    {OFFER_NEAR}"
+            ),
+        )
+    ),
+    "an answer is not offered while the feed is not live": _tiered(
+        (OFFER_NEAR, OFFER_NEAR.replace("entry", "entry if self._feed.live else None"))
+    ),
+    "an answer of a lease spares what is near": _tiered(
+        (
+            "            self._near.drop((key,))\n        return found",
+            "            pass\n        return found",
+        )
+    ),
+    "an offer spares what is near": _tiered(
+        (
+            (
+                "return await self._far.offer(key, ticket, entry)\n        finally:\n"
+                "            self._near.drop((key,))"
+            ),
+            "return await self._far.offer(key, ticket, entry)\n        finally:\n            pass",
+        )
+    ),
+    "an offer drops what is near only before": _tiered(
+        (
+            (
+                "        try:\n            return await self._far.offer(key, ticket, entry)\n"
+                "        finally:\n            self._near.drop((key,))"
+            ),
+            (
+                "        self._near.drop((key,))\n"
+                "        return await self._far.offer(key, ticket, entry)"
+            ),
+        )
+    ),
+    "an offer that fails spares what is near": _tiered(
+        (
+            (
+                "        try:\n            return await self._far.offer(key, ticket, entry)\n"
+                "        finally:\n            self._near.drop((key,))"
+            ),
+            (
+                "        done = await self._far.offer(key, ticket, entry)\n"
+                "        self._near.drop((key,))\n        return done"
+            ),
+        )
+    ),
+    "what is remembered spares what is near": _tiered(
+        (
+            "        self._near.drop((key,))\n        self._far.remember",
+            "        self._far.remember",
+        )
+    ),
+    "the near tier is read while the feed is not live": _tiered(
+        ("self._near.peek(key) if self._feed.live else None", "self._near.peek(key)")
+    ),
+    "the near tier is filled while the feed is not live": _tiered(
+        (
+            "        if not self._feed.live:\n            self._feed.start()\n",
+            "        if False:\n",
+        )
+    ),
+}
+"""In `TieredBackend`."""
+
 
 def parts(fault: Fault) -> Parts:
     """Processes in which `fault` is."""
     module = fault.load()
     if fault.module == "guard":
         return Parts(guard=module.Guard)
+    if fault.module == "backends.tiered":
+        return Parts(tiered=module.TieredBackend)
     if fault.module == "cache":
         return Parts(cache=module.JobCache)
     cache = Fault("cache", ()).load()

@@ -12,20 +12,20 @@ from jobcache.testing import conformance
 from jobcache.testing.conformance import Check, Subject
 from jobcache.testing.schedules import GUARDS
 from tests.library.broken import BROKEN_MEMORY, BROKEN_SCRIPTS
-from tests.subjects import BACKENDS, KEEPING, MemorySubject, RedisSubject
+from tests.subjects import BACKENDS, KEEPING, PAIRS, MemorySubject, RedisSubject
 
 
 def _name(check: Check) -> str:
     return check.__name__
 
 
-@pytest.mark.parametrize("subject", BACKENDS, indirect=True)
+@pytest.mark.parametrize("subject", [*BACKENDS, *PAIRS], indirect=True)
 @pytest.mark.parametrize("check", conformance.SAFETY, ids=_name)
 async def test_no_backend_serves_what_is_wrong(subject: Subject, check: Check) -> None:
     await check(subject)
 
 
-@pytest.mark.parametrize("subject", KEEPING, indirect=True)
+@pytest.mark.parametrize("subject", [*KEEPING, *PAIRS], indirect=True)
 @pytest.mark.parametrize("check", conformance.KEEPING, ids=_name)
 async def test_every_backend_keeps_what_is_right(subject: Subject, check: Check) -> None:
     await check(subject)

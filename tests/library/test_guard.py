@@ -40,6 +40,10 @@ class Store(MemoryBackend):
             raise UnreadableCell("garbage")
         return await super().get(key)
 
+    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        await self._reach()
+        return await super().get_many(keys)
+
     async def lease(self, key: str, ticket: str) -> Entry | Standing:
         await self._reach()
         return await super().lease(key, ticket)
@@ -170,7 +174,8 @@ async def test_nobody_waits_longer_than_the_deadline(rig: Rig) -> None:
     rig.store.hangs = asyncio.Event()
     with pytest.raises(CacheUnavailable, match=r"no answer within 0\.02 s"):
         await rig.guard.get("k")
-    assert len(rig.guard._running) == 1, "the operation itself is left to end by itself"
+    left = [task for task in rig.guard._running if "Store.get" in repr(task.get_coro())]
+    assert len(left) == 1, "the operation itself is left to end by itself"
     rig.store.hangs.set()
     while rig.guard._running:
         await asyncio.sleep(0)
@@ -186,7 +191,7 @@ async def test_after_a_deadline_of_silence_reads_do_not_wait_and_one_probe_decid
     assert {type(task.exception()) for task in waiting} == {CacheUnavailable}
     await asyncio.sleep(0)
     calls = rig.store.calls
-    assert calls == 5 + 1
+    assert calls == 1 + 1
     for read in (rig.guard.get("k"), rig.guard.lease("k", "r"), rig.guard.get_many(["k"])):
         with pytest.raises(CacheUnavailable, match="overdue"):
             await read
@@ -279,9 +284,10 @@ async def test_a_full_store_hears_of_writes_although_it_is_set_aside(rig: Rig) -
 async def test_one_operation_that_hangs_while_others_are_answered_is_no_outage(rig: Rig) -> None:
     for attempt in range(5):
         rig.store.hangs = hangs = asyncio.Event()
+        calls = rig.store.calls
         stuck = asyncio.create_task(rig.guard.get("k"))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        while rig.store.calls == calls:
+            await asyncio.sleep(0)
         rig.store.hangs = None
         assert await rig.guard.get("other") is None
         with pytest.raises(CacheUnavailable):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -82,3 +84,26 @@ async def test_what_has_expired_is_dropped_when_it_is_met() -> None:
 def test_bounds_are_positive(bounds: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         MemoryBackend(**bounds)
+
+
+async def test_what_is_emptied_as_a_whole_is_given_back_little_by_little() -> None:
+    """To free a million cells at once would stop the loop."""
+    backend = MemoryBackend()
+    bodies = [bytes([number]) * 99 for number in range(250)]
+    for number in range(len(bodies)):
+        await store(backend, f"k{number}", bodies[number])
+    await backend.purge_all()
+    assert backend.holdings() == (0, 0)
+    assert backend.peek("k1") is None
+    assert held(bodies) == 250
+    steps = [250]
+    while steps[-1]:
+        await backend.lease(f"new{len(steps)}", "r")
+        steps.append(held(bodies))
+    assert max(before - after for before, after in pairwise(steps)) <= 100
+    assert len(steps) < 10
+
+
+def held(bodies: list[bytes]) -> int:
+    """How many of them somebody beside the list refers to."""
+    return sum(sys.getrefcount(bodies[index]) > 2 for index in range(len(bodies)))

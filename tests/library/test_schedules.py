@@ -11,6 +11,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,16 @@ from jobcache.backends import redis as redis_backend
 from jobcache.backends.memory import MemoryBackend
 from jobcache.testing.schedules import GUARDS, Explorer, Parts, Report, Violation, World
 from jobcache.testing.schedules.__main__ import main
-from tests.library.broken import BROKEN_MEMORY, BROKEN_SCRIPTS, CACHE, FLIGHT, GUARD, Fault, parts
+from tests.library.broken import (
+    BROKEN_MEMORY,
+    BROKEN_SCRIPTS,
+    CACHE,
+    FLIGHT,
+    GUARD,
+    TIERED,
+    Fault,
+    parts,
+)
 from tests.subjects import MemorySubject, NullSubject, RedisSubject
 
 
@@ -66,6 +76,11 @@ def in_order(report: Report) -> None:
         (world("R W W", 1, "evict die"), 1000),
         (world("W W", 1, "evict die lose commit cancel", warm=True), 300),
         (world("R W", 1, "lose", guarded=True, warm=True), 1000),
+        (world("R R W", 0, tiered=True, warm=True), 500),
+        (world("RW R", 0, tiered=True, warm=True), 500),
+        (world("R W", 1, "feed slow", tiered=True), 1000),
+        (world("RW", 1, "evict die cancel feed", tiered=True, warm=True), 1000),
+        (world("R W", 1, "feed lose", tiered=True, warm=True, guarded=True), 1000),
     ],
     ids=str,
 )
@@ -83,6 +98,7 @@ def test_no_schedule_of_a_small_world_goes_wrong(small: World, states: int) -> N
         world("R W W", 1),
         world("RRW", 1, warm=True),
         world("RW W", 1, "time lose evict", guarded=True),
+        world("MR W", 2, "feed slow", tiered=True, warm=True),
     ],
     ids=str,
 )
@@ -101,6 +117,9 @@ LARGE = [
     world("RRWW", 4, warm=True, guarded=True),
     world("RW RW", 4, guarded=True, late_fence=True),
     world("R R W W", 3, warm=True, guarded=True),
+    world("RMW W", 4, tiered=True, late_fence=True),
+    world("RMW RW", 4, tiered=True, warm=True),
+    world("RRW RW", 4, tiered=True, warm=True, guarded=True),
 ]
 
 
@@ -111,7 +130,11 @@ def test_no_schedule_found_at_random_goes_wrong(large: World, seed: str) -> None
         in_order(explorer.search(large, seed=seed, runs=100))
 
 
-@pytest.mark.parametrize("large", [world("RRW RW", 3), world("RW W", 4, guarded=True)], ids=str)
+@pytest.mark.parametrize(
+    "large",
+    [world("RRW RW", 3), world("RW W", 4, guarded=True), world("RMW W", 3, tiered=True)],
+    ids=str,
+)
 def test_no_schedule_found_at_random_goes_wrong_on_redis(large: World, redis_url: str) -> None:
     with on_redis(redis_url) as explorer:
         in_order(explorer.search(large, seed=secrets.token_hex(4), runs=60))
@@ -181,6 +204,26 @@ FOUND_IN: list[tuple[str, Fault, World, int]] = [
 ]
 
 
+FEED = world("RR W", 1, "feed", tiered=True, warm=True)
+LOSING = world("RW", 1, "lose", tiered=True, warm=True, guarded=True)
+LOSING_FEED = world("RR W", 2, "feed lose", tiered=True, warm=True, guarded=True)
+
+NEAR_FOUND_IN: list[tuple[str, World, int | None]] = [
+    ("reports are ignored", world("R W", 0, tiered=True, warm=True), None),
+    ("a cut is ignored", FEED, None),
+    ("a fill takes no lease", world("MR W", 2, "feed slow", tiered=True, warm=True), 0),
+    ("an answer spares an older entry", FEED, 0),
+    ("an answer is not offered while the feed is not live", FEED, 0),
+    ("an answer of a lease spares what is near", FEED, None),
+    ("an offer spares what is near", world("RW", 0, tiered=True, warm=True), None),
+    ("an offer drops what is near only before", LOSING, 1),
+    ("an offer that fails spares what is near", LOSING, None),
+    ("what is remembered spares what is near", LOSING_FEED, 1),
+    ("the near tier is read while the feed is not live", FEED, 0),
+    ("the near tier is filled while the feed is not live", FEED, 0),
+]
+
+
 def found(explorer: Explorer, *worlds: tuple[World, int | None]) -> None:
     for where, switches in worlds:
         report = explorer.exhaust(where, switches=switches, most=20_000)
@@ -229,6 +272,29 @@ def test_a_cache_or_guard_that_is_broken_is_found_out(
         found(explorer, (where, switches))
 
 
+@pytest.mark.parametrize(
+    ("name", "where", "switches"),
+    NEAR_FOUND_IN,
+    ids=[name.replace(" ", "-") for name, _, _ in NEAR_FOUND_IN],
+)
+def test_two_tiers_that_are_broken_are_found_out(
+    name: str, where: World, switches: int | None
+) -> None:
+    with in_memory(parts=parts(TIERED[name])) as explorer:
+        found(explorer, (where, switches))
+
+
+def test_an_answer_that_spares_the_lease_of_another_is_found_out() -> None:
+    # Two fills side by side, the slower with the older version: of all schedules a random few.
+    where = replace(world("MR W", 1, "slow", tiered=True), reads=2)
+    with in_memory(parts=parts(TIERED["an answer spares the lease of another"])) as explorer:
+        report = explorer.search(where, seed=0, runs=10_000)
+        print(report)  # noqa: T201 - pytest -rP shows the schedules
+        assert report.finding is not None
+        with pytest.raises(Violation, match=re.escape(report.finding.reason)):
+            explorer.replay(where, report.finding.schedule)
+
+
 def test_a_random_search_finds_a_broken_backend_and_says_how_to_replay_it() -> None:
     where = world("R R W W", 2)
     with in_memory(BROKEN_MEMORY["an offer raises the fence's floor"]) as explorer:
@@ -262,6 +328,13 @@ def test_the_command_explores_and_says_what_it_saw(capsys: pytest.CaptureFixture
     assert main(["--exhaust", "--world", "R W", "--faults", "0"]) == 0
     assert "(every schedule): nothing wrong" in capsys.readouterr().out
     assert main(["--world", "R W", "--schedule", "W0 begins -> W0 fence is lost"]) == 0
+    tiered = ["--world", "R W", "--tiered", "--warm"]
+    stale = (
+        "W0 begins -> W0 fence -> R0's feed is silent -> R0 begins -> R0 get -> R0's feed is back"
+    )
+    assert main([*tiered, "--schedule", stale]) == 0
+    assert main(["--exhaust", "--faults", "0", *tiered]) == 0
+    assert "R W warm tiered" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no such fault: flood"):
         main(["--kinds", "flood"])
 

@@ -16,7 +16,7 @@ from jobcache.backends.null import NullBackend
 def test_names_lead_to_backends() -> None:
     assert make_backend(CacheSettings(backend="null")).name == "null"
     assert make_backend(CacheSettings(backend="memory")).name == "memory"
-    assert set(settings.backend_names()) >= {"null", "memory", "redis"}
+    assert set(settings.backend_names()) >= {"null", "memory", "redis", "tiered"}
 
 
 def test_the_environment_is_read() -> None:
@@ -44,6 +44,8 @@ def test_the_environment_is_read() -> None:
     [
         ("JOBCACHE_BACKEND", "memcached", "one of memory, null, redis"),
         ("REDIS_URL", "localhost:6379", "redis://"),
+        ("REDIS_URL", "redis+cluster:/localhost", "redis+cluster://"),
+        ("REDIS_URL", "unix+sentinel://localhost/jobs", "rediss+sentinel://"),
         ("JOBCACHE_PREFIX", "a b", "letters, digits"),
         ("JOBCACHE_MAX_ENTRIES", "0", "a whole number above 0"),
         ("JOBCACHE_MAX_BYTES", "1e6", "a whole number above 0"),
@@ -81,12 +83,13 @@ def their_factory(settings: CacheSettings) -> NullBackend:
     return NullBackend(instead_of="theirs")
 
 
+@pytest.mark.parametrize("name", ["redis", "tiered"])
 async def test_without_the_client_library_reads_still_work(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "jobcache.backends.redis", None)
     with caplog.at_level(logging.WARNING, "jobcache"):
-        cache = JobCache(make_backend(CacheSettings(backend="redis")))
+        cache = JobCache(make_backend(CacheSettings(backend=name)))
     assert len(caplog.records) == 1
     assert "pip install 'jobcache[redis]'" in caplog.text
 
@@ -95,7 +98,7 @@ async def test_without_the_client_library_reads_still_work(
 
     assert (await cache.read("k", nothing)).entry.gone
     condition = cache.condition()
-    assert (cache.backend.name, condition.available, condition.state) == ("redis", False, "missing")
+    assert (cache.backend.name, condition.available, condition.state) == (name, False, "missing")
 
 
 def test_importing_the_library_imports_none_of_what_is_optional() -> None:

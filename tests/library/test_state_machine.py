@@ -15,7 +15,14 @@ from jobcache.protocol import Entry, Offered, Standing
 from jobcache.testing import model
 from jobcache.testing.conformance import Subject
 from jobcache.testing.schedules import entry_of
-from tests.subjects import KEEPING, MemorySubject, NullSubject, RedisSubject
+from tests.subjects import (
+    KEEPING,
+    PAIRS,
+    MemorySubject,
+    NullSubject,
+    RedisSubject,
+    TieredSubject,
+)
 
 T = TypeVar("T")
 keys = st.sampled_from(["job:1:progress", "job:2:progress"])
@@ -85,7 +92,7 @@ class Machine(RuleBasedStateMachine):
             assert self.run(self.backend.get(key)) == expected.get(key)
 
     def teardown(self) -> None:
-        if isinstance(self.subject, RedisSubject):
+        if isinstance(self.subject, RedisSubject | TieredSubject):
             self.run(self.subject.aclose())
 
 
@@ -127,11 +134,17 @@ def test_null_agrees_with_an_empty_model() -> None:
     _run(type("Null", (NullMachine,), {"make": lambda _: NullSubject()}), 20)
 
 
-@pytest.mark.parametrize("name", KEEPING)
+@pytest.mark.parametrize("name", [*KEEPING, *PAIRS])
 def test_the_backend_agrees_with_the_model(name: str, redis_urls: dict[str, str]) -> None:
-    def make(_: Machine) -> Subject:
-        if name == "memory":
+    kind, _, server = name.partition(" on ")
+
+    def make(machine: Machine) -> Subject:
+        if kind == "memory":
             return MemorySubject()
-        return RedisSubject(redis_urls[name.removeprefix("redis on ")])
+        if kind == "redis":
+            return RedisSubject(redis_urls[server])
+        subject = TieredSubject(redis_urls[server], 2 if kind == "two tiered" else 1)
+        machine.run(subject.start())
+        return subject
 
     _run(type("Kept", (Machine,), {"make": make}), 150 if name == "memory" else 40)

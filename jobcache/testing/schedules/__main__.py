@@ -52,6 +52,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--warm", action="store_true", help="the cell holds an entry at the beginning")
     add("--late-fence", action="store_true", help="writers change the row before they fence")
     add("--guarded", action="store_true", help="each process has a guard")
+    add("--tiered", action="store_true", help="each process has a near tier before it, and a feed")
     add("--seed", help="of the search; a new one, printed, if it is left out")
     add("--runs", type=int, default=1000, help="schedules to search; default: %(default)s")
     add("--exhaust", action="store_true", help="play all schedules instead")
@@ -90,6 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
             warm=chosen.warm,
             late_fence=chosen.late_fence,
             guarded=chosen.guarded,
+            tiered=chosen.tiered,
         )
     except ValueError as error:
         sys.exit(f"--world, --kinds: {error}")

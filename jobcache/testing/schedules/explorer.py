@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
+from jobcache.testing.schedules.loop import at_once
 from jobcache.testing.schedules.promise import Violation
 from jobcache.testing.schedules.world import Parts, Run, World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from jobcache.testing.conformance import Subject
     from jobcache.testing.schedules.world import CarryOut, Option
@@ -64,20 +65,6 @@ class Report:
         counts = f"{self.schedules} schedules, {self.steps} steps{met} ({what})"
         end = "nothing wrong" if self.finding is None else f"WRONG: {self.finding}"
         return f"{self.world}, {self.world.faults} faults: {counts}: {end}"
-
-
-def at_once(operation: Coroutine[Any, Any, T], /) -> T:
-    """Run an operation that never waits, such as those of the memory backend.
-
-    Raises:
-        RuntimeError: it does wait.
-    """
-    try:
-        operation.send(None)
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
-    operation.close()
-    raise RuntimeError("this operation waits for something")
 
 
 @dataclass(slots=True)
@@ -237,10 +224,11 @@ class Explorer:
         chance = random.Random(seed)  # noqa: S311 - it is to be repeated
         # Each run has a character of its own: few kinds of faults, and so more of each; more or
         # fewer of them; and how often whoever moved last moves again.
-        kinds = sorted(world.kinds)
+        kinds = sorted(world.kinds if world.tiered else world.kinds - {"feed"})
         kinds = chance.sample(kinds, min(len(kinds), chance.choice((1, 2, 3, len(kinds)))))
         faulty = chance.choice((0.05, 0.15, 0.4))
         faithful = chance.choice((0.0, 0.5, 0.8, 0.95))
+        lagging = chance.choice((0.0, 0.8, 0.95)) if world.tiered else 0.0
         run = self._start(world)
         last = ""
         try:
@@ -252,6 +240,8 @@ class Explorer:
                 if faults and chance.random() < faulty:
                     option = chance.choice(faults)
                 else:
+                    if lagging and chance.random() < lagging:
+                        plain = [option for option in plain if option.kind != "told"] or plain
                     same = [option for option in plain if option.actor == last]
                     option = chance.choice(same if same and chance.random() < faithful else plain)
                     last = option.actor

@@ -11,14 +11,29 @@ import contextvars
 import heapq
 from collections import deque
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     _Call = tuple[asyncio.Handle, Callable[..., object], tuple[Any, ...], contextvars.Context]
 
+T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+
+def at_once(operation: Coroutine[Any, Any, T], /) -> T:
+    """Run an operation that never waits, such as those of the memory backend.
+
+    Raises:
+        RuntimeError: it does wait.
+    """
+    try:
+        operation.send(None)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    operation.close()
+    raise RuntimeError("this operation waits for something")
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):

@@ -18,6 +18,15 @@ cache counted an error meanwhile. But there the process itself remembers: what w
 returned in it counts for its own reads at once and always. And it repeats what failed: once nothing
 is left to be done, a failed offer excuses no hidden commit.
 
+Before a far tier a near one lags. In such a world a version counts for the reads of a process at
+once if it was acknowledged or returned in that very process, so that nobody there steps backward;
+else from the moment when the process has been told of every change of the cell that was made before
+that version was seen. While its feed is not live a process does not rely on what it is told, and so
+every version counts there that would without a near tier; but a read that is under way when the
+feed is live again may be answered as if it had begun then. All of that holds of what the near tier
+would serve, whether or not somebody reads just then; and once everything is told, it hides no more
+than the far tier may.
+
 Whether a fence stands is asked of the model that runs beside the backend, and not of the backend:
 a fence that is missing by mistake exempts nothing.
 """
@@ -54,11 +63,12 @@ class Promise:
     """What was seen by whom, and what may be returned to whom.
 
     Args:
-        guarded: whether each process remembers what it could not tell the store.
+        remembers: whether what was seen in a process counts for its own reads, whatever counts for
+            those of others.
     """
 
-    def __init__(self, *, guarded: bool) -> None:
-        self._guarded = guarded
+    def __init__(self, *, remembers: bool) -> None:
+        self._remembers = remembers
         self._commits: list[Commit] = []
         self._fenced: set[int] = {1}  # version 1 is there from the beginning
         self._visible = 1
@@ -66,10 +76,21 @@ class Promise:
         self._told = 1
         self._untold: set[int] = set()  # seen by somebody who could not tell the store
 
-    def floor(self, process: str) -> int:
-        """The least that a read which begins now in `process` may return."""
-        own = self._seen.get(process, 1) if self._guarded else 1
-        return max(self._visible, own)
+    @property
+    def visible(self) -> int:
+        """The highest version that counts for everybody."""
+        return self._visible
+
+    def floor(self, process: str, heard: int | None = None) -> int:
+        """The least that a read which begins now in `process` may return.
+
+        Args:
+            process: its name.
+            heard: what was visible before the first change that it has yet to be told of; None if
+                there is no such change, or nobody to tell it.
+        """
+        own = self._seen.get(process, 1) if self._remembers else 1
+        return max(self._visible if heard is None else heard, own)
 
     def committed(self, commit: Commit) -> None:
         """The source has a new version."""
@@ -102,6 +123,6 @@ class Promise:
 
     def state(self) -> Hashable:
         """What decides about the future."""
-        seen = tuple(sorted(self._seen.items())) if self._guarded else ()
+        seen = tuple(sorted(self._seen.items())) if self._remembers else ()
         commits = tuple((commit.version, commit.fenced) for commit in self._commits)
         return self._visible, seen, self._told, frozenset(self._untold), commits

@@ -5,10 +5,12 @@ readers and writers of one key. Whatever they wait for is a *step*: an operation
 load, an update, a commit, a pause. A step is taken when the explorer says so, at once and whole;
 then everything runs on until it waits again. What can be done next are the *options*:
 
-    R0 begins             a reader or writer begins
+    R0 begins             a reader (M0: of many keys) or a writer begins
     R0 lease, R0 load, …  a step that somebody waits for is taken
     R0 looks again        a pause ends; R0 waits no longer: all its pauses end, one after the other
     P time passes         the next deadline is reached
+    P0 is told            its feed delivers the next report (in a tiered world)
+    P0's feed is back     it is live again
 
 and, as faults, of which a world allows only so many:
 
@@ -19,6 +21,8 @@ and, as faults, of which a world allows only so many:
     cancel W0             what it waits for itself has not happened; sent: it has; late: it will
     W0 dies               its process takes no further step
     evict, age            the cell is lost; what it holds is no longer fresh
+    P0's feed is cut      it says so, and what it has not told yet it never will
+    P0's feed is silent   it is not live, by the clock only; what changes is told, some time
 """
 
 from __future__ import annotations
@@ -32,14 +36,17 @@ from itertools import count
 from operator import is_
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
+from jobcache.backends.memory import MemoryBackend
+from jobcache.backends.tiered import TieredBackend
 from jobcache.cache import JobCache
-from jobcache.codec import Fence
+from jobcache.codec import Fence, Lease
 from jobcache.errors import CacheError, CacheUnavailable, SourceUnavailable
 from jobcache.guard import Guard
 from jobcache.protocol import Document, Entry
 from jobcache.singleflight import SingleFlight
 from jobcache.testing import model
-from jobcache.testing.schedules.loop import VirtualLoop
+from jobcache.testing.schedules.feed import SteppedFeed
+from jobcache.testing.schedules.loop import VirtualLoop, at_once
 from jobcache.testing.schedules.promise import Commit, Promise, Violation
 from jobcache.ttl import Lifetimes
 
@@ -52,10 +59,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FAULTS = frozenset(
-    {"evict", "age", "die", "cancel", "lose", "late", "slow", "load", "commit", "time"}
+    {"evict", "age", "die", "cancel", "lose", "late", "slow", "load", "commit", "time", "feed"}
 )
-"""Every kind of fault. `lose` is of the backend's operations, answered or not; `slow` and `time`
-(a deadline that passes while something is under way) occur behind a guard only."""
+"""Every kind of fault. `lose` is of the backend's operations, answered or not; `time` (a deadline
+that passes while something is under way) occurs behind a guard only, `slow` there and behind a near
+tier. `feed` occurs in a tiered world; `lose` and `late` do not, unless it is guarded: a far tier is
+a guarded one."""
 
 _ACTOR: contextvars.ContextVar[Actor] = contextvars.ContextVar("actor")
 _START_MS = 1_700_000_000_000
@@ -75,13 +84,15 @@ class World:
     """What is explored.
 
     Attributes:
-        processes: for each, its actors: "R" a reader, "W" a writer. ("R", "R", "W") is three
-            processes; ("RRW",) is one, in which single flight is in play.
+        processes: for each, its actors: "R" a reader, "M" one that reads many keys at once (this
+            one among them), "W" a writer. ("R", "R", "W") is three processes; ("RRW",) is one, in
+            which single flight is in play.
         faults: how many may happen in one schedule.
         kinds: which; a subset of `FAULTS`.
         warm: whether the cell holds an entry at the beginning.
         late_fence: writers change the row first and fence before they commit.
         guarded: each process has a `Guard` between its cache and the store.
+        tiered: each process has a near tier before that, and a feed; `warm` warms both tiers.
         reads: how many each reader makes, one after the other.
     """
 
@@ -91,18 +102,19 @@ class World:
     warm: bool = False
     late_fence: bool = False
     guarded: bool = False
+    tiered: bool = False
     reads: int = 1
 
     def __post_init__(self) -> None:
         if not self.processes or not all(
-            actors and set(actors) <= {"R", "W"} for actors in self.processes
+            actors and set(actors) <= {"R", "M", "W"} for actors in self.processes
         ):
-            raise ValueError("a process is a word of R and W")
+            raise ValueError("a process is a word of R, M and W")
         if not self.kinds <= FAULTS:
             raise ValueError(f"no such fault: {', '.join(self.kinds - FAULTS)}")
 
     def __str__(self) -> str:
-        ways = ("warm", "late_fence", "guarded")
+        ways = ("warm", "late_fence", "guarded", "tiered")
         return " ".join([*self.processes, *(way for way in ways if getattr(self, way))])
 
 
@@ -113,10 +125,31 @@ class Parts:
     Attributes:
         cache: takes a backend and the keyword arguments of `JobCache`.
         guard: takes a backend and the keyword arguments of `Guard`.
+        tiered: takes the arguments of `TieredBackend`.
     """
 
     cache: Callable[..., JobCache] = JobCache
     guard: Callable[..., Guard] = Guard
+    tiered: Callable[..., TieredBackend] = TieredBackend
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Front:
+    """What a process of a tiered world has before the store.
+
+    Attributes:
+        near: its near tier.
+        feed: what is told to it.
+        backend: both, before the far tier.
+    """
+
+    near: MemoryBackend
+    feed: SteppedFeed
+    backend: TieredBackend
+
+    def held(self, key: str) -> Hashable:
+        """What the near cell holds, a lease included."""
+        return self.near._cell(key)  # noqa: SLF001 - nobody else may look at a lease
 
 
 @dataclass(eq=False, slots=True)
@@ -124,9 +157,12 @@ class Process:
     """One process: a cache of its own."""
 
     name: str
+    reads: bool
+    """Whether there are readers in it."""
     dead: bool = False
     failed: set[int] = field(default_factory=set)
     """The versions of its offers that failed."""
+    front: Front | None = None
     cache: JobCache = field(init=False)
 
 
@@ -257,7 +293,7 @@ class Run:
         self._seen: Hashable = None
         self._unseen = True
         self.loop = VirtualLoop()  # type: ignore[abstract] # there is nothing to read or to signal
-        self.promise = Promise(guarded=world.guarded)
+        self.promise = Promise(remembers=world.guarded or world.tiered)
         self.database = 1
         self.cell: model.Cell = None
         self.now_ms = _START_MS
@@ -275,10 +311,10 @@ class Run:
         self._populate()
 
     def _populate(self) -> None:
-        numbers = {"R": count(), "W": count()}
+        numbers = {kind: count() for kind in "RMW"}
         for index, word in enumerate(self.world.processes):
             names = [f"{kind}{next(numbers[kind])}" for kind in word]
-            process = Process(names[0] if len(names) == 1 else f"P{index}")
+            process = Process(names[0] if len(names) == 1 else f"P{index}", word.strip("W") != "")
             store = Store(self, process)
             tickets = map(f"{process.name}x{{}}".format, count())
             backend = (
@@ -286,8 +322,10 @@ class Run:
                 if self.world.guarded
                 else store
             )
+            if self.world.tiered:
+                process.front = self._front(backend)
             process.cache = self._parts.cache(
-                backend,
+                backend if process.front is None else process.front.backend,
                 lifetimes=Lifetimes(default=_FRESH, jitter=0),
                 clock_ms=lambda: self.now_ms,
                 ticket=partial(next, tickets),
@@ -307,6 +345,14 @@ class Run:
             self.carry_out(self.subject.backend.lease(self.key, "first"))
             self.carry_out(self.subject.backend.offer(self.key, "first", entry))
             self.cell = 1
+            for process in self.processes:
+                if process.front is not None and process.reads:
+                    at_once(process.front.near.lease(self.key, "first"))
+                    at_once(process.front.near.offer(self.key, "first", entry))
+
+    def _front(self, far: Any) -> Front:  # noqa: ANN401 - a test may put anything there
+        near, feed = MemoryBackend(clock=self.loop.time), SteppedFeed(self.key)
+        return Front(near, feed, self._parts.tiered(near, far, feed))
 
     # --- what can be done next ---
 
@@ -325,6 +371,7 @@ class Run:
         options = [*self._beginning(), *self._plain(steps)]
         if not options and self.loop.waits_for_time():
             options.append(Option("time passes", "time"))
+        options.extend(self._telling())
         if self.faults_left:
             options.extend(self._failing(steps))
             options.extend(self._elsewhere(steps))
@@ -402,6 +449,8 @@ class Run:
             yield Option("evict", "evict", fault="evict")
         if "age" in kinds and self.look() is not None:
             yield Option("age", "age", fault="age")
+        if "feed" in kinds:
+            yield from self._cutting()
         yield from self._deadline(steps)
         for actor in self.actors:
             if actor.task is None or actor.process.dead:
@@ -416,6 +465,37 @@ class Run:
             if "die" in kinds and actor.fenced:
                 name = actor.process.name
                 yield Option(f"{name} dies", "die", name, fault="die")
+
+    def _telling(self) -> Iterator[Option]:
+        for name, front in self._fronts():
+            if front.feed.waiting:
+                yield Option(f"{name} is told", "told", name)
+            if not front.feed.live:
+                yield Option(f"{name}'s feed is back", "back", name)
+
+    def _cutting(self) -> Iterator[Option]:
+        for name, front in self._fronts():
+            if front.feed.live:
+                yield Option(f"{name}'s feed is silent", "silent", name, fault="feed")
+            if front.feed.state != "cut":
+                yield Option(f"{name}'s feed is cut", "cut", name, fault="feed")
+
+    def _fronts(self) -> Iterator[tuple[str, Front]]:
+        """Where it matters what is told, and when: somebody may still read there.
+
+        Elsewhere everything is told at the end.
+        """
+        for process in self.processes:
+            if process.front is not None and self._reads_on(process):
+                yield process.name, process.front
+
+    def _reads_on(self, process: Process) -> bool:
+        if process.dead:
+            return False
+        readers = [actor for actor in self.actors if actor.process is process and not actor.writes]
+        return any(actor.turns_left or actor.task for actor in readers) or any(
+            step.actor in readers for step in self.pending
+        )
 
     def look(self) -> Hashable:
         """What the cell holds."""
@@ -464,8 +544,10 @@ class Run:
             self.now_ms += round(_FRESH * 1000) + 1
         elif kind == "cancel":
             self._cancel(self._actor(whose), option.fate)
-        else:
+        elif kind == "die":
             self._die(whose)
+        else:
+            self._tell(whose, kind)
 
     def _actor(self, name: str) -> Actor:
         return next(actor for actor in self.actors if actor.name == name)
@@ -488,6 +570,7 @@ class Run:
             for part in vars(process.cache).values():
                 if isinstance(part, SingleFlight) and len(part) and not process.dead:
                     raise Violation(f"{process.name} still has a call under way")
+        self._tell_all()
 
     def close(self) -> None:
         """End every task that is left, so that nothing outlives the run."""
@@ -524,6 +607,7 @@ class Run:
                     )
                     for actor in self.actors
                 ),
+                tuple(self._in_front()) if self.world.tiered else None,
                 self._focus and self._focus.name,
             )
         )
@@ -536,8 +620,22 @@ class Run:
             done = dead or not (awake or waited_for.intersection(memory.actors))
             yield 0 if done else memory.hash
 
+    def _in_front(self) -> Iterator[Hashable]:
+        for process in self.processes:
+            front = process.front
+            if process.dead or front is None:
+                yield None
+            elif self._reads_on(process):
+                yield front.held(self.key), front.feed.fingerprint()
+            else:
+                yield front.held(self.key), bool(front.feed.waiting)
+
+    def _floor(self, process: Process) -> int:
+        front = process.front
+        return self.promise.floor(process.name, None if front is None else front.feed.heard)
+
     def _begin(self, actor: Actor) -> None:
-        actor.floor = self.promise.floor(actor.process.name)
+        actor.floor = self._floor(actor.process)
         actor.errors = actor.process.cache.statistics.errors
         actor.begun, actor.turns_left = True, actor.turns_left - 1
         self._note(actor, f"{actor.name} begins", None)
@@ -546,8 +644,9 @@ class Run:
         work = self._write(actor) if actor.writes else self._read(actor)
         actor.task = self.loop.create_task(work, context=context)
         # Nobody notices a beginning, so it is put off until the first step. But two readers of one
-        # process may come to share what neither has begun.
-        if actor.writes or all(other.process is not actor.process for other in self._others(actor)):
+        # process may come to share what neither has begun, and a near tier is touched at once.
+        alone = all(other.process is not actor.process for other in self._others(actor))
+        if alone or (actor.writes and not self.world.tiered):
             self._focus = actor
 
     def _take(self, step: Step, fate: str) -> None:
@@ -573,6 +672,7 @@ class Run:
         if fate == "late":
             self._send_late(step)
         elif fate == "slow":
+            self._note(step.actor, f"{step.label} slow", _word(result))
             given = partial(_give, result, error)
             reply = Step(f"{step.label} reply", step.identity, step.actor, given, step.reply)
             self.pending.append(reply)
@@ -595,8 +695,12 @@ class Run:
             step.reply.set_result(result)
 
     def _note(self, actor: Actor, what: str, result: Hashable) -> None:
-        memory = actor.memory
-        memory.hash = hash((memory.hash, what, result, self.now_ms, self.loop.time()))
+        memory, front = actor.memory, actor.process.front
+        # What is near is seen without a step, but only by a reader, and only as it moves.
+        near: Hashable = None
+        if front is not None and not actor.writes:
+            near = front.held(self.key), front.feed.live
+        memory.hash = hash((memory.hash, what, result, near, self.now_ms, self.loop.time()))
 
     def _look_again(self, step: Step) -> None:
         self._take(step, "")
@@ -633,6 +737,34 @@ class Run:
         """Lose the cell."""
         self.cell = None
         self.ask(self.subject.evict(self.key))
+
+    def _tell(self, name: str, kind: str) -> None:
+        process = next(process for process in self.processes if process.name == name)
+        assert process.front is not None
+        feed = process.front.feed
+        if kind == "told":
+            feed.deliver()
+        elif kind == "cut":
+            feed.cut()
+        elif kind == "silent":
+            feed.fall_silent()
+        else:
+            feed.come_back()
+            for actor in self.actors:
+                if actor.process is process and actor.task is not None:
+                    actor.floor = min(actor.floor, self._floor(process))
+
+    def _tell_all(self) -> None:
+        for process in self.processes:
+            front = process.front
+            if front is None or process.dead:
+                continue
+            if isinstance(front.held(self.key), Lease):
+                raise Violation(f"a lease that nobody holds was left near {process.name}")
+            while front.feed.waiting:
+                front.feed.deliver()
+            front.feed.come_back()
+            self._check_near(process, front, quiet=True)
 
     def _die(self, name: str) -> None:
         process = next(process for process in self.processes if process.name == name)
@@ -671,11 +803,29 @@ class Run:
             if actor.task is not None and actor.task.done() and not actor.process.dead:
                 task, actor.task = actor.task, None
                 self._ended(actor, task)
-        if not known and self._quiet():
+        if known:
+            return
+        quiet = self._quiet()
+        if quiet:
             entry = self.carry_out(self.subject.backend.get(self.key))
             hidden = None if entry is None else self.promise.hidden(entry.version)
             if entry is not None and hidden is not None:
                 raise Violation(f"v{entry.version} stays in the cache, and hides v{hidden}")
+        for process in self.processes:
+            if process.front is not None and not process.dead:
+                self._check_near(process, process.front, quiet=quiet)
+
+    def _check_near(self, process: Process, front: Front, *, quiet: bool) -> None:
+        """What a read that began now would be given."""
+        entry = front.backend.peek(self.key)
+        if entry is None:
+            return
+        floor, held = self._floor(process), f"v{entry.version} stays near {process.name}"
+        if entry.version < floor:
+            raise Violation(f"{held}, although v{floor} was visible")
+        hidden = self.promise.hidden(entry.version)
+        if quiet and not front.feed.waiting and hidden is not None:
+            raise Violation(f"{held}, and hides v{hidden}")
 
     def _ended(self, actor: Actor, task: asyncio.Task[int]) -> None:
         if task.cancelled():
@@ -725,8 +875,18 @@ class Run:
 
     def ask(self, operation: Coroutine[Any, Any, T]) -> T:
         """Carry out an operation of the backend that may change the cell."""
+        if not self.world.tiered:
+            self._unseen = True
+            return self.carry_out(operation)
+        before, visible = self.look(), self.promise.visible
         self._unseen = True
-        return self.carry_out(operation)
+        result = self.carry_out(operation)
+        if self._snapshot is None or self.look() != before:
+            for process in self.processes:
+                # Where nobody reads, nothing is ever near.
+                if process.front is not None and process.reads and not process.dead:
+                    process.front.feed.report(visible)
+        return result
 
     async def step(
         self,
@@ -776,13 +936,14 @@ class Run:
     def fates(self, *, changes: bool) -> Iterator[str]:
         """How an operation of the backend can fail."""
         kinds = self.world.kinds
-        if "lose" in kinds:
+        guarded, tiered = self.world.guarded, self.world.tiered
+        if "lose" in kinds and (guarded or not tiered):
             yield "lost"
             if changes:
                 yield "unanswered"
-        if "late" in kinds and changes and not self.world.guarded:
+        if "late" in kinds and changes and not (guarded or tiered):
             yield "late"
-        if "slow" in kinds and self.world.guarded:
+        if "slow" in kinds and (guarded or tiered):
             yield "slow"
 
     # --- the actors ---
@@ -795,8 +956,13 @@ class Run:
                 await self.step("load", lambda: self.database, error=error, faults=fates)
             )
 
-        answer = await actor.process.cache.read(self.key, load)
-        return answer.entry.version
+        async def load_many(keys: Sequence[str]) -> Mapping[str, Document]:
+            return dict.fromkeys(keys, await load())
+
+        cache = actor.process.cache
+        if actor.name[0] == "M":
+            return (await cache.read_many([self.key], load_many))[self.key].entry.version
+        return (await cache.read(self.key, load)).entry.version
 
     async def _write(self, actor: Actor) -> int:
         transaction = _Transaction(self, actor)
@@ -942,8 +1108,10 @@ class Store:
                 run.cell, _ = model.offer(before, ticket, entry.version)
                 if isinstance(run.cell, int) and run.cell == entry.version and not entry.keep_ms:
                     run.cell = None
+            offered = run.ask(run.subject.backend.offer(key, ticket, entry))
+            if entry is not None:
                 run.promise.told(entry.version)
-            return run.ask(run.subject.backend.offer(key, ticket, entry))
+            return offered
 
         label = "withdraw" if entry is None else f"offer v{entry.version}"
         detail = f" {ticket}" if entry is None else f" {ticket} {entry.keep_ms}"

@@ -1,0 +1,404 @@
+"""One Redis server: its connections, what is sent to it together, and the life it is in.
+
+The gets of one turn of the loop are one `MGET`, a single one is a `GET`, and all of them share a
+connection (`redis_lane`); the scripts of one turn travel in one pipeline, on a connection of a
+pool: a lane that hangs does not hold up a fence. Every command is made for the connection that it
+goes out on, with the stamp of the server at that connection's other end. So nothing is written with
+another server's stamp, not even where a connection is lost and the second try meets the successor:
+
+    W's fence is sent to A, which dies; the next connection leads to B: it gets a fence of its own
+
+One connection that meets another life puts all older ones in doubt: they may lead to where the
+server was before. Each is made anew before it is used, and what was still under way on it is tried
+again. The pool is small and makes callers wait a moment rather than fail: a burst of polls is not
+an outage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from contextlib import contextmanager, suppress
+from hashlib import sha1
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary
+
+from redis.exceptions import AskError, NoScriptError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from jobcache.backends.ending import end_all
+from jobcache.backends.redis_lane import Command, Lane, NoLane
+from jobcache.backends.redis_url import Address
+from jobcache.codec import encode_entry
+from jobcache.protocol import Entry
+from jobcache.together import Together
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+
+    from redis.asyncio.connection import AbstractConnection, ConnectionPool
+
+_BATCH = 500  # keys to a command
+_CALLS = 50  # scripts to a pipeline; the loop waits while redis-py packs them
+_CLOSED = "handler is closed"
+_BETWEEN_WONDERS = 1.0  # seconds
+
+_PATIENCE = 1.0  # seconds for an answer, where the URL gives no limit
+
+_ASKING: Command = ("ASKING",)
+
+
+class Call(NamedTuple):
+    """A script to run on one key.
+
+    Attributes:
+        script: its name.
+        key: the key, prefix and all.
+        arguments: what follows the stamp; an entry is sent as its cell.
+    """
+
+    script: str
+    key: str | bytes
+    arguments: tuple[str | int | bytes | Entry, ...] = ()
+
+
+# A plain tuple, for there is one for each key of a get.
+Told: TypeAlias = "tuple[Any, str, Server]"
+"""A reply as redis-py reads it, the stamp of the life that its server was in, and the server."""
+
+
+class Server:
+    """One server.
+
+    Args:
+        pool: its connections.
+        scripts: their text, by name.
+        learn: asks a new connection for the stamp of the server that it leads to.
+        spread: it holds only some of the keys, so that one command cannot ask for many.
+        clock: monotonic time in seconds.
+
+    Attributes:
+        host: where it is.
+        name: its host and port, for people.
+        stamp: of the life it is in, as far as is known.
+        listed: whether it is among those that a feed of changes listens to.
+    """
+
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        *,
+        scripts: Mapping[str, str],
+        learn: Callable[[AbstractConnection], Awaitable[str]],
+        spread: bool = False,
+        clock: Callable[[], float],
+    ) -> None:
+        options = pool.connection_kwargs
+        self.host: str = options.get("host", "localhost")
+        self.name: str = options.get("path") or str(Address(self.host, options.get("port", 6379)))
+        self.stamp: str | None = None
+        self.listed = not spread
+        self._pool = pool
+        options["redis_connect_func"] = self._greet
+        self._scripts = scripts
+        self._digests = {
+            name: sha1(text.encode(), usedforsecurity=False).hexdigest()
+            for name, text in scripts.items()
+        }
+        self._learn = learn
+        self._spread = spread
+        self._clock = clock
+        self._lives: WeakKeyDictionary[AbstractConnection, str] = WeakKeyDictionary()
+        self._turns = asyncio.Semaphore(pool.max_connections)
+        self._gets: Together[str, Told] = Together(self._get_all, _BATCH)
+        self._calls: Together[Call, Told] = Together(self._call_all, _CALLS)
+        self._lane: Lane | None = None
+        self._lane_life = ""  # the stamp of the server that it leads to
+        self._laying = asyncio.Lock()
+        self._laneless = False
+        self._wonder_from = -math.inf
+        self._wondering: asyncio.Task[None] | None = None
+        self._retired = False
+
+    def ask(self, asked: str | Call, *, asking: bool = False) -> Awaitable[Told]:
+        """The cell at a key, or what a script replies. All of one turn of the loop go together.
+
+        Args:
+            asked: the key, prefix and all; or the script and its key.
+            asking: its slot is on its way to this server, which takes the command nevertheless.
+
+        Raises:
+            RedisError: as redis-py does; also `OSError`.
+        """
+        # A coroutine less for every get: this is asked for each.
+        if asking:
+            return self._ask_alone(asked)
+        return self._gets.ask(asked) if isinstance(asked, str) else self._calls.ask(asked)
+
+    async def _ask_alone(self, asked: str | Call) -> Told:
+        if isinstance(asked, str):
+            (told,) = await self._get_all([asked], asking=True)
+        else:
+            (told,) = await self._call_all([asked], asking=True)
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+    async def get_many(self, keys: Sequence[str]) -> list[Told | Exception]:
+        """The cells at these keys, in one command. Raises as `ask` does."""
+        (cells,), stamp = await self._read([("MGET", *keys)])
+        if isinstance(cells, Exception):
+            raise cells
+        return [(cell, stamp, self) for cell in cells]
+
+    async def scan(self, cursor: int, pattern: str) -> tuple[int, list[bytes]]:
+        """One step through the string keys that match. Raises as `ask` does."""
+        command = ("SCAN", cursor, "MATCH", pattern, "COUNT", _BATCH, "TYPE", "string")
+        (reply,), _ = await self._exchange(lambda _: [command])
+        if isinstance(reply, Exception):
+            raise reply
+        return int(reply[0]), reply[1]
+
+    async def ping(self, key: str) -> None:
+        """Write `key`, for a server that is full or read-only answers a PING. Raises as `ask` does.
+
+        On a connection of its own: those of the pool may be stuck, or have a queue before them.
+        """
+        connection = self.connection()
+        try:
+            with closed_is_lost():
+                # Which learns the server's life, too. (redis-py has not typed this method.)
+                await connection.connect()  # type: ignore[no-untyped-call]
+                await connection.send_command("SET", key, "1", "PX", "1000")
+                await connection.read_response()
+        except AskError:
+            pass  # it is up, and refers to another: the key's slot has moved, or is about to
+        except ReadOnlyError:
+            self.forget()
+            raise
+        finally:
+            await connection.disconnect(nowait=True)
+
+    def connection(self, **options: Any) -> AbstractConnection:  # noqa: ANN401 - redis-py's options
+        """A connection outside of the pool, not yet connected; `options` win over the pool's."""
+        pool = self._pool
+        made: AbstractConnection = pool.connection_class(**{**pool.connection_kwargs, **options})
+        return made
+
+    def wonder(self, key: str) -> None:
+        """A cell is of another life: find out, by a ping, whether it is ours that has ended.
+
+        Connections outlive it where a server is demoted and promoted again, or forgets its
+        replicas; and another process may have learned so before this one.
+        """
+        if self._clock() >= self._wonder_from:
+            self._wonder_from = self._clock() + _BETWEEN_WONDERS
+            self._wondering = asyncio.create_task(self._find_out(key))
+
+    def forget(self) -> None:
+        """This may be the server no longer: every connection is made anew before it is used."""
+        self.stamp = None
+
+    async def retire(self) -> None:
+        """Let go of the connections, each as soon as it is not in use."""
+        self._retired = True
+        await self._end_wondering()
+        if self._lane is not None:
+            self._lane.close_when_idle()
+        await self._pool.disconnect(inuse_connections=False)
+
+    async def aclose(self) -> None:
+        """Close the connections. Whoever still waits is cancelled."""
+        self._retired = True
+        await self._gets.aclose()
+        await self._calls.aclose()
+        await self._end_wondering()
+        if self._lane is not None:
+            self._lane.close()
+        await self._pool.disconnect()
+
+    # --- what travels together ---
+
+    async def _get_all(
+        self, keys: Sequence[str], *, asking: bool = False
+    ) -> Sequence[Told | Exception]:
+        distinct = list(dict.fromkeys(keys))
+        if self._spread or len(distinct) == 1:
+            commands: list[Command] = [("GET", key) for key in distinct]
+            if asking:
+                replies, stamp = await self._exchange(lambda _: commands, asking=True)
+            else:
+                replies, stamp = await self._read(commands)
+            told = [self._told(reply, stamp) for reply in replies]
+        else:
+            told = await self.get_many(distinct)
+        if len(distinct) == len(keys):
+            return told
+        found = dict(zip(distinct, told, strict=True))
+        return [found[key] for key in keys]
+
+    async def _call_all(
+        self, calls: Sequence[Call], *, asking: bool = False
+    ) -> Sequence[Told | Exception]:
+        told = await self._evaluate(calls, asking=asking)
+        unknown = [n for n, reply in enumerate(told) if isinstance(reply, NoScriptError)]
+        if unknown:  # the server has been started, or told to forget them
+            await self._exchange(
+                lambda _: [("SCRIPT", "LOAD", text) for text in self._scripts.values()]
+            )
+            again = await self._evaluate([calls[n] for n in unknown], asking=asking)
+            for n, reply in zip(unknown, again, strict=True):
+                told[n] = reply
+        return told
+
+    async def _evaluate(self, calls: Sequence[Call], *, asking: bool) -> list[Told | Exception]:
+        replies, stamp = await self._exchange(
+            lambda stamp: [self._evalsha(call, stamp) for call in calls], asking=asking
+        )
+        return [self._told(reply, stamp) for reply in replies]
+
+    def _evalsha(self, call: Call, stamp: str) -> Command:
+        arguments = (
+            encode_entry(argument, stamp) if isinstance(argument, Entry) else argument
+            for argument in call.arguments
+        )
+        return ("EVALSHA", self._digests[call.script], 1, call.key, stamp, *arguments)
+
+    def _told(self, reply: Any, stamp: str) -> Told | Exception:  # noqa: ANN401 - as redis-py reads it
+        return reply if isinstance(reply, Exception) else (reply, stamp, self)
+
+    # --- one round trip ---
+
+    async def _read(self, commands: list[Command]) -> tuple[list[Any], str]:
+        """As `_exchange`, for commands that read: on the lane, and on a new one if it is lost."""
+        if not self._laneless and not self._retired:
+            with suppress(RedisConnectionError):
+                return await self._read_once(commands)
+            if not self._laneless and not self._retired:
+                return await self._read_once(commands)
+        return await self._exchange(lambda _: commands)
+
+    async def _read_once(self, commands: list[Command]) -> tuple[list[Any], str]:
+        lane = self._lane
+        if lane is None or not lane.open or self._lane_life != self.stamp:
+            lane = await self._new_lane()
+        stamp = self._lane_life
+        replies = await lane.ask(commands)
+        if stamp != self.stamp:
+            raise RedisConnectionError("the server is not the one it was")
+        return replies, stamp
+
+    async def _new_lane(self) -> Lane:
+        """A lane into the life the server is in."""
+        async with self._laying:
+            lane = self._lane
+            if lane is not None and lane.open and self._lane_life == self.stamp:
+                return lane  # another has made it meanwhile
+            if lane is not None:
+                lane.close(RedisConnectionError("the server is not the one it was"))
+            connection = self.connection()
+            try:
+                with closed_is_lost():
+                    await connection.connect()  # type: ignore[no-untyped-call] # nor this one
+                lane = Lane(connection, connection.socket_timeout or _PATIENCE)
+            except BaseException as error:
+                self._laneless |= isinstance(error, NoLane)
+                await connection.disconnect(nowait=True)
+                raise
+            if self._retired:  # meanwhile
+                lane.close()
+            self._lane, self._lane_life = lane, self._lives[connection]
+            return lane
+
+    async def _exchange(
+        self, make: Callable[[str], list[Command]], *, asking: bool = False
+    ) -> tuple[list[Any], str]:
+        """Send commands on one connection, and read the replies, errors among them.
+
+        Args:
+            make: makes the commands for the server's stamp.
+            asking: see `ask`.
+
+        A connection that is lost, or leads to where the server is no longer, is made anew, once:
+        all that is sent can be repeated. This may be a fence, without which others serve what is
+        old. Not after a time-out, which would double it. redis-py itself tries nothing again.
+        """
+        # First come, first served. The pool's own queue is not: whoever has just given a
+        # connection back can take it again before those who wait, for as long as it likes.
+        async with self._turns:
+            with suppress(RedisConnectionError):
+                return await self._once(make, asking=asking)
+            return await self._once(make, asking=asking)
+
+    async def _once(
+        self, make: Callable[[str], list[Command]], *, asking: bool
+    ) -> tuple[list[Any], str]:
+        with closed_is_lost():
+            # (redis-py has not typed this method.)
+            connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+            try:
+                stamp = await self._life_of(connection)
+                commands = make(stamp)
+                if asking:
+                    commands = [word for command in commands for word in (_ASKING, command)]
+                await connection.send_packed_command(connection.pack_commands(commands))
+                replies = [await _reply(connection) for _ in commands]
+            except BaseException:
+                # What is still on its way is nobody else's answer.
+                await connection.disconnect(nowait=True)
+                raise
+            finally:
+                if self._retired:
+                    await connection.disconnect(nowait=True)
+                await self._pool.release(connection)
+        if any(isinstance(reply, ReadOnlyError) for reply in replies):
+            self.forget()
+        elif stamp != self.stamp:
+            raise RedisConnectionError("the server is not the one it was")
+        return (replies[1::2] if asking else replies), stamp
+
+    # --- the server's life ---
+
+    async def _greet(self, connection: AbstractConnection) -> None:
+        """Make a new connection ready, and learn whose life it leads into."""
+        await connection.on_connect()
+        self._lives[connection] = self.stamp = await self._learn(connection)
+
+    async def _life_of(self, connection: AbstractConnection) -> str:
+        """The life a connection leads into; one that may be another than the server's is remade."""
+        life = self._lives.get(connection)
+        if life is None or life != self.stamp:
+            await connection.disconnect(nowait=True)
+            await connection.connect()  # type: ignore[no-untyped-call]
+            life = self._lives[connection]
+        return life
+
+    async def _find_out(self, key: str) -> None:
+        with suppress(RedisError, OSError):
+            await self.ping(key)
+
+    async def _end_wondering(self) -> None:
+        if self._wondering is not None:
+            await end_all({self._wondering})
+
+
+@contextmanager
+def closed_is_lost() -> Iterator[None]:
+    """Name it a lost connection when uvloop says, in words of its own, that the other side closed.
+
+    Raises:
+        RedisConnectionError: what redis-py would raise if it knew those words.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if _CLOSED not in str(error):
+            raise
+        raise RedisConnectionError(str(error)) from error
+
+
+async def _reply(connection: AbstractConnection) -> Any:  # noqa: ANN401 - redis-py's replies
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error

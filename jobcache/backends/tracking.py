@@ -1,0 +1,415 @@
+"""The feed of changes in Redis: server-assisted tracking, in broadcast mode.
+
+Each primary has one connection of its own, on which it reports every key of the namespace that
+changes: written, deleted, expired, evicted, flushed. No command of anybody else travels there, and
+none of the pooled connections is tracked.
+
+What proves that nothing was missed is a *beat*: every so often the feed writes a key of its own and
+waits for the report of that write. Reports come in the order of changes, so whatever changed before
+the beat was sent has been told when the beat comes back; and that it comes back shows, from end to
+end, that tracking is on. The feed is live for as long as the last such proof is younger than a
+limit, counted from when the beat was *sent*. So nobody who asks `live` first is misled for longer
+than that limit, whatever holds reports up: the network, the server, or a loop that is busy.
+
+Where a server will not speak RESP3, the older form does: one connection is tracked, and its
+reports are redirected to a second one that subscribes to them. Where that is refused, too, there is
+no feed.
+
+Rejected: PING as a heartbeat. Its reply overtakes the reports of what the server has executed in
+the same turn, and it comes even if nothing is tracked any more. Publishing changes ourselves: a
+subscriber that has missed a message does not know. Tracking keys one by one, without broadcast: the
+server forgets which, and the connection would have to carry every read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from redis.exceptions import RedisError, ResponseError
+
+from jobcache.errors import CacheError
+from jobcache.protocol import FeedCondition
+from jobcache.stats import Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from typing import Literal
+
+    from redis.asyncio.connection import AbstractConnection
+
+    from jobcache.protocol import Listener
+
+logger = logging.getLogger("jobcache")
+
+_HANDSHAKE = 2.0  # seconds to connect and to turn tracking on
+_PAUSES = (0.05, 1.0)  # seconds between two attempts to connect: the first, and the longest
+_REFUSED_PAUSE = 30.0  # the same, after a server that has no such thing
+_BEAT_LIFE_MS = 60_000
+_CHANNEL = b"__redis__:invalidate"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A primary: a server that cells are written on.
+
+    Attributes:
+        name: its host and port, for people.
+        connect: makes a new connection to it, not yet connected. Takes redis-py's options of one,
+            which win over the backend's own.
+        beat_key: a key that lives there, with a word of the caller's in it; no cell is ever there.
+    """
+
+    name: str
+    connect: Callable[..., AbstractConnection]
+    beat_key: Callable[[str], str]
+
+
+class Lost(Exception):  # noqa: N818 - says what has happened
+    """The feed cannot be sure any more that it is told everything."""
+
+
+class Refused(Lost):
+    """The server does not report changes in this way."""
+
+
+class TrackingFeed:
+    """A `Feed` of one namespace.
+
+    Args:
+        primaries: finds the primaries there are now.
+        generation: changes whenever they do; the feed then begins anew.
+        prefix: of the namespace.
+        beat: seconds between two beats.
+        silence: seconds after the sending of the last proven beat for which the feed is live.
+        clock: monotonic time in seconds.
+        sleep: waits for the given seconds.
+    """
+
+    def __init__(
+        self,
+        primaries: Callable[[], Awaitable[Sequence[Place]]],
+        *,
+        generation: Callable[[], int],
+        prefix: str = "",
+        beat: float = 0.5,
+        silence: float = 2.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self._primaries = primaries
+        self._generation = generation
+        self._prefix = prefix.encode("ascii")
+        self._beat = beat
+        self._silence = silence
+        self._clock = clock
+        self._sleep = sleep
+        self._listeners: list[Listener] = []
+        self._token = f"{random.getrandbits(64):016x}"
+        # By primary, until when its last beat vouches for what it has told; 0 before the first.
+        self._vouched: dict[str, float] = {}
+        self._live_until = 0.0
+        self._connected = False
+        self._state: Literal["idle", "connecting", "live", "unsupported"] = "idle"
+        self._since = clock()
+        self._reason = ""
+        self._interruptions = 0
+        self._lag = Histogram()
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # --- see `Feed` ---
+
+    @property
+    def live(self) -> bool:
+        """See `Feed`. Asked before every hit, so nothing but a look at the clock."""
+        return self._clock() < self._live_until
+
+    def listen(self, listener: Listener) -> None:
+        """See `Feed`."""
+        self._listeners.append(listener)
+
+    def start(self) -> None:
+        """See `Feed`."""
+        if self._task is None and not self._closed:
+            self._enter("connecting", "not connected yet")
+            self._task = asyncio.create_task(self._run())
+
+    def condition(self) -> FeedCondition:
+        """See `Feed`."""
+        return FeedCondition(
+            state=self._state,
+            age=self._clock() - self._since,
+            reason=self._reason,
+            interruptions=self._interruptions,
+            lag_us=self._lag.summary(),
+        )
+
+    async def aclose(self) -> None:
+        """See `Feed`."""
+        self._closed = True
+        self._live_until = 0.0
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    # --- from one connection to the next ---
+
+    async def _run(self) -> None:
+        pause = _PAUSES[0]
+        while True:
+            try:
+                await self._follow_all()
+            except Lost as error:
+                if self._state == "live":
+                    pause = _PAUSES[0]
+                self._interrupt(error)
+            except Exception as error:
+                # Without this task nobody would be told anything, ever again.
+                logger.exception("following the changes in Redis failed")
+                self._interrupt(Lost(repr(error)))
+            refused = self._state == "unsupported"
+            await self._sleep((_REFUSED_PAUSE if refused else pause) * random.uniform(0.5, 1))  # noqa: S311 - spreads them
+            pause = min(2 * pause, _PAUSES[1])
+
+    async def _follow_all(self) -> None:
+        """Follow every primary until one of them is lost.
+
+        Raises:
+            Lost: always, in the end.
+        """
+        generation = self._generation()
+        try:
+            places = await self._primaries()
+        except CacheError as error:
+            raise Lost(str(error)) from error
+        _heed_cancellation()
+        self._vouched = {place.name: 0.0 for place in places}
+        following = {
+            asyncio.create_task(self._follow(place, generation), name=place.name)
+            for place in places
+        }
+        try:
+            done, _ = await asyncio.wait(following, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in following:
+                task.cancel()
+            await asyncio.wait(following)
+        for task in done:
+            task.result()  # which raises
+
+    async def _follow(self, place: Place, generation: int) -> None:
+        beat_key = place.beat_key(self._token)
+        reported = beat_key.encode("ascii")
+        async with _opened(place, self._prefix) as line:
+            due = self._clock()
+            sent: float | None = None
+            deadline = due + _HANDSHAKE  # of the first beat
+            while True:
+                _heed_cancellation()
+                now = self._clock()
+                if now >= deadline:
+                    raise Lost(f"{place.name} has been silent for {self._silence:g} s")
+                if generation != self._generation():
+                    raise Lost("the primaries have changed")
+                if sent is None and now >= due:
+                    sent, due = now, now + self._beat
+                    await line.send_beat(beat_key)
+                keys = await line.report((deadline if sent is not None else due) - now)
+                if keys is None:
+                    self._tell_of_a_gap()
+                    continue
+                if keys:
+                    self._tell(keys)  # before the beat among them vouches for them
+                if sent is not None and reported in keys:
+                    self._lag.record(round((self._clock() - sent) * 1e9))
+                    deadline, sent = sent + self._silence, None
+                    self._vouch(place, deadline)
+
+    # --- what is told ---
+
+    def _vouch(self, place: Place, until: float) -> None:
+        self._vouched[place.name] = until
+        weakest = min(self._vouched.values())
+        if weakest == 0.0:
+            return  # another primary has not been heard of yet
+        self._live_until = weakest
+        if not self._connected:
+            self._connected = True
+            if self._interruptions:
+                away = self._clock() - self._since
+                logger.warning("the feed of changes in Redis is back after %.1f s", away)
+            self._enter("live", "")
+            for listener in self._listeners:
+                listener.resumed()
+
+    def _interrupt(self, error: Lost) -> None:
+        self._live_until = 0.0
+        if self._connected:
+            self._connected = False
+            self._interruptions += 1
+            for listener in self._listeners:
+                listener.interrupted()
+        if isinstance(error, Refused):
+            if self._state != "unsupported":
+                logger.warning("Redis reports no changes (%s): reads ask it every time", error)
+            self._enter("unsupported", str(error))
+        else:
+            if self._state == "live":
+                logger.warning("the feed of changes in Redis is interrupted (%s)", error)
+            self._enter("connecting", str(error))
+
+    def _tell(self, keys: Sequence[bytes]) -> None:
+        start = len(self._prefix)
+        names = [key[start:].decode("utf-8", "replace") for key in keys]
+        for listener in self._listeners:
+            listener.changed(names)
+
+    def _tell_of_a_gap(self) -> None:
+        """All has been flushed: which keys there were, nobody knows."""
+        if self._connected:
+            for listener in self._listeners:
+                listener.interrupted()
+                listener.resumed()
+
+    def _enter(self, state: Literal["connecting", "live", "unsupported"], reason: str) -> None:
+        if state != self._state:
+            self._state, self._since = state, self._clock()
+        self._reason = reason
+
+
+def _heed_cancellation() -> None:
+    """Raise the cancellation that redis-py may have swallowed.
+
+    It sends through `asyncio.wait_for`, which before Python 3.12 returns the result that is there
+    instead. Whoever has cancelled a task that goes on for ever would wait for it for ever.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+# --- one primary ---
+
+
+class _Line(Protocol):
+    async def send_beat(self, key: str) -> None:
+        """Write `key`, so that its report comes back."""
+
+    async def report(self, patience: float) -> list[bytes] | None:
+        """The keys of the next report, None for all there are.
+
+        None of them if that was no report, or none came within `patience` seconds.
+        """
+
+
+@asynccontextmanager
+async def _opened(place: Place, prefix: bytes) -> AsyncIterator[_Line]:
+    """A line to a primary, on which it reports what changes.
+
+    Raises:
+        Refused: it will not.
+        Lost: it cannot be reached, or the line was cut.
+    """
+    connections: list[AbstractConnection] = []
+    try:
+        try:
+            async with asyncio.timeout(_HANDSHAKE):
+                line = await _handshake(place, prefix, connections)
+        except TimeoutError as error:
+            raise Lost(f"{place.name} does not answer") from error
+        yield line
+    except (RedisError, OSError) as error:
+        raise Lost(f"{place.name}: {error}") from error
+    except RuntimeError as error:
+        if "is closed" not in str(error):
+            raise
+        raise Lost(f"{place.name}: {error}") from error  # uvloop's word for a reset connection
+    finally:
+        for connection in connections:
+            with suppress(RedisError, OSError, RuntimeError):
+                await connection.disconnect(nowait=True)
+
+
+async def _handshake(place: Place, prefix: bytes, connections: list[AbstractConnection]) -> _Line:
+    track = ("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", prefix)
+    own = place.connect()
+    connections.append(own)
+    if str(own.protocol) != "2":
+        try:
+            await _connect(own)
+            # Its parser drops reports that nobody handles. (Private, and pinned by a test.)
+            parser: Any = own._parser  # noqa: SLF001
+            parser.set_invalidation_push_handler(_passed_on)
+            await _order(own, *track)
+        except ResponseError:
+            await own.disconnect(nowait=True)  # an old server, or a proxy; now the older form
+        else:
+            return _Pushed(own)
+    tracked, subscribed = place.connect(protocol=2), place.connect(protocol=2)
+    connections += [tracked, subscribed]
+    try:
+        await _connect(subscribed)
+        number = await _order(subscribed, "CLIENT", "ID")
+        await subscribed.send_command("SUBSCRIBE", _CHANNEL)
+        await subscribed.read_response()
+        await _connect(tracked)
+        await _order(tracked, *track[:3], "REDIRECT", number, *track[3:])
+    except ResponseError as error:
+        raise Refused(f"{place.name}: {error}") from error
+    return _Redirected(tracked, subscribed)
+
+
+async def _connect(connection: AbstractConnection) -> None:
+    await connection.connect()  # type: ignore[no-untyped-call] # redis-py has not typed it
+
+
+async def _order(connection: AbstractConnection, *words: str | int | bytes) -> Any:  # noqa: ANN401 - any reply
+    await connection.send_command(*words)
+    return await connection.read_response()
+
+
+async def _passed_on(report: Any) -> Any:  # noqa: ANN401 - redis-py's replies have no type
+    return report
+
+
+class _Pushed:
+    """RESP3: reports come between the replies on the tracked connection itself."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._connection = connection
+
+    async def send_beat(self, key: str) -> None:
+        await self._connection.send_command("SET", key, "1", "PX", _BEAT_LIFE_MS)
+
+    async def report(self, patience: float) -> list[bytes] | None:
+        # A beat that is refused raises here: a server that takes no writes tells of none.
+        message = await self._connection.read_response(
+            push_request=True, timeout=max(patience, 0.001)
+        )
+        if isinstance(message, list) and message and message[0] == b"invalidate":
+            return message[1]  # type: ignore[no-any-return] # a list of keys, or None
+        return []
+
+
+class _Redirected:
+    """RESP2: reports come as messages, on another connection than the tracked one."""
+
+    def __init__(self, tracked: AbstractConnection, subscribed: AbstractConnection) -> None:
+        self._tracked = tracked
+        self._subscribed = subscribed
+
+    async def send_beat(self, key: str) -> None:
+        # Its reply shows that the tracked connection is there: the other one would not tell.
+        await _order(self._tracked, "SET", key, "1", "PX", _BEAT_LIFE_MS)
+
+    async def report(self, patience: float) -> list[bytes] | None:
+        message = await self._subscribed.read_response(timeout=max(patience, 0.001))
+        if isinstance(message, list) and message[:2] == [b"message", _CHANNEL]:
+            return message[2]  # type: ignore[no-any-return] # a list of keys, or None
+        return []

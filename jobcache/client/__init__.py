@@ -1,0 +1,39 @@
+"""A client of the service for whoever waits for a job: asynchronous and synchronous, over httpx.
+
+    async with AsyncJobs("https://videos.example", key="...") as jobs:
+        job = await jobs.wait_for(7, on_progress=print)
+
+Install it with `jobcache[client]`. What to ask and when is decided in `rules`, which does no I/O.
+"""
+
+from jobcache.client.asynchronous import AsyncJobs
+from jobcache.client.document import Job
+from jobcache.client.errors import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    JobsError,
+    NotFound,
+    Refused,
+    Unauthorized,
+    Unavailable,
+    WaitTimeout,
+)
+from jobcache.client.rules import Counts
+from jobcache.client.synchronous import Jobs
+
+__all__ = [
+    "AsyncJobs",
+    "Conflict",
+    "Counts",
+    "Forbidden",
+    "Invalid",
+    "Job",
+    "Jobs",
+    "JobsError",
+    "NotFound",
+    "Refused",
+    "Unauthorized",
+    "Unavailable",
+    "WaitTimeout",
+]

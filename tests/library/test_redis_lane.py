@@ -1,0 +1,174 @@
+"""All reads of a server on one connection: whose answer is whose, and when it is given up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import redis
+from redis._parsers import _AsyncRESP3Parser
+
+from app.devservers import RedisServer
+from jobcache.backends.redis import RedisBackend
+from jobcache.backends.redis_lane import Lane
+from jobcache.backends.redis_server import Server
+from jobcache.errors import CacheUnavailable
+from jobcache.protocol import Entry
+from jobcache.testing.schedules import entry_of
+
+KEYS = [f"k{number}" for number in range(30)]
+LIMIT_MS = 300
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    """One that may be paused, and whose clients may be killed."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def backend(redis_server: RedisServer) -> AsyncIterator[RedisBackend]:
+    backend = RedisBackend(redis_server.url, prefix="lane:", socket_limit=LIMIT_MS / 1000)
+    for number, key in enumerate(KEYS, 1):
+        await backend.lease(key, "t")
+        await backend.offer(key, "t", entry_of(number))
+    yield backend
+    await backend.purge(KEYS)
+    await backend.aclose()
+
+
+def server_of(backend: RedisBackend) -> Server:
+    (server,) = backend._topology.servers()
+    return server
+
+
+async def lane_of(backend: RedisBackend) -> Lane:
+    await backend.get(KEYS[0])
+    lane = server_of(backend)._lane
+    assert lane is not None
+    return lane
+
+
+async def read_in_turns(backend: RedisBackend) -> list[asyncio.Task[Entry | None]]:
+    """A get of every key, each in a turn of its own, before any of them can be answered."""
+    tasks = []
+    for key in KEYS:
+        tasks.append(asyncio.create_task(backend.get(key)))
+        await asyncio.sleep(0)
+    return tasks
+
+
+def pause(server: RedisServer, milliseconds: int) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        client.client_pause(milliseconds)
+
+
+def versions(entries: list[Entry | None]) -> list[int]:
+    return [0 if entry is None else entry.version for entry in entries]
+
+
+async def test_reads_follow_each_other_on_one_connection(
+    backend: RedisBackend, redis_server: RedisServer
+) -> None:
+    lane = await lane_of(backend)
+    entries = await asyncio.gather(*await read_in_turns(backend))
+    assert versions(entries) == list(range(1, len(KEYS) + 1))
+    assert server_of(backend)._lane is lane
+    with redis.Redis.from_url(redis_server.url) as client:
+        asked_last = [each["cmd"] for each in client.client_list()]
+    assert asked_last.count("get") == 1
+
+
+async def test_who_goes_away_leaves_the_answers_of_the_others_theirs(backend: RedisBackend) -> None:
+    await lane_of(backend)
+    tasks = await read_in_turns(backend)
+    for task in tasks[::3]:
+        task.cancel()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    for number, (task, entry) in enumerate(zip(tasks, found, strict=True), 1):
+        if task.cancelled():
+            assert number % 3 == 1
+        else:
+            assert isinstance(entry, Entry)
+            assert entry.version == number
+
+
+async def test_an_overdue_answer_closes_it_and_the_next_ask_on_another(
+    backend: RedisBackend, redis_server: RedisServer
+) -> None:
+    lane = await lane_of(backend)
+    pause(redis_server, 2 * LIMIT_MS)
+    found = await asyncio.gather(*await read_in_turns(backend), return_exceptions=True)
+    assert {type(each) for each in found} == {CacheUnavailable}
+    assert not lane.open
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.ping()  # answered when it is over
+    entries = await asyncio.gather(*await read_in_turns(backend))
+    assert versions(entries) == list(range(1, len(KEYS) + 1))
+
+
+async def test_what_is_under_way_on_a_lost_connection_is_asked_again(
+    backend: RedisBackend, redis_server: RedisServer
+) -> None:
+    lane = await lane_of(backend)
+    pause(redis_server, LIMIT_MS // 3)
+    tasks = await read_in_turns(backend)
+    lane._transport.abort()
+    assert versions(await asyncio.gather(*tasks)) == list(range(1, len(KEYS) + 1))
+    assert not lane.open
+
+
+async def test_what_the_server_says_of_its_own_accord_is_nobodys_answer(
+    backend: RedisBackend, redis_server: RedisServer
+) -> None:
+    lane = await lane_of(backend)
+    await lane.ask([("CLIENT", "TRACKING", "ON", "BCAST")])
+    with redis.Redis.from_url(redis_server.url) as client:
+        for number in range(20):
+            client.set(f"other{number}", "1")
+            entries = await asyncio.gather(*(backend.get(key) for key in KEYS))
+            assert versions(entries) == list(range(1, len(KEYS) + 1))
+    assert server_of(backend)._lane is lane
+
+
+async def test_an_answer_that_nobody_asked_for_is_trusted_no_more(backend: RedisBackend) -> None:
+    lane = await lane_of(backend)
+    lane.data_received(b"$1\r\nx\r\n")
+    assert not lane.open
+    assert versions([await backend.get(KEYS[4])]) == [5]
+
+
+async def test_with_another_parser_reads_go_by_the_pool(backend: RedisBackend) -> None:
+    server = server_of(backend)
+    server._pool.connection_kwargs["parser_class"] = _AsyncRESP3Parser
+    await server._pool.disconnect()
+    entries = await asyncio.gather(*await read_in_turns(backend))
+    assert versions(entries) == list(range(1, len(KEYS) + 1))
+    assert server._lane is None
+
+
+async def test_a_server_that_is_let_go_answers_what_it_has_been_asked(
+    backend: RedisBackend, redis_server: RedisServer
+) -> None:
+    lane = await lane_of(backend)
+    pause(redis_server, LIMIT_MS // 3)
+    tasks = await read_in_turns(backend)
+    await server_of(backend).retire()
+    assert lane.open
+    assert versions(await asyncio.gather(*tasks)) == list(range(1, len(KEYS) + 1))
+    assert not lane.open
+    assert versions([await backend.get(KEYS[4])]) == [5], "by the pool, for who still knows it"
+
+
+async def test_closing_ends_it_and_whoever_waits(
+    backend: RedisBackend, redis_server: RedisServer
+) -> None:
+    lane = await lane_of(backend)
+    pause(redis_server, LIMIT_MS // 3)
+    tasks = await read_in_turns(backend)
+    await server_of(backend).aclose()
+    await asyncio.wait(tasks)
+    assert all(task.cancelled() for task in tasks)
+    assert not lane.open
