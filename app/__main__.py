@@ -10,7 +10,7 @@ import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import uvicorn
 from dotenv import load_dotenv
@@ -20,6 +20,7 @@ from app.access import commands
 from app.access.keyfile import KeyFile
 from app.db import Database, DatabaseUnavailable
 from app.limits import HEAD_BYTES
+from app.serving import allow_connections, protocol
 from jobcache import SettingsError, make_backend
 from jobcache.settings import backend_names
 
@@ -76,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve() -> int:
     chosen = settings.load()
     asyncio.run(_try_out(chosen))
+    allow_connections(chosen.held)
+    # uvicorn raises the signal again once it has ended in order; that is no failure then.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         uvicorn.run(
             "app.main:from_environment",
@@ -86,20 +90,12 @@ def _serve() -> int:
             access_log=False,
             log_config=None,
             timeout_graceful_shutdown=10,
-            http=_http(),
+            http=protocol(),
             h11_max_incomplete_event_size=HEAD_BYTES,
         )
     except SystemExit as stopped:  # after the servers of `dev` have ended, too
         return stopped.code if isinstance(stopped.code, int) else 1
     return 0
-
-
-def _http() -> type[asyncio.Protocol] | Literal["h11"]:
-    try:
-        from app.heads import BoundedHead  # noqa: PLC0415 - needs what may be missing
-    except ImportError:  # where there is no httptools
-        return "h11"
-    return BoundedHead
 
 
 async def _try_out(chosen: Settings) -> None:
@@ -143,7 +139,8 @@ def _start_servers(servers: ExitStack, database: str | None) -> None:
     )
 
     try:
-        if os.environ.get("JOBCACHE_BACKEND") == "redis" and not os.environ.get("REDIS_URL"):
+        backend = os.environ.get("JOBCACHE_BACKEND")
+        if backend in {"redis", "tiered"} and not os.environ.get("REDIS_URL"):
             redis = servers.enter_context(RedisServer())
             os.environ["REDIS_URL"] = redis.url
             logger.info("started a Redis-compatible server at %s, until this ends", redis.url)

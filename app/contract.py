@@ -180,8 +180,47 @@ def _cached(operation: str, *errors: int) -> Responses:
     }
 
 
+_APPLIED = {
+    "Preference-Applied": header(
+        "The request was held, for as long as it had to be (RFC 7240)",
+        pattern="^wait=[0-9]+$",
+        required=False,
+    )
+}
+
 POLLED = _cached("poll", 404, 422, 503)
+for _status in (200, 304):
+    POLLED[_status]["headers"] = _POLL_HEADERS | _APPLIED
 STORYBOARD = _cached("storyboard", 404, 409, 422, 503)
+
+_STREAMED = {"Cache-Control": header("Each stream is for one client", const="no-cache")}
+_EVENT: dict[str, Any] = {
+    "description": "One event; `retry`, in milliseconds, comes with the first",
+    "type": "object",
+    "required": ["id", "event", "data"],
+    "properties": {
+        "id": {"type": "string", "pattern": "^[1-9][0-9]*$"},
+        "event": {"const": "status"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "retry": {"type": "integer", "minimum": 0},
+    },
+}
+
+EVENTS: Responses = {
+    200: {
+        "description": "Events, one for each version that there was time for",
+        "headers": {
+            **_STREAMED,
+            "X-Accel-Buffering": header("Events go out as they come", const="no"),
+        },
+        "content": {"text/event-stream": {"schema": _EVENT}},
+    },
+    204: {
+        "description": "Last-Event-ID names the last version there will be: do not come again",
+        "headers": _STREAMED,
+    },
+    **problems(404, 422, 503),
+}
 
 VIDEO: Responses = {
     200: {"description": "The video", "headers": _FILE_HEADERS, "content": {"video/mp4": {}}},

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.limits import HEAD_BYTES, HEADERS, URL_BYTES
 from app.problems import problem
+from app.serving import drain
 
 _DETAILS = {
     414: f"A URL may have {URL_BYTES} bytes.",
@@ -25,65 +26,71 @@ class _TooLarge(Exception):  # noqa: N818 - stops the parser; never leaves this 
 
 
 class BoundedHead(HttpToolsProtocol):
-    """uvicorn's protocol, which answers 414 or 431 to a head that is too large, and hangs up."""
+    """uvicorn's protocol, which answers 414 or 431 to a head that is too large, and hangs up.
 
+    Nothing is counted header by header, for every poll would pay for that. A head is weighed once
+    it is whole, and only if so much was read that it might be too large; one that does not become
+    whole is refused when more has been read than a head may have.
+    """
+
+    url = b""  # until the parser has begun to read one
     _refused = 0  # the status of the refusal
-    _url_bytes = 0
-    _head_bytes = 0
-    _headers_seen = 0
-    _heard = False  # whether the parser told of anything in this read
-    _unheard_bytes = 0
+    _read = 0  # bytes of the read under way
+    _heard = False  # whether a head was complete, or a piece of a body came, in this read
+    _since = 0  # bytes read since that was last so, that read included
+    _unheard = 0  # the same, that read left out
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
         if self._refused:
             return
+        self._read = len(data)
+        self._since += self._read
         self._heard = False
         super().data_received(data)
         # The parser itself holds a header until it is complete, and skips some things in silence.
-        self._unheard_bytes = 0 if self._heard else self._unheard_bytes + len(data)
-        if self._unheard_bytes > HEAD_BYTES and not self._refused:
-            self._refused = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        self._unheard = 0 if self._heard else self._unheard + self._read
+        if self._unheard > HEAD_BYTES and not self._refused:
+            self._refuse()
             self.send_400_response("")
 
-    def on_message_begin(self) -> None:
-        """Begin to count."""
-        super().on_message_begin()
-        self._url_bytes = self._head_bytes = self._headers_seen = 0
+    def shutdown(self) -> None:
+        """See uvicorn, which calls this before it waits for the answers that are under way."""
+        drain(self.app_state)
+        super().shutdown()
 
-    def on_url(self, url: bytes) -> None:
-        """Count a piece of the URL."""
-        self._heard = True
-        self._url_bytes += len(url)
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Count a header; those after a body in chunks come here, too."""
-        self._heard = True
-        self._headers_seen += 1
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
+    def on_headers_complete(self) -> None:
+        """See uvicorn. What is too large gets no further."""
+        if self._large():
+            self._weigh()
+        self._hear()
+        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """See uvicorn, which bounds what it holds of bodies."""
-        self._heard = True
+        self._hear()
         super().on_body(body)
 
-    def on_message_complete(self) -> None:
-        """See uvicorn."""
-        self._heard = True
-        super().on_message_complete()
+    def _large(self) -> bool:
+        """Whether the head might be too large."""
+        return self._since > URL_BYTES or len(self.headers) > HEADERS
 
-    def _count(self, more: int) -> None:
-        self._head_bytes += more
-        if self._url_bytes > URL_BYTES:
-            self._refused = HTTPStatus.REQUEST_URI_TOO_LONG
-        elif self._head_bytes > HEAD_BYTES or self._headers_seen > HEADERS:
-            self._refused = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-        else:
-            return
-        raise _TooLarge  # the parser passes it on as an error of its own
+    def _hear(self) -> None:
+        self._heard = True
+        self._since = self._read  # where in this read the next head begins is not known
+
+    def _weigh(self) -> None:
+        headers = self.headers
+        total = len(self.url) + sum(len(name) + len(value) for name, value in headers)
+        if len(self.url) > URL_BYTES or total > HEAD_BYTES or len(headers) > HEADERS:
+            self._refuse()
+            raise _TooLarge  # the parser passes it on as an error of its own
+
+    def _refuse(self) -> None:
+        long = len(self.url) > URL_BYTES
+        self._refused = (
+            HTTPStatus.REQUEST_URI_TOO_LONG if long else HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        )
 
     def send_400_response(self, msg: str) -> None:
         """Refuse a request, for what it is refused for."""

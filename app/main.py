@@ -3,37 +3,59 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
 from app import contract, problems, settings, wiring
 from app.access.document import describe
-from app.access.gate import Gate
+from app.access.gate import Admission, Gate
 from app.jobs import routes as jobs
+from app.jobs.hot import HotPolls
+from app.later import Laters
 from app.limits import BodyLimit
 from app.ops import routes as ops
+from app.serving import DRAIN, POLLS, space_out_collections
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from starlette.types import Receive, Scope, Send
+
     from app.settings import Settings
 
 
-def create_app(chosen: Settings) -> FastAPI:
+class Application(FastAPI):
+    """FastAPI, behind the polls that need nothing of it.
+
+    Attributes:
+        hot: answers them.
+    """
+
+    hot: HotPolls
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if not await self.hot.answered(scope, send):
+            await super().__call__(scope, receive, send)
+
+
+def create_app(chosen: Settings) -> Application:
     """The service, set up as chosen. Connects to nothing until it is started.
 
     Raises:
         SettingsError: the cache backend cannot be set up so, or the keys cannot be read.
     """
     parts = wiring.build(chosen)
+    admission = Admission(parts.keys, parts.rate)
+    hot = HotPolls(parts.jobs, admission)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with wiring.running(parts):
-            yield
+            yield {DRAIN: parts.held.drain, POLLS: hot.plain}
 
-    app = FastAPI(
+    app = Application(
         title="jobcache",
         version="2",
         lifespan=lifespan,
@@ -41,17 +63,21 @@ def create_app(chosen: Settings) -> FastAPI:
         redirect_slashes=False,  # it would send people to whatever host their Host header names
     )
     app.state.parts = parts
-    app.add_middleware(BodyLimit)
-    app.add_middleware(Gate, keys=parts.keys, rate=parts.rate)  # outside of the one above
+    app.add_middleware(Laters)
+    app.add_middleware(BodyLimit)  # outside of the one above, and so on
+    app.add_middleware(Gate, admission=admission)
+    app.hot = hot
     problems.install(app)
-    app.include_router(jobs.router(parts.jobs, chosen.videos))
-    app.include_router(ops.router(parts.cache, parts.database))
+    app.include_router(jobs.router(parts.jobs, parts.events, chosen.videos))
+    app.include_router(ops.router(parts.cache, parts.database, parts.held))
     contract.publish(app)
     describe(app, keyed=parts.keys is not None, limited=parts.rate is not None)
     return app
 
 
-def from_environment() -> FastAPI:
+def from_environment() -> Application:
     """The service as the environment sets it up: the factory for uvicorn."""
     settings.configure_logging()
-    return create_app(settings.load())
+    app = create_app(settings.load())
+    space_out_collections()
+    return app

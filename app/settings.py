@@ -42,6 +42,11 @@ class Settings(BaseSettings):
         paced_seconds: how long a paced job takes.
         paced_updates: how many progress reports it makes.
         claim_seconds: how long a job that a dead process was at stays that process's.
+        held: how many requests a process holds open, waits and event streams together; one takes up
+            to 40 kB, and a file descriptor.
+        heartbeat_seconds: between two signs of life of a quiet event stream; proxies cut what is
+            silent for a minute, or less.
+        stream_seconds: how long an event stream lasts before its client is to come again.
     """
 
     model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, extra="ignore")
@@ -65,6 +70,13 @@ class Settings(BaseSettings):
     )
     claim_seconds: Annotated[float, Field(ge=0.5, le=3600)] = Field(
         10.0, validation_alias="JOBCACHE_CLAIM_SECONDS"
+    )
+    held: Annotated[int, Field(ge=0, le=100_000)] = Field(10_000, validation_alias="JOBCACHE_HELD")
+    heartbeat_seconds: Annotated[float, Field(ge=0.05, le=3600)] = Field(
+        15.0, validation_alias="JOBCACHE_HEARTBEAT_SECONDS"
+    )
+    stream_seconds: Annotated[float, Field(ge=0.05, le=86400)] = Field(
+        300.0, validation_alias="JOBCACHE_STREAM_SECONDS"
     )
     cache: CacheSettings = CacheSettings()
 
@@ -108,7 +120,7 @@ def load() -> Settings:
             raise SettingsError("JOBCACHE_RATE_LIMIT", settings.rate_limit, allowed) from error
     if settings.workers > 1 and cache.backend == "memory":
         # Each process would hold entries that another's writes do not reach.
-        allowed = "the memory backend is right for one process only; take redis, or null"
+        allowed = "the memory backend is right for one process only; take redis, tiered or null"
         raise SettingsError("JOBCACHE_WORKERS", settings.workers, allowed)
     url = _database_url(settings.database_url, settings.var_dir)
     return settings.model_copy(update={"database_url": url})

@@ -13,6 +13,8 @@ from app.access.keyfile import KeyFile
 from app.access.rate import RateLimit, read_rate
 from app.db import Database
 from app.jobs.documents import LIFETIMES
+from app.jobs.events import JobEvents
+from app.jobs.held import Held
 from app.jobs.service import JobService
 from app.jobs.store import JobStore
 from app.outage import Outage
@@ -20,7 +22,6 @@ from app.rendering.paced import PacedRenderer
 from app.rendering.runner import Runner
 from app.rendering.video import VideoRenderer
 from jobcache import JobCache, Lifetimes, make_backend
-from jobcache.guard import Guard
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -38,6 +39,8 @@ class Parts:
     database: Database
     cache: JobCache
     jobs: JobService
+    held: Held
+    events: JobEvents
     runner: Runner
     keys: KeyFile | None
     rate: RateLimit | None
@@ -60,6 +63,10 @@ def build(settings: Settings) -> Parts:
     database = Database(settings.database_url, Outage())
     store = JobStore(database)
     jobs = JobService(database, store, cache)
+    held = Held(settings.held, cache.stop_waiting)
+    events = JobEvents(
+        jobs, held, heartbeat=settings.heartbeat_seconds, lasts=settings.stream_seconds
+    )
     renderer, at_once = _renderer(settings)
     runner = Runner(
         jobs,
@@ -71,7 +78,7 @@ def build(settings: Settings) -> Parts:
         claim_for=settings.claim_seconds,
     )
     jobs.on_change.append(runner.seen)
-    return Parts(database, cache, jobs, runner, keys, rate)
+    return Parts(database, cache, jobs, held, events, runner, keys, rate)
 
 
 def _renderer(settings: Settings) -> tuple[Renderer, int]:
@@ -87,14 +94,14 @@ async def running(parts: Parts) -> AsyncIterator[None]:
     """Start the parts, and stop them in the opposite order."""
     try:
         await parts.database.create_tables()
-        if isinstance(parts.cache.backend, Guard):
-            await parts.cache.backend.start()
+        await parts.cache.start()
         parts.runner.start()
         if parts.keys is not None:
             parts.keys.start()
         try:
             yield
         finally:
+            parts.held.drain()
             if parts.keys is not None:
                 await parts.keys.aclose()
             await parts.runner.aclose()

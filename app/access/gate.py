@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fastapi.responses import JSONResponse
+
 from app.access.callers import TRUSTED, Caller
 from app.access.rate import address_name
 from app.problems import problem
@@ -23,6 +25,7 @@ OPEN = HEALTH | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 """Paths that hold no data and ask for no key."""
 
 _CALLER = "app.caller"
+_VERDICT = "app.verdict"
 _CHALLENGE = 'Bearer realm="jobcache"'  # RFC 6750, 3
 _MISSING = "This service needs a key: Authorization: Bearer <key>."
 _WRONG = "The key is not one that this service knows, or knows any more."
@@ -45,48 +48,69 @@ def presented(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     return token.strip(b" ") if len(found) == 1 else b""  # two callers in one request are nobody
 
 
-class Gate:
-    """ASGI middleware that says who is calling, and sends away who may not call, or not so often.
+class Admission:
+    """Decides who is calling, and who may not call, or not so often.
 
     Args:
-        app: what is behind it.
         keys: None: the service is open, and everybody trusted.
         rate: None: as often as one likes.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyFile | None, rate: RateLimit | None) -> None:
-        self._app = app
+    def __init__(self, keys: KeyFile | None, rate: RateLimit | None) -> None:
         self._keys = keys
         self._rate = rate
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    def judge(self, scope: Scope) -> Caller | JSONResponse | None:
+        """The caller, or how the request is refused; None: nobody, where none is asked for.
+
+        Decided, and counted, once for each request, however often this is asked.
+        """
+        if self._keys is None and self._rate is None:
+            return TRUSTED
+        if _VERDICT not in scope:
+            scope[_VERDICT] = self._judge(scope)
+        verdict: Caller | JSONResponse | None = scope[_VERDICT]
+        return verdict
+
+    def _judge(self, scope: Scope) -> Caller | JSONResponse | None:
         path = scope["path"]
         token = presented(scope["headers"])
         caller = who(None if self._keys is None else self._keys.ring, token)
         if self._rate is not None and path not in HEALTH:
             wait = self._rate.wait(_counted_by(caller, scope))
             if wait > 0:
-                await problem(
+                return problem(
                     429,
                     "Too many calls; Retry-After says when the next is let through.",
                     instance=path,
                     headers={"Retry-After": str(wait)},
-                )(scope, receive, send)
-                return
+                )
         if caller is None and path not in OPEN:
             error = "" if token is None else ', error="invalid_token"'
-            await problem(
+            return problem(
                 401,
                 _MISSING if token is None else _WRONG,
                 instance=path,
                 headers={"WWW-Authenticate": _CHALLENGE + error},
-            )(scope, receive, send)
-            return
-        scope[_CALLER] = caller
+            )
+        return caller
+
+
+class Gate:
+    """ASGI middleware that names the caller to what is behind it, or sends the request away."""
+
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+        self._app = app
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "http":
+            verdict = self._admission.judge(scope)
+            if isinstance(verdict, JSONResponse):
+                await verdict(scope, receive, send)
+                return
+            scope[_CALLER] = verdict
         await self._app(scope, receive, send)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import signal
 import tempfile
 from pathlib import Path
-from typing import Self
 from urllib.parse import quote
 
 from app.devservers.account import account_for, copy_install
-from app.devservers.process import ServerFailed, ServerProcess, run
+from app.devservers.process import ServerFailed, ServerProcess, Started, run
 from app.devservers.programs import postgres_install
 
 # On the command line rather than in a file: they hold at every start, whatever is kept.
@@ -17,7 +16,7 @@ _SETTINGS = ("-c", "max_connections=200", "-c", "timezone=UTC")
 _FAST = ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
 
 
-class PostgresServer:
+class PostgresServer(Started):
     """One PostgreSQL server on a socket in a directory of its own, as a context manager.
 
     It does not listen on TCP, and its superuser ``postgres`` needs no password. The socket is
@@ -42,17 +41,6 @@ class PostgresServer:
         self._process = ServerProcess("PostgreSQL", when_orphaned=signal.SIGINT)
         self._own: tempfile.TemporaryDirectory[str] | None = None
         self._programs: Path | None = None
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def pid(self) -> int:

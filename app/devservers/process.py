@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,16 +35,47 @@ class ServerFailed(RuntimeError):  # noqa: N818 - the name says what is the matt
     """
 
 
+class Started(ABC):
+    """A context manager that starts, and closes also what has started only in part."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start, and return once it is ready."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End it, and leave nothing behind. Safe to call again, and after a `start` that failed."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 class ServerProcess:
     """A server as a child process; once it has ended, it may be started again.
 
     Args:
         name: What messages call it.
         when_orphaned: The signal it gets when its owner dies.
+        ready: What its log says, in lower case, once it takes connections.
     """
 
-    def __init__(self, name: str, *, when_orphaned: signal.Signals) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        when_orphaned: signal.Signals,
+        ready: bytes = b"ready to accept connections",
+    ) -> None:
         self._name = name
+        self._ready = ready
         self._when_orphaned = when_orphaned
         self._process: subprocess.Popen[bytes] | None = None
         self._frozen = False
@@ -138,7 +170,7 @@ class ServerProcess:
         # Redis, Valkey and PostgreSQL have the same words for it. A connection would prove less:
         # whoever has taken the port meanwhile answers as well.
         deadline = time.monotonic() + _START
-        while b"ready to accept connections" not in log.read_bytes().lower():
+        while self._ready not in log.read_bytes().lower():
             status = process.poll()
             if status is not None:
                 raise ServerFailed(

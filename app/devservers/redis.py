@@ -7,15 +7,15 @@ import signal
 import socket
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any
 
-from app.devservers.process import ServerFailed, ServerProcess, run
+from app.devservers.process import ServerFailed, ServerProcess, Started, run
 from app.devservers.programs import redis_programs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_LOOPBACK = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 
 
 def free_port() -> int:
@@ -24,9 +24,26 @@ def free_port() -> int:
     The port is not reserved: another process may take it before the caller does.
     """
     with socket.socket() as listener:
-        listener.bind((_LOOPBACK, 0))
+        listener.bind((LOOPBACK, 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def order(port: int, *words: str | int) -> Any:  # noqa: ANN401 - any reply
+    """What the server on `port` replies to a command; `redis.RedisError` if it is an error.
+
+    Written in separate words, most commands are ones that redis-py does not know, and whose reply
+    it leaves as it is.
+    """
+    # Here, for who needs no commands needs no client.
+    from redis import Redis  # noqa: PLC0415
+    from redis.backoff import NoBackoff  # noqa: PLC0415
+    from redis.retry import Retry  # noqa: PLC0415
+
+    with Redis(
+        port=port, socket_timeout=5, decode_responses=True, retry=Retry(NoBackoff(), 0)
+    ) as client:
+        return client.execute_command(*words)
 
 
 def redis_servers() -> dict[str, Path]:
@@ -44,7 +61,7 @@ def redis_servers() -> dict[str, Path]:
     return servers
 
 
-class RedisServer:
+class RedisServer(Started):
     """One Redis-compatible server that keeps nothing on disk, as a context manager.
 
     Args:
@@ -73,17 +90,6 @@ class RedisServer:
         self._process = ServerProcess(program.name, when_orphaned=signal.SIGKILL)
         self._own: tempfile.TemporaryDirectory[str] | None = None
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     @property
     def port(self) -> int:
         """The TCP port; settled once the first `start` has returned, and the same ever after."""
@@ -92,7 +98,7 @@ class RedisServer:
     @property
     def url(self) -> str:
         """The address of database 0, as Redis clients take it."""
-        return f"redis://{_LOOPBACK}:{self._port}/0"
+        return f"redis://{LOOPBACK}:{self._port}/0"
 
     @property
     def pid(self) -> int:
@@ -161,7 +167,7 @@ class RedisServer:
     def _launch(self, own: Path) -> None:
         command = [
             *(str(self._program), "--save", "", "--appendonly", "no", "--daemonize", "no"),
-            *("--bind", _LOOPBACK, "--port", str(self._port), "--dir", str(own)),
+            *("--bind", LOOPBACK, "--port", str(self._port), "--dir", str(own)),
             *self._arguments,
         ]
         self._process.start(command, directory=own)

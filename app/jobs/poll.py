@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from jobcache import Outcome, identity_body
@@ -16,6 +17,8 @@ from jobcache.protocol import VERSION_LIMIT
 
 if TYPE_CHECKING:
     from jobcache import Answer, Entry
+
+    Headers = list[tuple[bytes, bytes]]
 
 FORMAT = 0
 _TAG = re.compile(r'(?:W/)?"(\d{1,16})-(\d{1,4})"')
@@ -41,6 +44,7 @@ class Conditions:
 _NONE = Conditions(frozenset(), 0, any=False)
 
 
+@lru_cache(maxsize=256)  # clients of many jobs have seen few different versions
 def conditions(if_none_match: str | None) -> Conditions:
     """Read `If-None-Match` (RFC 9110, 13.1.2). Tags that are not ours match nothing."""
     if if_none_match is None:
@@ -53,6 +57,7 @@ def conditions(if_none_match: str | None) -> Conditions:
     return Conditions(frozenset(seen), max(possible, default=0), any=False)
 
 
+@lru_cache(maxsize=64)
 def accepts_gzip(accept_encoding: str | None) -> bool:
     """True if the client takes gzip (RFC 9110, 12.5.3)."""
     if not accept_encoding:
@@ -79,38 +84,127 @@ def holds(if_none_match: str, tag: str) -> bool:
     return if_none_match.strip() == "*" or tag in _ANY_TAG.findall(if_none_match)
 
 
+def may_wait(answer: Answer, if_none_match: str | None) -> bool:
+    """True if the client has this very version, in either coding, and a newer one may come."""
+    entry = answer.entry
+    if entry.poll_after is None:
+        return False
+    tags = conditions(if_none_match).tags
+    return any((entry.version, _n(gzip=gzip)) in tags for gzip in (False, True))
+
+
 def _n(*, gzip: bool) -> int:
     return FORMAT << 1 | gzip
 
 
+class Reply:
+    """A response, to be sent as often as it is right: nobody changes it.
+
+    Attributes:
+        status: 200 or 304.
+        headers: as ASGI has them.
+        body: what follows.
+    """
+
+    __slots__ = ("_lines", "body", "headers", "status")
+
+    def __init__(self, status: int, headers: Headers, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+        self._lines = b""
+
+    @property
+    def lines(self) -> bytes:
+        """The headers as they go over the wire."""
+        if not self._lines:
+            self._lines = b"".join(b"%b: %b\r\n" % header for header in self.headers)
+        return self._lines
+
+
+class Representation:
+    """An entry in one coding, and the replies that show it; good for as long as the entry is.
+
+    Args:
+        entry: what is represented.
+        gzip: whether in gzip.
+    """
+
+    __slots__ = ("_made_for", "_unchanged", "_whole", "entry", "gzip")
+
+    def __init__(self, entry: Entry, *, gzip: bool) -> None:
+        self.entry = entry
+        self.gzip = gzip
+        # The last replies and what they were made for: within a second, most are alike.
+        self._made_for: tuple[object, ...] = ()
+        self._whole: Reply | None = None
+        self._unchanged: Reply | None = None
+
+    def reply(self, answer: Answer, *, unchanged: bool) -> Reply:
+        """The reply that says what `answer` found; without the body if the client has it."""
+        age_ms = answer.age_ms
+        fresh_ms = self.entry.fresh_ms - age_ms
+        made_for = age_ms // 1000, fresh_ms // 1000, answer.outcome, answer.coalesced, answer.tier
+        if made_for != self._made_for:
+            self._made_for, self._whole, self._unchanged = made_for, None, None
+        reply = self._unchanged if unchanged else self._whole
+        if reply is None:
+            reply = self._make(answer, unchanged=unchanged)
+            if unchanged:
+                self._unchanged = reply
+            else:
+                self._whole = reply
+        return reply
+
+    def _make(self, answer: Answer, *, unchanged: bool) -> Reply:
+        entry = self.entry
+        headers: Headers = [
+            (b"etag", etag(entry.version, gzip=self.gzip).encode()),
+            (b"cache-control", b"private, no-cache"),
+            (b"vary", b"Accept-Encoding"),
+            (b"cache-status", cache_status(answer).encode()),
+        ]
+        if entry.poll_after is not None:
+            headers.append((b"retry-after", b"%d" % entry.poll_after))
+        if answer.outcome in {Outcome.HIT, Outcome.STALE}:
+            headers.append((b"age", b"%d" % (answer.age_ms // 1000)))
+        if unchanged:
+            return Reply(304, headers, b"")
+        headers.append((b"content-type", b"application/json"))
+        if self.gzip:
+            headers.append((b"content-encoding", b"gzip"))
+        body = entry.body if self.gzip else identity_body(entry)
+        headers.append((b"content-length", b"%d" % len(body)))
+        return Reply(200, headers, body)
+
+
 def respond(
-    answer: Answer, if_none_match: str | None, accept_encoding: str | None
-) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body for a GET of the document."""
+    answer: Answer,
+    if_none_match: str | None,
+    accept_encoding: str | None,
+    kept: Representation | None = None,
+) -> Reply:
+    """The reply to a GET of the document.
+
+    Args:
+        answer: what was read.
+        if_none_match: the header, if there is one.
+        accept_encoding: the header, if there is one.
+        kept: one of the entry, from an earlier answer, to be used if it is the right one.
+    """
     entry = answer.entry
     gzip = entry.encoding == "gzip" and accepts_gzip(accept_encoding)
-    headers = {
-        "ETag": etag(entry.version, gzip=gzip),
-        "Cache-Control": "private, no-cache",
-        "Vary": "Accept-Encoding",
-        "Cache-Status": cache_status(answer),
-    }
-    if entry.poll_after is not None:
-        headers["Retry-After"] = str(entry.poll_after)
-    if answer.outcome in {Outcome.HIT, Outcome.STALE}:
-        headers["Age"] = str(answer.age_ms // 1000)
-    wanted = conditions(if_none_match)
-    if wanted.any or (entry.version, _n(gzip=gzip)) in wanted.tags:
-        return 304, headers, b""
-    if (entry.version, _n(gzip=not gzip)) in wanted.tags:
-        # It holds this version in the other coding; a tag of what it lacks would tell it nothing.
-        headers["ETag"] = etag(entry.version, gzip=not gzip)
-        return 304, headers, b""
-    headers["Content-Type"] = "application/json"
-    if gzip:
-        headers["Content-Encoding"] = "gzip"
-        return 200, headers, entry.body
-    return 200, headers, identity_body(entry)
+    unchanged = False
+    if if_none_match is not None:
+        wanted = conditions(if_none_match)
+        unchanged = wanted.any or (entry.version, _n(gzip=gzip)) in wanted.tags
+        if not unchanged and (entry.version, _n(gzip=not gzip)) in wanted.tags:
+            # It holds this version in the other coding; a tag of what it lacks would tell it
+            # nothing.
+            unchanged, gzip = True, not gzip
+    if kept is None or kept.entry is not entry or kept.gzip is not gzip:
+        kept = Representation(entry, gzip=gzip)
+    return kept.reply(answer, unchanged=unchanged)
 
 
 def cache_status(answer: Answer) -> str:

@@ -9,6 +9,8 @@ import hashlib
 import json
 import re
 import stat
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
@@ -22,7 +24,11 @@ from app.access.callers import Role
 from app.access.gate import caller_of
 from app.access.rules import forbidden, only
 from app.jobs.documents import job_document
-from app.jobs.poll import conditions, etag, holds, respond
+from app.jobs.events import HEADERS, is_terminal, seen_version
+from app.jobs.held import ClientGone, unless_gone
+from app.jobs.hot import raise_failed
+from app.jobs.poll import conditions, etag, holds, may_wait, respond
+from app.jobs.prefer import wait_asked
 from app.jobs.schemas import (
     LARGEST_ID,
     ClientId,
@@ -34,12 +40,13 @@ from app.jobs.schemas import (
     JobPage,
     ReportProgress,
 )
-from app.jobs.service import IllegalMove
+from app.jobs.service import IllegalMove, JobNotFound
 from app.jobs.states import Status
 from app.jobs.store import NewJob
+from app.later import Later
 from app.problems import problem
 from app.rendering.storyboard import Storyboard
-from jobcache import identity_body
+from jobcache import SourceUnavailable, identity_body
 
 if TYPE_CHECKING:
     import os
@@ -47,8 +54,13 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Receive, Scope, Send
 
+    from app.access.callers import Caller
+    from app.jobs.events import JobEvents
+    from app.jobs.held import Held
+    from app.jobs.poll import Headers, Reply
     from app.jobs.service import JobService
     from app.jobs.store import Job
+    from jobcache import Answer
 
 
 _ONE_NUMBER = r"[1-9][0-9]{0,18}"
@@ -68,6 +80,14 @@ Limit = Annotated[int, Field(ge=1, le=100), Number]
 Lines = Annotated[list[str] | None, WithJsonSchema({"type": "string"})]
 IfNoneMatch = Annotated[Lines, Header()]
 AcceptEncoding = Annotated[Lines, Header()]
+Prefer = Annotated[
+    Lines,
+    Header(description="`wait=20`: seconds to be held, at most 60, until there is a newer version"),
+]
+LastEventId = Annotated[
+    str | None,
+    Header(description="The id of the last event that was seen; what is no such id is as none"),
+]
 IdempotencyKey = Annotated[
     str | None, Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")
 ]
@@ -76,11 +96,12 @@ _PAGE = 20
 _MOST_IDS = 100
 
 
-def router(service: JobService, videos: Path) -> APIRouter:
+def router(service: JobService, events: JobEvents, videos: Path) -> APIRouter:
     """The endpoints under `/api/v2/jobs`.
 
     Args:
         service: what they call.
+        events: what streams are made of.
         videos: where finished videos are.
     """
     routes = APIRouter(prefix="/api/v2/jobs", tags=["jobs"])
@@ -142,19 +163,6 @@ def router(service: JobService, videos: Path) -> APIRouter:
         following = None if page.next_below is None else _cursor(page.next_below)
         return _items(page.bodies, "next_cursor", following)
 
-    @routes.head("/{job_id}", include_in_schema=False)
-    @routes.get("/{job_id}", response_model=JobBody, responses=contract.POLLED)
-    async def poll(
-        job_id: JobIdInPath,
-        request: Request,
-        if_none_match: IfNoneMatch = None,
-        accept_encoding: AcceptEncoding = None,
-    ) -> Response:
-        """The status of a job, from the cache. `Retry-After` says when to ask again."""
-        held = _joined(if_none_match)
-        answer = await service.poll(job_id, caller_of(request), floor=conditions(held).floor)
-        return _raw(*respond(answer, held, _joined(accept_encoding)))
-
     @routes.head("/{job_id}/storyboard", include_in_schema=False)
     @routes.get("/{job_id}/storyboard", response_model=Storyboard, responses=contract.STORYBOARD)
     async def storyboard(
@@ -166,7 +174,7 @@ def router(service: JobService, videos: Path) -> APIRouter:
         """The storyboard, once there is one."""
         held = _joined(if_none_match)
         answer = await service.storyboard(job_id, caller_of(request), floor=conditions(held).floor)
-        return _raw(*respond(answer, held, _joined(accept_encoding)))
+        return _sent(respond(answer, held, _joined(accept_encoding)))
 
     @routes.head("/{job_id}/video", include_in_schema=False)
     @routes.get(
@@ -185,6 +193,101 @@ def router(service: JobService, videos: Path) -> APIRouter:
             raise IllegalMove(f"Job {job_id} has no video yet: it is {job['status']}.")
         return await _stored(job, videos / f"{job_id}.mp4", _joined(if_none_match))
 
+    _add_polls(routes, service, events)
+    _add_moves(routes, service)
+    return routes
+
+
+def _add_polls(routes: APIRouter, service: JobService, events: JobEvents) -> None:
+    @routes.head("/{job_id}", include_in_schema=False)
+    @routes.get("/{job_id}", response_model=JobBody, responses=contract.POLLED)
+    async def poll(
+        job_id: JobIdInPath,
+        request: Request,
+        if_none_match: IfNoneMatch = None,
+        accept_encoding: AcceptEncoding = None,
+        prefer: Prefer = None,
+    ) -> Response:
+        """The status of a job, from the cache. `Retry-After` says when to ask again.
+
+        With `Prefer: wait` and the version in `If-None-Match`, the answer comes when there is a
+        newer one, or else when the time is up; `Preference-Applied` says that it was so.
+        """
+        raise_failed(request)
+        caller, has = caller_of(request), _joined(if_none_match)
+        answer = await service.poll(job_id, caller, floor=conditions(has).floor)
+        accepted = _joined(accept_encoding)
+        seconds = wait_asked(_joined(prefer))
+        if seconds is None or not may_wait(answer, has):
+            return _sent(respond(answer, has, accepted))
+        waiting = _Wait(service, events.held, job_id, caller, seconds)
+        return Later(partial(waiting.answer, answer, has, accepted))
+
+    @routes.head("/{job_id}/events", include_in_schema=False)
+    @routes.get("/{job_id}/events", response_class=Response, responses=contract.EVENTS)
+    async def stream(
+        job_id: JobIdInPath, request: Request, last_event_id: LastEventId = None
+    ) -> Response:
+        """The status of a job as server-sent events, until it is terminal.
+
+        Each event is called `status`; its `id` is the version, its `data` the job as a poll returns
+        it. Versions that a client is too slow for are left out, the last one never. A stream may
+        end before the job does: come again with `Last-Event-ID`, as browsers do by themselves.
+        """
+        caller, seen = caller_of(request), seen_version(last_event_id)
+        answer = await service.poll(job_id, caller, floor=seen)
+        if answer.entry.version < seen:
+            seen = 0  # no id of this job's
+        if seen == answer.entry.version and is_terminal(answer):
+            return Response(status_code=204, headers={"Cache-Control": "no-cache"})
+        if request.method == "HEAD":
+            head = Response(headers=HEADERS)
+            del head.headers["Content-Length"]  # a stream has none
+            return head
+        return Later(partial(events.send, events.of(job_id, caller, answer, seen), caller.name))
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """A poll that may be held."""
+
+    service: JobService
+    held: Held
+    job_id: int
+    caller: Caller
+    seconds: int
+
+    async def answer(
+        self,
+        answer: Answer,
+        has: str | None,
+        accepted: str | None,
+        _: str,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        applied: Headers = []
+        with self.held.place("waits", self.caller.name) as place:
+            if place:
+                applied = [(b"preference-applied", b"wait=%d" % self.seconds)]
+                answer = await self._newer(answer, receive)
+        response = _sent(respond(answer, has, accepted))
+        response.raw_headers += applied
+        await response({"type": "http"}, receive, send)
+
+    async def _newer(self, answer: Answer, receive: Receive) -> Answer:
+        version = answer.entry.version
+        waiting = self.service.wait_newer(self.job_id, self.caller, version, self.seconds)
+        try:
+            newer = await unless_gone(receive, waiting)
+            if newer is None:  # as to whoever polls now
+                newer = await self.service.poll(self.job_id, self.caller, floor=version)
+        except (ClientGone, SourceUnavailable, JobNotFound):
+            return answer  # to nobody; or it is what was true when this was asked
+        return newer
+
+
+def _add_moves(routes: APIRouter, service: JobService) -> None:
     @routes.post(
         "/{job_id}/approve", response_model=JobBody, **only(Role.CLIENT, answers=contract.CHANGED)
     )
@@ -233,8 +336,6 @@ def router(service: JobService, videos: Path) -> APIRouter:
     async def fail(job_id: JobIdInPath, body: Fail) -> Response:
         """A worker has given up."""
         return _changed(await service.fail(job_id, body.error, worker=True))
-
-    return routes
 
 
 async def _stored(job: dict[str, Any], path: Path, if_none_match: str | None) -> Response:
@@ -296,8 +397,10 @@ def _changed(job: Job, status: int = 200, headers: dict[str, str] | None = None)
     return Response(document.body, status, {**tag, **(headers or {})}, "application/json")
 
 
-def _raw(status: int, headers: dict[str, str], body: bytes) -> Response:
-    return Response(body, status, headers)
+def _sent(reply: Reply) -> Response:
+    response = Response(reply.body, reply.status)
+    response.raw_headers = [*reply.headers]
+    return response
 
 
 def _items(bodies: list[bytes], name: str, value: object) -> Response:

@@ -10,7 +10,7 @@ import json
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from app.access.callers import TRUSTED
 from app.jobs import states
@@ -68,6 +68,18 @@ class Page:
     next_below: int | None
 
 
+class Polled(NamedTuple):
+    """How a job's status is read without a task. For `JobService.seen_by` to look at.
+
+    Attributes:
+        peek: `JobCache.peek`, but for the floor.
+        ask: `JobCache.ask`, but for the floor and what is to be called.
+    """
+
+    peek: Callable[[int], Answer | None]
+    ask: Callable[[int, Callable[[Answer | None], object]], bool]
+
+
 class JobService:
     """Jobs, cached.
 
@@ -107,12 +119,43 @@ class JobService:
         Raises:
             JobNotFound: there is none for this caller.
         """
-
-        async def load() -> Document | None:
-            job = await self._store.load(job_id)
-            return None if job is None else job_document(job)
-
+        load = partial(self._load, job_id)
         answer = await self._cache.read(progress_key(job_id), load, floor=floor)
+        return self.seen_by(caller, job_id, answer)
+
+    def polled(self, job_id: int) -> Polled:
+        """The same for a job that is polled again and again: what can be made once is made once."""
+        key, load = progress_key(job_id), partial(self._load, job_id)
+        cache = self._cache
+        return Polled(partial(cache.peek, key, load), partial(cache.ask, key, load))
+
+    async def wait_newer(
+        self,
+        job_id: int,
+        caller: Caller,
+        version: int,
+        timeout: float,  # noqa: ASYNC109 - see `JobCache.wait_newer`
+    ) -> Answer | None:
+        """A job's status, as soon as it is newer than `version`; None after `timeout` seconds.
+
+        Raises:
+            JobNotFound: there is no such job for this caller.
+        """
+        load = partial(self._load, job_id)
+        key = progress_key(job_id)
+        answer = await self._cache.wait_newer(key, load, version, timeout)
+        return None if answer is None else self.seen_by(caller, job_id, answer)
+
+    async def _load(self, job_id: int) -> Document | None:
+        job = await self._store.load(job_id)
+        return None if job is None else job_document(job)
+
+    def seen_by(self, caller: Caller, job_id: int, answer: Answer) -> Answer:
+        """What a caller sees of what was read.
+
+        Raises:
+            JobNotFound: nothing.
+        """
         if answer.entry.gone or not caller.sees(answer.entry.owner):
             raise JobNotFound(job_id)
         return answer

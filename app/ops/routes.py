@@ -16,7 +16,9 @@ from jobcache import jobs_key, progress_key, storyboard_key
 
 if TYPE_CHECKING:
     from app.db import Database
+    from app.jobs.held import Held
     from jobcache import JobCache
+    from jobcache.protocol import FeedCondition
 
 _REMOTE = {"redis", "tiered"}
 
@@ -51,7 +53,7 @@ class Purged(BaseModel):
     purged: int
 
 
-def router(cache: JobCache, database: Database) -> APIRouter:
+def router(cache: JobCache, database: Database, held: Held) -> APIRouter:
     """Statistics, invalidation and health."""
     routes = APIRouter(tags=["operations"])
 
@@ -59,7 +61,7 @@ def router(cache: JobCache, database: Database) -> APIRouter:
     @routes.get("/api/v2/cache/stats", **only())
     async def stats() -> dict[str, Any]:
         """What the cache of this process has done since it started."""
-        return snapshot(cache, database)
+        return snapshot(cache, database, held)
 
     @routes.post("/api/v2/cache/invalidate", **only(answers=problems(413, 422, 503)))
     async def invalidate(body: Invalidate) -> Purged:
@@ -87,7 +89,7 @@ def router(cache: JobCache, database: Database) -> APIRouter:
     return routes
 
 
-def snapshot(cache: JobCache, database: Database) -> dict[str, Any]:
+def snapshot(cache: JobCache, database: Database, held: Held) -> dict[str, Any]:
     """The document of `/api/v2/cache/stats`."""
     backend = cache.backend.name
     condition = cache.condition()
@@ -104,7 +106,8 @@ def snapshot(cache: JobCache, database: Database) -> dict[str, Any]:
             "redis_available": remote and condition.available,
             "ttl_seconds": _plain(cache.lifetimes.default),
             "backend": backend,
-            "tier_hits": {backend: counts["hits"]},
+            "tier_hits": cache.tier_hits(),
+            "feed": _feed(cache.feed()),
             "breaker": {
                 "state": condition.state,
                 "age_seconds": round(condition.age, 3),
@@ -117,9 +120,27 @@ def snapshot(cache: JobCache, database: Database) -> dict[str, Any]:
             "statements": dict(database.statements),
             "purposes": dict(database.purposes),
         },
+        "held": {**held.counts(), **_waiting(cache)},
         "process": os.getpid(),
         "message": _message(enabled=enabled, away=not condition.available, why=condition.reason),
     }
+
+
+def _feed(condition: FeedCondition | None) -> dict[str, Any] | None:
+    if condition is None:
+        return None
+    return {
+        "state": condition.state,
+        "age_seconds": round(condition.age, 3),
+        "reason": condition.reason,
+        "interruptions": condition.interruptions,
+        "lag_us": condition.lag_us,
+    }
+
+
+def _waiting(cache: JobCache) -> dict[str, int]:
+    waiters, keys = cache.waiting()
+    return {"waiters": waiters, "keys": keys}
 
 
 def _plain(number: float) -> float:

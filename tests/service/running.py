@@ -121,7 +121,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     return start
 
 
-@pytest.fixture(params=["null", "memory", "redis"])
+@pytest.fixture(params=["null", "memory", "redis", "tiered"])
 def backend_environment(request: pytest.FixtureRequest) -> dict[str, str]:
     """Every backend, as the environment chooses it."""
     return choosing(request, request.param)
@@ -130,7 +130,7 @@ def backend_environment(request: pytest.FixtureRequest) -> dict[str, str]:
 def choosing(request: pytest.FixtureRequest, backend: str) -> dict[str, str]:
     """What chooses a backend, an empty one."""
     environment = {"JOBCACHE_BACKEND": backend}
-    if backend == "redis":
+    if backend in {"redis", "tiered"}:
         url = request.getfixturevalue("redis_url")
         with redis_client.Redis.from_url(url) as raw:
             raw.flushall()

@@ -55,6 +55,8 @@ TABLE = {
     ("HEAD", "/api/v2/jobs"): LIST,
     ("GET", "/api/v2/jobs/{job_id}"): READ,
     ("HEAD", "/api/v2/jobs/{job_id}"): READ,
+    ("GET", "/api/v2/jobs/{job_id}/events"): READ,
+    ("HEAD", "/api/v2/jobs/{job_id}/events"): READ,
     ("GET", "/api/v2/jobs/{job_id}/storyboard"): READ,
     ("HEAD", "/api/v2/jobs/{job_id}/storyboard"): READ,
     ("GET", "/api/v2/jobs/{job_id}/video"): READ,
@@ -84,7 +86,8 @@ PROBES: list[dict[str, str]] = [
 async def access(
     request: pytest.FixtureRequest, start: Start, tmp_path: Path
 ) -> AsyncIterator[Keyed]:
-    async with keyed(start, tmp_path / "keys", **choosing(request, request.param)) as running:
+    environment = choosing(request, request.param) | {"JOBCACHE_STREAM_SECONDS": "0.05"}
+    async with keyed(start, tmp_path / "keys", **environment) as running:
         yield running
 
 

@@ -26,6 +26,7 @@ OPERATIONS = {
     "POST /api/v2/jobs",
     "GET /api/v2/jobs",
     "GET /api/v2/jobs/{job_id}",
+    "GET /api/v2/jobs/{job_id}/events",
     "GET /api/v2/jobs/{job_id}/storyboard",
     "GET /api/v2/jobs/{job_id}/video",
     "POST /api/v2/jobs/{job_id}/approve",
@@ -119,6 +120,7 @@ def test_schemathesis_finds_no_answer_outside_the_contract(
         "JOBCACHE_RENDERER": "paced",
         "JOBCACHE_PACED_SECONDS": "0.2",
         "JOBCACHE_PACED_UPDATES": "2",
+        "JOBCACHE_STREAM_SECONDS": "0.1",  # or nobody would see the end of one
     }
     if kind == "redis on PostgreSQL":
         server: PostgresServer = request.getfixturevalue("postgres")

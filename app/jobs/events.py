@@ -1,0 +1,145 @@
+"""A job's status as server-sent events (WHATWG HTML, 9.2): each version once, until the last.
+
+An event's id is its version, so a client that comes again says what it has seen, to whichever
+process; between two events may lie several versions. A client that reads slowly is sent what is
+newest once it has read, and no backlog: the next version is looked for when the last one has gone.
+
+A stream ends when the job has. It also ends, for the client to come again, when it has lasted for
+long enough, which spreads clients over processes that were started later and finds out about keys
+that have been taken back, and when the process is about to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING
+
+from app.jobs.held import ClientGone, unless_gone
+from app.jobs.states import TERMINAL
+from app.problems import problem
+from jobcache import SourceUnavailable, identity_body
+from jobcache.protocol import VERSION_LIMIT
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.types import Receive, Send
+
+    from app.access.callers import Caller
+    from app.jobs.held import Held
+    from app.jobs.service import JobService
+    from jobcache import Answer
+
+_RETRY_MS = 1000, 3000
+"""After how long a client comes again: those whose streams have ended together, not together."""
+
+_FULL = "This process holds as many requests as it may; poll instead, or try again."
+_FULL_RETRY = "5"  # seconds
+_ERROR_PAUSE = 2.0  # seconds between two looks while the database is away
+
+HEADERS = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # nginx would collect events otherwise
+}
+
+
+def seen_version(last_event_id: str | None) -> int:
+    """The version that a `Last-Event-ID` names; 0 for what is no id of ours."""
+    if last_event_id is None or re.fullmatch(r"[0-9]{1,16}", last_event_id, re.ASCII) is None:
+        return 0
+    version = int(last_event_id)
+    return version if version < VERSION_LIMIT else 0
+
+
+def is_terminal(answer: Answer) -> bool:
+    """True if there will be no newer version."""
+    return answer.entry.status in TERMINAL
+
+
+def event(answer: Answer) -> bytes:
+    """One event: `data` is the body of a poll, which JSON keeps on one line."""
+    body = identity_body(answer.entry)
+    return b"id: %d\nevent: status\ndata: %b\n\n" % (answer.entry.version, body)
+
+
+class JobEvents:
+    """What all streams of a process share.
+
+    Args:
+        service: where versions come from.
+        held: how many streams there may be.
+        heartbeat: seconds after which a comment shows that a quiet stream is alive.
+        lasts: seconds, about, until a client is to come again.
+    """
+
+    def __init__(self, service: JobService, held: Held, *, heartbeat: float, lasts: float) -> None:
+        self.held = held
+        self._service = service
+        self._heartbeat = heartbeat
+        self._lasts = lasts
+
+    async def of(
+        self, job_id: int, caller: Caller, answer: Answer, seen: int
+    ) -> AsyncGenerator[bytes]:
+        """The events of a job that are newer than `seen`, and comments between them.
+
+        Args:
+            job_id: which.
+            caller: who reads them.
+            answer: what a poll has found.
+            seen: the version that the client has.
+        """
+        now = asyncio.get_running_loop().time
+        until = now() + self._lasts * random.uniform(0.9, 1.0)  # noqa: S311 - spreads, hides nothing
+        yield b"retry: %d\n\n" % random.randint(*_RETRY_MS)  # noqa: S311 - as above
+        newer: Answer | None = answer if answer.entry.version > seen else None
+        while True:
+            if newer is not None:
+                seen = newer.entry.version
+                yield event(newer)
+                if is_terminal(newer):
+                    return
+            left = until - now()
+            if left <= 0 or self.held.draining:
+                return
+            try:
+                newer = await self._service.wait_newer(
+                    job_id, caller, seen, min(self._heartbeat, left)
+                )
+            except SourceUnavailable:
+                # The stream outlives that: to a browser's EventSource a 503 would be the end.
+                newer = None
+                await asyncio.sleep(min(_ERROR_PAUSE, self._heartbeat))
+            if newer is None:
+                yield b":\n\n"
+
+    async def send(
+        self,
+        events: AsyncGenerator[bytes],
+        name: str,
+        path: str,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Send events until they end or the client has gone; 503 if there is no place for it."""
+        with self.held.place("streams", name) as place:
+            if not place:
+                headers = {"Retry-After": _FULL_RETRY}
+                refusal = problem(503, _FULL, instance=path, headers=headers)
+                await refusal({"type": "http"}, receive, send)
+                return
+            with suppress(ClientGone):
+                await unless_gone(receive, _send_all(events, send))
+
+
+async def _send_all(events: AsyncGenerator[bytes], send: Send) -> None:
+    headers = [(name.lower().encode(), text.encode()) for name, text in HEADERS.items()]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    async with aclosing(events):  # not whenever the garbage collector comes by
+        async for piece in events:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

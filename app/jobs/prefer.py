@@ -1,0 +1,52 @@
+"""`Prefer: wait=10` (RFC 7240): how long a client would rather wait than hear of nothing new.
+
+An answer's `Vary` does not name `Prefer`. A server has to name it where a preference changes how a
+cache handles the answer; `wait` changes when the answer comes, and nothing of it.
+"""
+
+from __future__ import annotations
+
+import re
+
+LONGEST = 60
+"""Seconds. Proxies on the way give up after about as many."""
+
+_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_WORD = rf'{_NAME}|"(?:[^"\\]|\\.)*"'
+_PREFERENCE = re.compile(
+    rf"\s*(?P<name>{_NAME})(?:\s*=\s*(?P<value>{_WORD}))?"
+    rf"(?:\s*;(?:\s*{_NAME}(?:\s*=\s*(?:{_WORD}))?)?)*\s*(?:,|$)"
+)
+_EMPTY = re.compile(r"[\s,]+")  # elements of a list may be
+_QUOTED_PAIR = re.compile(r"\\(.)")
+_SECONDS = re.compile(r"[0-9]+", re.ASCII)
+_MOST_DIGITS = 9
+
+
+def wait_asked(prefer: str | None) -> int | None:
+    """For how many seconds a `Prefer` asks to be held, at most `LONGEST`; None: it does not.
+
+    What cannot be read is as if it were not there, and so is all that follows it. If `wait` comes
+    twice, the first counts.
+    """
+    at, text = 0, "" if prefer is None else prefer
+    while at < len(text):
+        found = _PREFERENCE.match(text, at)
+        if found is None:
+            following = _EMPTY.match(text, at)
+            if following is None:
+                return None
+            at = following.end()
+            continue
+        if found["name"].lower() == "wait":
+            return _seconds(found["value"] or "")
+        at = found.end()
+    return None
+
+
+def _seconds(value: str) -> int | None:
+    if value.startswith('"'):
+        value = _QUOTED_PAIR.sub(r"\1", value[1:-1])
+    if _SECONDS.fullmatch(value) is None:
+        return None
+    return LONGEST if len(value) > _MOST_DIGITS else min(int(value), LONGEST)

@@ -1,0 +1,114 @@
+"""A worker, as for Celery or RQ: works on a job in a thread, and reports its progress.
+
+python examples/worker.py
+
+It makes a hundred reports in a second, of which a few are committed. Where the worker and those
+who poll do not share a process, take `tiered` or `redis` for a backend; nothing else changes. Needs
+`pip install jobcache`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+import threading
+import time
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobcache import CacheSettings, Document
+from jobcache.sync import JobCache, Throttle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jobcache import Answer
+
+SCHEMA = "CREATE TABLE jobs (id INTEGER PRIMARY KEY, percent INTEGER, version INTEGER)"
+READ = "SELECT percent, version FROM jobs WHERE id = ?"
+REPORT = (
+    "UPDATE jobs SET percent = ?, version = version + 1 WHERE id = ? RETURNING percent, version"
+)
+
+
+class Jobs:
+    """The database, and the cache before it. Any thread may call any method."""
+
+    def __init__(self, database: Path, cache: JobCache) -> None:
+        self.database = database
+        self.cache = cache
+        with self.transaction() as connection:
+            connection.execute(SCHEMA)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Commits when left normally, rolls back when left by an exception."""
+        with closing(sqlite3.connect(self.database)) as connection, connection:
+            yield connection
+
+    def add(self, job_id: int) -> None:
+        """A new job, which nobody can have asked for yet."""
+        with self.transaction() as connection:
+            connection.execute("INSERT INTO jobs VALUES (?, 0, 1)", (job_id,))
+
+    def report(self, job_id: int, percent: int) -> None:
+        """Commit progress, and hand it to those who poll."""
+        key = f"job:{job_id}"
+        with self.cache.write(self.transaction()) as write:
+            row = write.transaction.execute(REPORT, (percent, job_id)).fetchone()
+            write.fence(key)
+            write.offer(key, document(*row))
+
+    def newer(self, job_id: int, version: int) -> Answer | None:
+        """The job, as soon as it is newer than `version`; None if it stays as it is for 30 s."""
+        return self.cache.wait_newer(f"job:{job_id}", lambda: self._load(job_id), version, 30)
+
+    def _load(self, job_id: int) -> Document | None:
+        with self.transaction() as connection:
+            row = connection.execute(READ, (job_id,)).fetchone()
+        return None if row is None else document(*row)
+
+
+def document(percent: int, version: int) -> Document:
+    """What a poll is answered with."""
+    body = b'{"percent": %d}' % percent
+    return Document(version, "acme", body, "done" if percent == 100 else "moving")  # noqa: PLR2004
+
+
+def work(jobs: Jobs, job_id: int) -> None:
+    """The task: what Celery or RQ would call in a process of its own."""
+    with Throttle(partial(jobs.report, job_id), interval=0.2) as throttle:
+        for percent in range(100):
+            throttle.report(percent)
+            time.sleep(0.01)  # the work itself
+        throttle.finish(100)
+
+
+def follow(jobs: Jobs, job_id: int) -> int:
+    """Print the job whenever it changes, to its end. Returns its last version."""
+    version, status = 0, ""
+    while status != "done":
+        answer = jobs.newer(job_id, version)
+        if answer is not None:
+            version, status = answer.entry.version, answer.entry.status
+            print(f"{answer.entry.body.decode()} {answer.outcome.value}", flush=True)
+    return version
+
+
+def main() -> None:
+    """Work on one job, and follow it."""
+    settings = CacheSettings(backend="memory")
+    with tempfile.TemporaryDirectory() as folder, JobCache(settings) as cache:
+        jobs = Jobs(Path(folder) / "jobs.db", cache)
+        jobs.add(7)
+        worker = threading.Thread(target=work, args=(jobs, 7))
+        worker.start()
+        version = follow(jobs, 7)
+        worker.join()
+    print(f"101 reports, {version - 1} commits")
+
+
+if __name__ == "__main__":
+    main()

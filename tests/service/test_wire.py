@@ -1,0 +1,371 @@
+"""What our protocol writes by itself is, to the byte, what uvicorn would have written."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+import redis
+import uvicorn
+from uvicorn.server import ServerState
+
+from app.jobs.hot import Poll
+from app.jobs.poll import Reply
+from app.serving import POLLS
+from app.wire import HotWire
+from tests.service.running import Service, Start
+
+END = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+class Counted:
+    """A poll, and whether the short way has answered it."""
+
+    def __init__(self, poll: Poll, wire: Wire) -> None:
+        self._poll = poll
+        self._wire = wire
+
+    def at_once(self) -> Reply | None:
+        return self._count(self._poll.at_once())
+
+    def ask(self, then: Callable[[Reply | None], object]) -> bool:
+        def answered(reply: Reply | None) -> None:
+            self._count(reply)
+            if self._wire.held is None:
+                then(reply)
+            else:
+                self._wire.held.append(partial(then, reply))
+
+        return self._poll.ask(answered)
+
+    def _count(self, reply: Reply | None) -> Reply | None:
+        self._wire.short += reply is not None
+        return reply
+
+
+@dataclass
+class Wire:
+    """One application on two ports: with our short way, and without.
+
+    Attributes:
+        service: the application.
+        elsewhere: whether its cache is not in the process.
+        short: how many polls the short way has answered.
+        held: what the store has answered, if it is to come later.
+    """
+
+    service: Service
+    elsewhere: bool
+    short: int = 0
+    held: list[Callable[[], object]] | None = None
+    servers: dict[bool, asyncio.Server] = field(default_factory=dict)
+    protocols: list[HotWire] = field(default_factory=list)
+
+    async def serve(self, *, short: bool, logged: bool = False, **options: Any) -> None:
+        transport: Any = self.service.http._transport
+        app = transport.app
+        options = {"timeout_keep_alive": 1, **options}
+        config = uvicorn.Config(app, lifespan="off", log_config=None, **options)
+        config.load()
+        state = ServerState()
+        state.default_headers = [(b"server", b"under test")]
+
+        def counted(scope: Any) -> Counted | None:
+            poll = app.hot.plain(scope)
+            return None if poll is None else Counted(poll, self)
+
+        def made() -> HotWire:
+            protocol = HotWire(config, state, {POLLS: counted} if short else {})
+            protocol.access_log = logged  # or else whether anybody listens decides: pytest does
+            self.protocols.append(protocol)
+            return protocol
+
+        if short in self.servers:
+            self.servers[short].close()
+        loop = asyncio.get_running_loop()
+        self.servers[short] = await loop.create_server(made, "127.0.0.1", 0)
+
+    async def connect(self, *, short: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        port = self.servers[short].sockets[0].getsockname()[1]
+        return await asyncio.open_connection("127.0.0.1", port)
+
+    async def say(self, *pieces: bytes, short: bool) -> bytes:
+        """All that is answered, until the service hangs up."""
+        reader, writer = await self.connect(short=short)
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            said = await reader.read()
+        writer.close()
+        return said
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def wire(
+    request: pytest.FixtureRequest,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    redis_url: str,
+) -> AsyncIterator[Wire]:
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    async with start(JOBCACHE_BACKEND=request.param, REDIS_URL=redis_url) as service:
+        wire = Wire(service, elsewhere=request.param == "redis")
+        for short in (True, False):
+            await wire.serve(short=short)
+        now_ms = service.parts.cache._clock_ms()
+        monkeypatch.setattr(service.parts.cache, "_clock_ms", lambda: now_ms)
+        yield wire
+        for server in wire.servers.values():
+            server.close()
+
+
+def get(path: str, *headers: str, method: str = "GET", version: str = "1.1") -> bytes:
+    lines = "".join(f"{header}\r\n" for header in headers)
+    return f"{method} {path} HTTP/{version}\r\nHost: x\r\n{lines}\r\n".encode()
+
+
+async def job_of(wire: Wire) -> tuple[str, str]:
+    """The path and the tag of a job that is kept."""
+    job = await wire.service.rendering()
+    await wire.service.job(job["id"])
+    return f"/api/v2/jobs/{job['id']}", f'"{job["version"]}-0"'
+
+
+Stream = Callable[[str, str], bytes]
+
+# What is sent, and how much of it is answered by the short way. Where the cache is elsewhere, only
+# the first of what is sent together: the others come while it is under way, and wait their turn.
+STREAMS: dict[str, tuple[Stream, int]] = {
+    "one": (lambda p, _: get(p) + END, 1),
+    "unchanged": (lambda p, t: get(p, f"If-None-Match: {t}") + END, 1),
+    "three in one": (lambda p, t: get(p) + get(p, f"If-None-Match: {t}") + get(p) + END, 3),
+    "behind one that takes time": (lambda p, _: get(p + "/storyboard") + get(p) * 2 + END, 0),
+    "before one that takes time": (lambda p, _: get(p) * 2 + get("/nowhere") + END, 2),
+    "an unknown job": (lambda p, _: get(p) + get("/api/v2/jobs/999") + END, 1),
+    "HEAD": (lambda p, _: get(p, method="HEAD") + END, 0),
+    "POST": (lambda p, _: get(p, "Content-Length: 0", method="POST") + END, 0),
+    "to be closed": (lambda p, _: get(p, "Connection: close"), 0),
+    "HTTP/1.0": (lambda p, _: get(p, version="1.0"), 0),
+    "HTTP/1.0 kept": (lambda p, _: get(p, "Connection: keep-alive", version="1.0") + END, 0),
+    "a body": (lambda p, _: get(p, "Content-Length: 3") + b"abc" + get(p) + END, 0),
+    "an empty body": (lambda p, _: get(p, "Content-Length: 0") + END, 0),
+    "chunks": (lambda p, _: get(p, "Transfer-Encoding: chunked") + b"1\r\nx\r\n0\r\n\r\n" + END, 0),
+    "expecting": (lambda p, _: get(p, "Expect: 100-continue") + END, 0),
+    "an upgrade": (lambda p, _: get(p, "Connection: upgrade", "Upgrade: h2c") + END, 0),
+    "a query": (lambda p, _: get(p + "?a=1") + get(p + "?") + END, 0),
+    "a fragment": (lambda p, _: get(p + "#a") + END, 0),
+    "escapes": (lambda p, _: get(p.replace("jobs", "%6aobs")) + END, 0),
+    "absolute": (lambda p, _: get("http://x" + p) + END, 0),
+    "two tags": (lambda p, t: get(p, "If-None-Match: x", f"If-None-Match: {t}") + END, 0),
+    "no method": (lambda p, _: get(p, method="get"), 0),
+    "held": (lambda p, t: get(p, f"If-None-Match: {t}", "Prefer: wait=0") + END, 0),
+}
+
+
+async def test_every_stream_of_requests_is_answered_alike(wire: Wire) -> None:
+    path, tag = await job_of(wire)
+    for name, (made, expected) in STREAMS.items():
+        wire.short = 0
+        said = await wire.say(made(path, tag), short=True)
+        assert said == await wire.say(made(path, tag), short=False), name
+        assert said.startswith(b"HTTP/1.1 "), name
+        assert wire.short == (min(expected, 1) if wire.elsewhere else expected), name
+
+
+async def test_it_does_not_matter_how_a_request_is_cut(wire: Wire) -> None:
+    path, tag = await job_of(wire)
+    sent = get(path, f"If-None-Match: {tag}") + get(path) + END
+    whole = await wire.say(sent, short=False)
+    for size in (1, 7, 50):
+        pieces = [sent[start : start + size] for start in range(0, len(sent), size)]
+        assert await wire.say(*pieces, short=True) == whole
+    assert wire.short == 3 * 2 if not wire.elsewhere else wire.short >= 3
+
+
+async def test_a_large_body_does_not_count_to_the_head_after_it(wire: Wire) -> None:
+    body = b'{"client_id": "acme", "prompt": "' + b"x" * 20_000 + b'"}'
+    heading = [f"Content-Length: {len(body)}", "Content-Type: application/json"]
+    reader, writer = await wire.connect(short=True)
+    writer.write(get("/healthz"))
+    await reader.readuntil(b"}")
+    protocol = wire.protocols[-1]
+    for read in (get("/api/v2/jobs", *heading, method="POST") + body, END[:9], END[9:]):
+        protocol.data_received(read)
+    async with asyncio.timeout(10):
+        said = await reader.read()
+    assert re.findall(rb"HTTP/1.1 (\d+)", said) == [b"422", b"200"]
+    writer.close()
+
+
+async def test_what_is_refused_is_counted_once(wire: Wire) -> None:
+    """Here a hit, that nothing is made of, is not asked for a second time on the longer way."""
+    statistics = wire.service.parts.cache.statistics
+    missing = get("/api/v2/jobs/999") + END
+    await wire.say(missing, short=True)
+    before = statistics.hits
+    assert b" 404 " in await wire.say(missing, short=True)
+    assert statistics.hits == before + 1
+
+
+async def test_a_connection_that_is_idle_after_a_hit_is_closed(wire: Wire) -> None:
+    path, _ = await job_of(wire)
+    await wire.serve(short=True, timeout_keep_alive=0)
+    reader, writer = await wire.connect(short=True)
+    writer.write(get(path))
+    async with asyncio.timeout(10):
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+    assert wire.short == 1
+    writer.close()
+
+
+async def test_a_shutdown_after_a_hit_hangs_up(wire: Wire) -> None:
+    path, _ = await job_of(wire)
+    reader, writer = await wire.connect(short=True)
+    writer.write(get(path))
+    await reader.readuntil(b"\r\n\r\n")
+    wire.protocols[-1].shutdown()
+    async with asyncio.timeout(10):
+        await reader.read()
+    assert wire.short == 1
+    writer.close()
+
+
+async def test_a_client_that_does_not_read_is_not_written_to(wire: Wire) -> None:
+    path, _ = await job_of(wire)
+    reader, writer = await wire.connect(short=True)
+    writer.write(get(path))
+    await reader.readuntil(b"\r\n\r\n")
+    protocol = wire.protocols[-1]
+    protocol.pause_writing()  # as the transport says when much is unread
+    writer.write(get(path) + END)
+    async with asyncio.timeout(10):
+        while protocol.cycle is None:  # so the request has been left to uvicorn, which waits
+            await asyncio.sleep(0)
+        protocol.resume_writing()
+        assert (await reader.read()).count(b"HTTP/1.1 200") == 2
+    writer.close()
+
+
+# --- while a store elsewhere is asked ---
+
+elsewhere = pytest.mark.parametrize("wire", ["redis"], indirect=True)
+
+
+def pause(url: str, milliseconds: int) -> None:
+    """Redis says nothing for so long."""
+    with redis.Redis.from_url(url) as client:
+        client.client_pause(milliseconds)
+
+
+async def answer(reader: asyncio.StreamReader) -> bytes:
+    """One answer, head and body."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head)
+    assert length is not None
+    return head + await reader.readexactly(int(length[1]))
+
+
+async def asking(wire: Wire) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, HotWire]:
+    """A connection whose poll is under way: the store's answer is held."""
+    path, _ = await job_of(wire)
+    reader, writer = await wire.connect(short=True)
+    writer.write(get(path))
+    assert b"jobcache; hit" in await answer(reader)
+    wire.held = []
+    writer.write(get(path))
+    async with asyncio.timeout(10):
+        while not wire.held:
+            await asyncio.sleep(0.001)
+    return reader, writer, wire.protocols[-1]
+
+
+def release(wire: Wire) -> None:
+    """The store's answers come."""
+    assert wire.held is not None
+    held, wire.held = wire.held, None
+    for come in held:
+        come()
+
+
+@elsewhere
+async def test_who_leaves_meanwhile_is_not_answered(wire: Wire) -> None:
+    _, writer, protocol = await asking(wire)
+    writer.close()
+    async with asyncio.timeout(10):
+        while not protocol.cycle.disconnected:
+            await asyncio.sleep(0.001)
+    release(wire)
+    assert not protocol.cycle.response_complete
+    assert not protocol.tasks
+
+
+@elsewhere
+async def test_a_shutdown_meanwhile_hangs_up_when_it_is_answered(wire: Wire) -> None:
+    reader, writer, protocol = await asking(wire)
+    protocol.shutdown()
+    release(wire)
+    async with asyncio.timeout(10):
+        said = await reader.read()
+    assert said.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in said
+    writer.close()
+
+
+@elsewhere
+async def test_a_client_that_stops_reading_meanwhile_is_not_written_to(wire: Wire) -> None:
+    reader, writer, protocol = await asking(wire)
+    protocol.pause_writing()
+    release(wire)
+    assert not protocol.cycle.response_complete
+    protocol.resume_writing()
+    async with asyncio.timeout(10):
+        assert (await answer(reader)).startswith(b"HTTP/1.1 200")
+    writer.close()
+
+
+@elsewhere
+async def test_what_the_store_does_not_hold_is_a_miss_once(wire: Wire, redis_url: str) -> None:
+    path, _ = await job_of(wire)
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    statistics = wire.service.parts.cache.statistics
+    before = statistics.hits, statistics.misses
+    said = await wire.say(get(path) + END, short=True)
+    assert said.startswith(b"HTTP/1.1 200")
+    assert b"jobcache; fwd=miss" in said
+    assert (statistics.hits, statistics.misses) == (before[0], before[1] + 1)
+    assert wire.short == 0
+
+
+@elsewhere
+async def test_a_store_that_is_silent_is_passed_by(wire: Wire, redis_url: str) -> None:
+    path, _ = await job_of(wire)
+    statistics = wire.service.parts.cache.statistics
+    before = statistics.bypasses
+    pause(redis_url, 1000)
+    for number in (1, 2):
+        said = await wire.say(get(path) + END, short=True)
+        assert said.startswith(b"HTTP/1.1 200")
+        assert b"jobcache; fwd=bypass" in said
+        assert statistics.bypasses == before + number
+    assert wire.short == 0
+    with redis.Redis.from_url(redis_url) as client:
+        client.ping()  # answered when it is over
+
+
+@pytest.mark.parametrize("options", [{"logged": True}, {"limit_concurrency": 100}])
+async def test_what_uvicorn_logs_or_limits_is_left_to_it(
+    wire: Wire, options: dict[str, Any]
+) -> None:
+    path, _ = await job_of(wire)
+    await wire.serve(short=True, **options)
+    assert (await wire.say(get(path) + END, short=True)).startswith(b"HTTP/1.1 200")
+    assert wire.short == 0

@@ -1,0 +1,60 @@
+"""The examples run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.service.process import clean_environment, serving
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name: str, *arguments: str) -> list[str]:
+    """Run an example to its end. Returns the lines it printed."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / name, *arguments],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout.splitlines()
+
+
+def test_the_poller_follows_a_job_to_its_end(tmp_path: Path) -> None:
+    paced = {"JOBCACHE_RENDERER": "paced", "JOBCACHE_PACED_SECONDS": "1"}
+    with serving(tmp_path, measured=False, **paced) as service:
+        with ThreadPoolExecutor() as both:
+            begun = [
+                both.submit(run, "poller.py", "--url", service.url, *options, "A cat sits.")
+                for options in ([], ["--sync"])
+            ]
+        for printed in begun:
+            *shown, last = printed.result()
+            assert last == "completed: None"
+            assert shown[-1] == "completed 100 %"
+            percents = [int(re.findall(r"\d+", line)[0]) for line in shown]
+            assert percents == sorted(percents)
+
+
+def test_the_worker_commits_a_few_of_its_reports_and_is_followed_to_its_end() -> None:
+    *shown, last = run("worker.py")
+    percents = [int(re.findall(r"\d+", line)[0]) for line in shown]
+    assert percents == sorted(percents)
+    assert shown[-1] == '{"percent": 100} hit'
+    commits = re.fullmatch(r"101 reports, (\d+) commits", last)
+    assert commits is not None
+    assert 2 <= int(commits[1]) < 20
+
+
+def test_the_embedded_cache_spares_all_queries_but_the_first() -> None:
+    *shown, last = run("embedded.py")
+    assert shown[0] == 'miss: {"percent": 0, "status": "moving"}'
+    assert shown[-1] == 'hit: {"percent": 100, "status": "done"}'
+    assert re.fullmatch(r"hit rate [\d.]+ %, [12] queries", last)
