@@ -1,11 +1,13 @@
-"""One command: for every backend and number of users a run, and a table of them side by side.
+"""One command: for every backend, way to ask and number of users a run, and tables of them.
 
 python -m loadtests --backends null,memory,redis --users 1,10,100 --scenario shared
+python -m loadtests --backends memory,redis --users 100 --scenario shared --modes plain,etag,wait
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shlex
 import signal
@@ -22,41 +24,43 @@ from benchmarks.service import ServiceFailed
 from loadtests import table, trial
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run it all. Returns 1 if anything was answered wrongly or a job did not complete, else 0."""
+    """Run it all. Returns 1 if anything was answered wrongly or waiting is not worth it, else 0."""
     options = _parser().parse_args(arguments)
     plan = trial.Plan(
         scenario=options.scenario,
         seconds=options.seconds,
         updates=options.updates,
         interval=options.interval,
-        etag=options.etag,
     )
-    runs = [(users, backend) for users in options.users for backend in options.backends]
+    runs = list(itertools.product(options.users, options.backends, options.modes))
     around = surroundings()
     rows, complaints = [], []
     with ExitStack() as stack:
         postgres = None
         if options.database == "postgres":
             postgres = stack.enter_context(PostgresServer())
-        for number, (users, backend) in enumerate(runs, 1):
-            sys.stderr.write(f"run {number} of {len(runs)}: {users} users, {backend}\n")
+        for number, (users, backend, mode) in enumerate(runs, 1):
+            name = f"{users} users, {backend}, {mode}"
+            sys.stderr.write(f"run {number} of {len(runs)}: {name}\n")
             try:
-                rows.append(trial.run(plan, backend, users, postgres))
+                rows.append(trial.run(plan, mode, backend, users, postgres))
             except (ServiceFailed, trial.LocustFailed) as error:
-                complaints.append(f"{users} users, {backend}: {error}")  # the others still count
+                complaints.append(f"{name}: {error}")  # the others still count
     complaints += [complaint for row in rows for complaint in table.complaints(row)]
+    worth, not_worth = table.worth_of_waiting(rows)
+    complaints += not_worth
     command = f"python -m loadtests {shlex.join(arguments)}"
-    etags = " with ETags" if plan.etag else ""
-    polled = f"a poll every {plan.interval:g} s{etags}"
+    polled = f"a poll every {plan.interval:g} s, unless waiting"
     jobs = f"jobs of {plan.seconds:g} s, {plan.updates} updates each"
     notes = [
         f"Scenario {plan.scenario} on {options.database}: {jobs}, {polled}.",
         f"Taken with: {', '.join(f'{name} {text}' for name, text in around.items())}.",
         f"Command: `{command}`",
+        *worth,
         *(f"FAILED: {complaint}" for complaint in complaints),
     ]
     text = table.markdown(rows, notes)
@@ -94,7 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         default="own",
         help="own: every user polls a job of its own; shared: all poll one",
     )
-    parser.add_argument("--etag", action="store_true", help="poll with If-None-Match")
+    parser.add_argument(
+        "--modes",
+        type=_modes,
+        default="plain",
+        help="in turn: plain, etag (poll with If-None-Match), wait (and with Prefer: wait)",
+    )
     parser.add_argument(
         "--results", type=Path, default=Path(__file__).with_name("results"), help="where they go"
     )
@@ -102,10 +111,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _backends(text: str) -> list[str]:
+    return _names(text, NEEDS_REDIS)
+
+
+def _modes(text: str) -> list[str]:
+    return _names(text, trial.MODES)
+
+
+def _names(text: str, known: Collection[str]) -> list[str]:
     names = text.split(",")
-    unknown = [name for name in names if name not in NEEDS_REDIS]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(NEEDS_REDIS)}")
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
     return names
 
 

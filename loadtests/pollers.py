@@ -1,11 +1,13 @@
-"""Locust users that live as a client does: ask for a video, then poll until it is done.
+"""Locust users that live as a client does: ask for a video, then wait until it is done.
 
     python -m locust -f loadtests/pollers.py OwnJob --headless --host http://127.0.0.1:8000 \
-        --users 10 --spawn-rate 10 --run-time 200s --interval 3 --report report.json
+        --users 10 --spawn-rate 10 --run-time 200s --mode plain --interval 3 --report report.json
 
 `OwnJob` gives every user a job of its own. `SharedJob` lets the first user make one that all of
-them poll. Locust replaces parts of the standard library with gevent's as it starts, so this file
-is for a process of Locust's own: `python -m loadtests` starts it.
+them wait for. What they send, and when, is decided by `jobcache.client.rules`, as it is for
+everybody else's clients; only the I/O is Locust's. Locust replaces parts of the standard library
+with gevent's as it starts, so this file is for a process of its own: `python -m loadtests` starts
+it.
 """
 
 from __future__ import annotations
@@ -13,24 +15,55 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import socket
 import threading
 import time
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from geventhttpclient.connectionpool import ConnectionPool
 from locust import FastHttpUser, events, task
 from locust.exception import StopUser
 
+from jobcache.client.document import Job
+from jobcache.client.rules import ANSWER_WITHIN, Answer, Ask, Failure, News, Pause, Rules
 from loadtests.record import Record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from locust.argument_parser import LocustArgumentParser
     from locust.env import Environment
 
+    from jobcache.client.rules import Reply, Steps
+
 PROMPT = "A fox crosses a frozen river at night, meets a bear and shares its fish."
-TERMINAL = frozenset({"completed", "failed", "cancelled"})
-_JITTER = 0.1  # of the interval
+_HOLD = 25  # seconds, what `jobcache.client` asks for unless told
 _WAIT_FOR_JOB = 30.0  # seconds, for the first user's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mode:
+    """How users ask.
+
+    Attributes:
+        conditional: whether polls say what has been seen.
+        hold: seconds for which the service is asked to hold them.
+        paced: whether they come at the users' own interval, and not when the service says.
+    """
+
+    conditional: bool
+    hold: int
+    paced: bool
+
+
+MODES = {
+    "plain": Mode(conditional=False, hold=0, paced=True),
+    "etag": Mode(conditional=True, hold=0, paced=True),
+    "wait": Mode(conditional=True, hold=_HOLD, paced=False),
+}
 
 
 class Run:
@@ -38,23 +71,23 @@ class Run:
 
     Args:
         users: how many there will be.
-        interval: seconds between a user's polls.
-        etag: whether polls carry `If-None-Match`.
+        interval: seconds between a user's polls, where the mode has them paced.
+        mode: how they ask.
 
     Attributes:
         record: what they see.
         numbers: tells them apart.
         made: set once the shared job is there, or cannot be made.
-        shared_path: where the shared job is polled; empty if there is none.
+        shared_job: its number; 0 if there is none.
     """
 
-    def __init__(self, users: int, interval: float, *, etag: bool) -> None:
+    def __init__(self, users: int, interval: float, mode: Mode) -> None:
         self.interval = interval
-        self.etag = etag
+        self.mode = mode
         self.record = Record()
         self.numbers = itertools.count()
         self.made = threading.Event()
-        self.shared_path = ""
+        self.shared_job = 0
         self._left = users
 
     def is_over_for_one(self) -> bool:
@@ -67,22 +100,25 @@ class Poller(FastHttpUser):
     """One client."""
 
     abstract = True
+    network_timeout = _HOLD + ANSWER_WITHIN
     run_of_all: ClassVar[Run]
 
     @task
     def life(self) -> None:
-        """Get a job and poll it to its end. The last user to finish ends the run."""
+        """Get a job and wait for its end. The last user to finish ends the run."""
         run = self.run_of_all
         number = next(run.numbers)
         # Neither in step with each other nor, by and by, with the updates: where polls come at
         # set times, either none ever meets a change that is being committed, or the same always.
-        self._random = random.Random(number)  # noqa: S311 - the same in every run
-        self._due = time.monotonic() + self._random.uniform(0, run.interval)
-        self._seen: dict[str, Any] = {}
+        chance = random.Random(number)  # noqa: S311 - the same in every run
+        self._rules = Rules(chance=chance.random)
+        self._seen: Job | None = None
+        self._cache_status = ""
+        time.sleep(chance.uniform(0, run.interval))
         try:
-            path = self.find_job(number)
-            if path:
-                self.poll_until(path, TERMINAL, run.interval)
+            job_id = self.find_job(number)
+            if job_id:
+                self.follow(job_id)
         except Exception as error:  # noqa: BLE001 - Locust would log it and begin anew
             run.record.failure("user", repr(error))
         runner = self.environment.runner
@@ -91,94 +127,154 @@ class Poller(FastHttpUser):
             threading.Thread(target=runner.quit, daemon=True).start()
         raise StopUser
 
-    def find_job(self, number: int) -> str:
-        """The path of the job to be polled, which is being rendered; empty if there is none."""
+    def find_job(self, number: int) -> int:
+        """The number of the job to wait for, which is being rendered; 0 if there is none."""
         raise NotImplementedError
 
-    def make_job(self, number: int) -> str:
-        """Ask for a video and agree to its storyboard. Returns the path; empty if that failed."""
+    def make_job(self, number: int) -> int:
+        """Ask for a video and agree to its storyboard. Returns its number; 0 if that failed."""
         body = {"client_id": f"client-{number}", "prompt": PROMPT}
         job = self.post("/api/v2/jobs", "create", 202, body)
-        if not job:
-            return ""
-        path = f"/api/v2/jobs/{job['id']}"
-        self.poll_until(path, TERMINAL | {"storyboard_ready"}, min(1.0, self.run_of_all.interval))
-        agreed = self.post(f"{path}/approve", "approve", 200)
-        return path if agreed and self.post(f"{path}/render", "render", 202) else ""
+        if job is None:
+            return 0
+        self.run_steps(self.wait_for(job.id, min(1.0, self.run_of_all.interval), agreeable=True))
+        path = f"/api/v2/jobs/{job.id}"
+        agreed = self.post(f"{path}/approve", "approve", 200) is not None
+        return job.id if agreed and self.post(f"{path}/render", "render", 202) is not None else 0
 
-    def poll_until(self, path: str, statuses: frozenset[str], interval: float) -> None:
-        """Poll until the job is in one of `statuses`; the run's time limit ends it else."""
+    def wait_for(self, job_id: int, interval: float, *, agreeable: bool = False) -> Steps:
+        """The steps of waiting, as the mode has them."""
+        mode = self.run_of_all.mode
+        return self._rules.wait_for(
+            job_id,
+            until={"storyboard_ready"} if agreeable else (),
+            wait=mode.hold,
+            conditional=mode.conditional,
+            interval=interval if mode.paced else None,
+        )
+
+    def follow(self, job_id: int) -> None:
+        """Wait for the end; the run's time limit ends it else."""
+        run = self.run_of_all
+        news: list[Job] = []
+
+        def note(job: Job) -> None:
+            if news:  # the first is as old as it is, whoever asks
+                committed = datetime.fromisoformat(job.document["updated_at"]).timestamp()
+                run.record.delivery(1000 * (time.time() - committed))
+            news.append(job)
+
+        before = self._rules.counts.requests
+        self.run_steps(self.wait_for(job_id, run.interval), note)
+        polls = self._rules.counts.requests - before
+        run.record.followed(polls=polls, updates=news[-1].version - news[0].version)
+
+    def run_steps(self, steps: Steps, note: Callable[[Job], None] | None = None) -> None:
+        """Do what the rules say, to the end."""
+        reply: Reply = None
         while True:
-            time.sleep(max(0.0, self._due - time.monotonic()))
-            pause = interval * self._random.uniform(1 - _JITTER, 1 + _JITTER)
-            self._due = max(self._due + pause, time.monotonic())
-            if self.poll(path) in statuses:
+            try:
+                step = steps.send(reply)
+            except StopIteration:
                 return
+            reply = None
+            if isinstance(step, Ask):
+                reply = self.poll(step)
+            elif isinstance(step, Pause):
+                time.sleep(step.seconds)
+            elif isinstance(step, News):
+                self.hear(step.job)
+                if note is not None:
+                    note(step.job)
 
-    def poll(self, path: str) -> str:
-        """Ask once. Returns the job's status; empty where the answer was wrong."""
-        run, seen = self.run_of_all, self._seen
-        headers = {"If-None-Match": f'"{seen["version"]}-0"'} if run.etag and seen else {}
-        with self.client.get(path, name="poll", headers=headers, catch_response=True) as response:
-            if response.status_code == 304 and headers:
-                return str(seen["status"])
-            if response.status_code != 200:
-                response.failure(f"status {response.status_code}, not 200")
-                return ""
-            job: dict[str, Any] = response.json()
-            if seen and job["version"] < seen["version"]:
-                response.failure(f"version {job['version']} after {seen['version']}")
-            elif seen and job["version"] > seen["version"]:
-                how = response.headers.get("Cache-Status", "")
-                run.record.news(missed="fwd=miss" in how or "fwd=stale" in how)
-            self.see(job)
-            return str(job["status"])
+    def poll(self, ask: Ask) -> Answer | Failure:
+        """Send a request of the rules. What should not be answered is a failure of the run, too."""
+        with self.client.get(
+            ask.path, name="poll", headers=ask.headers, catch_response=True
+        ) as response:
+            if response.status_code == 0:
+                return Failure(ConnectionError(str(response.error)))
+            headers = {name.lower(): text for name, text in (response.headers or {}).items()}
+            answer = Answer(response.status_code, headers, response.content or b"")
+            unchanged = answer.status == 304 and "If-None-Match" in ask.headers
+            if answer.status != 200 and not unchanged:
+                response.failure(f"status {answer.status}, not 200")
+            elif not unchanged:
+                version, seen = _version(answer.body), self._seen
+                if seen is not None and version < seen.version:
+                    response.failure(f"version {version} after {seen.version}")
+            self._cache_status = headers.get("cache-status", "")
+            return answer
 
     def post(
         self, path: str, name: str, expected: int, body: dict[str, str] | None = None
-    ) -> dict[str, Any]:
-        """Any other request. Returns the job that answers it; empty where the answer was wrong."""
+    ) -> Job | None:
+        """Any other request. Returns the job that answers it; None where the answer was wrong."""
         with self.client.post(path, name=name, json=body, catch_response=True) as response:
             if response.status_code != expected:
                 response.failure(f"status {response.status_code}, not {expected}")
-                return {}
-            job: dict[str, Any] = response.json()
+                return None
+            job = Job.parse(response.content, None)
             self.see(job)
             return job
 
-    def see(self, job: dict[str, Any]) -> None:
+    def hear(self, job: Job) -> None:
+        """A poll has brought a version that is new to whoever waits."""
+        if self._seen is not None and job.version > self._seen.version:
+            how = self._cache_status
+            self.run_of_all.record.news(missed="fwd=miss" in how or "fwd=stale" in how)
+        self.see(job)
+
+    def see(self, job: Job) -> None:
         """Remember a job as it is now."""
         self._seen = job
-        self.run_of_all.record.job(job["id"], job["version"], job["status"])
+        self.run_of_all.record.job(job.id, job.version, job.status)
 
 
 class OwnJob(Poller):
-    """Polls a job of its own."""
+    """Waits for a job of its own."""
 
-    def find_job(self, number: int) -> str:
+    def find_job(self, number: int) -> int:
         """Make it."""
         return self.make_job(number)
 
 
 class SharedJob(Poller):
-    """Polls the one job of the run."""
+    """Waits for the one job of the run."""
 
-    def find_job(self, number: int) -> str:
+    def find_job(self, number: int) -> int:
         """The first user makes it, the others wait for it."""
         run = self.run_of_all
         if number == 0:
             try:
-                run.shared_path = self.make_job(number)
+                run.shared_job = self.make_job(number)
             finally:
                 run.made.set()
         run.made.wait(_WAIT_FOR_JOB)
-        return run.shared_path
+        return run.shared_job
+
+
+class CountedSocket(socket.socket):
+    """One of gevent's by now, whose bytes are counted: they are what a poll costs a client."""
+
+    record: ClassVar[Record]
+
+    def recv(self, *arguments: Any) -> bytes:  # noqa: ANN401 - its own
+        """See `socket.recv`."""
+        data: bytes = super().recv(*arguments)
+        self.record.received_bytes += len(data)
+        return data
+
+    def sendall(self, data: Any, *arguments: Any) -> None:  # noqa: ANN401 - its own
+        """See `socket.sendall`."""
+        self.record.sent_bytes += len(data)
+        super().sendall(data, *arguments)
 
 
 def add_options(parser: LocustArgumentParser, **_: object) -> None:
     """Our options beside Locust's."""
     parser.add_argument("--interval", type=float, default=3.0, help="seconds between polls")
-    parser.add_argument("--etag", action="store_true", help="poll with If-None-Match")
+    parser.add_argument("--mode", choices=MODES, default="plain", help="how users ask")
     parser.add_argument("--report", type=Path, help="where what was seen goes, as JSON")
 
 
@@ -187,7 +283,13 @@ def prepare(environment: Environment, **_: object) -> None:
     options = environment.parsed_options
     if options is None:
         return
-    run = Poller.run_of_all = Run(options.num_users or 1, options.interval, etag=options.etag)
+    run = Poller.run_of_all = Run(options.num_users or 1, options.interval, MODES[options.mode])
+    CountedSocket.record = run.record
+
+    def counted(_: ConnectionPool, *kind: Any) -> CountedSocket:  # noqa: ANN401 - a socket's own
+        return CountedSocket(*kind)
+
+    ConnectionPool._create_tcp_socket = counted  # type: ignore[method-assign, assignment] # noqa: SLF001 - all there is
 
     def note(name: str, response_time: float, exception: object, **_: object) -> None:
         run.record.request(name, response_time)
@@ -200,6 +302,14 @@ def prepare(environment: Environment, **_: object) -> None:
 
     _listen(environment.events.request, note)
     _listen(environment.events.quitting, write_report)
+
+
+def _version(body: bytes) -> int:
+    """The version of a document; 0, which is below any, of what is none."""
+    try:
+        return Job.parse(body, None).version
+    except ValueError:
+        return 0
 
 
 def _listen(event: Any, listener: Any) -> None:  # noqa: ANN401 - Locust's events have no types

@@ -10,9 +10,16 @@ _MOST_ERRORS = 5  # told in words
 
 
 class Record:
-    """Counts of one run. Users are greenlets and change over only where they wait: no locks."""
+    """Counts of one run. Users are greenlets and change over only where they wait: no locks.
+
+    Attributes:
+        received_bytes: what came over all connections, headers included.
+        sent_bytes: what went.
+    """
 
     def __init__(self) -> None:
+        self.received_bytes = 0
+        self.sent_bytes = 0
         self._requests: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
         self._errors: list[str] = []
@@ -21,6 +28,9 @@ class Record:
         self._completed: set[int] = set()
         self._news = 0
         self._news_missed = 0
+        self._delays_ms: list[float] = []
+        self._updates = 0
+        self._update_polls = 0
 
     def request(self, name: str, took_ms: float) -> None:
         """Count a request, which took so many milliseconds."""
@@ -49,27 +59,43 @@ class Record:
         self._news += 1
         self._news_missed += missed
 
+    def delivery(self, delay_ms: float) -> None:
+        """Note how many milliseconds after its commit a version was with a user."""
+        self._delays_ms.append(delay_ms)
+
+    def followed(self, *, polls: int, updates: int) -> None:
+        """A user has followed a job's rendering to its end, which had so many updates meanwhile."""
+        self._update_polls += polls
+        self._updates += updates
+
     def report(self) -> dict[str, Any]:
         """All of it.
 
-        `changes` are the committed versions of all jobs, `poll_ms` percentiles in milliseconds.
+        `changes` are the committed versions of all jobs, `updates` those that came while a user
+        followed one, added up over users, `update_polls` their polls for them; `poll_ms` and
+        `delay_ms` are percentiles in milliseconds.
         """
         return {
             "requests": self._requests,
             "failures": self._failures,
             "errors": self._errors,
-            "poll_ms": {
-                "p50": percentile(self._poll_ms, 50),
-                "p95": percentile(self._poll_ms, 95),
-                "p99": percentile(self._poll_ms, 99),
-                "max": percentile(self._poll_ms, 100),
-            },
+            "poll_ms": _percentiles(self._poll_ms),
+            "delay_ms": _percentiles(self._delays_ms),
+            "updates": self._updates,
+            "update_polls": self._update_polls,
+            "received_bytes": self.received_bytes,
+            "sent_bytes": self.sent_bytes,
             "jobs": len(self._versions),
             "completed": len(self._completed),
             "changes": sum(self._versions.values()),
             "news": self._news,
             "news_missed": self._news_missed,
         }
+
+
+def _percentiles(values: list[float]) -> dict[str, float | None]:
+    named = {"p50": 50, "p95": 95, "p99": 99, "max": 100}
+    return {name: percentile(values, percent) for name, percent in named.items()}
 
 
 def percentile(values: list[float], percent: int) -> float | None:

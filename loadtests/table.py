@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ _NONE = "-"
 _COLUMNS: dict[str, Callable[[Row], str]] = {
     "users": lambda row: str(row["users"]),
     "backend": lambda row: row["backend"],
+    "mode": lambda row: row["mode"],
     "polls": lambda row: str(polls(row)),
     "hit rate %": lambda row: f"{hit_rate(row):.2f}",
     "jobs": lambda row: str(row["jobs"]),
@@ -31,14 +33,40 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "max ms": lambda row: _milliseconds(row["poll_ms"]["max"]),
     "failures": lambda row: str(failures(row)),
 }
+_OF_CLIENTS: dict[str, Callable[[Row], str]] = {
+    "users": lambda row: str(row["users"]),
+    "backend": lambda row: row["backend"],
+    "mode": lambda row: row["mode"],
+    "polls": lambda row: str(polls(row)),
+    "per user and update": lambda row: _ratio(row["update_polls"], row["updates"], ".2f"),
+    "kB received": lambda row: f"{row['received_bytes'] / 1000:.0f}",
+    "kB sent": lambda row: f"{row['sent_bytes'] / 1000:.0f}",
+    "SELECTs by polls": lambda row: str(row["selects_by_polls"]),
+    "delay p50 ms": lambda row: _milliseconds(row["delay_ms"]["p50"]),
+    "delay p95 ms": lambda row: _milliseconds(row["delay_ms"]["p95"]),
+    "delay p99 ms": lambda row: _milliseconds(row["delay_ms"]["p99"]),
+    "delay max ms": lambda row: _milliseconds(row["delay_ms"]["max"]),
+}
+
+MOST_REQUESTS = 1.2
+"""Requests that waiting may take for each user and update."""
+
+LEAST_GAIN = 10.0
+"""How many times smaller than with polls the median delay must be."""
+
+_NEVER_WOKEN = frozenset({"null"})  # waits there are polls by the service: nothing to judge
 
 
 def markdown(rows: Iterable[Row], notes: Sequence[str]) -> str:
-    """A table with a line for each run, and notes below it."""
-    lines: list[Iterable[str]] = [_COLUMNS, ["---"] * len(_COLUMNS)]
-    lines += [[column(row) for column in _COLUMNS.values()] for row in rows]
-    table = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([*table, "", *notes, ""])
+    """Tables with a line for each run, and notes below them: what it costs, what clients see."""
+    listed = list(rows)
+    return "\n".join([*_table(listed, _COLUMNS), "", *_table(listed, _OF_CLIENTS), "", *notes, ""])
+
+
+def _table(rows: Iterable[Row], columns: Mapping[str, Callable[[Row], str]]) -> list[str]:
+    lines: list[Iterable[str]] = [columns, ["---"] * len(columns)]
+    lines += [[column(row) for column in columns.values()] for row in rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def polls(row: Row) -> int:
@@ -58,11 +86,43 @@ def failures(row: Row) -> int:
 
 def complaints(row: Row) -> list[str]:
     """What makes a run a failure, in sentences."""
-    run = f"{row['users']} users, {row['backend']}"
+    run = _name(row)
     found = [f"{run}: {failures(row)} failures, such as {row['errors']}"] if failures(row) else []
     if not 0 < row["completed"] == row["jobs"]:
         found.append(f"{run}: {row['completed']} of {row['jobs']} jobs were seen to complete")
     return found
+
+
+def worth_of_waiting(rows: Iterable[Row]) -> tuple[list[str], list[str]]:
+    """Whether waiting is worth it, in sentences: what was found, and of that what falls short.
+
+    Runs in mode `wait` are compared with those beside them, of as many users and the same backend.
+    """
+    listed = [row for row in rows if row["backend"] not in _NEVER_WOKEN]
+    found: list[str] = []
+    short: list[str] = []
+    for row in listed:
+        if row["mode"] != "wait":
+            continue
+        requests = row["update_polls"] / row["updates"] if row["updates"] else math.inf
+        sentence = f"{_name(row)}: {requests:.2f} requests per user and update"
+        (found if requests <= MOST_REQUESTS else short).append(
+            f"{sentence} (at most {MOST_REQUESTS:g})"
+        )
+        delay = row["delay_ms"]["p50"]
+        for other in listed:
+            beside = (other["users"], other["backend"]) == (row["users"], row["backend"])
+            polled = other["delay_ms"]["p50"]
+            if other["mode"] == "wait" or not beside or polled is None:
+                continue
+            gain = 0.0 if delay is None else polled / max(delay, 1.0)  # commits are told by the ms
+            sentence = f"{_name(row)}: median delay {gain:.0f} times smaller than {other['mode']}'s"
+            (found if gain >= LEAST_GAIN else short).append(f"{sentence} (at least {LEAST_GAIN:g})")
+    return found, short
+
+
+def _name(row: Row) -> str:
+    return f"{row['users']} users, {row['backend']}, {row['mode']}"
 
 
 def _ratio(part: int, whole: int, style: str) -> str:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 SCENARIOS = {"own": "OwnJob", "shared": "SharedJob"}
 """The class of `loadtests.pollers` behind each scenario."""
 
+MODES = ("plain", "etag", "wait")
+"""How users ask: for all of it, for what is new, or for what is new once there is something."""
+
 _ROOT = Path(__file__).parents[1]
 _SPARE = 60.0  # seconds beyond a job's for starting, agreeing to storyboards, and the last polls
 _STOP = 30.0  # seconds for Locust to start, and to end once its time is up
@@ -41,22 +44,23 @@ class Plan:
         scenario: one of `SCENARIOS`.
         seconds: how long a job takes.
         updates: how many progress reports it makes.
-        interval: seconds between a user's polls.
-        etag: whether polls carry `If-None-Match`.
+        interval: seconds between a user's polls, in those of `MODES` where they are paced.
     """
 
     scenario: str
     seconds: float
     updates: int
     interval: float
-    etag: bool
 
 
-def run(plan: Plan, backend: str, users: int, postgres: PostgresServer | None) -> dict[str, Any]:
+def run(
+    plan: Plan, mode: str, backend: str, users: int, postgres: PostgresServer | None
+) -> dict[str, Any]:
     """Run it. Returns what `loadtests.table` shows as a row.
 
     Args:
         plan: what to do.
+        mode: one of `MODES`.
         backend: one of `benchmarks.backends.NEEDS_REDIS`.
         users: how many there are; all begin at once.
         postgres: where the jobs are, in a database of this run's own; None for SQLite.
@@ -75,19 +79,19 @@ def run(plan: Plan, backend: str, users: int, postgres: PostgresServer | None) -
         if NEEDS_REDIS[backend]:
             settings["REDIS_URL"] = stack.enter_context(RedisServer()).url
         if postgres is not None:
-            name = f"{backend}-{users}"
+            name = f"{backend}-{mode}-{users}"
             postgres.create_database(name)
             stack.callback(postgres.drop_database, name)
             settings["DATABASE_URL"] = postgres.url(name)
         service = stack.enter_context(Service(settings))
         service.wait_until_ready()
         before = service.stats()
-        seen = _poll(plan, users, service.url)
+        seen = _poll(plan, mode, users, service.url)
         after = service.stats()
-    return {"users": users, "backend": backend, **seen, **_difference(before, after)}
+    return {"users": users, "backend": backend, "mode": mode, **seen, **_difference(before, after)}
 
 
-def _poll(plan: Plan, users: int, url: str) -> dict[str, Any]:
+def _poll(plan: Plan, mode: str, users: int, url: str) -> dict[str, Any]:
     limit = plan.seconds + 2 * plan.interval + _SPARE
     with tempfile.TemporaryDirectory(prefix="jobcache-") as place:
         report = Path(place) / "report.json"
@@ -95,8 +99,7 @@ def _poll(plan: Plan, users: int, url: str) -> dict[str, Any]:
             *(sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("pollers.py"))),
             *(SCENARIOS[plan.scenario], "--headless", "--only-summary", "--host", url),
             *("--users", str(users), "--spawn-rate", str(users), "--run-time", f"{limit:.0f}s"),
-            *("--interval", str(plan.interval), "--report", str(report)),
-            *(("--etag",) if plan.etag else ()),
+            *("--mode", mode, "--interval", str(plan.interval), "--report", str(report)),
         ]
         kept = {name: text for name, text in os.environ.items() if not name.startswith("LOCUST_")}
         with Process(command, {**kept, "PYTHONPATH": str(_ROOT)}) as locust:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from app.devservers import PostgresServer
+from benchmarks.backends import NEEDS_REDIS
 from loadtests.freshness import report
 from loadtests.freshness.cluster import Cluster, new_redis
 from loadtests.freshness.faults import FAULTS
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         # In the main thread, so that they end with it however it ends.
         postgres = stack.enter_context(PostgresServer())
         redis = None
-        if options.backend == "redis":
+        if NEEDS_REDIS[options.backend]:
             redis = stack.enter_context(new_redis())
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             sys.stderr.write("starting services\n")
@@ -63,7 +64,8 @@ def _plan(options: argparse.Namespace) -> Plan:
     names = [
         name
         for name, fault in FAULTS.items()
-        if options.backend == "redis" or not fault.needs_redis
+        if (NEEDS_REDIS[options.backend] or not fault.needs_redis)
+        and (options.backend == "tiered" or not fault.needs_feed)
     ]
     if options.faults is not None:
         names = [name for name in options.faults if name]
@@ -81,8 +83,12 @@ def _plan(options: argparse.Namespace) -> Plan:
         jobs=options.jobs,
         pollers=options.pollers,
         pause=options.pause,
-        freshness=options.freshness,
+        # Of tiered, more than its feed may lag: or nothing old would be served for that long.
+        freshness=(4.0 if options.backend == "tiered" else 2.0)
+        if options.freshness is None
+        else options.freshness,
         calm=options.calm,
+        idle=2.0 if options.quick else 10.0,
         limit=options.limit,
     )
 
@@ -99,12 +105,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=_count, help="the least of each fault; 3, or 1 with --quick")
     add("--quick", action="store_true", help="each fault once")
     add("--seed", type=int, help="of all choices; printed, another one in every run")
-    add("--backend", choices=["redis", "memory", "null"], default="redis")
+    add("--backend", choices=list(NEEDS_REDIS), default="redis")
     add("--processes", type=_count, help="how many services; 3, of memory 1")
     add("--jobs", type=_count, default=12, help="at a time (12)")
     add("--pollers", type=_count, default=16, help="clients (16), a quarter of them with ETags")
     add("--pause", type=_positive, default=0.3, help="mean seconds between reports (0.3)")
-    add("--freshness", type=_positive, default=2.0, help="seconds an entry is fresh (2)")
+    add("--freshness", type=_positive, help="seconds an entry is fresh; 2, or 4 of tiered")
     add("--calm", type=_positive, default=1.0, help="seconds of calm around each fault (1)")
     add("--limit", type=_positive, default=3600.0, help="seconds after which it ends anyway (3600)")
     add(

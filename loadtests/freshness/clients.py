@@ -216,7 +216,7 @@ class Watch:
     ) -> None:
         """Count findings under the fault whose promise is the weaker, of where it began and is."""
         scope = self.scope
-        if scope.bound is None and began.bound is not None:
+        if (scope.bound or 0) < (began.bound or 0):
             scope = began
         at = f"process {service.number}, {scope.phase} {scope.fault or 'nothing'}"
         if answer is not None:
@@ -233,7 +233,9 @@ class Watch:
         return [Finding(Kind.REFUSED, asked.job_id, detail)]
 
 
-async def poll_for_ever(watch: Watch, number: int, seed: int, *, tags: bool) -> None:
+async def poll_for_ever(
+    watch: Watch, number: int, seed: int, *, tags: bool, stays: bool = False
+) -> None:
     """A client: any job, any process, again and again.
 
     Args:
@@ -241,8 +243,10 @@ async def poll_for_ever(watch: Watch, number: int, seed: int, *, tags: bool) -> 
         number: which client.
         seed: what its choices follow from.
         tags: whether it sends `If-None-Match`.
+        stays: whether it asks one process only wherever it does not say what it has seen.
     """
     chance = random.Random(f"{seed} poller {number}")  # noqa: S311 - to be repeatable
+    home = watch.services[number % len(watch.services)]
     name, lines, seen = f"poller {number}", watch.lines(), dict[int, int]()
     while True:
         moving = watch.active and (not watch.recent or chance.random() < _ACTIVE_SHARE)
@@ -251,10 +255,12 @@ async def poll_for_ever(watch: Watch, number: int, seed: int, *, tags: bool) -> 
             await asyncio.sleep(_BREATH)
             continue
         job_id = chance.choice(jobs)
-        service = chance.choice(watch.services)
+        service = home if stays and not tags else chance.choice(watch.services)
         if chance.random() < _BATCHES:
+            # A batch has no tags: what came by other ways may have been from another process.
+            client, asked = (f"{name} in batches", home) if stays and tags else (name, service)
             ids = chance.sample(jobs := [*watch.active, *watch.recent], min(len(jobs), _BATCH))
-            await watch.find(name, lines[service.number], service, ids)
+            await watch.find(client, lines[asked.number], asked, ids)
             continue
         tag = seen.get(job_id, 0) if tags else 0
         version = await watch.poll(name, lines[service.number], service, job_id, tag)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import Redis
 
@@ -90,16 +90,27 @@ class Service:
         raise ServiceEnded(f"process {self.number} is not ready:\n{self._running.last_words()}")
 
     async def uses_cache(self) -> bool:
-        """Whether it says that its cache is in use."""
+        """Whether it says that its cache is in use, and all tiers of it."""
+        try:
+            statistics = await self.statistics()
+        except NoAnswer:
+            return False
+        followed = statistics["feed"] is None or statistics["feed"]["state"] in {"live", "idle"}
+        return followed and statistics["breaker"]["state"] == "closed"
+
+    async def statistics(self) -> dict[str, Any]:
+        """What it says of its cache.
+
+        Raises:
+            NoAnswer: it does not say anything.
+        """
         connection = Connection(self.port)
         try:
             answer = await connection.ask(get("/api/v2/cache/stats"))
-        except NoAnswer:
-            return False
         finally:
             connection.close()
-        statistics = json.loads(answer.body)["statistics"]
-        return answer.status == _OK and statistics["breaker"]["state"] == "closed"
+        statistics: dict[str, Any] = json.loads(answer.body)["statistics"]
+        return statistics
 
     def arm(self) -> None:
         """Tell it to die between a commit and its offer."""

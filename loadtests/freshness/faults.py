@@ -32,6 +32,8 @@ _LOOK = 0.01  # seconds between two looks
 _JUNK = b"x" * 16_384
 _ROOM = 1024 * 1024  # bytes that are left before Redis is filled
 _CUTS = 40
+_KILLS = 8
+_NO_ONE = {"-1", "0"}  # whom reports are redirected to, where they are not
 
 
 class NotInjected(Exception):  # noqa: N818 - says what is the matter
@@ -69,6 +71,7 @@ class Fault:
             fresh all the same.
         takes_source: whether the database is away, and 503 a right answer.
         needs_redis: whether it happens to Redis.
+        needs_feed: whether it happens to the feed of changes, which `tiered` rests on.
     """
 
     promise: Literal["fresh", "bounded"]
@@ -76,6 +79,7 @@ class Fault:
     cuts_one_off: bool = False
     takes_source: bool = False
     needs_redis: bool = True
+    needs_feed: bool = False
 
 
 # --- the service ---
@@ -243,6 +247,51 @@ async def black_hole_for_one(incident: Incident) -> None:
     await _network([_proxy_of(incident)], Proxy.hold, seconds)
 
 
+# --- the feed of changes ---
+
+
+async def feed_killed(incident: Incident) -> None:
+    """Connections that carry reports of changes are closed, again and again."""
+    killed = 0
+    async with incident.cluster.admin() as admin:
+        for _ in range(_KILLS):
+            for number in await _followers(admin):
+                killed += await admin.client_kill_filter(_id=number)
+            await asyncio.sleep(incident.chance.uniform(0, 0.4))
+    if not killed:
+        raise NotInjected("nobody followed the changes")
+
+
+async def feed_black_hole(incident: Incident) -> None:
+    """Reports of changes are not delivered, to one process or to all; everything else is."""
+    proxies = incident.cluster.proxies
+    if incident.chance.random() < 1 / 2:
+        proxies = [_proxy_of(incident)]
+    await _network(proxies, Proxy.hold_feed, incident.chance.uniform(1, 4))
+
+
+async def hello_refused(incident: Incident) -> None:
+    """Redis will not speak RESP3 any more, and whoever follows the changes has to begin anew."""
+    proxies = incident.cluster.proxies
+    async with incident.cluster.admin() as admin:
+        for proxy in proxies:
+            proxy.refuse_hello()
+        try:
+            for number in await _followers(admin):
+                await admin.client_kill_filter(_id=number)
+            await asyncio.sleep(incident.chance.uniform(1, 2))
+            clients = await admin.client_list()
+        finally:
+            for proxy in proxies:
+                proxy.heal()
+    if all(each["redir"] in _NO_ONE for each in clients):
+        raise NotInjected("nobody follows the changes in the older form")
+
+
+async def _followers(admin: Redis) -> list[str]:
+    return [each["id"] for each in await admin.client_list() if "t" in each["flags"]]
+
+
 # --- the database ---
 
 
@@ -268,6 +317,9 @@ FAULTS: dict[str, Fault] = {
     "black-hole": Fault("fresh", black_hole),
     "unreachable-for-one": Fault("bounded", unreachable_for_one, cuts_one_off=True),
     "black-hole-for-one": Fault("bounded", black_hole_for_one, cuts_one_off=True),
+    "feed-killed": Fault("fresh", feed_killed, needs_feed=True),
+    "feed-black-hole": Fault("fresh", feed_black_hole, needs_feed=True),
+    "hello-refused": Fault("fresh", hello_refused, needs_feed=True),
     "database": Fault("fresh", database, takes_source=True, needs_redis=False),
 }
 """All of them, by name, with what `docs/promises.md` says of each."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import random
 
 HOST = "127.0.0.1"
+_REPORTS = (b"TRACKING", b"__redis__:invalidate")  # what a client says that wants them
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: what is unsent is dropped, and the peer is told
 
 
@@ -33,7 +34,7 @@ class Proxy:
         self.port = 0
         self.flowing = asyncio.Event()
         self.flowing.set()
-        self._mode: Literal["forward", "refuse", "hold"] = "forward"
+        self._mode: Literal["forward", "refuse", "hold", "hold feed", "no hello"] = "forward"
         self._links: set[_Link] = set()
         self._server: asyncio.Server | None = None
 
@@ -83,6 +84,14 @@ class Proxy:
         self._mode = "hold"
         self.flowing.clear()
 
+    def hold_feed(self) -> None:
+        """Deliver nothing on connections that carry reports of changes; the others go on."""
+        self._mode = "hold feed"
+
+    def refuse_hello(self) -> None:
+        """Have the server know no `HELLO`, as an old one, or a proxy before it."""
+        self._mode = "no hello"
+
     def heal(self) -> None:
         """Forward again, beginning with what was held."""
         self._mode = "forward"
@@ -96,9 +105,14 @@ class Proxy:
         return self._mode == "refuse"
 
     @property
-    def holds(self) -> bool:
-        """Whether nothing is delivered."""
-        return not self.flowing.is_set()
+    def refuses_hello(self) -> bool:
+        """Whether no `HELLO` gets through."""
+        return self._mode == "no hello"
+
+    @property
+    def holds_feed(self) -> bool:
+        """Whether reports of changes are not delivered."""
+        return self._mode == "hold feed"
 
     def add(self, link: _Link) -> None:
         """A connection has been made."""
@@ -122,6 +136,7 @@ class _Link:
         self.server: asyncio.Transport | None = None
         self._to_server: list[bytes] = []
         self._to_client: list[bytes] = []
+        self._carries_reports = False
         self._ended = False  # one side has closed, and the other will be, once all is delivered
         self.connecting = asyncio.get_running_loop().create_task(self._connect())
 
@@ -133,13 +148,22 @@ class _Link:
         except OSError:
             self.reset()
 
+    @property
+    def _held(self) -> bool:
+        held = self._carries_reports and self.proxy.holds_feed
+        return held or not self.proxy.flowing.is_set()
+
     def connected(self, server: asyncio.Transport) -> None:
         self.server = server
-        if not self.proxy.holds:
+        if not self._held:
             self.release()
 
     def from_client(self, data: bytes) -> None:
-        if self.server is None or self.proxy.holds:
+        if self.proxy.refuses_hello:
+            data = data.replace(b"HELLO", b"HELL0")
+        if any(word in data for word in _REPORTS):
+            self._carries_reports = True
+        if self.server is None or self._held:
             self._to_server.append(data)
         else:
             self.server.write(data)
@@ -147,7 +171,7 @@ class _Link:
     def from_server(self, data: bytes) -> None:
         if self.client is None:
             return
-        if self.proxy.holds:
+        if self._held:
             self._to_client.append(data)
         else:
             self.client.write(data)
@@ -164,7 +188,7 @@ class _Link:
         self._ended = True
         if self.client is None and self.server is None and self.connecting.done():
             self.proxy.drop(self)
-        elif not self.proxy.holds:
+        elif not self._held:
             self.release()
 
     def release(self) -> None:

@@ -35,7 +35,8 @@ def _bounded(tally: Tally) -> str:
     if tally.bound is None:
         return _NONE
     stale = max(tally.bounded[kind] for kind in _STALE)
-    return f"{stale}, {tally.worst:.2f} s of {tally.bound:g} s"
+    ages = " / ".join(f"{tally.worst[phase]:.2f}" for phase in PHASES)
+    return f"{stale}, {ages} s of {tally.bound:g} s"
 
 
 def _not_answered(tally: Tally) -> str:
@@ -66,7 +67,7 @@ _COLUMNS: dict[str, Callable[[Tally], str]] = {
     "older than seen": lambda tally: str(tally.violations[Kind.STALE_SEEN]),
     "backward": lambda tally: str(tally.violations[Kind.BACKWARD]),
     "other violations": _others,
-    "stale within the bound, the worst": _bounded,
+    "stale within the bound, the worst before / during / after": _bounded,
     "polls not answered": _not_answered,
     "hit rate of polls %": lambda tally: _part(tally.hits, tally.reads - tally.batched),
     **{f"{phase}: p50 / p99 / max ms": _times(phase) for phase in PHASES},
@@ -101,6 +102,7 @@ def publish(plan: Plan, outcome: Outcome, command: str, results: Path) -> int:
         f" {plan.freshness:g} s. Seed {plan.seed}."
         + (f" BROKEN ON PURPOSE: {plan.broken}." if plan.broken else ""),
         f"Taken with: {taken}.",
+        *_lagged(plan, outcome),
         *_busy(whole),
         f"Command: `{command}`",
         *(f"FAILED: {failure}" for failure in failures),
@@ -118,12 +120,32 @@ def publish(plan: Plan, outcome: Outcome, command: str, results: Path) -> int:
         "busy": outcome.busy,
         "jobs": outcome.jobs,
         "compared": outcome.compared,
+        "lag_us": {"idle": outcome.idle_lag, "all": outcome.lag},
         "faults": {name: _document(tally) for name, tally in rows.items()},
         "all": _document(whole),
         "complaints": outcome.complaints,
     }
     stem.with_suffix(".json").write_text(json.dumps(document, indent=1), "utf-8")
     return 1 if broken or outcome.complaints else 0
+
+
+def _lagged(plan: Plan, outcome: Outcome) -> list[str]:
+    if plan.lag is None:
+        return []
+    promise = (
+        "Whatever the fault, the near tier may show what is old for as long as its feed lags, and"
+        f" for {plan.lag:g} s at the most; a client that stays with a process, or sends its ETag,"
+        " never goes back."
+    )
+    lines = [promise]
+    for when, lags in (("without load", outcome.idle_lag), ("all in all", outcome.lag)):
+        shown = "; ".join(
+            f"{lag['p50'] / 1000:.2f} / {lag['p99'] / 1000:.2f} / {lag['p99.9'] / 1000:.2f}"
+            f" ({lag['count']:.0f} times)"
+            for lag in lags
+        )
+        lines.append(f"Lag of the feed {when}, by process, p50 / p99 / p99.9 ms: {shown}.")
+    return lines
 
 
 def _busy(whole: Tally) -> list[str]:

@@ -30,6 +30,7 @@ _BACK = 30.0  # seconds for a healed cache to be in use again
 _WIND_UP = 30.0  # seconds for the last jobs to be ended
 _LOOK = 0.05  # seconds between two looks
 _SAMPLE = 0.25  # seconds between two looks at the breakers
+_LONGEST_LAG = 2.5  # seconds, of a feed that is silent
 _TAGGED = 4  # every fourth poller sends ETags
 
 
@@ -50,6 +51,7 @@ class Plan:
         pause: between two reports of a worker, on average.
         freshness: for how long an entry is fresh.
         calm: before each fault, and after it.
+        idle: before there is load, for a look at how the feed of changes lags then.
         limit: after which the run ends, whatever it has.
     """
 
@@ -65,7 +67,13 @@ class Plan:
     pause: float
     freshness: float
     calm: float
+    idle: float
     limit: float
+
+    @property
+    def lag(self) -> float | None:
+        """The most seconds by which the feed of changes may lag; None where nothing rests on it."""
+        return _LONGEST_LAG if self.backend == "tiered" else None
 
     @property
     def bound(self) -> float:
@@ -83,6 +91,8 @@ class Outcome:
         busy: the part of that time, from 0 to 1, that this process was computing.
         jobs: how many were made.
         compared: how many answers were compared with the database at the end.
+        idle_lag: percentiles of the feed's lag in microseconds, by process, before there was load.
+        lag: the same at the end, of all that process has measured.
         complaints: why the run failed, other than by violations.
     """
 
@@ -91,6 +101,8 @@ class Outcome:
     busy: float = 0.0
     jobs: int = 0
     compared: int = 0
+    idle_lag: list[dict[str, float]] = field(default_factory=list)
+    lag: list[dict[str, float]] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
 
@@ -115,10 +127,15 @@ async def run(plan: Plan, cluster: Cluster) -> Outcome:
     async with cluster:
         watch = Watch(cluster.services)
         outcome = Outcome(watch.tallies)
+        watch.scope = Scope(lag=plan.lag)
+        if plan.lag is not None:
+            await asyncio.sleep(plan.idle)
+            outcome.idle_lag = await _lags(cluster)
         driving = asyncio.create_task(_drive(plan, cluster, watch, outcome))
         if await _load(plan, cluster, watch, outcome, driving):
             watch.scope = Scope()
             outcome.compared = await audit(watch, cluster)
+            outcome.lag = await _lags(cluster)
         watch.close()
     outcome.jobs = len(watch.ledger.job_ids)
     _complain(plan, watch, outcome)
@@ -136,7 +153,13 @@ async def _load(
     stop = asyncio.Event()
     clients = [
         *(
-            poll_for_ever(watch, number, plan.seed, tags=number % _TAGGED == _TAGGED - 1)
+            poll_for_ever(
+                watch,
+                number,
+                plan.seed,
+                tags=number % _TAGGED == _TAGGED - 1,
+                stays=plan.lag is not None,
+            )
             for number in range(plan.pollers)
         ),
         *(list_for_ever(watch, number, plan.seed, _LIST_PAUSE) for number in range(_LISTERS)),
@@ -214,13 +237,14 @@ async def _one(  # noqa: PLR0917 - each is another thing
     victim = chance.choice(cluster.services)
     bound = plan.bound if fault.promise == "bounded" else None
     tally = watch.tallies[name]
-    tally.bound = bound
-    watch.scope = Scope(name)
+    tally.bound = max((each for each in (bound, plan.lag) if each is not None), default=None)
+    watch.scope = Scope(name, lag=plan.lag)
     await asyncio.sleep(plan.calm)
     watch.scope = Scope(
         name,
         "during",
         bound=bound,
+        lag=plan.lag,
         spared=victim.number if fault.cuts_one_off else None,
         source_away=fault.takes_source,
     )
@@ -232,10 +256,15 @@ async def _one(  # noqa: PLR0917 - each is another thing
     watch.scope = replace(watch.scope, phase="after")
     await asyncio.sleep(plan.calm if bound is None else bound + _MARGIN)
     await _until_back(name, cluster, outcome)
-    watch.scope = Scope()
+    watch.scope = Scope(lag=plan.lag)
     for service in cluster.services:
         if not service.alive:
             raise ServiceEnded(f"process {service.number} has ended:\n{service.last_words()}")
+
+
+async def _lags(cluster: Cluster) -> list[dict[str, float]]:
+    found = [(await service.statistics())["feed"] for service in cluster.services]
+    return [feed["lag_us"] for feed in found if feed is not None]
 
 
 async def _watch_breakers(cluster: Cluster, watch: Watch) -> None:

@@ -27,11 +27,13 @@ import uvicorn
 
 from app import settings, wiring
 from app.main import create_app
-from jobcache import Lifetimes
-from jobcache.backends import redis
+from jobcache import Lifetimes, registry
+from jobcache.backends import redis, tiered
+from jobcache.backends.tracking import TrackingFeed
 from jobcache.protocol import Offered
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import FrameType
 
     from redis.asyncio.connection import AbstractConnection
@@ -45,11 +47,13 @@ BREAKS = {
     "removal": "an offer that is only to remove what is older is dropped",
     "stamp": "cells do not tell which life of Redis they were written in",
     "lifetime": "entries stay fresh for an hour",
+    "report": "the near tier is not told what has changed",
 }
 """What can be taken away, and what is left then."""
 
 _LATE = 0.02  # seconds, at most, by which a broken offer comes later: races become likelier
 _KEEP_ALIVE = 120  # seconds: no connection is to be closed because a client was busy elsewhere
+_BEAT = 0.05  # seconds between two of the feed's timed writes: more of them, to measure its lag
 _LOOK = 0.5  # seconds between two looks for the owner
 
 
@@ -63,6 +67,13 @@ class Switches:
     def arm(self, _number: int, _frame: FrameType | None) -> None:
         """Die at the next offer of what was committed behind a fence."""
         self.dies_at_offer = True
+
+
+class DeafTiers(tiered.TieredBackend):
+    """Two tiers, the near one of which hears nothing."""
+
+    def changed(self, keys: Sequence[str]) -> None:
+        """See `Listener`."""
 
 
 class FaultyRedis(redis.RedisBackend):
@@ -95,15 +106,14 @@ class FaultyRedis(redis.RedisBackend):
         if entry is not None and broken == ("order" if writes else "lease"):
             await asyncio.sleep(random.uniform(0, _LATE))  # noqa: S311 - no secret
             if entry.keep_ms > 0:
-                await self._ask(self._client.delete, self._prefix + key)
+                await self._drop([self._prefix + key], "evict")
                 await super().lease(key, ticket)
         return await super().offer(key, ticket, entry)
 
-    async def _learn_life(self, connection: AbstractConnection) -> None:
+    async def _learn_life(self, connection: AbstractConnection) -> str:
         if self._switches.broken == "stamp":
-            self._stamp = "ignored"
-        else:
-            await super()._learn_life(connection)
+            return "ignored"
+        return await super()._learn_life(connection)
 
 
 def main() -> None:
@@ -115,6 +125,9 @@ def main() -> None:
     chosen = settings.load()
     # What the backend's factory finds under this name; registry and guard are the real ones.
     vars(redis)["RedisBackend"] = partial(FaultyRedis, switches)
+    if switches.broken == "report":
+        vars(registry)["TieredBackend"] = DeafTiers
+    vars(redis)["TrackingFeed"] = partial(TrackingFeed, beat=_BEAT)
     fresh = 3600.0 if switches.broken == "lifetime" else float(os.environ["FRESHNESS_SECONDS"])
     vars(wiring)["Lifetimes"] = partial(Lifetimes, default=fresh, gone=fresh)
     app = create_app(chosen)

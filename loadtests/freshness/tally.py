@@ -27,7 +27,8 @@ class Scope:
         fault: its name; empty between faults.
         phase: before it, while it lasts, or after it was healed.
         bound: seconds for which the promise allows something old to be shown; None: not at all.
-        spared: the number of a process that the bound is not for, since it is the one cut off,
+        lag: the same, of any promise, for the feed of changes may lag by that; None: there is none.
+        spared: the number of a process that `bound` is not for, since it is the one cut off,
             and reads nothing it is not sure of.
         source_away: whether 503 is a right answer.
     """
@@ -35,8 +36,15 @@ class Scope:
     fault: str = ""
     phase: Phase = "before"
     bound: float | None = None
+    lag: float | None = None
     spared: int | None = None
     source_away: bool = False
+
+    def bound_for(self, process: int | None) -> float | None:
+        """What holds for the answers of a process; None: nothing old may be shown."""
+        bound = None if process is not None and process == self.spared else self.bound
+        bounds = [each for each in (bound, self.lag) if each is not None]
+        return max(bounds, default=None)
 
 
 @dataclass(slots=True)
@@ -52,7 +60,7 @@ class Tally:
         stale_marked: reads answered by an entry past its freshness, for the database was away.
         statuses: of reads answered neither 200 nor 304.
         bounded: findings that a bounded promise allows.
-        worst: the greatest age, in seconds, of anything stale while the promise was bounded.
+        worst: the greatest age, in seconds, of anything stale where a bound allowed it, by phase.
         bound: what it may be at most; None where the promise is fresh.
         told: the first violations, in words.
         times: of polls, in seconds, by phase.
@@ -72,7 +80,7 @@ class Tally:
     unanswered: int = 0
     violations: Counter[Kind] = field(default_factory=Counter)
     bounded: Counter[Kind] = field(default_factory=Counter)
-    worst: float = 0.0
+    worst: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     bound: float | None = None
     told: list[str] = field(default_factory=list)
     times: dict[Phase, array[float]] = field(
@@ -91,9 +99,11 @@ class Tally:
             process: who answered; None if it was no process.
             at: what else is known of the answer, in words.
         """
-        bound = None if process is not None and process == scope.spared else scope.bound
+        bound = scope.bound_for(process)
         for finding in findings:
-            if is_excused(finding, bound):
+            # Where the feed may lag, a client stays with one process, or says what it has seen.
+            step_back = finding.kind is Kind.BACKWARD and scope.lag is not None
+            if is_excused(finding, bound) and not step_back:
                 self.bounded[finding.kind] += 1
             else:
                 self.violations[finding.kind] += 1
@@ -103,7 +113,7 @@ class Tally:
                         f"{finding.kind}: job {finding.job_id}: {finding.detail}{age} ({at})"
                     )
             if finding.age is not None and bound is not None:
-                self.worst = max(self.worst, finding.age)
+                self.worst[scope.phase] = max(self.worst[scope.phase], finding.age)
 
 
 def total(tallies: Sequence[Tally]) -> Tally:
@@ -118,8 +128,8 @@ def total(tallies: Sequence[Tally]) -> Tally:
         whole.statuses += one.statuses
         whole.violations += one.violations
         whole.bounded += one.bounded
-        whole.worst = max(whole.worst, one.worst)
         for phase in PHASES:
+            whole.worst[phase] = max(whole.worst[phase], one.worst[phase])
             whole.times[phase].extend(one.times[phase])
             whole.away[phase] += one.away[phase]
     return whole

@@ -1,0 +1,1 @@
+"""A rolling restart under load: what those who wait for jobs notice of it."""

@@ -1,0 +1,81 @@
+"""One process of the service, stopped as a deployment stops it, and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+
+from app.devservers import free_port
+from benchmarks.process import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+HOST = "127.0.0.1"
+GRACE = 12.0
+"""Seconds for a process to end by itself: the service's own limit, and what Python takes."""
+
+_START = 30.0  # seconds to become ready
+_PAUSE = 0.02  # seconds between two looks
+_OURS = ("JOBCACHE_", "DATABASE_URL", "REDIS_URL", "COVERAGE_")
+
+
+class NodeFailed(Exception):  # noqa: N818 - says what is the matter
+    """A process did not start, or had ended before it was told to; ends with its last words."""
+
+
+class Node:
+    """A process of the service, on the same port whenever it runs.
+
+    Args:
+        settings: environment variables, see `app.settings`; none of ours reaches it.
+    """
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        self.port = free_port()
+        kept = {name: text for name, text in os.environ.items() if not name.startswith(_OURS)}
+        self._environment = {**kept, "JOBCACHE_PORT": str(self.port), **settings}
+        self._stack = contextlib.ExitStack()
+
+    def start(self) -> None:
+        """Start it, and wait for nothing."""
+        process = Process([sys.executable, "-m", "app", "serve"], self._environment)
+        self._process = self._stack.enter_context(process)
+
+    async def wait_until_ready(self) -> None:
+        """Return once it says that it is."""
+        deadline = time.monotonic() + _START
+        async with httpx.AsyncClient(base_url=f"http://{HOST}:{self.port}", timeout=5) as http:
+            while self._process.alive and time.monotonic() < deadline:
+                with contextlib.suppress(httpx.TransportError):
+                    if (await http.get("/readyz")).is_success:
+                        return
+                await asyncio.sleep(_PAUSE)
+        raise NodeFailed(f"a process is not ready:\n{self._process.last_words()}")
+
+    async def end(self) -> tuple[int | None, float]:
+        """Ask it to end. Returns its status, None if it had to be killed, and what it took."""
+        if not self._process.alive:
+            raise NodeFailed(f"a process ended by itself:\n{self._process.last_words()}")
+        began = time.monotonic()
+        os.kill(self._process.pid, signal.SIGTERM)
+        status = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = await asyncio.to_thread(self._process.wait, GRACE)
+        took = time.monotonic() - began
+        if status is None:
+            os.kill(self._process.pid, signal.SIGKILL)
+        await asyncio.to_thread(self._stack.close)
+        return status, took
+
+    def close(self) -> None:
+        """End it if it runs."""
+        self._stack.close()
