@@ -2,13 +2,14 @@
 
 PYTHON ?= python3
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench loadtest outage freshness clean
+.PHONY: help run test check format bench bench-peers instructions loadtest outage held freshness clean
 
 help: ## show this
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -18,11 +19,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	  --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-run: $(VENV)/installed ## start the service; BACKEND=null|memory|redis DATABASE=sqlite|postgres
+run: $(VENV)/installed ## start the service; BACKEND=null|memory|redis|tiered DATABASE=sqlite|postgres
 	$(BIN)/python -m app dev $(if $(BACKEND),--backend '$(BACKEND)') $(if $(DATABASE),--database '$(DATABASE)')
 
-test: $(VENV)/installed ## run the tests; ARGS="-k poll" and the like
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)
+test: $(VENV)/installed ## run the tests; ARGS="-k poll" and the like, ARGS=--cov for coverage
+	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/installed ## ruff, mypy and the import contracts
 	$(BIN)/ruff check
@@ -34,10 +35,25 @@ format: $(VENV)/installed ## let ruff write
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-bench: $(VENV)/installed ## time the backends, print the table
-	mkdir -p benchmarks/results
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/latest.json $(ARGS)
-	$(BIN)/python -m benchmarks.ratios benchmarks/results/latest.json
+bench: $(VENV)/installed ## measure, write benchmarks/RESULTS.md; ARGS="--quick"
+	$(BIN)/python -m benchmarks --write $(ARGS)
+
+bench-peers: $(PEERS)/installed ## the same, and the same work through other caches; ARGS="--quick"
+	$(PEERS)/bin/python -m benchmarks --peers --write $(ARGS)
+
+# Beside the peers the project itself, so that all are measured in one run.
+$(PEERS)/installed: pyproject.toml constraints.txt benchmarks/peers/constraints.txt benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[dev]'
+	@for peer in $$(grep -v '^#' benchmarks/peers/requirements.txt); do \
+	  $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --constraint constraints.txt --constraint benchmarks/peers/constraints.txt "$$peer" || \
+	  echo "$$peer cannot be installed here; the results will name it" >&2; done
+	@touch $@
+
+instructions: $(VENV)/installed ## count those of the hottest paths, compare; ARGS="--store"
+	$(BIN)/python -m benchmarks.instructions $(ARGS)
 
 loadtest: $(VENV)/installed ## simulate pollers on each backend, print the table; ARGS="--users 10"
 	$(BIN)/python -m loadtests $(ARGS)
@@ -45,9 +61,12 @@ loadtest: $(VENV)/installed ## simulate pollers on each backend, print the table
 outage: $(VENV)/installed ## what polls lose while Redis is away, beside null; ARGS="--rounds 2"
 	$(BIN)/python -m benchmarks.outage $(ARGS)
 
+held: $(VENV)/installed ## hold 5,000 requests: who is told, how soon, at what cost; ARGS="--backend tiered"
+	$(BIN)/python -m benchmarks.held $(ARGS)
+
 freshness: $(VENV)/installed ## check a million polls while Redis and processes fail; ARGS="--quick"
 	$(BIN)/python -m loadtests.freshness $(ARGS)
 
 clean: ## remove what the above made, but for var/
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks .coverage benchmarks/results loadtests/results
+	rm -rf $(VENV) $(PEERS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks .coverage benchmarks/results loadtests/results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

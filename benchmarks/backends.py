@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from jobcache import CacheSettings, make_backend
-from jobcache.guard import Guard
+from jobcache.protocol import Announces, Starts, Tiers, Watched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -17,8 +18,11 @@ NEEDS_REDIS = {
     "null": False,
     "memory": False,
     "redis": True,
+    "tiered": True,
 }
 """Every backend by its name, and whether it needs a Redis server."""
+
+_LIVE = 5.0  # seconds for a feed to become live
 
 
 @asynccontextmanager
@@ -31,9 +35,14 @@ async def ready_backend(name: str, redis_url: str) -> AsyncGenerator[CacheBacken
     """
     backend = make_backend(CacheSettings(backend=name, redis_url=redis_url))
     try:
-        if isinstance(backend, Guard):
+        if isinstance(backend, Starts):
             await backend.start()
+        if isinstance(backend, Watched):
             assert backend.condition().available, f"no Redis at {redis_url}"
+        if isinstance(backend, Tiers) and isinstance(backend, Announces):
+            async with asyncio.timeout(_LIVE):  # its near tier is not asked before
+                while (feed := backend.feed()) is None or not feed.live:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
         yield backend
     finally:
         await backend.aclose()

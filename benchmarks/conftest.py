@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 import uvloop
 
-from app.devservers import PostgresServer, RedisServer
+from app.devservers import RedisServer
 from benchmarks.machine import surroundings
 
 if TYPE_CHECKING:
@@ -18,15 +18,11 @@ if TYPE_CHECKING:
 class Benchmark(Protocol):
     """What is used here of pytest-benchmark's fixture, which has no types."""
 
-    enabled: bool
     group: str | None
     extra_info: dict[str, Any]
 
     def __call__(self, function: Callable[[], object]) -> object:
         """Measure it, in as many rounds as there is time for."""
-
-    def pedantic(self, function: Callable[[], object], *, rounds: int) -> object:
-        """Measure it, in so many rounds."""
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -46,13 +42,6 @@ def redis_url() -> Iterator[str]:
     """A Redis-compatible server of our own."""
     with RedisServer() as server:
         yield server.url
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server of our own."""
-    with PostgresServer() as server:
-        yield server
 
 
 @pytest.fixture

@@ -5,26 +5,20 @@ It shows how fast the load generator can be, and what a poll costs that is not t
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
-import socket
-import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.devservers import free_port
+from benchmarks.asgi import Uvicorn
 from benchmarks.document import DOCUMENT
-from benchmarks.process import Process
-from benchmarks.service import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from starlette.types import Receive, Scope, Send
+    import httpx
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
-_START = 15.0  # seconds to listen
-_PAUSE = 0.02  # seconds between two looks
 _HEADERS = [
     (b"etag", b'"7-0"'),
     (b"cache-control", b"private, no-cache"),
@@ -35,35 +29,41 @@ _HEADERS = [
     (b"content-type", b"application/json"),
     (b"content-length", str(len(DOCUMENT.body)).encode()),
 ]
+_ANSWER = "BENCHMARK_ANSWER"
+_OF_THE_SERVER = {b"date", b"server"}  # which sends them itself
 
 
-async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
-    """An ASGI application."""
-    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-    await send({"type": "http.response.body", "body": DOCUMENT.body})
+def make() -> ASGIApp:
+    """An ASGI application, for `uvicorn --factory`."""
+    headers, body = _HEADERS, DOCUMENT.body
+    if _ANSWER in os.environ:
+        head, _, body = base64.b64decode(os.environ[_ANSWER]).partition(b"\n\n")
+        lines = (line.partition(b": ") for line in head.split(b"\n"))
+        headers = [(name, text) for name, _, text in lines]
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    return app
 
 
 @contextlib.contextmanager
-def constant_server() -> Generator[int, None, None]:
-    """Run it under uvicorn, in a process of its own. Gives its port."""
-    port = free_port()
-    command = [
-        *(sys.executable, "-m", "uvicorn", "benchmarks.constant:app"),
-        *("--app-dir", str(Path(__file__).parents[1]), "--host", HOST, "--port", str(port)),
-        *("--lifespan", "off", "--no-access-log"),
-    ]
-    with Process(command, os.environ) as process:
-        deadline = time.monotonic() + _START
-        while not _listens(port):
-            assert process.alive, process.last_words()
-            assert time.monotonic() < deadline, f"nothing listens on {port}"
-            time.sleep(_PAUSE)
-        yield port
+def constant_server(answer: httpx.Response | None = None) -> Generator[Uvicorn, None, None]:
+    """Run it under uvicorn, in a process of its own.
 
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection((HOST, port), timeout=1).close()
-    except OSError:
-        return False
-    return True
+    Args:
+        answer: a poll's, whose body and headers are sent; None: ones like it.
+    """
+    environment = {}
+    if answer is not None:
+        head = [
+            name.lower() + b": " + text
+            for name, text in answer.headers.raw
+            if name.lower() not in _OF_THE_SERVER
+        ]
+        raw = b"\n".join(head) + b"\n\n" + answer.content
+        environment[_ANSWER] = base64.b64encode(raw).decode()
+    with Uvicorn("benchmarks.constant:make", environment) as server:
+        server.wait_until_it_listens()
+        yield server

@@ -12,6 +12,7 @@ import re
 import time
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from typing import TYPE_CHECKING, cast
 
 import uvloop
@@ -19,15 +20,16 @@ import uvloop
 from benchmarks.service import HOST
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _OK = b"HTTP/1.1 200 "
+_NOT_MODIFIED = b"HTTP/1.1 304 "
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
 _PATIENCE = 20.0  # seconds beyond the time asked for, after which an answer will not come
 
 
 class WrongAnswer(Exception):  # noqa: N818 - says what is the matter
-    """An answer that is not 200 with a length, or a connection closed instead of one."""
+    """An answer that is neither 200 with a length nor 304, or a connection closed without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,17 @@ class Load:
     """What one run came to.
 
     Attributes:
-        answers: how many, all of them 200.
+        answers: how many, all of them 200 or 304.
+        received: bytes of them, heads included.
+        latencies_ms: how long each took, in order of their coming.
         seconds: from the first request to the last answer.
         busy: the part of that time, from 0 to 1, that this process was computing. Close to 1, it
             was the generator that set the pace.
     """
 
     answers: int
+    received: int
+    latencies_ms: list[float]
     seconds: float
     busy: float
 
@@ -51,30 +57,44 @@ class Load:
         return self.answers / self.seconds
 
 
-def get(path: str) -> bytes:
-    """The bytes of a request for `path`."""
-    return f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nAccept: */*\r\n\r\n".encode()
+def get(path: str, tag: str = "") -> bytes:
+    """The bytes of a request for `path`, by one who has the representation with that entity tag."""
+    condition = f"If-None-Match: {tag}\r\n" if tag else ""
+    return f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{condition}\r\n".encode()
 
 
-def load(port: int, requests: Sequence[bytes], seconds: float) -> Load:
-    """Send requests to `port` on loopback for so many seconds, over one connection for each.
+def load(
+    port: int, requests: Sequence[bytes], seconds: float, connections: int | None = None
+) -> Load:
+    """Send requests to `port` on loopback for so many seconds.
+
+    Args:
+        port: where.
+        requests: each connection begins with another one, and goes through them in turn.
+        seconds: for so long.
+        connections: how many; None: one for each request, which it repeats.
 
     Raises:
-        WrongAnswer: an answer was not 200.
+        WrongAnswer: an answer was neither 200 nor 304.
         TimeoutError: answers did not come.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_load(port, requests, seconds))
+        if connections is None:
+            loops = [cycle([request]) for request in requests]
+        else:
+            starts = (number % len(requests) for number in range(connections))
+            loops = [cycle([*requests[start:], *requests[:start]]) for start in starts]
+        return runner.run(_load(port, loops, seconds))
 
 
-async def _load(port: int, requests: Sequence[bytes], seconds: float) -> Load:
+async def _load(port: int, loops: Sequence[Iterator[bytes]], seconds: float) -> Load:
     loop = asyncio.get_running_loop()
-    meter = _Meter(len(requests), loop.create_future())
+    meter = _Meter(len(loops), loop.create_future())
     connections = []
     try:
         async with asyncio.timeout(seconds + _PATIENCE):
-            for request in requests:
-                make = partial(_Connection, request, meter)
+            for requests in loops:
+                make = partial(_Connection, requests, meter)
                 _, connection = await loop.create_connection(make, HOST, port)
                 connections.append(connection)
             began, computed = time.perf_counter(), time.process_time()
@@ -83,7 +103,8 @@ async def _load(port: int, requests: Sequence[bytes], seconds: float) -> Load:
                 connection.ask()
             await meter.finished
             took = time.perf_counter() - began
-            return Load(meter.answers, took, (time.process_time() - computed) / took)
+            busy = (time.process_time() - computed) / took
+            return Load(len(meter.latencies_ms), meter.received, meter.latencies_ms, took, busy)
     finally:
         meter.stop()
         for connection in connections:
@@ -94,7 +115,8 @@ class _Meter:
     """What the connections of one run share."""
 
     def __init__(self, connections: int, finished: asyncio.Future[None]) -> None:
-        self.answers = 0
+        self.latencies_ms: list[float] = []
+        self.received = 0
         self.running = True
         self.finished = finished
         self._asking = connections
@@ -115,8 +137,8 @@ class _Meter:
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, request: bytes, meter: _Meter) -> None:
-        self._request = request
+    def __init__(self, requests: Iterator[bytes], meter: _Meter) -> None:
+        self._requests = requests
         self._meter = meter
         self._received = b""
         self._waiting = False
@@ -126,7 +148,8 @@ class _Connection(asyncio.Protocol):
 
     def ask(self) -> None:
         self._waiting = True
-        self._transport.write(self._request)
+        self._asked = time.perf_counter()
+        self._transport.write(next(self._requests))
 
     def data_received(self, data: bytes) -> None:
         # Head and body may come apart, or in any pieces.
@@ -135,16 +158,18 @@ class _Connection(asyncio.Protocol):
         if not whole_head:
             self._received = received
             return
-        length = _LENGTH.search(head)
-        if not head.startswith(_OK) or length is None:
-            self._meter.fail(received[:200].decode(errors="replace"))
-            return
-        if len(body) < int(length[1]):
-            self._received = received
-            return
+        if not head.startswith(_NOT_MODIFIED):  # which has no body, whatever length it may state
+            length = _LENGTH.search(head)
+            if not head.startswith(_OK) or length is None:
+                self._meter.fail(received[:200].decode(errors="replace"))
+                return
+            if len(body) < int(length[1]):
+                self._received = received
+                return
         self._received = b""
         self._waiting = False
-        self._meter.answers += 1
+        self._meter.latencies_ms.append(1000 * (time.perf_counter() - self._asked))
+        self._meter.received += len(received)
         if self._meter.running:
             self.ask()
         else:

@@ -2,28 +2,112 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from fastapi import FastAPI
+from httpx import ASGITransport, AsyncClient
+
+from benchmarks import instructions, results, tables
+from benchmarks.handwritten import Jobs
+from benchmarks.measured import polls
+from benchmarks.nginx import nginx_program
+from benchmarks.peers import routes, table
+
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_benchmark_runs_once() -> None:
-    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-disable", "-q"]
+def run(*arguments: str) -> tuple[int, str]:
     child = subprocess.Popen(
-        [*command, "-p", "no:cacheprovider", "-p", "no:randomly"],
+        [sys.executable, "-m", *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     try:
-        said, _ = child.communicate(timeout=240)
+        said, _ = child.communicate(timeout=150)
     except subprocess.TimeoutExpired:
         child.send_signal(signal.SIGINT)  # so that it ends its servers
         said, _ = child.communicate(timeout=60)
-    assert child.returncode == 0, said
-    assert " passed" in said
-    assert "skipped" not in said
+    return child.returncode, said
+
+
+def test_a_quick_run_measures_everything_and_draws_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "found.json"
+    status, said = run(
+        *("benchmarks", "--quick", "--seconds", "0.05", "--driver", "processes"),
+        *("--results", str(file)),
+    )
+    assert status in {0, 1}, said  # whether anything holds is not asked here
+    measured = results.load(file)
+    assert {one.name for one in measured.sections} == {
+        *("polls-one", "polls-many", "connections", "lookups"),
+        *("gets-at-once", "gets-alone", "updates", "keys", "operations"),
+    }
+    one = measured.find("polls-one")
+    for subject in ("memory", "tiered", "null", polls.PLAIN, polls.HANDWRITTEN):
+        assert one.find(subject).median > 0
+    if nginx_program() is not None:
+        assert one.find(polls.NGINX).median > 0
+    assert measured.find("updates").facts["redis_statements_per_update"] == 1
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(tables, "PLOTS", tmp_path / "plots")
+    tables.write(measured)
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert tables.page(measured) in said
+    assert "| 5. Progress update, redis: SQL statements in its transaction | = 1 | 1 for" in page
+    drawn = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert drawn >= {"polls-one-throughput.svg", "polls-one-latency.svg", "keys-scale.svg"}
+    assert all(f"plots/{name}" in page for name in drawn)
+
+
+class Stored(Jobs):
+    """One job, without a database."""
+
+    def __init__(self) -> None:
+        self.loads = 0
+
+    async def body(self, job_id: int) -> bytes:
+        self.loads += 1
+        return b'{"id":%d,"version":7}' % job_id
+
+
+@pytest.mark.parametrize("name", ["cachetools", "cachetools, bytes"])
+async def test_a_peer_loads_a_job_once(name: str) -> None:
+    app, stored = FastAPI(), Stored()
+    routes._MAKERS[name](app, stored, "")
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://peer") as client:
+        answers = [await client.get("/jobs/3") for _ in range(3)]
+    assert [answer.json() for answer in answers] == [{"id": 3, "version": 7}] * 3
+    assert stored.loads == 1
+
+
+def test_every_peer_has_a_route_and_the_absent_ones_are_named() -> None:
+    assert routes._MAKERS.keys() == table.ROUTES.keys()
+    absent = {one.subject: one.reason for one in table.absent()}
+    for package in table.MODULES:
+        assert (package in absent) != (package in table.versions()), package
+    assert all("Error" in reason for reason in absent.values())
+
+
+def test_instructions_are_counted(tmp_path: Path) -> None:
+    if shutil.which("valgrind") is None:
+        pytest.skip("valgrind is not installed")
+    file = tmp_path / "kept.json"
+    only = ("--only", "decode", "--scale", "0.1", "--file", str(file))
+    status, said = run("benchmarks.instructions", *only, "--store")
+    assert status == 0, said
+    assert 1000 < json.loads(file.read_text())["instructions"]["decode"] < 1_000_000
+
+
+@pytest.mark.parametrize("path", instructions.PATHS)
+async def test_every_path_of_which_instructions_are_counted_runs(path: str) -> None:
+    await instructions.PATHS[path][0](2)

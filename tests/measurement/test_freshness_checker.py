@@ -234,13 +234,13 @@ def test_the_process_that_is_cut_off_is_held_to_more(
     tally = judged(Finding(Kind.STALE_SEEN, 1, "", 1.0), scope, process)
     assert tally.bounded[Kind.STALE_SEEN] == excused
     assert tally.violations[Kind.STALE_SEEN] == (not excused)
-    assert tally.worst == (1.0 if excused else 0.0)
+    assert max(tally.worst.values()) == (1.0 if excused else 0.0)
 
 
 def test_the_worst_age_is_told_where_it_is_above_the_bound() -> None:
     tally = judged(Finding(Kind.STALE_SEEN, 1, "", 5.0), Scope("x", "after", bound=3.0), 0)
     assert tally.violations[Kind.STALE_SEEN] == 1
-    assert tally.worst == 5.0
+    assert max(tally.worst.values()) == 5.0
     assert tally.told
 
 

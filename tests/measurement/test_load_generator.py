@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from benchmarks.constant import constant_server
+from benchmarks.document import DOCUMENT
+from benchmarks.drivers import driver
 from benchmarks.generator import WrongAnswer, get, load
 
 
@@ -28,6 +32,10 @@ class Answers(BaseHTTPRequestHandler):
             self.wfile.write(piece)
             self.wfile.flush()
             time.sleep(0.005)
+
+    def not_modified(self) -> None:
+        assert self.headers["If-None-Match"] == '"7-0"'
+        self.wfile.write(b"HTTP/1.1 304 Not Modified\r\n\r\n")
 
     def missing(self) -> None:
         self.wfile.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}")
@@ -52,13 +60,43 @@ def port() -> Iterator[int]:
     server.server_close()
 
 
-@pytest.mark.parametrize("path", ["/right", "/in_pieces"])
+@pytest.mark.parametrize("path", ["/right", "/in_pieces", "/not_modified"])
 def test_every_answer_is_counted_once(port: int, path: str) -> None:
-    found = load(port, [get(path)] * 4, 0.2)
+    found = load(port, [get(path, '"7-0"')] * 4, 0.2)
     assert found.answers == len(Answers.served) >= 4
     assert found.seconds > 0.19
     assert found.per_second == found.answers / found.seconds
     assert found.busy > 0
+    assert len(found.latencies_ms) == found.answers
+    assert 0 < min(found.latencies_ms) <= max(found.latencies_ms) < 1000 * found.seconds + 1
+
+
+def test_fewer_connections_than_requests_go_through_them_all(port: int) -> None:
+    load(port, [get("/right"), get("/in_pieces"), get("/not_modified", '"7-0"')], 0.2, 1)
+    assert set(Answers.served) == {"/right", "/in_pieces", "/not_modified"}
+
+
+@pytest.mark.parametrize("name", ["wrk", "processes"])
+def test_every_driver_says_the_same_of_a_server_of_constant_bytes(name: str) -> None:
+    if name == "wrk" and shutil.which("wrk") is None:
+        pytest.skip("wrk is not installed")
+    with constant_server() as server, driver(name) as asks:
+        assert name in asks.words or "generator" in asks.words
+        pace = asks.load(server.port, [("/1", ""), ("/2", '"7-0"')], connections=4, seconds=0.2)
+        assert pace.answers > 100
+        assert len(DOCUMENT.body) < pace.bytes < len(DOCUMENT.body) + 400
+        latencies = list(pace.latency_ms.values())
+        assert latencies == sorted(latencies)
+        assert latencies[0] > 0
+        assert 0 < pace.busy < 2
+
+
+@pytest.mark.parametrize("name", ["wrk", "processes"])
+def test_no_driver_takes_failures_for_answers(port: int, name: str) -> None:
+    if name == "wrk" and shutil.which("wrk") is None:
+        pytest.skip("wrk is not installed")
+    with driver(name) as asks, pytest.raises(WrongAnswer):
+        asks.load(port, [("/missing", "")], connections=2, seconds=0.2)
 
 
 @pytest.mark.parametrize(("path", "reason"), [("/missing", "404"), ("/cut_off", "closed")])

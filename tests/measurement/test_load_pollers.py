@@ -31,8 +31,10 @@ POLLS = [
 class Mistaken(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     polls: Iterator[tuple[int, int, str]]
+    asked: list[tuple[str | None, str | None]]
 
     def do_GET(self) -> None:
+        self.asked.append((self.headers.get("If-None-Match"), self.headers.get("Prefer")))
         status, version, state = next(self.polls)
         self.reply(status, version, state, "fwd=miss" if version == 8 else "hit; ttl=3")
 
@@ -43,10 +45,12 @@ class Mistaken(BaseHTTPRequestHandler):
         self.reply(status, version, "whatever", "")
 
     def reply(self, status: int, version: int, state: str, how: str) -> None:
-        body = json.dumps({"id": 1, "version": version, "status": state}).encode()
+        job = {"id": 1, "version": version, "status": state, "terminal": state == "completed"}
+        body = json.dumps(job | {"updated_at": "2026-11-24T08:00:00Z"}).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Status", f"jobcache; {how}")
+        self.send_header("ETag", f'"{version}-0"')
         self.end_headers()
         self.wfile.write(body)
 
@@ -56,6 +60,7 @@ class Mistaken(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def mistaken_url() -> Iterator[str]:
+    Mistaken.asked = []
     Mistaken.polls = itertools.chain(POLLS, itertools.repeat(POLLS[-1]))
     server = ThreadingHTTPServer(("127.0.0.1", 0), Mistaken)
     server.daemon_threads = True
@@ -67,13 +72,19 @@ def mistaken_url() -> Iterator[str]:
     server.server_close()
 
 
-def test_wrong_answers_are_failures(tmp_path: Path, mistaken_url: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "asked"),
+    [("plain", (None, None)), ("etag", ('"6-0"', None)), ("wait", ('"6-0"', "wait=25"))],
+)
+def test_wrong_answers_are_failures(
+    tmp_path: Path, mistaken_url: str, mode: str, asked: tuple[str | None, str | None]
+) -> None:
     report = tmp_path / "report.json"
-    options = "OwnJob --headless --only-summary --users 1 --run-time 20s --interval 0.05"
+    options = "OwnJob --headless --only-summary --users 1 --run-time 20s --interval 0.05 --mode"
     subprocess.run(
         [
             *(sys.executable, "-m", "locust", "-f", str(ROOT / "loadtests" / "pollers.py")),
-            *(*options.split(), "--host", mistaken_url, "--report", str(report)),
+            *(*options.split(), mode, "--host", mistaken_url, "--report", str(report)),
         ],
         check=False,
         cwd=tmp_path,
@@ -87,6 +98,10 @@ def test_wrong_answers_are_failures(tmp_path: Path, mistaken_url: str) -> None:
     assert seen["errors"] == ["poll: version 5 after 6", "poll: status 500, not 200"]
     assert (seen["jobs"], seen["completed"], seen["changes"]) == (1, 1, 8)
     assert (seen["news"], seen["news_missed"]) == (3, 1)
+    assert Mistaken.asked == [(None, None)] * 2 + [asked] * 3
+    assert (seen["update_polls"], seen["updates"]) == (4, 2)  # from version 6 to 8
+    assert seen["delay_ms"]["max"] > 0
+    assert seen["received_bytes"] > 8 * 100 < seen["sent_bytes"]
 
 
 def test_percentiles_are_values_that_occurred() -> None:

@@ -25,8 +25,8 @@ def test_the_command_shows_backends_side_by_side(tmp_path: Path) -> None:
         child.terminate()  # so that it ends its servers
         said, complained = child.communicate(timeout=60)
     assert child.returncode == 0, said + complained
-    assert "| 3 | null | " in said
-    assert "| 3 | memory | " in said
+    assert "| 3 | null | plain | " in said
+    assert "| 3 | memory | plain | " in said
     (markdown,) = tmp_path.glob("*.md")
     assert markdown.read_text() == said
     (document,) = tmp_path.glob("*.json")

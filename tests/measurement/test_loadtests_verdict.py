@@ -11,11 +11,11 @@ import pytest
 from loadtests import trial
 from loadtests.__main__ import main
 from loadtests.record import Record
-from loadtests.table import complaints, failures, markdown
+from loadtests.table import complaints, failures, markdown, worth_of_waiting
 
 
 def row(**other: object) -> dict[str, Any]:
-    around = {"users": 1, "backend": "memory"}
+    around = {"users": 1, "backend": "memory", "mode": "plain"}
     counted = {"reads": 40, "hits": 39, "bypasses": 1, "cache_errors": 0}
     statements = {"selects_by_polls": 1, "statements": 60}
     return around | counted | statements | Record().report() | other
@@ -28,14 +28,14 @@ FAILED = row(jobs=2, completed=2, failures={"poll": 2, "create": 1}, errors=["po
 def test_failures_and_unfinished_jobs_are_complained_of() -> None:
     assert complaints(GOOD) == []
     assert complaints(row(jobs=2, completed=1)) == [
-        "1 users, memory: 1 of 2 jobs were seen to complete"
+        "1 users, memory, plain: 1 of 2 jobs were seen to complete"
     ]
     assert failures(FAILED) == 3
-    assert complaints(FAILED) == ["1 users, memory: 3 failures, such as ['poll: why']"]
+    assert complaints(FAILED) == ["1 users, memory, plain: 3 failures, such as ['poll: why']"]
 
 
 def test_a_run_without_a_single_job_is_complained_of() -> None:
-    assert complaints(row()) == ["1 users, memory: 0 of 0 jobs were seen to complete"]
+    assert complaints(row()) == ["1 users, memory, plain: 0 of 0 jobs were seen to complete"]
 
 
 def test_what_cannot_be_divided_is_a_dash() -> None:
@@ -45,12 +45,49 @@ def test_what_cannot_be_divided_is_a_dash() -> None:
     assert cells[" polls per SELECT "] == cells[" p50 ms "] == " - "
 
 
+def waited(mode: str, delay_ms: float, polls: int, **other: Any) -> dict[str, Any]:
+    counted = {"mode": mode, "update_polls": polls, "updates": 100, "delay_ms": {"p50": delay_ms}}
+    return row(**counted, **other)
+
+
+def test_waiting_is_worth_it_or_not() -> None:
+    plain, etag = waited("plain", 1500, 400), waited("etag", 1400, 400)
+    assert worth_of_waiting([plain, etag]) == ([], [])
+    assert worth_of_waiting([plain, etag, waited("wait", 140, 120)]) == (
+        [
+            "1 users, memory, wait: 1.20 requests per user and update (at most 1.2)",
+            "1 users, memory, wait: median delay 11 times smaller than plain's (at least 10)",
+            "1 users, memory, wait: median delay 10 times smaller than etag's (at least 10)",
+        ],
+        [],
+    )
+    _, short = worth_of_waiting([plain, etag, waited("wait", 145, 121)])
+    assert short == [
+        "1 users, memory, wait: 1.21 requests per user and update (at most 1.2)",
+        "1 users, memory, wait: median delay 10 times smaller than etag's (at least 10)",
+    ]
+
+
+def test_waiting_is_compared_with_the_like_and_not_judged_where_nothing_can_wake_it() -> None:
+    others = [waited("plain", 10, 400, users=2), waited("plain", 10, 400, backend="redis")]
+    assert worth_of_waiting([*others, waited("wait", 140, 1)])[1] == []
+    asleep = [waited(mode, 10, 400, backend="null") for mode in ("plain", "wait")]
+    assert worth_of_waiting(asleep) == ([], [])
+
+
+def test_waiting_without_a_single_update_falls_short() -> None:
+    assert len(worth_of_waiting([row(mode="wait")])[1]) == 1
+    plain = waited("plain", 1500, 400)
+    assert len(worth_of_waiting([plain, row(mode="wait")])[1]) == 2
+
+
 @pytest.mark.parametrize(
     ("outcomes", "status", "complaint"),
     [
         ([GOOD, GOOD], 0, ""),
-        ([GOOD, FAILED], 1, "FAILED: 1 users, memory: 3 failures"),
-        ([trial.LocustFailed("no report"), GOOD], 1, "FAILED: 1 users, null: no report"),
+        ([GOOD, FAILED], 1, "FAILED: 1 users, memory, plain: 3 failures"),
+        ([GOOD, GOOD | {"mode": "wait"}], 1, "FAILED: 1 users, memory, wait: inf requests"),
+        ([trial.LocustFailed("no report"), GOOD], 1, "FAILED: 1 users, null, plain: no report"),
     ],
 )
 def test_anything_wrong_makes_the_command_fail_and_is_kept(
@@ -68,13 +105,14 @@ def test_anything_wrong_makes_the_command_fail_and_is_kept(
     assert play.call_count == 2
     (kept,) = (tmp_path / "new").glob("*.md")
     text = kept.read_text()
-    assert "| 1 | memory | " in text
+    assert "| 1 | memory | plain | " in text
     assert complaint in text
     assert ("FAILED" in text) == (status == 1)
 
 
 @pytest.mark.parametrize(
-    "options", ["--backends null,disk", "--users 0", "--interval 0", "--scenario none"]
+    "options",
+    ["--backends null,disk", "--modes plain,slow", "--users 0", "--interval 0", "--scenario none"],
 )
 def test_options_that_make_no_sense_are_refused(
     options: str, capsys: pytest.CaptureFixture[str]

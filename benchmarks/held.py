@@ -1,0 +1,446 @@
+"""Thousands of polls held with `Prefer: wait`: does each get its update, how soon, at what cost.
+
+One process of the service holds them all, several for each job. Updates come at a steady rate, each
+of another job, whoever still waits. A waiter that is answered asks again at once, with the version
+it was given. Timed is what a user would feel: from the moment the writer has its acknowledgement to
+the moment the waiter has its answer, 0 if that came first. Memory is the growth of the process from
+before the first request is held, divided by how many are.
+
+With `--backend memory` the process that holds is written to. With `redis` and `tiered` another one
+is, on the same database and Redis, so that what wakes the waiters is the feed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import re
+import resource
+import shlex
+import sys
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from dataclasses import dataclass, field
+from itertools import cycle
+from typing import TYPE_CHECKING, cast
+
+import uvloop
+
+from app.devservers import PostgresServer, RedisServer
+from benchmarks.machine import surroundings
+from benchmarks.service import HOST, Service, ServiceFailed
+from benchmarks.usage import processor_seconds, resident
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+P99_MS = 50.0
+HELD_KB = 40.0
+
+_PATIENCE = 20.0  # seconds for what must not take so long
+_KEPT = 2.0  # seconds that a connection is kept unused: fewer than the service keeps it
+_AT_ONCE = 100  # connections being made
+_OTHER_FILES = 500
+_FIELDS = re.compile(rb'\r\n(?:content-length: (\d+)|etag: "(\d+)-)', re.IGNORECASE)
+_PROMPT = "A cat sits on a mat. A dog runs over a hill."
+
+
+class Wrong(Exception):  # noqa: N818 - says what is the matter
+    """Something answered as it never should, or not at all."""
+
+
+class _Wire(asyncio.Protocol):
+    """A keep-alive connection, and whom to tell of each answer: status, version by its ETag."""
+
+    def __init__(self, told: Callable[[int, int], None]) -> None:
+        self.told = told
+        self.lost = False
+        self._received = b""
+
+    def ask(self, request: bytes) -> None:
+        self._transport.write(request)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - asyncio's name
+        self.lost = True
+        self.told(0, 0)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, whole, body = self._received.partition(b"\r\n\r\n")
+        if not whole:
+            return
+        length = version = 0
+        for digits, tag in _FIELDS.findall(head):
+            length, version = int(digits or length), int(tag or version)
+        if len(body) >= length:
+            self._received = b""
+            self.told(int(head[9:12]), version)
+
+    def close(self) -> None:
+        self.told = lambda *_: None
+        self._transport.close()
+
+
+@dataclass
+class Seen:
+    """What clients have seen of one job.
+
+    Attributes:
+        acknowledged: of each update its version, and when it was sent and acknowledged.
+        answers: by waiter, versions and times, in order.
+    """
+
+    acknowledged: list[tuple[int, float, float]] = field(default_factory=list)
+    answers: list[tuple[list[int], list[float]]] = field(default_factory=list)
+
+    def answered(self) -> Iterable[tuple[float, float] | None]:
+        """Of each update and each waiter: seconds from its sending, and from its acknowledgement.
+
+        The latter is below 0 if the answer came first. None: there was no answer.
+        """
+        for version, sent, acknowledged in self.acknowledged:
+            for versions, times in self.answers:
+                first = bisect_left(versions, version)
+                if first == len(versions):
+                    yield None
+                else:
+                    yield times[first] - sent, times[first] - acknowledged
+
+
+class Waiters:
+    """Clients that hold a poll each, of the jobs in turn, and hold the next when it is answered."""
+
+    def __init__(self, port: int, versions: dict[int, int]) -> None:
+        self._port = port
+        self._versions = versions
+        self._wires: list[_Wire] = []
+        self.seen: dict[int, Seen] = defaultdict(Seen)
+        self.failures: list[str] = []
+
+    async def come(self, count: int) -> None:
+        """Connect, and begin to wait."""
+        door = asyncio.Semaphore(_AT_ONCE)
+        jobs = cycle(self._versions)
+
+        async def one(job: int) -> None:
+            async with door:
+                await self._one(job)
+
+        await asyncio.gather(*(one(next(jobs)) for _ in range(count)))
+
+    async def _one(self, job: int) -> None:
+        versions: list[int] = []
+        times: list[float] = []
+        self.seen[job].answers.append((versions, times))
+        held = self._versions[job]
+
+        def told(status: int, version: int) -> None:
+            nonlocal held
+            if status == 200:
+                versions.append(version)
+                times.append(time.perf_counter())
+                held = version
+            elif status != 304:
+                self.failures.append(f"job {job} was answered {status}")
+                return
+            wire.ask(_wait(job, held))
+
+        wire = _Wire(told)
+        await asyncio.get_running_loop().create_connection(lambda: wire, HOST, self._port)
+        self._wires.append(wire)
+        wire.ask(_wait(job, held))
+
+    def go(self) -> None:
+        """Hang up."""
+        for wire in self._wires:
+            wire.close()
+
+
+class Writer:
+    """Reports progress of the jobs, in an order of chance, at a steady rate."""
+
+    def __init__(self, port: int, waiters: Waiters, jobs: Sequence[int], seed: int) -> None:
+        self._port = port
+        self._waiters = waiters
+        self._idle: list[tuple[float, _Wire]] = []
+        order = list(jobs)
+        random.Random(seed).shuffle(order)  # noqa: S311 - an order, not a secret
+        self._jobs = cycle(order)
+        self._percents = cycle(range(100))
+        self.took: list[float] = []
+
+    async def write(self, rate: float, seconds: float) -> None:
+        """So many updates a second, sent when they are due."""
+        began = time.perf_counter()
+        async with asyncio.timeout(seconds + _PATIENCE), asyncio.TaskGroup() as updates:
+            for number in range(round(rate * seconds)):
+                await asyncio.sleep(began + number / rate - time.perf_counter())
+                updates.create_task(self._update())
+
+    async def _update(self) -> None:
+        job = next(self._jobs)
+        body = b'{"percent":%d}' % next(self._percents)
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[tuple[int, int, float]] = loop.create_future()
+        wire = await self._connected()
+        wire.told = lambda status, version: answered.set_result(
+            (status, version, time.perf_counter())
+        )
+        sent = time.perf_counter()
+        wire.ask(
+            b"POST /api/v2/jobs/%d/progress HTTP/1.1\r\nHost: %b\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+            % (job, HOST.encode(), len(body), body)
+        )
+        status, version, at = await answered
+        if status != 200:
+            raise Wrong(f"an update of job {job} was answered {status}")
+        wire.told = lambda *_: None
+        self._idle.append((at, wire))
+        self.took.append(at - sent)
+        self._waiters.seen[job].acknowledged.append((version, sent, at))
+
+    async def _connected(self) -> _Wire:
+        while self._idle:
+            used, idle = self._idle.pop()
+            if time.perf_counter() - used < _KEPT:
+                return idle
+            idle.close()
+        wire = _Wire(lambda *_: None)
+        await asyncio.get_running_loop().create_connection(lambda: wire, HOST, self._port)
+        return wire
+
+    def close(self) -> None:
+        """Hang up."""
+        for _, wire in self._idle:
+            wire.close()
+
+
+def _wait(job: int, version: int) -> bytes:
+    return (
+        f"GET /api/v2/jobs/{job} HTTP/1.1\r\nHost: {HOST}\r\n"
+        f'If-None-Match: "{version}-0"\r\nPrefer: wait=60\r\n\r\n'
+    ).encode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What was measured.
+
+    Attributes:
+        held: requests held at the same time.
+        jobs: for so many jobs.
+        updates: acknowledged ones.
+        delays_ms: of each update and each of its waiters, from the acknowledgement on, sorted.
+        spans_ms: the same, from the sending on.
+        missed: waiters that never got an update.
+        failures: answers that were neither 200 nor 304.
+        writes_ms: how long each update took, sorted.
+        cpu: processor time of the process that holds, a second.
+        interruptions: of the feed, during the updates; None without one.
+        held_kb: memory per held request, at first and at the end of the run, the larger of both.
+    """
+
+    held: int
+    jobs: int
+    updates: int
+    delays_ms: list[float]
+    spans_ms: list[float]
+    missed: int
+    failures: list[str]
+    writes_ms: list[float]
+    cpu: float
+    interruptions: int | None
+    held_kb: float
+
+    def broken(self) -> list[str]:
+        """Which limits do not hold, in words."""
+        p99 = percentile(self.delays_ms, 99)
+        found = [f"wrong answer: {failure}" for failure in self.failures[:5]]
+        if self.missed or not self.delays_ms:
+            found.append(f"{self.missed} waiters have missed an update")
+        if p99 >= P99_MS:
+            found.append(f"p99 is {p99:.1f} ms, not below {P99_MS:g}")
+        if self.held_kb >= HELD_KB:
+            found.append(f"a held request takes {self.held_kb:.1f} kB, not below {HELD_KB:g}")
+        return found
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """The least of the sorted values that so many percent do not exceed; 0 if there are none."""
+    if not ordered:
+        return 0.0
+    return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)]
+
+
+async def run(options: argparse.Namespace, holds: Service, written: Service) -> Result:
+    """Hold, update, and see who is told."""
+    versions = _rendering(written, options.jobs)
+    process: int = holds.stats()["process"]
+    for job in versions:
+        holds.call("GET", f"/api/v2/jobs/{job}")  # so that its memory holds every entry before
+    before = resident(process)
+    waiters = Waiters(holds.port, versions)
+    writer = Writer(written.port, waiters, list(versions), options.seed)
+    try:
+        await waiters.come(options.held)
+        await _held(holds, options.held)
+        grown = resident(process) - before
+        interrupted, spent = _interruptions(holds), processor_seconds(process)
+        await writer.write(options.rate, options.seconds)
+        cpu = processor_seconds(process) - spent
+        await _told(waiters)
+        await _held(holds, options.held)
+        grown = max(grown, resident(process) - before)
+    finally:
+        writer.close()
+        waiters.go()
+    answered = [each for seen in waiters.seen.values() for each in seen.answered()]
+    came = [each for each in answered if each is not None]
+    return Result(
+        held=options.held,
+        jobs=len(versions),
+        updates=len(writer.took),
+        delays_ms=sorted(1000 * max(0.0, delay) for _, delay in came),
+        spans_ms=sorted(1000 * span for span, _ in came),
+        missed=len(answered) - len(came),
+        failures=waiters.failures,
+        writes_ms=sorted(1000 * took for took in writer.took),
+        cpu=cpu / options.seconds,
+        interruptions=None if interrupted is None else (_interruptions(holds) or 0) - interrupted,
+        held_kb=grown / options.held / 1000,
+    )
+
+
+async def _held(service: Service, count: int) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while (held := (await asyncio.to_thread(service.stats))["held"]["waits"]) != count:
+        if time.monotonic() > deadline:
+            raise Wrong(f"{held} requests are held instead of {count}")
+        await asyncio.sleep(0.1)
+
+
+async def _told(waiters: Waiters) -> None:
+    # what a waiter has not been told by then counts as missed
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        if all(None not in seen.answered() for seen in waiters.seen.values()):
+            return
+        await asyncio.sleep(0.2)
+
+
+def _interruptions(service: Service) -> int | None:
+    feed = service.stats()["statistics"]["feed"]
+    return None if feed is None else int(feed["interruptions"])
+
+
+def _rendering(service: Service, count: int) -> dict[int, int]:
+    """Make so many jobs that an external worker is rendering; their versions by their ids."""
+    body = {"client_id": "acme", "prompt": _PROMPT, "renderer": "external"}
+    made = [service.call("POST", "/api/v2/jobs", body)["id"] for _ in range(count)]
+    deadline = time.monotonic() + _PATIENCE + count / 10
+    versions = {}
+    for job in made:
+        path = f"/api/v2/jobs/{job}"
+        while service.call("GET", path)["status"] != "storyboard_ready":
+            if time.monotonic() > deadline:
+                raise ServiceFailed(f"{path} has no storyboard")
+            time.sleep(0.02)
+        service.call("POST", f"{path}/approve")
+        versions[job] = service.call("POST", f"{path}/render")["version"]
+    return versions
+
+
+def report(result: Result, backend: str) -> list[str]:
+    """The figures, as a table."""
+    delays, spans, writes = result.delays_ms, result.spans_ms, result.writes_ms
+    due = len(delays) + result.missed
+    cuts = result.interruptions
+    feed = [] if cuts is None else [f"| interruptions of the feed | {cuts} | |"]
+    how = "by itself" if backend == "memory" else "by another one, through the feed"
+    return [
+        f"## {result.held} requests held in one process, on {backend}, woken {how}",
+        "",
+        "| | | limit |",
+        "| --- | --- | --- |",
+        f"| updates of {result.jobs} jobs | {result.updates} | |",
+        f"| answers due, and come | {due}, {len(delays)} | all |",
+        f"| p50 from acknowledgement to answer, ms | {percentile(delays, 50):.1f} | |",
+        f"| p99, ms | {percentile(delays, 99):.1f} | {P99_MS:g} |",
+        f"| longest, ms | {percentile(delays, 100):.1f} | |",
+        f"| p50 from sending the update to answer, ms | {percentile(spans, 50):.1f} | |",
+        f"| p99, ms | {percentile(spans, 99):.1f} | |",
+        f"| p50 from sending the update to acknowledgement, ms | {percentile(writes, 50):.1f} | |",
+        f"| p99, ms | {percentile(writes, 99):.1f} | |",
+        f"| processor time a second, s | {result.cpu:.2f} | |",
+        *feed,
+        f"| memory per held request, kB | {result.held_kb:.1f} | {HELD_KB:g} |",
+        "",
+    ]
+
+
+def _allow_files(count: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run it and print the table. Returns the exit status."""
+    options = _parser().parse_args(arguments)
+    around, load = surroundings(), os.getloadavg()[0]
+    _allow_files(options.held + _OTHER_FILES)
+    try:
+        with contextlib.ExitStack() as stack:
+            settings = {"JOBCACHE_BACKEND": options.backend, "JOBCACHE_RENDERER": "paced"}
+            services = 1
+            if options.backend != "memory":
+                services = 2
+                settings["REDIS_URL"] = stack.enter_context(RedisServer()).url
+                settings["DATABASE_URL"] = stack.enter_context(PostgresServer()).url()
+            running = [stack.enter_context(Service(settings)) for _ in range(services)]
+            for service in running:
+                service.wait_until_ready()
+            runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+            result = runner.run(run(options, running[0], running[-1]))
+    except (ServiceFailed, Wrong) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    broken = result.broken()
+    lines = [
+        *report(result, options.backend),
+        f"Taken with: {', '.join(f'{k} {v}' for k, v in around.items())}.",
+        f"Command: `python -m benchmarks.held {shlex.join(arguments)}".rstrip() + "`",
+        f"Load of the machine: {load:.1f} before, {os.getloadavg()[0]:.1f} at the end.",
+        *([""] if broken else []),
+        *broken,
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 1 if broken else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.held",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--backend", choices=["memory", "redis", "tiered"], default="memory")
+    parser.add_argument("--held", type=int, default=5000, help="requests at a time; 5000")
+    parser.add_argument("--jobs", type=int, default=1000, help="they wait for; 1000")
+    parser.add_argument("--rate", type=float, default=100.0, help="updates a second; 100")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of updates; 30")
+    parser.add_argument("--seed", type=int, default=1, help="of the order of jobs; 1")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""What is measured, a file for each kind of work. Every section is a function that returns it."""

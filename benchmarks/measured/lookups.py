@@ -1,0 +1,197 @@
+"""A hit inside one coroutine: `JobCache` beside other caches and a dictionary."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import AsyncExitStack
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Any
+
+from cachetools import LRUCache, TTLCache
+
+from benchmarks.backends import ready_backend
+from benchmarks.document import DOCUMENT
+from benchmarks.peers.table import absent
+from benchmarks.results import Section
+from benchmarks.turns import Subject, cost, take_turns
+from jobcache import JobCache, Lifetimes, Outcome, progress_key
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from benchmarks.results import Kind
+    from jobcache import Document
+
+OURS = "JobCache on memory, read"
+BACKEND = "memory backend, get"
+DICTIONARY = "dictionary"
+BARE = "cachetools.TTLCache"
+SYNCHRONOUS = " (not awaited)"
+"""In the words on how one is set up whose get is no coroutine."""
+
+_KEYS = 100
+_KEEP = 3600.0  # seconds
+_ENTRIES = 10_000
+BODY = DOCUMENT.body + b" " * (700 - len(DOCUMENT.body))
+
+
+async def load() -> Document:
+    """A source that costs nothing."""
+    return DOCUMENT
+
+
+class Subjects:
+    """What is measured: each asks for the same keys in the same loop.
+
+    Args:
+        asked: the keys, in order.
+    """
+
+    def __init__(self, asked: list[str]) -> None:
+        self._asked = asked
+        self.all: list[Subject] = []
+
+    def awaited(
+        self, name: str, kind: Kind, how: str, get: Callable[[str], Awaitable[Any]]
+    ) -> None:
+        """Add one whose get is a coroutine."""
+
+        async def work() -> None:
+            for key in self._asked:
+                found = await get(key)
+            assert found is not None, name
+
+        self.all.append(Subject(name, kind, how, cost(len(self._asked), work)))
+
+    def called(self, name: str, kind: Kind, how: str, get: Callable[[str], Any]) -> None:
+        """Add one whose get is not."""
+
+        async def work() -> None:
+            for key in self._asked:
+                found = get(key)
+            assert found is not None, name
+
+        self.all.append(Subject(name, kind, how, cost(len(self._asked), work)))
+
+    def read(self, name: str, how: str, cache: JobCache) -> None:
+        """Add a `JobCache`."""
+
+        async def work() -> None:
+            for key in self._asked:
+                answer = await cache.read(key, load)
+            assert answer.outcome is Outcome.HIT
+
+        self.all.append(Subject(name, "ours", how, cost(len(self._asked), work)))
+
+
+async def lookups(*, peers: bool, operations: int, turns: int) -> Section:
+    """The section. `operations` are those of a turn."""
+    keys = [progress_key(number) for number in range(1, _KEYS + 1)]
+    values: dict[str, bytes] = {key: bytes(bytearray(BODY)) for key in keys}
+    subjects = Subjects(list(islice(cycle(keys), operations)))
+    async with AsyncExitStack() as stack:
+        backend = await stack.enter_async_context(ready_backend("memory", ""))
+        cache = JobCache(backend, lifetimes=Lifetimes(default=_KEEP))
+        for key in keys:
+            await cache.read(key, load)
+        subjects.read(OURS, "statistics, single flight and freshness included", cache)
+        subjects.awaited(BACKEND, "ours", "what is below it", backend.get)
+        _limits(values, subjects)
+        missing = {one.subject for one in absent()} if peers else set(_PEERS)
+        for package, attach in _PEERS.items():
+            if package not in missing:
+                await attach(stack, values, subjects)
+        series = await take_turns(subjects.all, turns)
+    return Section(
+        "lookups",
+        "A hit inside a coroutine",
+        f"{operations} hits in one coroutine, {_KEYS} keys in turn, values of {len(BODY)} bytes",
+        "µs",
+        more_is_better=False,
+        reference=BARE,
+        series=series,
+    )
+
+
+def _limits(values: dict[str, bytes], subjects: Subjects) -> None:
+    timed: TTLCache[str, bytes] = TTLCache(_ENTRIES, _KEEP)
+    least: LRUCache[str, bytes] = LRUCache(_ENTRIES)
+    for key, value in values.items():
+        timed[key] = least[key] = value
+    subjects.called(DICTIONARY, "limit", "get", values.get)
+    subjects.called(BARE, "limit", f"get{SYNCHRONOUS}", timed.get)
+    subjects.called("cachetools.LRUCache", "limit", f"get{SYNCHRONOUS}", least.get)
+
+
+async def _cashews(stack: AsyncExitStack, values: dict[str, bytes], subjects: Subjects) -> None:
+    from cashews import Cache  # noqa: PLC0415 - each peer may be missing
+
+    cache = Cache()
+    cache.setup("mem://", size=_ENTRIES)
+    stack.push_async_callback(cache.close)
+    for key, value in values.items():
+        await cache.set(key, value, expire=_KEEP)
+    subjects.awaited("cashews, memory", "peer", "await cache.get(key)", cache.get)
+
+
+async def _aiocache(_: AsyncExitStack, values: dict[str, bytes], subjects: Subjects) -> None:
+    from aiocache import Cache  # noqa: PLC0415
+
+    cache = Cache(Cache.MEMORY)
+    for key, value in values.items():
+        await cache.set(key, value, ttl=_KEEP)
+    subjects.awaited("aiocache, memory", "peer", "await cache.get(key)", cache.get)
+
+
+async def _fastapi(_: AsyncExitStack, values: dict[str, bytes], subjects: Subjects) -> None:
+    from fastapi_cache.backends.inmemory import InMemoryBackend  # noqa: PLC0415
+
+    cache = InMemoryBackend()
+    for key, value in values.items():
+        await cache.set(key, value, int(_KEEP))
+    subjects.awaited("fastapi-cache2, memory", "peer", "await backend.get(key)", cache.get)
+
+
+async def _cachebox(_: AsyncExitStack, values: dict[str, bytes], subjects: Subjects) -> None:
+    from cachebox import TTLCache as Fast  # noqa: PLC0415
+    from cachebox import cached  # noqa: PLC0415
+
+    cache = Fast(_ENTRIES, _KEEP)
+    for key, value in values.items():
+        cache[key] = value
+
+    async def value_of(key: str) -> bytes:
+        return values[key]
+
+    decorated = cached(Fast(_ENTRIES, _KEEP))(value_of)
+    subjects.called("cachebox.TTLCache", "peer", f"get{SYNCHRONOUS}", cache.get)
+    subjects.awaited("cachebox, decorated coroutine", "peer", "await function(key)", decorated)
+
+
+async def _dogpile(_: AsyncExitStack, values: dict[str, bytes], subjects: Subjects) -> None:
+    from dogpile.cache import make_region  # noqa: PLC0415
+
+    region = make_region().configure("dogpile.cache.memory", expiration_time=int(_KEEP))
+    for key, value in values.items():
+        region.set(key, value)
+    subjects.called("dogpile.cache, memory", "peer", f"region.get{SYNCHRONOUS}", region.get)
+
+
+async def _diskcache(stack: AsyncExitStack, values: dict[str, bytes], subjects: Subjects) -> None:
+    from diskcache import Cache  # noqa: PLC0415
+
+    cache = Cache(stack.enter_context(tempfile.TemporaryDirectory(prefix="jobcache-")))
+    stack.callback(cache.close)
+    for key, value in values.items():
+        cache.set(key, value, expire=_KEEP)
+    subjects.called("diskcache", "peer", f"get{SYNCHRONOUS}, blocks the loop", cache.get)
+
+
+_PEERS = {
+    "cashews": _cashews,
+    "aiocache": _aiocache,
+    "fastapi-cache2": _fastapi,
+    "cachebox": _cachebox,
+    "dogpile.cache": _dogpile,
+    "diskcache": _diskcache,
+}

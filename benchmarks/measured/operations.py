@@ -1,0 +1,66 @@
+"""What one operation costs on every backend, as pytest-benchmark measures it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import quantiles
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.results import NoResults, Section, Series
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_ROOT = Path(__file__).parents[2]
+_KEPT = 20  # samples of each benchmark, evenly from all of its rounds
+_PATIENCE = 600.0  # seconds
+
+
+def operations(place: Path, *, seconds: float, rounds: int) -> Section:
+    """The section.
+
+    Args:
+        place: a directory for what pytest-benchmark writes.
+        seconds: of each benchmark, about.
+        rounds: of each, at the least.
+
+    Raises:
+        NoResults: the benchmarks did not run.
+    """
+    file = place / "operations.json"
+    command = [
+        *(sys.executable, "-m", "pytest", "benchmarks/test_operations.py", "-q"),
+        *("-p", "no:cacheprovider", "-p", "no:randomly", "--benchmark-only"),
+        *(f"--benchmark-max-time={seconds}", f"--benchmark-min-rounds={rounds}"),
+        f"--benchmark-json={file}",
+    ]
+    done = subprocess.run(  # noqa: S603 - our own tests
+        command, cwd=_ROOT, capture_output=True, text=True, check=False, timeout=_PATIENCE
+    )
+    if done.returncode:
+        raise NoResults(f"the benchmarks of operations failed:\n{done.stdout[-2000:]}")
+    return section(json.loads(file.read_text("utf-8"))["benchmarks"])
+
+
+def section(benchmarks: Sequence[dict[str, Any]]) -> Section:
+    """The section that pytest-benchmark's results come to."""
+    series = []
+    for benchmark in benchmarks:
+        info = benchmark["extra_info"]
+        data = [1e6 * one / info["operations_per_round"] for one in benchmark["stats"]["data"]]
+        samples = data if len(data) <= _KEPT else quantiles(data, n=_KEPT + 1, method="inclusive")
+        name = f"{info['operation']}, {info['backend']}"
+        series.append(Series(name, "ours", "the backend as the service wires it", samples))
+    series.sort(key=lambda one: one.subject)
+    return Section(
+        "operations",
+        "One operation",
+        "many operations in one coroutine, by pytest-benchmark; not in turns, so these are costs "
+        "and no comparison. On redis they are one after the other, so they are round trips",
+        "µs",
+        more_is_better=False,
+        series=series,
+    )

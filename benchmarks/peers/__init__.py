@@ -1,0 +1,1 @@
+"""Other caches for Python, each set up as its documentation recommends."""
