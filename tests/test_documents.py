@@ -94,6 +94,25 @@ def test_the_embedding_example_prints_what_it_says(tmp_path: Path) -> None:
     assert result.stdout == expected
 
 
+def test_the_polling_example_follows_a_job_to_its_end(tmp_path: Path) -> None:
+    (program,) = blocks("docs/polling.md", "python")
+    assert "http://127.0.0.1:8000" in program
+    paced = {"JOBCACHE_RENDERER": "paced", "JOBCACHE_PACED_SECONDS": "1"}
+    with serving(tmp_path, measured=False, **paced) as service:
+        result = subprocess.run(
+            [
+                *(sys.executable, "-W", "error", "-c"),
+                program.replace("http://127.0.0.1:8000", service.url),
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    assert re.fullmatch(r"(rendering \d+ %\n)+completed 100 %\ncompleted\n", result.stdout)
+
+
 @pytest.mark.parametrize("document", ["docs/promises.md", "docs/pitfalls.md"])
 def test_every_test_that_a_document_names_exists_where_it_says(document: str) -> None:
     named = 0
