@@ -314,7 +314,9 @@ class Database:
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(_LONGEST_WAIT):
+            # A limit costs more than the turn itself where it is there to be had.
+            limit = _LONGEST_WAIT if self._writing.locked() else None
+            async with asyncio.timeout(limit):
                 await self._writing.acquire()
         except TimeoutError as error:
             raise DatabaseUnavailable("too many writes are waiting") from error

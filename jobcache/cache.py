@@ -277,22 +277,15 @@ class JobCache:
         if self._ask is None:
             return False
         began = time.perf_counter_ns()
-        try:
-            asked = self._ask(key)
-        except CacheError:
-            return False
 
-        def answered(asked: asyncio.Future[Entry | None]) -> None:
-            failed = asked.cancelled() or asked.exception() is not None
-            entry = None if failed else asked.result()
-            if entry is None or not self._serves(entry, floor):
+        def answered(found: Entry | CacheError | None) -> None:
+            if not isinstance(found, Entry) or not self._serves(found, floor):
                 then(None)
                 return
-            self._shadow.hit(key, entry, load)
-            then(self._answer(began, entry, _HIT))
+            self._shadow.hit(key, found, load)
+            then(self._answer(began, found, _HIT))
 
-        asked.add_done_callback(answered)
-        return True
+        return self._ask(key, answered)
 
     def _serves(self, entry: Entry, floor: int) -> bool:
         age_ms = self._clock_ms() - entry.stored_at_ms

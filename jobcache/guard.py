@@ -50,7 +50,7 @@ import asyncio
 import logging
 import random
 import time
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from jobcache.breaker import Breaker
 from jobcache.errors import CacheError, CacheUnavailable, UnreadableCell
@@ -58,34 +58,74 @@ from jobcache.missed import Missed, Step
 from jobcache.protocol import (
     CLOCK_SKEW_MS,
     Announces,
+    AskMany,
     CacheBackend,
     Condition,
     Entry,
     Ping,
     PurgeAll,
 )
-from jobcache.together import Together
+from jobcache.together import Turn, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from jobcache.protocol import Feed, Offered, Standing
 
 T = TypeVar("T")
 logger = logging.getLogger("jobcache")
 
+# Is called with what a get returns, or raises.
+Then: TypeAlias = "Callable[[Entry | CacheError | None], object]"
+
 
 class RemoteBackend(CacheBackend, Ping, Protocol):
     """What can be guarded."""
 
 
-# A deadline is waited for in parts, between which the loop looks at its sockets: however long it is
-# busy with other things, an answer that is there, yet unread, is not taken for silence.
 _SLICES = 10
 _MOST_REFUSALS = 5
 _BATCH = 500  # gets that are one operation
 _AT_ONCE = 32  # missed steps that are repeated side by side
 _SWEEP = 30.0  # seconds an operator waits while a whole namespace is emptied
+
+
+class _Deadline:
+    """Of one operation: it is met, or missed, and then not met any more.
+
+    It is waited for in parts, between which the loop looks at its sockets: however long it is busy
+    with other things, an answer that is there, yet unread, is not taken for silence.
+
+    Args:
+        limit: in seconds.
+        missed: called once it is.
+    """
+
+    __slots__ = ("_left", "_loop", "_missed", "_over", "_part", "_timer")
+
+    def __init__(self, limit: float, missed: Callable[[], object]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._missed = missed
+        self._over = False
+        self._left = _SLICES
+        self._part = limit / _SLICES
+        self._timer = self._loop.call_later(self._part, self._look)
+
+    def met(self) -> bool:
+        """The operation has ended. Returns whether anybody still waits for it."""
+        if self._over:
+            return False
+        self._over = True
+        self._timer.cancel()
+        return True
+
+    def _look(self) -> None:
+        self._left -= 1
+        if self._left:
+            self._timer = self._loop.call_later(self._part, self._look)
+        else:
+            self._over = True
+            self._missed()
 
 
 class Guard:
@@ -135,11 +175,12 @@ class Guard:
         self._overdue = False  # an operation has run out of its deadline since the last probe
         # Fences past their deadline, and whether their writer has offered meanwhile.
         self._late_fences: dict[tuple[str, str], bool] = {}
-        self._strange: set[type[Exception]] = set()
+        self._strange: set[type[BaseException]] = set()
         self._closed = False
         self._recovery: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[Any]] = set()
-        self._gets: Together[str, Entry | None] = Together(self._get_together, _BATCH)
+        self._gets: Turn[tuple[str, Then]] = Turn(self._get_together, _BATCH)
+        self._ask_many = backend.ask_many if isinstance(backend, AskMany) else None
 
     @property
     def name(self) -> str:
@@ -151,32 +192,100 @@ class Guard:
     async def get(self, key: str) -> Entry | None:
         """See `CacheBackend`. An unsettled key is not read.
 
-        All that are asked for in one turn of the loop are one operation. Among several, what cannot
-        be read is None: `lease` will tell.
+        All that are asked for in one turn of the loop are one operation. What cannot be read is
+        None: `lease` will tell.
         """
-        return await self.ask(key)
-
-    def ask(self, key: str) -> asyncio.Future[Entry | None]:
-        """See `Ask`."""
-        self._refuse_unsettled(key)
-        refusal = self._refusal(reads=True, persists=0.0)
+        refusal = self._refusal_of(key)
         if refusal:
             raise CacheUnavailable(refusal)
-        return self._gets.ask(key)
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[Entry | CacheError | None] = loop.create_future()
+        self._gets.add((key, reply.set_result))
+        told = await reply
+        if isinstance(told, CacheError):
+            raise told
+        return told
 
-    async def _get_together(self, keys: Sequence[str]) -> list[Entry | None]:
-        distinct = list(dict.fromkeys(keys))
-        if len(distinct) > 1:
-            found = await self.get_many(distinct)
-            return [found.get(key) for key in keys]
-        entry = await self._run(self._backend.get(distinct[0]), reads=True)
-        return [None if entry is None else self._confirmed(entry)] * len(keys)
+    def ask(self, key: str, then: Then) -> bool:
+        """See `Ask`; otherwise as `get`."""
+        if self._refusal_of(key):
+            return False
+        self._gets.add((key, then))
+        return True
+
+    def _refusal_of(self, key: str) -> str:
+        """Why a key is not even asked for; empty if it is."""
+        breaker, missed = self._breaker, self._missed
+        if not (missed or breaker.open or breaker.silent):
+            return ""
+        if key in missed:
+            return f"the store has yet to be told of {key}"
+        return self._refusal(reads=True, persists=0.0)
+
+    def _get_together(self, asked: Sequence[tuple[str, Then]]) -> None:
+        def tell(found: Mapping[str, Entry] | CacheError) -> None:
+            of: Callable[[str], Entry | CacheError | None]
+            if isinstance(found, CacheError):
+                error = found
+                of = lambda _: error  # noqa: E731
+            else:
+                of = self._trusted(found).get
+            for key, then in asked:
+                try:
+                    then(of(key))
+                except asyncio.InvalidStateError:
+                    pass  # who waited for it has gone
+                except Exception:
+                    logger.exception("who asked for %r could not be told", key)
+
+        keys = self._settled(dict.fromkeys([key for key, _ in asked]))
+        if keys:
+            self._read(keys, tell)
+        else:
+            tell({})
+
+    def _read(
+        self, keys: Sequence[str], tell: Callable[[Mapping[str, Entry] | CacheError], None]
+    ) -> None:
+        """One operation for all of them; without a task, where the backend can: it is each poll."""
+        number, limit = self._breaker.begin(), self._deadline
+        deadline = _Deadline(limit, lambda: tell(self._given_up(number, limit)))
+
+        def answered(found: Mapping[str, Entry] | CacheError) -> None:
+            if deadline.met():
+                failed = found if isinstance(found, CacheError) else None
+                error = self._heard(number, failed)
+                tell(found if error is None else error)
+
+        def ended(task: asyncio.Task[Mapping[str, Entry]]) -> None:
+            if not deadline.met():
+                return
+            error = self._heard(number, _error_of(task))
+            tell(task.result() if error is None else error)
+
+        if not self._ask_soon(keys, answered):
+            self._start(self._backend.get_many(keys)).add_done_callback(ended)
+
+    def _ask_soon(
+        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | CacheError], None]
+    ) -> bool:
+        try:
+            return self._ask_many is not None and self._ask_many(keys, then)
+        except Exception:  # noqa: BLE001 - which `get_many` will raise where it can be told
+            return False
 
     async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
         """See `CacheBackend`. Unsettled keys are left out."""
-        settled = [key for key in keys if key not in self._missed]
-        entries = await self._run(self._backend.get_many(settled), reads=True)
-        return {key: self._confirmed(entry) for key, entry in entries.items()}
+        reading = self._backend.get_many(self._settled(keys))
+        return self._trusted(await self._run(reading, reads=True))
+
+    def _settled(self, keys: Iterable[str]) -> list[str]:
+        return [key for key in keys if key not in self._missed] if self._missed else [*keys]
+
+    def _trusted(self, found: Mapping[str, Entry]) -> Mapping[str, Entry]:
+        if not self._confirmed_from_ms:
+            return found
+        return {key: self._confirmed(entry) for key, entry in found.items()}
 
     async def lease(self, key: str, ticket: str) -> Entry | Standing:
         """See `CacheBackend`. An unsettled key is not read."""
@@ -270,7 +379,8 @@ class Guard:
     async def aclose(self) -> None:
         """End the recovery and what is still under way, then close the backend."""
         self._closed = True
-        await self._gets.aclose()
+        for _, then in self._gets.take():
+            then(CacheUnavailable("it is being closed"))
         tasks = [*self._running]
         if self._recovery is not None:
             tasks.append(self._recovery)
@@ -301,25 +411,48 @@ class Guard:
             reads: True if the caller can do without.
             persists: for so many seconds after a silent store was set aside it is tried, too.
         """
-        breaker = self._breaker
         refusal = self._refusal(reads=reads, persists=persists)
         if refusal:
             operation.close()
             raise CacheUnavailable(refusal)
         limit = self._deadline if deadline is None else deadline
-        number = breaker.begin()
         task = self._start(operation)
         try:
-            if await _answered(task, limit):
-                return self._outcome(number, task)
+            return await self._watched(task, limit, went_late)
         except asyncio.CancelledError:
             went_late(task)
             raise
-        went_late(task)
-        breaker.went_unanswered(number)
-        self._overdue = True
-        self._doubt()
-        raise CacheUnavailable(f"no answer within {limit:g} s")
+
+    def _watched(
+        self, task: asyncio.Task[T], limit: float, went_late: Callable[[asyncio.Task[T]], None]
+    ) -> asyncio.Future[T]:
+        """What `task` comes to, or an error once it is overdue; it is then left to itself."""
+        watched: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        number = self._breaker.begin()
+
+        def tell() -> None:
+            if watched.done():
+                return  # its caller has gone
+            if task.cancelled():
+                watched.cancel()
+                return
+            error = self._heard(number, task.exception())
+            settle(watched, task.result() if error is None else error)
+
+        def ended(_: object) -> None:
+            if deadline.met():
+                tell()
+
+        def late() -> None:
+            if task.done() or watched.done():
+                tell()
+            else:
+                went_late(task)
+                watched.set_exception(self._given_up(number, limit))
+
+        deadline = _Deadline(limit, late)
+        task.add_done_callback(ended)
+        return watched
 
     def _refusal(self, *, reads: bool, persists: float) -> str:
         """Why an operation is not even tried; empty if it is."""
@@ -330,23 +463,30 @@ class Guard:
             return "an answer is overdue"
         return ""
 
-    def _outcome(self, number: int, task: asyncio.Task[T]) -> T:
-        try:
-            result = task.result()
-        except UnreadableCell:
-            self._breaker.succeeded()  # the store answers; it is the cell that is bad
-            raise
-        except Exception as error:
-            self._breaker.failed(number, str(error))
-            self._doubt()
-            if isinstance(error, CacheError):
-                raise
-            if type(error) not in self._strange:
-                self._strange.add(type(error))
-                logger.exception("the %s cache failed in a way it should not", self.name)
-            raise CacheUnavailable(f"{type(error).__name__}: {error}") from error
-        self._breaker.succeeded()
-        return result
+    def _heard(self, number: int, error: BaseException | None) -> CacheError | None:
+        """Tell the breaker how an operation has ended. Returns the error to raise, if any."""
+        if self._closed and isinstance(error, CacheError):
+            return error
+        if error is None or isinstance(error, UnreadableCell):
+            self._breaker.succeeded()  # the store answers; if anything, it is the cell that is bad
+            return error
+        self._breaker.failed(number, str(error))
+        self._doubt()
+        if isinstance(error, CacheError):
+            return error
+        if type(error) not in self._strange:
+            self._strange.add(type(error))
+            logger.error("the %s cache failed in a way it should not", self.name, exc_info=error)
+        ours = CacheUnavailable(f"{type(error).__name__}: {error}")
+        ours.__cause__ = error
+        return ours
+
+    def _given_up(self, number: int, limit: float) -> CacheUnavailable:
+        """An operation is overdue. Returns the error to raise."""
+        self._breaker.went_unanswered(number)
+        self._overdue = True
+        self._doubt()
+        return CacheUnavailable(f"no answer within {limit:g} s")
 
     def _start(self, operation: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(operation)
@@ -476,6 +616,10 @@ class Guard:
         else:
             self._missed.made(key, ticket, step)
         return True
+
+
+def _error_of(task: asyncio.Task[Any]) -> BaseException | None:
+    return CacheUnavailable("it is being closed") if task.cancelled() else task.exception()
 
 
 async def _answered(task: asyncio.Task[Any], limit: float) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from jobcache.errors import CacheError
 from jobcache.protocol import Entry, Remember
 from jobcache.shelter import Shelter
+from jobcache.together import side_by_side
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ class Offers:
 
     async def make(self, ticket: str, entries: Mapping[str, Entry | None]) -> None:
         """Offer each entry under `ticket`; None withdraws it."""
-        await asyncio.gather(*(self._offer(key, ticket, entry) for key, entry in entries.items()))
+        await side_by_side([self._offer(key, ticket, entry) for key, entry in entries.items()])
 
     async def make_surely(self, ticket: str, entries: Mapping[str, Entry | None]) -> None:
         """As `make`, to its end even if the caller is cancelled meanwhile."""

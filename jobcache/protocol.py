@@ -31,8 +31,9 @@ from enum import Enum
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from jobcache.errors import CacheError
 
 Encoding = Literal["identity", "gzip"]
 
@@ -225,8 +226,28 @@ class Peek(Protocol):
 class Ask(Protocol):
     """A backend that reads without a task for each read."""
 
-    def ask(self, key: str) -> asyncio.Future[Entry | None]:
-        """As `CacheBackend.get`, with an error that is there at once raised at once."""
+    def ask(self, key: str, then: Callable[[Entry | CacheError | None], object]) -> bool:
+        """Have `then` called, in a later turn, with what `CacheBackend.get` returns, or raises.
+
+        It is called among others' answers: it should not wait, nor raise.
+
+        Returns:
+            False, and `then` is not called, if the key cannot be asked for now.
+        """
+
+
+@runtime_checkable
+class AskMany(Protocol):
+    """As `Ask`, for many keys."""
+
+    def ask_many(
+        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | CacheError], object]
+    ) -> bool:
+        """Have `then` called, in a later turn, with what `get_many` returns, or raises.
+
+        Returns:
+            False, and `then` is not called, if `get_many` has to be used.
+        """
 
 
 @runtime_checkable

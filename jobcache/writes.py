@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from jobcache.errors import CacheError, WriteMisuse
 from jobcache.offers import unkept
 from jobcache.protocol import VERSION_LIMIT, Document, Entry
+from jobcache.together import side_by_side
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
@@ -43,7 +43,7 @@ class Steps:
 
     async def fence(self, keys: Iterable[str]) -> None:
         """Let nothing older than the commit to come be served, or kept, under these keys."""
-        await asyncio.gather(*map(self._fence, keys))
+        await side_by_side([self._fence(key) for key in keys])
 
     async def _fence(self, key: str) -> None:
         # Noted first: an attempt that fails or is cancelled may have put the fence up.
@@ -166,7 +166,8 @@ class Writes:
         reached_commit = False
         try:
             async with transaction as entered:
-                await steps.fence(keys)
+                if keys:
+                    await steps.fence(keys)
                 yield Write(entered, steps)
                 steps.check()
                 reached_commit = True

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import redis
+from redis._parsers import _AsyncRESP3Parser
 
 from app.devservers import redis_servers
 from jobcache.backends.memory import MemoryBackend
@@ -201,6 +202,13 @@ class InTurn:
     async def aclose(self) -> None:
         for instance in self._subject.instances:
             await instance.aclose()
+
+
+def by_the_pool(backend: RedisBackend) -> RedisBackend:
+    """`backend`, not used yet, as it is without hiredis: all goes by redis-py's own pool."""
+    for server in backend._topology.servers():
+        server._pool.connection_kwargs["parser_class"] = _AsyncRESP3Parser
+    return backend
 
 
 def shorten(raw: redis.Redis | redis.RedisCluster, seconds: float) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from app.access.callers import TRUSTED
 from app.jobs import states
 from app.jobs.documents import job_document, list_document, storyboard_document
-from app.jobs.store import StoredStoryboard, progress_values, storyboard_values
+from app.jobs.store import StoredStoryboard, progress_values
 from jobcache import (
     Answer,
     Document,
@@ -318,7 +318,7 @@ class JobService:
     async def finish_storyboard(self, job_id: int, storyboard: Storyboard) -> Job:
         """The storyboard is there."""
         return await self._move(
-            job_id, states.FINISH_STORYBOARD, **storyboard_values(storyboard.model_dump_json())
+            job_id, states.FINISH_STORYBOARD, storyboard=storyboard.model_dump_json()
         )
 
     async def _move(

@@ -8,9 +8,10 @@ storyboard: that is large, and read only by those who ask for it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, and_, case, delete, func, literal, or_, select, true, update
+from sqlalchemy import and_, bindparam, case, delete, func, literal, or_, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.db import TO_MOVE, Database, claims, clients, jobs
@@ -19,7 +20,7 @@ from app.jobs.states import TERMINAL, Move, Status
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from sqlalchemy import Row
+    from sqlalchemy import BindParameter, ColumnElement, Row, Update
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 
@@ -228,17 +229,12 @@ class JobStore:
 
         With a `client_id` there are only the jobs of that client.
         """
-        condition = and_(jobs.c.id == job_id, jobs.c.status.in_(sorted(move.allowed)))
-        if move.external:
-            condition = and_(condition, jobs.c.renderer == "external")
+        parameters = {_to(name): value for name, value in values.items()}
+        parameters |= {"job_id": job_id, _to("updated_at"): now_ms}
         if client_id is not None:
-            condition = and_(condition, jobs.c.client_id == client_id)
-        result = await connection.execute(
-            update(jobs)
-            .where(condition)
-            .values(status=move.to, version=jobs.c.version + 1, updated_at=now_ms, **values)
-            .returning(*_COLUMNS)
-        )
+            parameters["of_client"] = client_id
+        statement = moving(move, frozenset(values), of_client=client_id is not None)
+        result = await connection.execute(statement, parameters)
         row = result.one_or_none()
         if row is not None and move.to in TERMINAL:
             # Whoever is at work on it in another process finds that it has lost its claim.
@@ -307,26 +303,61 @@ class JobStore:
         return rows[0][0] if rows else None
 
 
-def progress_values(percent: float, stage: str, message: str, now_ms: int) -> dict[str, Any]:
-    """What a progress report changes, the pace of reports included: a moving average of gaps."""
-    gap = literal(now_ms, BigInteger) - jobs.c.progress_at
-    pace = case(
+@cache
+def moving(move: Move, changed: frozenset[str], *, of_client: bool = False) -> Update:
+    """The statement that makes a move. To build it takes as long as to send it.
+
+    Args:
+        move: what to make; it is refused, and no row returned, unless the job's state allows it.
+        changed: columns that are given new values; what follows from them is changed with them.
+        of_client: it must be this client's job.
+
+    Returns:
+        A statement with the parameters `job_id`, `of_client`, `to_updated_at`, and `to_` before
+        every column that is changed.
+    """
+    values: dict[str, Any] = {name: _new(name) for name in changed | {"updated_at"}}
+    if "progress_at" in changed and move.to not in TERMINAL:
+        values["pace_ms"] = _pace(_new("progress_at"))
+    if "storyboard" in changed:  # it has the version of the job that brings it
+        values["storyboard_version"] = jobs.c.version + 1
+    # Each its own parameter: a list of plain values would be spelt out again for every execution.
+    allowed = [literal(str(status)) for status in sorted(move.allowed)]
+    condition = and_(jobs.c.id == bindparam("job_id"), jobs.c.status.in_(allowed))
+    if move.external:
+        condition = and_(condition, jobs.c.renderer == "external")
+    if of_client:
+        condition = and_(condition, jobs.c.client_id == bindparam("of_client"))
+    return (
+        update(jobs)
+        .where(condition)
+        .values(status=str(move.to), version=jobs.c.version + 1, **values)
+        .returning(*_COLUMNS)
+    )
+
+
+def _to(name: str) -> str:
+    """The parameter of a column's new value; the name alone is SQLAlchemy's own."""
+    return f"to_{name}"
+
+
+def _new(name: str) -> BindParameter[Any]:
+    return bindparam(_to(name), type_=jobs.c[name].type)
+
+
+def _pace(now_ms: ColumnElement[Any]) -> ColumnElement[Any]:
+    """The pace of progress reports: a moving average of the gaps between them."""
+    gap = now_ms - jobs.c.progress_at
+    return case(
         (jobs.c.progress_at.is_(None), None),
         (jobs.c.pace_ms.is_(None), gap),
         else_=(jobs.c.pace_ms * 3 + gap) // 4,
     )
-    return {
-        "percent": percent,
-        "stage": stage,
-        "message": message,
-        "progress_at": now_ms,
-        "pace_ms": pace,
-    }
 
 
-def storyboard_values(storyboard: str) -> dict[str, Any]:
-    """What the storyboard's arrival changes: it has the version of the job that brings it."""
-    return {"storyboard": storyboard, "storyboard_version": jobs.c.version + 1}
+def progress_values(percent: float, stage: str, message: str, now_ms: int) -> dict[str, Any]:
+    """What a progress report changes."""
+    return {"percent": percent, "stage": stage, "message": message, "progress_at": now_ms}
 
 
 def _job(row: Row[Any]) -> Job:

@@ -44,16 +44,17 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from jobcache.backends.redis_server import Call, Server, Told
+from jobcache.backends.ending import end_all
+from jobcache.backends.redis_server import Call, Cells, Server, Told
 from jobcache.backends.redis_url import read_url
 from jobcache.backends.redis_wiring import topology_of
 from jobcache.backends.tracking import Place, TrackingFeed
-from jobcache.codec import Decoder, Fence, Lease
+from jobcache.codec import Decoder, Fence
 from jobcache.errors import CacheError, CacheUnavailable, SettingsError, UnreadableCell, redacted
 from jobcache.protocol import Entry, Offered, Standing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from redis.asyncio.connection import AbstractConnection
 
@@ -63,6 +64,7 @@ logger = logging.getLogger("jobcache")
 
 _WITHDRAWN = -1
 _NO_STAMP = "none"
+_CLOSED = "it is being closed"
 _REFERRALS = 4
 _TROUBLE = (RedisConnectionError, RedisTimeoutError, ClusterError, ReadOnlyError, OSError)
 """What tells that a server is not what it was taken for, or not where."""
@@ -85,8 +87,8 @@ class RedisBackend:
         prefix: put before every key; a namespace on a server shared with others.
         lease: seconds until a lease is lost.
         fence: seconds until a fence is lost; longer than any transaction takes.
-        connections: the most connections held, to each server, besides the one for reads.
-        pool_wait: seconds to wait for a free one.
+        connections: the most held to each server where hiredis is missing; with it there are two.
+        pool_wait: seconds to wait for a free one of those.
         socket_limit: seconds to connect, and to wait for a reply.
         clock: monotonic time in seconds.
 
@@ -113,6 +115,7 @@ class RedisBackend:
             raise ValueError("a prefix with a hash tag would put all keys on one server")
         self._prefix = prefix
         self._cells = Decoder()
+        self._asking_again: set[asyncio.Task[None]] = set()
         self._lease_ms = round(lease * 1000)
         self._fence_ms = round(fence * 1000)
         self._warned = False
@@ -137,19 +140,78 @@ class RedisBackend:
         if not keys:
             return {}
         names = [self._prefix + key for key in keys]
-        cells: Sequence[Told | BaseException]
         if self._topology.spread:
-            asked = (self._tell(name, name) for name in names)
-            cells = await asyncio.gather(*asked, return_exceptions=True)
-        else:
-            with _translated():
-                cells = await self._topology.servers()[0].get_many(names)
-        found = {}
+            return await self._gather(keys, names)
+        server = self._topology.servers()[0]
+        with _translated():
+            cells = await server.get_many(names)
+        return self._entries(keys, names, cells, server)
+
+    def ask_many(
+        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | CacheError], object]
+    ) -> bool:
+        """See `AskMany`."""
+        if self._topology.spread:
+            return False
+        names = [self._prefix + key for key in keys]
+        server = self._topology.servers()[0]
+
+        def told(cells: Cells | BaseException) -> None:
+            if isinstance(cells, tuple):
+                then(self._entries(keys, names, cells, server))
+            elif isinstance(cells, RedisConnectionError):
+                again = asyncio.create_task(self._ask_again(keys, then))
+                self._asking_again.add(again)
+                again.add_done_callback(self._asking_again.discard)
+            elif isinstance(cells, Exception):
+                then(_as_ours(cells))
+            else:
+                then(CacheUnavailable(_CLOSED))
+
+        return server.ask_many(names, told)
+
+    async def _ask_again(
+        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | CacheError], object]
+    ) -> None:
+        """The connection was lost: ask on another."""
+        found: Mapping[str, Entry] | CacheError = CacheUnavailable(_CLOSED)
+        try:
+            found = await self.get_many(keys)
+        except CacheError as error:
+            found = error
+        finally:
+            then(found)
+
+    def _entries(
+        self, keys: Sequence[str], names: Sequence[str], told: Cells, server: Server
+    ) -> dict[str, Entry]:
+        """What is readable of what one server has."""
+        cells, stamp = told
+        decode, found = self._cells.decode, {}
         for key, name, cell in zip(keys, names, cells, strict=True):
+            if cell is None:
+                continue
             try:
-                if isinstance(cell, BaseException):
-                    raise cell
-                entry = self._entry(name, cell)
+                entry = decode(name, cell, stamp)
+            except UnreadableCell:
+                continue
+            if isinstance(entry, Entry):  # without a call, for this is each poll
+                found[key] = entry if server.listed else _unheard_of(entry)
+            elif entry is None:
+                self._strange(server)
+        return found
+
+    async def _gather(self, keys: Sequence[str], names: Sequence[str]) -> dict[str, Entry]:
+        """The same, from whichever servers have the keys."""
+        asked = (self._tell(name, name) for name in names)
+        found = {}
+        for key, name, told in zip(
+            keys, names, await asyncio.gather(*asked, return_exceptions=True), strict=True
+        ):
+            try:
+                if isinstance(told, BaseException):
+                    raise told
+                entry = self._entry(name, told)
             except UnreadableCell:
                 continue
             if entry is not None:
@@ -158,12 +220,12 @@ class RedisBackend:
 
     async def lease(self, key: str, ticket: str) -> Entry | Standing:
         """See `CacheBackend`."""
-        told = await self._run("lease", key, ticket, self._lease_ms)
-        if told[0] is None:
+        reply, stamp, server = await self._run("lease", key, ticket, self._lease_ms)
+        if reply is None:
             return Standing.NOTHING
-        found = self._found(self._prefix + key, told)
+        found = self._cells.decode(self._prefix + key, reply, stamp)
         if isinstance(found, Entry):
-            return found
+            return found if server.listed else _unheard_of(found)
         return Standing.FENCE if isinstance(found, Fence) else Standing.LEASE
 
     async def fence(self, key: str, ticket: str) -> None:
@@ -249,24 +311,22 @@ class RedisBackend:
         """Close the connections. Whoever still waits is cancelled."""
         await self._feed.aclose()
         await self._topology.aclose()
+        await end_all(self._asking_again)
 
     # --- cells ---
 
     def _entry(self, name: str, told: Told) -> Entry | None:
-        reply, _, server = told
-        if reply is None:
-            return None
-        found = self._found(name, told)
-        if found is None:
-            server.wonder(self._key_on(server, "ping"))
-        return found if isinstance(found, Entry) else None
+        cell, stamp, server = told
+        found = None if cell is None else self._cells.decode(name, cell, stamp)
+        if isinstance(found, Entry):
+            return found if server.listed else _unheard_of(found)
+        if found is None and cell is not None:
+            self._strange(server)
+        return None
 
-    def _found(self, name: str, told: Told) -> Entry | Fence | Lease | None:
-        reply, stamp, server = told
-        found = self._cells.decode(name, reply, stamp)
-        if isinstance(found, Entry) and not server.listed:
-            return found.past_its_freshness()  # no feed tells yet what changes there
-        return found
+    def _strange(self, server: Server) -> None:
+        """A cell is of another life of the server: maybe ours has ended."""
+        server.wonder(self._key_on(server, "ping"))
 
     async def _run(self, script: str, key: str, *arguments: str | int | bytes | Entry) -> Told:
         name = self._prefix + key
@@ -310,6 +370,11 @@ class RedisBackend:
                     error,
                 )
             return _NO_STAMP
+
+
+def _unheard_of(entry: Entry) -> Entry:
+    """An entry of a server that no feed listens to yet: the source is to confirm it."""
+    return entry.past_its_freshness()
 
 
 _SCRIPTS = ("lease", "fence", "offer", "purge", "evict")

@@ -1,4 +1,4 @@
-"""A connection on which reads follow each other without waiting for the answers before them.
+"""A connection on which commands follow each other without waiting for the answers before them.
 
 Redis answers in the order in which it was asked. So whoever asks leaves a future at the end of a
 line and bytes in the transport, and an answer goes to whoever is first: no connection is taken from
@@ -16,41 +16,47 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from jobcache.together import settle
+
 try:
-    from hiredis import PushNotification
+    from hiredis import PushNotification, pack_command
 except ImportError:  # then there is no lane
     PushNotification = list  # type: ignore[assignment, misc]
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from redis.asyncio.connection import AbstractConnection
 
 Command = tuple["str | int | bytes", ...]
+
+# Told of the replies; of an error of redis-py's; or of a `CancelledError`, if it was closed.
+Then: TypeAlias = "Callable[[list[Any] | BaseException], None]"
 
 _GRACE = 0.05
 """Seconds for an answer that may have come while the loop was busy, but has not been read yet."""
 
 
 class NoLane(RedisConnectionError):  # noqa: N818 - says what is the matter
-    """The connection has another parser than hiredis', with which there is no lane."""
+    """The connection has another parser than hiredis', or another encoding, and can be no lane."""
 
 
 class _Asked:
     """A number of commands that were sent together, and their replies so far."""
 
-    __slots__ = ("at", "count", "done", "replies")
+    __slots__ = ("at", "count", "replies", "then")
 
-    def __init__(self, count: int, at: float, done: asyncio.Future[list[Any]]) -> None:
+    def __init__(self, count: int, at: float, then: Then) -> None:
         self.count = count
         self.at = at
-        self.done = done
+        self.then = then
         self.replies: list[Any] = []
 
 
@@ -61,9 +67,6 @@ class Lane(asyncio.Protocol):
         connection: connected; nothing is under way on it.
         limit: seconds to wait for an answer.
 
-    Attributes:
-        open: whether anything can be asked.
-
     Raises:
         NoLane: it cannot be one.
     """
@@ -73,12 +76,12 @@ class Lane(asyncio.Protocol):
         parser: Any = connection._parser  # noqa: SLF001
         writer: Any = connection._writer  # noqa: SLF001
         reader = getattr(parser, "_reader", None)
-        if reader is None:
-            raise NoLane
+        if reader is None or connection.encoder.encoding.lower() not in {"utf-8", "utf8"}:
+            raise NoLane  # hiredis itself packs ten times as fast as redis-py, in this encoding
         self._reader = reader
         # What it says when an answer is not all there yet.
         self._nothing = self._reader.gets()
-        self.open = True
+        self._open = True
         self._ending = False
         self._connection = connection
         self._limit = limit
@@ -89,6 +92,11 @@ class Lane(asyncio.Protocol):
         self._transport: asyncio.Transport = writer.transport
         self._transport.set_protocol(self)
 
+    @property
+    def open(self) -> bool:
+        """Whether anything can be asked."""
+        return self._open and not self._transport.is_closing()
+
     def ask(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         """The replies, errors of the server among them.
 
@@ -96,14 +104,23 @@ class Lane(asyncio.Protocol):
             RedisError: the connection is lost, or an answer was overdue.
         """
         done: asyncio.Future[list[Any]] = self._loop.create_future()
-        if not self.open:
+        if self.open:
+            self.send(commands, partial(settle, done))
+        else:
             done.set_exception(RedisConnectionError("the connection is closed"))
-            return done
-        self._line.append(_Asked(len(commands), self._loop.time(), done))
-        self._transport.write(b"".join(self._connection.pack_commands(commands)))
+        return done
+
+    def send(self, commands: Sequence[Command], then: Then) -> None:
+        """As `ask`, while it is open; `then` is called when the replies come in, and not before.
+
+        It is called from where bytes are received: it must not raise.
+        """
+        pack: Any = pack_command  # whose types know of one word only
+        packed = b"".join([pack(command) for command in commands])  # which may raise
+        self._line.append(_Asked(len(commands), self._loop.time(), then))
+        self._transport.write(packed)
         if self._timer is None:
             self._timer = self._loop.call_later(self._limit, self._look)
-        return done
 
     def close_when_idle(self) -> None:
         """Close the connection as soon as all that has been asked is answered."""
@@ -113,22 +130,17 @@ class Lane(asyncio.Protocol):
 
     def close(self, error: Exception | None = None) -> None:
         """Close the connection. Whoever waits is told why; cancelled, if there is no reason."""
-        if not self.open:
+        if not self._open:
             return
-        self.open = False
+        self._open = False
         if self._timer is not None:
             self._timer.cancel()
         self._transport.abort()
         closing: Any = self._connection
         closing._close()  # noqa: SLF001 - or it would complain that nobody has closed it
+        why = asyncio.CancelledError() if error is None else error
         while self._line:
-            done = self._line.popleft().done
-            if done.done():
-                continue  # cancelled: its reply would have been nobody's
-            if error is None:
-                done.cancel()
-            else:
-                done.set_exception(error)
+            self._line.popleft().then(why)
 
     # --- what the transport says ---
 
@@ -146,8 +158,7 @@ class Lane(asyncio.Protocol):
                 first.replies.append(reply)
                 if len(first.replies) == first.count:
                     line.popleft()
-                    if not first.done.done():
-                        first.done.set_result(first.replies)
+                    first.then(first.replies)
             if self._ending and not line:
                 self.close()
         except RedisError as error:  # no answer after this one could be trusted

@@ -1,17 +1,19 @@
 """One Redis server: its connections, what is sent to it together, and the life it is in.
 
-The gets of one turn of the loop are one `MGET`, a single one is a `GET`, and all of them share a
-connection (`redis_lane`); the scripts of one turn travel in one pipeline, on a connection of a
-pool: a lane that hangs does not hold up a fence. Every command is made for the connection that it
-goes out on, with the stamp of the server at that connection's other end. So nothing is written with
-another server's stamp, not even where a connection is lost and the second try meets the successor:
+The gets of one turn of the loop are one `MGET`, a single one is a `GET`; the scripts of one turn
+travel in one pipeline. All gets share one connection, all scripts another (`redis_lane`): reads of
+large bodies do not hold up a fence. Every command is made for the connection that it goes out on,
+with the stamp of the server at that connection's other end. So nothing is written with another
+server's stamp, not even where a connection is lost and the second try meets the successor:
 
     W's fence is sent to A, which dies; the next connection leads to B: it gets a fence of its own
 
 One connection that meets another life puts all older ones in doubt: they may lead to where the
 server was before. Each is made anew before it is used, and what was still under way on it is tried
-again. The pool is small and makes callers wait a moment rather than fail: a burst of polls is not
-an outage.
+again.
+
+Where redis-py has another parser than hiredis', all goes by its pool, which is small, and makes
+callers wait a moment rather than fail: a burst of polls is not an outage.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
+    from jobcache.together import Then
+
 _BATCH = 500  # keys to a command
 _CALLS = 50  # scripts to a pipeline; the loop waits while redis-py packs them
 _CLOSED = "handler is closed"
@@ -46,6 +50,8 @@ _BETWEEN_WONDERS = 1.0  # seconds
 _PATIENCE = 1.0  # seconds for an answer, where the URL gives no limit
 
 _ASKING: Command = ("ASKING",)
+_LOOKED_INTO = (NoScriptError, ReadOnlyError)
+"""Errors that are not only told."""
 
 
 class Call(NamedTuple):
@@ -62,9 +68,12 @@ class Call(NamedTuple):
     arguments: tuple[str | int | bytes | Entry, ...] = ()
 
 
-# A plain tuple, for there is one for each key of a get.
+# Plain tuples, for they are made for each get.
 Told: TypeAlias = "tuple[Any, str, Server]"
 """A reply as redis-py reads it, the stamp of the life that its server was in, and the server."""
+
+Cells: TypeAlias = "tuple[list[bytes | None], str]"
+"""What is at several keys, and the stamp of the life that the server was in."""
 
 
 class Server:
@@ -111,10 +120,8 @@ class Server:
         self._lives: WeakKeyDictionary[AbstractConnection, str] = WeakKeyDictionary()
         self._turns = asyncio.Semaphore(pool.max_connections)
         self._gets: Together[str, Told] = Together(self._get_all, _BATCH)
-        self._calls: Together[Call, Told] = Together(self._call_all, _CALLS)
-        self._lane: Lane | None = None
-        self._lane_life = ""  # the stamp of the server that it leads to
-        self._laying = asyncio.Lock()
+        self._calls: Together[Call, Told] = Together(self._call_all, _CALLS, self._call_soon)
+        self._reads, self._scripted = _Way(self), _Way(self)
         self._laneless = False
         self._wonder_from = -math.inf
         self._wondering: asyncio.Task[None] | None = None
@@ -144,17 +151,40 @@ class Server:
             raise told
         return told
 
-    async def get_many(self, keys: Sequence[str]) -> list[Told | Exception]:
+    async def get_many(self, keys: Sequence[str]) -> Cells:
         """The cells at these keys, in one command. Raises as `ask` does."""
-        (cells,), stamp = await self._read([("MGET", *keys)])
+        command: Command = ("MGET", *keys)
+        (cells,), stamp = await self._exchange(self._reads, lambda _: [command])
         if isinstance(cells, Exception):
             raise cells
-        return [(cell, stamp, self) for cell in cells]
+        return cells, stamp
+
+    def ask_many(self, keys: Sequence[str], then: Callable[[Cells | BaseException], None]) -> bool:
+        """As `get_many`, with no task, and no second try; see `Lane.send` for `then`.
+
+        Returns:
+            False, and `then` is not called, where there is no connection for it.
+        """
+        lane, stamp = self._reads.at_hand()
+        if lane is None or self._retired:
+            return False
+
+        def told(replies: list[Any] | BaseException) -> None:
+            cells = replies if isinstance(replies, BaseException) else replies[0]
+            if isinstance(cells, BaseException):
+                then(cells)
+            elif stamp != self.stamp:
+                then(RedisConnectionError("the server is not the one it was"))
+            else:
+                then((cells, stamp))
+
+        lane.send([("MGET", *keys)], told)
+        return True
 
     async def scan(self, cursor: int, pattern: str) -> tuple[int, list[bytes]]:
         """One step through the string keys that match. Raises as `ask` does."""
         command = ("SCAN", cursor, "MATCH", pattern, "COUNT", _BATCH, "TYPE", "string")
-        (reply,), _ = await self._exchange(lambda _: [command])
+        (reply,), _ = await self._exchange(self._reads, lambda _: [command])
         if isinstance(reply, Exception):
             raise reply
         return int(reply[0]), reply[1]
@@ -203,8 +233,8 @@ class Server:
         """Let go of the connections, each as soon as it is not in use."""
         self._retired = True
         await self._end_wondering()
-        if self._lane is not None:
-            self._lane.close_when_idle()
+        for way in (self._reads, self._scripted):
+            way.close_when_idle()
         await self._pool.disconnect(inuse_connections=False)
 
     async def aclose(self) -> None:
@@ -213,8 +243,8 @@ class Server:
         await self._gets.aclose()
         await self._calls.aclose()
         await self._end_wondering()
-        if self._lane is not None:
-            self._lane.close()
+        for way in (self._reads, self._scripted):
+            way.close()
         await self._pool.disconnect()
 
     # --- what travels together ---
@@ -225,17 +255,31 @@ class Server:
         distinct = list(dict.fromkeys(keys))
         if self._spread or len(distinct) == 1:
             commands: list[Command] = [("GET", key) for key in distinct]
-            if asking:
-                replies, stamp = await self._exchange(lambda _: commands, asking=True)
-            else:
-                replies, stamp = await self._read(commands)
+            replies, stamp = await self._exchange(self._reads, lambda _: commands, asking=asking)
             told = [self._told(reply, stamp) for reply in replies]
         else:
-            told = await self.get_many(distinct)
+            cells, stamp = await self.get_many(distinct)
+            told = [(cell, stamp, self) for cell in cells]
         if len(distinct) == len(keys):
             return told
         found = dict(zip(distinct, told, strict=True))
         return [found[key] for key in keys]
+
+    def _call_soon(self, calls: Sequence[Call], then: Then[Told]) -> bool:
+        lane, stamp = self._scripted.at_hand()
+        if lane is None or self._retired:
+            return False
+
+        def told(replies: list[Any] | BaseException) -> None:
+            if isinstance(replies, BaseException):
+                then(None if isinstance(replies, RedisConnectionError) else replies)
+            elif stamp != self.stamp or any(isinstance(one, _LOOKED_INTO) for one in replies):
+                then(None)  # all of them once more, for each can be repeated
+            else:
+                then([self._told(reply, stamp) for reply in replies])
+
+        lane.send([self._evalsha(call, stamp) for call in calls], told)
+        return True
 
     async def _call_all(
         self, calls: Sequence[Call], *, asking: bool = False
@@ -244,7 +288,8 @@ class Server:
         unknown = [n for n, reply in enumerate(told) if isinstance(reply, NoScriptError)]
         if unknown:  # the server has been started, or told to forget them
             await self._exchange(
-                lambda _: [("SCRIPT", "LOAD", text) for text in self._scripts.values()]
+                self._scripted,
+                lambda _: [("SCRIPT", "LOAD", text) for text in self._scripts.values()],
             )
             again = await self._evaluate([calls[n] for n in unknown], asking=asking)
             for n, reply in zip(unknown, again, strict=True):
@@ -253,7 +298,9 @@ class Server:
 
     async def _evaluate(self, calls: Sequence[Call], *, asking: bool) -> list[Told | Exception]:
         replies, stamp = await self._exchange(
-            lambda stamp: [self._evalsha(call, stamp) for call in calls], asking=asking
+            self._scripted,
+            lambda stamp: [self._evalsha(call, stamp) for call in calls],
+            asking=asking,
         )
         return [self._told(reply, stamp) for reply in replies]
 
@@ -269,93 +316,82 @@ class Server:
 
     # --- one round trip ---
 
-    async def _read(self, commands: list[Command]) -> tuple[list[Any], str]:
-        """As `_exchange`, for commands that read: on the lane, and on a new one if it is lost."""
-        if not self._laneless and not self._retired:
-            with suppress(RedisConnectionError):
-                return await self._read_once(commands)
-            if not self._laneless and not self._retired:
-                return await self._read_once(commands)
-        return await self._exchange(lambda _: commands)
-
-    async def _read_once(self, commands: list[Command]) -> tuple[list[Any], str]:
-        lane = self._lane
-        if lane is None or not lane.open or self._lane_life != self.stamp:
-            lane = await self._new_lane()
-        stamp = self._lane_life
-        replies = await lane.ask(commands)
-        if stamp != self.stamp:
-            raise RedisConnectionError("the server is not the one it was")
-        return replies, stamp
-
-    async def _new_lane(self) -> Lane:
-        """A lane into the life the server is in."""
-        async with self._laying:
-            lane = self._lane
-            if lane is not None and lane.open and self._lane_life == self.stamp:
-                return lane  # another has made it meanwhile
-            if lane is not None:
-                lane.close(RedisConnectionError("the server is not the one it was"))
-            connection = self.connection()
-            try:
-                with closed_is_lost():
-                    await connection.connect()  # type: ignore[no-untyped-call] # nor this one
-                lane = Lane(connection, connection.socket_timeout or _PATIENCE)
-            except BaseException as error:
-                self._laneless |= isinstance(error, NoLane)
-                await connection.disconnect(nowait=True)
-                raise
-            if self._retired:  # meanwhile
-                lane.close()
-            self._lane, self._lane_life = lane, self._lives[connection]
-            return lane
-
     async def _exchange(
-        self, make: Callable[[str], list[Command]], *, asking: bool = False
+        self, way: _Way, make: Callable[[str], list[Command]], *, asking: bool = False
     ) -> tuple[list[Any], str]:
-        """Send commands on one connection, and read the replies, errors among them.
+        """Send commands together, and read the replies, errors among them.
 
         Args:
+            way: the one they take.
             make: makes the commands for the server's stamp.
             asking: see `ask`.
 
-        A connection that is lost, or leads to where the server is no longer, is made anew, once:
-        all that is sent can be repeated. This may be a fence, without which others serve what is
-        old. Not after a time-out, which would double it. redis-py itself tries nothing again.
+        Where the connection is lost, or leads to where the server is no longer, they are sent
+        again, once, on a new one: all that is sent can be repeated. This may be a fence, without
+        which others serve what is old. Not after a time-out, which would double it. redis-py itself
+        tries nothing again.
         """
-        # First come, first served. The pool's own queue is not: whoever has just given a
-        # connection back can take it again before those who wait, for as long as it likes.
-        async with self._turns:
-            with suppress(RedisConnectionError):
-                return await self._once(make, asking=asking)
-            return await self._once(make, asking=asking)
+        with suppress(RedisConnectionError):
+            return await self._once(way, make, asking=asking)
+        return await self._once(way, make, asking=asking)
 
     async def _once(
-        self, make: Callable[[str], list[Command]], *, asking: bool
+        self, way: _Way, make: Callable[[str], list[Command]], *, asking: bool
     ) -> tuple[list[Any], str]:
-        with closed_is_lost():
-            # (redis-py has not typed this method.)
-            connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
-            try:
-                stamp = await self._life_of(connection)
-                commands = make(stamp)
-                if asking:
-                    commands = [word for command in commands for word in (_ASKING, command)]
-                await connection.send_packed_command(connection.pack_commands(commands))
-                replies = [await _reply(connection) for _ in commands]
-            except BaseException:
-                # What is still on its way is nobody else's answer.
-                await connection.disconnect(nowait=True)
-                raise
-            finally:
-                if self._retired:
-                    await connection.disconnect(nowait=True)
-                await self._pool.release(connection)
+        if asking:
+            plain = make
+            make = lambda stamp: [word for one in plain(stamp) for word in (_ASKING, one)]  # noqa: E731
+        if self._laneless or self._retired:
+            replies, stamp = await self._by_pool(make)
+        else:
+            replies, stamp = await way.exchange(make)
         if any(isinstance(reply, ReadOnlyError) for reply in replies):
             self.forget()
         elif stamp != self.stamp:
             raise RedisConnectionError("the server is not the one it was")
         return (replies[1::2] if asking else replies), stamp
+
+    async def lane(self) -> tuple[Lane, str]:
+        """A new lane, and the stamp of the life of the server that it leads into.
+
+        Raises:
+            NoLane: there is none; from now on all goes by the pool.
+            RedisError: the server is not there.
+        """
+        connection = self.connection()
+        try:
+            with closed_is_lost():
+                await connection.connect()  # type: ignore[no-untyped-call] # nor this one
+            lane = Lane(connection, connection.socket_timeout or _PATIENCE)
+        except BaseException as error:
+            self._laneless |= isinstance(error, NoLane)
+            await connection.disconnect(nowait=True)
+            raise
+        if self._retired:  # meanwhile
+            lane.close()
+        return lane, self._lives[connection]
+
+    async def _by_pool(self, make: Callable[[str], list[Command]]) -> tuple[list[Any], str]:
+        """Where there are no lanes, or no more: on one of the pool's connections."""
+        # First come, first served. The pool's own queue is not: whoever has just given a
+        # connection back can take it again before those who wait, for as long as it likes.
+        async with self._turns:
+            with closed_is_lost():
+                # (redis-py has not typed this method.)
+                connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+                try:
+                    stamp = await self._life_of(connection)
+                    commands = make(stamp)
+                    await connection.send_packed_command(connection.pack_commands(commands))
+                    return [await _reply(connection) for _ in commands], stamp
+                except BaseException:
+                    # What is still on its way is nobody else's answer.
+                    await connection.disconnect(nowait=True)
+                    raise
+                finally:
+                    if self._retired:
+                        await connection.disconnect(nowait=True)
+                    await self._pool.release(connection)
 
     # --- the server's life ---
 
@@ -380,6 +416,54 @@ class Server:
     async def _end_wondering(self) -> None:
         if self._wondering is not None:
             await end_all({self._wondering})
+
+
+class _Way:
+    """The way that one kind of command takes to a server: a lane, and a new one where it is lost.
+
+    Args:
+        server: where it leads.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._lane: Lane | None = None
+        self._life = ""  # the stamp of the server's life that it leads into
+        self._laying = asyncio.Lock()
+
+    async def exchange(self, make: Callable[[str], list[Command]]) -> tuple[list[Any], str]:
+        """The replies to what `make` makes, and the stamp it was made for. Raises as a lane."""
+        lane, stamp = self.at_hand()
+        if lane is None:
+            lane, stamp = await self._lay()
+        return await lane.ask(make(stamp)), stamp
+
+    def at_hand(self) -> tuple[Lane | None, str]:
+        """The lane into the life that the server is in, if there is one, and that life's stamp."""
+        lane = self._lane
+        if lane is None or not lane.open or self._life != self._server.stamp:
+            return None, ""
+        return lane, self._life
+
+    def close_when_idle(self) -> None:
+        """See `Lane`."""
+        if self._lane is not None:
+            self._lane.close_when_idle()
+
+    def close(self) -> None:
+        """Close the lane. Whoever waits is cancelled."""
+        if self._lane is not None:
+            self._lane.close()
+
+    async def _lay(self) -> tuple[Lane, str]:
+        async with self._laying:
+            lane, stamp = self.at_hand()
+            if lane is not None:
+                return lane, stamp  # another has made it meanwhile
+            if self._lane is not None:
+                self._lane.close(RedisConnectionError("the server is not the one it was"))
+            self._lane, self._life = await self._server.lane()
+            return self._lane, self._life
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 
 import pytest
@@ -34,18 +34,14 @@ class Store(MemoryBackend):
         if self.away:
             raise CacheUnavailable("connection refused")
 
-    async def get(self, key: str) -> Entry | None:
-        await self._reach()
-        if key == "garbage":
-            raise UnreadableCell("garbage")
-        return await super().get(key)
-
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         await self._reach()
-        return await super().get_many(keys)
+        return await super().get_many([key for key in keys if key != "garbage"])
 
     async def lease(self, key: str, ticket: str) -> Entry | Standing:
         await self._reach()
+        if key == "garbage":
+            raise UnreadableCell(key)
         return await super().lease(key, ticket)
 
     async def fence(self, key: str, ticket: str) -> None:
@@ -141,11 +137,11 @@ async def test_a_few_failures_in_a_row_open_the_breaker(rig: Rig) -> None:
 
 
 async def test_a_store_that_failed_without_a_word_is_set_aside_like_any_other(rig: Rig) -> None:
-    async def get(key: str) -> Entry | None:
+    async def get_many(keys: Sequence[str]) -> Mapping[str, Entry]:
         rig.store.calls += 1
         raise CacheUnavailable
 
-    rig.store.get = get  # type: ignore[method-assign]
+    rig.store.get_many = get_many  # type: ignore[method-assign]
     for _ in range(5):
         with pytest.raises(CacheUnavailable):
             await rig.guard.get("k")
@@ -165,8 +161,9 @@ async def test_a_success_in_between_starts_the_count_anew(rig: Rig) -> None:
 
 async def test_an_unreadable_cell_is_no_failure_of_the_store(rig: Rig) -> None:
     for _ in range(10):
+        assert await rig.guard.get("garbage") is None
         with pytest.raises(UnreadableCell):
-            await rig.guard.get("garbage")
+            await rig.guard.lease("garbage", "r")
     assert rig.guard.condition().available
 
 
@@ -174,7 +171,7 @@ async def test_nobody_waits_longer_than_the_deadline(rig: Rig) -> None:
     rig.store.hangs = asyncio.Event()
     with pytest.raises(CacheUnavailable, match=r"no answer within 0\.02 s"):
         await rig.guard.get("k")
-    left = [task for task in rig.guard._running if "Store.get" in repr(task.get_coro())]
+    left = [task for task in rig.guard._running if "Store.get_many" in repr(task.get_coro())]
     assert len(left) == 1, "the operation itself is left to end by itself"
     rig.store.hangs.set()
     while rig.guard._running:
@@ -725,10 +722,10 @@ async def test_a_store_that_is_always_late_is_away(rig: Rig) -> None:
 async def test_whatever_a_backend_raises_is_an_error_of_the_cache(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def buggy(key: str) -> Entry | None:
-        raise TypeError(key)
+    async def buggy(keys: Sequence[str]) -> Mapping[str, Entry]:
+        raise TypeError(*keys)
 
-    rig.store.get = buggy  # type: ignore[method-assign]
+    rig.store.get_many = buggy  # type: ignore[method-assign]
     for number in range(2):
         with pytest.raises(CacheUnavailable, match="TypeError"):
             await rig.guard.get(f"k{number}")
@@ -741,15 +738,15 @@ async def test_a_bypass_tells_the_cache_what_it_saw(rig: Rig) -> None:
     source.versions["k"] = 1
     await cache.read("k", lambda: source.load("k"))
     source.versions["k"] = 2  # committed by a writer whose fence was evicted; not offered yet
-    get = rig.store.get
+    get_many = rig.store.get_many
     losses = iter([True])
 
-    async def lost_once(key: str) -> Entry | None:
+    async def lost_once(keys: Sequence[str]) -> Mapping[str, Entry]:
         if next(losses, False):
             raise CacheUnavailable("reset")
-        return await get(key)
+        return await get_many(keys)
 
-    rig.store.get = lost_once  # type: ignore[method-assign]
+    rig.store.get_many = lost_once  # type: ignore[method-assign]
     first = await cache.read("k", lambda: source.load("k"))
     assert (first.entry.version, first.outcome) == (2, Outcome.BYPASS)
     assert (await cache.read("k", lambda: source.load("k"))).entry.version == 2

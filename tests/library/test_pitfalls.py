@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from jobcache.backends.redis import RedisBackend
 from jobcache.guard import Guard
 from jobcache.testing.conformance import Subject
 from tests.library.bench import Source, Transaction, document
-from tests.subjects import BACKENDS, KEEPING
+from tests.subjects import BACKENDS, KEEPING, by_the_pool
 
 
 @pytest.mark.parametrize("subject", BACKENDS, indirect=True)
@@ -87,9 +88,12 @@ async def test_a_connection_that_is_closed_at_once_is_tried_twice_and_no_more() 
         await backend.aclose()
 
 
-async def test_the_pool_recovers_after_time_outs() -> None:
+@pytest.mark.parametrize("prepare", [by_the_pool, lambda backend: backend])
+async def test_connections_recover_after_time_outs(
+    prepare: Callable[[RedisBackend], RedisBackend],
+) -> None:
     with RedisServer() as server, redis.Redis(port=server.port) as raw:
-        backend = RedisBackend(server.url, socket_limit=0.05, connections=4)
+        backend = prepare(RedisBackend(server.url, socket_limit=0.05, connections=4))
         for _ in range(3):
             await asyncio.gather(*(backend.lease(f"k{number}", "r") for number in range(200)))
             server.pause()

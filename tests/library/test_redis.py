@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import redis
@@ -18,7 +18,7 @@ from jobcache.protocol import Offered, Standing
 from jobcache.registry import make_backend
 from jobcache.settings import CacheSettings
 from jobcache.testing.schedules import entry_of
-from tests.subjects import REDIS_SERVERS
+from tests.subjects import REDIS_SERVERS, by_the_pool
 
 
 @pytest.fixture(params=REDIS_SERVERS)
@@ -166,10 +166,16 @@ async def test_emptying_the_namespace_leaves_others_data_alone(url: str, raw: re
     assert sorted(raw.keys("*")) == sorted([b"theirs", b"their list", b"\xff\xfe"])
 
 
-async def test_a_burst_waits_for_the_pool_instead_of_failing(url: str, raw: redis.Redis) -> None:
-    backend = RedisBackend(url)
+@pytest.mark.parametrize(
+    ("prepared", "connections"),
+    [(RedisBackend, 1), (lambda url: by_the_pool(RedisBackend(url)), 10)],
+)
+async def test_a_burst_waits_instead_of_failing(
+    prepared: Callable[[str], RedisBackend], connections: int, url: str, raw: redis.Redis
+) -> None:
+    backend = prepared(url)
     await asyncio.gather(*(backend.lease(f"k{n}", "t") for n in range(1500)))
-    assert raw.info("clients")["connected_clients"] <= 10 + 1
+    assert raw.info("clients")["connected_clients"] <= connections + 1
     await backend.aclose()
 
 
@@ -226,9 +232,12 @@ async def test_a_lost_batch_is_an_error_to_each_who_shared_it() -> None:
         await backend.aclose()
 
 
-async def test_nobody_starves_for_a_connection(url: str) -> None:
+@pytest.mark.parametrize("prepare", [by_the_pool, lambda backend: backend])
+async def test_nobody_starves_for_a_connection(
+    prepare: Callable[[RedisBackend], RedisBackend], url: str
+) -> None:
     """Many who ask without a pause, and fewer connections than they are."""
-    backend = RedisBackend(url, connections=2)
+    backend = prepare(RedisBackend(url, connections=2))
 
     async def ask(name: str) -> None:
         for _ in range(300):

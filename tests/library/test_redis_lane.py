@@ -1,4 +1,4 @@
-"""All reads of a server on one connection: whose answer is whose, and when it is given up."""
+"""All commands of a kind on one connection: whose answer is whose, and when it is given up."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import redis
-from redis._parsers import _AsyncRESP3Parser
 
 from app.devservers import RedisServer
 from jobcache.backends.redis import RedisBackend
 from jobcache.backends.redis_lane import Lane
 from jobcache.backends.redis_server import Server
 from jobcache.errors import CacheUnavailable
-from jobcache.protocol import Entry
+from jobcache.protocol import Entry, Standing
 from jobcache.testing.schedules import entry_of
+from tests.subjects import by_the_pool
 
 KEYS = [f"k{number}" for number in range(30)]
 LIMIT_MS = 300
@@ -46,7 +46,7 @@ def server_of(backend: RedisBackend) -> Server:
 
 async def lane_of(backend: RedisBackend) -> Lane:
     await backend.get(KEYS[0])
-    lane = server_of(backend)._lane
+    lane = server_of(backend)._reads._lane
     assert lane is not None
     return lane
 
@@ -75,7 +75,7 @@ async def test_reads_follow_each_other_on_one_connection(
     lane = await lane_of(backend)
     entries = await asyncio.gather(*await read_in_turns(backend))
     assert versions(entries) == list(range(1, len(KEYS) + 1))
-    assert server_of(backend)._lane is lane
+    assert server_of(backend)._reads._lane is lane
     with redis.Redis.from_url(redis_server.url) as client:
         asked_last = [each["cmd"] for each in client.client_list()]
     assert asked_last.count("get") == 1
@@ -130,7 +130,7 @@ async def test_what_the_server_says_of_its_own_accord_is_nobodys_answer(
             client.set(f"other{number}", "1")
             entries = await asyncio.gather(*(backend.get(key) for key in KEYS))
             assert versions(entries) == list(range(1, len(KEYS) + 1))
-    assert server_of(backend)._lane is lane
+    assert server_of(backend)._reads._lane is lane
 
 
 async def test_an_answer_that_nobody_asked_for_is_trusted_no_more(backend: RedisBackend) -> None:
@@ -140,13 +140,18 @@ async def test_an_answer_that_nobody_asked_for_is_trusted_no_more(backend: Redis
     assert versions([await backend.get(KEYS[4])]) == [5]
 
 
-async def test_with_another_parser_reads_go_by_the_pool(backend: RedisBackend) -> None:
-    server = server_of(backend)
-    server._pool.connection_kwargs["parser_class"] = _AsyncRESP3Parser
-    await server._pool.disconnect()
-    entries = await asyncio.gather(*await read_in_turns(backend))
+async def test_with_another_parser_all_goes_by_the_pool(
+    backend: RedisBackend, redis_server: RedisServer
+) -> None:
+    without = by_the_pool(RedisBackend(redis_server.url, prefix="lane:"))
+    entries = await asyncio.gather(*await read_in_turns(without))
     assert versions(entries) == list(range(1, len(KEYS) + 1))
-    assert server._lane is None
+    await without.fence(KEYS[0], "w")
+    assert await backend.lease(KEYS[0], "r") is Standing.FENCE
+    await without.offer(KEYS[0], "w", None)
+    server = server_of(without)
+    assert (server._reads._lane, server._scripted._lane) == (None, None)
+    await without.aclose()
 
 
 async def test_a_server_that_is_let_go_answers_what_it_has_been_asked(
