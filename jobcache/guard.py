@@ -65,7 +65,7 @@ from jobcache.protocol import (
     Ping,
     PurgeAll,
 )
-from jobcache.together import Turn, settle
+from jobcache.together import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -83,6 +83,7 @@ class RemoteBackend(CacheBackend, Ping, Protocol):
     """What can be guarded."""
 
 
+_CLOSED = "it is being closed"
 _SLICES = 10
 _MOST_REFUSALS = 5
 _BATCH = 500  # gets that are one operation
@@ -224,25 +225,27 @@ class Guard:
 
     def _get_together(self, asked: Sequence[tuple[str, Then]]) -> None:
         def tell(found: Mapping[str, Entry] | CacheError) -> None:
-            of: Callable[[str], Entry | CacheError | None]
             if isinstance(found, CacheError):
-                error = found
-                of = lambda _: error  # noqa: E731
+                self._tell_each(asked, lambda _: found)
             else:
-                of = self._trusted(found).get
-            for key, then in asked:
-                try:
-                    then(of(key))
-                except asyncio.InvalidStateError:
-                    pass  # who waited for it has gone
-                except Exception:
-                    logger.exception("who asked for %r could not be told", key)
+                self._tell_each(asked, self._trusted(found).get)
 
         keys = self._settled(dict.fromkeys([key for key, _ in asked]))
         if keys:
             self._read(keys, tell)
         else:
             tell({})
+
+    def _tell_each(
+        self, asked: Sequence[tuple[str, Then]], of: Callable[[str], Entry | CacheError | None]
+    ) -> None:
+        for key, then in asked:
+            try:
+                then(of(key))
+            except asyncio.InvalidStateError:
+                pass  # who waited for it has gone
+            except Exception:
+                logger.exception("who asked for %r could not be told", key)
 
     def _read(
         self, keys: Sequence[str], tell: Callable[[Mapping[str, Entry] | CacheError], None]
@@ -251,23 +254,21 @@ class Guard:
         number, limit = self._breaker.begin(), self._deadline
         deadline = _Deadline(limit, lambda: tell(self._given_up(number, limit)))
 
-        def answered(found: Mapping[str, Entry] | CacheError) -> None:
-            if deadline.met():
-                failed = found if isinstance(found, CacheError) else None
-                error = self._heard(number, failed)
-                tell(found if error is None else error)
-
-        def ended(task: asyncio.Task[Mapping[str, Entry]]) -> None:
+        def answered(found: Mapping[str, Entry] | BaseException) -> None:
             if not deadline.met():
                 return
-            error = self._heard(number, _error_of(task))
-            tell(task.result() if error is None else error)
+            if isinstance(found, BaseException):
+                tell(self._failure(number, found))
+            else:
+                self._breaker.succeeded()
+                tell(found)
 
         if not self._ask_soon(keys, answered):
-            self._start(self._backend.get_many(keys)).add_done_callback(ended)
+            reading = self._start(self._backend.get_many(keys))
+            reading.add_done_callback(lambda reading: answered(_outcome(reading)))
 
     def _ask_soon(
-        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | CacheError], None]
+        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | Exception], None]
     ) -> bool:
         try:
             return self._ask_many is not None and self._ask_many(keys, then)
@@ -379,8 +380,7 @@ class Guard:
     async def aclose(self) -> None:
         """End the recovery and what is still under way, then close the backend."""
         self._closed = True
-        for _, then in self._gets.take():
-            then(CacheUnavailable("it is being closed"))
+        self._tell_each(self._gets.take(), lambda _: CacheUnavailable(_CLOSED))
         tasks = [*self._running]
         if self._recovery is not None:
             tasks.append(self._recovery)
@@ -435,9 +435,11 @@ class Guard:
                 return  # its caller has gone
             if task.cancelled():
                 watched.cancel()
-                return
-            error = self._heard(number, task.exception())
-            settle(watched, task.result() if error is None else error)
+            elif (error := task.exception()) is not None:
+                watched.set_exception(self._failure(number, error))
+            else:
+                self._breaker.succeeded()
+                watched.set_result(task.result())
 
         def ended(_: object) -> None:
             if deadline.met():
@@ -463,12 +465,12 @@ class Guard:
             return "an answer is overdue"
         return ""
 
-    def _heard(self, number: int, error: BaseException | None) -> CacheError | None:
-        """Tell the breaker how an operation has ended. Returns the error to raise, if any."""
-        if self._closed and isinstance(error, CacheError):
+    def _failure(self, number: int, error: BaseException) -> CacheError:
+        """Tell the breaker that an operation has failed. Returns the error to raise."""
+        if isinstance(error, UnreadableCell):
+            self._breaker.succeeded()  # the store answers; it is the cell that is bad
             return error
-        if error is None or isinstance(error, UnreadableCell):
-            self._breaker.succeeded()  # the store answers; if anything, it is the cell that is bad
+        if self._closed and isinstance(error, CacheError):
             return error
         self._breaker.failed(number, str(error))
         self._doubt()
@@ -618,8 +620,11 @@ class Guard:
         return True
 
 
-def _error_of(task: asyncio.Task[Any]) -> BaseException | None:
-    return CacheUnavailable("it is being closed") if task.cancelled() else task.exception()
+def _outcome(task: asyncio.Task[T]) -> T | BaseException:
+    if task.cancelled():
+        return CacheUnavailable(_CLOSED)
+    error = task.exception()
+    return task.result() if error is None else error
 
 
 async def _answered(task: asyncio.Task[Any], limit: float) -> bool:

@@ -241,7 +241,7 @@ class AskMany(Protocol):
     """As `Ask`, for many keys."""
 
     def ask_many(
-        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | CacheError], object]
+        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | Exception], object]
     ) -> bool:
         """Have `then` called, in a later turn, with what `get_many` returns, or raises.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 
 import pytest
 
 from jobcache import CacheUnavailable, JobCache, Outcome, UnreadableCell
 from jobcache.backends.memory import MemoryBackend
+from jobcache.errors import CacheError
 from jobcache.guard import Guard
 from jobcache.protocol import CLOCK_SKEW_MS, Entry, Offered, Ping, Standing
 from jobcache.testing.schedules import entry_of
@@ -76,9 +77,34 @@ class Pauses:
         await self.gate.acquire()
 
 
-class Rig:
+class AskedStore(Store):
+    """The same, which can be asked without a task of the guard's."""
+
     def __init__(self) -> None:
-        self.store = Store()
+        super().__init__()
+        self.asking: set[asyncio.Task[None]] = set()
+
+    def ask_many(
+        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | Exception], object]
+    ) -> bool:
+        asking = asyncio.create_task(self._ask(keys, then))
+        self.asking.add(asking)
+        asking.add_done_callback(self.asking.discard)
+        return True
+
+    async def _ask(
+        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | Exception], object]
+    ) -> None:
+        try:
+            found: Mapping[str, Entry] | Exception = await self.get_many(keys)
+        except Exception as error:  # noqa: BLE001 - told
+            found = error
+        then(found)
+
+
+class Rig:
+    def __init__(self, store: Store) -> None:
+        self.store = store
         self.pauses = Pauses()
         self.clock = FakeClock()
         self.now_ms = 1_700_000_000_000
@@ -111,9 +137,9 @@ class Rig:
         assert self.guard.condition().state == "open"
 
 
-@pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    rig = Rig()
+@pytest.fixture(params=[Store, AskedStore])
+async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    rig = Rig(request.param())
     yield rig
     await rig.guard.aclose()
 
@@ -171,11 +197,76 @@ async def test_nobody_waits_longer_than_the_deadline(rig: Rig) -> None:
     rig.store.hangs = asyncio.Event()
     with pytest.raises(CacheUnavailable, match=r"no answer within 0\.02 s"):
         await rig.guard.get("k")
-    left = [task for task in rig.guard._running if "Store.get_many" in repr(task.get_coro())]
+    asking = rig.store.asking if isinstance(rig.store, AskedStore) else rig.guard._running
+    left = [task for task in asking if "ping" not in repr(task.get_coro())]
     assert len(left) == 1, "the operation itself is left to end by itself"
     rig.store.hangs.set()
     while rig.guard._running:
         await asyncio.sleep(0)
+
+
+async def test_an_answer_after_the_deadline_is_nobodys(rig: Rig) -> None:
+    rig.store.hangs = asyncio.Event()
+    told: list[Entry | CacheError | None] = []
+    assert rig.guard.ask("k", told.append)
+    while not told:
+        await asyncio.sleep(0.001)
+    rig.store.hangs.set()
+    await asyncio.sleep(0.01)
+    assert [str(each) for each in told] == ["no answer within 0.02 s"]
+
+
+async def test_who_has_gone_or_fails_takes_nobody_else_along(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_: object) -> None:
+        raise ZeroDivisionError
+
+    rig.store.hangs = asyncio.Event()
+    gone = asyncio.create_task(rig.guard.get("k"))
+    stays = asyncio.create_task(rig.guard.get("k"))
+    await asyncio.sleep(0)
+    assert rig.guard.ask("k", fails)
+    told: list[Entry | CacheError | None] = []
+    assert rig.guard.ask("k", told.append)
+    await asyncio.sleep(0)
+    gone.cancel()
+    rig.store.hangs.set()
+    assert await stays is None
+    assert gone.cancelled()
+    assert told == [None]
+    assert rig.store.calls == 1
+    assert "who asked for 'k' could not be told" in caplog.text
+    assert "InvalidStateError" not in caplog.text
+
+
+async def test_a_backend_that_cannot_be_asked_so_is_asked_as_ever(rig: Rig) -> None:
+    answers = iter([False, ZeroDivisionError])
+
+    def refuses(keys: Sequence[str], then: object) -> bool:
+        answer = next(answers)
+        if isinstance(answer, bool):
+            return answer
+        raise answer
+
+    rig.guard._ask_many = refuses
+    await rig.store.lease("k", "r")
+    await rig.store.offer("k", "r", entry_of(3))
+    for _ in range(2):
+        assert await rig.guard.get("k") == entry_of(3)
+    assert next(answers, None) is None
+
+
+async def test_who_waits_while_it_closes_is_told(rig: Rig) -> None:
+    rig.store.hangs = asyncio.Event()
+    waiting = [asyncio.create_task(rig.guard.get("k"))]
+    await asyncio.sleep(0.005)
+    waiting.append(asyncio.create_task(rig.guard.get("k")))
+    await asyncio.sleep(0)
+    await rig.guard.aclose()
+    await asyncio.wait(waiting, timeout=5)
+    assert {type(task.exception()) for task in waiting} == {CacheUnavailable}
+    rig.store.hangs.set()
 
 
 async def test_after_a_deadline_of_silence_reads_do_not_wait_and_one_probe_decides(
@@ -674,7 +765,7 @@ async def test_the_breaker_stays_open_while_the_missed_cannot_be_repeated(
 
 
 async def test_a_sweep_may_take_longer_than_a_probe() -> None:
-    rig = Rig()
+    rig = Rig(Store())
     rig.guard._probe_limit = 0.01
     await rig.break_it()
     with pytest.raises(CacheUnavailable):
@@ -788,7 +879,7 @@ async def test_a_bug_in_the_backend_does_not_end_the_recovery(
 
 
 async def test_behind_an_open_breaker_reads_and_writes_go_on() -> None:
-    rig = Rig()
+    rig = Rig(Store())
     cache = JobCache(rig.guard)
     await rig.break_it()
     source = Source()

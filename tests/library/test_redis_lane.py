@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 
 import pytest
 import redis
@@ -12,7 +12,7 @@ from app.devservers import RedisServer
 from jobcache.backends.redis import RedisBackend
 from jobcache.backends.redis_lane import Lane
 from jobcache.backends.redis_server import Server
-from jobcache.errors import CacheUnavailable
+from jobcache.errors import CacheError, CacheUnavailable
 from jobcache.protocol import Entry, Standing
 from jobcache.testing.schedules import entry_of
 from tests.subjects import by_the_pool
@@ -165,6 +165,53 @@ async def test_a_server_that_is_let_go_answers_what_it_has_been_asked(
     assert versions(await asyncio.gather(*tasks)) == list(range(1, len(KEYS) + 1))
     assert not lane.open
     assert versions([await backend.get(KEYS[4])]) == [5], "by the pool, for who still knows it"
+
+
+async def test_who_asks_without_a_task_is_answered_over_a_lost_connection(
+    backend: RedisBackend, redis_server: RedisServer
+) -> None:
+    told: list[Mapping[str, Entry] | CacheError] = []
+    lane = await lane_of(backend)
+    pause(redis_server, LIMIT_MS // 3)
+    assert backend.ask_many(KEYS, told.append)
+    lane._transport.abort()
+    async with asyncio.timeout(10):
+        while not told:
+            await asyncio.sleep(0.001)
+    assert told == [{key: entry_of(number) for number, key in enumerate(KEYS, 1)}]
+
+
+async def test_who_asks_without_a_task_is_told_what_went_wrong(backend: RedisBackend) -> None:
+    with RedisServer() as server:
+        lone = RedisBackend(server.url, socket_limit=LIMIT_MS / 1000)
+        told: list[Mapping[str, Entry] | CacheError] = []
+        assert not lone.ask_many(["k"], told.append), "there is no connection yet"
+        await lone.get("k")
+        server.pause()
+        assert lone.ask_many(["k"], told.append)
+        while not told:
+            await asyncio.sleep(0.01)
+        server.resume()
+        await lone.get("k")
+        server.pause()
+        assert lone.ask_many(["k"], told.append)
+        server.kill()
+        while len(told) < 2:
+            await asyncio.sleep(0.01)
+        await lone.aclose()
+    assert [type(each) for each in told] == [CacheUnavailable] * 2
+    assert "overdue" in str(told[0])
+    assert await backend.get(KEYS[0]) == entry_of(1)
+
+
+async def test_who_asks_without_a_task_is_told_that_it_closes(redis_server: RedisServer) -> None:
+    backend = RedisBackend(redis_server.url)
+    await backend.get("k")
+    told: list[Mapping[str, Entry] | CacheError] = []
+    pause(redis_server, LIMIT_MS // 3)
+    assert backend.ask_many(["k"], told.append)
+    await backend.aclose()
+    assert [type(each) for each in told] == [CacheUnavailable]
 
 
 async def test_closing_ends_it_and_whoever_waits(
