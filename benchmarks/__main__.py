@@ -32,7 +32,7 @@ from benchmarks import results, tables
 from benchmarks.drivers import DriverMissing, driver
 from benchmarks.generator import WrongAnswer
 from benchmarks.machine import surroundings
-from benchmarks.measured import keys, polls
+from benchmarks.measured import keys, polls, wire
 from benchmarks.measured.gets import gets
 from benchmarks.measured.lookups import lookups
 from benchmarks.measured.operations import operations
@@ -45,7 +45,7 @@ from benchmarks.verdicts import verdicts
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Sequence
 
-SECTIONS = ("polls", "connections", "lookups", "gets", "updates", "keys", "operations")
+SECTIONS = ("polls", "connections", "wire", "lookups", "gets", "updates", "keys", "operations")
 RESULTS = Path(__file__).with_name("results")
 
 _BESIDE = (
@@ -77,6 +77,7 @@ class Measurement:
         if not {"polls", "connections"}.isdisjoint(chosen):
             self._keep("over HTTP", partial(self._over_http, chosen))
         for name, measure in (
+            ("wire", self._wire),
             ("lookups", self._lookups),
             ("gets", self._gets),
             ("updates", self._updates),
@@ -115,6 +116,11 @@ class Measurement:
                 scale = (1, 32) if options.quick else polls.SCALE
                 found.append(self._loop(polls.connections(servers, asks, plan, scale)))
             return found
+
+    def _wire(self) -> list[Section]:
+        options = self._options
+        count, scale = (512, (1, 32)) if options.quick else (20_000, wire.SCALE)
+        return [self._loop(wire.wire(operations=count, turns=options.turns, scale=scale))]
 
     def _lookups(self) -> list[Section]:
         options = self._options

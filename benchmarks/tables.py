@@ -41,6 +41,7 @@ _PLOTTED = {
     "updates": ["cost"],
     "keys": ["scale"],
     "connections": ["scale"],
+    "wire": ["scale"],
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks.measured import gets, keys, lookups, polls, updates
+from benchmarks.measured import gets, keys, lookups, polls, updates, wire
 from benchmarks.results import NoResults, Run, Section, Series, ratios, spread
 
 if TYPE_CHECKING:
@@ -114,12 +114,15 @@ def _costs(section: str, subject: str, other: str, limit: float) -> _Check:
     return check
 
 
-def _flat(section: str, subject: str) -> _Check:
-    """The highest of the costs on a scale, over the lowest; turn by turn."""
+def _flat(section: str, subject: str, other: str = "") -> _Check:
+    """The highest of the costs on a scale, over the lowest, turn by turn; and that of another."""
 
     def check(claim: str, run: Run) -> Verdict:
         measured = run.find(section)
         found, beside = _steepness(measured, subject)
+        if other:
+            least, _ = _steepness(measured, other)
+            beside += f"; {other}: {median(least):.2f}"
         return _at_most(claim, found, FLAT, beside)
 
     return check
@@ -170,6 +173,10 @@ def _claims() -> Iterator[tuple[str, _Check]]:
         yield f"{hit}: times the fastest peer", _over_best(one, name, 6)
         yield f"{hit}: times null, all asking for one job", _over(one, name, "null", 30)
         yield f"{hit}: times null, 100 jobs", _over(many, name, "null", 30)
+        yield (
+            f"{hit}: times a route without a cache, all asking for one job",
+            _over(one, name, polls.HANDWRITTEN, 30),
+        )
     hit = "2. Poll hit, redis, 100 jobs"
     yield f"{hit}: of the plain ASGI function", _over(many, "redis", polls.PLAIN, 0.5)
     yield f"{hit}: times the fastest peer on Redis", _over_best(many, "redis", 5)
@@ -199,9 +206,16 @@ def _claims() -> Iterator[tuple[str, _Check]]:
             yield f"{update}: times {words}", _costs("updates", ours, other, 1.5)
         yield f"{update}: SQL statements in its transaction", _statements(name)
     yield "6. Cost of a hit, 100 to 1,000,000 keys, the same 100 asked for", _flat("keys", keys.HOT)
-    yield "6. Cost of a hit, 100 to 1,000,000 keys, all asked for", _flat("keys", keys.ALL)
+    yield (
+        "6. Cost of a hit, 100 to 1,000,000 keys, all asked for by chance",
+        _flat("keys", keys.ALL, keys.ALL_DICTIONARY),
+    )
     for name in ("memory", "tiered"):
-        yield f"6. Cost of a poll hit, 1 to 512 connections, {name}", _flat("connections", name)
+        yield (
+            f"6. Cost of a poll hit, 1 to 512 connections, {name}",
+            _flat("connections", name, polls.PLAIN),
+        )
+    yield "6. Our own part of it, without sockets", _flat("wire", wire.OURS)
     for kind in keys.PAUSES:
         yield f"6. Longest pause of the loop by {kind}, at 1,000,000 keys", _pause(kind)
     uncached = "7. Uncached poll: of a FastAPI route written by hand"

@@ -6,7 +6,8 @@
 See `JobCache` for reading and writing, `protocol` for the contract of a backend.
 """
 
-from jobcache.cache import Answer, JobCache, Outcome
+from jobcache.answers import Answer, Outcome
+from jobcache.cache import JobCache
 from jobcache.codec import identity_body
 from jobcache.errors import (
     CacheError,

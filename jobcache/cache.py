@@ -20,10 +20,10 @@ import secrets
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from jobcache.answers import Answer, Outcome
 from jobcache.errors import CacheError, SourceUnavailable, UnreadableCell
 from jobcache.offers import Offers
 from jobcache.protocol import (
@@ -71,40 +71,7 @@ PATIENCE = {Standing.NOTHING: 0, Standing.FENCE: 5, Standing.LEASE: len(PAUSES)}
 behind a lease. What it waits for is on its way, and costs nothing; but its writer may be dead."""
 
 
-class Outcome(Enum):
-    """How a read was answered."""
-
-    HIT = "hit"
-    """From the cache."""
-    MISS = "miss"
-    """Loaded: the cache held nothing."""
-    EXPIRED = "expired"
-    """Loaded: what the cache held was past its freshness."""
-    BYPASS = "bypass"
-    """Loaded: the cache could not answer, or must not while a writer is at work."""
-    STALE = "stale"
-    """From the cache, past its freshness, because the source is away."""
-
-
 _HIT = Outcome.HIT  # to look it up in an enumeration takes as long as to look for the entry
-
-
-class Answer(NamedTuple):
-    """What a read returns. A tuple, for one is made for every poll.
-
-    Attributes:
-        entry: the entry; `entry.gone` where the source knows no such document.
-        outcome: where it came from.
-        coalesced: True if a load that served it was asked for by another caller.
-        tier: the backend, or the tier of it, that answered, or would have.
-        age_ms: how long ago the entry was loaded or committed, in milliseconds.
-    """
-
-    entry: Entry
-    outcome: Outcome
-    coalesced: bool
-    tier: str
-    age_ms: int
 
 
 @dataclass(frozen=True, slots=True)

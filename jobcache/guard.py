@@ -53,6 +53,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from jobcache.breaker import Breaker
+from jobcache.deadline import Deadline, ends_within
 from jobcache.errors import CacheError, CacheUnavailable, UnreadableCell
 from jobcache.missed import Missed, Step
 from jobcache.protocol import (
@@ -84,49 +85,10 @@ class RemoteBackend(CacheBackend, Ping, Protocol):
 
 
 _CLOSED = "it is being closed"
-_SLICES = 10
 _MOST_REFUSALS = 5
 _BATCH = 500  # gets that are one operation
 _AT_ONCE = 32  # missed steps that are repeated side by side
 _SWEEP = 30.0  # seconds an operator waits while a whole namespace is emptied
-
-
-class _Deadline:
-    """Of one operation: it is met, or missed, and then not met any more.
-
-    It is waited for in parts, between which the loop looks at its sockets: however long it is busy
-    with other things, an answer that is there, yet unread, is not taken for silence.
-
-    Args:
-        limit: in seconds.
-        missed: called once it is.
-    """
-
-    __slots__ = ("_left", "_loop", "_missed", "_over", "_part", "_timer")
-
-    def __init__(self, limit: float, missed: Callable[[], object]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._missed = missed
-        self._over = False
-        self._left = _SLICES
-        self._part = limit / _SLICES
-        self._timer = self._loop.call_later(self._part, self._look)
-
-    def met(self) -> bool:
-        """The operation has ended. Returns whether anybody still waits for it."""
-        if self._over:
-            return False
-        self._over = True
-        self._timer.cancel()
-        return True
-
-    def _look(self) -> None:
-        self._left -= 1
-        if self._left:
-            self._timer = self._loop.call_later(self._part, self._look)
-        else:
-            self._over = True
-            self._missed()
 
 
 class Guard:
@@ -252,7 +214,7 @@ class Guard:
     ) -> None:
         """One operation for all of them; without a task, where the backend can: it is each poll."""
         number, limit = self._breaker.begin(), self._deadline
-        deadline = _Deadline(limit, lambda: tell(self._given_up(number, limit)))
+        deadline = Deadline(limit, lambda: tell(self._given_up(number, limit)))
 
         def answered(found: Mapping[str, Entry] | BaseException) -> None:
             if not deadline.met():
@@ -452,7 +414,7 @@ class Guard:
                 went_late(task)
                 watched.set_exception(self._given_up(number, limit))
 
-        deadline = _Deadline(limit, late)
+        deadline = Deadline(limit, late)
         task.add_done_callback(ended)
         return watched
 
@@ -556,7 +518,7 @@ class Guard:
 
     async def _ping(self, limit: float) -> None:
         pinging = self._start(self._backend.ping())
-        if not await _answered(pinging, limit):
+        if not await ends_within(limit, pinging):
             pinging.cancel()  # the connection is its own
             raise TimeoutError
         pinging.result()
@@ -625,14 +587,6 @@ def _outcome(task: asyncio.Task[T]) -> T | BaseException:
         return CacheUnavailable(_CLOSED)
     error = task.exception()
     return task.result() if error is None else error
-
-
-async def _answered(task: asyncio.Task[Any], limit: float) -> bool:
-    for _ in range(_SLICES):
-        # wait(), unlike wait_for(), leaves the task alone when time is up
-        if (await asyncio.wait({task}, timeout=limit / _SLICES))[0]:
-            return True
-    return False
 
 
 def _outdated(version: int) -> Entry:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from jobcache.cache import Answer
+    from jobcache.answers import Answer
     from jobcache.protocol import CacheBackend, Document
     from jobcache.stats import Statistics
     from jobcache.ttl import Lifetimes

@@ -40,7 +40,8 @@ from jobcache.protocol import Announces, Peek, Watched
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
-    from jobcache.cache import Answer, Load
+    from jobcache.answers import Answer
+    from jobcache.cache import Load
     from jobcache.protocol import CacheBackend
 
     Later = Callable[[float, Callable[[], object]], "Timer"]

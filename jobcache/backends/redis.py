@@ -48,7 +48,8 @@ from jobcache.backends.ending import end_all
 from jobcache.backends.redis_server import Call, Cells, Server, Told
 from jobcache.backends.redis_url import read_url
 from jobcache.backends.redis_wiring import topology_of
-from jobcache.backends.tracking import Place, TrackingFeed
+from jobcache.backends.tracking import TrackingFeed
+from jobcache.backends.tracking_line import Place
 from jobcache.codec import Decoder, Fence
 from jobcache.errors import CacheError, CacheUnavailable, SettingsError, UnreadableCell, redacted
 from jobcache.protocol import Entry, Offered, Standing

@@ -15,6 +15,7 @@ answer, and several times what is done here.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -65,13 +66,20 @@ class Lane(asyncio.Protocol):
 
     Args:
         connection: connected; nothing is under way on it.
-        limit: seconds to wait for an answer.
+        limit: seconds to wait for an answer; infinite, if somebody else keeps watch.
+        overhears: is told what the server says of its own accord, and at last why this was closed.
+            It must not raise.
 
     Raises:
         NoLane: it cannot be one.
     """
 
-    def __init__(self, connection: AbstractConnection, limit: float) -> None:
+    def __init__(
+        self,
+        connection: AbstractConnection,
+        limit: float,
+        overhears: Callable[[list[Any] | BaseException], None] = lambda _: None,
+    ) -> None:
         # Private, and pinned by tests: redis-py hands neither of them out.
         parser: Any = connection._parser  # noqa: SLF001
         writer: Any = connection._writer  # noqa: SLF001
@@ -85,6 +93,7 @@ class Lane(asyncio.Protocol):
         self._ending = False
         self._connection = connection
         self._limit = limit
+        self._overhears = overhears
         self._loop = asyncio.get_running_loop()
         self._line: deque[_Asked] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -119,7 +128,7 @@ class Lane(asyncio.Protocol):
         packed = b"".join([pack(command) for command in commands])  # which may raise
         self._line.append(_Asked(len(commands), self._loop.time(), then))
         self._transport.write(packed)
-        if self._timer is None:
+        if self._timer is None and self._limit < math.inf:
             self._timer = self._loop.call_later(self._limit, self._look)
 
     def close_when_idle(self) -> None:
@@ -141,6 +150,7 @@ class Lane(asyncio.Protocol):
         why = asyncio.CancelledError() if error is None else error
         while self._line:
             self._line.popleft().then(why)
+        self._overhears(why)
 
     # --- what the transport says ---
 
@@ -151,7 +161,8 @@ class Lane(asyncio.Protocol):
             reader.feed(data)
             while (reply := reader.gets()) is not self._nothing:
                 if isinstance(reply, PushNotification):
-                    continue  # said of the server's own accord; it answers nobody
+                    self._overhears(reply)  # it answers nobody
+                    continue
                 if not line:
                     raise RedisConnectionError("an answer that nobody has asked for")
                 first = line[0]

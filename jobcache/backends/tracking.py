@@ -11,10 +11,6 @@ end, that tracking is on. The feed is live for as long as the last such proof is
 limit, counted from when the beat was *sent*. So nobody who asks `live` first is misled for longer
 than that limit, whatever holds reports up: the network, the server, or a loop that is busy.
 
-Where a server will not speak RESP3, the older form does: one connection is tracked, and its
-reports are redirected to a second one that subscribes to them. Where that is refused, too, there is
-no feed.
-
 Rejected: PING as a heartbeat. Its reply overtakes the reports of what the server has executed in
 the same turn, and it comes even if nothing is tracked any more. Publishing changes ourselves: a
 subscriber that has missed a message does not know. Tracking keys one by one, without broadcast: the
@@ -27,55 +23,23 @@ import asyncio
 import logging
 import random
 import time
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
-from redis.exceptions import RedisError, ResponseError
-
+from jobcache.backends.tracking_line import HANDSHAKE, Lost, Place, Refused, opened
 from jobcache.errors import CacheError
 from jobcache.protocol import FeedCondition
 from jobcache.stats import Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from typing import Literal
-
-    from redis.asyncio.connection import AbstractConnection
 
     from jobcache.protocol import Listener
 
 logger = logging.getLogger("jobcache")
 
-_HANDSHAKE = 2.0  # seconds to connect and to turn tracking on
 _PAUSES = (0.05, 1.0)  # seconds between two attempts to connect: the first, and the longest
 _REFUSED_PAUSE = 30.0  # the same, after a server that has no such thing
-_BEAT_LIFE_MS = 60_000
-_CHANNEL = b"__redis__:invalidate"
-
-
-@dataclass(frozen=True)
-class Place:
-    """A primary: a server that cells are written on.
-
-    Attributes:
-        name: its host and port, for people.
-        connect: makes a new connection to it, not yet connected. Takes redis-py's options of one,
-            which win over the backend's own.
-        beat_key: a key that lives there, with a word of the caller's in it; no cell is ever there.
-    """
-
-    name: str
-    connect: Callable[..., AbstractConnection]
-    beat_key: Callable[[str], str]
-
-
-class Lost(Exception):  # noqa: N818 - says what has happened
-    """The feed cannot be sure any more that it is told everything."""
-
-
-class Refused(Lost):
-    """The server does not report changes in this way."""
 
 
 class TrackingFeed:
@@ -206,10 +170,16 @@ class TrackingFeed:
     async def _follow(self, place: Place, generation: int) -> None:
         beat_key = place.beat_key(self._token)
         reported = beat_key.encode("ascii")
-        async with _opened(place, self._prefix) as line:
+
+        def at_once(keys: Sequence[bytes]) -> bool:
+            """Tell a report where it comes in. One with the beat in it proves something, too."""
+            self._tell(keys)
+            return reported not in keys
+
+        async with opened(place, self._prefix, at_once) as line:
             due = self._clock()
             sent: float | None = None
-            deadline = due + _HANDSHAKE  # of the first beat
+            deadline = due + HANDSHAKE  # of the first beat
             while True:
                 _heed_cancellation()
                 now = self._clock()
@@ -292,124 +262,3 @@ def _heed_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
-
-
-# --- one primary ---
-
-
-class _Line(Protocol):
-    async def send_beat(self, key: str) -> None:
-        """Write `key`, so that its report comes back."""
-
-    async def report(self, patience: float) -> list[bytes] | None:
-        """The keys of the next report, None for all there are.
-
-        None of them if that was no report, or none came within `patience` seconds.
-        """
-
-
-@asynccontextmanager
-async def _opened(place: Place, prefix: bytes) -> AsyncIterator[_Line]:
-    """A line to a primary, on which it reports what changes.
-
-    Raises:
-        Refused: it will not.
-        Lost: it cannot be reached, or the line was cut.
-    """
-    connections: list[AbstractConnection] = []
-    try:
-        try:
-            async with asyncio.timeout(_HANDSHAKE):
-                line = await _handshake(place, prefix, connections)
-        except TimeoutError as error:
-            raise Lost(f"{place.name} does not answer") from error
-        yield line
-    except (RedisError, OSError) as error:
-        raise Lost(f"{place.name}: {error}") from error
-    except RuntimeError as error:
-        if "is closed" not in str(error):
-            raise
-        raise Lost(f"{place.name}: {error}") from error  # uvloop's word for a reset connection
-    finally:
-        for connection in connections:
-            with suppress(RedisError, OSError, RuntimeError):
-                await connection.disconnect(nowait=True)
-
-
-async def _handshake(place: Place, prefix: bytes, connections: list[AbstractConnection]) -> _Line:
-    track = ("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", prefix)
-    own = place.connect()
-    connections.append(own)
-    if str(own.protocol) != "2":
-        try:
-            await _connect(own)
-            # Its parser drops reports that nobody handles. (Private, and pinned by a test.)
-            parser: Any = own._parser  # noqa: SLF001
-            parser.set_invalidation_push_handler(_passed_on)
-            await _order(own, *track)
-        except ResponseError:
-            await own.disconnect(nowait=True)  # an old server, or a proxy; now the older form
-        else:
-            return _Pushed(own)
-    tracked, subscribed = place.connect(protocol=2), place.connect(protocol=2)
-    connections += [tracked, subscribed]
-    try:
-        await _connect(subscribed)
-        number = await _order(subscribed, "CLIENT", "ID")
-        await subscribed.send_command("SUBSCRIBE", _CHANNEL)
-        await subscribed.read_response()
-        await _connect(tracked)
-        await _order(tracked, *track[:3], "REDIRECT", number, *track[3:])
-    except ResponseError as error:
-        raise Refused(f"{place.name}: {error}") from error
-    return _Redirected(tracked, subscribed)
-
-
-async def _connect(connection: AbstractConnection) -> None:
-    await connection.connect()  # type: ignore[no-untyped-call] # redis-py has not typed it
-
-
-async def _order(connection: AbstractConnection, *words: str | int | bytes) -> Any:  # noqa: ANN401 - any reply
-    await connection.send_command(*words)
-    return await connection.read_response()
-
-
-async def _passed_on(report: Any) -> Any:  # noqa: ANN401 - redis-py's replies have no type
-    return report
-
-
-class _Pushed:
-    """RESP3: reports come between the replies on the tracked connection itself."""
-
-    def __init__(self, connection: AbstractConnection) -> None:
-        self._connection = connection
-
-    async def send_beat(self, key: str) -> None:
-        await self._connection.send_command("SET", key, "1", "PX", _BEAT_LIFE_MS)
-
-    async def report(self, patience: float) -> list[bytes] | None:
-        # A beat that is refused raises here: a server that takes no writes tells of none.
-        message = await self._connection.read_response(
-            push_request=True, timeout=max(patience, 0.001)
-        )
-        if isinstance(message, list) and message and message[0] == b"invalidate":
-            return message[1]  # type: ignore[no-any-return] # a list of keys, or None
-        return []
-
-
-class _Redirected:
-    """RESP2: reports come as messages, on another connection than the tracked one."""
-
-    def __init__(self, tracked: AbstractConnection, subscribed: AbstractConnection) -> None:
-        self._tracked = tracked
-        self._subscribed = subscribed
-
-    async def send_beat(self, key: str) -> None:
-        # Its reply shows that the tracked connection is there: the other one would not tell.
-        await _order(self._tracked, "SET", key, "1", "PX", _BEAT_LIFE_MS)
-
-    async def report(self, patience: float) -> list[bytes] | None:
-        message = await self._subscribed.read_response(timeout=max(patience, 0.001))
-        if isinstance(message, list) and message[:2] == [b"message", _CHANNEL]:
-            return message[2]  # type: ignore[no-any-return] # a list of keys, or None
-        return []

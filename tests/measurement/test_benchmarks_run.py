@@ -49,7 +49,7 @@ def test_a_quick_run_measures_everything_and_draws_it(
     assert status in {0, 1}, said  # whether anything holds is not asked here
     measured = results.load(file)
     assert {one.name for one in measured.sections} == {
-        *("polls-one", "polls-many", "connections", "lookups"),
+        *("polls-one", "polls-many", "connections", "wire", "lookups"),
         *("gets-at-once", "gets-alone", "updates", "keys", "operations"),
     }
     one = measured.find("polls-one")

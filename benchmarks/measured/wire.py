@@ -1,0 +1,113 @@
+"""A poll hit through our own protocol without sockets: what is ours of a poll's cost.
+
+What the kernel and the loop do for a connection, which is most of it where few of them wake the
+process up each time, is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from dataclasses import replace
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from app.main import create_app
+from app.serving import POLLS
+from app.settings import Settings
+from app.wire import HotWire
+from benchmarks.document import DOCUMENT
+from benchmarks.results import Section
+from benchmarks.turns import Subject, cost, take_turns
+from jobcache import CacheSettings, progress_key
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from jobcache import Document
+
+OURS = "memory, without sockets"
+SCALE = (1, 8, 32, 128, 512)
+
+_JOB = 41
+_REQUEST = f"GET /api/v2/jobs/{_JOB} HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n\r\n".encode()
+
+
+class _Sink(asyncio.Transport):
+    """A connection whose other end takes everything, and counts it."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("127.0.0.1", 40000), "sockname": ("127.0.0.1", 8000)})
+        self.answers = 0
+        self.last = b""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """See asyncio."""
+        self.answers += 1
+        self.last = bytes(data)
+
+    def is_closing(self) -> bool:
+        """See asyncio."""
+        return False
+
+    def close(self) -> None:
+        """See asyncio."""
+
+
+async def wire(*, operations: int, turns: int, scale: Sequence[int] = SCALE) -> Section:
+    """The section. `operations` are those of a turn."""
+    with tempfile.TemporaryDirectory(prefix="jobcache-") as place:
+        update = {"var_dir": Path(place), "database_url": f"sqlite+aiosqlite:///{place}/none.db"}
+        settings = Settings(cache=CacheSettings(backend="memory")).model_copy(update=update)
+        app = create_app(settings)
+
+        async def load() -> Document:
+            # of a status that lasts longer than all turns
+            return replace(DOCUMENT, status="completed")
+
+        await app.state.parts.cache.read(progress_key(_JOB), load)
+        config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False)
+        config.load()
+        subjects = []
+        for count in scale:
+            state = ServerState()
+            polls = _polls([_connected(config, state, app) for _ in range(count)], operations)
+            how = "bytes handed to the protocol, in turn to each connection"
+            subjects.append(Subject(OURS, "ours", how, cost(operations, polls), count))
+        return Section(
+            "wire",
+            "Our own part of a hit by the number of connections",
+            f"{operations} polls of one job, of {len(DOCUMENT.body)} bytes, without sockets",
+            "µs",
+            more_is_better=False,
+            reference=OURS,
+            scale="connections",
+            series=await take_turns(subjects, turns),
+        )
+
+
+def _connected(
+    config: uvicorn.Config,
+    state: ServerState,
+    app: Any,  # noqa: ANN401 - with our short way beside it
+) -> tuple[HotWire, _Sink]:
+    protocol, sink = HotWire(config, state, {POLLS: app.hot.plain}), _Sink()
+    protocol.connection_made(sink)
+    return protocol, sink
+
+
+def _polls(
+    connections: Sequence[tuple[HotWire, _Sink]], operations: int
+) -> Callable[[], Awaitable[None]]:
+    async def work() -> None:
+        before = sum(sink.answers for _, sink in connections)
+        for protocol, _ in islice(cycle(connections), operations):
+            protocol.data_received(_REQUEST)
+        assert sum(sink.answers for _, sink in connections) - before == operations
+        assert all(sink.last.endswith(DOCUMENT.body) for _, sink in connections[:operations])
+
+    return work
