@@ -252,7 +252,9 @@ class Guard:
 
     async def lease(self, key: str, ticket: str) -> Entry | Standing:
         """See `CacheBackend`. An unsettled key is not read."""
-        self._refuse_unsettled(key)
+        refusal = self._refusal_of(key)
+        if refusal:
+            raise CacheUnavailable(refusal)
         found = await self._run(self._backend.lease(key, ticket), reads=True)
         return self._confirmed(found) if isinstance(found, Entry) else found
 
@@ -465,10 +467,6 @@ class Guard:
 
     def _ended_well(self, task: asyncio.Task[Any]) -> bool:
         return not self._closed and not task.cancelled() and task.exception() is None
-
-    def _refuse_unsettled(self, key: str) -> None:
-        if key in self._missed:
-            raise CacheUnavailable(f"the store has yet to be told of {key}")
 
     def _confirmed(self, entry: Entry) -> Entry:
         if entry.stored_at_ms >= self._confirmed_from_ms:

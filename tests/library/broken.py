@@ -216,7 +216,11 @@ GUARD = {
         "guard", (("            self._missed.note(key, ticket, step)\n", ""),)
     ),
     "the guard reads what the store has yet to be told of": Fault(
-        "guard", (("        if key in self._missed:\n", "        if False:\n"),)
+        "guard",
+        (
+            ("        if key in missed:\n", "        if False:\n"),
+            ("[key for key in keys if key not in self._missed]", "[*keys]"),
+        ),
     ),
 }
 """In `Guard`."""
