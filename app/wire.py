@@ -12,7 +12,7 @@ Where httptools is missing, and under other servers, there is no such way, and a
 
 from __future__ import annotations
 
-from functools import partial
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -72,7 +72,12 @@ class HotWire(BoundedHead):
     # tests that count what is said here turn red.
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         poll, self._asking = self._asking, None
-        if poll is None or not poll.ask(partial(self._asked, cycle, app)):
+        if poll is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        # Answers of the store come in the context of whoever has connected to it.
+        context = copy_context()
+        if not poll.ask(lambda reply: context.run(self._asked, cycle, app, reply)):
             super()._start_asgi_task(cycle, app)
 
     def _asked(

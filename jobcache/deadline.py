@@ -62,6 +62,8 @@ async def ends_within(limit: float, task: asyncio.Task[Any]) -> bool:
 
     deadline = Deadline(limit, end)
     task.add_done_callback(end)
-    await over
-    deadline.met()
+    try:
+        await over
+    finally:
+        deadline.met()
     return task.done()

@@ -39,9 +39,9 @@ for as long as a fence lives; it is then withdrawn. What its writer offers must 
 
 `JobCache` sees to that: behind a fence it is not sure of, it offers the version and not the body.
 
-An operation that runs out of its deadline is not cancelled. It goes on in a task of its own, up to
-the limits of its socket: cancelling it would drop the connection, and a burst of deadlines would
-become a burst of reconnects. Neither its success nor its failure counts any more.
+An operation that runs out of its deadline is not cancelled. It goes on by itself, up to the limits
+of its socket: cancelling it would drop the connection, and a burst of deadlines would become a
+burst of reconnects. Neither its success nor its failure counts any more.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ import asyncio
 import logging
 import random
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from jobcache.breaker import Breaker
@@ -213,29 +214,32 @@ class Guard:
         self, keys: Sequence[str], tell: Callable[[Mapping[str, Entry] | CacheError], None]
     ) -> None:
         """One operation for all of them; without a task, where the backend can: it is each poll."""
+        if not self._read_soon(keys, tell):
+            reading = self._start(self._backend.get_many(keys))
+            watched = self._watched(reading, self._deadline, lambda _: None)
+            watched.add_done_callback(lambda _: tell(_outcome(watched)))
+
+    def _read_soon(
+        self, keys: Sequence[str], tell: Callable[[Mapping[str, Entry] | CacheError], None]
+    ) -> bool:
+        if self._ask_many is None:
+            return False
         number, limit = self._breaker.begin(), self._deadline
         deadline = Deadline(limit, lambda: tell(self._given_up(number, limit)))
 
-        def answered(found: Mapping[str, Entry] | BaseException) -> None:
+        def answered(found: Mapping[str, Entry] | Exception) -> None:
             if not deadline.met():
                 return
-            if isinstance(found, BaseException):
+            if isinstance(found, Exception):
                 tell(self._failure(number, found))
             else:
                 self._breaker.succeeded()
                 tell(found)
 
-        if not self._ask_soon(keys, answered):
-            reading = self._start(self._backend.get_many(keys))
-            reading.add_done_callback(lambda reading: answered(_outcome(reading)))
-
-    def _ask_soon(
-        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | Exception], None]
-    ) -> bool:
-        try:
-            return self._ask_many is not None and self._ask_many(keys, then)
-        except Exception:  # noqa: BLE001 - which `get_many` will raise where it can be told
-            return False
+        asked = False
+        with suppress(Exception):  # which `get_many` will raise where it can be told
+            asked = self._ask_many(keys, answered)
+        return asked or not deadline.met()
 
     async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
         """See `CacheBackend`. Unsettled keys are left out."""
@@ -263,8 +267,10 @@ class Guard:
         late = (key, ticket)
 
         def went_late(task: asyncio.Task[None]) -> None:
-            self._late_fences[late] = False
-            task.add_done_callback(landed)
+            # Its caller may be cancelled in the very turn in which it is overdue.
+            if late not in self._late_fences:
+                self._late_fences[late] = False
+                task.add_done_callback(landed)
 
         def landed(task: asyncio.Task[None]) -> None:
             if self._late_fences.pop(late) and self._ended_well(task):
@@ -381,10 +387,13 @@ class Guard:
             raise CacheUnavailable(refusal)
         limit = self._deadline if deadline is None else deadline
         task = self._start(operation)
+        watched = self._watched(task, limit, went_late)
         try:
-            return await self._watched(task, limit, went_late)
+            return await watched
         except asyncio.CancelledError:
             went_late(task)
+            if not watched.cancelled():
+                watched.exception()  # seen
             raise
 
     def _watched(
@@ -580,11 +589,13 @@ class Guard:
         return True
 
 
-def _outcome(task: asyncio.Task[T]) -> T | BaseException:
-    if task.cancelled():
+def _outcome(watched: asyncio.Future[Mapping[str, Entry]]) -> Mapping[str, Entry] | CacheError:
+    try:
+        return watched.result()
+    except asyncio.CancelledError:
         return CacheUnavailable(_CLOSED)
-    error = task.exception()
-    return task.result() if error is None else error
+    except CacheError as error:
+        return error
 
 
 def _outdated(version: int) -> Entry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
@@ -92,7 +93,10 @@ class Together(Generic[Asked, Reply]):
         return reply
 
     def _depart(self, waiting: Sequence[tuple[Asked, asyncio.Future[Reply]]]) -> None:
-        if not self._send_soon([asked for asked, _ in waiting], partial(self._arrive, waiting)):
+        soon = False
+        with suppress(Exception):  # which `send` will raise where it can be told
+            soon = self._send_soon([asked for asked, _ in waiting], partial(self._arrive, waiting))
+        if not soon:
             self._start(waiting)
 
     def _start(self, waiting: Sequence[tuple[Asked, asyncio.Future[Reply]]]) -> None:

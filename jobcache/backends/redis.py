@@ -1,6 +1,7 @@
 """Cells in Redis 6.2 or newer, or Valkey: one string key each, so that a cluster can hold them.
 
-A get is a `GET`; the other operations are the scripts beside this file, one each, all of one key.
+A get is a `GET`, many of a turn an `MGET`; the other operations are the scripts beside this file,
+one each, all of one key.
 What travels together is decided in `redis_server`, and which server a key belongs to in
 `redis_topology`: the one there is, the master that sentinels name, or the owner of the key's slot
 in a cluster. A slot that has moved, or is on its way, is no failure: whoever has it is asked. A
@@ -65,7 +66,6 @@ logger = logging.getLogger("jobcache")
 
 _WITHDRAWN = -1
 _NO_STAMP = "none"
-_CLOSED = "it is being closed"
 _REFERRALS = 4
 _TROUBLE = (RedisConnectionError, RedisTimeoutError, ClusterError, ReadOnlyError, OSError)
 """What tells that a server is not what it was taken for, or not where."""
@@ -116,7 +116,7 @@ class RedisBackend:
             raise ValueError("a prefix with a hash tag would put all keys on one server")
         self._prefix = prefix
         self._cells = Decoder()
-        self._asking_again: set[asyncio.Task[None]] = set()
+        self._asking_again: set[asyncio.Task[dict[str, Entry]]] = set()
         self._lease_ms = round(lease * 1000)
         self._fence_ms = round(fence * 1000)
         self._warned = False
@@ -146,7 +146,7 @@ class RedisBackend:
         server = self._topology.servers()[0]
         with _translated():
             cells = await server.get_many(names)
-        return self._entries(keys, names, cells, server)
+        return self._entries(keys, names, cells)
 
     def ask_many(
         self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | CacheError], object]
@@ -159,34 +159,24 @@ class RedisBackend:
 
         def told(cells: Cells | BaseException) -> None:
             if isinstance(cells, tuple):
-                then(self._entries(keys, names, cells, server))
+                then(self._entries(keys, names, cells))
             elif isinstance(cells, RedisConnectionError):
-                again = asyncio.create_task(self._ask_again(keys, then))
+                again = asyncio.create_task(self.get_many(keys))
                 self._asking_again.add(again)
-                again.add_done_callback(self._asking_again.discard)
-            elif isinstance(cells, Exception):
-                then(_as_ours(cells))
+                again.add_done_callback(told_again)
             else:
-                then(CacheUnavailable(_CLOSED))
+                then(_as_ours(cells))
+
+        def told_again(again: asyncio.Task[dict[str, Entry]]) -> None:
+            # A callback, and no part of the task: one cancelled before its first step runs none.
+            self._asking_again.discard(again)
+            error = asyncio.CancelledError() if again.cancelled() else again.exception()
+            then(again.result() if error is None else _as_ours(error))
 
         return server.ask_many(names, told)
 
-    async def _ask_again(
-        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | CacheError], object]
-    ) -> None:
-        """The connection was lost: ask on another."""
-        found: Mapping[str, Entry] | CacheError = CacheUnavailable(_CLOSED)
-        try:
-            found = await self.get_many(keys)
-        except CacheError as error:
-            found = error
-        finally:
-            then(found)
-
-    def _entries(
-        self, keys: Sequence[str], names: Sequence[str], told: Cells, server: Server
-    ) -> dict[str, Entry]:
-        """What is readable of what one server has."""
+    def _entries(self, keys: Sequence[str], names: Sequence[str], told: Cells) -> dict[str, Entry]:
+        """What is readable of what the one server has."""
         cells, stamp = told
         decode, found = self._cells.decode, {}
         for key, name, cell in zip(keys, names, cells, strict=True):
@@ -196,10 +186,10 @@ class RedisBackend:
                 entry = decode(name, cell, stamp)
             except UnreadableCell:
                 continue
-            if isinstance(entry, Entry):  # without a call, for this is each poll
-                found[key] = entry if server.listed else _unheard_of(entry)
+            if isinstance(entry, Entry):
+                found[key] = entry
             elif entry is None:
-                self._strange(server)
+                self._strange(self._topology.servers()[0])
         return found
 
     async def _gather(self, keys: Sequence[str], names: Sequence[str]) -> dict[str, Entry]:
@@ -394,7 +384,11 @@ def _translated() -> Iterator[None]:
         raise _as_ours(error) from error
 
 
-def _as_ours(error: Exception) -> CacheError:
+def _as_ours(error: BaseException) -> CacheError:
+    if isinstance(error, CacheError):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        return CacheUnavailable("it is being closed")
     if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
         return UnreadableCell(str(error))
     return CacheUnavailable(f"{type(error).__name__}: {error}")

@@ -1,6 +1,6 @@
 """A connection on which commands follow each other without waiting for the answers before them.
 
-Redis answers in the order in which it was asked. So whoever asks leaves a future at the end of a
+Redis answers in the order in which it was asked. So whoever asks leaves a callback at the end of a
 line and bytes in the transport, and an answer goes to whoever is first: no connection is taken from
 a pool for it, no task is made, and nobody waits for anybody. redis-py makes the connection (with
 address, TLS, credentials, database) and brings the parser; from then on its transport is ours.

@@ -43,15 +43,13 @@ if TYPE_CHECKING:
     from jobcache.together import Then
 
 _BATCH = 500  # keys to a command
-_CALLS = 50  # scripts to a pipeline; the loop waits while redis-py packs them
+_CALLS = 50  # scripts to a pipeline
 _CLOSED = "handler is closed"
 _BETWEEN_WONDERS = 1.0  # seconds
 
 _PATIENCE = 1.0  # seconds for an answer, where the URL gives no limit
 
 _ASKING: Command = ("ASKING",)
-_LOOKED_INTO = (NoScriptError, ReadOnlyError)
-"""Errors that are not only told."""
 
 
 class Call(NamedTuple):
@@ -240,11 +238,11 @@ class Server:
     async def aclose(self) -> None:
         """Close the connections. Whoever still waits is cancelled."""
         self._retired = True
+        for way in (self._reads, self._scripted):
+            await way.aclose()  # first, so that nothing more is sent for whoever waits
         await self._gets.aclose()
         await self._calls.aclose()
         await self._end_wondering()
-        for way in (self._reads, self._scripted):
-            way.close()
         await self._pool.disconnect()
 
     # --- what travels together ---
@@ -273,7 +271,10 @@ class Server:
         def told(replies: list[Any] | BaseException) -> None:
             if isinstance(replies, BaseException):
                 then(None if isinstance(replies, RedisConnectionError) else replies)
-            elif stamp != self.stamp or any(isinstance(one, _LOOKED_INTO) for one in replies):
+            elif any(isinstance(one, ReadOnlyError) for one in replies):
+                self.forget()
+                then(None)
+            elif stamp != self.stamp or any(isinstance(one, NoScriptError) for one in replies):
                 then(None)  # all of them once more, for each can be repeated
             else:
                 then([self._told(reply, stamp) for reply in replies])
@@ -327,9 +328,9 @@ class Server:
             asking: see `ask`.
 
         Where the connection is lost, or leads to where the server is no longer, they are sent
-        again, once, on a new one: all that is sent can be repeated. This may be a fence, without
-        which others serve what is old. Not after a time-out, which would double it. redis-py itself
-        tries nothing again.
+        again, once, on a new one: all that is sent can be repeated. (What went out without a task,
+        and was lost, begins here.) This may be a fence, without which others serve what is old.
+        Not after a time-out, which would double it. redis-py itself tries nothing again.
         """
         with suppress(RedisConnectionError):
             return await self._once(way, make, asking=asking)
@@ -429,7 +430,7 @@ class _Way:
         self._server = server
         self._lane: Lane | None = None
         self._life = ""  # the stamp of the server's life that it leads into
-        self._laying = asyncio.Lock()
+        self._laying: asyncio.Task[tuple[Lane, str]] | None = None
 
     async def exchange(self, make: Callable[[str], list[Command]]) -> tuple[list[Any], str]:
         """The replies to what `make` makes, and the stamp it was made for. Raises as a lane."""
@@ -450,20 +451,35 @@ class _Way:
         if self._lane is not None:
             self._lane.close_when_idle()
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the lane. Whoever waits is cancelled."""
+        if self._laying is not None:
+            await end_all({self._laying})
         if self._lane is not None:
             self._lane.close()
 
     async def _lay(self) -> tuple[Lane, str]:
-        async with self._laying:
-            lane, stamp = self.at_hand()
-            if lane is not None:
-                return lane, stamp  # another has made it meanwhile
-            if self._lane is not None:
-                self._lane.close(RedisConnectionError("the server is not the one it was"))
-            self._lane, self._life = await self._server.lane()
-            return self._lane, self._life
+        """A new lane, and its stamp. All who need one meanwhile share the attempt, or its error."""
+        if self._laying is None or self._laying.done():
+            self._laying = asyncio.create_task(self._lay_one())
+            self._laying.add_done_callback(_seen)
+        laying = self._laying
+        await asyncio.wait({laying})  # which leaves it alone if its caller goes
+        if laying.cancelled():
+            raise asyncio.CancelledError
+        return laying.result()
+
+    async def _lay_one(self) -> tuple[Lane, str]:
+        if self._lane is not None:
+            self._lane.close(RedisConnectionError("the server is not the one it was"))
+        self._lane, self._life = await self._server.lane()
+        return self._lane, self._life
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Whoever wanted to know may have gone."""
+    if not task.cancelled():
+        task.exception()
 
 
 @contextmanager

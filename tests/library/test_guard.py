@@ -269,6 +269,30 @@ async def test_who_waits_while_it_closes_is_told(rig: Rig) -> None:
     rig.store.hangs.set()
 
 
+async def test_who_is_cancelled_as_a_fence_goes_late_is_heard_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = Rig(Store())
+    rig.store.hangs = asyncio.Event()
+    given_up = rig.guard._given_up
+
+    def and_cancelled(number: int, limit: float) -> CacheUnavailable:
+        asyncio.get_running_loop().call_soon(fencing.cancel)  # before it learns of it
+        return given_up(number, limit)
+
+    rig.guard._given_up = and_cancelled  # type: ignore[method-assign]
+    fencing = asyncio.create_task(rig.guard.fence("k", "w"))
+    await asyncio.wait({fencing})
+    assert fencing.cancelled()
+    rig.store.hangs.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert rig.guard._late_fences == {}
+    assert await rig.store.lease("k", "r") is Standing.FENCE, "which its writer withdraws"
+    await rig.guard.aclose()
+    assert "Error" not in caplog.text
+
+
 async def test_after_a_deadline_of_silence_reads_do_not_wait_and_one_probe_decides(
     rig: Rig,
 ) -> None:

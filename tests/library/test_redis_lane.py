@@ -214,6 +214,82 @@ async def test_who_asks_without_a_task_is_told_that_it_closes(redis_server: Redi
     assert [type(each) for each in told] == [CacheUnavailable]
 
 
+async def test_who_asks_again_while_it_closes_is_told(redis_server: RedisServer) -> None:
+    backend = RedisBackend(redis_server.url)
+    lane = await lane_of(backend)
+    told: list[Mapping[str, Entry] | CacheError] = []
+    pause(redis_server, LIMIT_MS // 3)
+    assert backend.ask_many(["k"], told.append)
+    lane.connection_lost(None)
+    await backend.aclose()
+    assert [type(each) for each in told] == [CacheUnavailable]
+
+
+async def test_what_is_lost_while_it_closes_is_not_sent_again(redis_server: RedisServer) -> None:
+    backend = RedisBackend(redis_server.url, prefix="closing:")
+    await backend.fence("k", "first")
+    server, lane = server_of(backend), server_of(backend)._scripted._lane
+    assert lane is not None
+    pause(redis_server, LIMIT_MS // 3)
+    fencing = asyncio.create_task(backend.fence("other", "w"))
+    wondering = server._wondering = asyncio.create_task(slow_to_end())
+    await asyncio.sleep(0.005)
+    closing = asyncio.create_task(backend.aclose())
+    await asyncio.sleep(0)
+    lane._transport.abort()
+    await closing
+    assert wondering.cancelled()
+    await asyncio.wait({fencing}, timeout=5)
+    assert fencing.cancelled()
+    with redis.Redis.from_url(redis_server.url) as client:
+        assert not client.exists("closing:other"), "once it is resumed"
+
+
+async def slow_to_end() -> None:
+    try:
+        await asyncio.sleep(10)
+    finally:
+        await asyncio.sleep(0.02)
+
+
+async def test_who_needs_a_connection_shares_the_attempt_and_its_failure() -> None:
+    attempts = 0
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal attempts
+        attempts += 1
+        await reader.read()  # until the other side hangs up
+        writer.close()
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    backend = RedisBackend(f"redis://127.0.0.1:{port}/0", socket_limit=0.1)
+    fencing = []
+    for number in range(20):
+        fencing.append(asyncio.create_task(backend.fence(f"k{number}", "w")))
+        await asyncio.sleep(0.001)
+    await asyncio.wait(fencing)
+    assert {type(task.exception()) for task in fencing} == {CacheUnavailable}
+    assert 1 <= attempts <= 2
+    await backend.aclose()
+    silent.close()
+    await silent.wait_closed()
+    await asyncio.sleep(0.01)
+
+
+async def test_what_cannot_be_sent_fails_its_own_turn_and_nobody_waits_for_ever(
+    backend: RedisBackend,
+) -> None:
+    await backend.lease("k", "r")
+    bad = asyncio.create_task(backend.lease("bad \ud800", "r"))
+    good = asyncio.create_task(backend.lease("good", "r"))
+    await asyncio.wait({bad, good}, timeout=5)
+    assert isinstance(bad.exception(), UnicodeEncodeError)
+    assert good.done()
+    assert await backend.lease("better", "r") is Standing.NOTHING
+    await backend.purge(["k", "good", "better"])
+
+
 async def test_closing_ends_it_and_whoever_waits(
     backend: RedisBackend, redis_server: RedisServer
 ) -> None:

@@ -49,10 +49,10 @@ def only_server(backend: RedisBackend) -> Server:
     return server
 
 
-def drop_connections(backend: RedisBackend) -> None:
+async def drop_connections(backend: RedisBackend) -> None:
     """What it asks next needs new ones."""
     for way in (only_server(backend)._reads, only_server(backend)._scripted):
-        way.close()
+        await way.aclose()
 
 
 async def store(backend: RedisBackend, key: str, version: int) -> None:
@@ -241,7 +241,7 @@ async def test_a_connection_that_is_given_up_while_it_is_greeted_answers_nobody_
     with client(server) as raw:
         raw.set("k", "not a cell of ours")
     for steps in range(5, 50, 5):
-        drop_connections(backend)
+        await drop_connections(backend)
         server.pause()  # connects, and hears nothing
         fetching = asyncio.create_task(only_server(backend).get_many(["k"]))
         for _ in range(steps):
@@ -273,7 +273,7 @@ async def test_a_connection_that_is_lost_while_it_is_made_is_made_again(
     await backend.fence("k", "w")
     assert await backend.lease("k", "r") is Standing.FENCE
     losses = 10
-    drop_connections(backend)
+    await drop_connections(backend)
     with pytest.raises(CacheUnavailable):
         await backend.fence("k", "w")
     assert losses == 8, "once more, not for ever"
