@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.heads import BoundedHead
+from app.idle import Idle
 from app.serving import POLLS
 
 if TYPE_CHECKING:
@@ -41,12 +42,19 @@ class HotWire(BoundedHead):
     _written = False  # the answer to the request that is being read
     _defaults: list[tuple[bytes, bytes]] | None = None
     _default_lines = b""
+    _idle: Idle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio."""
         super().connection_made(transport)
         if not self.access_log and self.limit_concurrency is None:  # which are uvicorn's to heed
             self._plain = self.app_state.get(POLLS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        if self._idle is not None:
+            self._idle.close()
+        super().connection_lost(exc)
 
     def on_headers_complete(self) -> None:
         """See uvicorn."""
@@ -66,7 +74,7 @@ class HotWire(BoundedHead):
             super().on_message_complete()
             return
         self._written = False
-        self.on_response_complete()  # which waits for the next request, or for the end of it all
+        self._rest()
 
     # Private to uvicorn: if it starts its tasks in another way, the application says more, and the
     # tests that count what is said here turn red.
@@ -90,7 +98,19 @@ class HotWire(BoundedHead):
             return
         cycle.response_started = cycle.response_complete = True
         self._write(reply)
-        self.on_response_complete()
+        self._rest()
+
+    def _rest(self) -> None:
+        """What uvicorn does once an answer is complete, less a new timer for each."""
+        if self.pipeline or self.transport.is_closing():
+            self.on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+        if self._idle is None:
+            self._idle = Idle(self.loop, self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._idle.begin()
+        self.timeout_keep_alive_task = cast("asyncio.TimerHandle", self._idle)
 
     def _write(self, reply: Reply) -> None:
         defaults = self.server_state.default_headers
