@@ -108,12 +108,17 @@ class RedisCluster(Started):
             node.close()
 
     def wait_until_well(self) -> None:
-        """Return once all nodes find the cluster well, and every replica is in step.
+        """Return once all nodes find the cluster well, agree on it, and every replica is in step.
 
         Raises:
             ServerFailed: If a node is not running, or that takes too long.
         """
-        self._wait(lambda: all(map(self._is_well, self.nodes)), "it is not well")
+        self._wait(
+            lambda: (
+                all(map(self._is_well, self.nodes)) and len(set(map(self._map, self.nodes))) == 1
+            ),
+            "it is not well",
+        )
 
     def order(self, node: RedisServer, *words: str | int) -> Any:  # noqa: ANN401 - any reply
         """What `node` replies to a command; `redis.RedisError` if it is an error."""
@@ -160,6 +165,11 @@ class RedisCluster(Started):
         replication = str(self.order(node, "INFO replication"))
         in_step = "role:master" in replication or "master_link_status:up" in replication
         return in_step and "cluster_state:ok" in str(self.order(node, "CLUSTER", "INFO"))
+
+    def _map(self, node: RedisServer) -> frozenset[tuple[int, int, int]]:
+        """From where to where slots go, and the port of their primary, as `node` sees it."""
+        ranges = self.order(node, "CLUSTER", "SLOTS")
+        return frozenset((first, last, port) for first, last, (_, port, *_), *_ in ranges)
 
     def _wait(self, condition: Callable[[], bool], complaint: str) -> None:
         deadline = time.monotonic() + _FORMED
