@@ -190,7 +190,7 @@ class Server:
     async def ping(self, key: str) -> None:
         """Write `key`, for a server that is full or read-only answers a PING. Raises as `ask` does.
 
-        On a connection of its own: those of the pool may be stuck, or have a queue before them.
+        On a connection of its own: the others may be stuck, or have a queue before them.
         """
         connection = self.connection()
         try:
