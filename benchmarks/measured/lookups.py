@@ -35,6 +35,10 @@ _ENTRIES = 10_000
 BODY = DOCUMENT.body + b" " * (700 - len(DOCUMENT.body))
 
 
+async def _nothing(key: str) -> str:
+    return key
+
+
 async def load() -> Document:
     """A source that costs nothing."""
     return DOCUMENT
@@ -119,6 +123,7 @@ def _limits(values: dict[str, bytes], subjects: Subjects) -> None:
     for key, value in values.items():
         timed[key] = least[key] = value
     subjects.called(DICTIONARY, "limit", "get", values.get)
+    subjects.awaited("a coroutine that does nothing", "limit", "await function(key)", _nothing)
     subjects.called(BARE, "limit", f"get{SYNCHRONOUS}", timed.get)
     subjects.called("cachetools.LRUCache", "limit", f"get{SYNCHRONOUS}", least.get)
 
