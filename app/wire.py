@@ -61,6 +61,8 @@ class HotWire(BoundedHead):
         poll = self._poll()
         reply = None if poll is None else poll.at_once()
         if reply is None:
+            if self._idle is not None:
+                self._idle.cancel()  # the hit before it came in the same read
             self._asking = poll
             super().on_headers_complete()
             return

@@ -226,6 +226,15 @@ async def test_a_connection_that_is_idle_after_a_hit_is_closed(wire: Wire) -> No
     writer.close()
 
 
+async def test_a_request_that_comes_with_a_hit_does_not_count_as_idle(wire: Wire) -> None:
+    path, tag = await job_of(wire)
+    await wire.serve(short=True, timeout_keep_alive=0)
+    held = get(path, f"If-None-Match: {tag}", "Prefer: wait=1", "Connection: close")
+    said = await wire.say(get(path) + held, short=True)
+    assert re.findall(rb"HTTP/1.1 (\d+)", said) == [b"200", b"304"]
+    assert wire.short == 1
+
+
 async def test_a_shutdown_after_a_hit_hangs_up(wire: Wire) -> None:
     path, _ = await job_of(wire)
     reader, writer = await wire.connect(short=True)
