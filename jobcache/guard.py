@@ -87,7 +87,7 @@ class RemoteBackend(CacheBackend, Ping, Protocol):
 
 _CLOSED = "it is being closed"
 _MOST_REFUSALS = 5
-_BATCH = 500  # gets that are one operation
+_BATCH = 50  # gets that are one operation; larger ones have the store and us wait for each other
 _AT_ONCE = 32  # missed steps that are repeated side by side
 _SWEEP = 30.0  # seconds an operator waits while a whole namespace is emptied
 
@@ -156,8 +156,8 @@ class Guard:
     async def get(self, key: str) -> Entry | None:
         """See `CacheBackend`. An unsettled key is not read.
 
-        All that are asked for in one turn of the loop are one operation. What cannot be read is
-        None: `lease` will tell.
+        What is asked for in one turn of the loop is one operation, or a few where it is much. What
+        cannot be read is None: `lease` will tell.
         """
         refusal = self._refusal_of(key)
         if refusal:

@@ -31,6 +31,9 @@ async def side_by_side(calls: Sequence[Coroutine[Any, Any, object]]) -> None:
 class Turn(Generic[Item]):
     """Collects what comes in one turn of the event loop, and hands it on at the turn's end.
 
+    As soon as there are `most`, they are handed on: whoever is to answer is at work on them while
+    the others are collected.
+
     Args:
         hand_on: is given several at once. It must not raise.
         most: how many it is given at a time, at least 1.
@@ -43,9 +46,12 @@ class Turn(Generic[Item]):
 
     def add(self, item: Item) -> None:
         """Hand `item` on, with all others of this turn."""
-        if not self._items:
+        items = self._items
+        if not items:
             asyncio.get_running_loop().call_soon(self._end)
-        self._items.append(item)
+        items.append(item)
+        if len(items) == self._most:
+            self._hand_on(self.take())
 
     def take(self) -> list[Item]:
         """What has come in this turn, so far; it is handed on no more."""
@@ -53,9 +59,8 @@ class Turn(Generic[Item]):
         return taken
 
     def _end(self) -> None:
-        items = self.take()
-        for start in range(0, len(items), self._most):
-            self._hand_on(items[start : start + self._most])
+        if self._items:
+            self._hand_on(self.take())
 
 
 class Together(Generic[Asked, Reply]):
