@@ -282,7 +282,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 async def run(options: argparse.Namespace, holds: Service, written: Service) -> Result:
     """Hold, update, and see who is told."""
-    versions = _rendering(written, options.jobs)
+    versions = written.rendering(options.jobs, _PROMPT)
     process: int = holds.stats()["process"]
     for job in versions:
         holds.call("GET", f"/api/v2/jobs/{job}")  # so that its memory holds every entry before
@@ -339,23 +339,6 @@ async def _told(waiters: Waiters) -> None:
 def _interruptions(service: Service) -> int | None:
     feed = service.stats()["statistics"]["feed"]
     return None if feed is None else int(feed["interruptions"])
-
-
-def _rendering(service: Service, count: int) -> dict[int, int]:
-    """Make so many jobs that an external worker is rendering; their versions by their ids."""
-    body = {"client_id": "acme", "prompt": _PROMPT, "renderer": "external"}
-    made = [service.call("POST", "/api/v2/jobs", body)["id"] for _ in range(count)]
-    deadline = time.monotonic() + _PATIENCE + count / 10
-    versions = {}
-    for job in made:
-        path = f"/api/v2/jobs/{job}"
-        while service.call("GET", path)["status"] != "storyboard_ready":
-            if time.monotonic() > deadline:
-                raise ServiceFailed(f"{path} has no storyboard")
-            time.sleep(0.02)
-        service.call("POST", f"{path}/approve")
-        versions[job] = service.call("POST", f"{path}/render")["version"]
-    return versions
 
 
 def report(result: Result, backend: str) -> list[str]:

@@ -133,7 +133,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
                 name,
                 polled=pair[0].port,
                 written=[service.port for service in pair],
-                jobs=_rendering(pair[0], options.jobs),
+                jobs=[*pair[0].rendering(options.jobs, _PROMPT)],
                 seed=options.seed,
             )
             for name, pair in services.items()
@@ -237,22 +237,6 @@ def _settings(backend: str, postgres: PostgresServer, redis: RedisServer) -> dic
         "REDIS_URL": redis.url,
         "DATABASE_URL": postgres.url(backend),
     }
-
-
-def _rendering(service: Service, count: int) -> list[int]:
-    """Make so many jobs that an external worker is rendering. Returns their ids."""
-    body = {"client_id": "acme", "prompt": _PROMPT, "renderer": "external"}
-    made = [service.call("POST", "/api/v2/jobs", body)["id"] for _ in range(count)]
-    deadline = time.monotonic() + 30
-    for job in made:
-        path = f"/api/v2/jobs/{job}"
-        while service.call("GET", path)["status"] != "storyboard_ready":
-            if time.monotonic() > deadline:
-                raise ServiceFailed(f"{path} has no storyboard")
-            time.sleep(0.02)
-        service.call("POST", f"{path}/approve")
-        service.call("POST", f"{path}/render")
-    return made
 
 
 # --- what polls tell ---

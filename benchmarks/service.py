@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 
-_START = 30.0  # seconds to become ready
+_START = 30.0  # seconds to become ready, and for a storyboard
 _PAUSE = 0.02  # seconds between two looks
 _SETTINGS = ("JOBCACHE_", "DATABASE_URL", "REDIS_URL")
 
@@ -87,6 +87,34 @@ class Service:
             )
         document: dict[str, Any] = answer.json()
         return document
+
+    def rendering(self, count: int, prompt: str) -> dict[int, int]:
+        """Make so many jobs that an external worker is rendering; their versions by their ids.
+
+        Raises:
+            ServiceFailed: one of them has no storyboard in time.
+        """
+        body = {"client_id": "acme", "prompt": prompt, "renderer": "external"}
+        made = [self.call("POST", "/api/v2/jobs", body)["id"] for _ in range(count)]
+        versions = {}
+        for job in made:
+            self.wait_for_storyboard(job)
+            self.call("POST", f"/api/v2/jobs/{job}/approve")
+            versions[job] = self.call("POST", f"/api/v2/jobs/{job}/render")["version"]
+        return versions
+
+    def wait_for_storyboard(self, job: int) -> None:
+        """Return once a job has one.
+
+        Raises:
+            ServiceFailed: that takes too long.
+        """
+        deadline = time.monotonic() + _START
+        path = f"/api/v2/jobs/{job}"
+        while self.call("GET", path)["status"] != "storyboard_ready":
+            if time.monotonic() > deadline:
+                raise ServiceFailed(f"{path} has no storyboard")
+            time.sleep(_PAUSE)
 
     def _is_ours(self) -> bool:
         # Between finding a free port and binding it, another process may have bound it.

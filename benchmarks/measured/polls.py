@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -177,20 +176,13 @@ def made_jobs(service: Service, count: int) -> list[int]:
     prompt = "A fox crosses a frozen river at night, meets a bear and shares its fish. "
     body = {"client_id": "acme", "prompt": prompt}
     first = service.call("POST", "/api/v2/jobs", body)["id"]
-    _wait_for(service, first)
+    service.wait_for_storyboard(first)
     length = len(httpx.get(f"{service.url}/api/v2/jobs/{first}").content)
     body["prompt"] = (prompt * 10)[: len(prompt.strip()) + BYTES - length - 2]
     made: list[int] = [service.call("POST", "/api/v2/jobs", body)["id"] for _ in range(count)]
     for job in made:
-        _wait_for(service, job)
+        service.wait_for_storyboard(job)
     return made
-
-
-def _wait_for(service: Service, job: int) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while service.call("GET", f"/api/v2/jobs/{job}")["status"] != "storyboard_ready":
-        assert time.monotonic() < deadline, f"job {job} has no storyboard"
-        time.sleep(0.02)
 
 
 @dataclass(frozen=True)

@@ -280,6 +280,28 @@ async def test_a_connection_that_is_lost_while_it_is_made_is_made_again(
     await backend.aclose()
 
 
+async def test_a_server_that_takes_no_writes_is_looked_for_on_a_new_connection(
+    server: RedisServer,
+) -> None:
+    """For a name may lead to the next master by then; and there is no third try."""
+    backend = RedisBackend(server.url)
+    with client(server) as raw:
+        await backend.fence("k", "w")
+        raw.replicaof("127.0.0.1", "1")
+        lane = only_server(backend)._scripted._lane
+        raw.config_resetstat()
+        with pytest.raises(CacheUnavailable, match="read only replica"):
+            await backend.fence("k", "other")
+        calls = raw.info("commandstats")["cmdstat_evalsha"]["calls"]
+        again = only_server(backend)._scripted._lane is not lane
+        # Redis 6 wraps what a script is refused for: there the guard's probe finds out.
+        wraps = raw.info("server")["redis_version"].startswith("6.")
+        assert (again, calls) == ((False, 1) if wraps else (True, 2))
+        raw.replicaof("NO", "ONE")
+    await backend.fence("k", "other")
+    await backend.aclose()
+
+
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_an_operation_survives_that_its_connection_was_closed_meanwhile(
     loop: Callable[[], asyncio.AbstractEventLoop], server: RedisServer

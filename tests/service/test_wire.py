@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -233,6 +234,60 @@ async def test_a_request_that_comes_with_a_hit_does_not_count_as_idle(wire: Wire
     said = await wire.say(get(path) + held, short=True)
     assert re.findall(rb"HTTP/1.1 (\d+)", said) == [b"200", b"304"]
     assert wire.short == 1
+
+
+class Elsewhere:
+    """A poll whose answer is in a store, which has not been heard of yet."""
+
+    def __init__(self) -> None:
+        self.then: Callable[[None], object] | None = None
+
+    def at_once(self) -> None:
+        return None
+
+    def ask(self, then: Callable[[None], object]) -> bool:
+        self.then = then
+        return True
+
+
+class Nowhere(asyncio.Transport):
+    """A connection whose other end takes everything."""
+
+    def write(self, data: object) -> None:
+        """See asyncio."""
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """See asyncio."""
+
+
+async def test_the_application_runs_in_the_context_of_its_request_and_not_of_the_store() -> None:
+    where: ContextVar[str] = ContextVar("where", default="")
+    seen: list[str] = []
+
+    async def application(_scope: object, _receive: object, send: Any) -> None:
+        seen.append(where.get())
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    def within(name: str, work: Callable[[], object]) -> None:
+        where.set(name)
+        work()
+
+    config = uvicorn.Config(application, lifespan="off", log_config=None, access_log=False)
+    config.load()
+    poll = Elsewhere()
+    protocol = HotWire(config, ServerState(), {POLLS: lambda _: poll})
+    protocol.connection_made(Nowhere())
+    copy_context().run(within, "request", lambda: protocol.data_received(get("/api/v2/jobs/1")))
+    assert poll.then is not None
+    copy_context().run(within, "store", partial(poll.then, None))
+    while not seen:
+        await asyncio.sleep(0)
+    assert seen == ["request"]
+    protocol.connection_lost(None)
 
 
 async def test_a_shutdown_after_a_hit_hangs_up(wire: Wire) -> None:
