@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from app.access.keyfile import KeyFile
-    from app.access.keys import Keyring
     from app.access.rate import RateLimit
 
 HEALTH = frozenset({"/healthz", "/readyz"})
@@ -60,6 +59,17 @@ class Admission:
         self._keys = keys
         self._rate = rate
 
+    @property
+    def counts(self) -> bool:
+        """Whether calls are counted, so that asking is not without consequences."""
+        return self._rate is not None
+
+    def identify(self, token: bytes | None) -> Caller | None:
+        """Whoever presents this token now, and may call; None: nobody. Counts nothing."""
+        if self._keys is None:
+            return TRUSTED
+        return None if token is None else self._keys.ring.identify(token)
+
     def judge(self, scope: Scope) -> Caller | JSONResponse | None:
         """The caller, or how the request is refused; None: nobody, where none is asked for.
 
@@ -75,7 +85,7 @@ class Admission:
     def _judge(self, scope: Scope) -> Caller | JSONResponse | None:
         path = scope["path"]
         token = presented(scope["headers"])
-        caller = who(None if self._keys is None else self._keys.ring, token)
+        caller = self.identify(token)
         if self._rate is not None and path not in HEALTH:
             wait = self._rate.wait(_counted_by(caller, scope))
             if wait > 0:
@@ -112,13 +122,6 @@ class Gate:
                 return
             scope[_CALLER] = verdict
         await self._app(scope, receive, send)
-
-
-def who(ring: Keyring | None, token: bytes | None) -> Caller | None:
-    """Who presents this token: with no keys, somebody trusted; None: nobody we know."""
-    if ring is None:
-        return TRUSTED
-    return None if token is None else ring.identify(token)
 
 
 def _counted_by(caller: Caller | None, scope: Scope) -> str:

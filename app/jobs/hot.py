@@ -7,6 +7,7 @@ goes on to the route, untouched. The two cannot differ in what they decide, for 
 
     plain       a poll, for our own protocol, `app.wire`: it answers a hit in this process at once,
                 and one in a store elsewhere without a task
+    again       the same for a request that has come before, byte for byte, as polls do
     answered    any plain poll: for the application, whatever server it runs on
 """
 
@@ -16,6 +17,7 @@ import re
 from typing import TYPE_CHECKING
 
 from app.access.callers import Caller
+from app.access.gate import presented
 from app.jobs.poll import Representation, conditions, respond
 from app.jobs.schemas import LARGEST_ID
 
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
 
 _PATH = re.compile(r"/api/v2/jobs/([1-9][0-9]{0,18})", re.ASCII)
 _KNOWN = 4096
-"""Jobs that are kept at hand."""
+"""Jobs that are kept at hand, and requests."""
+_LONGEST = 2048
+"""Bytes of a request that is."""
 
 _FAILED = "app.poll_failed"
 
@@ -56,26 +60,51 @@ class _Job:
         return kept
 
 
+class _Question:
+    """What a plain poll asks, whoever asks it: a job, and what the client says of itself."""
+
+    __slots__ = ("accepted", "floor", "job", "seen")
+
+    def __init__(self, job: _Job, seen: str | None, accepted: str | None) -> None:
+        self.job = job
+        self.seen = seen
+        self.accepted = accepted
+        self.floor = 0 if seen is None else conditions(seen).floor
+
+    def at_once(self, caller: Caller) -> Reply | None:
+        """The reply, if it is a hit in this process."""
+        answer = self.job.peek(self.floor)
+        return None if answer is None else self.shown(caller, answer)
+
+    def shown(self, caller: Caller, answer: Answer) -> Reply:
+        """The reply, if the caller may see it."""
+        job = self.job
+        return self.reply(job.service.seen_by(caller, job.id, answer))
+
+    def reply(self, answer: Answer) -> Reply:
+        """The reply to who may see it."""
+        return respond(answer, self.seen, self.accepted, self.job.represent(answer.entry))
+
+
 class Poll:
-    """A plain poll: who asks for what, and what they say of themselves."""
+    """A plain poll: who asks for what."""
 
-    __slots__ = ("_accepted", "_caller", "_floor", "_job", "_scope", "_seen")
+    __slots__ = ("_caller", "_scope", "question")
 
-    def __init__(
-        self, scope: Scope, job: _Job, caller: Caller, seen: str | None, accepted: str | None
-    ) -> None:
+    def __init__(self, scope: Scope, question: _Question, caller: Caller) -> None:
         self._scope = scope
-        self._job = job
+        self.question = question
         self._caller = caller
-        self._seen = seen
-        self._accepted = accepted
-        self._floor = 0 if seen is None else conditions(seen).floor
+
+    @property
+    def token(self) -> bytes | None:
+        """What the caller presents."""
+        return presented(self._scope["headers"])
 
     def at_once(self) -> Reply | None:
         """The reply, if it is a hit in this process; None: look elsewhere."""
         try:
-            answer = self._job.peek(self._floor)
-            return None if answer is None else self._shown(answer)
+            return self.question.at_once(self._caller)
         except Exception as error:  # noqa: BLE001 - raised again where errors are answered
             self._scope[_FAILED] = error
             return None
@@ -94,29 +123,24 @@ class Poll:
         def answered(answer: Answer | None) -> None:
             reply = None
             try:
-                reply = None if answer is None else self._shown(answer)
+                reply = None if answer is None else self.question.shown(self._caller, answer)
             except Exception as error:  # noqa: BLE001 - raised again where errors are answered
                 self._scope[_FAILED] = error
             then(reply)
 
-        return _FAILED not in self._scope and self._job.ask(self._floor, answered)
+        question = self.question
+        return _FAILED not in self._scope and question.job.ask(question.floor, answered)
 
     async def answered(self) -> Reply | None:
         """The reply; None if it has failed, which is to be told where errors are."""
+        question = self.question
+        job = question.job
         try:
-            answer = await self._job.service.poll(self._job.id, self._caller, floor=self._floor)
-            return self._reply(answer)
+            answer = await job.service.poll(job.id, self._caller, floor=question.floor)
+            return question.reply(answer)
         except Exception as error:  # noqa: BLE001 - raised again where errors are answered
             self._scope[_FAILED] = error
             return None
-
-    def _shown(self, answer: Answer) -> Reply:
-        job = self._job
-        return self._reply(job.service.seen_by(self._caller, job.id, answer))
-
-    def _reply(self, answer: Answer) -> Reply:
-        kept = self._job.represent(answer.entry)
-        return respond(answer, self._seen, self._accepted, kept)
 
 
 class HotPolls:
@@ -131,6 +155,7 @@ class HotPolls:
         self._service = service
         self._admission = admission
         self._jobs: dict[str, _Job] = {}
+        self._requests: dict[bytes, tuple[_Question, bytes | None]] = {}
 
     async def answered(self, scope: Scope, send: Send) -> bool:
         """Answer a request, if it is a plain poll; else return False, and nothing has been sent."""
@@ -167,7 +192,36 @@ class HotPolls:
         caller = self._admission.judge(scope)
         if not isinstance(caller, Caller):
             return None
-        return Poll(scope, job, caller, seen, accepted)
+        return Poll(scope, _Question(job, seen, accepted), caller)
+
+    def remember(self, request: bytes, poll: Poll) -> None:
+        """Know a request again that is this poll, and nothing else, from its first byte to its last.
+
+        Not where calls are counted: the application is to find each of them counted once.
+        """
+        if len(request) > _LONGEST or self._admission.counts:
+            return
+        if len(self._requests) >= _KNOWN:
+            self._requests.clear()
+        self._requests[request] = poll.question, poll.token
+
+    def again(self, request: bytes) -> Reply | None:
+        """The reply to a request that is known, if it is a hit in this process.
+
+        None: it is to be read, for whatever reason; nothing has been counted.
+        """
+        known = self._requests.get(request)
+        if known is None:
+            return None
+        question, token = known
+        caller = self._admission.identify(token)
+        if caller is None:
+            return None
+        try:
+            return question.at_once(caller)
+        except Exception:  # noqa: BLE001 - it is met again where errors are answered
+            del self._requests[request]
+            return None
 
     def _find(self, path: str) -> _Job | None:
         match = _PATH.fullmatch(path)
@@ -175,6 +229,7 @@ class HotPolls:
             return None
         if len(self._jobs) >= _KNOWN:
             self._jobs.clear()
+            self._requests.clear()  # for they hold jobs
         job_id = int(match[1])
         job = self._jobs[path] = _Job(self._service, job_id)
         return job

@@ -15,8 +15,9 @@ import redis
 import uvicorn
 from uvicorn.server import ServerState
 
-from app.jobs.hot import Poll
+from app.jobs.hot import HotPolls, Poll
 from app.jobs.poll import Reply
+from app.limits import HEAD_BYTES
 from app.serving import POLLS
 from app.wire import HotWire
 from tests.service.running import Service, Start
@@ -28,11 +29,11 @@ class Counted:
     """A poll, and whether the short way has answered it."""
 
     def __init__(self, poll: Poll, wire: Wire) -> None:
-        self._poll = poll
+        self.poll = poll
         self._wire = wire
 
     def at_once(self) -> Reply | None:
-        return self._count(self._poll.at_once())
+        return self._count(self.poll.at_once())
 
     def ask(self, then: Callable[[Reply | None], object]) -> bool:
         def answered(reply: Reply | None) -> None:
@@ -42,10 +43,32 @@ class Counted:
             else:
                 self._wire.held.append(partial(then, reply))
 
-        return self._poll.ask(answered)
+        return self.poll.ask(answered)
 
     def _count(self, reply: Reply | None) -> Reply | None:
         self._wire.short += reply is not None
+        return reply
+
+
+class CountedPolls:
+    """An application's plain polls, each of them counted."""
+
+    def __init__(self, polls: HotPolls, wire: Wire) -> None:
+        self._polls = polls
+        self._wire = wire
+
+    def plain(self, scope: Any) -> Counted | None:
+        poll = self._polls.plain(scope)
+        return None if poll is None else Counted(poll, self._wire)
+
+    def remember(self, request: bytes, counted: Counted) -> None:
+        self._wire.remembered.append(request)
+        self._polls.remember(request, counted.poll)
+
+    def again(self, request: bytes) -> Reply | None:
+        reply = self._polls.again(request)
+        self._wire.short += reply is not None
+        self._wire.known += reply is not None
         return reply
 
 
@@ -57,12 +80,16 @@ class Wire:
         service: the application.
         elsewhere: whether its cache is not in the process.
         short: how many polls the short way has answered.
+        known: how many of those were not parsed.
+        remembered: the requests that are not to be parsed again.
         held: what the store has answered, if it is to come later.
     """
 
     service: Service
     elsewhere: bool
     short: int = 0
+    known: int = 0
+    remembered: list[bytes] = field(default_factory=list)
     held: list[Callable[[], object]] | None = None
     servers: dict[bool, asyncio.Server] = field(default_factory=dict)
     protocols: list[HotWire] = field(default_factory=list)
@@ -76,12 +103,10 @@ class Wire:
         state = ServerState()
         state.default_headers = [(b"server", b"under test")]
 
-        def counted(scope: Any) -> Counted | None:
-            poll = app.hot.plain(scope)
-            return None if poll is None else Counted(poll, self)
+        polls = CountedPolls(app.hot, self)
 
         def made() -> HotWire:
-            protocol = HotWire(config, state, {POLLS: counted} if short else {})
+            protocol = HotWire(config, state, {POLLS: polls} if short else {})
             protocol.access_log = logged  # or else whether anybody listens decides: pytest does
             self.protocols.append(protocol)
             return protocol
@@ -140,6 +165,16 @@ async def job_of(wire: Wire) -> tuple[str, str]:
     return f"/api/v2/jobs/{job['id']}", f'"{job["version"]}-0"'
 
 
+async def answer(reader: asyncio.StreamReader, *, bodiless: bool = False) -> bytes:
+    """One answer, head and body."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    if bodiless or head.startswith(b"HTTP/1.1 304"):
+        return head
+    length = re.search(rb"content-length: (\d+)", head)
+    assert length is not None
+    return head + await reader.readexactly(int(length[1]))
+
+
 Stream = Callable[[str, str], bytes]
 
 # What is sent, and how much of it is answered by the short way. Where the cache is elsewhere, only
@@ -191,6 +226,135 @@ async def test_it_does_not_matter_how_a_request_is_cut(wire: Wire) -> None:
     assert wire.short == 3 * 2 if not wire.elsewhere else wire.short >= 3
 
 
+# Requests of one read each, that are said again and again; whether they are known from the second
+# time on, where the cache is in the process.
+AGAIN: dict[str, tuple[Stream, bool]] = {
+    "one": (lambda p, _: get(p), True),
+    "unchanged": (lambda p, t: get(p, f"If-None-Match: {t}"), True),
+    "another tag": (lambda p, _: get(p, 'If-None-Match: "1-1"'), True),
+    "gzip": (lambda p, t: get(p, "Accept-Encoding: gzip", f"If-None-Match: {t}"), True),
+    "an empty line before it": (lambda p, _: b"\r\n" + get(p), True),
+    "an empty line behind it": (lambda p, _: get(p) + b"\r\n", True),
+    "many headers": (lambda p, _: get(p, *(f"X-{n}: {n}" for n in range(90))), True),
+    "a long head": (lambda p, _: get(p, "X: " + "x" * 2048), False),
+    "two": (lambda p, _: get(p) * 2, False),
+    "an unknown job": (lambda *_: get("/api/v2/jobs/999"), False),
+    "HEAD": (lambda p, _: get(p, method="HEAD"), False),
+    "a body": (lambda p, _: get(p, "Content-Length: 3") + b"abc", False),
+    "a query": (lambda p, _: get(p + "?a=1"), False),
+}
+
+
+@pytest.mark.parametrize("name", AGAIN)
+async def test_a_request_that_comes_again_is_answered_alike_without_being_parsed(
+    wire: Wire, name: str
+) -> None:
+    path, tag = await job_of(wire)
+    made, known = AGAIN[name]
+    sent = made(path, tag)
+    said = {}
+    for short in (False, True):
+        reader, writer = await wire.connect(short=short)
+        answers = []
+        for _ in range(4):
+            writer.write(sent)
+            answers.append(b"")
+            async with asyncio.timeout(10):
+                for _ in range(sent.count(b"HTTP/1.1")):
+                    answers[-1] += await answer(reader, bodiless=name == "HEAD")
+        said[short] = answers
+        writer.close()
+    assert said[True] == said[False]
+    assert len(set(said[True])) == 1
+    assert wire.known == (3 if known and not wire.elsewhere else 0)
+
+
+# What comes in one read with a poll that is answered at once, and what in the next one.
+NOT_ALONE: dict[str, tuple[Stream, Stream]] = {
+    "half of the next": (lambda p, _: get(p) + END[:9], lambda *_: END[9:]),
+    "its other half before": (lambda p, _: get(p)[:9], lambda p, _: get(p)[9:] + END),
+    "the end of a body": (
+        lambda p, _: get(p, "Content-Length: 3", method="POST") + b"a",
+        lambda p, _: b"bc" + get(p) + END,
+    ),
+    "another": (lambda p, _: get(p) + get("/healthz"), lambda *_: END),
+}
+
+
+@pytest.mark.parametrize("name", NOT_ALONE)
+async def test_a_request_that_does_not_come_alone_is_not_remembered(wire: Wire, name: str) -> None:
+    path, tag = await job_of(wire)
+    said = []
+    for short in (True, False):
+        reader, writer = await wire.connect(short=short)
+        for made in NOT_ALONE[name]:
+            wire.protocols[-1].data_received(made(path, tag))
+        async with asyncio.timeout(10):
+            said.append(await reader.read())
+        writer.close()
+    assert said[0] == said[1]
+    assert b" 200 " in said[0]
+    assert wire.remembered == []
+
+
+async def test_what_comes_with_no_request_is_not_remembered(wire: Wire) -> None:
+    """uvicorn, on its own, would answer the poll after it has refused the rest, or not at all."""
+    path, _ = await job_of(wire)
+    said = await wire.say(get(path) + b"\0", short=True)
+    expected = [b"400"] if wire.elsewhere else [b"200", b"400"]
+    assert re.findall(rb"HTTP/1.1 (\d+)", said) == expected
+    assert wire.remembered == []
+
+
+async def test_known_bytes_in_the_middle_of_a_request_are_a_part_of_it(wire: Wire) -> None:
+    path, _ = await job_of(wire)
+    known = get(path)
+    said = []
+    for short in (True, False):
+        reader, writer = await wire.connect(short=short)
+        protocol = wire.protocols[-1]
+        protocol.data_received(known)
+        await answer(reader)
+        protocol.data_received(get("/nowhere")[:-2] + b"X-Known: ")
+        protocol.data_received(known)
+        protocol.data_received(END)
+        async with asyncio.timeout(10):
+            said.append(await reader.read())
+        writer.close()
+    assert said[0] == said[1]
+    assert re.findall(rb"HTTP/1.1 (\d+)", said[0]) == [b"404", b"200"]
+    assert wire.known == 0
+
+
+async def test_known_requests_count_as_heard(wire: Wire) -> None:
+    """What is skipped between requests is bounded; that is counted anew from each of them."""
+    path, _ = await job_of(wire)
+    reader, writer = await wire.connect(short=True)
+    protocol = wire.protocols[-1]
+    for skipped in (0, 1, 1, 1):
+        protocol.data_received(b"\r\n" * skipped * (HEAD_BYTES // 3))
+        protocol.data_received(get(path))
+        async with asyncio.timeout(10):
+            assert b" 200 " in await answer(reader)
+    assert wire.known == (0 if wire.elsewhere else 3)
+    writer.close()
+
+
+async def test_what_is_known_is_bounded(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.jobs.hot._KNOWN", 3)
+    path, _ = await job_of(wire)
+    requests = [get(path, f"X-Number: {number}") for number in range(8)]
+    reader, writer = await wire.connect(short=True)
+    for request in [*requests, *requests[-2:]]:
+        writer.write(request)
+        async with asyncio.timeout(10):
+            assert b" 200 " in await answer(reader)
+    transport: Any = wire.service.http._transport
+    assert len(transport.app.hot._requests) <= 3
+    assert wire.known == (0 if wire.elsewhere else 2)
+    writer.close()
+
+
 async def test_a_large_body_does_not_count_to_the_head_after_it(wire: Wire) -> None:
     body = b'{"client_id": "acme", "prompt": "' + b"x" * 20_000 + b'"}'
     heading = [f"Content-Length: {len(body)}", "Content-Type: application/json"]
@@ -237,10 +401,16 @@ async def test_a_request_that_comes_with_a_hit_does_not_count_as_idle(wire: Wire
 
 
 class Elsewhere:
-    """A poll whose answer is in a store, which has not been heard of yet."""
+    """A poll whose answer is in a store, which has not been heard of yet; every poll is this one."""
 
     def __init__(self) -> None:
         self.then: Callable[[None], object] | None = None
+
+    def again(self, _request: bytes) -> None:
+        return None
+
+    def plain(self, _scope: object) -> Elsewhere:
+        return self
 
     def at_once(self) -> None:
         return None
@@ -279,7 +449,7 @@ async def test_the_application_runs_in_the_context_of_its_request_and_not_of_the
     config = uvicorn.Config(application, lifespan="off", log_config=None, access_log=False)
     config.load()
     poll = Elsewhere()
-    protocol = HotWire(config, ServerState(), {POLLS: lambda _: poll})
+    protocol = HotWire(config, ServerState(), {POLLS: poll})
     protocol.connection_made(Nowhere())
     copy_context().run(within, "request", lambda: protocol.data_received(get("/api/v2/jobs/1")))
     assert poll.then is not None
@@ -327,14 +497,6 @@ def pause(url: str, milliseconds: int) -> None:
     """Redis says nothing for so long."""
     with redis.Redis.from_url(url) as client:
         client.client_pause(milliseconds)
-
-
-async def answer(reader: asyncio.StreamReader) -> bytes:
-    """One answer, head and body."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = re.search(rb"content-length: (\d+)", head)
-    assert length is not None
-    return head + await reader.readexactly(int(length[1]))
 
 
 async def asking(wire: Wire) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, HotWire]:
