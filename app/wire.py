@@ -73,7 +73,7 @@ class HotWire(BoundedHead):
             return
         self._begun, self._hit = 0, None
         super().data_received(data)
-        if self._hit is not None and self._begun == 1 and self._between and self._undisturbed():
+        if self._hit is not None and self._begun == 1 and self._undisturbed():
             polls.remember(data, self._hit)
 
     def on_message_begin(self) -> None:

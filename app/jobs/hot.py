@@ -195,7 +195,7 @@ class HotPolls:
         return Poll(scope, _Question(job, seen, accepted), caller)
 
     def remember(self, request: bytes, poll: Poll) -> None:
-        """Know a request again that is this poll, and nothing else, from its first byte to its last.
+        """Know this poll again by its request, which is it from the first byte to the last.
 
         Not where calls are counted: the application is to find each of them counted once.
         """

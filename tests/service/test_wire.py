@@ -350,8 +350,48 @@ async def test_what_is_known_is_bounded(wire: Wire, monkeypatch: pytest.MonkeyPa
         async with asyncio.timeout(10):
             assert b" 200 " in await answer(reader)
     transport: Any = wire.service.http._transport
-    assert len(transport.app.hot._requests) <= 3
+    hot = transport.app.hot
+    assert len(hot._requests) <= 3
     assert wire.known == (0 if wire.elsewhere else 2)
+    for number in range(901, 904):
+        writer.write(get(f"/api/v2/jobs/{number}"))
+        async with asyncio.timeout(10):
+            assert b" 404 " in await answer(reader)
+    jobs = set(hot._jobs.values())
+    assert len(jobs) <= 3
+    assert all(question.job in jobs for question, _ in hot._requests.values())
+    writer.close()
+
+
+async def test_a_known_request_waits_for_the_answer_before_it(wire: Wire) -> None:
+    path, _ = await job_of(wire)
+    said = []
+    for short in (True, False):
+        reader, writer = await wire.connect(short=short)
+        protocol = wire.protocols[-1]
+        protocol.data_received(get(path))
+        await answer(reader)
+        for read in (get("/nowhere"), get(path), END):
+            protocol.data_received(read)
+        async with asyncio.timeout(10):
+            said.append(await reader.read())
+        writer.close()
+    assert said[0] == said[1]
+    assert re.findall(rb"HTTP/1.1 (\d+)", said[0]) == [b"404", b"200", b"200"]
+
+
+async def test_a_known_request_ends_the_idleness_before_it(wire: Wire) -> None:
+    path, _ = await job_of(wire)
+    reader, writer = await wire.connect(short=True)
+    protocol = wire.protocols[-1]
+    for read in (get(path), get("/healthz")):
+        writer.write(read)
+        async with asyncio.timeout(10):
+            await answer(reader)
+    idle = protocol.timeout_keep_alive_task
+    assert isinstance(idle, asyncio.TimerHandle)
+    protocol.data_received(get(path))
+    assert idle.cancelled()
     writer.close()
 
 
