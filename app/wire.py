@@ -23,11 +23,12 @@ from app.serving import POLLS
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from uvicorn._types import ASGI3Application
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-    from app.jobs.hot import HotPolls, Poll
+    from app.jobs.hot import Poll
     from app.jobs.poll import Reply
 
 _NOT_A_PATH = frozenset(b"?%#")
@@ -36,12 +37,13 @@ _NOT_A_PATH = frozenset(b"?%#")
 class HotWire(BoundedHead):
     """uvicorn's protocol, which writes hits itself."""
 
-    _polls: HotPolls | None = None
+    _plain: Callable[[Any], Poll | None] | None = None
     _asking: Poll | None = None  # what is to be asked for instead of the application
     _written = False  # the answer to the request that is being read
     _between = True  # two requests: nothing of the next one has been read
     _begun = 0  # requests, in the read under way
-    _hit: Poll | None = None  # the last of them that was answered at once
+    _polled: Poll | None = None  # the last of them that was answered at once
+    _request: bytes | None = None  # the last read, if that poll was it, and nothing else
     _defaults: list[tuple[bytes, bytes]] | None = None
     _default_lines = b""
     _idle: Idle | None = None
@@ -50,7 +52,7 @@ class HotWire(BoundedHead):
         """See asyncio."""
         super().connection_made(transport)
         if not self.access_log and self.limit_concurrency is None:  # which are uvicorn's to heed
-            self._polls = self.app_state.get(POLLS)
+            self._plain = self.app_state.get(POLLS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
@@ -59,22 +61,19 @@ class HotWire(BoundedHead):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio. A request that is known to its last byte is not parsed once more."""
-        polls = self._polls
-        if polls is None or not self._between:
-            super().data_received(data)
-            return
-        reply = polls.again(data) if self._undisturbed() else None
-        if reply is not None:
-            self._hear_whole()
-            self._unset_keepalive_if_required()
-            self._write(reply)
-            self._rest()
-            return
-        self._begun, self._hit = 0, None
+        """See asyncio. A poll that comes again, byte for byte, is not parsed once more."""
+        if data == self._request and self._undisturbed():
+            reply = None if self._polled is None else self._polled.again()
+            if reply is not None:
+                self._unset_keepalive_if_required()
+                self._write(reply)
+                self._rest()
+                return
+        whole = self._between
+        self._request, self._begun, self._polled = None, 0, None
         super().data_received(data)
-        if self._hit is not None and self._begun == 1 and self._undisturbed():
-            polls.remember(data, self._hit)
+        if whole and self._polled is not None and self._begun == 1:
+            self._request = data  # for whatever was behind it would have begun
 
     def on_message_begin(self) -> None:
         """See uvicorn."""
@@ -93,7 +92,7 @@ class HotWire(BoundedHead):
             super().on_headers_complete()
             return
         self._hear()
-        self._hit, self._written = poll, True
+        self._polled, self._written = poll, True
         self._write(reply)
 
     def on_message_complete(self) -> None:
@@ -152,7 +151,7 @@ class HotWire(BoundedHead):
         )
 
     def _poll(self) -> Poll | None:
-        if self._polls is None or self._large() or not self._undisturbed():
+        if self._plain is None or self._large() or not self._undisturbed():
             return None
         parser = self.parser
         if (
@@ -166,7 +165,7 @@ class HotWire(BoundedHead):
             return None
         scope = cast("dict[str, Any]", self.scope)
         scope |= {"method": "GET", "path": self.url.decode("latin-1"), "query_string": b""}
-        return self._polls.plain(scope)
+        return self._plain(scope)
 
     def _undisturbed(self) -> bool:
         """Whether no other answer is under way here, and this one can go out."""

@@ -6,8 +6,7 @@ goes on to the route, untouched. The two cannot differ in what they decide, for 
 `Admission` who is calling, `JobService` what there is for this caller, `respond` how that is said.
 
     plain       a poll, for our own protocol, `app.wire`: it answers a hit in this process at once,
-                and one in a store elsewhere without a task
-    again       the same for a request that has come before, byte for byte, as polls do
+                when it has come again as well, and one in a store elsewhere without a task
     answered    any plain poll: for the application, whatever server it runs on
 """
 
@@ -17,7 +16,6 @@ import re
 from typing import TYPE_CHECKING
 
 from app.access.callers import Caller
-from app.access.gate import presented
 from app.jobs.poll import Representation, conditions, respond
 from app.jobs.schemas import LARGEST_ID
 
@@ -34,9 +32,7 @@ if TYPE_CHECKING:
 
 _PATH = re.compile(r"/api/v2/jobs/([1-9][0-9]{0,18})", re.ASCII)
 _KNOWN = 4096
-"""Jobs that are kept at hand, and requests."""
-_LONGEST = 2048
-"""Bytes of a request that is."""
+"""Jobs that are kept at hand."""
 
 _FAILED = "app.poll_failed"
 
@@ -60,54 +56,48 @@ class _Job:
         return kept
 
 
-class _Question:
-    """What a plain poll asks, whoever asks it: a job, and what the client says of itself."""
-
-    __slots__ = ("accepted", "floor", "job", "seen")
-
-    def __init__(self, job: _Job, seen: str | None, accepted: str | None) -> None:
-        self.job = job
-        self.seen = seen
-        self.accepted = accepted
-        self.floor = 0 if seen is None else conditions(seen).floor
-
-    def at_once(self, caller: Caller) -> Reply | None:
-        """The reply, if it is a hit in this process."""
-        answer = self.job.peek(self.floor)
-        return None if answer is None else self.shown(caller, answer)
-
-    def shown(self, caller: Caller, answer: Answer) -> Reply:
-        """The reply, if the caller may see it."""
-        job = self.job
-        return self.reply(job.service.seen_by(caller, job.id, answer))
-
-    def reply(self, answer: Answer) -> Reply:
-        """The reply to who may see it."""
-        return respond(answer, self.seen, self.accepted, self.job.represent(answer.entry))
-
-
 class Poll:
-    """A plain poll: who asks for what."""
+    """A plain poll: who asks for what, and what they say of themselves."""
 
-    __slots__ = ("_caller", "_scope", "question")
+    __slots__ = ("_accepted", "_admission", "_caller", "_floor", "_job", "_scope", "_seen")
 
-    def __init__(self, scope: Scope, question: _Question, caller: Caller) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        job: _Job,
+        admission: Admission,
+        caller: Caller,
+        *,
+        seen: str | None,
+        accepted: str | None,
+    ) -> None:
         self._scope = scope
-        self.question = question
+        self._job = job
+        self._admission = admission
         self._caller = caller
-
-    @property
-    def token(self) -> bytes | None:
-        """What the caller presents."""
-        return presented(self._scope["headers"])
+        self._seen = seen
+        self._accepted = accepted
+        self._floor = 0 if seen is None else conditions(seen).floor
 
     def at_once(self) -> Reply | None:
         """The reply, if it is a hit in this process; None: look elsewhere."""
         try:
-            return self.question.at_once(self._caller)
+            answer = self._job.peek(self._floor)
+            return None if answer is None else self._shown(answer)
         except Exception as error:  # noqa: BLE001 - raised again where errors are answered
             self._scope[_FAILED] = error
             return None
+
+    def again(self) -> Reply | None:
+        """The reply to the same request when it has come once more, if it is a hit in this process.
+
+        None: that request is to be read. Who calls is found out anew each time.
+        """
+        caller = self._admission.again(self._scope)
+        if caller is None:
+            return None
+        self._caller = caller
+        return self.at_once()
 
     def ask(self, then: Callable[[Reply | None], object]) -> bool:
         """Look once in a store elsewhere.
@@ -123,24 +113,29 @@ class Poll:
         def answered(answer: Answer | None) -> None:
             reply = None
             try:
-                reply = None if answer is None else self.question.shown(self._caller, answer)
+                reply = None if answer is None else self._shown(answer)
             except Exception as error:  # noqa: BLE001 - raised again where errors are answered
                 self._scope[_FAILED] = error
             then(reply)
 
-        question = self.question
-        return _FAILED not in self._scope and question.job.ask(question.floor, answered)
+        return _FAILED not in self._scope and self._job.ask(self._floor, answered)
 
     async def answered(self) -> Reply | None:
         """The reply; None if it has failed, which is to be told where errors are."""
-        question = self.question
-        job = question.job
         try:
-            answer = await job.service.poll(job.id, self._caller, floor=question.floor)
-            return question.reply(answer)
+            answer = await self._job.service.poll(self._job.id, self._caller, floor=self._floor)
+            return self._reply(answer)
         except Exception as error:  # noqa: BLE001 - raised again where errors are answered
             self._scope[_FAILED] = error
             return None
+
+    def _shown(self, answer: Answer) -> Reply:
+        job = self._job
+        return self._reply(job.service.seen_by(self._caller, job.id, answer))
+
+    def _reply(self, answer: Answer) -> Reply:
+        kept = self._job.represent(answer.entry)
+        return respond(answer, self._seen, self._accepted, kept)
 
 
 class HotPolls:
@@ -155,7 +150,6 @@ class HotPolls:
         self._service = service
         self._admission = admission
         self._jobs: dict[str, _Job] = {}
-        self._requests: dict[bytes, tuple[_Question, bytes | None]] = {}
 
     async def answered(self, scope: Scope, send: Send) -> bool:
         """Answer a request, if it is a plain poll; else return False, and nothing has been sent."""
@@ -192,36 +186,7 @@ class HotPolls:
         caller = self._admission.judge(scope)
         if not isinstance(caller, Caller):
             return None
-        return Poll(scope, _Question(job, seen, accepted), caller)
-
-    def remember(self, request: bytes, poll: Poll) -> None:
-        """Know this poll again by its request, which is it from the first byte to the last.
-
-        Not where calls are counted: the application is to find each of them counted once.
-        """
-        if len(request) > _LONGEST or self._admission.counts:
-            return
-        if len(self._requests) >= _KNOWN:
-            self._requests.clear()
-        self._requests[request] = poll.question, poll.token
-
-    def again(self, request: bytes) -> Reply | None:
-        """The reply to a request that is known, if it is a hit in this process.
-
-        None: it is to be read, for whatever reason; nothing has been counted.
-        """
-        known = self._requests.get(request)
-        if known is None:
-            return None
-        question, token = known
-        caller = self._admission.identify(token)
-        if caller is None:
-            return None
-        try:
-            return question.at_once(caller)
-        except Exception:  # noqa: BLE001 - it is met again where errors are answered
-            del self._requests[request]
-            return None
+        return Poll(scope, job, self._admission, caller, seen=seen, accepted=accepted)
 
     def _find(self, path: str) -> _Job | None:
         match = _PATH.fullmatch(path)
@@ -229,7 +194,6 @@ class HotPolls:
             return None
         if len(self._jobs) >= _KNOWN:
             self._jobs.clear()
-            self._requests.clear()  # for they hold jobs
         job_id = int(match[1])
         job = self._jobs[path] = _Job(self._service, job_id)
         return job

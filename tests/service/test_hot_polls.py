@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from app.jobs.service import JobNotFound
+from app.jobs.hot import Poll
 from app.main import Application
 from jobcache import Offered, SourceUnavailable, progress_key
 from tests.service.keyed import Keyed, keyed
@@ -41,7 +41,7 @@ class Ask:
 
     def __init__(self, app: Application) -> None:
         self._app = app
-        self.request = b""
+        self._polled: Poll | None = None
 
     async def __call__(
         self,
@@ -96,20 +96,14 @@ class Ask:
 
         if hot:
             await self._app(scope, receive, send)
-            self._remember(scope)
+            self._polled = self._app.hot.plain(scope)
         else:
             await FastAPI.__call__(self._app, scope, receive, send)
         return sent
 
-    def _remember(self, scope: dict[str, Any]) -> None:
-        poll = self._app.hot.plain(scope)
-        self.request = repr((scope["path"], scope["headers"])).encode()
-        if poll is not None:
-            self._app.hot.remember(self.request, poll)
-
     def again(self) -> Messages | None:
-        """The same as the last that was sent hot, by its bytes."""
-        reply = self._app.hot.again(self.request)
+        """What is answered when the last poll that was sent hot comes again, if that is known."""
+        reply = None if self._polled is None else self._polled.again()
         if reply is None:
             return None
         return [
@@ -202,25 +196,6 @@ async def test_a_request_that_is_known_is_judged_anew_each_time(
     await keys.refresh()
     assert ask.again() is None
     assert (await ask(path, own, hot=True))[0]["status"] == 401
-
-
-@pytest.mark.parametrize("asked", ["memory"], indirect=True)
-async def test_a_known_request_that_fails_is_known_no_more(
-    asked: tuple[Keyed, Ask], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Or each of its polls would be counted twice: here, and where the failure is answered."""
-    service, ask = asked
-    path, _ = (await jobs_of(service.service))["small"]
-    statistics = service.service.parts.cache.statistics
-    await ask(path, service.callers["own"], hot=True)
-
-    def strangers(*_: object) -> None:
-        raise JobNotFound(1)
-
-    monkeypatch.setattr(service.service.parts.jobs, "seen_by", strangers)
-    before = statistics.hits
-    assert [ask.again() for _ in range(3)] == [None] * 3
-    assert statistics.hits == before + 1
 
 
 async def test_where_calls_are_counted_no_request_is_known(start: Start) -> None:

@@ -15,9 +15,9 @@ import redis
 import uvicorn
 from uvicorn.server import ServerState
 
-from app.jobs.hot import HotPolls, Poll
+from app.jobs.hot import Poll
 from app.jobs.poll import Reply
-from app.limits import HEAD_BYTES
+from app.jobs.service import JobNotFound
 from app.serving import POLLS
 from app.wire import HotWire
 from tests.service.running import Service, Start
@@ -29,11 +29,16 @@ class Counted:
     """A poll, and whether the short way has answered it."""
 
     def __init__(self, poll: Poll, wire: Wire) -> None:
-        self.poll = poll
+        self._poll = poll
         self._wire = wire
 
     def at_once(self) -> Reply | None:
-        return self._count(self.poll.at_once())
+        return self._count(self._poll.at_once())
+
+    def again(self) -> Reply | None:
+        reply = self._poll.again()
+        self._wire.known += reply is not None
+        return self._count(reply)
 
     def ask(self, then: Callable[[Reply | None], object]) -> bool:
         def answered(reply: Reply | None) -> None:
@@ -43,32 +48,10 @@ class Counted:
             else:
                 self._wire.held.append(partial(then, reply))
 
-        return self.poll.ask(answered)
+        return self._poll.ask(answered)
 
     def _count(self, reply: Reply | None) -> Reply | None:
         self._wire.short += reply is not None
-        return reply
-
-
-class CountedPolls:
-    """An application's plain polls, each of them counted."""
-
-    def __init__(self, polls: HotPolls, wire: Wire) -> None:
-        self._polls = polls
-        self._wire = wire
-
-    def plain(self, scope: Any) -> Counted | None:
-        poll = self._polls.plain(scope)
-        return None if poll is None else Counted(poll, self._wire)
-
-    def remember(self, request: bytes, counted: Counted) -> None:
-        self._wire.remembered.append(request)
-        self._polls.remember(request, counted.poll)
-
-    def again(self, request: bytes) -> Reply | None:
-        reply = self._polls.again(request)
-        self._wire.short += reply is not None
-        self._wire.known += reply is not None
         return reply
 
 
@@ -81,7 +64,6 @@ class Wire:
         elsewhere: whether its cache is not in the process.
         short: how many polls the short way has answered.
         known: how many of those were not parsed.
-        remembered: the requests that are not to be parsed again.
         held: what the store has answered, if it is to come later.
     """
 
@@ -89,7 +71,6 @@ class Wire:
     elsewhere: bool
     short: int = 0
     known: int = 0
-    remembered: list[bytes] = field(default_factory=list)
     held: list[Callable[[], object]] | None = None
     servers: dict[bool, asyncio.Server] = field(default_factory=dict)
     protocols: list[HotWire] = field(default_factory=list)
@@ -103,10 +84,12 @@ class Wire:
         state = ServerState()
         state.default_headers = [(b"server", b"under test")]
 
-        polls = CountedPolls(app.hot, self)
+        def counted(scope: Any) -> Counted | None:
+            poll = app.hot.plain(scope)
+            return None if poll is None else Counted(poll, self)
 
         def made() -> HotWire:
-            protocol = HotWire(config, state, {POLLS: polls} if short else {})
+            protocol = HotWire(config, state, {POLLS: counted} if short else {})
             protocol.access_log = logged  # or else whether anybody listens decides: pytest does
             self.protocols.append(protocol)
             return protocol
@@ -119,6 +102,10 @@ class Wire:
     async def connect(self, *, short: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         port = self.servers[short].sockets[0].getsockname()[1]
         return await asyncio.open_connection("127.0.0.1", port)
+
+    def remembered(self) -> bool:
+        """Whether the last connection knows a request again."""
+        return self.protocols[-1]._request is not None
 
     async def say(self, *pieces: bytes, short: bool) -> bytes:
         """All that is answered, until the service hangs up."""
@@ -236,7 +223,8 @@ AGAIN: dict[str, tuple[Stream, bool]] = {
     "an empty line before it": (lambda p, _: b"\r\n" + get(p), True),
     "an empty line behind it": (lambda p, _: get(p) + b"\r\n", True),
     "many headers": (lambda p, _: get(p, *(f"X-{n}: {n}" for n in range(90))), True),
-    "a long head": (lambda p, _: get(p, "X: " + "x" * 2048), False),
+    "a long head": (lambda p, _: get(p, "X: " + "x" * 8000), True),
+    "too long to say at once": (lambda p, _: get(p, "X: " + "x" * 9000), False),
     "two": (lambda p, _: get(p) * 2, False),
     "an unknown job": (lambda *_: get("/api/v2/jobs/999"), False),
     "HEAD": (lambda p, _: get(p, method="HEAD"), False),
@@ -291,10 +279,10 @@ async def test_a_request_that_does_not_come_alone_is_not_remembered(wire: Wire, 
             wire.protocols[-1].data_received(made(path, tag))
         async with asyncio.timeout(10):
             said.append(await reader.read())
+        assert not wire.remembered()
         writer.close()
     assert said[0] == said[1]
     assert b" 200 " in said[0]
-    assert wire.remembered == []
 
 
 async def test_what_comes_with_no_request_is_not_remembered(wire: Wire) -> None:
@@ -303,7 +291,7 @@ async def test_what_comes_with_no_request_is_not_remembered(wire: Wire) -> None:
     said = await wire.say(get(path) + b"\0", short=True)
     expected = [b"400"] if wire.elsewhere else [b"200", b"400"]
     assert re.findall(rb"HTTP/1.1 (\d+)", said) == expected
-    assert wire.remembered == []
+    assert not wire.remembered()
 
 
 async def test_known_bytes_in_the_middle_of_a_request_are_a_part_of_it(wire: Wire) -> None:
@@ -326,40 +314,29 @@ async def test_known_bytes_in_the_middle_of_a_request_are_a_part_of_it(wire: Wir
     assert wire.known == 0
 
 
-async def test_known_requests_count_as_heard(wire: Wire) -> None:
-    """What is skipped between requests is bounded; that is counted anew from each of them."""
+async def test_a_known_request_that_fails_is_known_no_more(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, _ = await job_of(wire)
     reader, writer = await wire.connect(short=True)
-    protocol = wire.protocols[-1]
-    for skipped in (0, 1, 1, 1):
-        protocol.data_received(b"\r\n" * skipped * (HEAD_BYTES // 3))
-        protocol.data_received(get(path))
-        async with asyncio.timeout(10):
-            assert b" 200 " in await answer(reader)
-    assert wire.known == (0 if wire.elsewhere else 3)
-    writer.close()
 
+    async def polled() -> bytes:
+        writer.write(get(path))
+        async with asyncio.timeout(10):
+            return (await answer(reader))[:12]
 
-async def test_what_is_known_is_bounded(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.jobs.hot._KNOWN", 3)
-    path, _ = await job_of(wire)
-    requests = [get(path, f"X-Number: {number}") for number in range(8)]
-    reader, writer = await wire.connect(short=True)
-    for request in [*requests, *requests[-2:]]:
-        writer.write(request)
-        async with asyncio.timeout(10):
-            assert b" 200 " in await answer(reader)
-    transport: Any = wire.service.http._transport
-    hot = transport.app.hot
-    assert len(hot._requests) <= 3
-    assert wire.known == (0 if wire.elsewhere else 2)
-    for number in range(901, 904):
-        writer.write(get(f"/api/v2/jobs/{number}"))
-        async with asyncio.timeout(10):
-            assert b" 404 " in await answer(reader)
-    jobs = set(hot._jobs.values())
-    assert len(jobs) <= 3
-    assert all(question.job in jobs for question, _ in hot._requests.values())
+    def strangers(*_: object) -> None:
+        raise JobNotFound(1)
+
+    assert await polled() == b"HTTP/1.1 200"
+    assert wire.remembered() is not wire.elsewhere
+    monkeypatch.setattr(wire.service.parts.jobs, "seen_by", strangers)
+    assert await polled() == b"HTTP/1.1 404"
+    assert not wire.remembered()
+    statistics = wire.service.parts.cache.statistics
+    before = statistics.hits
+    assert await polled() == b"HTTP/1.1 404"
+    assert statistics.hits == before + 1
     writer.close()
 
 
@@ -441,16 +418,10 @@ async def test_a_request_that_comes_with_a_hit_does_not_count_as_idle(wire: Wire
 
 
 class Elsewhere:
-    """A poll whose answer is in a store, which has not been heard of yet; every poll is this one."""
+    """A poll whose answer is in a store, which has not been heard of yet."""
 
     def __init__(self) -> None:
         self.then: Callable[[None], object] | None = None
-
-    def again(self, _request: bytes) -> None:
-        return None
-
-    def plain(self, _scope: object) -> Elsewhere:
-        return self
 
     def at_once(self) -> None:
         return None
@@ -489,7 +460,7 @@ async def test_the_application_runs_in_the_context_of_its_request_and_not_of_the
     config = uvicorn.Config(application, lifespan="off", log_config=None, access_log=False)
     config.load()
     poll = Elsewhere()
-    protocol = HotWire(config, ServerState(), {POLLS: poll})
+    protocol = HotWire(config, ServerState(), {POLLS: lambda _: poll})
     protocol.connection_made(Nowhere())
     copy_context().run(within, "request", lambda: protocol.data_received(get("/api/v2/jobs/1")))
     assert poll.then is not None
