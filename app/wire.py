@@ -62,10 +62,9 @@ class HotWire(BoundedHead):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio. A poll that comes again, byte for byte, is not parsed once more."""
-        if data == self._request and self._undisturbed():
-            reply = None if self._polled is None else self._polled.again()
+        if data == self._request and self._polled is not None and self._writable():
+            reply = self._polled.again()
             if reply is not None:
-                self._unset_keepalive_if_required()
                 self._write(reply)
                 self._rest()
                 return

@@ -188,14 +188,19 @@ async def test_a_request_that_is_known_is_judged_anew_each_time(
     (path, _), own = (await jobs_of(service.service))["small"], service.callers["own"]
     assert (await ask(path, own, hot=True))[0]["status"] == 200
     assert ask.again() is not None
-    lines = service.file.read_text().splitlines(keepends=True)
-    token = own["Authorization"].partition("jc_")[2]
-    service.file.write_text("".join(line for line in lines if not line.startswith(token[:12])))
-    keys = service.service.parts.keys
+    statistics, keys = service.service.parts.cache.statistics, service.service.parts.keys
     assert keys is not None
-    await keys.refresh()
-    assert ask.again() is None
-    assert (await ask(path, own, hot=True))[0]["status"] == 401
+    before, text = statistics.hits, service.file.read_text()
+    key_id = own["Authorization"].partition("jc_")[2][:12]
+    without = [line for line in text.splitlines(keepends=True) if not line.startswith(key_id)]
+    for changed, status in ((text.replace(" acme ", " other "), 404), ("".join(without), 401)):
+        service.file.write_text(changed)
+        await keys.refresh()
+        assert ask.again() is None
+        before += status == 404  # found, and then not shown
+        assert statistics.hits == before
+        assert (await ask(path, own, hot=False))[0]["status"] == status
+        before = statistics.hits
 
 
 async def test_where_calls_are_counted_no_request_is_known(start: Start) -> None:
