@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from uvicorn._types import ASGI3Application
+    from uvicorn._types import ASGI3Application, HTTPScope
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from app.jobs.hot import Poll
@@ -40,10 +40,10 @@ class HotWire(BoundedHead):
     _plain: Callable[[Any], Poll | None] | None = None
     _asking: Poll | None = None  # what is to be asked for instead of the application
     _written = False  # the answer to the request that is being read
-    _between = True  # two requests: nothing of the next one has been read
-    _begun = 0  # requests, in the read under way
-    _polled: Poll | None = None  # the last of them that was answered at once
-    _request: bytes | None = None  # the last read, if that poll was it, and nothing else
+    _ended: HTTPScope | None = None  # of the last request that has been read to its end
+    _polled: Poll | None = None  # the last that was answered at once in the last read
+    _hits = 0  # of the last read
+    _request: bytes | None = None  # the last read, if it was that poll and nothing else
     _defaults: list[tuple[bytes, bytes]] | None = None
     _default_lines = b""
     _idle: Idle | None = None
@@ -68,17 +68,13 @@ class HotWire(BoundedHead):
                 self._write(reply)
                 self._rest()
                 return
-        whole = self._between
-        self._request, self._begun, self._polled = None, 0, None
+        begins = self.scope is self._ended
+        self._request, self._polled, self._hits = None, None, 0
         super().data_received(data)
-        if whole and self._polled is not None and self._begun == 1:
-            self._request = data  # for whatever was behind it would have begun
-
-    def on_message_begin(self) -> None:
-        """See uvicorn."""
-        self._between = False
-        self._begun += 1
-        super().on_message_begin()
+        polled = self._polled
+        # One hit: nothing came before it, for which it would have waited. Its scope: nor behind it.
+        if begins and self._hits == 1 and polled is not None and polled.scope is self.scope:
+            self._request = data
 
     def on_headers_complete(self) -> None:
         """See uvicorn."""
@@ -92,11 +88,12 @@ class HotWire(BoundedHead):
             return
         self._hear()
         self._polled, self._written = poll, True
+        self._hits += 1
         self._write(reply)
 
     def on_message_complete(self) -> None:
         """See uvicorn."""
-        self._between = True
+        self._ended = self.scope
         if not self._written:
             super().on_message_complete()
             return
@@ -150,7 +147,10 @@ class HotWire(BoundedHead):
         )
 
     def _poll(self) -> Poll | None:
-        if self._plain is None or self._large() or not self._undisturbed():
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            return None  # another answer is under way
+        if self._plain is None or self._large() or not self._writable():
             return None
         parser = self.parser
         if (
@@ -165,11 +165,6 @@ class HotWire(BoundedHead):
         scope = cast("dict[str, Any]", self.scope)
         scope |= {"method": "GET", "path": self.url.decode("latin-1"), "query_string": b""}
         return self._plain(scope)
-
-    def _undisturbed(self) -> bool:
-        """Whether no other answer is under way here, and this one can go out."""
-        cycle = self.cycle
-        return (cycle is None or cycle.response_complete) and self._writable()
 
     def _writable(self) -> bool:
         return not (self.flow.write_paused or self.transport.is_closing())

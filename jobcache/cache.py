@@ -71,7 +71,11 @@ PATIENCE = {Standing.NOTHING: 0, Standing.FENCE: 5, Standing.LEASE: len(PAUSES)}
 behind a lease. What it waits for is on its way, and costs nothing; but its writer may be dead."""
 
 
-_HIT = Outcome.HIT  # to look it up in an enumeration takes as long as to look for the entry
+# On the path of every poll: to look one of these up takes as long as to look for the entry, and so
+# does the function that `Answer(...)` is.
+_HIT = Outcome.HIT
+_YOUNGEST_MS = -CLOCK_SKEW_MS
+_new = tuple.__new__
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +220,7 @@ class JobCache:
         if entry is None or entry.version < floor:
             return None
         age_ms = self._clock_ms() - entry.stored_at_ms
-        if not -CLOCK_SKEW_MS <= age_ms < entry.fresh_ms:  # see `_serves`
+        if not _YOUNGEST_MS <= age_ms < entry.fresh_ms:  # see `_serves`
             return None
         if self._shadow.rate:
             self._shadow.hit(key, entry, load)
@@ -224,7 +228,8 @@ class JobCache:
         statistics.hits += 1
         statistics.near_hits += 1
         statistics.hit.record(time.perf_counter_ns() - began)
-        return Answer(entry, _HIT, False, self._near, max(0, age_ms))  # noqa: FBT003
+        age_ms = age_ms if age_ms > 0 else 0  # noqa: FURB136 - which would be a call
+        return _new(Answer, (entry, _HIT, False, self._near, age_ms))
 
     def ask(
         self, key: str, load: Load, floor: int, then: Callable[[Answer | None], object]
@@ -257,7 +262,7 @@ class JobCache:
     def _serves(self, entry: Entry, floor: int) -> bool:
         age_ms = self._clock_ms() - entry.stored_at_ms
         # An entry from the future says that clocks differ, and nothing of its age.
-        return entry.version >= floor and -CLOCK_SKEW_MS <= age_ms < entry.fresh_ms
+        return entry.version >= floor and _YOUNGEST_MS <= age_ms < entry.fresh_ms
 
     def _answer(
         self,

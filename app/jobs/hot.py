@@ -57,9 +57,13 @@ class _Job:
 
 
 class Poll:
-    """A plain poll: who asks for what, and what they say of themselves."""
+    """A plain poll: who asks for what, and what they say of themselves.
 
-    __slots__ = ("_accepted", "_admission", "_caller", "_floor", "_job", "_scope", "_seen")
+    Attributes:
+        scope: of its request.
+    """
+
+    __slots__ = ("_accepted", "_admission", "_caller", "_floor", "_job", "_seen", "scope")
 
     def __init__(
         self,
@@ -71,7 +75,7 @@ class Poll:
         seen: str | None,
         accepted: str | None,
     ) -> None:
-        self._scope = scope
+        self.scope = scope
         self._job = job
         self._admission = admission
         self._caller = caller
@@ -85,7 +89,7 @@ class Poll:
             answer = self._job.peek(self._floor)
             return None if answer is None else self._shown(answer)
         except Exception as error:  # noqa: BLE001 - raised again where errors are answered
-            self._scope[_FAILED] = error
+            self.scope[_FAILED] = error
             return None
 
     def again(self) -> Reply | None:
@@ -93,7 +97,7 @@ class Poll:
 
         None: that request is to be read. Who calls is found out anew each time.
         """
-        caller = self._admission.again(self._scope)
+        caller = self._admission.again(self.scope)
         if caller is None:
             return None
         self._caller = caller
@@ -115,27 +119,24 @@ class Poll:
             try:
                 reply = None if answer is None else self._shown(answer)
             except Exception as error:  # noqa: BLE001 - raised again where errors are answered
-                self._scope[_FAILED] = error
+                self.scope[_FAILED] = error
             then(reply)
 
-        return _FAILED not in self._scope and self._job.ask(self._floor, answered)
+        return _FAILED not in self.scope and self._job.ask(self._floor, answered)
 
     async def answered(self) -> Reply | None:
         """The reply; None if it has failed, which is to be told where errors are."""
         try:
             answer = await self._job.service.poll(self._job.id, self._caller, floor=self._floor)
-            return self._reply(answer)
+            return self._shown(answer)
         except Exception as error:  # noqa: BLE001 - raised again where errors are answered
-            self._scope[_FAILED] = error
+            self.scope[_FAILED] = error
             return None
 
     def _shown(self, answer: Answer) -> Reply:
         job = self._job
-        return self._reply(job.service.seen_by(self._caller, job.id, answer))
-
-    def _reply(self, answer: Answer) -> Reply:
-        kept = self._job.represent(answer.entry)
-        return respond(answer, self._seen, self._accepted, kept)
+        job.service.seen_by(self._caller, job.id, answer)
+        return respond(answer, self._seen, self._accepted, job.represent(answer.entry))
 
 
 class HotPolls:
