@@ -29,6 +29,7 @@ class Counted:
     """A poll, and whether the short way has answered it."""
 
     def __init__(self, poll: Poll, wire: Wire) -> None:
+        self.scope = poll.scope
         self._poll = poll
         self._wire = wire
 
