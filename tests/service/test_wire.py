@@ -258,32 +258,49 @@ async def test_a_request_that_comes_again_is_answered_alike_without_being_parsed
     assert wire.known == (3 if known and not wire.elsewhere else 0)
 
 
-# What comes in one read with a poll that is answered at once, and what in the next one.
-NOT_ALONE: dict[str, tuple[Stream, Stream]] = {
-    "half of the next": (lambda p, _: get(p) + END[:9], lambda *_: END[9:]),
-    "its other half before": (lambda p, _: get(p)[:9], lambda p, _: get(p)[9:] + END),
-    "the end of a body": (
-        lambda p, _: get(p, "Content-Length: 3", method="POST") + b"a",
-        lambda p, _: b"bc" + get(p) + END,
-    ),
-    "another": (lambda p, _: get(p) + get("/healthz"), lambda *_: END),
+# Reads that are not one poll from the first byte to the last, though one of them ends with it.
+NOT_ALONE: dict[str, Callable[[str], list[bytes]]] = {
+    "half of the next": lambda p: [get(p) + END[:9], END[9:-2]],
+    "its other half before": lambda p: [get(p)[:9], get(p)[9:]],
+    "the end of a body": lambda p: [
+        get(p, "Content-Length: 3", method="POST") + b"a",
+        b"bc" + get(p),
+    ],
+    "another behind": lambda p: [get(p) + get("/healthz")],
+    "another before": lambda p: [get("/healthz") + get(p)],
+    "the same": lambda p: [get(p) * 2],
 }
 
 
 @pytest.mark.parametrize("name", NOT_ALONE)
 async def test_a_request_that_does_not_come_alone_is_not_remembered(wire: Wire, name: str) -> None:
-    path, tag = await job_of(wire)
+    path, _ = await job_of(wire)
     said = []
     for short in (True, False):
         reader, writer = await wire.connect(short=short)
-        for made in NOT_ALONE[name]:
-            wire.protocols[-1].data_received(made(path, tag))
+        reads = NOT_ALONE[name](path)
+        for read in reads:
+            wire.protocols[-1].data_received(read)
+            assert not wire.remembered()
+        open_head = not b"".join(reads).endswith(b"\r\n\r\n")
+        wire.protocols[-1].data_received(END[-2:] if open_head else END)
         async with asyncio.timeout(10):
             said.append(await reader.read())
-        assert not wire.remembered()
         writer.close()
     assert said[0] == said[1]
     assert b" 200 " in said[0]
+
+
+async def test_a_request_is_known_again_after_others(wire: Wire) -> None:
+    path, _ = await job_of(wire)
+    reader, writer = await wire.connect(short=True)
+    one, two = get(path), get(path, 'If-None-Match: "1-1"')
+    for request in (one, one, get("/healthz"), one, one, two, one, two, two):
+        writer.write(request)
+        async with asyncio.timeout(10):
+            assert b" 200 " in await answer(reader)
+    assert wire.known == (0 if wire.elsewhere else 3)
+    writer.close()
 
 
 async def test_what_comes_with_no_request_is_not_remembered(wire: Wire) -> None:
