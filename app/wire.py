@@ -7,6 +7,10 @@ elsewhere is needed, they are written when it has answered, and there is no task
 different: the answer is what the application would say (`app.jobs.hot`), and whenever anything is
 in the way, such as an answer before it on the same connection, it is the application that says it.
 
+A client polls in the same words until the status changes. So a read that was one poll, from its
+first byte to its last, is known when it comes again on its connection, and is not parsed: that is
+half of what is left. Only the words are known; caller, entry and answer are found anew.
+
 Where httptools is missing, and under other servers, there is no such way, and all works without it.
 """
 
