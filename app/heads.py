@@ -79,6 +79,10 @@ class BoundedHead(HttpToolsProtocol):
         self._heard = True
         self._since = self._read  # where in this read the next head begins is not known
 
+    def _hear_whole(self) -> None:
+        """Of a read that was one request from its first byte to its last, and needed no parser."""
+        self._since = self._unheard = 0
+
     def _weigh(self) -> None:
         headers = self.headers
         total = len(self.url) + sum(len(name) + len(value) for name, value in headers)

@@ -53,7 +53,7 @@ def create_app(chosen: Settings) -> Application:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with wiring.running(parts):
-            yield {DRAIN: parts.held.drain, POLLS: hot.plain}
+            yield {DRAIN: parts.held.drain, POLLS: hot}
 
     app = Application(
         title="jobcache",

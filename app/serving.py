@@ -25,7 +25,7 @@ logger = logging.getLogger("app")
 DRAIN = "drain"
 """What the application's way to let go of held requests is called in the state of its lifespan."""
 POLLS = "polls"
-"""The same, of its way to know a plain poll: see `HotPolls.plain`."""
+"""The same, of what knows plain polls: see `HotPolls`."""
 
 # By generation: net allocations, then collections of the younger. The first is small because what
 # is given back counts against it: among requests that come and go it would not be reached for

@@ -8,8 +8,8 @@ different: the answer is what the application would say (`app.jobs.hot`), and wh
 in the way, such as an answer before it on the same connection, it is the application that says it.
 
 A client polls in the same words until the status changes. So a read that was one poll, from its
-first byte to its last, is known when it comes again on its connection, and is not parsed: that is
-half of what is left. Only the words are known; caller, entry and answer are found anew.
+first byte to its last, is known when it comes again, and is not parsed: that is half of what is
+left. Only the words are known; caller, entry and answer are found anew.
 
 Where httptools is missing, and under other servers, there is no such way, and all works without it.
 """
@@ -27,12 +27,11 @@ from app.serving import POLLS
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
 
     from uvicorn._types import ASGI3Application, HTTPScope
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-    from app.jobs.hot import Poll
+    from app.jobs.hot import HotPolls, Poll
     from app.jobs.poll import Reply
 
 _NOT_A_PATH = frozenset(b"?%#")
@@ -41,13 +40,12 @@ _NOT_A_PATH = frozenset(b"?%#")
 class HotWire(BoundedHead):
     """uvicorn's protocol, which writes hits itself."""
 
-    _plain: Callable[[Any], Poll | None] | None = None
+    _polls: HotPolls | None = None
     _asking: Poll | None = None  # what is to be asked for instead of the application
     _written = False  # the answer to the request that is being read
     _ended: HTTPScope | None = None  # of the last request that has been read to its end
     _polled: Poll | None = None  # the last that was answered at once in the last read
     _hits = 0  # of the last read
-    _request: bytes | None = None  # the last read, if it was that poll and nothing else
     _defaults: list[tuple[bytes, bytes]] | None = None
     _default_lines = b""
     _idle: Idle | None = None
@@ -56,7 +54,7 @@ class HotWire(BoundedHead):
         """See asyncio."""
         super().connection_made(transport)
         if not self.access_log and self.limit_concurrency is None:  # which are uvicorn's to heed
-            self._plain = self.app_state.get(POLLS)
+            self._polls = self.app_state.get(POLLS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
@@ -65,20 +63,29 @@ class HotWire(BoundedHead):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio. A poll that comes again, byte for byte, is not parsed once more."""
-        if data == self._request and self._polled is not None and self._writable():
-            reply = self._polled.again()
+        """See asyncio. A poll that is known to its last byte is not parsed once more."""
+        polls = self._polls
+        if (
+            polls is None or self.scope is not self._ended
+        ):  # which begins in the middle of a request
+            super().data_received(data)
+            return
+        known = polls.known.get(data)
+        if known is not None and self._undisturbed():
+            reply = known.at_once()
             if reply is not None:
+                self._hear_whole()
+                self._unset_keepalive_if_required()
                 self._write(reply)
                 self._rest()
                 return
-        begins = self.scope is self._ended
-        self._request, self._polled, self._hits = None, None, 0
+            polls.known.forget(data)  # until it is a hit again: what fails is not tried twice
+        self._polled, self._hits = None, 0
         super().data_received(data)
         polled = self._polled
         # One hit: nothing came before it, for which it would have waited. Its scope: nor behind it.
-        if begins and self._hits == 1 and polled is not None and polled.scope is self.scope:
-            self._request = data
+        if polled is not None and self._hits == 1 and polled.scope is self.scope:
+            polls.meet(data, polled)
 
     def on_headers_complete(self) -> None:
         """See uvicorn."""
@@ -151,10 +158,7 @@ class HotWire(BoundedHead):
         )
 
     def _poll(self) -> Poll | None:
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            return None  # another answer is under way
-        if self._plain is None or self._large() or not self._writable():
+        if self._polls is None or self._large() or not self._undisturbed():
             return None
         parser = self.parser
         if (
@@ -168,7 +172,12 @@ class HotWire(BoundedHead):
             return None
         scope = cast("dict[str, Any]", self.scope)
         scope |= {"method": "GET", "path": self.url.decode("latin-1"), "query_string": b""}
-        return self._plain(scope)
+        return self._polls.plain(scope)
+
+    def _undisturbed(self) -> bool:
+        """Whether no other answer is under way here, and this one can go out."""
+        cycle = self.cycle
+        return (cycle is None or cycle.response_complete) and self._writable()
 
     def _writable(self) -> bool:
         return not (self.flow.write_paused or self.transport.is_closing())

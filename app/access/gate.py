@@ -59,6 +59,17 @@ class Admission:
         self._keys = keys
         self._rate = rate
 
+    @property
+    def counts(self) -> bool:
+        """Whether calls are counted, and so must not be judged more than once each."""
+        return self._rate is not None
+
+    def identify(self, token: bytes | None) -> Caller | None:
+        """Whoever presents this token now, and may call; None: nobody. Nothing is counted."""
+        if self._keys is None:
+            return TRUSTED
+        return None if token is None else self._keys.ring.identify(token)
+
     def judge(self, scope: Scope) -> Caller | JSONResponse | None:
         """The caller, or how the request is refused; None: nobody, where none is asked for.
 
@@ -71,24 +82,10 @@ class Admission:
         verdict: Caller | JSONResponse | None = scope[_VERDICT]
         return verdict
 
-    def again(self, scope: Scope) -> Caller | None:
-        """The caller of a request that was let through, if it came once more; None: judge that.
-
-        Nothing is counted, and so it is always None where calls are.
-        """
-        if self._rate is not None:
-            return None
-        return self._identify(presented(scope["headers"]) if self._keys is not None else None)
-
-    def _identify(self, token: bytes | None) -> Caller | None:
-        if self._keys is None:
-            return TRUSTED
-        return None if token is None else self._keys.ring.identify(token)
-
     def _judge(self, scope: Scope) -> Caller | JSONResponse | None:
         path = scope["path"]
         token = presented(scope["headers"])
-        caller = self._identify(token)
+        caller = self.identify(token)
         if self._rate is not None and path not in HEALTH:
             wait = self._rate.wait(_counted_by(caller, scope))
             if wait > 0:

@@ -6,16 +6,19 @@ goes on to the route, untouched. The two cannot differ in what they decide, for 
 `Admission` who is calling, `JobService` what there is for this caller, `respond` how that is said.
 
     plain       a poll, for our own protocol, `app.wire`: it answers a hit in this process at once,
-                when it has come again as well, and one in a store elsewhere without a task
+                and one in a store elsewhere without a task
+    known       the same for polls that come again, byte for byte, before they are read
     answered    any plain poll: for the application, whatever server it runs on
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from app.access.callers import Caller
+from app.access.gate import presented
+from app.jobs.known import Known
 from app.jobs.poll import Representation, conditions, respond
 from app.jobs.schemas import LARGEST_ID
 
@@ -32,7 +35,9 @@ if TYPE_CHECKING:
 
 _PATH = re.compile(r"/api/v2/jobs/([1-9][0-9]{0,18})", re.ASCII)
 _KNOWN = 4096
-"""Jobs that are kept at hand."""
+"""Jobs that are kept at hand, and requests."""
+_LONGEST = 2048
+"""Bytes of a request that is."""
 
 _FAILED = "app.poll_failed"
 
@@ -55,6 +60,13 @@ class _Job:
             kept = self.representation = Representation(entry, gzip=entry.encoding == "gzip")
         return kept
 
+    def shown(
+        self, caller: Caller, answer: Answer, seen: str | None, accepted: str | None
+    ) -> Reply:
+        """The reply, if the caller may see the job."""
+        self.service.seen_by(caller, self.id, answer)
+        return respond(answer, seen, accepted, self.represent(answer.entry))
+
 
 class Poll:
     """A plain poll: who asks for what, and what they say of themselves.
@@ -63,21 +75,13 @@ class Poll:
         scope: of its request.
     """
 
-    __slots__ = ("_accepted", "_admission", "_caller", "_floor", "_job", "_seen", "scope")
+    __slots__ = ("_accepted", "_caller", "_floor", "_job", "_seen", "scope")
 
     def __init__(
-        self,
-        scope: Scope,
-        job: _Job,
-        admission: Admission,
-        caller: Caller,
-        *,
-        seen: str | None,
-        accepted: str | None,
+        self, scope: Scope, job: _Job, caller: Caller, seen: str | None, accepted: str | None
     ) -> None:
         self.scope = scope
         self._job = job
-        self._admission = admission
         self._caller = caller
         self._seen = seen
         self._accepted = accepted
@@ -91,17 +95,6 @@ class Poll:
         except Exception as error:  # noqa: BLE001 - raised again where errors are answered
             self.scope[_FAILED] = error
             return None
-
-    def again(self) -> Reply | None:
-        """The reply to the same request when it has come once more, if it is a hit in this process.
-
-        None: that request is to be read. Who calls is found out anew each time.
-        """
-        caller = self._admission.again(self.scope)
-        if caller is None:
-            return None
-        self._caller = caller
-        return self.at_once()
 
     def ask(self, then: Callable[[Reply | None], object]) -> bool:
         """Look once in a store elsewhere.
@@ -133,10 +126,36 @@ class Poll:
             self.scope[_FAILED] = error
             return None
 
+    def known(self, admission: Admission) -> KnownPoll:
+        """What it asks for, whenever it comes again."""
+        token = presented(self.scope["headers"])
+        return KnownPoll(self._job, admission, token, self._floor, self._seen, self._accepted)
+
     def _shown(self, answer: Answer) -> Reply:
-        job = self._job
-        job.service.seen_by(self._caller, job.id, answer)
-        return respond(answer, self._seen, self._accepted, job.represent(answer.entry))
+        return self._job.shown(self._caller, answer, self._seen, self._accepted)
+
+
+class KnownPoll(NamedTuple):
+    """A plain poll that is known by its bytes: what is asked for, and how to tell by whom."""
+
+    job: _Job
+    admission: Admission
+    token: bytes | None
+    floor: int
+    seen: str | None
+    accepted: str | None
+
+    def at_once(self) -> Reply | None:
+        """The reply, if it is a hit in this process; None: the request is to be read."""
+        job = self.job
+        caller = self.admission.identify(self.token)
+        answer = None if caller is None else job.peek(self.floor)
+        if caller is None or answer is None:
+            return None
+        try:
+            return job.shown(caller, answer, self.seen, self.accepted)
+        except Exception:  # noqa: BLE001 - met again where errors are answered
+            return None
 
 
 class HotPolls:
@@ -145,12 +164,17 @@ class HotPolls:
     Args:
         service: what is polled.
         admission: who may.
+
+    Attributes:
+        known: polls that have come before, by their bytes.
     """
 
     def __init__(self, service: JobService, admission: Admission) -> None:
         self._service = service
         self._admission = admission
         self._jobs: dict[str, _Job] = {}
+        self._learns = not admission.counts
+        self.known: Known[KnownPoll] = Known(_KNOWN, _LONGEST)
 
     async def answered(self, scope: Scope, send: Send) -> bool:
         """Answer a request, if it is a plain poll; else return False, and nothing has been sent."""
@@ -187,7 +211,15 @@ class HotPolls:
         caller = self._admission.judge(scope)
         if not isinstance(caller, Caller):
             return None
-        return Poll(scope, job, self._admission, caller, seen=seen, accepted=accepted)
+        return Poll(scope, job, caller, seen, accepted)
+
+    def meet(self, request: bytes, poll: Poll) -> None:
+        """Know a poll by its request, which is it from the first byte to the last.
+
+        Not where calls are counted, for each is to be counted once, and may still be a miss.
+        """
+        if self._learns and self.known.met(request):
+            self.known.keep(request, poll.known(self._admission))
 
     def _find(self, path: str) -> _Job | None:
         match = _PATH.fullmatch(path)

@@ -95,7 +95,7 @@ def _connected(
     state: ServerState,
     app: Any,  # noqa: ANN401 - with our short way beside it
 ) -> tuple[HotWire, _Sink]:
-    protocol, sink = HotWire(config, state, {POLLS: app.hot.plain}), _Sink()
+    protocol, sink = HotWire(config, state, {POLLS: app.hot}), _Sink()
     protocol.connection_made(sink)
     return protocol, sink
 

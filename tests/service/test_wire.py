@@ -15,9 +15,11 @@ import redis
 import uvicorn
 from uvicorn.server import ServerState
 
-from app.jobs.hot import Poll
+from app.jobs.hot import HotPolls, Poll
+from app.jobs.known import Known
 from app.jobs.poll import Reply
 from app.jobs.service import JobNotFound
+from app.limits import HEAD_BYTES
 from app.serving import POLLS
 from app.wire import HotWire
 from tests.service.running import Service, Start
@@ -30,16 +32,11 @@ class Counted:
 
     def __init__(self, poll: Poll, wire: Wire) -> None:
         self.scope = poll.scope
-        self._poll = poll
+        self.poll = poll
         self._wire = wire
 
     def at_once(self) -> Reply | None:
-        return self._count(self._poll.at_once())
-
-    def again(self) -> Reply | None:
-        reply = self._poll.again()
-        self._wire.known += reply is not None
-        return self._count(reply)
+        return self._count(self.poll.at_once())
 
     def ask(self, then: Callable[[Reply | None], object]) -> bool:
         def answered(reply: Reply | None) -> None:
@@ -49,11 +46,42 @@ class Counted:
             else:
                 self._wire.held.append(partial(then, reply))
 
-        return self._poll.ask(answered)
+        return self.poll.ask(answered)
 
     def _count(self, reply: Reply | None) -> Reply | None:
         self._wire.short += reply is not None
         return reply
+
+
+class CountedPolls:
+    """An application's plain polls, each of them counted."""
+
+    def __init__(self, polls: HotPolls, wire: Wire) -> None:
+        self._polls = polls
+        self._wire = wire
+        self.known = self
+
+    def plain(self, scope: Any) -> Counted | None:
+        poll = self._polls.plain(scope)
+        return None if poll is None else Counted(poll, self._wire)
+
+    def meet(self, request: bytes, counted: Counted) -> None:
+        self._wire.met.append(request)
+        self._polls.meet(request, counted.poll)
+
+    def get(self, request: bytes) -> CountedPolls | None:
+        self._asked = self._polls.known.get(request)
+        return None if self._asked is None else self
+
+    def at_once(self) -> Reply | None:
+        assert self._asked is not None
+        reply = self._asked.at_once()
+        self._wire.short += reply is not None
+        self._wire.known += reply is not None
+        return reply
+
+    def forget(self, request: bytes) -> None:
+        self._polls.known.forget(request)
 
 
 @dataclass
@@ -65,6 +93,7 @@ class Wire:
         elsewhere: whether its cache is not in the process.
         short: how many polls the short way has answered.
         known: how many of those were not parsed.
+        met: the requests that, if they come again, need not be parsed.
         held: what the store has answered, if it is to come later.
     """
 
@@ -72,6 +101,7 @@ class Wire:
     elsewhere: bool
     short: int = 0
     known: int = 0
+    met: list[bytes] = field(default_factory=list)
     held: list[Callable[[], object]] | None = None
     servers: dict[bool, asyncio.Server] = field(default_factory=dict)
     protocols: list[HotWire] = field(default_factory=list)
@@ -85,12 +115,10 @@ class Wire:
         state = ServerState()
         state.default_headers = [(b"server", b"under test")]
 
-        def counted(scope: Any) -> Counted | None:
-            poll = app.hot.plain(scope)
-            return None if poll is None else Counted(poll, self)
+        polls = CountedPolls(app.hot, self)
 
         def made() -> HotWire:
-            protocol = HotWire(config, state, {POLLS: counted} if short else {})
+            protocol = HotWire(config, state, {POLLS: polls} if short else {})
             protocol.access_log = logged  # or else whether anybody listens decides: pytest does
             self.protocols.append(protocol)
             return protocol
@@ -103,10 +131,6 @@ class Wire:
     async def connect(self, *, short: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         port = self.servers[short].sockets[0].getsockname()[1]
         return await asyncio.open_connection("127.0.0.1", port)
-
-    def remembered(self) -> bool:
-        """Whether the last connection knows a request again."""
-        return self.protocols[-1]._request is not None
 
     async def say(self, *pieces: bytes, short: bool) -> bytes:
         """All that is answered, until the service hangs up."""
@@ -214,7 +238,7 @@ async def test_it_does_not_matter_how_a_request_is_cut(wire: Wire) -> None:
     assert wire.short == 3 * 2 if not wire.elsewhere else wire.short >= 3
 
 
-# Requests of one read each, that are said again and again; whether they are known from the second
+# Requests of one read each, that are said again and again; whether they are known from the third
 # time on, where the cache is in the process.
 AGAIN: dict[str, tuple[Stream, bool]] = {
     "one": (lambda p, _: get(p), True),
@@ -224,8 +248,8 @@ AGAIN: dict[str, tuple[Stream, bool]] = {
     "an empty line before it": (lambda p, _: b"\r\n" + get(p), True),
     "an empty line behind it": (lambda p, _: get(p) + b"\r\n", True),
     "many headers": (lambda p, _: get(p, *(f"X-{n}: {n}" for n in range(90))), True),
-    "a long head": (lambda p, _: get(p, "X: " + "x" * 8000), True),
-    "too long to say at once": (lambda p, _: get(p, "X: " + "x" * 9000), False),
+    "a long head": (lambda p, _: get(p, "X: " + "x" * 1900), True),
+    "one too long to keep": (lambda p, _: get(p, "X: " + "x" * 2100), False),
     "two": (lambda p, _: get(p) * 2, False),
     "an unknown job": (lambda *_: get("/api/v2/jobs/999"), False),
     "HEAD": (lambda p, _: get(p, method="HEAD"), False),
@@ -255,7 +279,7 @@ async def test_a_request_that_comes_again_is_answered_alike_without_being_parsed
         writer.close()
     assert said[True] == said[False]
     assert len(set(said[True])) == 1
-    assert wire.known == (3 if known and not wire.elsewhere else 0)
+    assert wire.known == (2 if known and not wire.elsewhere else 0)
 
 
 # Reads that are not one poll from the first byte to the last, though one of them ends with it.
@@ -281,7 +305,7 @@ async def test_a_request_that_does_not_come_alone_is_not_remembered(wire: Wire, 
         reads = NOT_ALONE[name](path)
         for read in reads:
             wire.protocols[-1].data_received(read)
-            assert not wire.remembered()
+        assert wire.met == []
         open_head = not b"".join(reads).endswith(b"\r\n\r\n")
         wire.protocols[-1].data_received(END[-2:] if open_head else END)
         async with asyncio.timeout(10):
@@ -299,7 +323,7 @@ async def test_a_request_is_known_again_after_others(wire: Wire) -> None:
         writer.write(request)
         async with asyncio.timeout(10):
             assert b" 200 " in await answer(reader)
-    assert wire.known == (0 if wire.elsewhere else 3)
+    assert wire.known == (0 if wire.elsewhere else 4)
     writer.close()
 
 
@@ -309,7 +333,7 @@ async def test_what_comes_with_no_request_is_not_remembered(wire: Wire) -> None:
     said = await wire.say(get(path) + b"\0", short=True)
     expected = [b"400"] if wire.elsewhere else [b"200", b"400"]
     assert re.findall(rb"HTTP/1.1 (\d+)", said) == expected
-    assert not wire.remembered()
+    assert wire.met == []
 
 
 async def test_known_bytes_in_the_middle_of_a_request_are_a_part_of_it(wire: Wire) -> None:
@@ -319,8 +343,9 @@ async def test_known_bytes_in_the_middle_of_a_request_are_a_part_of_it(wire: Wir
     for short in (True, False):
         reader, writer = await wire.connect(short=short)
         protocol = wire.protocols[-1]
-        protocol.data_received(known)
-        await answer(reader)
+        for _ in range(2):
+            protocol.data_received(known)
+            await answer(reader)
         protocol.data_received(get("/nowhere")[:-2] + b"X-Known: ")
         protocol.data_received(known)
         protocol.data_received(END)
@@ -332,29 +357,87 @@ async def test_known_bytes_in_the_middle_of_a_request_are_a_part_of_it(wire: Wir
     assert wire.known == 0
 
 
+async def know(wire: Wire) -> tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]:
+    """A poll that is known, where the cache is in the process, and a connection."""
+    path, _ = await job_of(wire)
+    reader, writer = await wire.connect(short=True)
+    for _ in range(3):
+        writer.write(get(path))
+        async with asyncio.timeout(10):
+            assert b" 200 " in await answer(reader)
+    assert wire.known == (0 if wire.elsewhere else 1)
+    wire.known = 0
+    return get(path), reader, writer
+
+
+async def test_known_requests_count_as_heard(wire: Wire) -> None:
+    """What is skipped between requests is bounded; that is counted anew from each of them."""
+    known, reader, writer = await know(wire)
+    protocol = wire.protocols[-1]
+    for _ in range(4):
+        protocol.data_received(b"\r\n" * (HEAD_BYTES // 3))
+        protocol.data_received(known)
+        async with asyncio.timeout(10):
+            assert b" 200 " in await answer(reader)
+    assert wire.known == (0 if wire.elsewhere else 4)
+    writer.close()
+
+
+async def test_a_known_request_waits_for_the_answer_before_it(wire: Wire) -> None:
+    known, reader, writer = await know(wire)
+    for read in (get("/nowhere"), known, END):
+        wire.protocols[-1].data_received(read)
+    async with asyncio.timeout(10):
+        assert re.findall(rb"HTTP/1.1 (\d+)", await reader.read()) == [b"404", b"200", b"200"]
+    writer.close()
+
+
+async def test_a_known_request_ends_the_idleness_before_it(wire: Wire) -> None:
+    known, reader, writer = await know(wire)
+    writer.write(get("/healthz"))
+    async with asyncio.timeout(10):
+        await answer(reader)
+    protocol = wire.protocols[-1]
+    idle = protocol.timeout_keep_alive_task
+    assert isinstance(idle, asyncio.TimerHandle)
+    protocol.data_received(known)
+    assert idle.cancelled()
+    writer.close()
+
+
 async def test_a_known_request_that_fails_is_known_no_more(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, _ = await job_of(wire)
-    reader, writer = await wire.connect(short=True)
-
-    async def polled() -> bytes:
-        writer.write(get(path))
-        async with asyncio.timeout(10):
-            return (await answer(reader))[:12]
+    known, reader, writer = await know(wire)
 
     def strangers(*_: object) -> None:
         raise JobNotFound(1)
 
-    assert await polled() == b"HTTP/1.1 200"
-    assert wire.remembered() is not wire.elsewhere
     monkeypatch.setattr(wire.service.parts.jobs, "seen_by", strangers)
-    assert await polled() == b"HTTP/1.1 404"
-    assert not wire.remembered()
     statistics = wire.service.parts.cache.statistics
-    before = statistics.hits
-    assert await polled() == b"HTTP/1.1 404"
-    assert statistics.hits == before + 1
+    for number in range(3):
+        before = statistics.hits
+        writer.write(known)
+        async with asyncio.timeout(10):
+            assert b" 404 " in await answer(reader)
+        if number > 0:
+            assert statistics.hits == before + 1
+    writer.close()
+
+
+async def test_what_is_known_is_bounded(wire: Wire) -> None:
+    path, _ = await job_of(wire)
+    transport: Any = wire.service.http._transport
+    hot = transport.app.hot
+    hot.known = Known(3, 2048)
+    reader, writer = await wire.connect(short=True)
+    requests = [get(path, f"X-Number: {number}") for number in range(8)]
+    for request in [*requests, *requests, *reversed(requests)]:
+        writer.write(request)
+        async with asyncio.timeout(10):
+            assert b" 200 " in await answer(reader)
+    assert len(hot.known) == (0 if wire.elsewhere else 3)
+    assert wire.known == (0 if wire.elsewhere else 3)
     writer.close()
 
 
@@ -404,10 +487,14 @@ async def test_a_request_that_comes_with_a_hit_does_not_count_as_idle(wire: Wire
 
 
 class Elsewhere:
-    """A poll whose answer is in a store, which has not been heard of yet."""
+    """A poll whose answer is in a store, and not heard of yet; and every poll is this one."""
 
     def __init__(self) -> None:
         self.then: Callable[[None], object] | None = None
+        self.known: dict[bytes, object] = {}
+
+    def plain(self, _scope: object) -> Elsewhere:
+        return self
 
     def at_once(self) -> None:
         return None
@@ -446,7 +533,7 @@ async def test_the_application_runs_in_the_context_of_its_request_and_not_of_the
     config = uvicorn.Config(application, lifespan="off", log_config=None, access_log=False)
     config.load()
     poll = Elsewhere()
-    protocol = HotWire(config, ServerState(), {POLLS: lambda _: poll})
+    protocol = HotWire(config, ServerState(), {POLLS: poll})
     protocol.connection_made(Nowhere())
     copy_context().run(within, "request", lambda: protocol.data_received(get("/api/v2/jobs/1")))
     assert poll.then is not None
@@ -473,10 +560,8 @@ async def test_a_shutdown_after_a_hit_hangs_up(wire: Wire) -> None:
 async def test_a_client_that_does_not_read_is_not_written_to(
     wire: Wire, sent: Callable[[str], bytes]
 ) -> None:
-    path, _ = await job_of(wire)
-    reader, writer = await wire.connect(short=True)
-    writer.write(get(path))
-    await reader.readuntil(b"\r\n\r\n")
+    known, reader, writer = await know(wire)
+    path = known.split()[1].decode()
     protocol = wire.protocols[-1]
     protocol.pause_writing()  # as the transport says when much is unread
     writer.write(sent(path))
