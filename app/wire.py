@@ -65,10 +65,8 @@ class HotWire(BoundedHead):
     def data_received(self, data: bytes) -> None:
         """See asyncio. A poll that is known to its last byte is not parsed once more."""
         polls = self._polls
-        if (
-            polls is None or self.scope is not self._ended
-        ):  # which begins in the middle of a request
-            super().data_received(data)
+        if polls is None or self.scope is not self._ended:
+            super().data_received(data)  # it begins in the middle of a request
             return
         known = polls.known.get(data)
         if known is not None and self._undisturbed():

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
+from random import Random
 from typing import Any
 
 import pytest
@@ -130,7 +132,12 @@ class Wire:
 
     async def connect(self, *, short: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         port = self.servers[short].sockets[0].getsockname()[1]
-        return await asyncio.open_connection("127.0.0.1", port)
+        before = len(self.protocols)
+        streams = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.timeout(10):
+            while len(self.protocols) == before:  # it is not accepted yet
+                await asyncio.sleep(0)
+        return streams
 
     async def say(self, *pieces: bytes, short: bool) -> bytes:
         """All that is answered, until the service hangs up."""
@@ -325,6 +332,46 @@ async def test_a_request_is_known_again_after_others(wire: Wire) -> None:
             assert b" 200 " in await answer(reader)
     assert wire.known == (0 if wire.elsewhere else 4)
     writer.close()
+
+
+async def test_however_requests_come_they_are_answered_alike(wire: Wire) -> None:
+    path, tag = await job_of(wire)
+    requests = [
+        get(path),
+        get(path),
+        get(path, f"If-None-Match: {tag}"),
+        get(path, method="HEAD"),
+        get("/nowhere"),
+        get(path, "Content-Length: 3") + b"abc",
+        b"\r\n",
+    ]
+    random = Random(4711)
+
+    def cut(sent: bytes) -> list[bytes]:
+        """Most often between two requests, where it matters most."""
+        ends = [found.start() for found in re.finditer(rb"GET|HEAD", sent)]
+        often = [end for end in ends if random.random() < 0.8]
+        cuts = sorted([*often, *random.choices(range(1, len(sent)), k=random.randrange(3))])
+        return [sent[start:end] for start, end in pairwise([0, *cuts, len(sent)]) if start < end]
+
+    for _ in range(100):
+        reads = cut(b"".join(random.choices(requests, k=random.randint(2, 8))))
+        pauses = [random.random() < 0.7 for _ in reads]
+        said = []
+        for short in (True, False):
+            reader, writer = await wire.connect(short=short)
+            protocol = wire.protocols[-1]
+            for read, pause in zip(reads, pauses, strict=True):
+                protocol.data_received(read)
+                cycle = protocol.cycle
+                while pause and cycle and not (cycle.response_complete or cycle.more_body):
+                    await asyncio.sleep(0)
+            protocol.data_received(END)
+            async with asyncio.timeout(10):
+                said.append(await reader.read())
+            writer.close()
+        assert said[0] == said[1], reads
+    assert (wire.known > 50) is not wire.elsewhere
 
 
 async def test_what_comes_with_no_request_is_not_remembered(wire: Wire) -> None:
