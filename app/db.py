@@ -218,30 +218,40 @@ class Database:
                 await connection.execute(text(f"SELECT pg_advisory_xact_lock({_TABLES_LOCK})"))
             await connection.run_sync(_create_all)
 
-    async def read(self, statement: Executable, purpose: str) -> list[Row[Any]]:
+    async def read(
+        self,
+        statement: Executable,
+        purpose: str,
+        **parameters: Any,  # noqa: ANN401 - of columns
+    ) -> list[Row[Any]]:
         """Run one SELECT in a snapshot of its own, begun now.
 
         Args:
             statement: what to select.
             purpose: a word to count it under.
+            parameters: of the statement.
 
         Raises:
             DatabaseUnavailable: there was no answer.
         """
-        labelled = statement.execution_options(purpose=purpose)
         with self._watching(), _translating():
             async with self._within(_LONGEST_READ):
                 try:
-                    return await self._select(labelled)
+                    return await self._select(statement, purpose, parameters)
                 except sqlalchemy_errors.DBAPIError as error:
                     if not error.connection_invalidated:
                         raise
                 # It had died since it was last used; by now the pool has thrown out all its age.
-                return await self._select(labelled)
+                return await self._select(statement, purpose, parameters)
 
-    async def _select(self, statement: Executable) -> list[Row[Any]]:
+    async def _select(
+        self, statement: Executable, purpose: str, parameters: dict[str, Any]
+    ) -> list[Row[Any]]:
+        # Not an option of the statement: that would be another one, to be looked through anew.
+        options = {"purpose": purpose}
         async with self._reader.connect() as connection:
-            return list((await connection.execute(statement)).all())
+            result = await connection.execute(statement, parameters, execution_options=options)
+            return list(result.all())
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:

@@ -98,6 +98,7 @@ class JobList:
 
 _COLUMNS = [column for column in jobs.c if column is not jobs.c.storyboard]
 _SELECT = select(*_COLUMNS)
+_SELECT_ONE = _SELECT.where(jobs.c.id == bindparam("job_id"))  # built once: it serves every miss
 _NAMED_AT_ONCE = 1000  # databases limit the parameters of a statement
 
 
@@ -112,7 +113,7 @@ class JobStore:
 
     async def load(self, job_id: int) -> Job | None:
         """One job, in a snapshot begun now."""
-        rows = await self._database.read(_SELECT.where(jobs.c.id == job_id), "load")
+        rows = await self._database.read(_SELECT_ONE, "load", job_id=job_id)
         return _job(rows[0]) if rows else None
 
     async def load_many(self, job_ids: Collection[int]) -> list[Job]:
