@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Request = tuple[str, str]
-"""A path, and the entity tag to send with it; empty: none."""
+"""A path, and a header to send with it; empty: none. In it, `%d` is a number that no other has."""
 
 _PERCENTS = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9, 100)
 _SCRIPT = Path(__file__).with_name("wrk.lua")
@@ -110,7 +110,7 @@ class Wrk:
         """See `Driver`. wrk knows whole seconds only."""
         whole = max(1, ceil(seconds))
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-            file.write("".join(f"{path}\t{tag}\n" for path, tag in requests))
+            file.write("".join(f"{path}\t{header}\n" for path, header in requests))
             file.flush()
             command = [
                 *(self._program, "-t1", f"-c{connections}", f"-d{whole}s", "-s", str(_SCRIPT)),
@@ -162,7 +162,7 @@ class Processes:
         self, port: int, requests: Sequence[Request], *, connections: int, seconds: float
     ) -> Pace:
         """See `Driver`."""
-        raw = [get(path, tag) for path, tag in requests]
+        raw = [get(path, header) for path, header in requests]
         each = [len(range(number, connections, self._count)) for number in range(self._count)]
         under_way = [self._pool.submit(load, port, raw, seconds, count) for count in each if count]
         loads = [future.result() for future in under_way]

@@ -12,7 +12,7 @@ import re
 import time
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle
+from itertools import count, cycle
 from typing import TYPE_CHECKING, cast
 
 import uvloop
@@ -57,10 +57,10 @@ class Load:
         return self.answers / self.seconds
 
 
-def get(path: str, tag: str = "") -> bytes:
-    """The bytes of a request for `path`, by one who has the representation with that entity tag."""
-    condition = f"If-None-Match: {tag}\r\n" if tag else ""
-    return f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{condition}\r\n".encode()
+def get(path: str, header: str = "") -> bytes:
+    """The bytes of a request for `path`, with a header or none."""
+    line = f"{header}\r\n" if header else ""
+    return f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{line}\r\n".encode()
 
 
 def load(
@@ -70,7 +70,8 @@ def load(
 
     Args:
         port: where.
-        requests: each connection begins with another one, and goes through them in turn.
+        requests: each connection begins with another one, and goes through them in turn. `%d` in
+            one is a number, another one each time.
         seconds: for so long.
         connections: how many; None: one for each request, which it repeats.
 
@@ -80,10 +81,13 @@ def load(
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if connections is None:
-            loops = [cycle([request]) for request in requests]
+            loops: list[Iterator[bytes]] = [cycle([request]) for request in requests]
         else:
             starts = (number % len(requests) for number in range(connections))
             loops = [cycle([*requests[start:], *requests[:start]]) for start in starts]
+        if any(b"%d" in request for request in requests):
+            numbers = count(time.time_ns())  # that no other process has
+            loops = [(request % next(numbers) for request in requests) for requests in loops]
         return runner.run(_load(port, loops, seconds))
 
 

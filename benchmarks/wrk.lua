@@ -1,23 +1,28 @@
 -- Sends the requests of a file in turn, and tells as JSON what came of them.
--- A line of the file: a path and, after a tab, the entity tag to send with it.
+-- A line of the file: a path and, after a tab, a header to send with it, or nothing. In a header, %d
+-- is a number that no other request has.
 
 local requests = {}
+local numbered = false
 local sent = 0
+local began = os.time() * 1000000  -- or the next run would begin with the same numbers
 
 function init(arguments)
    for line in io.lines(arguments[1]) do
-      local path, tag = line:match("^([^\t]*)\t(.*)$")
+      local path, name, value = line:match("^([^\t]*)\t([^:]*):? ?(.*)$")
       local headers = {}
-      if tag ~= "" then
-         headers["If-None-Match"] = tag
+      if name ~= "" then
+         headers[name] = value
       end
+      numbered = numbered or value:find("%d", 1, true) ~= nil
       requests[#requests + 1] = wrk.format("GET", path, headers)
    end
 end
 
 function request()
-   sent = sent % #requests + 1
-   return requests[sent]
+   sent = sent + 1
+   local chosen = requests[(sent - 1) % #requests + 1]
+   return numbered and chosen:format(began + sent) or chosen
 end
 
 local PERCENTS = { 1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9, 100 }

@@ -34,6 +34,8 @@ NULL_ON_SQLITE = "null on SQLite"
 NGINX = "nginx, kept for 1 s, before null"
 NOT_MODIFIED = "{}, 304"
 """The name of a backend that is asked with `If-None-Match`."""
+UNLIKE = "{}, no two requests alike"
+"""The name of one whose requests bear a number each, as some proxies have them."""
 
 CONNECTIONS = 32
 JOBS = 100
@@ -205,6 +207,7 @@ async def one_document(servers: Servers, driver: Driver, plan: Plan) -> Section:
     subjects += [
         _conditional(servers.found[name], name, driver, plan, 1) for name in ("memory", "tiered")
     ]
+    subjects.append(_numbered(servers.found["memory"], "memory", driver, plan))
     return Section(
         "polls-one",
         "Polls of one document",
@@ -269,9 +272,16 @@ def _conditional(server: Server, name: str, driver: Driver, plan: Plan, jobs: in
     requests = []
     for path, _ in server.requests(jobs):
         answer = httpx.get(f"http://{HOST}:{server.port}{path}", headers={"Accept-Encoding": "x"})
-        requests.append((path, answer.headers["ETag"]))
+        requests.append((path, f"If-None-Match: {answer.headers['ETag']}"))
     once = _turn(server, requests, driver, plan, status=304)
     return Subject(NOT_MODIFIED.format(name), server.kind, "asked with the ETag it has", once)
+
+
+def _numbered(server: Server, name: str, driver: Driver, plan: Plan) -> Subject:
+    requests = [(path, "X-Request-Id: %d") for path, _ in server.requests(1)]
+    once = _turn(server, requests, driver, plan)
+    how = "each request numbered, and so to be parsed"
+    return Subject(UNLIKE.format(name), server.kind, how, once)
 
 
 def _subject(
@@ -322,8 +332,9 @@ def _turn(
 
 
 def _bytes_of(server: Server, request: Request, status: int) -> float:
-    path, tag = request
-    headers = {"Accept-Encoding": "x", **({"If-None-Match": tag} if tag else {})}
+    path, header = request
+    name, _, value = header.partition(": ")
+    headers = {"Accept-Encoding": "x", **({name: value} if header else {})}
     answer = httpx.get(f"http://{HOST}:{server.port}{path}", headers=headers)
     if answer.status_code != status:
         raise WrongAnswer(f"{path} was answered {answer.status_code} instead of {status}")

@@ -19,6 +19,7 @@ from benchmarks.generator import WrongAnswer, get, load
 class Answers(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     served: list[str]
+    numbers: list[str]
 
     def do_GET(self) -> None:
         self.served.append(self.path)
@@ -37,6 +38,10 @@ class Answers(BaseHTTPRequestHandler):
         assert self.headers["If-None-Match"] == '"7-0"'
         self.wfile.write(b"HTTP/1.1 304 Not Modified\r\n\r\n")
 
+    def numbered(self) -> None:
+        self.numbers.append(self.headers["X-Number"])
+        self.right()
+
     def missing(self) -> None:
         self.wfile.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}")
 
@@ -50,7 +55,7 @@ class Answers(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    Answers.served = []
+    Answers.served, Answers.numbers = [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -62,7 +67,7 @@ def port() -> Iterator[int]:
 
 @pytest.mark.parametrize("path", ["/right", "/in_pieces", "/not_modified"])
 def test_every_answer_is_counted_once(port: int, path: str) -> None:
-    found = load(port, [get(path, '"7-0"')] * 4, 0.2)
+    found = load(port, [get(path, 'If-None-Match: "7-0"')] * 4, 0.2)
     assert found.answers == len(Answers.served) >= 4
     assert found.seconds > 0.19
     assert found.per_second == found.answers / found.seconds
@@ -72,7 +77,8 @@ def test_every_answer_is_counted_once(port: int, path: str) -> None:
 
 
 def test_fewer_connections_than_requests_go_through_them_all(port: int) -> None:
-    load(port, [get("/right"), get("/in_pieces"), get("/not_modified", '"7-0"')], 0.2, 1)
+    not_modified = get("/not_modified", 'If-None-Match: "7-0"')
+    load(port, [get("/right"), get("/in_pieces"), not_modified], 0.2, 1)
     assert set(Answers.served) == {"/right", "/in_pieces", "/not_modified"}
 
 
@@ -82,13 +88,26 @@ def test_every_driver_says_the_same_of_a_server_of_constant_bytes(name: str) -> 
         pytest.skip("wrk is not installed")
     with constant_server() as server, driver(name) as asks:
         assert name in asks.words or "generator" in asks.words
-        pace = asks.load(server.port, [("/1", ""), ("/2", '"7-0"')], connections=4, seconds=0.2)
+        pace = asks.load(
+            server.port, [("/1", ""), ("/2", 'If-None-Match: "7-0"')], connections=4, seconds=0.2
+        )
         assert pace.answers > 100
         assert len(DOCUMENT.body) < pace.bytes < len(DOCUMENT.body) + 400
         latencies = list(pace.latency_ms.values())
         assert latencies == sorted(latencies)
         assert latencies[0] > 0
         assert 0 < pace.busy < 2
+
+
+@pytest.mark.parametrize("name", ["wrk", "processes"])
+def test_numbers_are_not_given_twice(port: int, name: str) -> None:
+    if name == "wrk" and shutil.which("wrk") is None:
+        pytest.skip("wrk is not installed")
+    with driver(name) as asks:
+        for _ in range(2):
+            asks.load(port, [("/numbered", "X-Number: a%d")], connections=2, seconds=0.2)
+    assert len(set(Answers.numbers)) == len(Answers.numbers) > 10
+    assert all(number[1:].isdigit() for number in Answers.numbers)
 
 
 @pytest.mark.parametrize("name", ["wrk", "processes"])
