@@ -42,7 +42,7 @@ _ROOT = Path(__file__).parents[1]
 _COLLECTED = re.compile(r"Collected : (\d+)")
 _KEY = "job:1:progress"
 _PATIENCE = 600.0  # seconds
-_PACKAGES = ("fastapi", "starlette")
+_PACKAGES = ("fastapi", "starlette", "uvicorn")
 """What a path runs through that is not ours: another version has other counts."""
 
 
@@ -125,6 +125,22 @@ async def poll(count: int) -> None:
             raise NoCount("the polls were no hits")
 
 
+async def known(count: int) -> None:
+    """Poll hits through our own protocol, in the same words each time."""
+    from benchmarks.document import DOCUMENT  # noqa: PLC0415
+    from benchmarks.measured.wire import REQUEST, wired  # noqa: PLC0415
+
+    async with wired() as connect:
+        protocol, sink = connect()
+        for _ in range(3):
+            protocol.data_received(REQUEST)
+        _settle()
+        for _ in range(count):
+            protocol.data_received(REQUEST)
+        if sink.answers != count + 3 or not sink.last.endswith(DOCUMENT.body):
+            raise NoCount(f"{sink.answers} answers, the last {sink.last!r}")
+
+
 async def decode(count: int) -> None:
     """Reading an entry from the bytes that Redis holds."""
     from benchmarks.document import DOCUMENT  # noqa: PLC0415
@@ -147,6 +163,7 @@ def _settle() -> None:
 PATHS: dict[str, tuple[Callable[[int], Awaitable[None]], int]] = {
     "hit": (hit, 2000),
     "poll": (poll, 500),
+    "known": (known, 2000),
     "decode": (decode, 2000),
 }
 """What is counted, by name, and N."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 from uvicorn.server import ServerState
@@ -26,7 +27,7 @@ from benchmarks.turns import Subject, cost, take_turns
 from jobcache import CacheSettings, progress_key
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from jobcache import Document
 
@@ -34,10 +35,11 @@ OURS = "memory, without sockets"
 SCALE = (1, 8, 32, 128, 512)
 
 _JOB = 41
-_REQUEST = f"GET /api/v2/jobs/{_JOB} HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n\r\n".encode()
+REQUEST = f"GET /api/v2/jobs/{_JOB} HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n\r\n".encode()
+"""A poll of it."""
 
 
-class _Sink(asyncio.Transport):
+class Sink(asyncio.Transport):
     """A connection whose other end takes everything, and counts it."""
 
     def __init__(self) -> None:
@@ -58,8 +60,9 @@ class _Sink(asyncio.Transport):
         """See asyncio."""
 
 
-async def wire(*, operations: int, turns: int, scale: Sequence[int] = SCALE) -> Section:
-    """The section. `operations` are those of a turn."""
+@asynccontextmanager
+async def wired() -> AsyncIterator[Callable[[], tuple[HotWire, Sink]]]:
+    """What connects to an application on `memory` that holds the job of `REQUEST`."""
     with tempfile.TemporaryDirectory(prefix="jobcache-") as place:
         update = {"var_dir": Path(place), "database_url": f"sqlite+aiosqlite:///{place}/none.db"}
         settings = Settings(cache=CacheSettings(backend="memory")).model_copy(update=update)
@@ -72,10 +75,21 @@ async def wire(*, operations: int, turns: int, scale: Sequence[int] = SCALE) -> 
         await app.state.parts.cache.read(progress_key(_JOB), load)
         config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False)
         config.load()
+
+        def connect() -> tuple[HotWire, Sink]:
+            protocol, sink = HotWire(config, ServerState(), {POLLS: app.hot}), Sink()
+            protocol.connection_made(sink)
+            return protocol, sink
+
+        yield connect
+
+
+async def wire(*, operations: int, turns: int, scale: Sequence[int] = SCALE) -> Section:
+    """The section. `operations` are those of a turn."""
+    async with wired() as connect:
         subjects = []
         for count in scale:
-            state = ServerState()
-            polls = _polls([_connected(config, state, app) for _ in range(count)], operations)
+            polls = _polls([connect() for _ in range(count)], operations)
             how = "bytes handed to the protocol, in turn to each connection"
             subjects.append(Subject(OURS, "ours", how, cost(operations, polls), count))
         return Section(
@@ -90,23 +104,13 @@ async def wire(*, operations: int, turns: int, scale: Sequence[int] = SCALE) -> 
         )
 
 
-def _connected(
-    config: uvicorn.Config,
-    state: ServerState,
-    app: Any,  # noqa: ANN401 - with our short way beside it
-) -> tuple[HotWire, _Sink]:
-    protocol, sink = HotWire(config, state, {POLLS: app.hot}), _Sink()
-    protocol.connection_made(sink)
-    return protocol, sink
-
-
 def _polls(
-    connections: Sequence[tuple[HotWire, _Sink]], operations: int
+    connections: Sequence[tuple[HotWire, Sink]], operations: int
 ) -> Callable[[], Awaitable[None]]:
     async def work() -> None:
         before = sum(sink.answers for _, sink in connections)
         for protocol, _ in islice(cycle(connections), operations):
-            protocol.data_received(_REQUEST)
+            protocol.data_received(REQUEST)
         assert sum(sink.answers for _, sink in connections) - before == operations
         assert all(sink.last.endswith(DOCUMENT.body) for _, sink in connections[:operations])
 
