@@ -8,8 +8,8 @@ different: the answer is what the application would say (`app.jobs.hot`), and wh
 in the way, such as an answer before it on the same connection, it is the application that says it.
 
 A client polls in the same words until the status changes. So a read that was one poll, from its
-first byte to its last, is known when it comes again, and is not parsed: that is half of what is
-left. Only the words are known; caller, entry and answer are found anew.
+first byte to its last, is kept when it comes for the second time, and not parsed from then on: that
+is half of what is left. Only the words are known; caller, entry and answer are found anew.
 
 Where httptools is missing, and under other servers, there is no such way, and all works without it.
 """
@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.heads import BoundedHead
 from app.idle import Idle
+from app.jobs.hot import LONGEST
 from app.serving import POLLS
 
 if TYPE_CHECKING:
@@ -65,9 +66,10 @@ class HotWire(BoundedHead):
     def data_received(self, data: bytes) -> None:
         """See asyncio. A poll that is known to its last byte is not parsed once more."""
         polls = self._polls
-        if polls is None or self.scope is not self._ended:
-            super().data_received(data)  # it begins in the middle of a request
+        if polls is None or self.scope is not self._ended or len(data) > LONGEST:
+            super().data_received(data)  # it begins in the middle of a request, or is no poll
             return
+        data = bytes(data)  # which it is, but on Windows: a bytearray cannot be looked up
         known = polls.known.get(data)
         if known is not None and self._undisturbed():
             reply = known.at_once()

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _PATH = re.compile(r"/api/v2/jobs/([1-9][0-9]{0,18})", re.ASCII)
 _KNOWN = 4096
 """Jobs that are kept at hand, and requests."""
-_LONGEST = 2048
+LONGEST = 2048
 """Bytes of a request that is."""
 
 _FAILED = "app.poll_failed"
@@ -126,10 +126,10 @@ class Poll:
             self.scope[_FAILED] = error
             return None
 
-    def known(self, admission: Admission) -> KnownPoll:
+    def known(self, polls: HotPolls, admission: Admission) -> KnownPoll:
         """What it asks for, whenever it comes again."""
-        token = presented(self.scope["headers"])
-        return KnownPoll(self._job, admission, token, self._floor, self._seen, self._accepted)
+        path, token = self.scope["path"], presented(self.scope["headers"])
+        return KnownPoll(polls, admission, path, token, self._floor, self._seen, self._accepted)
 
     def _shown(self, answer: Answer) -> Reply:
         return self._job.shown(self._caller, answer, self._seen, self._accepted)
@@ -138,22 +138,27 @@ class Poll:
 class KnownPoll(NamedTuple):
     """A plain poll that is known by its bytes: what is asked for, and how to tell by whom."""
 
-    job: _Job
+    polls: HotPolls
     admission: Admission
+    path: str
     token: bytes | None
     floor: int
     seen: str | None
     accepted: str | None
 
     def at_once(self) -> Reply | None:
-        """The reply, if it is a hit in this process; None: the request is to be read."""
-        job = self.job
-        caller = self.admission.identify(self.token)
-        answer = None if caller is None else job.peek(self.floor)
-        if caller is None or answer is None:
-            return None
+        """The reply, if it is a hit in this process.
+
+        None: the request is to be read, and this forgotten. A hit that may not be shown, or not any
+        more, has been counted then, and will be once more where it is refused.
+        """
         try:
-            return job.shown(caller, answer, self.seen, self.accepted)
+            caller = self.admission.identify(self.token)
+            job = self.polls.job(self.path)
+            if caller is None or job is None:
+                return None
+            answer = job.peek(self.floor)
+            return None if answer is None else job.shown(caller, answer, self.seen, self.accepted)
         except Exception:  # noqa: BLE001 - met again where errors are answered
             return None
 
@@ -174,7 +179,7 @@ class HotPolls:
         self._admission = admission
         self._jobs: dict[str, _Job] = {}
         self._learns = not admission.counts
-        self.known: Known[KnownPoll] = Known(_KNOWN, _LONGEST)
+        self.known: Known[KnownPoll] = Known(_KNOWN)
 
     async def answered(self, scope: Scope, send: Send) -> bool:
         """Answer a request, if it is a plain poll; else return False, and nothing has been sent."""
@@ -196,8 +201,7 @@ class HotPolls:
             scope: of ASGI; of it `path`, `method`, `query_string`, `root_path`, `headers`, and
                 `client` are looked at.
         """
-        path = scope["path"]
-        job = self._jobs.get(path) or self._find(path)
+        job = self.job(scope["path"])
         if job is None or scope["method"] != "GET" or scope["query_string"] or scope["root_path"]:
             return None
         seen = accepted = None
@@ -218,8 +222,12 @@ class HotPolls:
 
         Not where calls are counted, for each is to be counted once, and may still be a miss.
         """
-        if self._learns and self.known.met(request):
-            self.known.keep(request, poll.known(self._admission))
+        if self._learns and self.known.meet(request):
+            self.known.keep(request, poll.known(self, self._admission))
+
+    def job(self, path: str) -> _Job | None:
+        """The job whose status has this path, whether there is one or not; None: another path."""
+        return self._jobs.get(path) or self._find(path)
 
     def _find(self, path: str) -> _Job | None:
         match = _PATH.fullmatch(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar, copy_context
@@ -17,7 +18,7 @@ import redis
 import uvicorn
 from uvicorn.server import ServerState
 
-from app.jobs.hot import HotPolls, Poll
+from app.jobs.hot import HotPolls, Poll, _Job
 from app.jobs.known import Known
 from app.jobs.poll import Reply
 from app.jobs.service import JobNotFound
@@ -107,6 +108,12 @@ class Wire:
     held: list[Callable[[], object]] | None = None
     servers: dict[bool, asyncio.Server] = field(default_factory=dict)
     protocols: list[HotWire] = field(default_factory=list)
+
+    def polls(self) -> HotPolls:
+        """The application's."""
+        transport: Any = self.service.http._transport
+        hot: HotPolls = transport.app.hot
+        return hot
 
     async def serve(self, *, short: bool, logged: bool = False, **options: Any) -> None:
         transport: Any = self.service.http._transport
@@ -404,14 +411,24 @@ async def test_known_bytes_in_the_middle_of_a_request_are_a_part_of_it(wire: Wir
     assert wire.known == 0
 
 
-async def know(wire: Wire) -> tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]:
-    """A poll that is known, where the cache is in the process, and a connection."""
+async def know(
+    wire: Wire, *, apart: bool = False
+) -> tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]:
+    """A poll that is known, where the cache is in the process, and a connection.
+
+    Args:
+        wire: where.
+        apart: over other connections than the one that is returned.
+    """
     path, _ = await job_of(wire)
     reader, writer = await wire.connect(short=True)
     for _ in range(3):
         writer.write(get(path))
         async with asyncio.timeout(10):
             assert b" 200 " in await answer(reader)
+        if apart:
+            writer.close()
+            reader, writer = await wire.connect(short=True)
     assert wire.known == (0 if wire.elsewhere else 1)
     wire.known = 0
     return get(path), reader, writer
@@ -474,17 +491,54 @@ async def test_a_known_request_that_fails_is_known_no_more(
 
 async def test_what_is_known_is_bounded(wire: Wire) -> None:
     path, _ = await job_of(wire)
-    transport: Any = wire.service.http._transport
-    hot = transport.app.hot
-    hot.known = Known(3, 2048)
+    hot = wire.polls()
+    hot.known = Known(3)
     reader, writer = await wire.connect(short=True)
     requests = [get(path, f"X-Number: {number}") for number in range(8)]
-    for request in [*requests, *requests, *reversed(requests)]:
+    for request in [*requests, *requests, *requests]:
         writer.write(request)
         async with asyncio.timeout(10):
             assert b" 200 " in await answer(reader)
     assert len(hot.known) == (0 if wire.elsewhere else 3)
     assert wire.known == (0 if wire.elsewhere else 3)
+    writer.close()
+
+
+async def test_known_requests_keep_no_jobs_at_hand(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.jobs.hot._KNOWN", 3)
+    paths = [(await job_of(wire))[0] for _ in range(8)]
+    reader, writer = await wire.connect(short=True)
+    for path in [path for path in paths for _ in range(3)]:
+        writer.write(get(path))
+        async with asyncio.timeout(10):
+            assert b" 200 " in await answer(reader)
+    assert wire.known == (0 if wire.elsewhere else 8)
+    gc.collect()
+    assert sum(isinstance(one, _Job) for one in gc.get_objects()) <= 3 + 1  # the last scope's poll
+    writer.close()
+
+
+async def test_known_requests_are_counted_and_then_idle(wire: Wire) -> None:
+    await wire.serve(short=True, timeout_keep_alive=0)
+    known, reader, writer = await know(wire, apart=True)
+    before = wire.protocols[-1].server_state.total_requests
+    writer.write(known)
+    async with asyncio.timeout(10):
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+    assert wire.known == (0 if wire.elsewhere else 1)
+    assert wire.protocols[-1].server_state.total_requests == before + 1
+    writer.close()
+
+
+async def test_what_is_known_may_come_in_a_bytearray(wire: Wire) -> None:
+    """As it does on Windows."""
+    known, reader, writer = await know(wire)
+    wire.protocols[-1].data_received(bytearray(known))
+    async with asyncio.timeout(10):
+        assert b" 200 " in await answer(reader)
+    assert wire.known == (0 if wire.elsewhere else 1)
     writer.close()
 
 
