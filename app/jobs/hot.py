@@ -14,7 +14,8 @@ goes on to the route, untouched. The two cannot differ in what they decide, for 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from app.access.callers import Caller
 from app.access.gate import presented
@@ -135,13 +136,14 @@ class Poll:
         return self._job.shown(self._caller, answer, self._seen, self._accepted)
 
 
-class KnownPoll(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class KnownPoll:
     """A plain poll that is known by its bytes: what is asked for, and how to tell by whom."""
 
     polls: HotPolls
     admission: Admission
     path: str
-    token: bytes | None
+    token: bytes | None = field(repr=False)
     floor: int
     seen: str | None
     accepted: str | None

@@ -10,7 +10,7 @@ import pytest
 
 from app import settings as service_settings
 from app import wiring
-from app.access.gate import presented, who
+from app.access.gate import Admission, presented
 from app.devservers import RedisServer
 from tests.service.keyed import Keyed, bearer, keyed, write_keys
 from tests.service.process import serving
@@ -53,7 +53,7 @@ async def everything_said(access: Keyed, caplog: pytest.LogCaptureFixture) -> st
     ring = parts.keys.ring if parts.keys is not None else None
     for headers in access.callers.values():
         token = presented([(b"authorization", headers["Authorization"].encode())])
-        said.append(repr(who(ring, token)))
+        said.append(repr(Admission(parts.keys, None).identify(token)))
     settings = access.service.settings
     said += [repr(settings), str(settings), repr(settings.cache), str(await access.service.stats())]
     said += [repr(part) for part in (parts, ring, *vars(parts).values(), parts.cache.backend)]
