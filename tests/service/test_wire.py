@@ -489,6 +489,22 @@ async def test_a_known_request_that_fails_is_known_no_more(
     writer.close()
 
 
+@pytest.mark.parametrize("wire", ["memory"], indirect=True)
+async def test_what_goes_wrong_with_a_known_request_is_answered_by_the_application(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, reader, writer = await know(wire)
+
+    def stopped() -> int:
+        raise RuntimeError("no clock")
+
+    monkeypatch.setattr(wire.service.parts.cache, "_clock_ms", stopped)
+    writer.write(known)
+    async with asyncio.timeout(10):
+        assert b" 500 " in await answer(reader)
+    writer.close()
+
+
 async def test_what_is_known_is_bounded(wire: Wire) -> None:
     path, _ = await job_of(wire)
     hot = wire.polls()
