@@ -122,7 +122,7 @@ class Poll:
         """The reply; None if it has failed, which is to be told where errors are."""
         try:
             answer = await self._job.service.poll(self._job.id, self._caller, floor=self._floor)
-            return self._shown(answer)
+            return respond(answer, self._seen, self._accepted, self._job.represent(answer.entry))
         except Exception as error:  # noqa: BLE001 - raised again where errors are answered
             self.scope[_FAILED] = error
             return None
