@@ -1,5 +1,6 @@
-"""Fixtures of this folder; they live in a module that tests can import from, too."""
+"""Fixtures of this folder; they live in modules that tests can import from, too."""
 
 from tests.service.running import backend_environment, database_url, postgres_url, service, start
+from tests.service.wires import wire
 
-__all__ = ["backend_environment", "database_url", "postgres_url", "service", "start"]
+__all__ = ["backend_environment", "database_url", "postgres_url", "service", "start", "wire"]
