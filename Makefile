@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
+# Of the tests: one for each core.
+WORKERS ?= logical
+PARALLEL := --numprocesses $(WORKERS) --dist worksteal --benchmark-disable
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format bench bench-peers instructions loadtest outage held freshness clean
@@ -23,7 +26,7 @@ run: $(VENV)/installed ## start the service; BACKEND=null|memory|redis|tiered DA
 	$(BIN)/python -m app dev $(if $(BACKEND),--backend '$(BACKEND)') $(if $(DATABASE),--database '$(DATABASE)')
 
 test: $(VENV)/installed ## run the tests; ARGS="-k poll" and the like, ARGS=--cov for coverage
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 check: $(VENV)/installed ## ruff, mypy and the import contracts
 	$(BIN)/ruff check
