@@ -9,7 +9,7 @@ WORKERS ?= logical
 PARALLEL := --numprocesses $(WORKERS) --dist worksteal --benchmark-disable
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench bench-peers instructions loadtest outage held freshness clean
+.PHONY: help run test check format bench bench-peers settings instructions loadtest outage held freshness clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -54,6 +54,10 @@ $(PEERS)/installed: pyproject.toml constraints.txt benchmarks/peers/constraints.
 	    --constraint constraints.txt --constraint benchmarks/peers/constraints.txt "$$peer" || \
 	  echo "$$peer cannot be installed here; the results will name it" >&2; done
 	@touch $@
+
+settings: $(VENV)/installed ## write the tables of docs/settings.md from the code
+	@sed -i.old '/^## /,$$d' docs/settings.md && rm docs/settings.md.old
+	$(BIN)/python -m app settings >> docs/settings.md
 
 instructions: $(VENV)/installed ## count those of the hottest paths, compare; ARGS="--store"
 	$(BIN)/python -m benchmarks.instructions $(ARGS)

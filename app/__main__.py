@@ -49,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load_dotenv(Path.cwd() / ".env")
     if options.command == "keys":
         return commands.run(options)
+    if options.command == "settings":
+        print(settings.document(), end="")  # noqa: T201 - what was asked for
+        return 0
     # Workers are processes of their own and read the environment: flags go there.
     for flag, variable in _FLAGS.items():
         value = getattr(options, flag)
@@ -92,6 +95,7 @@ def _serve() -> int:
             timeout_graceful_shutdown=10,
             http=protocol(),
             h11_max_incomplete_event_size=HEAD_BYTES,
+            forwarded_allow_ips=chosen.forwarded_allow_ips,
         )
     except SystemExit as stopped:  # after the servers of `dev` have ended, too
         return stopped.code if isinstance(stopped.code, int) else 1
@@ -160,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = subparsers.add_parser("serve", help="run the service")
     dev = subparsers.add_parser("dev", help="run it with Redis and PostgreSQL servers of its own")
     commands.add_to(subparsers.add_parser("keys", help="make API keys, list them, take them back"))
+    subparsers.add_parser("settings", help="list all settings")
     for command in (serve, dev):
         command.add_argument("--host")
         command.add_argument("--port")

@@ -6,7 +6,7 @@ import ipaddress
 import logging
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -15,6 +15,10 @@ from sqlalchemy.exc import ArgumentError
 
 from app.access.rate import MOST_CALLS, read_rate
 from jobcache import CacheSettings, SettingsError
+from jobcache.settings import Setting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -25,58 +29,189 @@ _DRIVERS = {
 }
 
 
-class Settings(BaseSettings):
-    """How the service runs.
+def _setting(
+    variable: str,
+    default: object,
+    meaning: str,
+    *,
+    topic: str,
+    unit: str = "",
+    repr: bool = True,  # noqa: A002 - as in pydantic
+    **constraints: Any,  # noqa: ANN401 - of pydantic's
+) -> Any:  # noqa: ANN401 - like pydantic's Field
+    """Declare a field of `Settings` and its variable.
 
-    Attributes:
-        host: what to listen on; anything but loopback needs keys, or `insecure`.
-        port: where.
-        workers: how many processes.
-        insecure: listen beyond loopback although anybody who reaches the port may do anything.
-        api_keys: the file of keys; None: the service is open.
-        rate_limit: how often each key, or each address without one, may call; empty: no limit.
-        var_dir: where the SQLite database and the videos are.
-        database_url: empty for SQLite in `var_dir`.
-        renderer: "video", or "paced": no video and no CPU, for load tests.
-        renders: how many videos are made at a time; 0: one less than there are processors.
-        paced_seconds: how long a paced job takes.
-        paced_updates: how many progress reports it makes.
-        claim_seconds: how long a job that a dead process was at stays that process's.
-        held: how many requests a process holds open, waits and event streams together; one takes up
-            to 40 kB, and a file descriptor.
-        heartbeat_seconds: between two signs of life of a quiet event stream; proxies cut what is
-            silent for a minute, or less.
-        stream_seconds: how long an event stream lasts before its client is to come again.
+    Args:
+        variable: the environment variable.
+        default: the value when the variable is missing or empty.
+        meaning: one sentence for docs/settings.md, which `make settings` writes.
+        topic: the table of that page that lists it, one of `TOPICS`.
+        unit: of the value.
+        repr: False for what may hold a password.
+        constraints: what pydantic checks, such as `ge=0, le=3600`.
     """
+    return Field(
+        default,
+        validation_alias=variable,
+        description=meaning,
+        json_schema_extra={"topic": topic, "unit": unit},
+        repr=repr,
+        **constraints,
+    )
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, extra="ignore")
 
-    host: str = Field("127.0.0.1", validation_alias="JOBCACHE_HOST")
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, validation_alias="JOBCACHE_PORT")
-    workers: Annotated[int, Field(ge=1, le=64)] = Field(1, validation_alias="JOBCACHE_WORKERS")
-    insecure: bool = Field(default=False, validation_alias="JOBCACHE_INSECURE")
-    api_keys: Path | None = Field(None, validation_alias="JOBCACHE_API_KEYS")
-    rate_limit: str = Field("", validation_alias="JOBCACHE_RATE_LIMIT")
-    var_dir: Path = Field(Path("var"), validation_alias="JOBCACHE_VAR_DIR")
-    # may hold a password
-    database_url: str = Field("", validation_alias="DATABASE_URL", repr=False)
-    renderer: Literal["video", "paced"] = Field("video", validation_alias="JOBCACHE_RENDERER")
-    renders: Annotated[int, Field(ge=0, le=64)] = Field(0, validation_alias="JOBCACHE_RENDERS")
-    paced_seconds: Annotated[float, Field(gt=0, le=86400)] = Field(
-        120.0, validation_alias="JOBCACHE_PACED_SECONDS"
+TOPICS = (
+    "Service",
+    "HTTP limits",
+    "Access",
+    "Cache",
+    "Lifetimes",
+    "Redis",
+    "Database",
+    "Rendering",
+)
+
+
+class Settings(BaseSettings):
+    """How the service runs. Each field declares its environment variable, and what it means."""
+
+    model_config = SettingsConfigDict(
+        case_sensitive=True, env_ignore_empty=True, frozen=True, extra="ignore"
     )
-    paced_updates: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        20, validation_alias="JOBCACHE_PACED_UPDATES"
+
+    host: str = _setting(
+        "JOBCACHE_HOST",
+        "127.0.0.1",
+        "The address to listen on; anything but loopback needs keys or `JOBCACHE_INSECURE`.",
+        topic="Service",
     )
-    claim_seconds: Annotated[float, Field(ge=0.5, le=3600)] = Field(
-        10.0, validation_alias="JOBCACHE_CLAIM_SECONDS"
+    port: int = _setting(
+        "JOBCACHE_PORT",
+        8000,
+        "The port to listen on; 0: any free port.",
+        topic="Service",
+        ge=0,
+        le=65535,
     )
-    held: Annotated[int, Field(ge=0, le=100_000)] = Field(10_000, validation_alias="JOBCACHE_HELD")
-    heartbeat_seconds: Annotated[float, Field(ge=0.05, le=3600)] = Field(
-        15.0, validation_alias="JOBCACHE_HEARTBEAT_SECONDS"
+    workers: int = _setting(
+        "JOBCACHE_WORKERS",
+        1,
+        "How many processes serve; more than one needs another backend than `memory`.",
+        topic="Service",
+        unit="processes",
+        ge=1,
+        le=64,
     )
-    stream_seconds: Annotated[float, Field(ge=0.05, le=86400)] = Field(
-        300.0, validation_alias="JOBCACHE_STREAM_SECONDS"
+    var_dir: Path = _setting(
+        "JOBCACHE_VAR_DIR",
+        Path("var"),
+        "The directory of the SQLite database and the videos.",
+        topic="Service",
+    )
+    held: int = _setting(
+        "JOBCACHE_HELD",
+        10_000,
+        "The most requests that a process holds open, long polls and event streams together;"
+        " each takes up to 40 kB and a file descriptor.",
+        topic="HTTP limits",
+        unit="requests",
+        ge=0,
+        le=100_000,
+    )
+    heartbeat_seconds: float = _setting(
+        "JOBCACHE_HEARTBEAT_SECONDS",
+        15.0,
+        "The time between two signs of life of a quiet event stream; proxies close what is silent"
+        " for a minute, or less.",
+        topic="HTTP limits",
+        unit="seconds",
+        ge=0.05,
+        le=3600,
+    )
+    stream_seconds: float = _setting(
+        "JOBCACHE_STREAM_SECONDS",
+        300.0,
+        "How long an event stream lasts before its client has to reconnect.",
+        topic="HTTP limits",
+        unit="seconds",
+        ge=0.05,
+        le=86400,
+    )
+    api_keys: Path | None = _setting(
+        "JOBCACHE_API_KEYS",
+        None,
+        "The file of API keys; without one the service is open to everybody who reaches it.",
+        topic="Access",
+    )
+    insecure: bool = _setting(
+        "JOBCACHE_INSECURE",
+        default=False,
+        meaning="Listen beyond loopback without API keys: anybody who reaches the port may do"
+        " anything.",
+        topic="Access",
+    )
+    rate_limit: str = _setting(
+        "JOBCACHE_RATE_LIMIT",
+        "",
+        "How often each key, or each address without one, may call, such as `100/second burst 200`"
+        " or `5 per minute`; empty: no limit.",
+        topic="Access",
+    )
+    forwarded_allow_ips: str = _setting(
+        "FORWARDED_ALLOW_IPS",
+        "127.0.0.1,::1",
+        "The proxies whose `X-Forwarded-*` headers are believed: addresses and networks, or `*`.",
+        topic="Access",
+    )
+    database_url: str = _setting(
+        "DATABASE_URL",
+        "",
+        "`sqlite:///path` or `postgresql://user:password@host/name`; empty: SQLite in"
+        " `JOBCACHE_VAR_DIR`.",
+        topic="Database",
+        repr=False,
+    )
+    renderer: Literal["video", "paced"] = _setting(
+        "JOBCACHE_RENDERER",
+        "video",
+        "`video`; or `paced`, which makes no video and uses no CPU, for load tests.",
+        topic="Rendering",
+    )
+    renders: int = _setting(
+        "JOBCACHE_RENDERS",
+        0,
+        "How many videos a process renders at a time; 0: one less than there are processors.",
+        topic="Rendering",
+        unit="videos",
+        ge=0,
+        le=64,
+    )
+    paced_seconds: float = _setting(
+        "JOBCACHE_PACED_SECONDS",
+        120.0,
+        "How long a `paced` job takes.",
+        topic="Rendering",
+        unit="seconds",
+        gt=0,
+        le=86400,
+    )
+    paced_updates: int = _setting(
+        "JOBCACHE_PACED_UPDATES",
+        20,
+        "How many progress reports a `paced` job makes.",
+        topic="Rendering",
+        unit="reports",
+        ge=1,
+        le=100_000,
+    )
+    claim_seconds: float = _setting(
+        "JOBCACHE_CLAIM_SECONDS",
+        10.0,
+        "How long after the death of a process its jobs wait for another process to take them.",
+        topic="Rendering",
+        unit="seconds",
+        ge=0.5,
+        le=3600,
     )
     cache: CacheSettings = CacheSettings()
 
@@ -124,6 +259,44 @@ def load() -> Settings:
         raise SettingsError("JOBCACHE_WORKERS", settings.workers, allowed)
     url = _database_url(settings.database_url, settings.var_dir)
     return settings.model_copy(update={"database_url": url})
+
+
+def listed() -> Iterator[Setting]:
+    """Yield every setting of the service and of its cache, as the documentation lists it."""
+    for declared in Settings.model_fields.values():
+        extra = declared.json_schema_extra
+        if isinstance(extra, dict):
+            yield Setting(
+                variable=str(declared.validation_alias),
+                topic=str(extra["topic"]),
+                meaning=str(declared.description),
+                unit=str(extra["unit"]),
+                default=declared.default,
+            )
+    yield from CacheSettings.listed()
+
+
+def document() -> str:
+    """Return all settings as tables in Markdown, one per topic."""
+    tables = []
+    for topic in TOPICS:
+        rows = [
+            f"| `{each.variable}` | {each.meaning} | {each.unit} | {_shown(each.default)} |\n"
+            for each in listed()
+            if each.topic == topic
+        ]
+        if rows:
+            head = "| variable | meaning | unit | default |\n| --- | --- | --- | --- |\n"
+            tables.append(f"## {topic}\n\n{head}{''.join(rows)}")
+    return "\n".join(tables)
+
+
+def _shown(default: object) -> str:
+    if default is None or default == "":
+        return ""
+    if isinstance(default, bool | float):
+        default = f"{default:g}"
+    return f"`{default}`"
 
 
 def scheme_and_host(database_url: str) -> str:

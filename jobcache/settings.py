@@ -1,16 +1,16 @@
-"""What picks a backend and sets it up, from the environment or from code."""
+"""The settings that select and configure a backend, from the environment or from code."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobcache.errors import SettingsError, redacted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 _MOST_DIGITS = 18  # of a number that fits into 64 bits, and that int() reads in no time
 
@@ -19,58 +19,150 @@ GROUP = "jobcache.backends"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheSettings:
-    """What picks a backend and sets it up.
+class Setting:
+    """One setting, as the documentation lists it.
 
     Attributes:
-        backend: its name.
-        redis_url: where Redis is; see `jobcache.backends.redis.RedisBackend`.
-        prefix: put before every key in a store shared with others.
-        max_entries: the most cells held in the process.
-        max_bytes: about the most memory they take.
-        shadow_rate: the part of the hits that is compared with the source, from 0 to 1.
+        variable: the environment variable.
+        topic: the table that lists it.
+        meaning: what it is for.
+        unit: of its value; empty if it has none.
+        default: the value when the variable is missing or empty.
     """
 
-    backend: str = "memory"
-    redis_url: str = "redis://127.0.0.1:6379/0"
-    prefix: str = ""
-    max_entries: int = 100_000
-    max_bytes: int = 256 * 1024 * 1024
-    shadow_rate: float = 0.0
+    variable: str
+    topic: str
+    meaning: str
+    unit: str = ""
+    default: object
+
+
+def _setting(
+    variable: str,
+    default: object,
+    meaning: str,
+    *,
+    read: Callable[[str, str], object],
+    topic: str = "Cache",
+    unit: str = "",
+) -> Any:  # noqa: ANN401 - like dataclasses.field
+    """Declare a field of `CacheSettings` and its variable.
+
+    Args:
+        variable: the environment variable.
+        default: the value when the variable is missing or empty.
+        meaning: one sentence for the documentation.
+        read: returns the value for a variable and its text, or raises `SettingsError`.
+        topic: the table of the documentation that lists it.
+        unit: of the value.
+    """
+    setting = Setting(variable=variable, topic=topic, meaning=meaning, unit=unit, default=default)
+    return field(default=default, metadata={"setting": setting, "read": read})
+
+
+def _backend(variable: str, text: str) -> str:
+    names = backend_names()
+    if text not in names:
+        raise SettingsError(variable, text, f"one of {', '.join(names)}")
+    return text
+
+
+def _prefix(variable: str, text: str) -> str:
+    if not re.fullmatch(r"[\w.:/@-]{0,64}", text, re.ASCII):
+        raise SettingsError(variable, text, "up to 64 letters, digits and . : / @ _ -")
+    return text
+
+
+def _redis_url(variable: str, text: str) -> str:
+    if not re.match("rediss?([+](sentinel|cluster))?://|unix://", text):
+        allowed = (
+            "a URL that begins with redis://, rediss://, unix://, redis+sentinel://,"
+            " rediss+sentinel://, redis+cluster:// or rediss+cluster://"
+        )
+        raise SettingsError(variable, redacted(text), allowed)
+    return text
+
+
+def _positive(variable: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS and int(text) > 0):
+        raise SettingsError(variable, text[:40], "a whole number above 0")
+    return int(text)
+
+
+def _share(variable: str, text: str) -> float:
+    if re.fullmatch(r"(0|1|0?\.[0-9]{1,9}|1\.0+)", text) is None:
+        raise SettingsError(variable, text[:40], "a number from 0 to 1, such as 0.01")
+    return float(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """The settings that select and configure a backend.
+
+    Each field declares its environment variable, and what it means.
+    """
+
+    backend: str = _setting(
+        "JOBCACHE_BACKEND",
+        "memory",
+        "The backend: `null`, `memory`, `redis`, `tiered`, or one that a plug-in brings.",
+        read=_backend,
+    )
+    redis_url: str = _setting(
+        "REDIS_URL",
+        "redis://127.0.0.1:6379/0",
+        "Where Redis is: a server, sentinels or a cluster; see [backends](backends.md).",
+        read=_redis_url,
+        topic="Redis",
+    )
+    prefix: str = _setting(
+        "JOBCACHE_PREFIX",
+        "",
+        "Put before every key in a store that is shared with other programs.",
+        read=_prefix,
+        topic="Redis",
+    )
+    max_entries: int = _setting(
+        "JOBCACHE_MAX_ENTRIES",
+        100_000,
+        "The largest number of entries held in a process.",
+        unit="entries",
+        read=_positive,
+    )
+    max_bytes: int = _setting(
+        "JOBCACHE_MAX_BYTES",
+        256 * 1024 * 1024,
+        "About the most memory that the entries of a process take.",
+        unit="bytes",
+        read=_positive,
+    )
+    shadow_rate: float = _setting(
+        "JOBCACHE_SHADOW_RATE",
+        0.0,
+        "The share of cache hits that is compared with the database, from 0 to 1.",
+        read=_share,
+    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> CacheSettings:
         """Read the settings; what is missing or empty keeps its default.
 
-        The variables are `JOBCACHE_BACKEND`, `REDIS_URL`, `JOBCACHE_PREFIX`,
-        `JOBCACHE_MAX_ENTRIES`, `JOBCACHE_MAX_BYTES` and `JOBCACHE_SHADOW_RATE`.
-
         Raises:
             SettingsError: a value is not allowed. Names the variable, the value and what is.
         """
-        names = backend_names()
-        backend = environment.get("JOBCACHE_BACKEND", "") or cls.backend
-        if backend not in names:
-            raise SettingsError("JOBCACHE_BACKEND", backend, f"one of {', '.join(names)}")
-        prefix = environment.get("JOBCACHE_PREFIX", "")
-        if not re.fullmatch(r"[\w.:/@-]{0,64}", prefix, re.ASCII):
-            allowed = "up to 64 letters, digits and . : / @ _ -"
-            raise SettingsError("JOBCACHE_PREFIX", prefix, allowed)
-        redis_url = environment.get("REDIS_URL", "") or cls.redis_url
-        if not re.match("rediss?([+](sentinel|cluster))?://|unix://", redis_url):
-            allowed = (
-                "a URL that begins with redis://, rediss://, unix://, redis+sentinel://,"
-                " rediss+sentinel://, redis+cluster:// or rediss+cluster://"
-            )
-            raise SettingsError("REDIS_URL", redacted(redis_url), allowed)
-        return cls(
-            backend=backend,
-            redis_url=redis_url,
-            prefix=prefix,
-            max_entries=_positive(environment, "JOBCACHE_MAX_ENTRIES", cls.max_entries),
-            max_bytes=_positive(environment, "JOBCACHE_MAX_BYTES", cls.max_bytes),
-            shadow_rate=_part(environment, "JOBCACHE_SHADOW_RATE", cls.shadow_rate),
-        )
+        values: dict[str, Any] = {}
+        for declared in fields(cls):
+            variable = declared.metadata["setting"].variable
+            text = environment.get(variable, "")
+            if text != "":
+                values[declared.name] = declared.metadata["read"](variable, text)
+        return cls(**values)
+
+    @classmethod
+    def listed(cls) -> Iterator[Setting]:
+        """Yield every setting, as the documentation lists it."""
+        for declared in fields(cls):
+            yield declared.metadata["setting"]
 
     def __repr__(self) -> str:
         return f"CacheSettings({self.backend}, {redacted(self.redis_url)}, prefix={self.prefix!r})"
@@ -79,21 +171,3 @@ class CacheSettings:
 def backend_names() -> list[str]:
     """The names that can be chosen, sorted."""
     return sorted({point.name for point in entry_points(group=GROUP)})
-
-
-def _positive(environment: Mapping[str, str], variable: str, default: int) -> int:
-    text = environment.get(variable, "")
-    if text == "":
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS and int(text) > 0):
-        raise SettingsError(variable, text[:40], "a whole number above 0")
-    return int(text)
-
-
-def _part(environment: Mapping[str, str], variable: str, default: float) -> float:
-    text = environment.get(variable, "")
-    if text == "":
-        return default
-    if re.fullmatch(r"(0|1|0?\.[0-9]{1,9}|1\.0+)", text) is None:
-        raise SettingsError(variable, text[:40], "a number from 0 to 1, such as 0.01")
-    return float(text)
