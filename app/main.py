@@ -18,7 +18,7 @@ from app.ops import routes as ops
 from app.serving import DRAIN, POLLS, space_out_collections
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from starlette.types import Receive, Scope, Send
 
@@ -30,9 +30,11 @@ class Application(FastAPI):
 
     Attributes:
         hot: answers them.
+        started: True once it has been started. It may be stopped, and started again.
     """
 
     hot: HotPolls
+    started: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -51,7 +53,16 @@ def create_app(chosen: Settings) -> Application:
     hot = HotPolls(parts.jobs, admission)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    async def lifespan(this: Application) -> AsyncIterator[Mapping[str, Any]]:
+        if this.started:
+            # Its parts have been closed, and belonged to the event loop of that time. So another
+            # application is made from the same settings, and this one becomes it.
+            another = create_app(chosen)
+            vars(this).update(vars(another))
+            async with another.router.lifespan_context(another) as state:
+                yield {} if state is None else state
+            return
+        this.started = True
         async with wiring.running(parts):
             yield {DRAIN: parts.held.drain, POLLS: hot}
 

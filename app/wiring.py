@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -73,7 +71,6 @@ def build(settings: Settings) -> Parts:
         store,
         renderer,
         videos=settings.videos,
-        name=f"{socket.gethostname()[:24]}-{os.getpid()}-{uuid.uuid4().hex[:12]}",
         at_once=at_once,
         claim_for=settings.claim_seconds,
     )

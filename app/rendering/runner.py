@@ -12,7 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
+import socket
 import time
+import uuid
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -47,7 +50,8 @@ class Runner:
         store: for claims.
         renderer: makes the videos.
         videos: where they go.
-        name: this process's, unlike any other's.
+        name: this process's, unlike any other's; None: made at the start, for processes that were
+            forked after this was made need names of their own.
         at_once: how many are rendered at a time; the others wait their turn.
         claim_for: seconds that a claim lasts unless renewed.
         report_every: the least seconds between two progress reports of a job.
@@ -62,9 +66,9 @@ class Runner:
         renderer: Renderer,
         *,
         videos: Path,
-        name: str,
         at_once: int,
         claim_for: float,
+        name: str | None = None,
         report_every: float = 0.25,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         clock: Callable[[], float] = time.monotonic,
@@ -73,7 +77,8 @@ class Runner:
         self._store = store
         self._renderer = renderer
         self._videos = videos
-        self._name = name
+        self._given_name = name
+        self._name = ""
         self._turns = asyncio.Semaphore(at_once)
         self._claim_for = claim_for
         self._report_every = report_every
@@ -87,6 +92,7 @@ class Runner:
 
     def start(self) -> None:
         """Begin to look for work."""
+        self._name = _unique_name() if self._given_name is None else self._given_name
         self._rounds = asyncio.create_task(self._make_rounds())
 
     def seen(self, job: Job) -> None:
@@ -296,6 +302,10 @@ class _Step:
 
     task: asyncio.Task[None]
     renders: bool
+
+
+def _unique_name() -> str:
+    return f"{socket.gethostname()[:24]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
 
 def _renders(job: Job) -> bool:
