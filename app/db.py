@@ -6,10 +6,9 @@ Times are integers, milliseconds since the epoch, so that both databases reckon 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import time
 from collections import Counter
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,15 +26,17 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     and_,
+    delete,
     event,
+    false,
     literal_column,
     or_,
     text,
 )
-from sqlalchemy import exc as sqlalchemy_errors
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from app.db_errors import Failure, classify, driver_error, is_write_refused
 from jobcache import SourceUnavailable
 from jobcache.shelter import Shelter
 
@@ -113,18 +114,7 @@ claims = Table(
     Column("attempts", Integer, nullable=False),
 )
 
-_AWAY = (
-    sqlalchemy_errors.OperationalError,
-    sqlalchemy_errors.InterfaceError,
-    sqlalchemy_errors.TimeoutError,
-    OSError,
-    TimeoutError,
-)
-# PostgreSQL answered, and said that it cannot work: shut down, crashed, starting, idle too long;
-# and by class, the first two characters: connection lost, out of resources.
-_AWAY_STATES = frozenset({"57P01", "57P02", "57P03", "57P05"})
-_AWAY_CLASSES = frozenset({"08", "53"})
-_CLOSED = ("connection is closed", "connection was closed")
+_TRY_TO_WRITE = delete(clients).where(false()).returning(clients.c.id)
 _TABLES_LOCK = 7_262_637  # any number, the same in every process
 _CONNECTIONS = 15
 _WRITES = 10  # of them, at the most
@@ -133,14 +123,20 @@ _LONGEST_WAIT = 10
 _LONGEST_READ, _LONGEST_WRITE = 5, 10
 """Seconds that a read or a transaction may take on a server, which may hang: all in all, from the
 wait for a connection to the last answer. A limit for each step would be a sum that nobody sees."""
+_REFUSED_FOR = 10
+"""Seconds after a refused write in which the service is not ready, unless a write succeeds."""
 
 
 class DatabaseUnavailable(SourceUnavailable):
-    """The database cannot be reached, or did not answer in time."""
+    """The database cannot be reached, did not answer in time, or refuses to work for now."""
 
 
-class ConnectionDied(DatabaseUnavailable):
-    """The connection was lost before a commit was asked for: nothing has been changed."""
+class NothingChanged(DatabaseUnavailable):
+    """The database is sure to have changed nothing, and another attempt is likely to succeed."""
+
+
+class ConnectionDied(NothingChanged):
+    """The connection was lost before a commit was asked for."""
 
 
 class Database:
@@ -149,6 +145,7 @@ class Database:
     Args:
         url: an SQLAlchemy URL with an asyncio driver.
         outage: is told what fails and what does not, once the tables are there.
+        pool_recycle: seconds after which a connection is replaced instead of used again.
 
     Attributes:
         statements: how many were sent, by verb: "select", "update", and so on.
@@ -157,8 +154,11 @@ class Database:
             in SQLite the one lock there is, in the driver's hands until a time-out.
     """
 
-    def __init__(self, url: str, outage: Outage | None = None) -> None:
+    def __init__(
+        self, url: str, outage: Outage | None = None, *, pool_recycle: float = 1800
+    ) -> None:
         self._outage = outage
+        self._refused_at: float | None = None  # the last write, if it was refused
         self.statements: Counter[str] = Counter()
         self.purposes: Counter[str] = Counter()
         self.shelter = Shelter()
@@ -173,6 +173,7 @@ class Database:
             pool_size=_CONNECTIONS,
             max_overflow=0,
             pool_timeout=10,
+            pool_recycle=pool_recycle,
             hide_parameters=True,  # an error goes into the log; a client's prompt does not
             **options,
         )
@@ -183,7 +184,7 @@ class Database:
         # long as its fence is waited for, and polls would have to wait for them.
         self._writing = asyncio.Semaphore(1 if self.is_sqlite else _WRITES)
         event.listen(self._engine.sync_engine, "before_cursor_execute", self._count)
-        event.listen(self._engine.sync_engine, "handle_error", _notice_death)
+        event.listen(self._engine.sync_engine, "handle_error", _notice_disconnect)
         if self.is_sqlite:
             event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
 
@@ -238,10 +239,10 @@ class Database:
             async with self._within(_LONGEST_READ):
                 try:
                     return await self._select(statement, purpose, parameters)
-                except sqlalchemy_errors.DBAPIError as error:
-                    if not error.connection_invalidated:
+                except Exception as error:
+                    if not _may_repeat(error):
                         raise
-                # It had died since it was last used; by now the pool has thrown out all its age.
+                # The pool has discarded all connections of that age, or the stale plan is gone.
                 return await self._select(statement, purpose, parameters)
 
     async def _select(
@@ -258,7 +259,8 @@ class Database:
         """A transaction: committed when the block ends, rolled back when it raises.
 
         Raises:
-            ConnectionDied: the connection was lost before the commit was asked for.
+            NothingChanged: the connection was lost before the commit was asked for, or the
+                server has rolled back by itself.
             DatabaseUnavailable: the database went away; whether it had committed is not known.
         """
         committing = False
@@ -273,10 +275,15 @@ class Database:
                     committing = True
         except DatabaseUnavailable as error:
             cause = error.__cause__
-            died = isinstance(cause, sqlalchemy_errors.DBAPIError) and cause.connection_invalidated
-            if committing or not died:
-                raise
-            raise ConnectionDied(str(error)) from cause
+            if isinstance(cause, Exception):
+                if is_write_refused(cause):
+                    self._refused_at = time.monotonic()
+                if classify(cause) is Failure.RETRY:
+                    raise NothingChanged(str(error)) from cause
+                if not committing and _may_repeat(cause):
+                    raise ConnectionDied(str(error)) from cause
+            raise
+        self._refused_at = None
 
     async def change(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run `work`, which makes one transaction, to its end, whatever becomes of the caller.
@@ -284,6 +291,7 @@ class Database:
         Twice, if its connection dies before the commit is asked for: most likely it has been dead
         since before, and nothing has been changed through it. So the first write after the
         database has come back succeeds, and no write pays for looking at its connection first.
+        Also twice after a deadlock or a plan that a changed table outdated.
 
         Raises:
             DatabaseUnavailable: as for `transaction`.
@@ -295,8 +303,8 @@ class Database:
         with self._watching():
             try:
                 return await work()
-            except ConnectionDied:
-                return await work()  # the pool has thrown out all connections of that age
+            except NothingChanged:
+                return await work()  # the pool has discarded all connections of that age
 
     @asynccontextmanager
     async def _within(self, seconds: float) -> AsyncIterator[None]:
@@ -348,6 +356,20 @@ class Database:
             result = await connection.execute(statement)
             return list(result.all()) if result.returns_rows else []
 
+    async def check(self) -> None:
+        """Find out whether the database takes reads and writes. One statement, for `/readyz`.
+
+        Raises:
+            DatabaseUnavailable: it does not: it is away, a hot standby, read-only, or it has
+                just refused a write for lack of disk space.
+        """
+        # Deletes nothing, but a read-only server refuses it, and its connections are discarded.
+        async with self._turn() if self.is_sqlite else nullcontext():
+            await self.read(_TRY_TO_WRITE, "health")
+        refused = self._refused_at
+        if refused is not None and time.monotonic() - refused < _REFUSED_FOR:
+            raise DatabaseUnavailable("the last write was refused")
+
     async def aclose(self) -> None:
         """Close the connections, once writes under way have ended."""
         await self.shelter.settle()
@@ -369,10 +391,9 @@ def _create_all(connection: Connection) -> None:
             index.create(connection, checkfirst=True)  # one that an older version did not have
 
 
-def _notice_death(context: ExceptionContext) -> None:
-    """Tell the pool of a connection that says it is dead before the driver has closed it."""
-    state = _sqlstate(context.original_exception)
-    if state in {"57P01", "57P02", "57P05"} or state.startswith("08"):
+def _notice_disconnect(context: ExceptionContext) -> None:
+    """Tell the pool to discard connections that the driver itself takes to be usable."""
+    if classify(context.original_exception) is Failure.DISCONNECTED:
         context.is_disconnect = True
 
 
@@ -381,39 +402,17 @@ def _translating() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_away(error):
+        if classify(error) is Failure.BUG:
             raise
         raise DatabaseUnavailable(_brief(error)) from error
 
 
-def _is_away(error: Exception) -> bool:
-    if _is_mistake(error):
-        return False
-    if isinstance(error, _AWAY):
-        return True
-    if isinstance(error, sqlalchemy_errors.DBAPIError):
-        if error.connection_invalidated:
-            return True
-    # SQLAlchemy does not wrap all that the driver raises while it connects.
-    elif not type(error).__module__.startswith("asyncpg."):
-        return False
-    state = _sqlstate(error)
-    if state in _AWAY_STATES or state[:2] in _AWAY_CLASSES:
-        return True
-    return any(words in str(error) for words in _CLOSED)
-
-
-def _is_mistake(error: Exception) -> bool:
-    """True for what SQLite says of a wrong statement, under the name it has for a bad disk, too."""
-    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
-    return code == sqlite3.SQLITE_ERROR
-
-
-def _sqlstate(error: BaseException) -> str:
-    cause = getattr(error, "orig", None) or error
-    return getattr(cause, "sqlstate", None) or ""
+def _may_repeat(error: Exception) -> bool:
+    """Return whether a statement that failed so may be sent again, unless it was a COMMIT."""
+    died: bool = getattr(error, "connection_invalidated", False)
+    return died or classify(error) is Failure.RETRY
 
 
 def _brief(error: BaseException) -> str:
-    cause = getattr(error, "orig", None) or error
+    cause = driver_error(error)
     return f"{type(cause).__name__}: {cause}".splitlines()[0]

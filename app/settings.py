@@ -171,6 +171,15 @@ class Settings(BaseSettings):
         topic="Database",
         repr=False,
     )
+    pool_recycle: float = _setting(
+        "JOBCACHE_POOL_RECYCLE",
+        1800.0,
+        "How long a connection to the database is used before a new one replaces it.",
+        topic="Database",
+        unit="seconds",
+        ge=1,
+        le=86400,
+    )
     renderer: Literal["video", "paced"] = _setting(
         "JOBCACHE_RENDERER",
         "video",
