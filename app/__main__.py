@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 from dotenv import load_dotenv
+from uvicorn.supervisors import Multiprocess
 
 from app import settings
 from app.access import commands
 from app.access.keyfile import KeyFile
 from app.db import Database, DatabaseUnavailable
 from app.limits import HEAD_BYTES
+from app.listening import BACKLOG, CannotListen, listening, shown
 from app.serving import allow_connections, protocol
 from jobcache import SettingsError, make_backend
 from jobcache.settings import backend_names
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
     from app.settings import Settings
@@ -34,6 +37,7 @@ logger = logging.getLogger("app")
 _FLAGS = {
     "host": "JOBCACHE_HOST",
     "port": "JOBCACHE_PORT",
+    "uds": "JOBCACHE_UDS",
     "backend": "JOBCACHE_BACKEND",
     "workers": "JOBCACHE_WORKERS",
     "database_url": "DATABASE_URL",
@@ -61,45 +65,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["JOBCACHE_INSECURE"] = "1"
     settings.configure_logging()
     try:
-        with ExitStack() as servers:
-            if options.command == "dev":
-                # uvicorn ends by raising the signal again, which by default unwinds nothing.
-                signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-                _start_servers(servers, options.database)
-            return _serve()
-    except SettingsError as error:
-        print(error, file=sys.stderr)  # noqa: T201 - the one line that was promised
-        return 2
-    except DatabaseUnavailable as error:
-        print(f"The database cannot be used: {error}", file=sys.stderr)  # noqa: T201 - as above
-        return 3
+        return _run(options)
+    except tuple(_FAILURES) as error:
+        status, words = _FAILURES[type(error)]
+        print(f"{words}{error}", file=sys.stderr)  # noqa: T201 - the one line that was promised
+        return status
     except KeyboardInterrupt:
         return 130
 
 
-def _serve() -> int:
-    chosen = settings.load()
+_FAILURES: dict[type[Exception], tuple[int, str]] = {
+    SettingsError: (2, ""),
+    DatabaseUnavailable: (3, "The database cannot be used: "),
+    CannotListen: (4, "Cannot listen on "),
+}
+"""The exit status of each failure to start, and how its line begins."""
+
+
+def _run(options: argparse.Namespace) -> int:
+    asked = settings.load()
+    with ExitStack() as stack:
+        # uvicorn ends by raising the signal again, which by default unwinds nothing.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        sockets = stack.enter_context(listening(asked.host, asked.port, asked.uds))
+        if options.command == "dev":
+            _start_servers(stack, options.database)
+        return _serve(sockets)
+
+
+def _serve(sockets: list[socket.socket]) -> int:
+    chosen = settings.load()  # once more: the servers of `dev` have put their URLs there
     asyncio.run(_try_out(chosen))
     allow_connections(chosen.held)
     # uvicorn raises the signal again once it has ended in order; that is no failure then.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    config = uvicorn.Config(
+        "app.main:from_environment",
+        factory=True,
+        workers=chosen.workers,
+        access_log=False,
+        log_config=None,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=10,
+        http=protocol(),
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        forwarded_allow_ips=chosen.forwarded_allow_ips,
+    )
+    logger.info("listening on %s", shown(sockets))
     try:
-        uvicorn.run(
-            "app.main:from_environment",
-            factory=True,
-            host=chosen.host,
-            port=chosen.port,
-            workers=chosen.workers,
-            access_log=False,
-            log_config=None,
-            timeout_graceful_shutdown=10,
-            http=protocol(),
-            h11_max_incomplete_event_size=HEAD_BYTES,
-            forwarded_allow_ips=chosen.forwarded_allow_ips,
-        )
+        if chosen.workers > 1:
+            Multiprocess(config, sockets=sockets).run()
+            return 0
+        server = uvicorn.Server(config)
+        server.run(sockets=sockets)
     except SystemExit as stopped:  # after the servers of `dev` have ended, too
         return stopped.code if isinstance(stopped.code, int) else 1
-    return 0
+    return 0 if server.started else 1
 
 
 async def _try_out(chosen: Settings) -> None:
@@ -168,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (serve, dev):
         command.add_argument("--host")
         command.add_argument("--port")
+        command.add_argument("--uds", help="the path of a Unix socket, instead of host and port")
         command.add_argument("--backend", help=", ".join(backend_names()))
         command.add_argument("--workers")
         command.add_argument("--database-url")

@@ -6,9 +6,9 @@ import ipaddress
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -60,6 +60,11 @@ def _setting(
     )
 
 
+def _without_brackets(host: str) -> str:
+    # as URLs write IPv6 addresses: [::1]
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
 TOPICS = (
     "Service",
     "HTTP limits",
@@ -79,7 +84,7 @@ class Settings(BaseSettings):
         case_sensitive=True, env_ignore_empty=True, frozen=True, extra="ignore"
     )
 
-    host: str = _setting(
+    host: Annotated[str, AfterValidator(_without_brackets)] = _setting(
         "JOBCACHE_HOST",
         "127.0.0.1",
         "The address to listen on; anything but loopback needs keys or `JOBCACHE_INSECURE`.",
@@ -92,6 +97,12 @@ class Settings(BaseSettings):
         topic="Service",
         ge=0,
         le=65535,
+    )
+    uds: Path | None = _setting(
+        "JOBCACHE_UDS",
+        None,
+        "The path of a Unix socket to listen on, instead of host and port.",
+        topic="Service",
     )
     workers: int = _setting(
         "JOBCACHE_WORKERS",
@@ -250,7 +261,8 @@ def load() -> Settings:
         first = error.errors()[0]
         variable = str(first["loc"][0])
         raise SettingsError(variable, first["input"], first["msg"]) from error
-    if settings.api_keys is None and not settings.insecure and not _is_loopback(settings.host):
+    local = settings.uds is not None or _is_loopback(settings.host)
+    if settings.api_keys is None and not settings.insecure and not local:
         allowed = "without API keys only a loopback address, or --insecure (JOBCACHE_INSECURE=1)"
         raise SettingsError("JOBCACHE_HOST", settings.host, allowed)
     if settings.rate_limit:

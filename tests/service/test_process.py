@@ -21,6 +21,8 @@ PACED = {"JOBCACHE_RENDERER": "paced", "JOBCACHE_PACED_SECONDS": "1", "JOBCACHE_
 
 def refused(directory: Path, *flags: str, **environment: str) -> str:
     """Start with a wrong setting; returns what it says."""
+    if not (directory / ".env").exists():
+        environment = {"JOBCACHE_PORT": "0", **environment}  # not one that is in use
     result = subprocess.run(
         [sys.executable, "-m", "app", "serve", *flags],
         cwd=directory,
