@@ -28,6 +28,8 @@ _DRIVERS = {
     "postgresql+asyncpg": "postgresql+asyncpg",
 }
 
+_LONGEST_TTL = 365 * 86400
+
 
 def _setting(
     variable: str,
@@ -190,6 +192,44 @@ class Settings(BaseSettings):
         unit="seconds",
         ge=1,
         le=86400,
+    )
+    ttl: float = _setting(
+        "JOBCACHE_TTL",
+        30.0,
+        "How long a cached answer about a job that can still change, or about a list, is served"
+        " without asking the database; 0: always ask.",
+        topic="Lifetimes",
+        unit="seconds",
+        ge=0,
+        le=_LONGEST_TTL,
+    )
+    ttl_terminal: float = _setting(
+        "JOBCACHE_TTL_TERMINAL",
+        3600.0,
+        "The same, for jobs that have ended and for storyboards, which do not change any more.",
+        topic="Lifetimes",
+        unit="seconds",
+        ge=0,
+        le=_LONGEST_TTL,
+    )
+    ttl_unknown: float = _setting(
+        "JOBCACHE_TTL_UNKNOWN",
+        5.0,
+        "The same, for the note that a job or a client does not exist.",
+        topic="Lifetimes",
+        unit="seconds",
+        ge=0,
+        le=_LONGEST_TTL,
+    )
+    grace: float = _setting(
+        "JOBCACHE_GRACE",
+        300.0,
+        "How much longer an answer is kept, to be served, marked as stale, while the database is"
+        " away; 0: not at all.",
+        topic="Lifetimes",
+        unit="seconds",
+        ge=0,
+        le=_LONGEST_TTL,
     )
     renderer: Literal["video", "paced"] = _setting(
         "JOBCACHE_RENDERER",

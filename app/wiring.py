@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from app.access.keyfile import KeyFile
 from app.access.rate import RateLimit, read_rate
 from app.db import Database
-from app.jobs.documents import LIFETIMES
+from app.jobs.documents import lifetimes
 from app.jobs.events import JobEvents
 from app.jobs.held import Held
 from app.jobs.service import JobService
@@ -19,7 +19,7 @@ from app.outage import Outage
 from app.rendering.paced import PacedRenderer
 from app.rendering.runner import Runner
 from app.rendering.video import VideoRenderer
-from jobcache import JobCache, Lifetimes, make_backend
+from jobcache import JobCache, make_backend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -54,7 +54,12 @@ def build(settings: Settings) -> Parts:
     rate = RateLimit(read_rate(settings.rate_limit)) if settings.rate_limit else None
     cache = JobCache(
         make_backend(settings.cache),
-        lifetimes=Lifetimes(by_status=LIFETIMES),
+        lifetimes=lifetimes(
+            changing=settings.ttl,
+            terminal=settings.ttl_terminal,
+            unknown=settings.ttl_unknown,
+            grace=settings.grace,
+        ),
         shadow_rate=settings.cache.shadow_rate,
     )
     settings.videos.mkdir(parents=True, exist_ok=True)

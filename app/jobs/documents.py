@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from app.jobs.schemas import JobBody, ProgressBody
 from app.jobs.states import TERMINAL, Status
-from jobcache import Document
+from jobcache import Document, Lifetimes
 
 if TYPE_CHECKING:
     from app.jobs.store import Job, JobList, StoredStoryboard
@@ -22,8 +22,20 @@ _POLL_AFTER = {
 }
 _RENDERING_FIRST, _RENDERING_MOST = 2, 30
 
-LIFETIMES = dict.fromkeys(map(str, TERMINAL), 3600.0) | {"storyboard": 3600.0}
-"""Seconds in the cache, by a document's status; anything else has the default."""
+_STORYBOARD = "storyboard"
+
+
+def lifetimes(*, changing: float, terminal: float, unknown: float, grace: float) -> Lifetimes:
+    """Return how long documents live in the cache. All times in seconds.
+
+    Args:
+        changing: for jobs that can still change, and for lists.
+        terminal: for jobs that have ended, and for storyboards: neither changes any more.
+        unknown: for the note that a job or a client does not exist.
+        grace: how much longer a document is kept, to be served while the database is away.
+    """
+    by_status = dict.fromkeys([*map(str, TERMINAL), _STORYBOARD], terminal)
+    return Lifetimes(default=changing, by_status=by_status, gone=unknown, grace=grace)
 
 
 def job_document(job: Job) -> Document:
@@ -75,7 +87,7 @@ def storyboard_document(stored: StoredStoryboard) -> Document:
         version=stored.version,
         owner=stored.client_id,
         body=stored.text.encode(),
-        status="storyboard",
+        status=_STORYBOARD,
     )
 
 

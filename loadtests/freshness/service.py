@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from app import settings, wiring
+from app import settings
 from app.main import create_app
-from jobcache import Lifetimes, registry
+from jobcache import registry
 from jobcache.backends import redis, tiered
 from jobcache.backends.tracking import TrackingFeed
 from jobcache.protocol import Offered
@@ -129,8 +129,7 @@ def main() -> None:
         vars(registry)["TieredBackend"] = DeafTiers
     vars(redis)["TrackingFeed"] = partial(TrackingFeed, beat=_BEAT)
     fresh = 3600.0 if switches.broken == "lifetime" else float(os.environ["FRESHNESS_SECONDS"])
-    vars(wiring)["Lifetimes"] = partial(Lifetimes, default=fresh, gone=fresh)
-    app = create_app(chosen)
+    app = create_app(chosen.model_copy(update={"ttl": fresh, "ttl_unknown": fresh}))
     uvicorn.run(
         app,
         host=chosen.host,
