@@ -141,7 +141,7 @@ async def _try_out(chosen: Settings) -> None:
         await make_backend(chosen.cache).aclose()
     shown = settings.scheme_and_host(chosen.database_url)
     try:
-        database = Database(chosen.database_url)
+        database = Database(chosen.database_url, pooler=chosen.pooler)
         try:
             await database.create_tables()
         finally:

@@ -6,11 +6,12 @@ Times are integers, milliseconds since the epoch, so that both databases reckon 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -35,20 +36,26 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.util import await_only
 
 from app.db_errors import Failure, classify, driver_error, is_write_refused
+from app.db_url import read_postgres_url
 from jobcache import SourceUnavailable
 from jobcache.shelter import Shelter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
-    from sqlalchemy.engine import ExceptionContext, Row
+    from sqlalchemy.engine import Dialect, ExceptionContext, Row
     from sqlalchemy.sql.base import Executable
 
     from app.outage import Outage
 
+    Options = dict[str, Any]
+
 T = TypeVar("T")
+Pooler: TypeAlias = Literal["auto", "none", "transaction"]
+logger = logging.getLogger("app")
 
 metadata = MetaData()
 _Id = BigInteger().with_variant(Integer, "sqlite")
@@ -114,6 +121,7 @@ claims = Table(
     Column("attempts", Integer, nullable=False),
 )
 
+_UNPREPARED = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
 _TRY_TO_WRITE = delete(clients).where(false()).returning(clients.c.id)
 _TABLES_LOCK = 7_262_637  # any number, the same in every process
 _CONNECTIONS = 15
@@ -146,6 +154,11 @@ class Database:
         url: an SQLAlchemy URL with an asyncio driver.
         outage: is told what fails and what does not, once the tables are there.
         pool_recycle: seconds after which a connection is replaced instead of used again.
+        pooler: "transaction" if a pooler such as PgBouncer stands before PostgreSQL and gives each
+            transaction another session; "none"; "auto" finds out.
+
+    Raises:
+        ValueError: a parameter of a PostgreSQL URL cannot be used.
 
     Attributes:
         statements: how many were sent, by verb: "select", "update", and so on.
@@ -155,7 +168,12 @@ class Database:
     """
 
     def __init__(
-        self, url: str, outage: Outage | None = None, *, pool_recycle: float = 1800
+        self,
+        url: str,
+        outage: Outage | None = None,
+        *,
+        pool_recycle: float = 1800,
+        pooler: Pooler = "auto",
     ) -> None:
         self._outage = outage
         self._refused_at: float | None = None  # the last write, if it was refused
@@ -163,19 +181,27 @@ class Database:
         self.purposes: Counter[str] = Counter()
         self.shelter = Shelter()
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
-        if self.is_sqlite:
-            options: dict[str, Any] = {"connect_args": {"timeout": _LONGEST_WAIT}}
-        else:
-            options = {"connect_args": {"timeout": 5, "command_timeout": 10}}
+        parsed = make_url(url)
+        arguments: dict[str, Any] = {"timeout": _LONGEST_WAIT}
+        if not self.is_sqlite:
+            address = read_postgres_url(parsed)
+            parsed = address.url
+            arguments = {"timeout": 5, "command_timeout": 10, **address.arguments}
+            if address.pooled:
+                pooler = "transaction"
+            if address.warning:
+                logger.warning(address.warning)
+        self._detects_pooler = pooler == "auto"
+        self._pooled = pooler != "none"  # until a connection has shown that there is none
         self._engine = create_async_engine(
-            url,
+            parsed,
+            connect_args=arguments,
             # All kept: connections beyond a pool's size are opened and closed under load.
             pool_size=_CONNECTIONS,
             max_overflow=0,
             pool_timeout=10,
             pool_recycle=pool_recycle,
             hide_parameters=True,  # an error goes into the log; a client's prompt does not
-            **options,
         )
         # One statement is a snapshot of its own; no BEGIN and ROLLBACK around it.
         self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -187,12 +213,41 @@ class Database:
         event.listen(self._engine.sync_engine, "handle_error", _notice_disconnect)
         if self.is_sqlite:
             event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
+        else:
+            event.listen(self._engine.sync_engine, "do_connect", self._connect)
 
     def _count(self, *arguments: Any) -> None:  # noqa: ANN401 - SQLAlchemy's signature
         _, _, statement, _, context, _ = arguments
         self.statements[statement.split(None, 1)[0].lower()] += 1
         options = context.execution_options if context is not None else {}
         self.purposes[options.get("purpose", "write")] += 1
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a pooler, such as PgBouncer, may give each transaction another session."""
+        return not self.is_sqlite and self._pooled
+
+    def _connect(self, dialect: Dialect, _record: object, _: object, options: Options) -> object:
+        """Connect to PostgreSQL, and find out whether a pooler stands before it.
+
+        A statement that was prepared on one connection of a pooler is not there on the next, or
+        has been prepared by somebody else. So none is kept then, which costs each query a little.
+        """
+        pooled = self._pooled
+        connection: Any = dialect.connect(**{**options, **(_UNPREPARED if pooled else {})})
+        if not self._detects_pooler:
+            return connection
+        try:
+            self._pooled = await_only(_is_pooled(connection.driver_connection))
+        except BaseException:
+            connection.terminate()
+            raise
+        if self._pooled is pooled:
+            return connection
+        connection.close()
+        if self._pooled:
+            logger.info("a pooler stands before the database: statements are not kept prepared")
+        return dialect.connect(**{**options, **(_UNPREPARED if self._pooled else {})})
 
     async def create_tables(self) -> None:
         """Make what is missing; safe with several processes starting at once."""
@@ -313,9 +368,11 @@ class Database:
             return
         try:
             # The connection is thrown away then: what it may still bring is for nobody.
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds) as limit:
                 yield
         except TimeoutError as error:
+            if not limit.expired():
+                raise  # a limit of the driver's
             raise DatabaseUnavailable(f"no answer within {seconds:g} s") from error
 
     @contextmanager
@@ -382,6 +439,17 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:  # noqa: ANN401 - SQ
     cursor.execute("PRAGMA synchronous=NORMAL")  # in WAL, safe against the death of the process
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+async def _is_pooled(connection: Any) -> bool:  # noqa: ANN401 - asyncpg has no types
+    """Return whether the process that answers is another one than the one we connected to.
+
+    A pooler has invented the process id that came with the connection. Asked in the simple query
+    protocol, which prepares nothing; that returns no rows, so the answer is their number.
+    """
+    pid = int(connection.get_server_pid())
+    status = await connection.execute(f"SELECT 1 WHERE pg_backend_pid() = {pid}")
+    return bool(status != "SELECT 1")
 
 
 def _create_all(connection: Connection) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from app.access.rate import MOST_CALLS, read_rate
+from app.db_url import read_postgres_url, with_one_host
 from jobcache import CacheSettings, SettingsError
 from jobcache.settings import Setting
 
@@ -183,6 +184,13 @@ class Settings(BaseSettings):
         " `JOBCACHE_VAR_DIR`.",
         topic="Database",
         repr=False,
+    )
+    pooler: Literal["auto", "none", "transaction"] = _setting(
+        "JOBCACHE_DATABASE_POOLER",
+        "auto",
+        "Whether a pooler such as PgBouncer in transaction mode stands before PostgreSQL:"
+        " `transaction`, `none`, or `auto`, which finds out.",
+        topic="Database",
     )
     pool_recycle: float = _setting(
         "JOBCACHE_POOL_RECYCLE",
@@ -385,11 +393,18 @@ def _database_url(text: str, var_dir: Path) -> str:
         return f"sqlite+aiosqlite:///{var_dir / 'jobcache.db'}"
     allowed = "a URL that begins with sqlite:/// or postgresql://"
     try:
-        url = make_url(text)
+        url = make_url(with_one_host(text))
     except (ArgumentError, ValueError) as error:  # the latter of a port that is no number
         # not the text: what cannot be parsed may hold a password
         raise SettingsError("DATABASE_URL", "(unreadable)", allowed) from error
     driver = _DRIVERS.get(url.drivername)
     if driver is None or (driver.startswith("sqlite") and url.database in {None, "", ":memory:"}):
         raise SettingsError("DATABASE_URL", scheme_and_host(text), allowed)
+    if driver.startswith("postgresql"):
+        try:
+            read_postgres_url(url)
+        except ValueError as error:
+            raise SettingsError(
+                "DATABASE_URL", f"{driver}://{url.host or ''}", str(error)
+            ) from error
     return url.set(drivername=driver).render_as_string(hide_password=False)

@@ -63,7 +63,12 @@ def build(settings: Settings) -> Parts:
         shadow_rate=settings.cache.shadow_rate,
     )
     settings.videos.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.database_url, Outage(), pool_recycle=settings.pool_recycle)
+    database = Database(
+        settings.database_url,
+        Outage(),
+        pool_recycle=settings.pool_recycle,
+        pooler=settings.pooler,
+    )
     store = JobStore(database)
     jobs = JobService(database, store, cache)
     held = Held(settings.held, cache.stop_waiting)

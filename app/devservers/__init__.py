@@ -15,12 +15,14 @@ every other user of the machine, and as root it creates a system account and ope
 directories above the data to everybody. It is not faster.
 """
 
+from app.devservers.pgbouncer import PgBouncerServer
 from app.devservers.postgres import PostgresServer
 from app.devservers.process import ServerFailed
 from app.devservers.programs import ServerMissing
 from app.devservers.redis import RedisServer, free_port, redis_servers
 
 __all__ = [
+    "PgBouncerServer",
     "PostgresServer",
     "RedisServer",
     "ServerFailed",

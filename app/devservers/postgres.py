@@ -51,6 +51,11 @@ class PostgresServer(Started):
         """
         return self._process.pid
 
+    @property
+    def socket_directory(self) -> Path:
+        """The directory of its socket; `ServerFailed` if it was never started, or is closed."""
+        return self._socket_directory()
+
     def url(self, database: str = "postgres") -> str:
         """Return the address of `database` for SQLAlchemy with asyncpg; the same until `close`.
 

@@ -43,6 +43,19 @@ def postgres_install() -> Path:
     return installs[-1]  # the newest: "pginstall" is 16, "pginstall18" is 18
 
 
+def pgbouncer_program() -> Path:
+    """Return PgBouncer, which no package of the development extra brings.
+
+    Raises:
+        ServerMissing: If it is not installed.
+    """
+    # Where Debian has it, which is not on the PATH of every account.
+    found = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+    if found is None:
+        raise ServerMissing("No PgBouncer was found; install it: apt-get install pgbouncer.")
+    return Path(found)
+
+
 def _installed(package: str, pattern: str) -> list[Path]:
     spec = importlib.util.find_spec(package)
     places = () if spec is None else spec.submodule_search_locations or ()

@@ -19,7 +19,6 @@ from app.main import from_environment
 from tests.service.process import clean_environment
 
 REDIS_2 = {"JOBCACHE_BACKEND": "redis", "JOBCACHE_WORKERS": "2"}
-DRIVER = "DATABASE_URL=postgresql+asyncpg://127.0.0.1: the driver refuses it: "
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +42,32 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"DATABASE_URL": "mysql://h/d?password=s3cret"}, "DATABASE_URL=mysql://h: a URL"),
         ({"DATABASE_URL": "mysql://u:s3cret@h/d"}, "DATABASE_URL=mysql://h: a URL"),
         (
-            {"DATABASE_URL": "postgresql://u:s3cret@127.0.0.1:1/d?sslmode=require"},
-            f"{DRIVER}connect() got an unexpected keyword argument 'sslmode'",
+            {"DATABASE_URL": "postgresql://u:s3cret@127.0.0.1:1/d?sslmod=require"},
+            "DATABASE_URL=postgresql+asyncpg://127.0.0.1: unknown parameter 'sslmod'; known are",
+        ),
+        (
+            {"DATABASE_URL": "postgresql://u:s3cret@127.0.0.1:1/d?sslmode=always"},
+            "DATABASE_URL=postgresql+asyncpg://127.0.0.1: sslmode must be one of disable, allow",
+        ),
+        (
+            {"DATABASE_URL": "postgresql://u:s3cret@h1:1,h2:2/d?target_session_attrs=standby"},
+            "DATABASE_URL=postgresql+asyncpg://: target_session_attrs must be one of any, primary",
+        ),
+        (
+            {"DATABASE_URL": "postgresql://u:s3cret@h/d?sslmode=verify-ca&sslrootcert=nowhere.pem"},
+            "DATABASE_URL=postgresql+asyncpg://h: sslrootcert: there is no file nowhere.pem",
+        ),
+        (
+            {"DATABASE_URL": "postgresql://u:s3cret@h/d?channel_binding=require&sslmode=prefer"},
+            "DATABASE_URL=postgresql+asyncpg://h: channel_binding=require needs sslmode=require",
+        ),
+        (
+            {"DATABASE_URL": "postgresql://u:s3cret@h/d?connect_timeout=soon"},
+            "DATABASE_URL=postgresql+asyncpg://h: connect_timeout must be a number",
+        ),
+        (
+            {"DATABASE_URL": "postgresql://u:s3cret@h/d?application_name=a&application_name=b"},
+            "DATABASE_URL=postgresql+asyncpg://h: application_name is given twice",
         ),
         (
             {"DATABASE_URL": "sqlite:///x.db?timeout=long"},
