@@ -109,7 +109,7 @@ def _serve(sockets: list[socket.socket]) -> int:
         timeout_graceful_shutdown=10,
         http=protocol(),
         h11_max_incomplete_event_size=HEAD_BYTES,
-        forwarded_allow_ips=chosen.forwarded_allow_ips,
+        proxy_headers=False,  # the application reads them, for every path: app/access/forwarded.py
     )
     logger.info("listening on %s", shown(sockets))
     try:

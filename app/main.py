@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from app import contract, problems, settings, wiring
 from app.access.document import describe
+from app.access.forwarded import TrustedProxies
 from app.access.gate import Admission, Gate
 from app.jobs import routes as jobs
 from app.jobs.hot import HotPolls
@@ -49,7 +50,7 @@ def create_app(chosen: Settings) -> Application:
         SettingsError: the cache backend cannot be set up so, or the keys cannot be read.
     """
     parts = wiring.build(chosen)
-    admission = Admission(parts.keys, parts.rate)
+    admission = Admission(parts.keys, parts.rate, TrustedProxies(chosen.forwarded_allow_ips))
     hot = HotPolls(parts.jobs, admission)
 
     @asynccontextmanager
@@ -79,7 +80,9 @@ def create_app(chosen: Settings) -> Application:
     app.add_middleware(Gate, admission=admission)
     app.hot = hot
     problems.install(app)
-    app.include_router(jobs.router(parts.jobs, parts.events, chosen.videos))
+    app.include_router(
+        jobs.router(parts.jobs, parts.events, chosen.videos, longest_wait=chosen.max_wait)
+    )
     app.include_router(ops.router(parts.cache, parts.database, parts.held))
     contract.publish(app)
     describe(app, keyed=parts.keys is not None, limited=parts.rate is not None)

@@ -13,8 +13,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.access.forwarded import TrustedProxies
 from app.access.rate import MOST_CALLS, read_rate
 from app.db_url import read_postgres_url, with_one_host
+from app.jobs.prefer import LONGEST
 from jobcache import CacheSettings, SettingsError
 from jobcache.settings import Setting
 
@@ -132,6 +134,16 @@ class Settings(BaseSettings):
         ge=0,
         le=100_000,
     )
+    max_wait: int = _setting(
+        "JOBCACHE_MAX_WAIT",
+        LONGEST,
+        "The longest time that `Prefer: wait` holds a request; shorter than what proxies on the way"
+        " wait for an answer, which in nginx is 60 s.",
+        topic="HTTP limits",
+        unit="seconds",
+        ge=1,
+        le=3600,
+    )
     heartbeat_seconds: float = _setting(
         "JOBCACHE_HEARTBEAT_SECONDS",
         15.0,
@@ -174,7 +186,8 @@ class Settings(BaseSettings):
     forwarded_allow_ips: str = _setting(
         "FORWARDED_ALLOW_IPS",
         "127.0.0.1,::1",
-        "The proxies whose `X-Forwarded-*` headers are believed: addresses and networks, or `*`.",
+        "The proxies whose `X-Forwarded-*` headers are believed: addresses and networks,"
+        " or `*` for every hop; a Unix socket always is.",
         topic="Access",
     )
     database_url: str = _setting(
@@ -313,6 +326,11 @@ def load() -> Settings:
     if settings.api_keys is None and not settings.insecure and not local:
         allowed = "without API keys only a loopback address, or --insecure (JOBCACHE_INSECURE=1)"
         raise SettingsError("JOBCACHE_HOST", settings.host, allowed)
+    try:
+        TrustedProxies(settings.forwarded_allow_ips)
+    except ValueError as error:
+        allowed = "addresses and networks, separated by commas, or * for all"
+        raise SettingsError("FORWARDED_ALLOW_IPS", settings.forwarded_allow_ips, allowed) from error
     if settings.rate_limit:
         try:
             read_rate(settings.rate_limit)

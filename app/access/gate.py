@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi.responses import JSONResponse
 
 from app.access.callers import TRUSTED, Caller
+from app.access.forwarded import TrustedProxies
 from app.access.rate import address_name
 from app.problems import problem
 
@@ -53,11 +54,18 @@ class Admission:
     Args:
         keys: None: the service is open, and everybody trusted.
         rate: None: as often as one likes.
+        proxies: whose word on a client's address is taken; None: what is on loopback.
     """
 
-    def __init__(self, keys: KeyFile | None, rate: RateLimit | None) -> None:
+    def __init__(
+        self,
+        keys: KeyFile | None,
+        rate: RateLimit | None,
+        proxies: TrustedProxies | None = None,
+    ) -> None:
         self._keys = keys
         self._rate = rate
+        self._proxies = TrustedProxies() if proxies is None else proxies
 
     @property
     def counts(self) -> bool:
@@ -87,7 +95,7 @@ class Admission:
         token = presented(scope["headers"])
         caller = self.identify(token)
         if self._rate is not None and path not in HEALTH:
-            wait = self._rate.wait(_counted_by(caller, scope))
+            wait = self._rate.wait(self._counted_by(caller, scope))
             if wait > 0:
                 return problem(
                     429,
@@ -104,6 +112,13 @@ class Admission:
                 headers={"WWW-Authenticate": _CHALLENGE + error},
             )
         return caller
+
+    def _counted_by(self, caller: Caller | None, scope: Scope) -> str:
+        # Two name spaces: whatever a proxy forwards, it never names a key.
+        if caller is not None and caller.name:
+            return f"key:{caller.name}"
+        address = self._proxies.address(scope)
+        return f"address:{'' if address is None else address_name(str(address))}"
 
 
 class Gate:
@@ -122,10 +137,3 @@ class Gate:
                 return
             scope[_CALLER] = verdict
         await self._app(scope, receive, send)
-
-
-def _counted_by(caller: Caller | None, scope: Scope) -> str:
-    if caller is not None and caller.name:
-        return caller.name
-    client = scope.get("client")
-    return address_name(client[0]) if client else ""

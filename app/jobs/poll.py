@@ -21,8 +21,16 @@ if TYPE_CHECKING:
     Headers = list[tuple[bytes, bytes]]
 
 FORMAT = 0
-_TAG = re.compile(r'(?:W/)?"(\d{1,16})-(\d{1,4})"')
-_ANY_TAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
+# What proxies append to the tag of an answer that they compress or decompress, such as `"7-0-gzip"`
+# (Apache), `"7-0--gzip"` (Jetty), `"7-0;gz"`, and behind the quotes `"7-0"-gzip`, which is not even
+# a tag. nginx writes W/ before it.
+_SUFFIX = r"(?:[-;]{1,3}(?:x-)?(?:gzip|gz|br|brotli|zstd|zst|deflate|df|compress))"
+_TAG = re.compile(rf"(\d{{1,16}})-(\d{{1,4}}){_SUFFIX}{{0,3}}", re.ASCII | re.IGNORECASE)
+_LISTED = re.compile(
+    rf'[ \t]*(?:[Ww]/)?"([\x21\x23-\x7e\x80-\xff]*)"{_SUFFIX}{{0,3}}[ \t]*(?:,|$)',
+    re.IGNORECASE,
+)
+_ANY_SUFFIX = re.compile(rf"{_SUFFIX}{{1,3}}$", re.IGNORECASE)
 _ENCODING = re.compile(r"\s*([\w*-]+)\s*(?:;\s*q\s*=\s*([\d.]+)\s*)?", re.ASCII)
 
 
@@ -51,7 +59,8 @@ def conditions(if_none_match: str | None) -> Conditions:
         return _NONE
     if if_none_match.strip() == "*":
         return Conditions(frozenset(), 0, any=True)
-    seen = [(int(version), int(n)) for version, n in _TAG.findall(if_none_match)]
+    ours = filter(None, map(_TAG.fullmatch, listed_tags(if_none_match)))
+    seen = [(int(tag[1]), int(tag[2])) for tag in ours]
     # No source gives out such a version: as a floor it would make every poll a query.
     possible = [version for version, _ in seen if version < VERSION_LIMIT]
     return Conditions(frozenset(seen), max(possible, default=0), any=False)
@@ -81,7 +90,26 @@ def etag(version: int, *, gzip: bool) -> str:
 
 def holds(if_none_match: str, tag: str) -> bool:
     """True if `If-None-Match` names `tag`, whoever made it: the weak comparison of RFC 9110."""
-    return if_none_match.strip() == "*" or tag in _ANY_TAG.findall(if_none_match)
+    if if_none_match.strip() == "*":
+        return True
+    named = listed_tags(if_none_match)
+    return tag.strip('"') in {*named, *(_ANY_SUFFIX.sub("", each) for each in named)}
+
+
+def listed_tags(if_none_match: str) -> list[str]:
+    """Return the tags of a list, without quotes and `W/`. What is no tag is left out.
+
+    Read element by element: the end of one tag and the beginning of the next are no tag.
+    """
+    tags, at = [], 0
+    while 0 <= at < len(if_none_match):
+        found = _LISTED.match(if_none_match, at)
+        if found is None:
+            at = if_none_match.find(",", at) + 1 or len(if_none_match)
+        else:
+            tags.append(found[1])
+            at = found.end()
+    return tags
 
 
 def may_wait(answer: Answer, if_none_match: str | None) -> bool:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 
-LONGEST = 60
-"""Seconds. Proxies on the way give up after about as many."""
+LONGEST = 55
+"""Seconds that a request is held at most, by default. Proxies on the way give up after a little
+more: nginx and the load balancers of the large clouds after 60."""
 
 _NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _WORD = rf'{_NAME}|"(?:[^"\\]|\\.)*"'
@@ -23,8 +24,8 @@ _SECONDS = re.compile(r"[0-9]+", re.ASCII)
 _MOST_DIGITS = 9
 
 
-def wait_asked(prefer: str | None) -> int | None:
-    """For how many seconds a `Prefer` asks to be held, at most `LONGEST`; None: it does not.
+def wait_asked(prefer: str | None, longest: int = LONGEST) -> int | None:
+    """For how many seconds a `Prefer` asks to be held, at most `longest`; None: it does not.
 
     What cannot be read is as if it were not there, and so is all that follows it. If `wait` comes
     twice, the first counts.
@@ -39,14 +40,14 @@ def wait_asked(prefer: str | None) -> int | None:
             at = following.end()
             continue
         if found["name"].lower() == "wait":
-            return _seconds(found["value"] or "")
+            return _seconds(found["value"] or "", longest)
         at = found.end()
     return None
 
 
-def _seconds(value: str) -> int | None:
+def _seconds(value: str, longest: int) -> int | None:
     if value.startswith('"'):
         value = _QUOTED_PAIR.sub(r"\1", value[1:-1])
     if _SECONDS.fullmatch(value) is None:
         return None
-    return LONGEST if len(value) > _MOST_DIGITS else min(int(value), LONGEST)
+    return longest if len(value) > _MOST_DIGITS else min(int(value), longest)

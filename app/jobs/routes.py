@@ -28,7 +28,7 @@ from app.jobs.events import HEADERS, is_terminal, seen_version
 from app.jobs.held import ClientGone, unless_gone
 from app.jobs.hot import raise_failed
 from app.jobs.poll import conditions, etag, holds, may_wait, respond
-from app.jobs.prefer import wait_asked
+from app.jobs.prefer import LONGEST, wait_asked
 from app.jobs.schemas import (
     LARGEST_ID,
     ClientId,
@@ -82,7 +82,10 @@ IfNoneMatch = Annotated[Lines, Header()]
 AcceptEncoding = Annotated[Lines, Header()]
 Prefer = Annotated[
     Lines,
-    Header(description="`wait=20`: seconds to be held, at most 60, until there is a newer version"),
+    Header(
+        description="`wait=20`: seconds to be held until there is a newer version; the service has"
+        " an upper limit, which Preference-Applied shows"
+    ),
 ]
 LastEventId = Annotated[
     str | None,
@@ -96,13 +99,16 @@ _PAGE = 20
 _MOST_IDS = 100
 
 
-def router(service: JobService, events: JobEvents, videos: Path) -> APIRouter:
+def router(
+    service: JobService, events: JobEvents, videos: Path, *, longest_wait: int = LONGEST
+) -> APIRouter:
     """The endpoints under `/api/v2/jobs`.
 
     Args:
         service: what they call.
         events: what streams are made of.
         videos: where finished videos are.
+        longest_wait: seconds that a poll is held at most.
     """
     routes = APIRouter(prefix="/api/v2/jobs", tags=["jobs"])
 
@@ -193,12 +199,14 @@ def router(service: JobService, events: JobEvents, videos: Path) -> APIRouter:
             raise IllegalMove(f"Job {job_id} has no video yet: it is {job['status']}.")
         return await _stored(job, videos / f"{job_id}.mp4", _joined(if_none_match))
 
-    _add_polls(routes, service, events)
+    _add_polls(routes, service, events, longest_wait)
     _add_moves(routes, service)
     return routes
 
 
-def _add_polls(routes: APIRouter, service: JobService, events: JobEvents) -> None:
+def _add_polls(
+    routes: APIRouter, service: JobService, events: JobEvents, longest_wait: int
+) -> None:
     @routes.head("/{job_id}", include_in_schema=False)
     @routes.get("/{job_id}", response_model=JobBody, responses=contract.POLLED)
     async def poll(
@@ -217,7 +225,7 @@ def _add_polls(routes: APIRouter, service: JobService, events: JobEvents) -> Non
         caller, has = caller_of(request), _joined(if_none_match)
         answer = await service.poll(job_id, caller, floor=conditions(has).floor)
         accepted = _joined(accept_encoding)
-        seconds = wait_asked(_joined(prefer))
+        seconds = wait_asked(_joined(prefer), longest_wait)
         if seconds is None or not may_wait(answer, has):
             return _sent(respond(answer, has, accepted))
         waiting = _Wait(service, events.held, job_id, caller, seconds)

@@ -99,7 +99,7 @@ async def test_a_held_poll_is_answered_by_the_next_version(service: Service) -> 
     assert answers[0].json() == now
     assert [answer.headers["preference-applied"] for answer in answers] == [
         "wait=30",
-        "wait=60",
+        "wait=55",
         "wait=30",
     ]
     for answer in answers:
@@ -136,15 +136,15 @@ async def test_who_lacks_the_newest_version_is_not_held_and_nobody_is_once_it_is
             (f'"{version}-4"', 200),  # another format of the documents
             ('"video"', 200),
         ]:
-            answer = await poll(service, job["id"], tag, "wait=60")
+            answer = await poll(service, job["id"], tag, "wait=55")
             assert answer.status_code == status
             assert "preference-applied" not in answer.headers
         done = await service.post(f"{job['id']}/complete")
-        answer = await poll(service, job["id"], f'"{done["version"]}-0"', "wait=60")
+        answer = await poll(service, job["id"], f'"{done["version"]}-0"', "wait=55")
         assert answer.status_code == 304
         assert not {"preference-applied", "retry-after"} & answer.headers.keys()
         # and there is nothing to wait for, of what does not exist
-        assert (await poll(service, 999, '"1-0"', "wait=60")).status_code == 404
+        assert (await poll(service, 999, '"1-0"', "wait=55")).status_code == 404
 
 
 @on_redis
@@ -173,7 +173,7 @@ async def test_another_process_wakes_it_through_the_feed(
 async def test_strangers_are_told_nothing_and_are_not_held(start: Start, tmp_path: Path) -> None:
     async with keyed(start, tmp_path / "keys") as access, asyncio.timeout(10):
         job = await access.service.rendering()
-        headers = {"If-None-Match": f'"{job["version"]}-0"', "Prefer": "wait=60"}
+        headers = {"If-None-Match": f'"{job["version"]}-0"', "Prefer": "wait=55"}
         answer = await access.call("stranger", "GET", f"/api/v2/jobs/{job['id']}", headers=headers)
         assert answer.status_code == 404
 
@@ -182,9 +182,9 @@ async def test_beyond_the_limit_polls_are_answered_at_once(start: Start, tmp_pat
     async with start(JOBCACHE_HELD="2") as service, asyncio.timeout(20):
         job = await service.rendering()
         tag = f'"{job["version"]}-0"'
-        waiting = [asyncio.create_task(poll(service, job["id"], tag, "wait=60")) for _ in range(2)]
+        waiting = [asyncio.create_task(poll(service, job["id"], tag, "wait=55")) for _ in range(2)]
         await held(service, 2)
-        answer = await poll(service, job["id"], tag, "wait=60")
+        answer = await poll(service, job["id"], tag, "wait=55")
         assert (answer.status_code, answer.headers["retry-after"]) == (304, "2")
         assert "preference-applied" not in answer.headers
         refused = await service.http.get(f"/api/v2/jobs/{job['id']}/events")
@@ -210,7 +210,7 @@ async def test_a_client_that_leaves_frees_its_place_at_once(start: Start) -> Non
         path, tag = f"/api/v2/jobs/{job['id']}", f'"{job["version"]}-0"'
         async with connected([port] * 20) as clients:
             for client in clients[:10]:
-                client.ask("GET", path, If_None_Match=tag, Prefer="wait=60")
+                client.ask("GET", path, If_None_Match=tag, Prefer="wait=55")
             for client in clients[10:]:
                 client.ask("GET", f"{path}/events")
             while service.parts.held.counts() != {"waits": 10, "streams": 10, "most": 10_000}:
@@ -239,3 +239,17 @@ async def test_while_the_database_is_away_it_is_held_all_the_same(
         await service.parts.cache.invalidate_all()
         answer = await waiting
         assert answer.status_code == 304, "it knows of nothing newer"
+
+
+async def test_the_longest_wait_is_a_setting(start: Start) -> None:
+    async with start(JOBCACHE_MAX_WAIT="1") as service:
+        job = await service.rendering()
+        headers = {"If-None-Match": f'"{job["version"]}-0"', "Prefer": "wait=600"}
+        answer = await service.http.get(f"/api/v2/jobs/{job['id']}", headers=headers)
+        assert answer.status_code == 304
+        assert answer.headers["preference-applied"] == "wait=1"
+
+
+def test_by_default_a_wait_ends_before_a_proxy_gives_up() -> None:
+    assert wait_asked("wait=600") == 55
+    assert wait_asked("wait=600", 120) == 120
