@@ -60,6 +60,7 @@ def build(settings: Settings) -> Parts:
             unknown=settings.ttl_unknown,
             grace=settings.grace,
         ),
+        load_timeout=settings.cache.load_timeout,
         shadow_rate=settings.cache.shadow_rate,
     )
     settings.videos.mkdir(parents=True, exist_ok=True)

@@ -6,17 +6,23 @@
 See `JobCache` for reading and writing, `protocol` for the contract of a backend.
 """
 
-from jobcache.answers import Answer, Outcome
+from jobcache.answers import Answer, Answers, Outcome
 from jobcache.cache import JobCache
 from jobcache.codec import identity_body
 from jobcache.errors import (
+    CacheClosed,
     CacheError,
     CacheUnavailable,
+    InvalidDocument,
+    InvalidKey,
     JobCacheError,
+    LoadTimeout,
+    RecursiveLoad,
     SettingsError,
     SourceUnavailable,
     UnreadableCell,
     WriteMisuse,
+    WrongLoop,
 )
 from jobcache.keys import jobs_key, progress_key, storyboard_key
 from jobcache.protocol import CacheBackend, Condition, Document, Entry, Offered, Standing
@@ -28,18 +34,24 @@ from jobcache.writes import Write
 
 __all__ = [
     "Answer",
+    "Answers",
     "CacheBackend",
+    "CacheClosed",
     "CacheError",
     "CacheSettings",
     "CacheUnavailable",
     "Condition",
     "Document",
     "Entry",
+    "InvalidDocument",
+    "InvalidKey",
     "JobCache",
     "JobCacheError",
     "Lifetimes",
+    "LoadTimeout",
     "Offered",
     "Outcome",
+    "RecursiveLoad",
     "SettingsError",
     "SourceUnavailable",
     "Standing",
@@ -47,6 +59,7 @@ __all__ = [
     "UnreadableCell",
     "Write",
     "WriteMisuse",
+    "WrongLoop",
     "identity_body",
     "jobs_key",
     "make_backend",

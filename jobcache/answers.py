@@ -6,6 +6,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from jobcache.errors import InvalidDocument
     from jobcache.protocol import Entry
 
 
@@ -40,3 +41,20 @@ class Answer(NamedTuple):
     coalesced: bool
     tier: str
     age_ms: int
+
+
+class Answers(dict[str, Answer]):
+    """Answers by key. One key that is invalid, or whose document is, spares the other keys.
+
+    To look up such a key raises its error.
+
+    Attributes:
+        errors: the errors, by key.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: dict[str, InvalidDocument] = {}
+
+    def __missing__(self, key: str) -> Answer:
+        raise self.errors.get(key, KeyError(key))

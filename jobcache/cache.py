@@ -18,13 +18,23 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from jobcache.answers import Answer, Outcome
-from jobcache.errors import CacheError, SourceUnavailable, UnreadableCell
+from jobcache.answers import Answer, Answers, Outcome
+from jobcache.errors import (
+    CacheClosed,
+    CacheError,
+    InvalidDocument,
+    InvalidKey,
+    SourceUnavailable,
+    UnreadableCell,
+    WrongLoop,
+)
+from jobcache.loads import Loads
 from jobcache.offers import Offers
 from jobcache.protocol import (
     CLOCK_SKEW_MS,
@@ -41,8 +51,10 @@ from jobcache.protocol import (
     PurgeAll,
     Standing,
     Starts,
+    SupportsLeaseTime,
     Tiers,
     Watched,
+    check_key,
 )
 from jobcache.shadow import Shadow
 from jobcache.singleflight import SingleFlight
@@ -52,7 +64,7 @@ from jobcache.waiting import CheckTimes, Looks, Waiting
 from jobcache.writes import Writes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from jobcache.waiting import Later
@@ -60,6 +72,7 @@ if TYPE_CHECKING:
 
     Load = Callable[[], Awaitable[Document | None]]
     LoadMany = Callable[[Sequence[str]], Awaitable[Mapping[str, Document]]]
+    _Fetched = tuple[Entry, Outcome]
 
 T = TypeVar("T")
 
@@ -70,6 +83,8 @@ PATIENCE = {Standing.NOTHING: 0, Standing.FENCE: 5, Standing.LEASE: len(PAUSES)}
 """How many of those pauses it makes before it asks the source itself: 62 ms behind a fence, 254 ms
 behind a lease. What it waits for is on its way, and costs nothing; but its writer may be dead."""
 
+_LEASE_MARGIN = 5.0
+"""Seconds that a lease outlives the longest load, for the steps before and after it."""
 
 # On the path of every poll: to look one of these up takes as long as to look for the entry, and so
 # does the function that `Answer(...)` is.
@@ -90,13 +105,16 @@ class _Finding:
 class JobCache:
     """Serves documents from a backend and keeps it coherent with their source.
 
-    One instance belongs to one event loop. Whatever fails in the cache costs a load, never an
-    answer.
+    One instance belongs to one event loop, the one that uses it first. Whatever fails in the cache
+    costs a load, never an answer.
 
     Args:
         backend: where entries live.
         lifetimes: how long, by status.
         statistics: counted into; a new one if None.
+        load_timeout: seconds that a load may take. Then it is cancelled, and fails with
+            `LoadTimeout`, a `SourceUnavailable`. Leases last a little longer, so whatever is loaded
+            in time can be stored. None: no limit, and what a slow load brings may not be stored.
         shadow_rate: the part of the hits of `read` that is compared with the source afterwards, at
             the cost of a load each; see `shadow`.
         clock_ms: wall-clock time in milliseconds since the epoch.
@@ -115,6 +133,7 @@ class JobCache:
         *,
         lifetimes: Lifetimes | None = None,
         statistics: Statistics | None = None,
+        load_timeout: float | None = 30.0,
         shadow_rate: float = 0.0,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         ticket: Callable[[], str] = lambda: secrets.token_hex(8),
@@ -133,10 +152,20 @@ class JobCache:
         self._clock_ms = clock_ms
         self._ticket = ticket
         self._sleep = sleep
-        self._flights: SingleFlight[tuple[Entry, Outcome]] = SingleFlight()
-        self._batches: SingleFlight[dict[str, tuple[Entry, Outcome]]] = SingleFlight()
+        self._flights: SingleFlight[_Fetched] = SingleFlight()
+        self._batches: SingleFlight[dict[str, _Fetched | InvalidDocument]] = SingleFlight()
+        self._loads = Loads(load_timeout)
+        if load_timeout is not None and isinstance(backend, SupportsLeaseTime):
+            backend.set_lease_time(load_timeout + _LEASE_MARGIN)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
         self._shadow = Shadow(
-            backend, self.statistics, shadow_rate, partial(self._serves, floor=0), sleep=sleep
+            backend,
+            self.statistics,
+            shadow_rate,
+            partial(self._serves, floor=0),
+            load=partial(self._loads.run, ()),
+            sleep=sleep,
         )
         self._offers = Offers(backend, self.statistics, ticket)
         self._waiting = Waiting(
@@ -153,7 +182,26 @@ class JobCache:
             clock_ms=clock_ms,
             ticket=ticket,
             written=self._waiting.written,
+            bind=self._bind,
         )
+
+    def _bind(self) -> None:
+        """Check that this is the loop that the cache belongs to.
+
+        Raises:
+            WrongLoop: it is another one.
+            CacheClosed: the cache is closed.
+        """
+        loop = asyncio.get_running_loop()
+        if self._closed:
+            raise CacheClosed("the cache is closed; make a new one")
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise WrongLoop(
+                "this JobCache belongs to another event loop, which used it first: make one for"
+                " each loop, or use jobcache.sync.JobCache where there is no lasting loop"
+            )
 
     # --- reading ---
 
@@ -171,27 +219,39 @@ class JobCache:
                 cache. If the source itself has nothing as new, its answer stands.
 
         Raises:
-            SourceUnavailable: a load was needed, and the source is away.
+            SourceUnavailable: a load was needed, and the source is away, or `LoadTimeout`.
+            InvalidDocument: the key cannot be used, or `load` returned no document.
+            RecursiveLoad: this is a part of a load that would wait for itself.
+            WrongLoop: this is another event loop than the one that used the cache first.
             Exception: whatever else `load` raised.
         """
+        if self._loop is not asyncio.get_running_loop() or type(key) is not str:
+            self._bind()
+            check_key(key)
         at_hand = self.peek(key, load, floor)
         if at_hand is not None:
             return at_hand
         began = time.perf_counter_ns()
-        found = await self._look(key)
-        if found is not None and found.entry is not None and self._serves(found.entry, floor):
-            self._shadow.hit(key, found.entry, load)
-            return self._answer(began, found.entry, Outcome.HIT)
-        # A look that failed is not repeated by the load, which would wait for the store again.
-        blind = found if found is not None and found.entry is None else None
-        fetch = partial(self._fetch, key, load, floor, blind)
-        (entry, outcome), joined = await self._flights.share((key, 0), fetch)
-        if entry.version < floor and outcome in {Outcome.HIT, Outcome.STALE}:
-            # The one who asked first had seen less than this caller has.
-            (entry, outcome), joined = await self._flights.share((key, floor), fetch)
+        try:
+            check_key(key)
+            found = await self._look(key)
+            if found is not None and found.entry is not None and self._serves(found.entry, floor):
+                self._shadow.hit(key, found.entry, load)
+                return self._answer(began, found.entry, Outcome.HIT)
+            # A look that failed is not repeated by the load, which would wait for the store again.
+            blind = found if found is not None and found.entry is None else None
+            fetch = partial(self._fetch, key, load, floor, blind)
+            with self._loads.waiting_for((key,)):
+                (entry, outcome), joined = await self._flights.share((key, 0), fetch)
+                if entry.version < floor and outcome in {Outcome.HIT, Outcome.STALE}:
+                    # The one who asked first had seen less than this caller has.
+                    (entry, outcome), joined = await self._flights.share((key, floor), fetch)
+        except Exception:
+            self.statistics.read_errors += 1
+            raise
         return self._answer(began, entry, outcome, coalesced=joined)
 
-    async def read_many(self, keys: Iterable[str], load_many: LoadMany) -> dict[str, Answer]:
+    async def read_many(self, keys: Iterable[str], load_many: LoadMany) -> Answers:
         """As `read`, for several keys: one look at the cache, one load for all that it lacks.
 
         Args:
@@ -200,15 +260,41 @@ class JobCache:
                 leaves out does not exist.
 
         Returns:
-            An answer for every key, in the order of `keys`.
+            An answer for every key, in the order of `keys`. One key that cannot be used, or for
+            which `load_many` returned no document, spares the others: it is left out, and to look
+            it up raises `InvalidDocument`.
+
+        Raises:
+            Exception: as `read`, for all keys together.
         """
+        self._bind()
         began = time.perf_counter_ns()
-        wanted = tuple(dict.fromkeys(keys))
-        # Nobody else's, but for the same reason: a caller that goes away leaves no lease behind.
-        fetched, _ = await self._batches.share(
-            object(), partial(self._fetch_many, wanted, load_many)
-        )
-        return {key: self._answer(began, *fetched[key]) for key in wanted}
+        answers = Answers()
+        wanted = []
+        for key in dict.fromkeys(keys):
+            try:
+                check_key(key)
+            except InvalidKey as error:
+                answers.errors[key] = error
+            else:
+                wanted.append(key)
+        try:
+            with self._loads.waiting_for(wanted):
+                # Nobody else's, but for the same reason: a caller that goes away leaves no lease.
+                fetched, _ = await self._batches.share(
+                    object(), partial(self._fetch_many, tuple(wanted), load_many)
+                )
+        except Exception:
+            self.statistics.read_errors += len(wanted)
+            raise
+        for key in wanted:
+            found = fetched[key]
+            if isinstance(found, InvalidDocument):
+                answers.errors[key] = found
+            else:
+                answers[key] = self._answer(began, *found)
+        self.statistics.read_errors += len(answers.errors)
+        return answers
 
     def peek(self, key: str, load: Load, floor: int = 0) -> Answer | None:
         """As `read`, where no waiting is needed: an entry of this process, without a task switch.
@@ -246,8 +332,8 @@ class JobCache:
         Returns:
             False, and `then` is not called, where there is no such store, or it is set aside.
         """
-        if self._ask is None:
-            return False
+        if self._ask is None or self._loop is not asyncio.get_running_loop() or not key.isascii():
+            return False  # `read` finds out more, or binds the cache to this loop
         began = time.perf_counter_ns()
 
         def answered(found: Entry | CacheError | None) -> None:
@@ -290,9 +376,7 @@ class JobCache:
             statistics.coalesced += coalesced
         return Answer(entry, outcome, coalesced, self._far, age_ms)
 
-    async def _fetch(
-        self, key: str, load: Load, floor: int, blind: _Finding | None
-    ) -> tuple[Entry, Outcome]:
+    async def _fetch(self, key: str, load: Load, floor: int, blind: _Finding | None) -> _Fetched:
         async def load_one() -> dict[str, Document]:
             document = await load()
             return {} if document is None else {key: document}
@@ -303,7 +387,10 @@ class JobCache:
             found = await self._take_lease(key, ticket, floor)
         if found.entry is not None and found.outcome is Outcome.HIT:
             return found.entry, Outcome.HIT
-        return (await self._fill(ticket, {key: found}, load_one, floor))[key]
+        fetched = (await self._fill(ticket, {key: found}, load_one, floor))[key]
+        if isinstance(fetched, InvalidDocument):
+            raise fetched
+        return fetched
 
     async def _look(self, key: str) -> _Finding | None:
         """What the cache holds; None if it holds no entry."""
@@ -344,7 +431,7 @@ class JobCache:
 
     async def _fetch_many(
         self, keys: Sequence[str], load_many: LoadMany
-    ) -> dict[str, tuple[Entry, Outcome]]:
+    ) -> dict[str, _Fetched | InvalidDocument]:
         ticket = self._ticket()
         try:
             entries = await self.backend.get_many(keys)
@@ -356,7 +443,7 @@ class JobCache:
             absent = [key for key in keys if key not in findings]
             leased = await asyncio.gather(*(self._take_lease(key, ticket, 0) for key in absent))
             findings.update(zip(absent, leased, strict=True))
-        fetched: dict[str, tuple[Entry, Outcome]] = {}
+        fetched: dict[str, _Fetched | InvalidDocument] = {}
         lacking: dict[str, _Finding] = {}
         for key, found in findings.items():
             if found.entry is not None and found.outcome is Outcome.HIT:
@@ -374,14 +461,14 @@ class JobCache:
         lacking: Mapping[str, _Finding],
         load: Callable[[], Awaitable[Mapping[str, Document]]],
         floor: int,
-    ) -> dict[str, tuple[Entry, Outcome]]:
+    ) -> dict[str, _Fetched | InvalidDocument]:
         """Load what the cache lacks, and offer it."""
         try:
-            loaded = await self._load(load, lacking)
+            loaded, invalid = await self._load(load, lacking)
         except BaseException as error:
             leased = [key for key, found in lacking.items() if found.sure and found.entry is None]
             await self._offers.make_surely(ticket, dict.fromkeys(leased))
-            kept = {
+            kept: dict[str, _Fetched | InvalidDocument] = {
                 key: (entry, Outcome.STALE)
                 for key, found in lacking.items()
                 if (entry := found.entry) is not None and not entry.gone and entry.version >= floor
@@ -391,20 +478,40 @@ class JobCache:
             raise
         # Before anybody sees what was loaded:
         #   R loads v2 and returns it, unoffered; the cell still holds v1; the next read is given v1
-        sure = {key: loaded[key] for key, found in lacking.items() if found.sure}
+        sure = {key: loaded.get(key) for key, found in lacking.items() if found.sure}
         unsure = {key: loaded[key] for key in loaded if key not in sure}
         await asyncio.gather(self._offers.make(ticket, sure), self._offers.tell(unsure))
-        return {key: (loaded[key], found.outcome) for key, found in lacking.items()}
+        return {
+            key: invalid[key] if key in invalid else (loaded[key], found.outcome)
+            for key, found in lacking.items()
+        }
 
     async def _load(
-        self, load: Callable[[], Awaitable[Mapping[str, Document]]], keys: Iterable[str]
-    ) -> dict[str, Entry]:
+        self, load: Callable[[], Awaitable[Mapping[str, Document]]], keys: Collection[str]
+    ) -> tuple[dict[str, Entry], dict[str, InvalidDocument]]:
+        """The entries of what `load` has loaded, and an error for each that is no document."""
         self.statistics.database_loads += 1
         now_ms = self._clock_ms()  # before the snapshot: an age is never understated
         began = time.perf_counter_ns()
-        documents = await load()
+        documents = await self._loads.run(keys, load)
         self.statistics.database_load.record(time.perf_counter_ns() - began)
-        return {key: self.lifetimes.entry(documents.get(key, GONE), now_ms) for key in keys}
+        if not isinstance(documents, Mapping):
+            raise InvalidDocument(f"a loader of many returned a {type(documents).__name__}")
+        loaded: dict[str, Entry] = {}
+        invalid: dict[str, InvalidDocument] = {}
+        for key in keys:
+            document = documents.get(key)
+            if document is None:
+                document = GONE
+            if not isinstance(document, Document):
+                kind = f"a {type(document).__name__}; it must be a Document, or None"
+                invalid[key] = InvalidDocument(f"the loader of {key!r} returned {kind}")
+            elif document.version == 0 and document.body:
+                what = "a body with version 0, which means that there is no document"
+                invalid[key] = InvalidDocument(f"the loader of {key!r} returned {what}")
+            else:
+                loaded[key] = self.lifetimes.entry(document, now_ms)
+        return loaded, invalid
 
     # --- waiting ---
 
@@ -436,6 +543,7 @@ class JobCache:
                 away later, the caller waits for it to come back, as long as its time is not up.
             Exception: whatever else `load` raised, then or later.
         """
+        self._bind()
         with self._waiting.registered(key, load, version, timeout) as waiter:
             answer = await self.read(key, load, floor=version)
             if answer.entry.version > version:
@@ -501,6 +609,7 @@ class JobCache:
 
     async def start(self) -> None:
         """Find out how the backend's store is, so that the first reads need not. Not required."""
+        self._bind()
         if isinstance(self.backend, Starts):
             await self.backend.start()
 
@@ -517,6 +626,9 @@ class JobCache:
             CacheUnavailable: the backend is away. Behind a guard, the keys are remembered and
                 dropped before it is used again.
         """
+        self._bind()
+        for key in keys:
+            check_key(key)
         try:
             return await self.backend.purge(keys)
         finally:
@@ -529,6 +641,7 @@ class JobCache:
             CacheUnavailable: as for `invalidate`.
             CacheError: the backend cannot list its keys.
         """
+        self._bind()
         if not isinstance(self.backend, PurgeAll):
             raise CacheError(f"the {self.backend.name} backend cannot list its keys")
         try:
@@ -559,10 +672,20 @@ class JobCache:
         return self.backend.holdings() if isinstance(self.backend, Holdings) else None
 
     async def aclose(self) -> None:
-        """End waits and loads, let offers under way finish, close the backend."""
+        """End waits and loads, let offers under way finish, close the backend. Safe to call twice.
+
+        Raises:
+            WrongLoop: the cache belongs to another event loop.
+        """
+        if self._closed:
+            return
+        self._bind()
+        self._closed = True
+        self._loop = None
         await self._waiting.aclose()
         for flights in (self._flights, self._batches):
             await flights.aclose()
         await self._shadow.aclose()
+        await self._loads.aclose()
         await self._offers.settle()
         await self.backend.aclose()

@@ -1,6 +1,12 @@
 """What can go wrong, by type, so that callers can tell the cache's trouble from the source's."""
 
+from __future__ import annotations
+
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class JobCacheError(Exception):
@@ -27,6 +33,38 @@ class SourceUnavailable(JobCacheError):  # noqa: N818 - reads as the state it re
     """
 
 
+class LoadTimeout(SourceUnavailable):
+    """A load took longer than the load timeout of its `JobCache`, and was cancelled."""
+
+
+class RecursiveLoad(JobCacheError, RuntimeError):  # noqa: N818 - names the mistake
+    """A load has read a key whose load waits for it, so that both would wait for ever.
+
+    Attributes:
+        keys: the keys, from the one that was read to the one whose load has read it.
+    """
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.keys = tuple(keys)
+        way = " -> ".join(repr(key) for key in (*keys, keys[0]))
+        super().__init__(
+            f"a load waits for itself ({way}): a load of {keys[-1]!r} must not read {keys[0]!r}"
+            " through the cache, but from the source"
+        )
+
+
+class InvalidDocument(JobCacheError, ValueError):  # noqa: N818 - names the thing found
+    """A document, or the value a loader returned in place of one, cannot be cached."""
+
+
+class InvalidKey(InvalidDocument):
+    """A key cannot be used: it is no `str`, too long, or has no UTF-8 form."""
+
+
+class WrongLoop(JobCacheError, RuntimeError):  # noqa: N818 - names the mistake
+    """A `JobCache` was used in another event loop than the one that used it first."""
+
+
 class SettingsError(JobCacheError, ValueError):
     """A setting is wrong. The message names the variable, the value and what is allowed."""
 
@@ -40,7 +78,7 @@ class WriteMisuse(JobCacheError):  # noqa: N818 - names the mistake
 
 
 class CacheClosed(JobCacheError):  # noqa: N818 - reads as the state it reports
-    """`jobcache.sync`: the cache is closed, or was closed while this call waited."""
+    """The cache is closed; in `jobcache.sync` also: it was closed while this call waited."""
 
 
 def redacted(url: str) -> str:

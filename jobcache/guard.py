@@ -66,6 +66,7 @@ from jobcache.protocol import (
     Entry,
     Ping,
     PurgeAll,
+    SupportsLeaseTime,
 )
 from jobcache.together import Turn
 
@@ -261,6 +262,11 @@ class Guard:
             raise CacheUnavailable(refusal)
         found = await self._run(self._backend.lease(key, ticket), reads=True)
         return self._confirmed(found) if isinstance(found, Entry) else found
+
+    def set_lease_time(self, seconds: float) -> None:
+        """See `SupportsLeaseTime`: the guarded backend's, if it supports that."""
+        if isinstance(self._backend, SupportsLeaseTime):
+            self._backend.set_lease_time(seconds)
 
     async def fence(self, key: str, ticket: str) -> None:
         """See `CacheBackend`."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jobcache.errors import CacheError
-from jobcache.protocol import Entry, Remember
+from jobcache.protocol import Entry, Offered, Remember
 from jobcache.shelter import Shelter
 from jobcache.together import side_by_side
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from jobcache.protocol import CacheBackend
     from jobcache.stats import Statistics
+
+_NOT_STORED = frozenset({Offered.NOTHING, Offered.REMOVED})
 
 
 class Offers:
@@ -62,11 +64,13 @@ class Offers:
     async def _offer(self, key: str, ticket: str, entry: Entry | None) -> None:
         began = time.perf_counter_ns()
         try:
-            await self._backend.offer(key, ticket, entry)
+            done = await self._backend.offer(key, ticket, entry)
         except CacheError:
             self._statistics.errors += 1
         else:
             self._statistics.offer.record(time.perf_counter_ns() - began)
+            if entry is not None and entry.keep_ms and done in _NOT_STORED:
+                self._statistics.not_stored += 1
 
 
 def unkept(entry: Entry) -> Entry:

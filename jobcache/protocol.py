@@ -30,6 +30,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+from jobcache.errors import InvalidDocument, InvalidKey
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -39,6 +41,9 @@ Encoding = Literal["identity", "gzip"]
 
 VERSION_LIMIT = 2**53
 """Versions stay below this, so that Lua's numbers hold them exactly."""
+
+LONGEST_KEY = 4096
+"""The most bytes that a key may have, in UTF-8."""
 
 CLOCK_SKEW_MS = 1000
 """What the wall clocks of well-kept hosts may differ by, in milliseconds."""
@@ -55,6 +60,12 @@ class Document:
         body: the bytes that answer a poll.
         status: what its lifetime in the cache is picked by.
         poll_after: how soon asking again makes sense, in seconds; None when it will not change.
+
+    A `bytearray` or a `memoryview` given as the body is copied.
+
+    Raises:
+        InvalidDocument: a field is not of its type, or out of its range. What one backend could
+            keep and another could not is refused before it gets to any.
     """
 
     version: int
@@ -62,6 +73,58 @@ class Document:
     body: bytes
     status: str = ""
     poll_after: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_number("version", self.version)
+        if self.poll_after is not None:
+            _check_number("poll_after", self.poll_after)
+        object.__setattr__(self, "owner", _plain_text("owner", self.owner))
+        object.__setattr__(self, "status", _plain_text("status", self.status))
+        if type(self.body) is not bytes:
+            if not isinstance(self.body, bytes | bytearray | memoryview):
+                raise InvalidDocument(f"the body is of type {_type(self.body)}; it must be bytes")
+            object.__setattr__(self, "body", bytes(self.body))
+
+
+def _check_number(name: str, number: object) -> None:
+    # Not isinstance: a bool is an int, and a driver's own type may not be written as one.
+    if type(number) is not int:
+        raise InvalidDocument(f"{name}={number!r:.40} is of type {_type(number)}; it must be int")
+    if not 0 <= number < VERSION_LIMIT:
+        raise InvalidDocument(f"{name}={number} is out of range: 0 to {VERSION_LIMIT - 1}")
+
+
+def _plain_text(name: str, text: object) -> str:
+    if type(text) is not str:
+        if not isinstance(text, str):
+            raise InvalidDocument(f"{name} is of type {_type(text)}; it must be str")
+        text = str.__str__(text)  # of an enumeration, say
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidDocument(f"{name} cannot be encoded in UTF-8: {error.reason}") from None
+    return text
+
+
+def _type(value: object) -> str:
+    return type(value).__name__
+
+
+def check_key(key: object) -> None:
+    """Check that `key` is one that every backend can use.
+
+    Raises:
+        InvalidKey: it is none.
+    """
+    if not isinstance(key, str):
+        raise InvalidKey(f"a key is of type {_type(key)}; it must be str")
+    try:
+        length = len(key) if key.isascii() else len(key.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidKey(f"the key {key!r:.80} has no form in UTF-8: {error.reason}") from None
+    if length > LONGEST_KEY:
+        raise InvalidKey(f"the key {key[:40]!r}... has {length} bytes; at most {LONGEST_KEY}")
 
 
 GONE = Document(version=0, owner="", body=b"", status="gone")
@@ -162,7 +225,7 @@ class CacheBackend(Protocol):
         """Take the lease of an empty cell; otherwise leave the cell and say what it holds.
 
         A caller who finds its own lease there holds it: `Standing.NOTHING`. The lease is lost
-        after a few seconds, so that a reader that died does not hold up the others for longer.
+        after a few seconds, or after the time that `SupportsLeaseTime` was told of.
 
         Raises:
             UnreadableCell: as for `get`; the cell is left as it is.
@@ -297,6 +360,25 @@ class Remember(Protocol):
 
         From now on this process is given nothing older, and the store is told when it can be.
         """
+
+
+@runtime_checkable
+class SupportsLeaseTime(Protocol):
+    """A backend that can be told how long a lease has to last.
+
+    A lease that is lost before its load has ended keeps the result from being stored. So it lasts
+    as long as a load may take. That costs little where a reader dies: whoever finds its lease
+    waits for a moment, loads, and by its offer removes the lease, so the next reader stores.
+
+    Rejected: short leases, which their readers renew. Each slow load would send an operation every
+    few seconds, and a renewal that arrives after the lease was lost must not take it anew:
+
+        R leases, loads v1; W fences, commits v2, offers it; v2 is evicted
+        R's renewal leases the empty cell; R offers v1, and it is stored
+    """
+
+    def set_lease_time(self, seconds: float) -> None:
+        """Have leases that are taken from now on last for `seconds` at least."""
 
 
 @runtime_checkable

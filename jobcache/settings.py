@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _MOST_DIGITS = 18  # of a number that fits into 64 bits, and that int() reads in no time
 
+_HOUR = 3600
+
 GROUP = "jobcache.backends"
 """The entry-point group under which backends are found by name."""
 
@@ -89,6 +91,12 @@ def _positive(variable: str, text: str) -> int:
     return int(text)
 
 
+def _load_timeout(variable: str, text: str) -> float:
+    if re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,9})?|\.[0-9]{1,9}", text) and 0 < float(text) <= _HOUR:
+        return float(text)
+    raise SettingsError(variable, text[:40], f"a number of seconds above 0, at most {_HOUR}")
+
+
 def _share(variable: str, text: str) -> float:
     if re.fullmatch(r"(0|1|0?\.[0-9]{1,9}|1\.0+)", text) is None:
         raise SettingsError(variable, text[:40], "a number from 0 to 1, such as 0.01")
@@ -135,6 +143,14 @@ class CacheSettings:
         "About the most memory that the entries of a process take.",
         unit="bytes",
         read=_positive,
+    )
+    load_timeout: float = _setting(
+        "JOBCACHE_LOAD_TIMEOUT",
+        30.0,
+        "How long a load may take; then it is cancelled, and its callers are told that the database"
+        " is unavailable.",
+        unit="seconds",
+        read=_load_timeout,
     )
     shadow_rate: float = _setting(
         "JOBCACHE_SHADOW_RATE",

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from jobcache.errors import CacheError
+from jobcache.loads import be_independent
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,6 +36,7 @@ class Shadow:
         statistics: counted into.
         rate: the part of the hits that is compared, from 0 (none) to 1.
         serves: whether an entry would be served now.
+        load: calls a loader, within the limits of loads.
         random: numbers in [0, 1).
         sleep: waits for the given seconds.
 
@@ -52,6 +54,7 @@ class Shadow:
         rate: float,
         serves: Callable[[Entry], bool],
         *,
+        load: Callable[[Callable[[], Awaitable[Document | None]]], Awaitable[Document | None]],
         random: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
@@ -61,6 +64,7 @@ class Shadow:
         self._statistics = statistics
         self.rate = rate
         self._serves = serves
+        self._load = load
         self._random = random
         self._sleep = sleep
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,12 +80,13 @@ class Shadow:
     async def _compare(
         self, key: str, served: Entry, load: Callable[[], Awaitable[Document | None]]
     ) -> None:
+        be_independent()  # of a load that has read what was served
         try:
-            document = await load()
+            document = await self._load(load)
+            version = 0 if document is None else document.version
         except Exception:  # noqa: BLE001 - its readers are told; a comparison is just left out
             return
         self._statistics.shadow_reads += 1
-        version = 0 if document is None else document.version
         if version <= served.version:
             return
         found = time.perf_counter_ns()

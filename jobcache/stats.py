@@ -83,6 +83,9 @@ class Statistics:
         errors: operations of the backend that failed.
         fences: keys fenced by writers.
         database_loads: times the source was asked, by one reader for all who shared it.
+        read_errors: reads that raised, such as those whose load failed; not among the above.
+        not_stored: documents that were offered and not kept: the lease or the fence was lost,
+            another reader's lease stood in the way, or the document is too large for the cache.
         shadow_reads: hits that were compared with the source afterwards.
         shadow_overtaken: of these, how many a writer had overtaken by then; nothing is wrong.
         shadow_stale: of these, how many hid a newer version, which is.
@@ -99,6 +102,8 @@ class Statistics:
     errors: int = 0
     fences: int = 0
     database_loads: int = 0
+    read_errors: int = 0
+    not_stored: int = 0
     shadow_reads: int = 0
     shadow_overtaken: int = 0
     shadow_stale: int = 0
@@ -122,6 +127,8 @@ class Statistics:
             "stale_served": self.stale_served,
             "fences": self.fences,
             "database_loads": self.database_loads,
+            "read_errors": self.read_errors,
+            "not_stored": self.not_stored,
             "shadow_reads": self.shadow_reads,
             "shadow_overtaken": self.shadow_overtaken,
             "shadow_stale": self.shadow_stale,

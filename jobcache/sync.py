@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypedDic
 from jobcache.bridge import Bridge, Caller, forks
 from jobcache.cache import JobCache as AsyncJobCache
 from jobcache.errors import CacheClosed, WriteMisuse
+from jobcache.loads import as_part_of_this_load
 from jobcache.registry import make_backend
 from jobcache.settings import CacheSettings
 from jobcache.throttle import ThreadedThrottle as Throttle
@@ -64,6 +65,7 @@ class _Options(TypedDict, total=False):
 
     lifetimes: Lifetimes | None
     statistics: Statistics | None
+    load_timeout: float | None
     shadow_rate: float
     clock_ms: Callable[[], int]
     ticket: Callable[[], str]
@@ -123,6 +125,7 @@ class JobCache:
     ) -> None:
         if isinstance(backend, CacheSettings):
             options.setdefault("shadow_rate", backend.shadow_rate)
+            options.setdefault("load_timeout", backend.load_timeout)
             self._make: Callable[[], CacheBackend] = partial(make_backend, backend)
         else:
             self._make = backend
@@ -154,7 +157,10 @@ class JobCache:
 
         def work(cache: AsyncJobCache, caller: Caller) -> Awaitable[Answer]:
             # A hit has returned when it is compared, which is all that may ask afterwards.
-            return cache.read(key, lambda: caller.ask(load, afterwards=True), floor=floor)
+            def load_there() -> Awaitable[Document | None]:
+                return caller.ask(as_part_of_this_load(load), afterwards=True)
+
+            return cache.read(key, load_there, floor=floor)
 
         return self._here().call(work)
 
@@ -168,7 +174,10 @@ class JobCache:
         wanted = list(keys)  # an iterable of the caller's is not the loop's to go through
 
         def work(cache: AsyncJobCache, caller: Caller) -> Awaitable[dict[str, Answer]]:
-            return cache.read_many(wanted, lambda some: caller.ask(partial(load_many, some)))
+            def load_there(some: Sequence[str]) -> Awaitable[Mapping[str, Document]]:
+                return caller.ask(as_part_of_this_load(partial(load_many, some)))
+
+            return cache.read_many(wanted, load_there)
 
         return self._here().call(work)
 
@@ -193,7 +202,11 @@ class JobCache:
         def work(cache: AsyncJobCache, caller: Caller) -> Awaitable[Answer | None]:
             # Begun anew, it has only the rest of its time.
             left = until - time.monotonic()
-            return cache.wait_newer(key, lambda: caller.ask(load), version, left)
+
+            def load_there() -> Awaitable[Document | None]:
+                return caller.ask(as_part_of_this_load(load))
+
+            return cache.wait_newer(key, load_there, version, left)
 
         return self._here().call(work)
 

@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from jobcache.errors import SourceUnavailable
+from jobcache.loads import be_independent
 from jobcache.protocol import Announces, Peek, Watched
 
 if TYPE_CHECKING:
@@ -252,6 +253,7 @@ class Waiting:
         watch.check.add_done_callback(self._running.discard)
 
     async def _run(self, watch: _Watch, *, whole: bool) -> None:
+        be_independent()  # of a load in which this check was asked for
         self.checks += 1
         answer: Answer | None = None
         try:

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from jobcache.errors import CacheError, WriteMisuse
+from jobcache.errors import CacheError, InvalidDocument, WriteMisuse
 from jobcache.offers import unkept
-from jobcache.protocol import VERSION_LIMIT, Document, Entry
+from jobcache.protocol import VERSION_LIMIT, Document, Entry, check_key
 from jobcache.together import side_by_side
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Steps:
         await side_by_side([self._fence(key) for key in keys])
 
     async def _fence(self, key: str) -> None:
+        check_key(key)
         # Noted first: an attempt that fails or is cancelled may have put the fence up.
         self._results.setdefault(key, None)
         self._writes.statistics.fences += 1
@@ -60,6 +61,9 @@ class Steps:
         if key not in self._results:
             raise WriteMisuse(f"{key} is offered but was never fenced")
         version = result.version if isinstance(result, Document) else result
+        if type(version) is not int:
+            kind = type(version).__name__
+            raise InvalidDocument(f"{key} is offered a {kind}, and not a document or a version")
         if not 0 < version < VERSION_LIMIT:
             raise WriteMisuse(f"{key} is offered as version {version}")
         self._results[key] = result
@@ -143,6 +147,7 @@ class Writes:
         clock_ms: wall-clock time in milliseconds since the epoch.
         ticket: makes unique tickets.
         written: told of keys once they have changed, before the write is acknowledged.
+        bind: raises an error if the running event loop is not the cache's.
     """
 
     backend: CacheBackend
@@ -152,9 +157,11 @@ class Writes:
     clock_ms: Callable[[], int]
     ticket: Callable[[], str]
     written: Callable[[Iterable[str]], None]
+    bind: Callable[[], None]
 
     def begin(self) -> Steps:
         """A write, of which nothing has been done."""
+        self.bind()
         return Steps(self, self.ticket())
 
     @asynccontextmanager

@@ -161,6 +161,10 @@ class MemoryBackend:
                 dropped += 1
         return dropped
 
+    def set_lease_time(self, seconds: float) -> None:
+        """See `SupportsLeaseTime`."""
+        self._lease_for = max(self._lease_for, seconds)
+
     def drop_all(self) -> int:
         """See `Drop`."""
         dropped = len(self._slots)

@@ -219,6 +219,10 @@ class RedisBackend:
             return found if server.listed else _unheard_of(found)
         return Standing.FENCE if isinstance(found, Fence) else Standing.LEASE
 
+    def set_lease_time(self, seconds: float) -> None:
+        """See `SupportsLeaseTime`."""
+        self._lease_ms = max(self._lease_ms, round(seconds * 1000))
+
     async def fence(self, key: str, ticket: str) -> None:
         """See `CacheBackend`."""
         await self._run("fence", key, ticket, self._fence_ms)

@@ -51,6 +51,7 @@ from jobcache.protocol import (
     Remember,
     Standing,
     Starts,
+    SupportsLeaseTime,
     Watched,
 )
 from jobcache.together import Together
@@ -163,6 +164,11 @@ class TieredBackend:
             # It is newer than what the near tier has, or that is not served.
             self._near.drop((key,))
         return found
+
+    def set_lease_time(self, seconds: float) -> None:
+        """See `SupportsLeaseTime`: the far tier's. A fill of the near tier is never slow."""
+        if isinstance(self._far, SupportsLeaseTime):
+            self._far.set_lease_time(seconds)
 
     # --- changing ---
 
