@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
-from dotenv import load_dotenv
 from uvicorn.supervisors import Multiprocess
 
 from app import settings
@@ -50,28 +49,16 @@ _FLAGS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the service until it is told to stop, or see to its keys. Returns the exit status."""
     options = _parser().parse_args(arguments)
-    load_dotenv(Path.cwd() / ".env")
-    if options.command == "keys":
-        return commands.run(options)
-    if options.command == "settings":
-        print(settings.document(), end="")  # noqa: T201 - what was asked for
-        return 0
-    # Workers are processes of their own and read the environment: flags go there.
-    for flag, variable in _FLAGS.items():
-        value = getattr(options, flag)
-        if value is not None:
-            os.environ[variable] = value
-    if options.insecure:
-        os.environ["JOBCACHE_INSECURE"] = "1"
-    settings.configure_logging()
     try:
-        return _run(options)
+        status: int = options.run(options)
     except tuple(_FAILURES) as error:
-        status, words = _FAILURES[type(error)]
+        status, words = next(
+            line for failure, line in _FAILURES.items() if isinstance(error, failure)
+        )
         print(f"{words}{error}", file=sys.stderr)  # noqa: T201 - the one line that was promised
-        return status
     except KeyboardInterrupt:
         return 130
+    return status
 
 
 _FAILURES: dict[type[Exception], tuple[int, str]] = {
@@ -82,7 +69,25 @@ _FAILURES: dict[type[Exception], tuple[int, str]] = {
 """The exit status of each failure to start, and how its line begins."""
 
 
+def _keys(options: argparse.Namespace) -> int:
+    settings.read_env_file()
+    return commands.run(options)
+
+
+def _settings(_: argparse.Namespace) -> int:
+    print(settings.document(), end="")  # noqa: T201 - what was asked for
+    return 0
+
+
 def _run(options: argparse.Namespace) -> int:
+    settings.prepare()
+    # Workers are processes of their own and read the environment: flags go there.
+    for flag, variable in _FLAGS.items():
+        value = getattr(options, flag)
+        if value is not None:
+            os.environ[variable] = value
+    if options.insecure:
+        os.environ["JOBCACHE_INSECURE"] = "1"
     asked = settings.load()
     with ExitStack() as stack:
         # uvicorn ends by raising the signal again, which by default unwinds nothing.
@@ -100,7 +105,7 @@ def _serve(sockets: list[socket.socket]) -> int:
     # uvicorn raises the signal again once it has ended in order; that is no failure then.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = uvicorn.Config(
-        "app.main:from_environment",
+        "app.main:worker",
         factory=True,
         workers=chosen.workers,
         access_log=False,
@@ -130,15 +135,10 @@ async def _try_out(chosen: Settings) -> None:
         SettingsError: a setting that can be read cannot be used.
         DatabaseUnavailable: the database does not answer, or does not let us in.
     """
-    try:
-        chosen.videos.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        allowed = f"a directory that can be made ({error.strerror})"
-        raise SettingsError("JOBCACHE_VAR_DIR", chosen.var_dir, allowed) from error
+    chosen.make_directories()
     if chosen.api_keys is not None:
         KeyFile(chosen.api_keys)
-    if chosen.workers > 1:  # a single one makes its backend in this process
-        await make_backend(chosen.cache).aclose()
+    await make_backend(chosen.cache).aclose()
     shown = settings.scheme_and_host(chosen.database_url)
     try:
         database = Database(chosen.database_url, pooler=chosen.pooler)
@@ -184,9 +184,12 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True)
     serve = subparsers.add_parser("serve", help="run the service")
     dev = subparsers.add_parser("dev", help="run it with Redis and PostgreSQL servers of its own")
-    commands.add_to(subparsers.add_parser("keys", help="make API keys, list them, take them back"))
-    subparsers.add_parser("settings", help="list all settings")
+    keys = subparsers.add_parser("keys", help="make API keys, list them, take them back")
+    commands.add_to(keys)
+    keys.set_defaults(run=_keys)
+    subparsers.add_parser("settings", help="list all settings").set_defaults(run=_settings)
     for command in (serve, dev):
+        command.set_defaults(run=_run)
         command.add_argument("--host")
         command.add_argument("--port")
         command.add_argument("--uds", help="the path of a Unix socket, instead of host and port")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from app.later import Laters
 from app.limits import BodyLimit
 from app.ops import routes as ops
 from app.serving import DRAIN, POLLS, space_out_collections
+from jobcache import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from app.settings import Settings
+
+
+_CANNOT_START = 3
+"""What uvicorn and gunicorn exit with, so that neither starts the process again."""
 
 
 class Application(FastAPI):
@@ -89,9 +95,37 @@ def create_app(chosen: Settings) -> Application:
     return app
 
 
-def from_environment() -> Application:
-    """The service as the environment sets it up: the factory for uvicorn."""
-    settings.configure_logging()
-    app = create_app(settings.load())
+def worker() -> Application:
+    """Return the service, in a process of `python -m app serve`, which has prepared all else."""
+    settings.configure_logging()  # for workers are not forked but begun anew
+    made = create_app(settings.load())
     space_out_collections()
-    return app
+    return made
+
+
+def from_environment() -> Application:
+    """Return the service as `.env` and the environment say: the factory for any ASGI server.
+
+    Raises:
+        SystemExit: a setting is wrong, as one line on standard error says. Servers pass it on,
+            without a traceback, and take the status for one that a new attempt cannot mend.
+    """
+    try:
+        settings.prepare()
+        return worker()
+    except SettingsError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - instead of a traceback in the log
+        raise SystemExit(_CANNOT_START) from error
+
+
+def __getattr__(name: str) -> Application:
+    """Make `app` when a server first asks for it: importing this module does nothing."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    made = globals()["app"] = from_environment()
+    return made
+
+
+def __dir__() -> list[str]:
+    """Return the names of this module, with `app`, which `fastapi run` looks for."""
+    return sorted({*globals(), "app"})

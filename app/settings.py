@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import logging
 import os
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from dotenv import load_dotenv
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from app.access.forwarded import TrustedProxies
@@ -21,8 +24,12 @@ from jobcache import CacheSettings, SettingsError
 from jobcache.settings import Setting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+logger = logging.getLogger("app")
+
+_PREFIX = "JOBCACHE_"
+_OF_CLIENTS = frozenset({"JOBCACHE_KEY"})  # read by the example client
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
@@ -301,12 +308,61 @@ class Settings(BaseSettings):
         """Where finished videos are."""
         return self.var_dir / "videos"
 
+    def make_directories(self) -> None:
+        """Make the directories that the service writes to.
+
+        Raises:
+            SettingsError: one cannot be made.
+        """
+        try:
+            self.videos.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            allowed = f"a directory that can be made ({error.strerror})"
+            raise SettingsError("JOBCACHE_VAR_DIR", self.var_dir, allowed) from error
+
 
 def configure_logging() -> None:
-    """Log to standard error. Each process has to, for workers are not forked but begun anew."""
+    """Log to standard error, unless logging is configured already."""
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+
+
+def prepare() -> None:
+    """Configure logging, read `.env`, and warn of misspelt variables: what each start does first.
+
+    Raises:
+        SettingsError: `.env` cannot be read.
+    """
+    configure_logging()
+    read_env_file()
+    for name, nearest in unknown_variables(os.environ):
+        logger.warning("%s is not a setting; did you mean %s?", name, nearest)
+
+
+def read_env_file() -> None:
+    """Add the variables of `.env` in the working directory to the environment, which wins.
+
+    Raises:
+        SettingsError: the file is there and cannot be read, or is not text in UTF-8.
+    """
+    try:
+        text = Path(".env").read_text(encoding="utf-8-sig")
+        if "\0" in text:  # as in UTF-16 without a byte order mark
+            raise ValueError("it has null characters")  # noqa: TRY301
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise SettingsError(".env", "(unreadable)", f"a text file in UTF-8 ({error})") from error
+    load_dotenv(stream=StringIO(text))
+
+
+def unknown_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield each `JOBCACHE_*` variable that is no setting, and the nearest name of a setting."""
+    known = [each.variable for each in listed() if each.variable.startswith(_PREFIX)]
+    for name in sorted(environment):
+        if name.upper().startswith(_PREFIX) and name not in {*known, *_OF_CLIENTS}:
+            yield name, difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)[0]
 
 
 def load() -> Settings:
@@ -405,10 +461,11 @@ def _is_loopback(host: str) -> bool:
 
 def _database_url(text: str, var_dir: Path) -> str:
     if not text:
-        if "?" in str(var_dir):
-            # in the URL, where it cannot be escaped, all from there on would be options
-            raise SettingsError("JOBCACHE_VAR_DIR", var_dir, "a path without a question mark")
-        return f"sqlite+aiosqlite:///{var_dir / 'jobcache.db'}"
+        url = URL.create("sqlite+aiosqlite", database=str(var_dir / "jobcache.db"))
+        try:
+            return url.render_as_string()
+        except UnicodeError as error:
+            raise SettingsError("JOBCACHE_VAR_DIR", var_dir, "a path in UTF-8") from error
     allowed = "a URL that begins with sqlite:/// or postgresql://"
     try:
         url = make_url(with_one_host(text))

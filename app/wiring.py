@@ -63,7 +63,7 @@ def build(settings: Settings) -> Parts:
         load_timeout=settings.cache.load_timeout,
         shadow_rate=settings.cache.shadow_rate,
     )
-    settings.videos.mkdir(parents=True, exist_ok=True)
+    settings.make_directories()
     database = Database(
         settings.database_url,
         Outage(),

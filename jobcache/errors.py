@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_LONGEST_SHOWN = 200  # characters of a wrong value
+
 
 class JobCacheError(Exception):
     """The base of every error this library raises on its own account."""
@@ -70,7 +72,7 @@ class SettingsError(JobCacheError, ValueError):
 
     def __init__(self, variable: str, value: object, allowed: str) -> None:
         self.variable = variable
-        super().__init__(f"{variable}={value!s}: {allowed}")
+        super().__init__(f"{variable}={_one_line(str(value))}: {allowed}")
 
 
 class WriteMisuse(JobCacheError):  # noqa: N818 - names the mistake
@@ -79,6 +81,12 @@ class WriteMisuse(JobCacheError):  # noqa: N818 - names the mistake
 
 class CacheClosed(JobCacheError):  # noqa: N818 - reads as the state it reports
     """The cache is closed; in `jobcache.sync` also: it was closed while this call waited."""
+
+
+def _one_line(text: str) -> str:
+    """Return `text` without line breaks and other control characters, and not endlessly long."""
+    shown = text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in shown)
 
 
 def redacted(url: str) -> str:

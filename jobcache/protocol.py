@@ -465,7 +465,7 @@ class Tiers(Protocol):
 
 @runtime_checkable
 class Watched(Protocol):
-    """A backend behind a breaker, or one that stands in for another that is missing."""
+    """A backend behind a breaker."""
 
     def condition(self) -> Condition:
         """How it is now."""
@@ -477,7 +477,7 @@ class Condition:
 
     Attributes:
         available: False while the cache is skipped.
-        state: "closed" (in use), "open" (skipped), or "missing" (never was).
+        state: "closed" (in use) or "open" (skipped).
         age: seconds in that state.
         reason: why it is not in use, for people; empty while it is.
         unsettled: how many keys the store has yet to be told of; they are not read meanwhile.
@@ -485,7 +485,7 @@ class Condition:
     """
 
     available: bool
-    state: Literal["closed", "open", "missing"]
+    state: Literal["closed", "open"]
     age: float
     reason: str
     unsettled: int | None

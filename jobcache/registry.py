@@ -6,12 +6,10 @@ Backends are found under an entry-point group: each name leads to a factory that
 
 from __future__ import annotations
 
-import logging
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Protocol
 
 from jobcache.backends import memory
-from jobcache.backends.null import NullBackend
 from jobcache.backends.tiered import TieredBackend
 from jobcache.errors import SettingsError
 from jobcache.guard import Guard
@@ -21,8 +19,6 @@ from jobcache.settings import GROUP, backend_names
 if TYPE_CHECKING:
     from jobcache.protocol import CacheBackend
     from jobcache.settings import CacheSettings
-
-logger = logging.getLogger("jobcache")
 
 _EXTRAS = {"tiered": "redis"}  # where they are not named as the backend is
 
@@ -37,11 +33,9 @@ class Factory(Protocol):
 def make_backend(settings: CacheSettings) -> CacheBackend:
     """The backend that `settings` name. Connects to nothing yet.
 
-    If the library it needs is not installed, this says so once in the log, and what is returned
-    keeps nothing: every read is answered from its source.
-
     Raises:
-        SettingsError: no backend has that name, or it cannot be set up so.
+        SettingsError: no backend has that name, or it cannot be set up so, or the library it
+            needs is not installed.
     """
     name = settings.backend
     for point in entry_points(group=GROUP, name=name):
@@ -49,9 +43,9 @@ def make_backend(settings: CacheSettings) -> CacheBackend:
             factory: Factory = point.load()
             backend = factory(settings)
         except ImportError as error:
-            reason = f"{error}; pip install 'jobcache[{_EXTRAS.get(name, name)}]' brings it"
-            logger.warning("there is no %s cache: %s", name, reason)
-            return NullBackend(instead_of=name, because=reason)
+            extra = _EXTRAS.get(name, name)
+            allowed = f"its library is missing ({error}); pip install 'jobcache[{extra}]'"
+            raise SettingsError("JOBCACHE_BACKEND", name, allowed) from error
         return Guard(backend) if isinstance(backend, Ping) else backend
     raise SettingsError("JOBCACHE_BACKEND", name, f"one of {', '.join(backend_names())}")
 

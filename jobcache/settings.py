@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,18 @@ _HOUR = 3600
 
 GROUP = "jobcache.backends"
 """The entry-point group under which backends are found by name."""
+
+
+_DATABASE = "(/[0-9]{0,6})?/?"
+REDIS_URL = re.compile(
+    "("
+    f"(redis|valkey)s?://[^/?#\\s]*{_DATABASE}"
+    f"|(redis|valkey)s?[+]sentinel://[^/?#\\s]+/[^/?#\\s]+{_DATABASE}"
+    "|(redis|valkey)s?[+]cluster://[^/?#\\s]+(/0*)?/?"
+    "|unix://[^?#]*"
+    ")([?][^#\\s]*)?"
+)
+"""The form of a Redis URL. redis-py ignores a database that is no number, and a fragment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +88,11 @@ def _prefix(variable: str, text: str) -> str:
 
 
 def _redis_url(variable: str, text: str) -> str:
-    if not re.match("rediss?([+](sentinel|cluster))?://|unix://", text):
+    if not REDIS_URL.fullmatch(text):
         allowed = (
             "a URL that begins with redis://, rediss://, unix://, redis+sentinel://,"
-            " rediss+sentinel://, redis+cluster:// or rediss+cluster://"
+            " rediss+sentinel://, redis+cluster:// or rediss+cluster://;"
+            " valkey may be written instead of redis, a database is a number, and a # is %23"
         )
         raise SettingsError(variable, redacted(text), allowed)
     return text
@@ -167,7 +180,7 @@ class CacheSettings:
             SettingsError: a value is not allowed. Names the variable, the value and what is.
         """
         values: dict[str, Any] = {}
-        for declared in fields(cls):
+        for declared in _from_environment(cls):
             variable = declared.metadata["setting"].variable
             text = environment.get(variable, "")
             if text != "":
@@ -177,11 +190,16 @@ class CacheSettings:
     @classmethod
     def listed(cls) -> Iterator[Setting]:
         """Yield every setting, as the documentation lists it."""
-        for declared in fields(cls):
+        for declared in _from_environment(cls):
             yield declared.metadata["setting"]
 
     def __repr__(self) -> str:
         return f"CacheSettings({self.backend}, {redacted(self.redis_url)}, prefix={self.prefix!r})"
+
+
+def _from_environment(cls: type[CacheSettings]) -> list[Field[Any]]:
+    """Return the fields that a variable sets; others are set in code only."""
+    return [declared for declared in fields(cls) if "setting" in declared.metadata]
 
 
 def backend_names() -> list[str]:

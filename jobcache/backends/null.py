@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobcache.protocol import Condition, Entry, Offered, Standing
+from jobcache.protocol import Entry, Offered, Standing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,16 +13,9 @@ if TYPE_CHECKING:
 
 
 class NullBackend:
-    """Always misses, and accepts everything.
+    """Always misses, and accepts everything."""
 
-    Args:
-        instead_of: the name of a backend that is missing, and that this one stands in for.
-        because: why it is missing, for people.
-    """
-
-    def __init__(self, *, instead_of: str = "", because: str = "") -> None:
-        self.name = instead_of or "null"
-        self._because = because
+    name = "null"
 
     async def get(self, key: str) -> Entry | None:  # noqa: ARG002 - the contract's names
         """Nothing."""
@@ -50,17 +43,6 @@ class NullBackend:
     async def purge_all(self) -> int:
         """There is nothing to drop."""
         return 0
-
-    def condition(self) -> Condition:
-        """See `Watched`: missing, if it stands in for another; else as it should be."""
-        missing = self._because != ""
-        return Condition(
-            available=not missing,
-            state="missing" if missing else "closed",
-            age=0.0,
-            reason=self._because,
-            unsettled=0,
-        )
 
     async def aclose(self) -> None:
         """There is nothing to let go of."""

@@ -447,5 +447,8 @@ def _allowed(settings: CacheSettings) -> str:
     elif scheme.endswith("+cluster"):
         form = f"{scheme}://host:port,host:port, and no database"
     else:
-        form = "a redis://, rediss:// or unix:// URL"
+        form = (
+            "a redis://host:port/database, rediss:// or unix:// URL, the database a number,"
+            " a # written as %23"
+        )
     return f"{form}, with options redis-py knows, is needed"

@@ -9,8 +9,12 @@ from urllib.parse import unquote, urlsplit
 
 from redis.asyncio.connection import parse_url
 
+from jobcache.settings import REDIS_URL
+
 Kind = Literal["", "sentinel", "cluster"]
 
+_POSITIVE = frozenset({"max_connections", "port"})
+_ABSURD = 2**31
 _PORTS = {"sentinel": 26379, "cluster": 6379}
 
 
@@ -50,9 +54,24 @@ def read_url(url: str) -> Where:
     Raises:
         ValueError: it cannot be read. May quote the URL, password and all.
     """
+    if not REDIS_URL.fullmatch(url):
+        raise ValueError("it has not the form of a Redis URL")
+    url = re.sub("^valkey(s?)(?=[+:])", r"redis\1", url)  # the same protocol
+    where = _parse(url)
+    for name, value in {**where.options, **where.sentinel_options}.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            positive = name in _POSITIVE or name.endswith("timeout")
+            if not 0 <= value < _ABSURD or (positive and value == 0):
+                raise ValueError(f"{name}={value} cannot be meant")
+    return where
+
+
+def _parse(url: str) -> Where:
     scheme, separator, rest = url.partition("://")
     tls, _, word = scheme.partition("+")
     if word not in _PORTS or tls not in {"redis", "rediss"}:
+        if tls != "unix" and urlsplit(url).port == 0:
+            raise ValueError("a server has no port 0")  # redis-py would take 6379
         return Where("", (), "", dict(parse_url(url)), {})
     kind: Kind = "sentinel" if word == "sentinel" else "cluster"
     netloc = re.split("[/?#]", rest, maxsplit=1)[0]
@@ -61,10 +80,6 @@ def read_url(url: str) -> Where:
     service, database = "", path.strip("/")
     if kind == "sentinel":
         service, _, database = database.partition("/")
-        if not service:
-            raise ValueError("the name of the service is missing")
-    if not re.fullmatch("[0-9]*", database) or (kind == "cluster" and database.strip("0")):
-        raise ValueError(f"{database} is no database here")
     # The rest is redis-py's to read.
     options: dict[str, Any] = dict(
         parse_url(f"{tls}{separator}{credentials}{at}host/{database}{question}{query}")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import subprocess
 import sys
 
 import pytest
 
-from jobcache import CacheSettings, JobCache, SettingsError, make_backend, registry, settings
+from jobcache import CacheSettings, SettingsError, make_backend, registry, settings
 from jobcache.backends.null import NullBackend
 
 
@@ -46,6 +45,7 @@ def test_the_environment_is_read() -> None:
         ("REDIS_URL", "localhost:6379", "redis://"),
         ("REDIS_URL", "redis+cluster:/localhost", "redis+cluster://"),
         ("REDIS_URL", "unix+sentinel://localhost/jobs", "rediss+sentinel://"),
+        ("REDIS_URL", "valkey+replica://localhost", "valkey may be written"),
         ("JOBCACHE_PREFIX", "a b", "letters, digits"),
         ("JOBCACHE_MAX_ENTRIES", "0", "a whole number above 0"),
         ("JOBCACHE_MAX_BYTES", "1e6", "a whole number above 0"),
@@ -75,30 +75,29 @@ def test_other_peoples_backends_are_found_by_name(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(settings, "entry_points", found)
     monkeypatch.setattr(registry, "entry_points", found)
     backend = make_backend(CacheSettings.from_environment({"JOBCACHE_BACKEND": "theirs"}))
-    assert backend.name == "theirs"
+    assert isinstance(backend, Theirs)
+
+
+class Theirs(NullBackend):
+    """A backend that a plug-in brings."""
 
 
 def their_factory(settings: CacheSettings) -> NullBackend:
     assert settings.backend == "theirs"
-    return NullBackend(instead_of="theirs")
+    return Theirs()
 
 
 @pytest.mark.parametrize("name", ["redis", "tiered"])
-async def test_without_the_client_library_reads_still_work(
-    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_without_the_client_library_there_is_no_backend(
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "jobcache.backends.redis", None)
-    with caplog.at_level(logging.WARNING, "jobcache"):
-        cache = JobCache(make_backend(CacheSettings(backend=name)))
-    assert len(caplog.records) == 1
-    assert "pip install 'jobcache[redis]'" in caplog.text
-
-    async def nothing() -> None:
-        return None
-
-    assert (await cache.read("k", nothing)).entry.gone
-    condition = cache.condition()
-    assert (cache.backend.name, condition.available, condition.state) == (name, False, "missing")
+    with pytest.raises(SettingsError) as failure:
+        make_backend(CacheSettings(backend=name))
+    message = str(failure.value)
+    assert message.startswith(f"JOBCACHE_BACKEND={name}: its library is missing (")
+    assert message.endswith("pip install 'jobcache[redis]'")
+    assert "\n" not in message
 
 
 def test_importing_the_library_imports_none_of_what_is_optional() -> None:
@@ -112,3 +111,13 @@ def test_importing_the_library_imports_none_of_what_is_optional() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("break_", ["\n", "\r\n", "\u2028", "\x85", "\x1b[2J"])
+def test_a_wrong_value_with_line_breaks_is_still_one_line(break_: str) -> None:
+    with pytest.raises(SettingsError) as failure:
+        CacheSettings.from_environment({"JOBCACHE_PREFIX": f"a{break_}b" + "c" * 100_000})
+    message = str(failure.value)
+    assert message.isprintable()
+    assert message.startswith("JOBCACHE_PREFIX=a\\")
+    assert len(message) < 400

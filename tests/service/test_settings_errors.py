@@ -18,6 +18,7 @@ from app.devservers import free_port
 from app.main import from_environment
 from tests.service.process import clean_environment
 
+REDIS = {"JOBCACHE_BACKEND": "redis"}
 REDIS_2 = {"JOBCACHE_BACKEND": "redis", "JOBCACHE_WORKERS": "2"}
 
 
@@ -75,13 +76,13 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         ({"JOBCACHE_VAR_DIR": "/etc/passwd"}, "JOBCACHE_VAR_DIR=/etc/passwd: a directory"),
         ({"JOBCACHE_VAR_DIR": "/proc/x"}, "JOBCACHE_VAR_DIR=/proc/x: a directory that can be"),
-        ({"JOBCACHE_VAR_DIR": "what?"}, "JOBCACHE_VAR_DIR=what?: a path without a question"),
         ({"JOBCACHE_API_KEYS": "nowhere"}, "JOBCACHE_API_KEYS=nowhere: there is no such file; al"),
         ({"JOBCACHE_API_KEYS": "."}, "JOBCACHE_API_KEYS=.: there is no such file; allowed is a"),
         ({"JOBCACHE_API_KEYS": "/etc/passwd"}, "JOBCACHE_API_KEYS=/etc/passwd: line 1: "),
         ({"JOBCACHE_API_KEYS": "/dev/null"}, "JOBCACHE_API_KEYS=/dev/null: there is no such"),
         ({"JOBCACHE_RATE_LIMIT": "often"}, "JOBCACHE_RATE_LIMIT=often: a rate such as"),
         ({"REDIS_URL": "redis://:s3cret@h:port", **REDIS_2}, "REDIS_URL=redis://h:port: "),
+        ({"REDIS_URL": "redis://:s3cret@h/x", **REDIS}, "REDIS_URL=redis://h/x: a URL"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_one_line(
