@@ -25,16 +25,18 @@ import atexit
 import contextvars
 import os
 import signal
-import threading
 from contextlib import contextmanager, suppress
 from enum import Enum, auto
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from jobcache.errors import CacheClosed
+from jobcache.threads import make_event_loop, make_inbox, make_lock, make_thread, refuse_eventlet
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+    from threading import Lock
+
+    from jobcache.threads import Inbox, NativeThread
 
     Work = Callable[["R", "Caller"], Awaitable["T"]]
 
@@ -122,7 +124,7 @@ class Caller:
         self._presence = _Presence.WAITING
         self._task: asyncio.Task[None] | None = None
         self._errands: set[_Errand[Any]] = set()  # that have not been reported
-        self._inbox: SimpleQueue[_Errand[Any] | None] = SimpleQueue()  # None: the call is over
+        self._inbox: Inbox[_Errand[Any] | None] = make_inbox()  # None: the call is over
         self.value: Any = None
         self.error: BaseException | None = CacheClosed("the cache was closed meanwhile")
 
@@ -145,7 +147,7 @@ class Caller:
             self._inbox.put(errand)
         elif self._presence is _Presence.RETURNED and afterwards:
             # A daemon: whatever it waits for, nobody waits for it.
-            threading.Thread(target=self._run, args=(errand,), daemon=True).start()
+            make_thread(lambda: self._run(errand), "jobcache comparison").start()
         else:
             raise CallerLeft
         try:
@@ -233,9 +235,10 @@ class Bridge(Generic[R]):
         self._settle = settle
         self._farewell = farewell
         self._forks = forks.count
-        self._starting = threading.Lock()  # of this process alone: a child has a bridge of its own
-        self._thread: threading.Thread | None = None
+        self._starting = make_lock()  # of this process alone: a child has a bridge of its own
+        self._thread: NativeThread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._broken: Exception | None = None  # why there is no loop
         self._resident: R | None = None
         self._closing = False
         self._may_end = asyncio.Event()
@@ -260,8 +263,10 @@ class Bridge(Generic[R]):
         Raises:
             CacheClosed: the bridge is closed, or was closed meanwhile.
             RuntimeError: this process was forked from the bridge's.
+            UnsupportedRuntime: eventlet has patched this process.
             BaseException: what `work` raised, or a signal's handler.
         """
+        refuse_eventlet()
         caller = Caller(self, work)
         # Whoever is in this set is told of the end, and whoever comes too late for that finds the
         # loop closed: nobody waits for a loop that has ended.
@@ -317,13 +322,14 @@ class Bridge(Generic[R]):
                 raise CacheClosed("the cache is closed")
             if self._thread is None:
                 with _signals_later() as mask:
-                    self._loop = asyncio.SelectorEventLoop()  # whatever the program's policy
-                    arguments = (self._loop, mask)
-                    thread = threading.Thread(
-                        target=self._main, args=arguments, name=self._name, daemon=True
-                    )
-                    atexit.register(self._at_exit)
+                    made = make_lock()
+                    made.acquire()  # the thread releases it, once its loop has been made
+                    thread = make_thread(lambda: self._main(mask, made), self._name)
                     thread.start()
+                    made.acquire()
+                    if self._broken is not None:
+                        raise self._broken
+                    atexit.register(self._at_exit)
                     self._thread = thread
 
     def close(self, limit: float | None = None) -> None:
@@ -361,7 +367,16 @@ class Bridge(Generic[R]):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _main(self, loop: asyncio.AbstractEventLoop, mask: set[int] | None) -> None:
+    def _main(self, mask: set[int] | None, made: Lock) -> None:
+        try:
+            loop = make_event_loop()
+        except Exception as error:  # noqa: BLE001 - the caller raises it
+            self._broken = error
+            return
+        else:
+            self._loop, self._broken = loop, None
+        finally:
+            made.release()
         if mask is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         try:

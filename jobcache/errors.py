@@ -89,6 +89,10 @@ def _one_line(text: str) -> str:
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in shown)
 
 
+class UnsupportedRuntime(JobCacheError, RuntimeError):  # noqa: N818 - names the state of the process
+    """`jobcache.sync`: the process is patched in a way that an event loop cannot work with."""
+
+
 def redacted(url: str) -> str:
     """`url` without its user, password and query, fit for logs and errors.
 

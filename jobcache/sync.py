@@ -12,7 +12,8 @@ Rejected: to hand the transaction to the asynchronous write, which enters and le
 What a signal leaves half entered is then ended by whichever thread lets go of it last, and drivers
 refuse that.
 
-After a fork the child has a loop, a backend and connections of its own, made at its first call.
+After a fork the child has a loop, a backend and connections of its own, made at its first call. A
+copy or an unpickled cache has the same settings and nothing else: no entries, no statistics.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from jobcache.errors import CacheClosed, WriteMisuse
 from jobcache.loads import as_part_of_this_load
 from jobcache.registry import make_backend
 from jobcache.settings import CacheSettings
+from jobcache.threads import refuse_eventlet
 from jobcache.throttle import ThreadedThrottle as Throttle
 from jobcache.writes import Write as AsyncWrite
 
@@ -118,11 +120,16 @@ class JobCache:
         options: see `jobcache.JobCache`. `shadow_rate` is the settings' unless it is given; what is
             compared is loaded in a thread of its own, as the reader has gone on by then. A load
             that cannot be called there is not compared.
+
+    Raises:
+        UnsupportedRuntime: eventlet has patched this process; also raised by later calls, if it is
+            patched after that. gevent is supported.
     """
 
     def __init__(
         self, backend: CacheSettings | Callable[[], CacheBackend], **options: Unpack[_Options]
     ) -> None:
+        refuse_eventlet()
         if isinstance(backend, CacheSettings):
             options.setdefault("shadow_rate", backend.shadow_rate)
             options.setdefault("load_timeout", backend.load_timeout)
@@ -147,6 +154,11 @@ class JobCache:
 
     def _settle(self) -> AsyncJobCache:
         return AsyncJobCache(self._make(), **self._options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the settings, for `copy` and `pickle`."""
+        options = {name: it for name, it in self._options.items() if name != "statistics"}
+        return vars(self) | {"_options": options, "_bridges": {}, "_closed": False}
 
     @_told_as(AsyncJobCache.read)
     def read(self, key: str, load: Callable[[], Document | None], *, floor: int = 0) -> Answer:
