@@ -90,7 +90,7 @@ _FILE_HEADERS = {
 _CHALLENGE = {"WWW-Authenticate": header("What kind of key is needed (RFC 6750)")}
 
 _PROBLEMS: dict[int, tuple[str, dict[str, Any]]] = {
-    400: ("The Range cannot be read", {}),
+    400: ("There is not exactly one Host header; or the Range cannot be read", {}),
     401: ("There is no key, or none that is known", _CHALLENGE),
     403: ("The key's role, or its client, does not allow this", _CHALLENGE),
     404: ("There is no such job", {}),
@@ -101,6 +101,7 @@ _PROBLEMS: dict[int, tuple[str, dict[str, Any]]] = {
         "The Range is not within the video",
         {"Content-Range": header("How long the video is", pattern=r"^bytes \*/[0-9]+$")},
     ),
+    421: ("This service does not answer for the host that Host names", {}),
     422: ("The request is not valid", {}),
     429: ("Too many calls", {"Retry-After": _RETRY_AFTER}),
     431: ("The headers are too large, or too many", {}),

@@ -11,12 +11,15 @@ from fastapi import FastAPI
 from app import contract, problems, settings, wiring
 from app.access.document import describe
 from app.access.forwarded import TrustedProxies
+from app.access.front import Front, common_headers, read_origins
 from app.access.gate import Admission, Gate
+from app.access.hosts import LOOPBACK, AllowedHosts, read_hosts
 from app.jobs import routes as jobs
 from app.jobs.hot import HotPolls
 from app.later import Laters
 from app.limits import BodyLimit
 from app.ops import routes as ops
+from app.quiet import quiet_malformed_requests
 from app.serving import DRAIN, POLLS, space_out_collections
 from jobcache import SettingsError
 
@@ -37,14 +40,20 @@ class Application(FastAPI):
 
     Attributes:
         hot: answers them.
+        front: what every other request passes first.
         started: True once it has been started. It may be stopped, and started again.
     """
 
     hot: HotPolls
+    front: Front
     started: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
+        await self.front(scope, receive, send)
+
+    async def admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer what the front has let through."""
         if not await self.hot.answered(scope, send):
             await super().__call__(scope, receive, send)
 
@@ -57,7 +66,10 @@ def create_app(chosen: Settings) -> Application:
     """
     parts = wiring.build(chosen)
     admission = Admission(parts.keys, parts.rate, TrustedProxies(chosen.forwarded_allow_ips))
-    hot = HotPolls(parts.jobs, admission)
+    keyed = parts.keys is not None
+    hosts = AllowedHosts(_hosts(chosen, keyed=keyed))
+    origins = read_origins(chosen.cors_origins)
+    hot = HotPolls(parts.jobs, admission, hosts, common_headers(origins))
 
     @asynccontextmanager
     async def lifespan(this: Application) -> AsyncIterator[Mapping[str, Any]]:
@@ -85,19 +97,31 @@ def create_app(chosen: Settings) -> Application:
     app.add_middleware(BodyLimit)  # outside of the one above, and so on
     app.add_middleware(Gate, admission=admission)
     app.hot = hot
+    app.front = Front(app.admitted, hosts, origins, keyed=keyed)
     problems.install(app)
     app.include_router(
         jobs.router(parts.jobs, parts.events, chosen.videos, longest_wait=chosen.max_wait)
     )
     app.include_router(ops.router(parts.cache, parts.database, parts.held))
     contract.publish(app)
-    describe(app, keyed=parts.keys is not None, limited=parts.rate is not None)
+    describe(app, keyed=keyed, limited=parts.rate is not None)
     return app
+
+
+def _hosts(chosen: Settings, *, keyed: bool) -> list[str]:
+    """The hosts that may be asked for: any, or those on loopback and what the settings name."""
+    if chosen.allowed_hosts:
+        return [*LOOPBACK, *read_hosts(chosen.allowed_hosts)]
+    if keyed:
+        return ["*"]
+    own = [] if chosen.host in {"", "0.0.0.0", "::"} else [chosen.host]  # noqa: S104 - names all
+    return [*LOOPBACK, *own]
 
 
 def worker() -> Application:
     """Return the service, in a process of `python -m app serve`, which has prepared all else."""
     settings.configure_logging()  # for workers are not forked but begun anew
+    quiet_malformed_requests()
     made = create_app(settings.load())
     space_out_collections()
     return made

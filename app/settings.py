@@ -17,6 +17,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from app.access.forwarded import TrustedProxies
+from app.access.front import read_origins
+from app.access.hosts import read_hosts
 from app.access.rate import MOST_CALLS, read_rate
 from app.db_url import read_postgres_url, with_one_host
 from app.jobs.prefer import LONGEST
@@ -195,6 +197,20 @@ class Settings(BaseSettings):
         "127.0.0.1,::1",
         "The proxies whose `X-Forwarded-*` headers are believed: addresses and networks,"
         " or `*` for every hop; a Unix socket always is.",
+        topic="Access",
+    )
+    allowed_hosts: str = _setting(
+        "JOBCACHE_ALLOWED_HOSTS",
+        "",
+        "The hosts that requests may name besides those of loopback: `jobs.example.com`,"
+        " `*.example.com`, `*` for any; empty: any with API keys, none without.",
+        topic="Access",
+    )
+    cors_origins: str = _setting(
+        "JOBCACHE_CORS_ORIGINS",
+        "",
+        "The origins whose web pages may use the service, such as `https://app.example.com`; `*`"
+        " for any; empty: none but its own.",
         topic="Access",
     )
     database_url: str = _setting(
@@ -387,6 +403,16 @@ def load() -> Settings:
     except ValueError as error:
         allowed = "addresses and networks, separated by commas, or * for all"
         raise SettingsError("FORWARDED_ALLOW_IPS", settings.forwarded_allow_ips, allowed) from error
+    try:
+        read_hosts(settings.allowed_hosts)
+    except ValueError as error:
+        allowed = "names and addresses without ports, *.name or *, separated by commas"
+        raise SettingsError("JOBCACHE_ALLOWED_HOSTS", settings.allowed_hosts, allowed) from error
+    try:
+        read_origins(settings.cors_origins)
+    except ValueError as error:
+        allowed = "origins such as https://app.example.com, without a path, separated by commas"
+        raise SettingsError("JOBCACHE_CORS_ORIGINS", settings.cors_origins, allowed) from error
     if settings.rate_limit:
         try:
             read_rate(settings.rate_limit)

@@ -49,6 +49,7 @@ class HotWire(BoundedHead):
     _hits = 0  # of the last read
     _defaults: list[tuple[bytes, bytes]] | None = None
     _default_lines = b""
+    _common = b""
     _idle: Idle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -56,6 +57,8 @@ class HotWire(BoundedHead):
         super().connection_made(transport)
         if not self.access_log and self.limit_concurrency is None:  # which are uvicorn's to heed
             self._polls = self.app_state.get(POLLS)
+            if self._polls is not None:
+                self._common = self._polls.lines
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
@@ -153,8 +156,14 @@ class HotWire(BoundedHead):
             self._defaults = defaults
             self._default_lines = b"".join(b"%b: %b\r\n" % header for header in defaults)
         self.transport.write(
-            b"%b%b%b\r\n%b"
-            % (STATUS_LINE[reply.status], self._default_lines, reply.lines, reply.body)
+            b"%b%b%b%b\r\n%b"
+            % (
+                STATUS_LINE[reply.status],
+                self._default_lines,
+                reply.lines,
+                self._common,
+                reply.body,
+            )
         )
 
     def _poll(self) -> Poll | None:

@@ -24,6 +24,8 @@ def describe(app: FastAPI, *, keyed: bool, limited: bool) -> None:
         for path, item in document["paths"].items():
             for method in _METHODS & item.keys():
                 _complete(item[method], path, keyed=keyed, limited=limited)
+                if not keyed:
+                    _everybody_may(item[method], method)
         if keyed:
             schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
             schemes["key"] = {"type": "http", "scheme": "bearer"}
@@ -33,13 +35,21 @@ def describe(app: FastAPI, *, keyed: bool, limited: bool) -> None:
 
 
 def _complete(operation: dict[str, Any], path: str, *, keyed: bool, limited: bool) -> None:
-    answers, added = operation["responses"], [414, 431]
+    answers, added = operation["responses"], [400, 414, 421, 431]
     if keyed and path not in OPEN:
         operation["security"] = [{"key": []}]
         added.append(401)
-    if not keyed:
-        answers.pop("403", None)  # everybody may do everything
     if limited and path not in HEALTH:
         added.append(429)
     answers |= {str(status): answer for status, answer in problems(*added).items()}
     operation["responses"] = dict(sorted(answers.items()))
+
+
+def _everybody_may(operation: dict[str, Any], method: str) -> None:
+    """Say what is refused without keys: a change that a page of another origin asks for."""
+    answers = operation["responses"]
+    answers.pop("403", None)
+    if method == "post":
+        refusal = {**problems(403)[403], "description": "A page of another origin has sent this"}
+        answers["403"] = {**refusal, "headers": {}}
+        operation["responses"] = dict(sorted(answers.items()))

@@ -24,12 +24,13 @@ from app.jobs.poll import Representation, conditions, respond
 from app.jobs.schemas import LARGEST_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from fastapi import Request
     from starlette.types import Scope, Send
 
     from app.access.gate import Admission
+    from app.access.hosts import AllowedHosts
     from app.jobs.poll import Reply
     from app.jobs.service import JobService
     from jobcache import Answer, Entry
@@ -171,14 +172,25 @@ class HotPolls:
     Args:
         service: what is polled.
         admission: who may.
+        hosts: which requests may ask for.
+        common: headers that every answer carries.
 
     Attributes:
         known: polls that have come before, by their bytes.
+        lines: the common headers as they go over the wire.
     """
 
-    def __init__(self, service: JobService, admission: Admission) -> None:
+    def __init__(
+        self,
+        service: JobService,
+        admission: Admission,
+        hosts: AllowedHosts,
+        common: Sequence[tuple[bytes, bytes]],
+    ) -> None:
         self._service = service
         self._admission = admission
+        self._allows = hosts.allows
+        self.lines = b"".join(b"%b: %b\r\n" % header for header in common)
         self._jobs: dict[str, _Job] = {}
         self._learns = not admission.counts
         self.known: Known[KnownPoll] = Known(_KNOWN)
@@ -206,14 +218,18 @@ class HotPolls:
         job = self.job(scope["path"])
         if job is None or scope["method"] != "GET" or scope["query_string"] or scope["root_path"]:
             return None
-        seen = accepted = None
+        host = seen = accepted = None
         for name, value in scope["headers"]:
-            if name == b"if-none-match" and seen is None:
+            if name == b"host" and host is None:
+                host = value
+            elif name == b"if-none-match" and seen is None:
                 seen = value.decode("latin-1")
             elif name == b"accept-encoding" and accepted is None:
                 accepted = value.decode("latin-1")
             elif name in _UNUSUAL:
                 return None
+        if host is None or not self._allows(host):
+            return None
         caller = self._admission.judge(scope)
         if not isinstance(caller, Caller):
             return None
@@ -243,9 +259,18 @@ class HotPolls:
 
 
 _UNUSUAL = frozenset(
-    {b"prefer", b"if-none-match", b"accept-encoding", b"content-length", b"transfer-encoding"}
+    {
+        b"prefer",
+        b"host",
+        b"origin",
+        b"if-none-match",
+        b"accept-encoding",
+        b"content-length",
+        b"transfer-encoding",
+    }
 )
-"""What the route is to look at: a wish to be held, a second line of the others, a body."""
+"""What the application is to look at: a wish to be held, a page of another origin, a second line of
+the others, a body."""
 
 
 def raise_failed(request: Request) -> None:

@@ -18,10 +18,10 @@ from tests.service.process import Process, serving
 MOST = 64 * 1024 * 1024
 """What a client pours into a request at most; a process that holds it all would be seen."""
 HELD = 16 * 1024 * 1024
-START = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+START = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKED = (
-    b"POST /api/v2/cache/invalidate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    b"Transfer-Encoding: chunked\r\n\r\n"
+    b"POST /api/v2/cache/invalidate HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
 
 
@@ -56,7 +56,7 @@ def ask(service: Process, request: bytes) -> tuple[int, bytes]:
 
 
 def request(*, url: bytes = b"/healthz", headers: bytes = b"") -> bytes:
-    return b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%b\r\n" % (url, headers)
+    return b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n%b\r\n" % (url, headers)
 
 
 def test_what_is_within_the_limits_is_answered(service: Process) -> None:
@@ -95,7 +95,7 @@ def test_what_is_beyond_is_refused_with_a_problem(
 def test_a_refused_request_is_not_run(service: Process) -> None:
     before = service.http.get("/api/v2/jobs").json()
     body = b'{"client_id": "acme", "prompt": "x"}'
-    head = b"POST /api/v2/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /api/v2/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     length = b"Content-Length: %d\r\n" % len(body)
     assert ask(service, head + length + b"X: x\r\n" * HEADERS + b"\r\n" + body)[0] == 431
     assert service.http.get("/api/v2/jobs").json() == before

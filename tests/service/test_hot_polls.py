@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
+from app.access.front import NOSNIFF
 from app.jobs.hot import Poll
 from app.main import Application
 from jobcache import Offered, SourceUnavailable, progress_key
@@ -34,6 +35,13 @@ TAGS = [
 CODINGS = [None, "gzip", "identity", "gzip;q=0", "br, *;q=0.1"]
 
 Messages = list[dict[str, Any]]
+
+
+class Cold:
+    """Answers no poll: all of them go to the route."""
+
+    async def answered(self, *_: object) -> bool:
+        return False
 
 
 class Ask:
@@ -78,7 +86,7 @@ class Ask:
             "raw_path": path.encode(),
             "query_string": query.encode(),
             "root_path": "",
-            "headers": [(b"host", b"test"), *raw],
+            "headers": [(b"host", b"localhost"), *raw],
             "client": ("127.0.0.1", 1),
             "server": ("test", 80),
         }
@@ -98,7 +106,11 @@ class Ask:
             await self._app(scope, receive, send)
             self._polled = self._app.hot.plain(scope)
         else:
-            await FastAPI.__call__(self._app, scope, receive, send)
+            hot, self._app.hot = self._app.hot, Cold()  # type: ignore[assignment]
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._app.hot = hot
         return sent
 
     def again(self) -> Messages | None:
@@ -113,7 +125,11 @@ class Ask:
         if reply is None:
             return None
         return [
-            {"type": "http.response.start", "status": reply.status, "headers": reply.headers},
+            {
+                "type": "http.response.start",
+                "status": reply.status,
+                "headers": [*reply.headers, NOSNIFF],
+            },
             {"type": "http.response.body", "body": reply.body},
         ]
 

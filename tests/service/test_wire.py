@@ -115,6 +115,8 @@ async def test_a_request_that_comes_with_a_hit_does_not_count_as_idle(wire: Wire
 class Elsewhere:
     """A poll whose answer is in a store, and not heard of yet; and every poll is this one."""
 
+    lines = b""
+
     def __init__(self) -> None:
         self.then: Callable[[None], object] | None = None
         self.known: dict[bytes, object] = {}

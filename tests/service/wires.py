@@ -20,7 +20,7 @@ from app.serving import POLLS
 from app.wire import HotWire
 from tests.service.running import Service, Start
 
-END = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+END = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 class Counted:
@@ -55,6 +55,7 @@ class CountedPolls:
     def __init__(self, polls: HotPolls, wire: Wire) -> None:
         self._polls = polls
         self._wire = wire
+        self.lines = polls.lines
         self.known = self
 
     def plain(self, scope: Any) -> Counted | None:
@@ -174,7 +175,7 @@ async def wire(
 
 def get(path: str, *headers: str, method: str = "GET", version: str = "1.1") -> bytes:
     lines = "".join(f"{header}\r\n" for header in headers)
-    return f"{method} {path} HTTP/{version}\r\nHost: x\r\n{lines}\r\n".encode()
+    return f"{method} {path} HTTP/{version}\r\nHost: localhost\r\n{lines}\r\n".encode()
 
 
 async def job_of(wire: Wire) -> tuple[str, str]:
