@@ -51,6 +51,7 @@ from jobcache.protocol import (
     PurgeAll,
     Standing,
     Starts,
+    SupportsClockSteps,
     SupportsLeaseTime,
     Tiers,
     Watched,
@@ -93,6 +94,18 @@ _YOUNGEST_MS = -CLOCK_SKEW_MS
 _new = tuple.__new__
 
 
+def _wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _monotonic_ms() -> int | None:
+    return time.monotonic_ns() // 1_000_000
+
+
+def _no_clock() -> int | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class _Finding:
     """What the cache had to say before a load; `sure`: whether it could say anything at all."""
@@ -117,7 +130,7 @@ class JobCache:
             in time can be stored. None: no limit, and what a slow load brings may not be stored.
         shadow_rate: the part of the hits of `read` that is compared with the source afterwards, at
             the cost of a load each; see `shadow`.
-        clock_ms: wall-clock time in milliseconds since the epoch.
+        clock_ms: wall-clock time in milliseconds since the epoch; None: the system's.
         ticket: makes unique tickets of ASCII letters and digits.
         sleep: waits for the given seconds.
         check_times: how often keys are read that somebody waits for.
@@ -135,7 +148,7 @@ class JobCache:
         statistics: Statistics | None = None,
         load_timeout: float | None = 30.0,
         shadow_rate: float = 0.0,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] | None = None,
         ticket: Callable[[], str] = lambda: secrets.token_hex(8),
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         check_times: CheckTimes | None = None,
@@ -149,7 +162,10 @@ class JobCache:
         # What a peek reads, and what stands behind it: without tiers, the same.
         both = backend.name, backend.name
         self._near, self._far = backend.tiers if isinstance(backend, Tiers) else both
-        self._clock_ms = clock_ms
+        self._clock_ms = _wall_clock_ms if clock_ms is None else clock_ms
+        # A clock of the caller's own may stand still, or jump, while real time passes.
+        self._monotonic_ms = _monotonic_ms if clock_ms is None else _no_clock
+        self._latest_ms = self._offset_ms = 0
         self._ticket = ticket
         self._sleep = sleep
         self._flights: SingleFlight[_Fetched] = SingleFlight()
@@ -179,7 +195,7 @@ class JobCache:
             offers=self._offers,
             lifetimes=self.lifetimes,
             statistics=self.statistics,
-            clock_ms=clock_ms,
+            clock_ms=self._clock_ms,
             ticket=ticket,
             written=self._waiting.written,
             bind=self._bind,
@@ -232,6 +248,7 @@ class JobCache:
         if at_hand is not None:
             return at_hand
         began = time.perf_counter_ns()
+        self._watch_clock()
         try:
             check_key(key)
             found = await self._look(key)
@@ -269,6 +286,7 @@ class JobCache:
         """
         self._bind()
         began = time.perf_counter_ns()
+        self._watch_clock()
         answers = Answers()
         wanted = []
         for key in dict.fromkeys(keys):
@@ -305,7 +323,11 @@ class JobCache:
         entry = None if self._peek is None else self._peek(key)
         if entry is None or entry.version < floor:
             return None
-        age_ms = self._clock_ms() - entry.stored_at_ms
+        now_ms = self._clock_ms()
+        if now_ms < self._latest_ms:
+            return None  # the clock was set back: `read` finds out more
+        self._latest_ms = now_ms
+        age_ms = now_ms - entry.stored_at_ms
         if not _YOUNGEST_MS <= age_ms < entry.fresh_ms:  # see `_serves`
             return None
         if self._shadow.rate:
@@ -345,8 +367,27 @@ class JobCache:
 
         return self._ask(key, answered)
 
+    def _watch_clock(self) -> None:
+        """Notice when the wall clock was set back, for entries look younger than they are then.
+
+        v1 is stored at 12:00:00, fresh for 30 s; at 12:00:20 the clock is set to 12:00:00
+        at 12:00:29, by then, v1 is served, which is 49 s old
+        """
+        now_ms, monotonic_ms = self._clock_ms(), self._monotonic_ms()
+        expected_ms = self._latest_ms
+        if monotonic_ms is not None:
+            expected_ms = max(expected_ms, self._offset_ms + monotonic_ms)
+            self._offset_ms = now_ms - monotonic_ms
+        self._latest_ms = now_ms
+        if now_ms < expected_ms - CLOCK_SKEW_MS and isinstance(self.backend, SupportsClockSteps):
+            self.backend.clock_set_back(expected_ms)
+
     def _serves(self, entry: Entry, floor: int) -> bool:
-        age_ms = self._clock_ms() - entry.stored_at_ms
+        now_ms = self._clock_ms()
+        if now_ms < self._latest_ms - CLOCK_SKEW_MS:
+            return False  # see `_watch_clock`
+        self._latest_ms = max(self._latest_ms, now_ms)
+        age_ms = now_ms - entry.stored_at_ms
         # An entry from the future says that clocks differ, and nothing of its age.
         return entry.version >= floor and _YOUNGEST_MS <= age_ms < entry.fresh_ms
 

@@ -88,6 +88,7 @@ class RemoteBackend(CacheBackend, Ping, Protocol):
 
 _CLOSED = "it is being closed"
 _MOST_REFUSALS = 5
+_MOST_OFFERED = 10_000
 _BATCH = 50  # gets that are one operation; larger ones have the store and us wait for each other
 _AT_ONCE = 32  # missed steps that are repeated side by side
 _SWEEP = 30.0  # seconds an operator waits while a whole namespace is emptied
@@ -136,6 +137,9 @@ class Guard:
         self._missed = Missed(most_missed)
         # What was loaded or committed before this moment is to be confirmed by the source.
         self._confirmed_from_ms = 0
+        # Once the wall clock was set back, that moment may lie far ahead, and what is confirmed
+        # bears an earlier time. So the offers of this process are noted: their times, by key.
+        self._offered_since: dict[str, int] | None = None
         self._doubted = False
         self._overdue = False  # an operation has run out of its deadline since the last probe
         # Fences past their deadline, and whether their writer has offered meanwhile.
@@ -253,7 +257,7 @@ class Guard:
     def _trusted(self, found: Mapping[str, Entry]) -> Mapping[str, Entry]:
         if not self._confirmed_from_ms:
             return found
-        return {key: self._confirmed(entry) for key, entry in found.items()}
+        return {key: self._confirmed(key, entry) for key, entry in found.items()}
 
     async def lease(self, key: str, ticket: str) -> Entry | Standing:
         """See `CacheBackend`. An unsettled key is not read."""
@@ -261,7 +265,7 @@ class Guard:
         if refusal:
             raise CacheUnavailable(refusal)
         found = await self._run(self._backend.lease(key, ticket), reads=True)
-        return self._confirmed(found) if isinstance(found, Entry) else found
+        return self._confirmed(key, found) if isinstance(found, Entry) else found
 
     def set_lease_time(self, seconds: float) -> None:
         """See `SupportsLeaseTime`: the guarded backend's, if it supports that."""
@@ -301,11 +305,17 @@ class Guard:
                 self._missed.made(key, ticket, step)
 
         try:
-            return await self._run(self._backend.offer(key, ticket, entry), went_late)
+            offered = await self._run(self._backend.offer(key, ticket, entry), went_late)
         except CacheUnavailable:
             self._missed.note(key, ticket, step)
             self._recover()
             raise
+        since = self._offered_since
+        if since is not None and entry is not None and entry.stored_at_ms < self._confirmed_from_ms:
+            if len(since) >= _MOST_OFFERED:
+                since.clear()  # costs one more load of each key
+            since[key] = entry.stored_at_ms
+        return offered
 
     def remember(self, key: str, version: int) -> None:
         """See `Remember`."""
@@ -483,10 +493,18 @@ class Guard:
     def _ended_well(self, task: asyncio.Task[Any]) -> bool:
         return not self._closed and not task.cancelled() and task.exception() is None
 
-    def _confirmed(self, entry: Entry) -> Entry:
-        if entry.stored_at_ms >= self._confirmed_from_ms:
+    def _confirmed(self, key: str, entry: Entry) -> Entry:
+        stored_at_ms, offered = entry.stored_at_ms, self._offered_since
+        if stored_at_ms >= self._confirmed_from_ms:
+            return entry
+        if offered is not None and offered.get(key) == stored_at_ms:
             return entry
         return entry.past_its_freshness()
+
+    def clock_set_back(self, latest_ms: int) -> None:
+        """See `SupportsClockSteps`."""
+        self._confirmed_from_ms = max(self._confirmed_from_ms, latest_ms + CLOCK_SKEW_MS)
+        self._offered_since = {}
 
     # --- recovery ---
 
@@ -548,7 +566,11 @@ class Guard:
 
     def _readmit(self) -> None:
         if self._breaker.open:
-            self._confirmed_from_ms = self._clock_ms() + CLOCK_SKEW_MS
+            moment_ms = self._clock_ms() + CLOCK_SKEW_MS
+            if moment_ms < self._confirmed_from_ms:
+                self._offered_since = {}
+            else:
+                self._confirmed_from_ms, self._offered_since = moment_ms, None
         self._breaker.close()
 
     async def _tell(self) -> bool:

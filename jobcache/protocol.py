@@ -382,6 +382,20 @@ class SupportsLeaseTime(Protocol):
 
 
 @runtime_checkable
+class SupportsClockSteps(Protocol):
+    """A backend that has to know when the wall clock was set back."""
+
+    def clock_set_back(self, latest_ms: int) -> None:
+        """Distrust the age of entries that were stored before now.
+
+        They look younger than they are. So each is confirmed by the source before it is served.
+
+        Args:
+            latest_ms: the latest time that the clock has shown.
+        """
+
+
+@runtime_checkable
 class Starts(Protocol):
     """A backend with something to do before it is used first."""
 

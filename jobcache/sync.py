@@ -69,7 +69,7 @@ class _Options(TypedDict, total=False):
     statistics: Statistics | None
     load_timeout: float | None
     shadow_rate: float
-    clock_ms: Callable[[], int]
+    clock_ms: Callable[[], int] | None
     ticket: Callable[[], str]
     sleep: Callable[[float], Awaitable[object]]
     check_times: CheckTimes | None

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobcache.codec import Fence, Lease
-from jobcache.protocol import Entry, Offered, Standing
+from jobcache.protocol import CLOCK_SKEW_MS, Entry, Offered, Standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +36,18 @@ _FREED_AT_ONCE = 100
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
+    """A cell.
+
+    Attributes:
+        cell: what it holds.
+        due: when it is to be looked at: an entry is past its freshness then, whatever the wall
+            clock says, which may have been set back.
+        deadline: when it is lost.
+        bytes: about how many it takes.
+    """
+
     cell: Cell
+    due: float
     deadline: float
     bytes: int
 
@@ -87,9 +98,9 @@ class MemoryBackend:
         # As `_cell`, without the call: every hit comes through here.
         if slot is None:
             return None
-        if slot.deadline <= self._clock():
-            self._remove(key)
-            return None
+        if slot.due <= self._clock():
+            cell = self._cell(key)
+            return cell if isinstance(cell, Entry) else None
         slots.move_to_end(key)
         cell = slot.cell
         return cell if isinstance(cell, Entry) else None
@@ -205,10 +216,14 @@ class MemoryBackend:
         slot = self._slots.get(key)
         if slot is None:
             return None
-        if slot.deadline <= self._clock():
+        now = self._clock()
+        if slot.deadline <= now:
             self._remove(key)
             return None
         self._slots.move_to_end(key)
+        if slot.due <= now and isinstance(slot.cell, Entry):
+            aged = slot.cell.past_its_freshness()
+            slot = self._slots[key] = _Slot(aged, slot.deadline, slot.deadline, slot.bytes)
         return slot.cell
 
     def _deadline(self, key: str) -> float:
@@ -230,7 +245,10 @@ class MemoryBackend:
             return False
         while slots and (len(slots) >= self._max_entries or self._bytes + needed > self._max_bytes):
             self._bytes -= slots.popitem(last=False)[1].bytes
-        slots[key] = _Slot(cell, deadline, needed)
+        due = deadline
+        if isinstance(cell, Entry):
+            due = min(deadline, self._clock() + (cell.fresh_ms + CLOCK_SKEW_MS) / 1000)
+        slots[key] = _Slot(cell, due, deadline, needed)
         self._bytes += needed
         return True
 

@@ -51,6 +51,7 @@ from jobcache.protocol import (
     Remember,
     Standing,
     Starts,
+    SupportsClockSteps,
     SupportsLeaseTime,
     Watched,
 )
@@ -169,6 +170,12 @@ class TieredBackend:
         """See `SupportsLeaseTime`: the far tier's. A fill of the near tier is never slow."""
         if isinstance(self._far, SupportsLeaseTime):
             self._far.set_lease_time(seconds)
+
+    def clock_set_back(self, latest_ms: int) -> None:
+        """See `SupportsClockSteps`."""
+        self._near.drop_all()
+        if isinstance(self._far, SupportsClockSteps):
+            self._far.clock_set_back(latest_ms)
 
     # --- changing ---
 
