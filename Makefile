@@ -9,7 +9,7 @@ WORKERS ?= logical
 PARALLEL := --numprocesses $(WORKERS) --dist worksteal --benchmark-disable
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench bench-peers settings instructions loadtest outage held freshness clean
+.PHONY: help run test test-long check format bench bench-peers settings instructions loadtest outage held freshness clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ run: $(VENV)/installed ## start the service; BACKEND=null|memory|redis|tiered DA
 
 test: $(VENV)/installed ## run the tests; ARGS="-k poll" and the like, ARGS=--cov for coverage
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+test-long: $(VENV)/installed ## the same at full length: more faults, kills, examples and load
+	$(BIN)/python -m pytest --long $(PARALLEL) $(ARGS)
 
 check: $(VENV)/installed ## ruff, mypy and the import contracts
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""Real servers, one each for the whole run, and backends on them."""
+"""Real servers, one each for a whole worker, and backends on them; and how long tests take."""
 
 from __future__ import annotations
 
@@ -7,11 +7,45 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from app.devservers import PostgresServer, RedisServer
 from jobcache.testing import conformance
 from tests.hanging import describe_tasks
 from tests.subjects import REDIS_SERVERS, make_subject
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="run tests at their full length, and those that are marked as long",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # How long an example takes is the machine's affair.
+    settings.register_profile(
+        "tests", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked as long, unless it is asked for."""
+    if config.getoption("long"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether tests run at their full length: `make test-long`."""
+    asked: bool = request.config.getoption("long")
+    return asked
 
 
 @pytest.hookimpl(wrapper=True)

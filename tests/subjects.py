@@ -26,6 +26,8 @@ BACKENDS = [
     *(f"{kind} on {name}" for kind in ("redis", "tiered") for name in REDIS_SERVERS),
 ]
 KEEPING = BACKENDS[1:]
+PATIENCE = 60.0
+"""Seconds for whatever a backend under test waits for: the machine may be busy."""
 PAIRS = [f"two tiered on {name}" for name in REDIS_SERVERS]
 """Two instances that share a server, asked in turn, as two processes would be."""
 
@@ -69,7 +71,7 @@ class RedisSubject:
     def __init__(self, url: str) -> None:
         self.raw = redis.Redis.from_url(url)
         self.raw.flushall()
-        self.backend = RedisBackend(url, prefix="test:")
+        self.backend = RedisBackend(url, prefix="test:", socket_limit=PATIENCE)
 
     async def evict(self, key: str) -> None:
         self.raw.delete(f"test:{key}")
@@ -107,9 +109,11 @@ class TieredSubject:
         self._marks = itertools.count()
 
     def _instance(self, url: str) -> TieredBackend:
-        far = RedisBackend(url, prefix="test:")
+        far = RedisBackend(url, prefix="test:", socket_limit=PATIENCE)
         near = MemoryBackend(clock=self.clock)
-        return TieredBackend(near, Guard(far, deadline=5, fence_deadline=5), far.feed())
+        return TieredBackend(
+            near, Guard(far, deadline=PATIENCE, fence_deadline=PATIENCE), far.feed()
+        )
 
     async def start(self) -> None:
         """Return once every instance is told what changes."""
@@ -118,7 +122,7 @@ class TieredSubject:
             self._told.append(told)
             instance.feed().listen(_Told(told))
             await instance.start()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while not all(instance.feed().live for instance in self.instances):
                 await asyncio.sleep(0.001)
 
@@ -128,7 +132,7 @@ class TieredSubject:
         marks = {f"mark:{number}{tag}" for tag in self._tags}
         for mark in marks:
             self.raw.set(f"test:{mark}", "", px=60_000)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while not all(marks <= told for told in self._told):
                 await asyncio.sleep(0)
 

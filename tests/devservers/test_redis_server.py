@@ -136,13 +136,16 @@ def test_a_paused_server_answers_nothing_until_it_is_resumed() -> None:
 
 
 @every_server
-def test_a_paused_server_stops_politely_and_starts_unpaused(program: Path) -> None:
+def test_a_paused_server_stops_politely_and_starts_unpaused(
+    program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "_STOP", 60)
     with RedisServer(program) as server:
         server.pause()
         pid, since = server.pid, time.monotonic()
         server.stop()
         assert not psutil.pid_exists(pid)
-        assert time.monotonic() - since < 2
+        assert time.monotonic() - since < 30, "it was not killed"
 
         server.start()
         server.pause()
@@ -162,7 +165,7 @@ def test_a_server_too_busy_to_stop_is_killed(
         since = time.monotonic()
         server.stop()
         assert not psutil.pid_exists(pid)
-        assert time.monotonic() - since < 2
+        assert time.monotonic() - since < 30
 
 
 @every_server

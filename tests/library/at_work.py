@@ -68,7 +68,7 @@ class Jobs:
 
     async def until_all_are_hits(self) -> None:
         """Through every cache; what was told meanwhile was as new as ever."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             for cache in self.caches:
                 while {await self.read(cache, key) for key in self.keys} != {Outcome.HIT}:
                     await asyncio.sleep(0.01)

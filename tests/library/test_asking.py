@@ -36,7 +36,7 @@ class Asked:
         said: list[Answer | None] = []
         assert self.cache.ask(key, self.load, floor, said.append)
         assert said == [], "never in the same turn"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not said:
                 await asyncio.sleep(0)
         assert len(said) == 1
@@ -80,7 +80,7 @@ async def test_while_the_store_is_away_nothing_is_told_and_then_it_is_not_asked(
         await asked.cache.read("k", asked.load)
         server.kill()
         told: list[Answer | None] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while asked.cache.ask("k", asked.load, 0, told.append):
                 while not told:
                     await asyncio.sleep(0.001)

@@ -331,7 +331,7 @@ async def test_what_a_node_says_that_no_feed_listens_to_is_to_be_confirmed(
     await asyncio.sleep(0.05)  # it has just looked when it hears of the move, and looks once more
     assert list(moving) == ["done"]
     before = backend.generation
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await backend.get(key) != entry_of(2):
             await asyncio.sleep(0.01)
     assert backend.generation > before
@@ -360,7 +360,7 @@ async def test_tiers_hear_of_changes_on_a_node_that_gets_its_first_slot(
 
 async def until_near(tiers: TieredBackend, key: str, version: int) -> None:
     """Until a hit is served from this process, and it is that version."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (near := tiers.peek(key)) is None or near.version < version:
             await tiers.get(key)
             await asyncio.sleep(0.01)
@@ -414,6 +414,6 @@ def replica_of(cluster: RedisCluster, primary: RedisServer) -> RedisServer:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not true():
             await asyncio.sleep(0.01)

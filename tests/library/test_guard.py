@@ -264,7 +264,7 @@ async def test_who_waits_while_it_closes_is_told(rig: Rig) -> None:
     waiting.append(asyncio.create_task(rig.guard.get("k")))
     await asyncio.sleep(0)
     await rig.guard.aclose()
-    await asyncio.wait(waiting, timeout=5)
+    await asyncio.wait(waiting, timeout=60)
     assert {type(task.exception()) for task in waiting} == {CacheUnavailable}
     rig.store.hangs.set()
 
@@ -342,7 +342,7 @@ async def test_a_silence_that_ends_before_the_probe_does_is_no_outage(
         await rig.guard.get("k")
     rig.store.hangs = None
     hangs.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while rig.guard._recovery is not None and not rig.guard._recovery.done():
             await asyncio.sleep(0)
     assert await rig.guard.get("k") is None
@@ -350,7 +350,7 @@ async def test_a_silence_that_ends_before_the_probe_does_is_no_outage(
 
 
 async def until_open(rig: Rig) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while rig.guard.condition().available:
             await asyncio.sleep(0.001)
 
@@ -805,7 +805,7 @@ async def test_a_sweep_may_take_longer_than_a_probe() -> None:
 
     rig.store.purge_all = slow  # type: ignore[method-assign]
     rig.pauses.gate.release()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not rig.guard.condition().available:
             await asyncio.sleep(0.001)
     assert sweeps == 1

@@ -287,7 +287,7 @@ async def test_a_full_redis_is_set_aside_with_one_line(caplog: pytest.LogCapture
         cache = JobCache(make_backend(CacheSettings(backend="redis", redis_url=server.url)))
         raw.config_set("maxmemory", 1)
         reads = 0
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while cache.condition().available or reads < 200:
                 answer = await cache.read(f"job:{reads}:progress", load)
                 assert answer.outcome is Outcome.BYPASS
@@ -295,7 +295,7 @@ async def test_a_full_redis_is_set_aside_with_one_line(caplog: pytest.LogCapture
         assert len(caplog.records) == 1
         assert "OutOfMemory" in caplog.text
         raw.config_set("maxmemory", 0)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not cache.condition().available:
                 await asyncio.sleep(0.01)
         await cache.aclose()

@@ -251,7 +251,7 @@ def test_hits_are_compared_in_a_thread_of_their_own() -> None:
     with JobCache(CacheSettings(backend="memory", shadow_rate=1)) as cache:
         assert cache.read("k", load).outcome is Outcome.MISS
         assert cache.read("k", load).outcome is Outcome.HIT
-        assert compared.wait(5)
+        assert compared.wait(60)
     assert len(source.threads) == 2
 
 
@@ -262,7 +262,7 @@ def test_equal_reads_of_many_threads_cost_two_loads_at_most(memory: JobCache) ->
     source, all_in = Source(k=1), threading.Barrier(20)
 
     def poll(_: int) -> int:
-        all_in.wait(5)
+        all_in.wait(60)
         return read(memory, source)[0]
 
     with ThreadPoolExecutor(20) as pool:
@@ -353,12 +353,12 @@ def test_a_closed_cache_says_so_to_those_who_wait_and_those_who_come_later() -> 
 
     def slow() -> Document | None:
         loading.set()
-        assert may_go_on.wait(5)
+        assert may_go_on.wait(60)
         return source.load()
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(cache.read, "k", slow)
-        assert loading.wait(5)
+        assert loading.wait(60)
         second = pool.submit(cache.read, "k", source.load)
         with cache.write(source.transaction("j"), "j") as writing:
             writing.offer("j", document(1))

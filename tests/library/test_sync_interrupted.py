@@ -128,12 +128,12 @@ def test_who_is_interrupted_waiting_leaves_the_others_load_alone(memory: JobCach
 
     def slow() -> Document | None:
         loading.set()
-        assert may_go_on.wait(5)
+        assert may_go_on.wait(60)
         return source.load()
 
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(memory.read, "k", slow)
-        assert loading.wait(5)
+        assert loading.wait(60)
         threading.Timer(0.02, interrupt).start()
         with pytest.raises(Alarm):
             memory.read("k", source.load)
@@ -158,11 +158,11 @@ def test_a_load_that_is_interrupted_is_replaced_by_that_of_another_who_waits() -
         both_in = threading.Barrier(2)
 
         def ask() -> tuple[int, Outcome]:
-            both_in.wait(5)
+            both_in.wait(60)
             return read(cache, source)
 
         other = pool.submit(ask)
-        both_in.wait(5)
+        both_in.wait(60)
         with pytest.raises(Alarm):
             cache.read("k", source.load)
         assert other.result(5) == (1, Outcome.MISS)

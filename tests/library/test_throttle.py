@@ -348,7 +348,7 @@ class Recorder:
 
     def commit(self, report: int) -> None:
         self.begun.set()
-        assert self.gate.wait(5)
+        assert self.gate.wait(60)
         with self.changed:
             self.threads.add(threading.get_ident())
             if self.refusals:
@@ -367,7 +367,7 @@ def test_in_a_thread_the_latest_is_committed_when_the_interval_ends() -> None:
     recorder.gate.clear()
     with ThreadedThrottle(recorder.commit, interval=0.01) as throttle:
         throttle.report(1)
-        assert recorder.begun.wait(5)
+        assert recorder.begun.wait(60)
         for report in range(2, 10):
             throttle.report(report)  # waits for nobody
         recorder.gate.set()
@@ -381,7 +381,7 @@ def test_in_a_thread_the_end_follows_what_is_under_way_and_nothing_follows_it() 
     recorder.gate.clear()
     throttle = ThreadedThrottle(recorder.commit, interval=1000)
     throttle.report(1)
-    assert recorder.begun.wait(5)
+    assert recorder.begun.wait(60)
     throttle.report(2)
     finishing = threading.Thread(target=throttle.finish, args=(3,))
     finishing.start()

@@ -47,12 +47,16 @@ def document(results: Path) -> dict[str, Any]:
     return found
 
 
-def test_no_promise_is_broken_whatever_fails(tmp_path: Path) -> None:
-    child = start(tmp_path, "--quick")
+SHORT = ("--reads", "5000", "--calm", "0.5", "--pollers", "8")
+"""Each fault is injected as in a long run: less calm and fewer reads around it."""
+
+
+def test_no_promise_is_broken_whatever_fails(tmp_path: Path, *, long: bool) -> None:
+    child = start(tmp_path, "--quick", *(() if long else (*SHORT, "--freshness", "1")))
     said = finish(child)
     assert child.returncode == 0, said
     seen = document(tmp_path)
-    assert seen["all"]["reads"] >= 100_000
+    assert seen["all"]["reads"] >= (100_000 if long else 5000)
     expected = {name for name, fault in FAULTS.items() if not fault.needs_feed}
     assert expected < set(seen["faults"])
     for name in expected:
@@ -60,8 +64,11 @@ def test_no_promise_is_broken_whatever_fails(tmp_path: Path) -> None:
         assert fault["injected"] >= 1
         assert fault["reads"] > 0
         assert fault["violations"] == {}
-        assert fault["poll_ms"]["before"]["p50"] > 0
-    assert seen["all"]["writes"] > 1000
+    # In half a second of calm a busy machine may answer no poll.
+    calm = [seen["faults"][name]["poll_ms"]["before"]["p50"] for name in expected]
+    assert all(p50 > 0 for p50 in calm if p50 is not None or long)
+    assert any(calm)
+    assert seen["all"]["writes"] > (1000 if long else 200)
     assert seen["all"]["not_modified"] > 0
     assert seen["compared"] == 3 * seen["jobs"] > 0
 
@@ -70,9 +77,10 @@ FEED = "feed-killed,feed-black-hole,hello-refused,pause"
 
 
 def test_two_tiers_lag_by_no_more_than_they_may_whatever_becomes_of_their_feed(
-    tmp_path: Path,
+    tmp_path: Path, *, long: bool
 ) -> None:
-    child = start(tmp_path, "--backend", "tiered", "--quick", "--faults", FEED, "--reads", "20000")
+    load = ("--reads", "20000") if long else SHORT
+    child = start(tmp_path, "--backend", "tiered", "--quick", "--faults", FEED, *load)
     said = finish(child)
     assert child.returncode == 0, said
     seen = document(tmp_path)
@@ -112,7 +120,7 @@ def test_a_cache_without_fences_is_found_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["memory", "null"])
 def test_other_backends_are_checked_as_well(tmp_path: Path, backend: str) -> None:
-    child = start(tmp_path, "--backend", backend, "--quick", "--reads", "2000")
+    child = start(tmp_path, "--backend", backend, "--quick", *SHORT, "--reads", "2000")
     said = finish(child)
     assert child.returncode == 0, said
     seen = document(tmp_path)
@@ -141,5 +149,5 @@ def test_an_interrupt_leaves_nothing_behind(
     assert child.returncode in status, said
     assert ("FAILED: interrupted" in said) == (moment == "round")
     assert family
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from app.rendering.storyboard import Storyboard
 
-SOON = 5.0  # seconds; it takes some milliseconds
+SOON = 60.0  # seconds; it takes some milliseconds
 ROOT = Path(sys.modules["app"].__path__[0]).parent
 
 Child = subprocess.Popen[bytes]

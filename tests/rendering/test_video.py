@@ -151,7 +151,7 @@ async def test_an_encoder_that_floods_stderr_is_not_stuck_and_its_last_words_are
     )
     monkeypatch.setattr(video, "_IMPORT_ROOT", tmp_path)
     with pytest.raises(RenderError, match=r"^the encoder ended with exit code 3$"):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await render(RenderTask(7, storyboard, tmp_path / "video.mp4"))
     (record,) = caplog.records
     assert record.levelno == logging.WARNING

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from app.rendering.storyboard import Storyboard
 
 ROOT = Path(sys.modules["app"].__path__[0]).parent
-SOON = 5.0  # seconds; it takes some milliseconds
+SOON = 60.0  # seconds; it takes some milliseconds
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ class Process:
         self.child = child
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
-        self.http = httpx.Client(base_url=self.url, timeout=10)
+        self.http = httpx.Client(base_url=self.url, timeout=60)
         self.log = log
 
     def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             assert self.child.poll() is None, self.log.read_text()
             try:
@@ -40,7 +40,7 @@ class Process:
 
     def until(self, job_id: int, *statuses: str) -> dict[str, object]:
         """Poll until the job has one of these statuses."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             job: dict[str, object] = self.http.get(f"/api/v2/jobs/{job_id}").json()
             if job["status"] in statuses:
@@ -64,7 +64,7 @@ class Process:
         if self.child.poll() is None:
             self.child.send_signal(how)
         try:
-            return self.child.wait(20)
+            return self.child.wait(60)
         except subprocess.TimeoutExpired:
             self.child.kill()
             self.child.wait()

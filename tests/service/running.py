@@ -75,7 +75,7 @@ class Service:
 
     async def until(self, job_id: int, status: str) -> dict[str, Any]:
         """Poll until the job has that status."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (job := await self.job(job_id))["status"] != status:
                 assert not job["terminal"], job
                 await asyncio.sleep(0.01)

@@ -97,7 +97,7 @@ async def test_a_service_killed_in_the_middle_is_waited_for_and_nothing_is_misse
         soon = Rules(chance=lambda: 0.1), Rules(chance=lambda: 0.1)
         seen: list[list[int]] = [[], []]
         with Jobs(first.url, rules=soon[0]) as jobs:
-            async with AsyncJobs(first.url, rules=soon[1]) as async_jobs, asyncio.timeout(40):
+            async with AsyncJobs(first.url, rules=soon[1]) as async_jobs, asyncio.timeout(60):
                 waiting = [
                     asyncio.create_task(
                         asyncio.to_thread(

@@ -21,6 +21,13 @@ from tests.service.running import Start
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
+SHORT = {"max-examples = 20 ": "max-examples = 8 ", "max-examples = 100 ": "max-examples = 40 "}
+"""What becomes of the examples of each operation, unless it is a long run."""
+PHASES = {
+    "memory on SQLite": "examples,coverage",
+    "redis on PostgreSQL": "examples,fuzzing,stateful",
+}
+"""By kind, unless it is a long run, in which each has all."""
 
 OPERATIONS = {
     "POST /api/v2/jobs",
@@ -110,8 +117,16 @@ def test_schemathesis_finds_no_answer_outside_the_contract(
     tmp_path: Path,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
+    *,
+    long: bool,
 ) -> None:
     """To replay a failure: the seed is pytest-randomly's, `--randomly-seed=`; without it, 1."""
+    configuration = tmp_path / "schemathesis.toml"
+    text = CONFIGURATION.read_text()
+    for full, short in SHORT.items():
+        assert full in text
+        text = text if long else text.replace(full, short)
+    configuration.write_text(text)
     seed = request.config.getoption("randomly_seed", default=1)
     monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # it would halve what is tried
     environment = {
@@ -136,9 +151,10 @@ def test_schemathesis_finds_no_answer_outside_the_contract(
     with serving(tmp_path, **environment) as process:
         prepare(process, tmp_path / "var" / "videos", environment["DATABASE_URL"])
         command = [
-            *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIGURATION)),
+            *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(configuration)),
             *("run", f"{process.url}/openapi.json", "--no-color"),
             *("--seed", str(seed)),
+            *(() if long else ("--phases", PHASES[kind])),
         ]
         run = subprocess.run(
             command,

@@ -30,7 +30,7 @@ both = pytest.mark.parametrize("database_url", DATABASES, indirect=True)
 async def closed(database: Database) -> None:
     """Close it, and wait for its threads: one that reports to a loop that has ended is an error."""
     await database.aclose()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while any("connection_worker" in thread.name for thread in threading.enumerate()):
             await asyncio.sleep(0.005)
 
@@ -153,7 +153,7 @@ async def test_a_transaction_that_takes_too_long_is_ended_and_its_connection_is_
         await database.write(text(insert))
     monkeypatch.setattr(db, "_LONGEST_READ", 5)
     counted = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(30)%'"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while await database.read(text(f"{counted} AND pid <> pg_backend_pid()"), "test") != [(0,)]:
             await asyncio.sleep(0.01)
     assert await database.read(db.clients.select(), "test") == []
@@ -201,7 +201,7 @@ async def test_a_write_does_not_wait_without_end(
 ) -> None:
     monkeypatch.setattr(db, "_LONGEST_WAIT", 0.05)
     raised = db.clients.insert().values(id="acme", version=1)
-    async with database.transaction(), asyncio.timeout(2):
+    async with database.transaction(), asyncio.timeout(9):  # less than the limit it has
         with pytest.raises(DatabaseUnavailable):
             await database.write(raised)
     await database.write(raised)
@@ -236,7 +236,7 @@ async def test_a_start_outlasts_the_write_of_one_that_has_no_wal_yet(
         other.execute("CREATE TABLE another (id)")
         other.execute("BEGIN IMMEDIATE")
         starting = asyncio.create_task(database.create_tables())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while tries < 2 and not starting.done():
                 await asyncio.sleep(0.005)
         other.rollback()

@@ -121,7 +121,7 @@ class Clients:
         """In each process, twice: what it holds then is changed by the first of them meanwhile."""
         connections = await self._connect()
         writer = next(iter(connections.values()))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             for port, connection in [*connections.items()] * 2:
                 for job_id in self._acknowledged:
                     await self._report(writer, job_id)
@@ -133,7 +133,7 @@ class Clients:
     async def until(self, true: Callable[[list[bool]], bool]) -> None:
         """Until that is so of which processes' caches are available."""
         connections = await self._connect()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 replies = [
                     await each.request("GET", "/api/v2/cache/stats")

@@ -189,7 +189,7 @@ def test_a_key_made_while_the_file_is_being_changed_waits_its_turn(
     with ThreadPoolExecutor() as other, commands._changing(file) as text:
         monkeypatch.setattr(fcntl, "flock", flock)
         waiting = other.submit(keys, "add", "--role", "worker")
-        assert asked.wait(20)
+        assert asked.wait(60)
         commands._replace(file, f"{text}# a note\n")
     assert waiting.result(20) == 0
     assert "# a note\n" in file.read_text()
@@ -280,7 +280,7 @@ async def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
     kept = [row for row in file.read_text().splitlines(keepends=True) if " acme " not in row]
     file.write_text("".join(kept))
     slept.release()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while watched.ring.identify(tokens["own"].encode()):
             await asyncio.sleep(0.001)
     assert watched.ring.identify(tokens["worker"].encode())
@@ -375,7 +375,7 @@ def test_a_service_takes_back_a_key_while_it_runs(tmp_path: Path) -> None:
 
         assert (status("own"), status("stranger")) == (200, 200)
         assert keys("revoke", revoked, "--file", str(file)) == 0
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while status("stranger") != 401:
             assert time.monotonic() < deadline
             time.sleep(0.05)  # between bounded attempts, not instead of a condition

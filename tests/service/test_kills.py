@@ -20,7 +20,7 @@ from app.devservers import PostgresServer, RedisServer, free_port
 from tests.service.connections import Connection, Reply
 from tests.service.process import launch
 
-KILLS = 50
+KILLS = {"short": 12, "long": 50}
 PROCESSES = 3
 DRIVERS = 10
 POLLERS = 4
@@ -45,7 +45,7 @@ class Target:
         )
 
     async def ready(self) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 assert self._child is not None
                 assert self._child.poll() is None, self.log.read_text()
@@ -72,7 +72,7 @@ class Refused(Exception):  # noqa: N818 - says what is the matter
 
 async def ask_once(port: int, method: str, path: str, body: Any = None, **headers: str) -> Reply:
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             connection = await Connection.open(port)
             try:
                 return await connection.request(method, path, body, **headers)
@@ -228,9 +228,10 @@ async def targets(directory: Path, environment: dict[str, str]) -> AsyncIterator
             await target.kill()
 
 
-async def test_fifty_kills_lose_no_acknowledged_write_and_leave_no_job_stuck(
-    tmp_path: Path, postgres: PostgresServer
+async def test_kills_lose_no_acknowledged_write_and_leave_no_job_stuck(
+    tmp_path: Path, postgres: PostgresServer, *, long: bool
 ) -> None:
+    kills = KILLS["long" if long else "short"]
     seed = random.randrange(10**6)
     print("seed", seed)  # noqa: T201 - to run it again
     dice = random.Random(seed)
@@ -253,7 +254,7 @@ async def test_fifty_kills_lose_no_acknowledged_write_and_leave_no_job_stuck(
                 [process.log for process in processes],
                 dice,
             )
-            shares = [KILLS // PROCESSES + (n < KILLS % PROCESSES) for n in range(PROCESSES)]
+            shares = [kills // PROCESSES + (n < kills % PROCESSES) for n in range(PROCESSES)]
             async with asyncio.timeout(None) as limit, asyncio.TaskGroup() as load:
                 for number in range(DRIVERS):
                     load.create_task(watch.drive(number))

@@ -51,7 +51,7 @@ async def test_a_request_that_comes_again_is_answered_alike_without_being_parsed
         for _ in range(4):
             writer.write(sent)
             answers.append(b"")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 for _ in range(sent.count(b"HTTP/1.1")):
                     answers[-1] += await answer(reader, bodiless=name == "HEAD")
         said[short] = answers
@@ -87,7 +87,7 @@ async def test_a_request_that_does_not_come_alone_is_not_remembered(wire: Wire, 
         assert wire.met == []
         open_head = not b"".join(reads).endswith(b"\r\n\r\n")
         wire.protocols[-1].data_received(END[-2:] if open_head else END)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             said.append(await reader.read())
         writer.close()
     assert said[0] == said[1]
@@ -100,7 +100,7 @@ async def test_a_request_is_known_again_after_others(wire: Wire) -> None:
     one, two = get(path), get(path, 'If-None-Match: "1-1"')
     for request in (one, one, get("/healthz"), one, one, two, one, two, two):
         writer.write(request)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert b" 200 " in await answer(reader)
     assert wire.known == (0 if wire.elsewhere else 4)
     writer.close()
@@ -139,7 +139,7 @@ async def test_however_requests_come_they_are_answered_alike(wire: Wire) -> None
                 while pause and cycle and not (cycle.response_complete or cycle.more_body):
                     await asyncio.sleep(0)
             protocol.data_received(END)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 said.append(await reader.read())
             writer.close()
         assert said[0] == said[1], reads
@@ -168,7 +168,7 @@ async def test_known_bytes_in_the_middle_of_a_request_are_a_part_of_it(wire: Wir
         protocol.data_received(get("/nowhere")[:-2] + b"X-Known: ")
         protocol.data_received(known)
         protocol.data_received(END)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             said.append(await reader.read())
         writer.close()
     assert said[0] == said[1]
@@ -183,7 +183,7 @@ async def test_known_requests_count_as_heard(wire: Wire) -> None:
     for _ in range(4):
         protocol.data_received(b"\r\n" * (HEAD_BYTES // 3))
         protocol.data_received(known)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert b" 200 " in await answer(reader)
     assert wire.known == (0 if wire.elsewhere else 4)
     writer.close()
@@ -193,7 +193,7 @@ async def test_a_known_request_waits_for_the_answer_before_it(wire: Wire) -> Non
     known, reader, writer = await know(wire)
     for read in (get("/nowhere"), known, END):
         wire.protocols[-1].data_received(read)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert re.findall(rb"HTTP/1.1 (\d+)", await reader.read()) == [b"404", b"200", b"200"]
     writer.close()
 
@@ -201,7 +201,7 @@ async def test_a_known_request_waits_for_the_answer_before_it(wire: Wire) -> Non
 async def test_a_known_request_ends_the_idleness_before_it(wire: Wire) -> None:
     known, reader, writer = await know(wire)
     writer.write(get("/healthz"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await answer(reader)
     protocol = wire.protocols[-1]
     idle = protocol.timeout_keep_alive_task
@@ -224,7 +224,7 @@ async def test_a_known_request_that_fails_is_known_no_more(
     for number in range(3):
         before = statistics.hits
         writer.write(known)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert b" 404 " in await answer(reader)
         if number > 0:
             assert statistics.hits == before + 1
@@ -242,7 +242,7 @@ async def test_what_goes_wrong_with_a_known_request_is_answered_by_the_applicati
 
     monkeypatch.setattr(wire.service.parts.cache, "_clock_ms", stopped)
     writer.write(known)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert b" 500 " in await answer(reader)
     writer.close()
 
@@ -255,7 +255,7 @@ async def test_what_is_known_is_bounded(wire: Wire) -> None:
     requests = [get(path, f"X-Number: {number}") for number in range(8)]
     for request in [*requests, *requests, *requests]:
         writer.write(request)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert b" 200 " in await answer(reader)
     assert len(hot.known) == (0 if wire.elsewhere else 3)
     assert wire.known == (0 if wire.elsewhere else 3)
@@ -270,7 +270,7 @@ async def test_known_requests_keep_no_jobs_at_hand(
     reader, writer = await wire.connect(short=True)
     for path in [path for path in paths for _ in range(3)]:
         writer.write(get(path))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert b" 200 " in await answer(reader)
     assert wire.known == (0 if wire.elsewhere else 8)
     gc.collect()
@@ -283,7 +283,7 @@ async def test_known_requests_are_counted_and_then_idle(wire: Wire) -> None:
     known, reader, writer = await know(wire, apart=True)
     before = wire.protocols[-1].server_state.total_requests
     writer.write(known)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert (await reader.read()).startswith(b"HTTP/1.1 200")
     assert wire.known == (0 if wire.elsewhere else 1)
     assert wire.protocols[-1].server_state.total_requests == before + 1
@@ -294,7 +294,7 @@ async def test_what_is_known_may_come_in_a_bytearray(wire: Wire) -> None:
     """As it does on Windows."""
     known, reader, writer = await know(wire)
     wire.protocols[-1].data_received(bytearray(known))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert b" 200 " in await answer(reader)
     assert wire.known == (0 if wire.elsewhere else 1)
     writer.close()

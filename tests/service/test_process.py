@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 import av
@@ -103,7 +104,7 @@ def test_a_cancelled_render_stops_and_leaves_no_file(tmp_path: Path) -> None:
         while not encoders:
             encoders = psutil.Process(service.child.pid).children()
         service.http.post(f"/api/v2/jobs/{job_id}/cancel").raise_for_status()
-        _, alive = psutil.wait_procs(encoders, timeout=10)
+        _, alive = psutil.wait_procs(encoders, timeout=60)
         assert not alive
         assert service.until(job_id, "cancelled")["terminal"]
         assert service.http.get(f"/api/v2/jobs/{job_id}/video").status_code == 409
@@ -123,7 +124,7 @@ def test_what_a_dead_process_left_half_done_is_taken_up_again(
         ).json()["id"]
         family = psutil.Process(first.child.pid).children(recursive=True)
         first.stop(how)
-        _, alive = psutil.wait_procs(family, timeout=10)
+        _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive, "the encoder ends with its service"
     with serving(tmp_path) as second:
         second.until(unfinished, "storyboard_ready")
@@ -154,11 +155,11 @@ def test_a_job_that_keeps_killing_its_process_is_failed(tmp_path: Path) -> None:
 
 def wait_for_attempt(directory: Path) -> None:
     """Wait until the process that runs now has claimed the job."""
-    deadline = time.monotonic() + 20
-    with sqlite3.connect(directory / "var" / "jobcache.db") as database:
+    deadline = time.monotonic() + 60
+    with closing(sqlite3.connect(directory / "var" / "jobcache.db")) as database:
         while time.monotonic() < deadline:
-            (expires_at,) = database.execute("SELECT expires_at FROM claims").fetchone()
-            if expires_at > time.time() * 1000 + 400:
+            claimed = database.execute("SELECT expires_at FROM claims").fetchone()
+            if claimed is not None and claimed[0] > time.time() * 1000 + 400:
                 return
             time.sleep(0.02)
     raise AssertionError("nobody takes the job up")
@@ -203,7 +204,7 @@ def test_several_workers_serve_one_port(tmp_path: Path, redis_url: str) -> None:
         job_id = service.rendering()
         assert service.until(job_id, "completed")["status"] == "completed"
         family = psutil.Process(service.child.pid).children(recursive=True)
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
 
 
@@ -222,7 +223,7 @@ def test_dev_starts_the_servers_that_are_missing_and_ends_them(tmp_path: Path) -
             assert stats["statistics"]["redis_available"] is True
             family = psutil.Process(service.child.pid).children(recursive=True)
             assert len(family) >= 2
-        _, alive = psutil.wait_procs(family, timeout=10)
+        _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive
         left = {path.name for path in Path(var).iterdir()}
         assert left == {"videos", "postgres"}, "no directory of the servers' own is left"

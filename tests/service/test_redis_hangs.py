@@ -75,7 +75,7 @@ class Clients:
         self.known[job_id] = max(job["version"], self.known[job_id])
 
     async def until_all_are_hits(self, service: Service) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not all([await self.poll(service, job_id) for job_id in self.known]):
                 await asyncio.sleep(0.01)
 
@@ -98,7 +98,7 @@ class Clients:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not true():
             await asyncio.sleep(0.005)
 
@@ -178,7 +178,7 @@ async def test_writes_that_wait_for_redis_leave_polls_a_connection_to_the_databa
             writes = [group.create_task(clients.report(service, job, 9)) for job in clients.known]
             try:
                 await until(lambda: fencing > 0)
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(60):
                     await asyncio.gather(*(clients.poll(service, job) for job in clients.known))
                 assert not any(write.done() for write in writes)
             finally:

@@ -13,8 +13,9 @@ from loadtests.restart.run import Report, run
 
 @pytest.mark.parametrize("backend", ["tiered"])
 async def test_nobody_who_waits_misses_the_end_of_a_job(
-    backend: str, postgres: PostgresServer, redis_url: str
+    backend: str, postgres: PostgresServer, redis_url: str, *, long: bool
 ) -> None:
+    jobs, waiting = (12, 3) if long else (8, 2)
     with redis.Redis.from_url(redis_url) as raw:
         raw.flushall()
     name = f"restart-{backend}"
@@ -25,13 +26,15 @@ async def test_nobody_who_waits_misses_the_end_of_a_job(
                 "JOBCACHE_BACKEND": backend,
                 "DATABASE_URL": postgres.url(name),
                 "REDIS_URL": redis_url,
-            }
+            },
+            jobs=jobs,
+            waiting=waiting,
         )
     finally:
         postgres.drop_database(name)
     print(in_words(report))  # noqa: T201 - how many reconnects there were
     assert report.failures == []
-    assert len(report.delays) == report.clients == 36
+    assert len(report.delays) == report.clients == jobs * waiting
     assert report.news > 2 * report.clients
     assert len(report.endings) == 3
     for status, took in report.endings:

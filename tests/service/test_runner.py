@@ -68,7 +68,7 @@ class Rig:
         return job.id
 
     async def until(self, job_id: int, status: Status) -> Job:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while True:
                 job = await self.store.load(job_id)
                 assert job is not None
@@ -77,7 +77,7 @@ class Rig:
                 await asyncio.sleep(0.005)
 
     async def holds(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.005)
 
@@ -86,7 +86,7 @@ class Rig:
         return [row.job_id for row in rows]
 
     async def claimed_are(self, *job_ids: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while await self.claimed() != list(job_ids):
                 await asyncio.sleep(0.005)
 
@@ -213,7 +213,7 @@ async def test_a_stop_while_the_job_is_being_completed_keeps_its_video(
 
     monkeypatch.setattr(rig.jobs, "complete", slow)
     job_id = await rig.rendering()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await begun.wait()
     stopping = asyncio.create_task(rig.runner.aclose())
     await rig.holds(lambda: not rig.runner._working)
@@ -255,7 +255,7 @@ async def test_a_stop_in_the_middle_of_a_claim_gives_it_up(
 
     monkeypatch.setattr(rig.store, "claim", slow)
     job = await rig.create()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await begun.wait()
     stopping = asyncio.create_task(rig.runner.aclose())
     await asyncio.sleep(0)

@@ -53,7 +53,7 @@ async def _run(app: Application) -> None:
             url = made.headers["location"]
             seen = made.headers["etag"]
             status = "pending"
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while status != "storyboard_ready":  # the runner's doing
                     asked = {"if-none-match": seen, "prefer": "wait=20"}
                     poll = await http.get(url, headers=asked)

@@ -50,7 +50,7 @@ def test_a_preference_is_read_as_rfc_7240_says(prefer: str | None, seconds: int 
 
 
 def test_a_preference_made_to_be_slow_to_read_is_not() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     wait_asked("a=b")
     for evil in (
         "a;" * 8000,
@@ -60,7 +60,7 @@ def test_a_preference_made_to_be_slow_to_read_is_not() -> None:
         "a" + " ;" * 8000,
     ):
         wait_asked(evil)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 async def poll(
@@ -72,7 +72,7 @@ async def poll(
 
 
 async def held(service: Service, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await service.stats())["held"]["waits"] != count:
             await asyncio.sleep(0.005)
 
@@ -81,7 +81,7 @@ async def test_a_held_poll_is_answered_by_the_next_version(service: Service) -> 
     """On every backend; on null nothing but the process itself tells of it."""
     job = await service.rendering()
     tag = f'"{job["version"]}-0"'
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         waiting = [
             asyncio.create_task(poll(service, job["id"], tag, "wait=30")),
             # the tag of the other coding names the same version
@@ -125,7 +125,7 @@ async def test_when_the_time_is_up_it_is_304(start: Start) -> None:
 async def test_who_lacks_the_newest_version_is_not_held_and_nobody_is_once_it_is_terminal(
     start: Start,
 ) -> None:
-    async with start() as service, asyncio.timeout(20):
+    async with start() as service, asyncio.timeout(60):
         job = await service.rendering()
         version = job["version"]
         for tag, status in [
@@ -156,7 +156,7 @@ async def test_another_process_wakes_it_through_the_feed(
         async with (
             start(DATABASE_URL=database_url, **environment) as one,
             start(DATABASE_URL=database_url, **environment) as other,
-            asyncio.timeout(20),
+            asyncio.timeout(60),
         ):
             job = await one.rendering()
             waiting = asyncio.create_task(poll(one, job["id"], f'"{job["version"]}-0"', "wait=30"))
@@ -171,7 +171,7 @@ async def test_another_process_wakes_it_through_the_feed(
 
 
 async def test_strangers_are_told_nothing_and_are_not_held(start: Start, tmp_path: Path) -> None:
-    async with keyed(start, tmp_path / "keys") as access, asyncio.timeout(10):
+    async with keyed(start, tmp_path / "keys") as access, asyncio.timeout(60):
         job = await access.service.rendering()
         headers = {"If-None-Match": f'"{job["version"]}-0"', "Prefer": "wait=55"}
         answer = await access.call("stranger", "GET", f"/api/v2/jobs/{job['id']}", headers=headers)
@@ -179,7 +179,7 @@ async def test_strangers_are_told_nothing_and_are_not_held(start: Start, tmp_pat
 
 
 async def test_beyond_the_limit_polls_are_answered_at_once(start: Start, tmp_path: Path) -> None:
-    async with start(JOBCACHE_HELD="2") as service, asyncio.timeout(20):
+    async with start(JOBCACHE_HELD="2") as service, asyncio.timeout(60):
         job = await service.rendering()
         tag = f'"{job["version"]}-0"'
         waiting = [asyncio.create_task(poll(service, job["id"], tag, "wait=55")) for _ in range(2)]
@@ -205,7 +205,7 @@ async def test_one_caller_is_given_half_of_the_places(start: Start, tmp_path: Pa
 
 
 async def test_a_client_that_leaves_frees_its_place_at_once(start: Start) -> None:
-    async with start() as service, listening(service) as port, asyncio.timeout(20):
+    async with start() as service, listening(service) as port, asyncio.timeout(60):
         job = await service.rendering()
         path, tag = f"/api/v2/jobs/{job['id']}", f'"{job["version"]}-0"'
         async with connected([port] * 20) as clients:
@@ -227,7 +227,7 @@ async def test_a_client_that_leaves_frees_its_place_at_once(start: Start) -> Non
 async def test_while_the_database_is_away_it_is_held_all_the_same(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with start() as service, asyncio.timeout(20):
+    async with start() as service, asyncio.timeout(60):
         job = await service.rendering()
 
         async def away(_: int) -> None:

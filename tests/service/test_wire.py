@@ -76,7 +76,7 @@ async def test_a_large_body_does_not_count_to_the_head_after_it(wire: Wire) -> N
     protocol = wire.protocols[-1]
     for read in (get("/api/v2/jobs", *heading, method="POST") + body, END[:9], END[9:]):
         protocol.data_received(read)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         said = await reader.read()
     assert re.findall(rb"HTTP/1.1 (\d+)", said) == [b"422", b"200"]
     writer.close()
@@ -97,7 +97,7 @@ async def test_a_connection_that_is_idle_after_a_hit_is_closed(wire: Wire) -> No
     await wire.serve(short=True, timeout_keep_alive=0)
     reader, writer = await wire.connect(short=True)
     writer.write(get(path))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert (await reader.read()).startswith(b"HTTP/1.1 200")
     assert wire.short == 1
     writer.close()
@@ -178,7 +178,7 @@ async def test_a_shutdown_after_a_hit_hangs_up(wire: Wire) -> None:
     writer.write(get(path))
     await reader.readuntil(b"\r\n\r\n")
     wire.protocols[-1].shutdown()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await reader.read()
     assert wire.short == 1
     writer.close()
@@ -193,7 +193,7 @@ async def test_a_client_that_does_not_read_is_not_written_to(
     protocol = wire.protocols[-1]
     protocol.pause_writing()  # as the transport says when much is unread
     writer.write(sent(path))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while protocol.cycle is None:  # so the request has been left to uvicorn, which waits
             await asyncio.sleep(0)
         protocol.resume_writing()
@@ -220,7 +220,7 @@ async def asking(wire: Wire) -> tuple[asyncio.StreamReader, asyncio.StreamWriter
     assert b"jobcache; hit" in await answer(reader)
     wire.held = []
     writer.write(get(path))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not wire.held:
             await asyncio.sleep(0.001)
     return reader, writer, wire.protocols[-1]
@@ -238,7 +238,7 @@ def release(wire: Wire) -> None:
 async def test_who_leaves_meanwhile_is_not_answered(wire: Wire) -> None:
     _, writer, protocol = await asking(wire)
     writer.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not protocol.cycle.disconnected:
             await asyncio.sleep(0.001)
     release(wire)
@@ -251,7 +251,7 @@ async def test_a_shutdown_meanwhile_hangs_up_when_it_is_answered(wire: Wire) -> 
     reader, writer, protocol = await asking(wire)
     protocol.shutdown()
     release(wire)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         said = await reader.read()
     assert said.startswith(b"HTTP/1.1 200")
     assert b"connection: close" in said
@@ -265,7 +265,7 @@ async def test_a_client_that_stops_reading_meanwhile_is_not_written_to(wire: Wir
     release(wire)
     assert not protocol.cycle.response_complete
     protocol.resume_writing()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert (await answer(reader)).startswith(b"HTTP/1.1 200")
     writer.close()
 

@@ -135,7 +135,7 @@ class Wire:
         port = self.servers[short].sockets[0].getsockname()[1]
         before = len(self.protocols)
         streams = await asyncio.open_connection("127.0.0.1", port)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.protocols) == before:  # it is not accepted yet
                 await asyncio.sleep(0)
         return streams
@@ -147,7 +147,7 @@ class Wire:
             writer.write(piece)
             await writer.drain()
             await asyncio.sleep(0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             said = await reader.read()
         writer.close()
         return said
@@ -211,7 +211,7 @@ async def know(
     reader, writer = await wire.connect(short=True)
     for _ in range(3):
         writer.write(get(path))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert b" 200 " in await answer(reader)
         if apart:
             writer.close()
