@@ -98,6 +98,7 @@ def test_every_peer_has_a_route_and_the_absent_ones_are_named() -> None:
     assert all("Error" in reason for reason in absent.values())
 
 
+@pytest.mark.long
 def test_instructions_are_counted(tmp_path: Path) -> None:
     if shutil.which("valgrind") is None:
         pytest.skip("valgrind is not installed")
