@@ -8,11 +8,11 @@ path does not have (405, with `Allow`), which is no operation.
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from app.jobs.schemas import LARGEST_ID
+from app.jobs.schemas import LARGEST_ID, MOST_ERRORS
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -44,7 +44,7 @@ class Problem(BaseModel):
     status: int
     detail: str
     instance: str
-    errors: list[FieldProblem] | None = None
+    errors: Annotated[list[FieldProblem], Field(max_length=MOST_ERRORS)] | None = None
 
 
 def header(description: str, *, required: bool = True, **schema: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -103,7 +103,7 @@ _PROBLEMS: dict[int, tuple[str, dict[str, Any]]] = {
     ),
     421: ("This service does not answer for the host that Host names", {}),
     422: ("The request is not valid", {}),
-    429: ("Too many calls", {"Retry-After": _RETRY_AFTER}),
+    429: ("Too many calls, or too many unfinished jobs", {"Retry-After": _RETRY_AFTER}),
     431: ("The headers are too large, or too many", {}),
     503: ("The database, or the cache, cannot be reached", {"Retry-After": _RETRY_AFTER}),
 }
@@ -140,7 +140,7 @@ _LOCATION = {"Location": header("Where to poll", pattern="^/api/v2/jobs/[1-9][0-
 
 CREATED: Responses = {
     202: {**_JOB, "headers": _LOCATION | _CHANGED_HEADERS},
-    **problems(413, 422, 503),
+    **problems(413, 422, 429, 503),
 }
 
 CHANGED: Responses = {200: _JOB, **problems(404, 409, 413, 422, 503)}

@@ -102,7 +102,7 @@ def create_app(chosen: Settings) -> Application:
     app.include_router(
         jobs.router(parts.jobs, parts.events, chosen.videos, longest_wait=chosen.max_wait)
     )
-    app.include_router(ops.router(parts.cache, parts.database, parts.held))
+    app.include_router(ops.router(parts.cache, parts.database, parts.held, parts.keys))
     contract.publish(app)
     describe(app, keyed=keyed, limited=parts.rate is not None)
     return app

@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app.jobs.service import IllegalMove, JobNotFound, RepeatMismatch
+from app.jobs.schemas import MOST_ERRORS
+from app.jobs.service import IllegalMove, JobNotFound, RepeatMismatch, TooManyJobs
 from jobcache import CacheError, SourceUnavailable
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("app")
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+_LONGEST_FIELD, _LONGEST_MESSAGE = 100, 500
+_FULL_RETRY_AFTER = "30"  # seconds: about what a job needs to end
 _RETRY_AFTER = "2"  # seconds: about what a database or cache that restarts needs
 
 
@@ -51,6 +54,10 @@ def install(app: FastAPI) -> None:
     async def simple(request: Request, error: Exception) -> JSONResponse:
         return problem(_STATUS[type(error)], str(error), instance=request.url.path)
 
+    async def full(request: Request, error: Exception) -> JSONResponse:
+        headers = {"Retry-After": _FULL_RETRY_AFTER}
+        return problem(429, str(error), instance=request.url.path, headers=headers)
+
     async def unavailable(request: Request, error: Exception) -> JSONResponse:
         # Both say so in the log themselves.
         what = "database" if isinstance(error, SourceUnavailable) else "cache"
@@ -63,9 +70,13 @@ def install(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         failure = cast("RequestValidationError", error)
+        # A client's own words may be long, and many.
         errors = [
-            {"field": ".".join(map(str, item["loc"])), "message": item["msg"]}
-            for item in failure.errors()
+            {
+                "field": ".".join(map(str, item["loc"]))[:_LONGEST_FIELD],
+                "message": str(item["msg"])[:_LONGEST_MESSAGE],
+            }
+            for item in failure.errors()[:MOST_ERRORS]
         ]
         return problem(
             422,
@@ -98,6 +109,7 @@ def install(app: FastAPI) -> None:
 
     for kind in _STATUS:
         app.add_exception_handler(kind, simple)
+    app.add_exception_handler(TooManyJobs, full)
     app.add_exception_handler(SourceUnavailable, unavailable)
     app.add_exception_handler(CacheError, unavailable)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -199,6 +199,15 @@ class Settings(BaseSettings):
         " or `*` for every hop; a Unix socket always is.",
         topic="Access",
     )
+    max_unfinished_jobs: int = _setting(
+        "JOBCACHE_MAX_UNFINISHED_JOBS",
+        1000,
+        "The most jobs of one client that have not ended; 0: no limit.",
+        topic="Access",
+        unit="jobs",
+        ge=0,
+        le=1_000_000,
+    )
     allowed_hosts: str = _setting(
         "JOBCACHE_ALLOWED_HOSTS",
         "",

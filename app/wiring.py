@@ -71,8 +71,11 @@ def build(settings: Settings) -> Parts:
         pooler=settings.pooler,
     )
     store = JobStore(database)
-    jobs = JobService(database, store, cache)
+    jobs = JobService(database, store, cache, most_unfinished=settings.max_unfinished_jobs)
     held = Held(settings.held, cache.stop_waiting)
+    if keys is not None:
+        held.admits = keys.admits
+        keys.on_change.append(held.review)
     events = JobEvents(
         jobs, held, heartbeat=settings.heartbeat_seconds, lasts=settings.stream_seconds
     )

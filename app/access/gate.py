@@ -104,13 +104,7 @@ class Admission:
                     headers={"Retry-After": str(wait)},
                 )
         if caller is None and path not in OPEN:
-            error = "" if token is None else ', error="invalid_token"'
-            return problem(
-                401,
-                _MISSING if token is None else _WRONG,
-                instance=path,
-                headers={"WWW-Authenticate": _CHALLENGE + error},
-            )
+            return unauthorized(path, token)
         return caller
 
     def _counted_by(self, caller: Caller | None, scope: Scope) -> str:
@@ -119,6 +113,17 @@ class Admission:
             return f"key:{caller.name}"
         address = self._proxies.address(scope)
         return f"address:{'' if address is None else address_name(str(address))}"
+
+
+def unauthorized(path: str, token: bytes | None) -> JSONResponse:
+    """Return the answer to a request without a key, or with a token that is none (any more)."""
+    error = "" if token is None else ', error="invalid_token"'
+    return problem(
+        401,
+        _MISSING if token is None else _WRONG,
+        instance=path,
+        headers={"WWW-Authenticate": _CHALLENGE + error},
+    )
 
 
 class Gate:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from app.access.callers import Caller
+
 logger = logging.getLogger("app")
 _MOST_BYTES = 4 * 1024 * 1024  # some 35,000 keys
 
@@ -47,6 +49,7 @@ class KeyFile:
 
     Attributes:
         ring: the keys.
+        on_change: called after the keys have changed.
 
     Raises:
         SettingsError: the file cannot be used.
@@ -68,8 +71,18 @@ class KeyFile:
         except KeyFileError as error:
             allowed = f"{error}; allowed is a file made by `python -m app keys add`"
             raise SettingsError("JOBCACHE_API_KEYS", path, allowed) from error
+        self.on_change: list[Callable[[], object]] = []
         self._trouble = ""
         self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def problem(self) -> str:
+        """Why the file could not be used when it was last looked at; empty if it could."""
+        return self._trouble
+
+    def admits(self, caller: Caller) -> bool:
+        """True if a caller who was let in earlier would still be."""
+        return self.ring.holds(caller)
 
     def start(self) -> None:
         """Begin to look for changes."""
@@ -99,8 +112,10 @@ class KeyFile:
         if changed is not None:
             self._text, self.ring = changed
             logger.info("%s has changed; it holds %d keys", self._path, len(self.ring))
+            for each in self.on_change:
+                each()
 
     def _changed(self) -> tuple[str, Keyring] | None:
         # By content: times of change are too coarse to tell two changes in a row apart.
         text = read_text(self._path)
-        return None if text == self._text else (text, Keyring(read_lines(text)))
+        return None if text == self._text else (text, Keyring(read_lines(text), self.ring))

@@ -105,13 +105,27 @@ def read_lines(text: str) -> list[Key]:
 
 
 class Keyring:
-    """Keys, by id."""
+    """Keys, by id.
 
-    def __init__(self, keys: Iterable[Key]) -> None:
-        self._known = {key.id: (key.digest, _caller(key)) for key in keys}
+    Args:
+        keys: those there are.
+        before: the ring that this one takes the place of. A key that has not changed keeps its
+            caller, so that `holds` knows whom the earlier ring has let in.
+    """
+
+    def __init__(self, keys: Iterable[Key], before: Keyring | None = None) -> None:
+        earlier = {} if before is None else before._known  # noqa: SLF001 - of the same class
+        self._known: dict[str, tuple[bytes, Caller]] = {}
+        for key in keys:
+            known, kept = (key.digest, _caller(key)), earlier.get(key.id)
+            self._known[key.id] = kept if kept is not None and kept == known else known
 
     def __len__(self) -> int:
         return len(self._known)
+
+    def holds(self, caller: Caller) -> bool:
+        """True if the key that this caller was found by is still here, and unchanged."""
+        return self._known.get(caller.name, _NOBODY)[1] is caller
 
     def identify(self, token: bytes) -> Caller | None:
         """Whose key this is; None if it is none of ours, after the same work."""

@@ -17,7 +17,7 @@ import re
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
-from app.jobs.held import ClientGone, unless_gone
+from app.jobs.held import ClientGone, Place, Revoked, unless_gone
 from app.jobs.states import TERMINAL
 from app.problems import problem
 from jobcache import SourceUnavailable, identity_body
@@ -26,7 +26,7 @@ from jobcache.protocol import VERSION_LIMIT
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from starlette.types import Receive, Send
+    from starlette.types import Message, Receive, Send
 
     from app.access.callers import Caller
     from app.jobs.held import Held
@@ -38,6 +38,8 @@ _RETRY_MS = 1000, 3000
 
 _FULL = "This process holds as many requests as it may; poll instead, or try again."
 _FULL_RETRY = "5"  # seconds
+_LAST_WORD = 1.0  # seconds to send the end of a stream whose key has been taken away
+_END: Message = {"type": "http.response.body", "body": b"", "more_body": False}
 _ERROR_PAUSE = 2.0  # seconds between two looks while the database is away
 
 HEADERS = {
@@ -120,20 +122,27 @@ class JobEvents:
     async def send(
         self,
         events: AsyncGenerator[bytes],
-        name: str,
+        caller: Caller,
         path: str,
         receive: Receive,
         send: Send,
     ) -> None:
         """Send events until they end or the client has gone; 503 if there is no place for it."""
-        with self.held.place("streams", name) as place:
-            if not place:
+        place = Place(caller)
+        with self.held.place("streams", caller.name, place) as has_place:
+            if not has_place:
                 headers = {"Retry-After": _FULL_RETRY}
                 refusal = problem(503, _FULL, instance=path, headers=headers)
                 await refusal({"type": "http"}, receive, send)
                 return
             with suppress(ClientGone):
-                await unless_gone(receive, _send_all(events, send))
+                try:
+                    await unless_gone(receive, _send_all(events, send), place)
+                except Revoked:
+                    # The client comes again, and is told. One that does not read is hung up on.
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_LAST_WORD):
+                            await send(_END)
 
 
 async def _send_all(events: AsyncGenerator[bytes], send: Send) -> None:
@@ -142,4 +151,4 @@ async def _send_all(events: AsyncGenerator[bytes], send: Send) -> None:
     async with aclosing(events):  # not whenever the garbage collector comes by
         async for piece in events:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    await send(_END)

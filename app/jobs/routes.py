@@ -21,11 +21,11 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from app import contract
 from app.access.callers import Role
-from app.access.gate import caller_of
+from app.access.gate import caller_of, unauthorized
 from app.access.rules import forbidden, only
 from app.jobs.documents import job_document
 from app.jobs.events import HEADERS, is_terminal, seen_version
-from app.jobs.held import ClientGone, unless_gone
+from app.jobs.held import ClientGone, Place, Revoked, unless_gone
 from app.jobs.hot import raise_failed
 from app.jobs.poll import conditions, etag, holds, may_wait, respond
 from app.jobs.prefer import LONGEST, wait_asked
@@ -252,7 +252,7 @@ def _add_polls(
             head = Response(headers=HEADERS)
             del head.headers["Content-Length"]  # a stream has none
             return head
-        return Later(partial(events.send, events.of(job_id, caller, answer, seen), caller.name))
+        return Later(partial(events.send, events.of(job_id, caller, answer, seen), caller))
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,29 +265,34 @@ class _Wait:
     caller: Caller
     seconds: int
 
-    async def answer(
+    async def answer(  # noqa: PLR0917 - the last three are given by `Laters`
         self,
         answer: Answer,
         has: str | None,
         accepted: str | None,
-        _: str,
+        path: str,
         receive: Receive,
         send: Send,
     ) -> None:
         applied: Headers = []
-        with self.held.place("waits", self.caller.name) as place:
-            if place:
+        place = Place(self.caller)
+        with self.held.place("waits", self.caller.name, place) as has_place:
+            if has_place:
                 applied = [(b"preference-applied", b"wait=%d" % self.seconds)]
-                answer = await self._newer(answer, receive)
+                try:
+                    answer = await self._newer(answer, receive, place)
+                except Revoked:
+                    await unauthorized(path, token=b"")({"type": "http"}, receive, send)
+                    return
         response = _sent(respond(answer, has, accepted))
         response.raw_headers += applied
         await response({"type": "http"}, receive, send)
 
-    async def _newer(self, answer: Answer, receive: Receive) -> Answer:
+    async def _newer(self, answer: Answer, receive: Receive, place: Place) -> Answer:
         version = answer.entry.version
         waiting = self.service.wait_newer(self.job_id, self.caller, version, self.seconds)
         try:
-            newer = await unless_gone(receive, waiting)
+            newer = await unless_gone(receive, waiting, place)
             if newer is None:  # as to whoever polls now
                 newer = await self.service.poll(self.job_id, self.caller, floor=version)
         except (ClientGone, SourceUnavailable, JobNotFound):

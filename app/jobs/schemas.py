@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,11 +16,14 @@ from pydantic import (
     Field,
     StringConstraints,
     TypeAdapter,
+    model_validator,
 )
 
 from app.access.callers import CLIENT_ID
 from app.jobs.states import Status
 
+MOST_ERRORS = 20
+"""Of one request, that an answer lists."""
 LARGEST_ID = 2**53 - 1
 """The largest number that every reader of JSON holds exactly (RFC 7493, 2.2)."""
 
@@ -68,11 +72,23 @@ Whole = BeforeValidator(_whole)
 JobId = Annotated[int, Field(strict=True, ge=1, le=LARGEST_ID), Whole]
 
 
-class _Request(BaseModel):
+class RequestBody(BaseModel):
+    """A body of a request. Unknown fields are errors, of which only the first few are looked at."""
+
     model_config = ConfigDict(extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few_unknown(cls, given: object) -> object:
+        # Thousands would each become an error, which takes far longer than to read them.
+        if not isinstance(given, dict) or len(given) <= len(cls.model_fields) + MOST_ERRORS:
+            return given
+        known = {name: given[name] for name in cls.model_fields if name in given}
+        unknown = (name for name in given if name not in known)
+        return known | dict.fromkeys(islice(unknown, MOST_ERRORS))
 
-class CreateJob(_Request):
+
+class CreateJob(RequestBody):
     """Ask for a video."""
 
     client_id: ClientId
@@ -84,7 +100,7 @@ class CreateJob(_Request):
     renderer: Literal["builtin", "external"] = "builtin"
 
 
-class ReportProgress(_Request):
+class ReportProgress(RequestBody):
     """A worker tells how far it is."""
 
     percent: Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
@@ -92,13 +108,13 @@ class ReportProgress(_Request):
     message: Annotated[Text, Field(max_length=500)] = ""
 
 
-class Complete(_Request):
+class Complete(RequestBody):
     """A worker has finished."""
 
     video_url: Annotated[Url, Field(max_length=2000)] | None = None
 
 
-class Fail(_Request):
+class Fail(RequestBody):
     """A worker has given up."""
 
     error: Annotated[Shown, Field(min_length=1, max_length=1000)]

@@ -56,6 +56,16 @@ class RepeatMismatch(Exception):  # noqa: N818 - says what is the matter
     """An idempotency key came again with another request."""
 
 
+class TooManyJobs(Exception):  # noqa: N818 - says what is the matter
+    """The client has as many unfinished jobs as it may."""
+
+    def __init__(self, client_id: str, most: int) -> None:
+        super().__init__(
+            f"Client {client_id} has {most} unfinished jobs, as many as it may; wait until one has"
+            " ended, or cancel one."
+        )
+
+
 class _NothingChanged(Exception):  # noqa: N818 - rolls back; never leaves this module
     pass
 
@@ -88,6 +98,7 @@ class JobService:
         store: for statements.
         cache: what reads go through.
         clock_ms: wall-clock time in milliseconds.
+        most_unfinished: jobs of one client that have not ended; 0: as many as it likes.
 
     Attributes:
         on_change: called with the new row after each acknowledged change.
@@ -99,7 +110,10 @@ class JobService:
         store: JobStore,
         cache: JobCache,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        *,
+        most_unfinished: int = 0,
     ) -> None:
+        self._most_unfinished = most_unfinished
         self._database = database
         self._store = store
         self._cache = cache
@@ -241,6 +255,7 @@ class JobService:
 
         Raises:
             RepeatMismatch: the key came with another request then.
+            TooManyJobs: the client has as many unfinished jobs as it may.
         """
         return await self._database.shelter.run(self._create(new))
 
@@ -258,6 +273,16 @@ class JobService:
             if created is None:
                 raise _NothingChanged  # to roll back
             job, list_version = created
+            most = self._most_unfinished
+            if most > 0:
+                # Behind the client's row, which is locked: two creations do not both find room.
+                # And behind the insert: a repeated request finds its job, however many there are.
+                client_id = new.client_id
+                if (
+                    await self._store.count_unfinished(write.transaction, client_id, most + 1)
+                    > most
+                ):
+                    raise TooManyJobs(client_id, most)
             # Its key is fenced before anybody else can see the row: the note that there is
             # no such job, if a poll left one, is gone by then.
             key, list_key = progress_key(job.id), jobs_key(new.client_id)

@@ -11,11 +11,23 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, bindparam, case, delete, func, literal, or_, select, true, update
+from sqlalchemy import (
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.db import TO_MOVE, Database, claims, clients, jobs
-from app.jobs.states import TERMINAL, Move, Status
+from app.jobs.states import MOVING, TERMINAL, Move, Status
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -99,6 +111,7 @@ class JobList:
 _COLUMNS = [column for column in jobs.c if column is not jobs.c.storyboard]
 _SELECT = select(*_COLUMNS)
 _SELECT_ONE = _SELECT.where(jobs.c.id == bindparam("job_id"))  # built once: it serves every miss
+_MOVING = sorted(map(str, MOVING))
 _NAMED_AT_ONCE = 1000  # databases limit the parameters of a statement
 
 
@@ -215,6 +228,23 @@ class JobStore:
         )
         row = result.one_or_none()
         return None if row is None or version is None else (_job(row), version)
+
+    async def count_unfinished(
+        self, connection: AsyncConnection, client_id: str, at_most: int
+    ) -> int:
+        """Count a client's jobs that have not ended, the new one included, up to `at_most`.
+
+        An index holds them next to each other, so no more rows than that are looked at.
+        """
+        some = (
+            select(literal_column("1"))
+            .select_from(jobs)
+            .where(jobs.c.client_id == client_id, jobs.c.status.in_(_MOVING))
+            .limit(at_most)
+            .subquery("some")
+        )
+        count = await connection.scalar(select(func.count()).select_from(some))
+        return 0 if count is None else count
 
     async def move(
         self,

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from app.access.rules import only
 from app.contract import problems, without_null
-from app.jobs.schemas import ClientId, JobId
+from app.jobs.schemas import ClientId, JobId, RequestBody
+from app.ops.readiness import Readiness
+from app.problems import problem
 from jobcache import jobs_key, progress_key, storyboard_key
 
 if TYPE_CHECKING:
+    from app.access.keyfile import KeyFile
     from app.db import Database
     from app.jobs.held import Held
     from jobcache import JobCache
@@ -28,10 +32,10 @@ def _one_and_no_null(schema: dict[str, Any]) -> None:
         without_null(each)
 
 
-class Invalidate(BaseModel):
+class Invalidate(RequestBody):
     """What to drop from the cache: one job, one client's list, or everything."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_one_and_no_null)
+    model_config = ConfigDict(json_schema_extra=_one_and_no_null)
 
     job_id: JobId | None = None
     client_id: ClientId | None = None
@@ -52,9 +56,12 @@ class Purged(BaseModel):
     purged: int
 
 
-def router(cache: JobCache, database: Database, held: Held) -> APIRouter:
+def router(
+    cache: JobCache, database: Database, held: Held, keys: KeyFile | None = None
+) -> APIRouter:
     """Statistics, invalidation and health."""
     routes = APIRouter(tags=["operations"])
+    readiness = Readiness(database.check)
 
     @routes.head("/api/v2/cache/stats", include_in_schema=False, **only())
     @routes.get("/api/v2/cache/stats", **only())
@@ -79,11 +86,18 @@ def router(cache: JobCache, database: Database, held: Held) -> APIRouter:
         return {"status": "alive"}
 
     @routes.head("/readyz", include_in_schema=False)
-    @routes.get("/readyz", responses=problems(503))
-    async def readyz() -> dict[str, str]:
-        """The service can answer: its database takes reads and writes."""
-        await database.check()
-        return {"status": "ready"}
+    @routes.get("/readyz", responses={200: {"model": dict[str, str]}, **problems(503)})
+    async def readyz(request: Request) -> Response:
+        """The service can answer: its database takes reads and writes, its keys can be read.
+
+        The database is asked once a second at most.
+        """
+        if keys is not None and keys.problem:
+            detail = f"The file of API keys cannot be used: {keys.problem}."
+            headers = {"Retry-After": "2"}
+            return problem(503, detail, instance=request.url.path, headers=headers)
+        await readiness.check()
+        return JSONResponse({"status": "ready"})
 
     return routes
 
