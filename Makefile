@@ -59,7 +59,7 @@ $(PEERS)/installed: pyproject.toml constraints.txt benchmarks/peers/constraints.
 	@touch $@
 
 settings: $(VENV)/installed ## write the tables of docs/settings.md from the code
-	@sed -i.old '/^## /,$$d' docs/settings.md && rm docs/settings.md.old
+	@sed -i.old '/^## Service/,$$d' docs/settings.md && rm docs/settings.md.old
 	$(BIN)/python -m app settings >> docs/settings.md
 
 instructions: $(VENV)/installed ## count those of the hottest paths, compare; ARGS="--store"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
 from app import contract, problems, settings, wiring
+from app.access import local
 from app.access.document import describe
 from app.access.forwarded import TrustedProxies
 from app.access.front import Front, common_headers, read_origins
 from app.access.gate import Admission, Gate
 from app.access.hosts import LOOPBACK, AllowedHosts, read_hosts
+from app.draining import ListeningWatch
 from app.jobs import routes as jobs
 from app.jobs.hot import HotPolls
 from app.later import Laters
@@ -21,12 +24,12 @@ from app.limits import BodyLimit
 from app.ops import routes as ops
 from app.quiet import quiet_malformed_requests
 from app.serving import DRAIN, POLLS, space_out_collections
-from jobcache import SettingsError
+from jobcache import JobCacheError, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
     from app.settings import Settings
 
@@ -41,21 +44,41 @@ class Application(FastAPI):
     Attributes:
         hot: answers them.
         front: what every other request passes first.
+        local_only: whether to answer on loopback only.
+        watch: notices when the server stops listening.
         started: True once it has been started. It may be stopped, and started again.
     """
 
     hot: HotPolls
     front: Front
+    local_only: bool
+    watch: ListeningWatch
     started: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        await self.front(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await super().__call__(scope, receive, partial(_say_briefly, send))
+            return
+        if not self.watch.begun:
+            self.watch.begin(scope.get("server"))
+        if self.local_only and not local.is_local(scope):
+            await local.refuse(scope, receive, send)
+        else:
+            await self.front(scope, receive, send)
 
     async def admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what the front has let through."""
         if not await self.hot.answered(scope, send):
             await super().__call__(scope, receive, send)
+
+
+async def _say_briefly(send: Send, message: Message) -> None:
+    """Pass on a message of the lifespan: of an error that explains itself, without traceback."""
+    error = sys.exception()
+    if message["type"] == "lifespan.startup.failed" and isinstance(error, JobCacheError):
+        message = {**message, "message": f"The service cannot start: {error}"}
+    await send(message)
 
 
 def create_app(chosen: Settings) -> Application:
@@ -82,8 +105,11 @@ def create_app(chosen: Settings) -> Application:
                 yield {} if state is None else state
             return
         this.started = True
-        async with wiring.running(parts):
-            yield {DRAIN: parts.held.drain, POLLS: hot}
+        try:
+            async with wiring.running(parts):
+                yield {DRAIN: parts.held.drain, POLLS: hot}
+        finally:
+            this.watch.close()
 
     app = Application(
         title="jobcache",
@@ -98,6 +124,8 @@ def create_app(chosen: Settings) -> Application:
     app.add_middleware(Gate, admission=admission)
     app.hot = hot
     app.front = Front(app.admitted, hosts, origins, keyed=keyed)
+    app.local_only = parts.keys is None and not chosen.insecure
+    app.watch = ListeningWatch(parts.held.drain)
     problems.install(app)
     app.include_router(
         jobs.router(parts.jobs, parts.events, chosen.videos, longest_wait=chosen.max_wait)
