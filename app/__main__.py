@@ -112,6 +112,7 @@ def _serve(sockets: list[socket.socket]) -> int:
         log_config=None,
         backlog=BACKLOG,
         timeout_graceful_shutdown=10,
+        timeout_worker_healthcheck=60,  # a busy machine is no reason to kill a worker that starts
         http=protocol(),
         h11_max_incomplete_event_size=HEAD_BYTES,
         proxy_headers=False,  # the application reads them, for every path: app/access/forwarded.py

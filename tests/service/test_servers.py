@@ -33,7 +33,7 @@ GUNICORN = (
 FASTAPI = (*PYTHON, "fastapi_cli", "run", "--port", "{port}")
 SERVERS = {
     "uvicorn": UVICORN,
-    "uvicorn, 2 workers": (*UVICORN, "--workers", "2"),
+    "uvicorn, 2 workers": (*UVICORN, "--workers", "2", "--timeout-worker-healthcheck", "60"),
     "uvicorn, h11": (*UVICORN, "--http", "h11", "--loop", "asyncio"),
     "uvicorn, a factory": (
         *(*PYTHON, "uvicorn", "--factory", "app.main:from_environment", "--port", "{port}"),
