@@ -47,6 +47,7 @@ from jobcache.protocol import (
     Entry,
     FeedCondition,
     Holdings,
+    Identifies,
     Peek,
     PurgeAll,
     Standing,
@@ -648,9 +649,19 @@ class JobCache:
 
     # --- the rest ---
 
-    async def start(self) -> None:
-        """Find out how the backend's store is, so that the first reads need not. Not required."""
+    async def start(self, source_id: str = "") -> None:
+        """Find out how the backend's store is, so that the first reads need not. Not required.
+
+        Args:
+            source_id: the identity of the source, such as a random id kept in the database; see
+                `CacheSettings.source_id`, which it replaces.
+
+        Raises:
+            NamespaceConflict: the store belongs to another source.
+        """
         self._bind()
+        if source_id and isinstance(self.backend, Identifies):
+            self.backend.identify(source_id)
         if isinstance(self.backend, Starts):
             await self.backend.start()
 

@@ -23,6 +23,22 @@ class CacheUnavailable(CacheError):  # noqa: N818 - reads as the state it report
     """The store cannot be reached, is too slow, or refuses the operation."""
 
 
+class NamespaceConflict(CacheUnavailable):
+    """The prefix belongs to a service that has another database: nothing is read or written there.
+
+    Args:
+        prefix: the prefix.
+        marker: the key that holds the identity of that database.
+    """
+
+    def __init__(self, prefix: str, marker: str) -> None:
+        super().__init__(
+            f"another database's service uses JOBCACHE_PREFIX={prefix!r} on this Redis: set"
+            f" JOBCACHE_PREFIX to a name of its own, such as 'video:' (the key {marker!r} says"
+            " whose the prefix is)"
+        )
+
+
 class UnreadableCell(CacheError):  # noqa: N818 - names the thing found
     """A key holds what no backend of this version wrote: garbage, another type or format."""
 

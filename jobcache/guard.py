@@ -48,6 +48,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from contextlib import suppress
@@ -55,7 +56,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from jobcache.breaker import Breaker
 from jobcache.deadline import Deadline, ends_within
-from jobcache.errors import CacheError, CacheUnavailable, UnreadableCell
+from jobcache.errors import CacheError, CacheUnavailable, NamespaceConflict, UnreadableCell
 from jobcache.missed import Missed, Step
 from jobcache.protocol import (
     CLOCK_SKEW_MS,
@@ -64,6 +65,7 @@ from jobcache.protocol import (
     CacheBackend,
     Condition,
     Entry,
+    Identifies,
     Ping,
     PurgeAll,
     SupportsLeaseTime,
@@ -91,7 +93,7 @@ _MOST_REFUSALS = 5
 _MOST_OFFERED = 10_000
 _BATCH = 50  # gets that are one operation; larger ones have the store and us wait for each other
 _AT_ONCE = 32  # missed steps that are repeated side by side
-_SWEEP = 30.0  # seconds an operator waits while a whole namespace is emptied
+_BETWEEN_REPORTS = 60.0  # seconds: keys that are given up are told of together
 
 
 class Guard:
@@ -143,6 +145,8 @@ class Guard:
         self._doubted = False
         self._overdue = False  # an operation has run out of its deadline since the last probe
         # Fences past their deadline, and whether their writer has offered meanwhile.
+        self._keys_given_up = 0  # since the log was told
+        self._report_from = -math.inf
         self._late_fences: dict[tuple[str, str], bool] = {}
         self._strange: set[type[BaseException]] = set()
         self._closed = False
@@ -333,11 +337,11 @@ class Guard:
             raise
 
     async def purge_all(self) -> int:
-        """See `PurgeAll`."""
+        """See `PurgeAll`. It has no deadline: a large namespace takes its time."""
         if not isinstance(self._backend, PurgeAll):
             raise CacheUnavailable(f"the {self.name} backend cannot list its keys")
         try:
-            return await self._run(self._backend.purge_all(), deadline=_SWEEP)
+            return await self._run(self._backend.purge_all(), deadline=math.inf)
         except CacheUnavailable:
             self._missed.note_everything()
             self._recover()
@@ -351,6 +355,11 @@ class Guard:
         """See `Watched`."""
         return self._breaker.condition(self._missed.keys)
 
+    def identify(self, source_id: str) -> None:
+        """See `Identifies`."""
+        if isinstance(self._backend, Identifies):
+            self._backend.identify(source_id)
+
     async def start(self) -> None:
         """See `Starts`. Probes once, so that a store that is away from the beginning is known."""
         try:
@@ -359,6 +368,8 @@ class Guard:
             self._breaker.silent = True
             self._breaker.trip("no answer")
             self._recover()
+        except NamespaceConflict:
+            raise
         except CacheUnavailable as error:
             self._breaker.trip(str(error))
             self._recover()
@@ -606,15 +617,24 @@ class Guard:
             step.refusals += 1
             if step.refusals < _MOST_REFUSALS:
                 return False
-            logger.warning(
-                "the %s cache cannot be told of %r (%s): it may serve an old version until it"
-                " expires",
-                *(self.name, key, error),
-            )
+            self._report_given_up(key, error)
             self._missed.forget(key, ticket, step)
         else:
             self._missed.made(key, ticket, step)
         return True
+
+    def _report_given_up(self, key: str, error: Exception) -> None:
+        """Say that a key is given up, with one line for all of a minute."""
+        self._keys_given_up += 1
+        if self._clock() >= self._report_from:
+            self._report_from = self._clock() + _BETWEEN_REPORTS
+            others = f" and {self._keys_given_up - 1} other keys" if self._keys_given_up > 1 else ""
+            self._keys_given_up = 0
+            logger.warning(
+                "the %s cache cannot be told of %r (%s)%s: it may serve an old version until it"
+                " expires; more of such keys are told of in a minute",
+                *(self.name, key, error, others),
+            )
 
 
 def _outcome(watched: asyncio.Future[Mapping[str, Entry]]) -> Mapping[str, Entry] | CacheError:

@@ -331,7 +331,26 @@ class PurgeAll(Protocol):
     async def purge_all(self) -> int:
         """Empty every cell of the namespace, fences too, as an eviction would.
 
+        Takes as long as there are keys to look at. So nobody sets it a deadline: it raises by
+        itself when the store does not answer one of its steps.
+
         Returns how many cells were dropped. What is stored meanwhile may stay.
+
+        Raises:
+            CacheUnavailable: the store did not answer. Some cells may have been dropped.
+        """
+
+
+@runtime_checkable
+class Identifies(Protocol):
+    """A backend in whose store a service with another source may use the same keys."""
+
+    def identify(self, source_id: str) -> None:
+        """From now on, refuse a store that belongs to another source. To be called before `start`.
+
+        Args:
+            source_id: the identity of the source, such as a random id kept in the database. All
+                processes that share the source give the same.
         """
 
 
@@ -340,7 +359,7 @@ class Ping(Protocol):
     """A backend whose store can be away."""
 
     async def ping(self) -> None:
-        """Return if the store answers and takes writes; raise `CacheUnavailable` if not."""
+        """Return if the store does all that the backend needs; raise `CacheUnavailable` if not."""
 
 
 @runtime_checkable
@@ -400,7 +419,11 @@ class Starts(Protocol):
     """A backend with something to do before it is used first."""
 
     async def start(self) -> None:
-        """Do it. A store that is away is no error."""
+        """Do it. A store that is away is no error.
+
+        Raises:
+            NamespaceConflict: the store belongs to another source; see `Identifies`.
+        """
 
 
 class Listener(Protocol):

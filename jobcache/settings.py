@@ -120,7 +120,11 @@ def _share(variable: str, text: str) -> float:
 class CacheSettings:
     """The settings that select and configure a backend.
 
-    Each field declares its environment variable, and what it means.
+    Each field declares its environment variable, and what it means, except
+
+    Attributes:
+        source_id: the identity of the source, such as a random id kept in the database. In a shared
+            store, a prefix that belongs to another source is refused. Empty: nothing is checked.
     """
 
     backend: str = _setting(
@@ -171,6 +175,7 @@ class CacheSettings:
         "The share of cache hits that is compared with the database, from 0 to 1.",
         read=_share,
     )
+    source_id: str = ""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> CacheSettings:

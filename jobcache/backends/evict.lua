@@ -1,8 +1,11 @@
--- Empty the cell if a backend of this library wrote it.
--- KEYS[1] the cell
--- Returns 1 if it did, else 0.
-local cell = redis.pcall('GET', KEYS[1])
-if type(cell) == 'string' and cell:match('^[ELF]%d|') then
-  return redis.call('DEL', KEYS[1])
+-- Empty the cells among these keys that are of our namespace, in the server's present life.
+-- KEYS the keys, of one server   ARGV[1] the stamp
+-- Returns how many cells were emptied.
+local dropped = 0
+for _, key in ipairs(KEYS) do
+  local head = redis.pcall('GETRANGE', key, 0, 63) -- of a wrong type: an error, and none of ours
+  if type(head) == 'string' and head:match('^[ELF]%d|(%w+)|') == ARGV[1] then
+    dropped = dropped + redis.call('DEL', key)
+  end
 end
-return 0
+return dropped

@@ -16,6 +16,9 @@ another stamp than the cells that it brings along, and they count as empty:
 
 So a cell that a slot's move has carried to another node counts as empty there, too.
 
+The stamp also tells the namespace: a prefix adds its hash. Keys alone cannot, for `app2:job:1` may
+be a key of the prefix `app2:`, or one of `app` itself.
+
 Rejected: to remember the `run_id` and empty the namespace when it has changed. That takes as long
 as there are keys, takes the other processes' fences along, and a process that was started together
 with Redis has nothing to compare with.
@@ -31,6 +34,7 @@ import re
 import time
 from contextlib import contextmanager
 from functools import partial
+from hashlib import sha1
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -46,13 +50,27 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from jobcache.backends.ending import end_all
+from jobcache.backends.redis_refusals import (
+    CommandRefused,
+    cluster_node,
+    is_unknown,
+    named,
+)
 from jobcache.backends.redis_server import Call, Cells, Server, Told
+from jobcache.backends.redis_source import Source
 from jobcache.backends.redis_url import read_url
 from jobcache.backends.redis_wiring import topology_of
 from jobcache.backends.tracking import TrackingFeed
 from jobcache.backends.tracking_line import Place
 from jobcache.codec import Decoder, Fence
-from jobcache.errors import CacheError, CacheUnavailable, SettingsError, UnreadableCell, redacted
+from jobcache.errors import (
+    CacheError,
+    CacheUnavailable,
+    NamespaceConflict,
+    SettingsError,
+    UnreadableCell,
+    redacted,
+)
 from jobcache.protocol import Entry, Offered, Standing
 
 if TYPE_CHECKING:
@@ -60,6 +78,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection
 
+    from jobcache.backends.redis_lane import Command
     from jobcache.settings import CacheSettings
 
 logger = logging.getLogger("jobcache")
@@ -67,6 +86,8 @@ logger = logging.getLogger("jobcache")
 _WITHDRAWN = -1
 _NO_STAMP = "none"
 _REFERRALS = 4
+_EVICTED_TOGETHER = 100  # keys to a script
+_BETWEEN_REPORTS = 5.0  # seconds
 _TROUBLE = (RedisConnectionError, RedisTimeoutError, ClusterError, ReadOnlyError, OSError)
 """What tells that a server is not what it was taken for, or not where."""
 
@@ -86,6 +107,7 @@ class RedisBackend:
               these are some nodes.
 
         prefix: put before every key; a namespace on a server shared with others.
+        source_id: the identity of the database whose documents these are; see `Source`.
         lease: seconds until a lease is lost.
         fence: seconds until a fence is lost; longer than any transaction takes.
         connections: the most held to each server where hiredis is missing; with it there are two.
@@ -104,6 +126,7 @@ class RedisBackend:
         url: str,
         *,
         prefix: str = "",
+        source_id: str = "",
         lease: float = 5.0,
         fence: float = 30.0,
         connections: int = 10,
@@ -115,8 +138,14 @@ class RedisBackend:
         if where.kind == "cluster" and "{" in prefix:
             raise ValueError("a prefix with a hash tag would put all keys on one server")
         self._prefix = prefix
+        # Without a prefix, cells are as they have always been.
+        self._namespace = (
+            sha1(prefix.encode(), usedforsecurity=False).hexdigest()[:8] if prefix else ""
+        )
+        self._source = Source(prefix, source_id)
         self._cells = Decoder()
         self._asking_again: set[asyncio.Task[dict[str, Entry]]] = set()
+        self._clock = clock
         self._lease_ms = round(lease * 1000)
         self._fence_ms = round(fence * 1000)
         self._warned = False
@@ -124,7 +153,14 @@ class RedisBackend:
         scripts = {name: _lua(name) for name in _SCRIPTS}
         self._topology = topology_of(
             where,
-            serve=partial(Server, scripts=scripts, learn=self._learn_life, clock=clock),
+            serve=partial(
+                Server,
+                scripts=scripts,
+                learn=self._learn_life,
+                proof=self._proof,
+                check=self._check,
+                clock=clock,
+            ),
             connections=connections,
             pool_wait=pool_wait,
             socket_limit=socket_limit,
@@ -240,23 +276,44 @@ class RedisBackend:
         return await self._drop([self._prefix + key for key in keys], "purge")
 
     async def purge_all(self) -> int:
-        """See `PurgeAll`. Of keys that others keep in the same database, none is touched."""
+        """See `PurgeAll`. Of keys that others keep in the same database, none is touched.
+
+        Every step has the limits of its connection, and the log says every few seconds how far it
+        has come.
+        """
         pattern = f"{_literal(self._prefix)}*"
         with _translated():
             await self._topology.look()
-        return sum([await self._sweep(server, pattern) for server in self._topology.servers()])
+        sweep = _Sweep(self._prefix, self._clock)
+        for server in self._topology.servers():
+            await self._sweep(server, pattern, sweep)
+        sweep.end()
+        return sweep.dropped
 
-    async def _sweep(self, server: Server, pattern: str) -> int:
-        dropped, cursor = 0, 0
+    async def _sweep(self, server: Server, pattern: str, sweep: _Sweep) -> None:
+        cursor = 0
         while True:
             with _translated():
                 cursor, names = await server.scan(cursor, pattern)
-            dropped += await self._drop(names, "evict")
+            sweep.step(len(names), await self._evict(names))
             if cursor == 0:
-                return dropped
+                return
+
+    async def _evict(self, names: Sequence[bytes]) -> int:
+        """Empty the cells among these keys that are of this namespace."""
+        most = 1 if self._topology.spread else _EVICTED_TOGETHER
+        starts = range(0, len(names), most)
+        calls = [
+            Call("evict", names[start], (), tuple(names[start + 1 : start + most]))
+            for start in starts
+        ]
+        return await self._dropped(calls)
 
     async def _drop(self, names: Sequence[str | bytes], script: str) -> int:
-        told = await asyncio.gather(*(self._tell(name, Call(script, name)) for name in names))
+        return await self._dropped([Call(script, name) for name in names])
+
+    async def _dropped(self, calls: Sequence[Call]) -> int:
+        told = await asyncio.gather(*(self._tell(call.key, call) for call in calls))
         return sum(dropped for dropped, *_ in told)
 
     async def ping(self) -> None:
@@ -269,6 +326,10 @@ class RedisBackend:
             for error in await asyncio.gather(*pings, return_exceptions=True):
                 if error is not None:
                     raise error
+
+    def identify(self, source_id: str) -> None:
+        """See `Identifies`."""
+        self._source.source_id = source_id
 
     @property
     def generation(self) -> int:
@@ -286,8 +347,10 @@ class RedisBackend:
         return [
             Place(
                 self._topology.name_of(server),
-                partial(server.connection, redis_connect_func=None),
+                server.connection,
                 partial(self._beat_key, server),
+                partial(_beat, server),
+                server.doubt,
             )
             for server in self._topology.servers()
         ]
@@ -353,23 +416,80 @@ class RedisBackend:
     # --- the server's life ---
 
     async def _learn_life(self, connection: AbstractConnection) -> str:
-        """The stamp of the server that a new connection leads to."""
+        """The stamp of the server that a new connection leads to.
+
+        Raises:
+            NamespaceConflict: the prefix is another source's there.
+            RedisError: as redis-py does.
+        """
         try:
-            return await _stamp_on(connection, master=self._asks_sentinels)
+            life = await _life_on(connection, master=self._asks_sentinels)
         except ResponseError as error:
-            if not self._warned:
-                self._warned = True
-                logger.warning(
-                    "Redis does not tell its run_id (%s): one that comes back with old data may"
-                    " have it served until it expires",
-                    error,
-                )
-            return _NO_STAMP
+            await self._without_life(connection, error)
+            life = _NO_STAMP
+        if self._source.source_id:
+            await self._source.claim(connection, self._topology.connect)
+        return life + self._namespace
+
+    async def _without_life(self, connection: AbstractConnection, error: ResponseError) -> None:
+        """Go on without INFO, with one warning, but not behind a proxy.
+
+        Behind one a server can be replaced while the connection stays. That neither the stamp nor
+        a lost connection would tell.
+        """
+        if is_unknown(error) and await _has_no_scripts(connection):
+            raise CommandRefused(
+                "Redis refuses INFO and SCRIPT, as proxies do: nothing would tell if the server"
+                " behind it came back with old data"
+            )
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "Redis does not tell its run_id (%s): one that comes back with old data may"
+                " have it served until it expires",
+                error,
+            )
+
+    def _proof(self, server: Server) -> list[Command]:
+        """See `Server`. A node of a cluster that is no primary any more refers to the one it has.
+
+        Deleting a key that is not there changes nothing, and only a primary does it.
+        """
+        commands: list[Command] = []
+        if not self._topology.spread:
+            commands.append(("DEL", self._key_on(server, "absent")))
+        if self._source.source_id and self._topology.owner(self._source.key) is server:
+            commands.append(("GET", self._source.key))
+        return commands
+
+    def _check(
+        self, server: Server, proof: Sequence[Command], replies: Sequence[object]
+    ) -> Exception | None:
+        """See `Server`."""
+        for (word, *_), reply in zip(proof, replies, strict=False):
+            if isinstance(reply, AskError):
+                if not self._topology.spread:
+                    return cluster_node(reply)
+            elif isinstance(reply, Exception):
+                return named(str(word), reply)
+            elif word == "GET":
+                try:
+                    if not self._source.owns(reply):
+                        self._strange(server)  # evicted, or flushed: to be claimed anew
+                except NamespaceConflict as error:
+                    server.forget()
+                    return error
+        return None
 
 
 def _unheard_of(entry: Entry) -> Entry:
     """An entry of a server that no feed listens to yet: the source is to confirm it."""
     return entry.past_its_freshness()
+
+
+async def _beat(server: Server, reads: str, scripted: str) -> None:
+    with _translated():
+        await server.beat(reads, scripted)
 
 
 _SCRIPTS = ("lease", "fence", "offer", "purge", "evict")
@@ -398,8 +518,8 @@ def _as_ours(error: BaseException) -> CacheError:
     return CacheUnavailable(f"{type(error).__name__}: {error}")
 
 
-async def _stamp_on(connection: AbstractConnection, *, master: bool) -> str:
-    """What tells the life of the server at the other end from any other.
+async def _life_on(connection: AbstractConnection, *, master: bool) -> str:
+    """What tells the life of the server at the other end from any other's.
 
     Of both ids, as much as makes chance hopeless. The replication id changes whenever a replica is
     promoted, also one that was the master before.
@@ -420,6 +540,54 @@ async def _stamp_on(connection: AbstractConnection, *, master: bool) -> str:
     return "".join(parts)
 
 
+async def _has_no_scripts(connection: AbstractConnection) -> bool:
+    await connection.send_command("SCRIPT", "EXISTS", "0" * 40)
+    try:
+        await connection.read_response()
+    except ResponseError as error:
+        return is_unknown(error)
+    return False
+
+
+class _Sweep:
+    """How far the emptying of a namespace has come, for the log.
+
+    Args:
+        prefix: of the namespace.
+        clock: monotonic time in seconds.
+
+    Attributes:
+        dropped: how many cells were.
+    """
+
+    def __init__(self, prefix: str, clock: Callable[[], float]) -> None:
+        self.dropped = 0
+        self._looked_at = 0
+        self._prefix = prefix
+        self._clock = clock
+        self._began = clock()
+        self._told_at = self._began
+
+    def step(self, looked_at: int, dropped: int) -> None:
+        """Count one step."""
+        self._looked_at += looked_at
+        self.dropped += dropped
+        if self._clock() - self._told_at >= _BETWEEN_REPORTS:
+            self._told_at = self._clock()
+            self._tell("emptying")
+
+    def end(self) -> None:
+        """Say what has come of it, if it was long enough for a report."""
+        if self._told_at != self._began:
+            self._tell("emptied")
+
+    def _tell(self, verb: str) -> None:
+        logger.info(
+            "%s the cache under the prefix %r: %d keys looked at, %d entries dropped in %.0f s",
+            *(verb, self._prefix, self._looked_at, self.dropped, self._clock() - self._began),
+        )
+
+
 def _literal(text: str) -> str:
     """`text` with what a glob pattern would read as a wildcard escaped."""
     return "".join(f"\\{char}" if char in "*?[]\\^" else char for char in text)
@@ -432,7 +600,9 @@ def from_settings(settings: CacheSettings) -> RedisBackend:
         SettingsError: the URL cannot be used.
     """
     try:
-        return RedisBackend(settings.redis_url, prefix=settings.prefix)
+        return RedisBackend(
+            settings.redis_url, prefix=settings.prefix, source_id=settings.source_id
+        )
     except (ValueError, TypeError) as error:
         # Without the error's own words: they quote what may be a password.
         raise SettingsError(

@@ -61,7 +61,7 @@ class Cluster:
         self.generation = 0
         self._seeds = seeds
         self._serve = serve
-        self._connect = connect
+        self.connect = connect
         self._slots: list[Server | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._tags: dict[Server, str] = {}  # of those that own slots
         self._servers: dict[Address, Server] = {}  # and those that are about to
@@ -146,7 +146,7 @@ class Cluster:
 
     async def _view_of(self, node: Address) -> _View | None:
         """A node's view; None if it does not find the cluster well."""
-        connection = self._connect(node)
+        connection = self.connect(node)
         try:
             with closed_is_lost():
                 # (redis-py has not typed this method.)

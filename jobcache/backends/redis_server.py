@@ -12,6 +12,14 @@ One connection that meets another life puts all older ones in doubt: they may le
 server was before. Each is made anew before it is used, and what was still under way on it is tried
 again.
 
+An address may be pointed at a new primary while connections to the old one stay open, and the old
+one lives on as a replica. So every connection in use proves itself every half second: before
+whatever else it sends, it sends a write that changes nothing. A server that refuses this write, or
+any other, puts all connections in doubt:
+
+    the address moves from A to B; A becomes a replica of B, and has not copied B's cells yet
+    W commits v2, and publishes it on B; R would go on reading v1 from A on its old connection
+
 Where redis-py has another parser than hiredis', all goes by its pool, which is small, and makes
 callers wait a moment rather than fail: a burst of polls is not an outage.
 """
@@ -19,19 +27,22 @@ callers wait a moment rather than fail: a burst of polls is not an outage.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from contextlib import contextmanager, suppress
 from hashlib import sha1
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
-from redis.exceptions import AskError, NoScriptError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import AskError, NoScriptError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from jobcache.backends.ending import end_all
 from jobcache.backends.redis_lane import Command, Lane, NoLane
+from jobcache.backends.redis_refusals import cluster_node, is_refused, is_suspect, is_unknown, named
 from jobcache.backends.redis_url import Address
 from jobcache.codec import encode_entry
+from jobcache.errors import NamespaceConflict
 from jobcache.protocol import Entry
 from jobcache.together import Together
 
@@ -42,10 +53,17 @@ if TYPE_CHECKING:
 
     from jobcache.together import Then
 
+logger = logging.getLogger("jobcache")
+
 _BATCH = 500  # keys to a command
 _CALLS = 50  # scripts to a pipeline
 _CLOSED = "handler is closed"
 _BETWEEN_WONDERS = 1.0  # seconds
+_BETWEEN_DOUBTS = 0.2  # seconds: a server that takes no writes is not reconnected to for each
+_BETWEEN_PROOFS = 0.5  # seconds
+_BEAT_LIFE_MS = 60_000
+_PING_MS = 1000
+_SCRIPTS = "EVALSHA and EVAL"
 
 _PATIENCE = 1.0  # seconds for an answer, where the URL gives no limit
 
@@ -59,11 +77,13 @@ class Call(NamedTuple):
         script: its name.
         key: the key, prefix and all.
         arguments: what follows the stamp; an entry is sent as its cell.
+        others: more keys of the same server, for a script that takes any number.
     """
 
     script: str
     key: str | bytes
     arguments: tuple[str | int | bytes | Entry, ...] = ()
+    others: tuple[str | bytes, ...] = ()
 
 
 # Plain tuples, for they are made for each get.
@@ -74,6 +94,9 @@ Cells: TypeAlias = "tuple[list[bytes | None], str]"
 """What is at several keys, and the stamp of the life that the server was in."""
 
 
+Check: TypeAlias = "Callable[[Server, Sequence[Command], Sequence[Any]], Exception | None]"
+
+
 class Server:
     """One server.
 
@@ -81,6 +104,8 @@ class Server:
         pool: its connections.
         scripts: their text, by name.
         learn: asks a new connection for the stamp of the server that it leads to.
+        proof: the commands with which a connection proves that it leads to a primary of ours.
+        check: given these commands and the replies, returns the error if they prove nothing.
         spread: it holds only some of the keys, so that one command cannot ask for many.
         clock: monotonic time in seconds.
 
@@ -89,6 +114,7 @@ class Server:
         name: its host and port, for people.
         stamp: of the life it is in, as far as is known.
         listed: whether it is among those that a feed of changes listens to.
+        lives: how often another life was met than the one before.
     """
 
     def __init__(
@@ -97,6 +123,8 @@ class Server:
         *,
         scripts: Mapping[str, str],
         learn: Callable[[AbstractConnection], Awaitable[str]],
+        proof: Callable[[Server], list[Command]] = lambda _: [],
+        check: Check = lambda _server, _proof, _replies: None,
         spread: bool = False,
         clock: Callable[[], float],
     ) -> None:
@@ -105,6 +133,8 @@ class Server:
         self.name: str = options.get("path") or str(Address(self.host, options.get("port", 6379)))
         self.stamp: str | None = None
         self.listed = not spread
+        self.lives = 0
+        self._last_life: str | None = None
         self._pool = pool
         options["redis_connect_func"] = self._greet
         self._scripts = scripts
@@ -112,10 +142,16 @@ class Server:
             name: sha1(text.encode(), usedforsecurity=False).hexdigest()
             for name, text in scripts.items()
         }
+        self._whole_is_known = False
+        self._whole = False  # EVALSHA is refused, and scripts are sent as text
         self._learn = learn
+        self._proof = proof
+        self._check = check
         self._spread = spread
         self._clock = clock
         self._lives: WeakKeyDictionary[AbstractConnection, str] = WeakKeyDictionary()
+        self._proving: WeakKeyDictionary[AbstractConnection, _Proving] = WeakKeyDictionary()
+        self._doubt_from = -math.inf
         self._turns = asyncio.Semaphore(pool.max_connections)
         self._gets: Together[str, Told] = Together(self._get_all, _BATCH)
         self._calls: Together[Call, Told] = Together(self._call_all, _CALLS, self._call_soon)
@@ -154,7 +190,7 @@ class Server:
         command: Command = ("MGET", *keys)
         (cells,), stamp = await self._exchange(self._reads, lambda _: [command])
         if isinstance(cells, Exception):
-            raise cells
+            raise named("MGET", cells)
         return cells, stamp
 
     def ask_many(self, keys: Sequence[str], then: Callable[[Cells | BaseException], None]) -> bool:
@@ -169,14 +205,17 @@ class Server:
 
         def told(replies: list[Any] | BaseException) -> None:
             cells = replies if isinstance(replies, BaseException) else replies[0]
-            if isinstance(cells, BaseException):
+            if is_suspect(cells):
+                self.doubt()
+                then(RedisConnectionError(f"the server may not be the one it was: {cells}"))
+            elif isinstance(cells, BaseException):
                 then(cells)
             elif stamp != self.stamp:
                 then(RedisConnectionError("the server is not the one it was"))
             else:
                 then((cells, stamp))
 
-        lane.send([("MGET", *keys)], told)
+        self._reads.send(lane, [("MGET", *keys)], told)
         return True
 
     async def scan(self, cursor: int, pattern: str) -> tuple[int, list[bytes]]:
@@ -184,28 +223,65 @@ class Server:
         command = ("SCAN", cursor, "MATCH", pattern, "COUNT", _BATCH, "TYPE", "string")
         (reply,), _ = await self._exchange(self._reads, lambda _: [command])
         if isinstance(reply, Exception):
-            raise reply
+            raise named("SCAN", reply)
         return int(reply[0]), reply[1]
 
     async def ping(self, key: str) -> None:
-        """Write `key`, for a server that is full or read-only answers a PING. Raises as `ask` does.
+        """Try all that the cache needs on `key`. Raises as `ask` does.
 
-        On a connection of its own: the others may be stuck, or have a queue before them.
+        A server that is full or read-only, or refuses scripts, still answers a PING. On a
+        connection of its own: the others may be stuck, or have a queue before them.
         """
         connection = self.connection()
         try:
             with closed_is_lost():
                 # Which learns the server's life, too. (redis-py has not typed this method.)
                 await connection.connect()  # type: ignore[no-untyped-call]
-                await connection.send_command("SET", key, "1", "PX", "1000")
-                await connection.read_response()
-        except AskError:
-            pass  # it is up, and refers to another: the key's slot has moved, or is about to
-        except ReadOnlyError:
-            self.forget()
+                await self._try_out(connection, key)
+        except AskError as error:
+            # In a cluster it is up: the key's slot has moved, or is about to.
+            if not self._spread:
+                raise cluster_node(error) from error
+        except ResponseError as error:
+            if is_suspect(error):
+                self.doubt()
             raise
         finally:
             await connection.disconnect(nowait=True)
+
+    async def _try_out(self, connection: AbstractConnection, key: str) -> None:
+        stamp = self._lives[connection]
+        # Two keys of different slots: one node of a cluster refuses that.
+        look: Command = ("GET", key) if self._spread else ("MGET", key, f"{key}:")
+        calls = Call("fence", key, ("ping", _PING_MS)), Call("offer", key, ("ping", -1, 0, b""))
+        replies = await _replies(
+            connection, [look, *(self._evalsha(call, stamp) for call in calls)]
+        )
+        if any(isinstance(reply, NoScriptError) or is_refused(reply) for reply in replies[1:]):
+            commands = [self._eval(call, stamp) for call in calls]
+            replies[1:] = await _replies(connection, commands)
+        for command, reply in zip((look[0], _SCRIPTS, _SCRIPTS), replies, strict=True):
+            if isinstance(reply, Exception):
+                raise named(str(command), reply)
+
+    async def beat(self, reads: str, scripted: str) -> None:
+        """Write a key through the connection for reads, another through the one for scripts.
+
+        Raises as `ask` does.
+        """
+        for reply in await asyncio.gather(
+            self._write(self._reads, reads),
+            self._write(self._scripted, scripted),
+            return_exceptions=True,
+        ):
+            if reply is not None:
+                raise reply
+
+    async def _write(self, way: _Way, key: str) -> None:
+        command: Command = ("SET", key, "1", "PX", _BEAT_LIFE_MS)
+        (reply,), _ = await self._exchange(way, lambda _: [command])
+        if isinstance(reply, Exception):
+            raise named("SET", reply)
 
     def connection(self, **options: Any) -> AbstractConnection:  # noqa: ANN401 - redis-py's options
         """A connection outside of the pool, not yet connected; `options` win over the pool's."""
@@ -226,6 +302,26 @@ class Server:
     def forget(self) -> None:
         """This may be the server no longer: every connection is made anew before it is used."""
         self.stamp = None
+
+    def doubt(self) -> None:
+        """It refuses writes, or is silent: `forget`, but not for each command that it refuses."""
+        if self._clock() >= self._doubt_from:
+            self._doubt_from = self._clock() + _BETWEEN_DOUBTS
+            self.forget()
+
+    def proof(self) -> list[Command]:
+        """What a connection sends to prove that it leads to a primary of ours."""
+        return self._proof(self)
+
+    def proved(self, proof: Sequence[Command], replies: list[Any]) -> list[Any]:
+        """The replies that follow the proof's; errors in their place, if it has failed."""
+        others = replies[len(proof) :]
+        error = self._check(self, proof, replies)
+        return others if error is None else [error] * len(others)
+
+    def now(self) -> float:
+        """Monotonic time in seconds."""
+        return self._clock()
 
     async def retire(self) -> None:
         """Let go of the connections, each as soon as it is not in use."""
@@ -254,7 +350,7 @@ class Server:
         if self._spread or len(distinct) == 1:
             commands: list[Command] = [("GET", key) for key in distinct]
             replies, stamp = await self._exchange(self._reads, lambda _: commands, asking=asking)
-            told = [self._told(reply, stamp) for reply in replies]
+            told = [self._told("GET", reply, stamp) for reply in replies]
         else:
             cells, stamp = await self.get_many(distinct)
             told = [(cell, stamp, self) for cell in cells]
@@ -271,49 +367,73 @@ class Server:
         def told(replies: list[Any] | BaseException) -> None:
             if isinstance(replies, BaseException):
                 then(None if isinstance(replies, RedisConnectionError) else replies)
-            elif any(isinstance(one, ReadOnlyError) for one in replies):
-                self.forget()
+            elif any(map(is_suspect, replies)):
+                self.doubt()
                 then(None)
-            elif stamp != self.stamp or any(isinstance(one, NoScriptError) for one in replies):
+            elif stamp != self.stamp or any(map(self._wants_text, replies)):
                 then(None)  # all of them once more, for each can be repeated
             else:
-                then([self._told(reply, stamp) for reply in replies])
+                then([self._told(_SCRIPTS, reply, stamp) for reply in replies])
 
-        lane.send([self._evalsha(call, stamp) for call in calls], told)
+        self._scripted.send(lane, [self._evalsha(call, stamp) for call in calls], told)
         return True
 
     async def _call_all(
         self, calls: Sequence[Call], *, asking: bool = False
     ) -> Sequence[Told | Exception]:
-        told = await self._evaluate(calls, asking=asking)
-        unknown = [n for n, reply in enumerate(told) if isinstance(reply, NoScriptError)]
-        if unknown:  # the server has been started, or told to forget them
-            await self._exchange(
-                self._scripted,
-                lambda _: [("SCRIPT", "LOAD", text) for text in self._scripts.values()],
-            )
-            again = await self._evaluate([calls[n] for n in unknown], asking=asking)
-            for n, reply in zip(unknown, again, strict=True):
+        told = await self._evaluate(calls, self._evalsha, asking=asking)
+        again = [n for n, reply in enumerate(told) if self._wants_text(reply)]
+        if again:
+            # The server has been started, or told to forget scripts; or it does not let us use
+            # EVALSHA. EVAL makes it know them, and needs no SCRIPT LOAD, which many proxies refuse.
+            replies = await self._evaluate([calls[n] for n in again], self._eval, asking=asking)
+            for n, reply in zip(again, replies, strict=True):
+                if is_refused(told[n]) and not isinstance(reply, Exception):
+                    self._use_text(told[n])
                 told[n] = reply
-        return told
+        return [named(_SCRIPTS, one) if isinstance(one, Exception) else one for one in told]
 
-    async def _evaluate(self, calls: Sequence[Call], *, asking: bool) -> list[Told | Exception]:
+    async def _evaluate(
+        self, calls: Sequence[Call], command: Callable[[Call, str], Command], *, asking: bool
+    ) -> list[Told | Exception]:
         replies, stamp = await self._exchange(
             self._scripted,
-            lambda stamp: [self._evalsha(call, stamp) for call in calls],
+            lambda stamp: [command(call, stamp) for call in calls],
             asking=asking,
         )
-        return [self._told(reply, stamp) for reply in replies]
+        return [
+            reply if isinstance(reply, Exception) else (reply, stamp, self) for reply in replies
+        ]
+
+    def _wants_text(self, reply: object) -> bool:
+        """Whether a script was refused that may be taken as text."""
+        return isinstance(reply, NoScriptError) or (not self._whole and is_refused(reply))
+
+    def _use_text(self, refusal: object) -> None:
+        if not self._whole_is_known:
+            self._whole_is_known = True
+            logger.warning(
+                "Redis refuses EVALSHA (%s): scripts are sent whole, with EVAL, each time", refusal
+            )
+        self._whole = True
 
     def _evalsha(self, call: Call, stamp: str) -> Command:
+        if self._whole:
+            return self._eval(call, stamp)
+        return ("EVALSHA", self._digests[call.script], *self._arguments(call, stamp))
+
+    def _eval(self, call: Call, stamp: str) -> Command:
+        return ("EVAL", self._scripts[call.script], *self._arguments(call, stamp))
+
+    def _arguments(self, call: Call, stamp: str) -> Command:
         arguments = (
             encode_entry(argument, stamp) if isinstance(argument, Entry) else argument
             for argument in call.arguments
         )
-        return ("EVALSHA", self._digests[call.script], 1, call.key, stamp, *arguments)
+        return (1 + len(call.others), call.key, *call.others, stamp, *arguments)
 
-    def _told(self, reply: Any, stamp: str) -> Told | Exception:  # noqa: ANN401 - as redis-py reads it
-        return reply if isinstance(reply, Exception) else (reply, stamp, self)
+    def _told(self, command: str, reply: Any, stamp: str) -> Told | Exception:  # noqa: ANN401 - as redis-py reads it
+        return named(command, reply) if isinstance(reply, Exception) else (reply, stamp, self)
 
     # --- one round trip ---
 
@@ -346,8 +466,8 @@ class Server:
             replies, stamp = await self._by_pool(make)
         else:
             replies, stamp = await way.exchange(make)
-        if any(isinstance(reply, ReadOnlyError) for reply in replies):
-            self.forget()
+        if any(map(is_suspect, replies)):
+            self.doubt()
         elif stamp != self.stamp:
             raise RedisConnectionError("the server is not the one it was")
         return (replies[1::2] if asking else replies), stamp
@@ -382,9 +502,9 @@ class Server:
                 connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
                 try:
                     stamp = await self._life_of(connection)
-                    commands = make(stamp)
-                    await connection.send_packed_command(connection.pack_commands(commands))
-                    return [await _reply(connection) for _ in commands], stamp
+                    proof = self._proving.setdefault(connection, _Proving(self)).due()
+                    replies = await _replies(connection, [*proof, *make(stamp)])
+                    return (self.proved(proof, replies) if proof else replies), stamp
                 except BaseException:
                     # What is still on its way is nobody else's answer.
                     await connection.disconnect(nowait=True)
@@ -398,8 +518,29 @@ class Server:
 
     async def _greet(self, connection: AbstractConnection) -> None:
         """Make a new connection ready, and learn whose life it leads into."""
-        await connection.on_connect()
-        self._lives[connection] = self.stamp = await self._learn(connection)
+        await self._agree_on_protocol(connection)
+        try:
+            stamp = await self._learn(connection)
+        except NamespaceConflict:
+            self.forget()  # older connections may lead to the same server
+            raise
+        self._proving.pop(connection, None)
+        self._whole = False  # it may be another server, or may have been mended
+        self._lives[connection] = self.stamp = stamp
+        if stamp != self._last_life:
+            self.lives += self._last_life is not None
+            self._last_life = stamp
+
+    async def _agree_on_protocol(self, connection: AbstractConnection) -> None:
+        try:
+            await connection.on_connect()
+        except ResponseError as error:
+            options = self._pool.connection_kwargs
+            if not is_unknown(error) or str(options.get("protocol", 3)) == "2":
+                raise
+            options["protocol"] = 2
+            logger.warning("Redis refuses HELLO (%s): the older protocol, RESP2, is used", error)
+            raise RedisConnectionError("the next connection is to use RESP2") from error
 
     async def _life_of(self, connection: AbstractConnection) -> str:
         """The life a connection leads into; one that may be another than the server's is remade."""
@@ -429,6 +570,7 @@ class _Way:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._lane: Lane | None = None
+        self._proving = _Proving(server)
         self._life = ""  # the stamp of the server's life that it leads into
         self._laying: asyncio.Task[tuple[Lane, str]] | None = None
 
@@ -437,7 +579,28 @@ class _Way:
         lane, stamp = self.at_hand()
         if lane is None:
             lane, stamp = await self._lay()
-        return await lane.ask(make(stamp)), stamp
+        proof = self._proving.due()
+        replies = await lane.ask([*proof, *make(stamp)])
+        return (self._server.proved(proof, replies) if proof else replies), stamp
+
+    def send(
+        self, lane: Lane, commands: list[Command], then: Callable[[list[Any] | BaseException], None]
+    ) -> None:
+        """Send commands on the lane at hand, and the proof before them if it is due.
+
+        See `Lane.send`.
+        """
+        proof = self._proving.due()
+        if not proof:
+            lane.send(commands, then)
+            return
+
+        def told(replies: list[Any] | BaseException) -> None:
+            if not isinstance(replies, BaseException):
+                replies = self._server.proved(proof, replies)
+            then(replies)
+
+        lane.send([*proof, *commands], told)
 
     def at_hand(self) -> tuple[Lane | None, str]:
         """The lane into the life that the server is in, if there is one, and that life's stamp."""
@@ -473,7 +636,28 @@ class _Way:
         if self._lane is not None:
             self._lane.close(RedisConnectionError("the server is not the one it was"))
         self._lane, self._life = await self._server.lane()
+        self._proving = _Proving(self._server)
         return self._lane, self._life
+
+
+class _Proving:
+    """When a connection has to prove again that it leads to a primary of ours.
+
+    Args:
+        server: where it leads.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._due_at = -math.inf
+
+    def due(self) -> list[Command]:
+        """The commands that prove it, if it is time; to be sent with whatever is sent next."""
+        now = self._server.now()
+        if now < self._due_at:
+            return []
+        self._due_at = now + _BETWEEN_PROOFS
+        return self._server.proof()
 
 
 def _seen(task: asyncio.Task[Any]) -> None:
@@ -495,6 +679,11 @@ def closed_is_lost() -> Iterator[None]:
         if _CLOSED not in str(error):
             raise
         raise RedisConnectionError(str(error)) from error
+
+
+async def _replies(connection: AbstractConnection, commands: Sequence[Command]) -> list[Any]:
+    await connection.send_packed_command(connection.pack_commands(commands))
+    return [await _reply(connection) for _ in commands]
 
 
 async def _reply(connection: AbstractConnection) -> Any:  # noqa: ANN401 - redis-py's replies

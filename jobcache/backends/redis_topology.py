@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from jobcache.backends.redis_refusals import cluster_node
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from redis.asyncio.connection import AbstractConnection
     from redis.exceptions import AskError
 
     from jobcache.backends.redis_sentinels import Sentinels
     from jobcache.backends.redis_server import Server
+    from jobcache.backends.redis_url import Address
 
 
 class Topology(Protocol):
@@ -18,6 +22,10 @@ class Topology(Protocol):
 
     spread: bool
     """Whether there is more than one server, so that no command can be of several keys."""
+
+    @property
+    def connect(self) -> Callable[[Address], AbstractConnection] | None:
+        """Makes a connection to an address, not yet connected; None if there is one server."""
 
     @property
     def generation(self) -> int:
@@ -58,6 +66,7 @@ class Lone:
     """
 
     spread = False
+    connect: None = None
 
     def __init__(self, server: Server, name: str, sentinels: Sentinels | None = None) -> None:
         self._server = server
@@ -69,7 +78,8 @@ class Lone:
     @property
     def generation(self) -> int:
         """See `Topology`."""
-        return 0 if self._sentinels is None else self._sentinels.switches
+        switches = 0 if self._sentinels is None else self._sentinels.switches
+        return switches + self._server.lives
 
     def owner(self, key: str | bytes) -> Server:  # noqa: ARG002 - whatever the key
         """See `Topology`."""
@@ -91,7 +101,7 @@ class Lone:
 
     def redirected(self, error: AskError, server: Server) -> Server:  # noqa: ARG002 - there is one
         """See `Topology`. It is a cluster's node, and the URL does not say so."""
-        raise error
+        raise cluster_node(error)
 
     def doubt(self) -> None:
         """See `Topology`. There is nothing to learn but by connecting."""

@@ -45,6 +45,7 @@ from jobcache.protocol import (
     Drop,
     Entry,
     Holdings,
+    Identifies,
     Offered,
     Peek,
     PurgeAll,
@@ -70,7 +71,7 @@ class NearTier(CacheBackend, Peek, Drop, Holdings, Protocol):
     """What can stand in front: a backend of this process, none of whose operations waits."""
 
 
-class FarTier(CacheBackend, PurgeAll, Remember, Watched, Starts, Protocol):
+class FarTier(CacheBackend, PurgeAll, Remember, Watched, Starts, Identifies, Protocol):
     """What can stand behind: a guarded backend that several processes share."""
 
 
@@ -235,6 +236,10 @@ class TieredBackend:
     def holdings(self) -> tuple[int, int]:
         """See `Holdings`: the near tier's."""
         return self._near.holdings()
+
+    def identify(self, source_id: str) -> None:
+        """See `Identifies`."""
+        self._far.identify(source_id)
 
     async def start(self) -> None:
         """See `Starts`."""

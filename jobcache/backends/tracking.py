@@ -4,12 +4,19 @@ Each primary has one connection of its own, on which it reports every key of the
 changes: written, deleted, expired, evicted, flushed. No command of anybody else travels there, and
 none of the pooled connections is tracked.
 
-What proves that nothing was missed is a *beat*: every so often the feed writes a key of its own and
-waits for the report of that write. Reports come in the order of changes, so whatever changed before
-the beat was sent has been told when the beat comes back; and that it comes back shows, from end to
-end, that tracking is on. The feed is live for as long as the last such proof is younger than a
-limit, counted from when the beat was *sent*. So nobody who asks `live` first is misled for longer
-than that limit, whatever holds reports up: the network, the server, or a loop that is busy.
+What proves that nothing was missed is a *beat*: every so often the feed writes keys of its own and
+waits for the reports of these writes. Reports come in the order of changes, so whatever changed
+before the beat was sent has been told when the beat comes back; and that it comes back shows, from
+end to end, that tracking is on. The beat is written on the connections that this process reads and
+writes cells on, one key on each. So it also proves that these lead to the server that reports:
+
+    the address moves from A to B; A lives on as a replica of B; reads still go to A
+    the feed reconnects, to B, and hears of nothing that is read: but the beat on A is refused
+
+A beat that is refused, or does not come back, puts all these connections in doubt. The feed is live
+for as long as the last such proof is younger than a limit, counted from when the beat was *sent*.
+So nobody who asks `live` first is misled for longer than that limit, whatever holds reports up: the
+network, the server, or a loop that is busy.
 
 Rejected: PING as a heartbeat. Its reply overtakes the reports of what the server has executed in
 the same turn, and it comes even if nothing is tracked any more. Publishing changes ourselves: a
@@ -25,6 +32,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
+from jobcache.backends.ending import end_all
 from jobcache.backends.tracking_line import HANDSHAKE, Lost, Place, Refused, opened
 from jobcache.errors import CacheError
 from jobcache.protocol import FeedCondition
@@ -168,38 +176,33 @@ class TrackingFeed:
             task.result()  # which raises
 
     async def _follow(self, place: Place, generation: int) -> None:
-        beat_key = place.beat_key(self._token)
-        reported = beat_key.encode("ascii")
+        beats = _Beats(place, self._token, self._beat, self._silence, self._clock)
 
         def at_once(keys: Sequence[bytes]) -> bool:
-            """Tell a report where it comes in. One with the beat in it proves something, too."""
+            """Tell a report where it comes in. One with a beat in it proves something, too."""
             self._tell(keys)
-            return reported not in keys
+            return beats.names.isdisjoint(keys)
 
-        async with opened(place, self._prefix, at_once) as line:
-            due = self._clock()
-            sent: float | None = None
-            deadline = due + HANDSHAKE  # of the first beat
-            while True:
-                _heed_cancellation()
-                now = self._clock()
-                if now >= deadline:
-                    raise Lost(f"{place.name} has been silent for {self._silence:g} s")
-                if generation != self._generation():
-                    raise Lost("the primaries have changed")
-                if sent is None and now >= due:
-                    sent, due = now, now + self._beat
-                    await line.send_beat(beat_key)
-                keys = await line.report((deadline if sent is not None else due) - now)
-                if keys is None:
-                    self._tell_of_a_gap()
-                    continue
-                if keys:
-                    self._tell(keys)  # before the beat among them vouches for them
-                if sent is not None and reported in keys:
-                    self._lag.record(round((self._clock() - sent) * 1e9))
-                    deadline, sent = sent + self._silence, None
-                    self._vouch(place, deadline)
+        try:
+            async with opened(place, self._prefix, at_once) as line:
+                while True:
+                    _heed_cancellation()
+                    if generation != self._generation():
+                        raise Lost("the primaries have changed")
+                    if beats.send_if_due(line.wake):
+                        await line.check()
+                    keys = await line.report(beats.patience())
+                    if keys is None:
+                        self._tell_of_a_gap()
+                        continue
+                    if keys:
+                        self._tell(keys)  # before the beat among them vouches for them
+                    took = beats.came_back(keys)
+                    if took is not None:
+                        self._lag.record(round(took * 1e9))
+                        self._vouch(place, beats.deadline)
+        finally:
+            await beats.aclose()
 
     # --- what is told ---
 
@@ -251,6 +254,87 @@ class TrackingFeed:
         if state != self._state:
             self._state, self._since = state, self._clock()
         self._reason = reason
+
+
+class _Beats:
+    """The beats that prove one line: the last one sent, and whether it has come back.
+
+    Args:
+        place: the primary.
+        token: tells this feed's keys from others'.
+        every: seconds between two beats.
+        silence: seconds after the sending of a beat that came back until the next must have.
+        clock: monotonic time in seconds.
+
+    Attributes:
+        names: the keys that a beat writes, as they are reported.
+        deadline: when the next beat must have come back.
+    """
+
+    def __init__(
+        self, place: Place, token: str, every: float, silence: float, clock: Callable[[], float]
+    ) -> None:
+        self._place = place
+        self._keys = place.beat_key(f"{token}r"), place.beat_key(f"{token}s")
+        self._every = every
+        self._silence = silence
+        self._clock = clock
+        self.names = frozenset(key.encode("ascii") for key in self._keys)
+        self.deadline = clock() + HANDSHAKE
+        self._due = 0.0
+        self._sent: float | None = None
+        self._awaited: set[bytes] = set()
+        self._beating: asyncio.Task[None] | None = None
+
+    def send_if_due(self, wake: Callable[[], object]) -> bool:
+        """Send a beat, if it is time for one. Returns whether it did.
+
+        Args:
+            wake: called when the beat has been written or refused.
+
+        Raises:
+            Lost: the last beat was refused, or has not come back in time.
+        """
+        now = self._clock()
+        if self._beating is not None and self._beating.done():
+            self._see_to_refusal(self._beating)
+            self._beating = None
+        if now >= self.deadline:
+            self._place.doubt()
+            raise Lost(f"{self._place.name} has been silent for {self._silence:g} s")
+        if self._sent is not None or now < self._due:
+            return False
+        self._sent, self._due, self._awaited = now, now + self._every, set(self.names)
+        self._beating = asyncio.create_task(self._place.beat(*self._keys))
+        self._beating.add_done_callback(lambda _: wake())
+        return True
+
+    def _see_to_refusal(self, beating: asyncio.Task[None]) -> None:
+        if beating.cancelled():
+            raise Lost(f"{self._place.name} is not used any more")
+        error = beating.exception()
+        if error is not None:
+            raise Lost(f"{self._place.name}: {error}") from error
+
+    def patience(self) -> float:
+        """Seconds until there is something to do, if no report comes before."""
+        return (self._due if self._sent is None else self.deadline) - self._clock()
+
+    def came_back(self, keys: Sequence[bytes]) -> float | None:
+        """How many seconds the beat took, if these reported keys complete it; else None."""
+        if self._sent is None or self._awaited.isdisjoint(keys):
+            return None
+        self._awaited.difference_update(keys)
+        if self._awaited:
+            return None
+        took = self._clock() - self._sent
+        self.deadline, self._sent = self._sent + self._silence, None
+        return took
+
+    async def aclose(self) -> None:
+        """End a beat that is under way."""
+        if self._beating is not None:
+            await end_all({self._beating})
 
 
 def _heed_cancellation() -> None:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from redis.exceptions import RedisError, ResponseError
 
 from jobcache.backends.redis_lane import Command, Lane, NoLane
+from jobcache.errors import CacheError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     from redis.asyncio.connection import AbstractConnection
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 HANDSHAKE = 2.0
 """Seconds to connect and to turn tracking on."""
 
-_BEAT_LIFE_MS = 60_000
+_AWAKE = 0.1  # seconds that a report is waited for at a time, where nothing can end the wait
 _CHANNEL = b"__redis__:invalidate"
 
 
@@ -41,11 +42,16 @@ class Place:
         connect: makes a new connection to it, not yet connected. Takes redis-py's options of one,
             which win over the backend's own.
         beat_key: a key that lives there, with a word of the caller's in it; no cell is ever there.
+        beat: writes two such keys, one through the connection for reads, the other through the one
+            for scripts. Raises `CacheUnavailable`.
+        doubt: has these two connections made anew before they are used again.
     """
 
     name: str
     connect: Callable[..., AbstractConnection]
     beat_key: Callable[[str], str]
+    beat: Callable[[str, str], Coroutine[Any, Any, None]]
+    doubt: Callable[[], None]
 
 
 class Lost(Exception):  # noqa: N818 - says what has happened
@@ -59,8 +65,11 @@ class Refused(Lost):
 class Line(Protocol):
     """What `opened` opens."""
 
-    async def send_beat(self, key: str) -> None:
-        """Write `key`, so that its report comes back."""
+    async def check(self) -> None:
+        """Raise `RedisError` or `OSError` if a connection that only listens is lost."""
+
+    def wake(self) -> None:
+        """Have `report` return soon."""
 
     async def report(self, patience: float) -> list[bytes] | None:
         """The keys of the next report, None for all there are.
@@ -91,7 +100,7 @@ async def opened(place: Place, prefix: bytes, at_once: AtOnce) -> AsyncIterator[
             except TimeoutError as error:
                 raise Lost(f"{place.name} does not answer") from error
             yield line
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, CacheError) as error:
             raise Lost(f"{place.name}: {error}") from error
         except RuntimeError as error:
             if "is closed" not in str(error):
@@ -164,11 +173,12 @@ class Pushed:
         if isinstance(reply, Exception):
             raise reply
 
-    async def send_beat(self, key: str) -> None:
+    async def check(self) -> None:
+        """See `Line`: `report` tells."""
+
+    def wake(self) -> None:
         """See `Line`."""
-        # A beat that is refused ends it: a server that takes no writes tells of none.
-        if self._lane.open:
-            self._lane.send([("SET", key, "1", "PX", _BEAT_LIFE_MS)], self._answered)
+        self._news.set()
 
     async def report(self, patience: float) -> list[bytes] | None:
         """See `Line`."""
@@ -184,11 +194,6 @@ class Pushed:
     def close(self) -> None:
         """Close the connection."""
         self._lane.close()
-
-    def _answered(self, replies: list[Any] | BaseException) -> None:
-        reply = replies if isinstance(replies, BaseException) else replies[0]
-        if isinstance(reply, BaseException):
-            self._end(reply)
 
     def _heard(self, message: list[Any] | BaseException) -> None:
         if isinstance(message, BaseException):
@@ -212,14 +217,17 @@ class Redirected:
         self._tracked = tracked
         self._subscribed = subscribed
 
-    async def send_beat(self, key: str) -> None:
-        """See `Line`."""
-        # Its reply shows that the tracked connection is there: the other one would not tell.
-        await _order(self._tracked, "SET", key, "1", "PX", _BEAT_LIFE_MS)
+    async def check(self) -> None:
+        """See `Line`. The reply shows that the tracked connection is there: no report would."""
+        await _order(self._tracked, "PING")
+
+    def wake(self) -> None:
+        """See `Line`: it does so anyway."""
 
     async def report(self, patience: float) -> list[bytes] | None:
         """See `Line`."""
-        message = await self._subscribed.read_response(timeout=max(patience, 0.001))
+        patience = min(max(patience, 0.001), _AWAKE)
+        message = await self._subscribed.read_response(timeout=patience)
         if isinstance(message, list) and message[:2] == [b"message", _CHANNEL]:
             return message[2]  # type: ignore[no-any-return] # a list of keys, or None
         return []

@@ -1,0 +1,55 @@
+"""What it means when a Redis server refuses a command."""
+
+from __future__ import annotations
+
+import re
+
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterCrossSlotError,
+    MasterDownError,
+    NoPermissionError,
+    ReadOnlyError,
+    ResponseError,
+)
+
+_SUSPECT = (ReadOnlyError, MasterDownError, BusyLoadingError, AuthenticationError)
+# Redis 6 wraps the error of a command that a script has called; others have no type in redis-py.
+_SUSPECT_WORDS = re.compile(r"(?:^|[ -])(?:READONLY|MASTERDOWN|NOREPLICAS|MISCONF) ")
+_UNKNOWN = re.compile("unknown (?:command|subcommand)", re.IGNORECASE)
+
+
+class CommandRefused(ResponseError):  # noqa: N818 - says what is the matter
+    """The server does not have a command, or does not let us use it. The message names it."""
+
+
+def is_suspect(reply: object) -> bool:
+    """Return whether the reply says that this server may no longer be the primary."""
+    if not isinstance(reply, Exception):
+        return False
+    return isinstance(reply, _SUSPECT) or _SUSPECT_WORDS.search(str(reply)) is not None
+
+
+def is_unknown(reply: object) -> bool:
+    """Return whether the server says that it has no such command."""
+    return isinstance(reply, ResponseError) and _UNKNOWN.match(str(reply)) is not None
+
+
+def is_refused(reply: object) -> bool:
+    """Return whether the server does not have the command, or does not let us use it."""
+    return isinstance(reply, NoPermissionError) or is_unknown(reply)
+
+
+def named(command: str, reply: Exception) -> Exception:
+    """Return the error with the command's name in it, if the command was refused."""
+    if isinstance(reply, ClusterCrossSlotError):
+        return cluster_node(reply)
+    if isinstance(reply, CommandRefused) or not is_refused(reply):
+        return reply
+    return CommandRefused(f"Redis refuses {command} ({reply}), which the cache needs")
+
+
+def cluster_node(error: Exception) -> Exception:
+    """Return the error for a server that turned out to be one node of a cluster."""
+    return CommandRefused(f"it is a node of a cluster ({error}): REDIS_URL needs redis+cluster://")
