@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,8 @@ from app.db import Database, DatabaseUnavailable
 from app.limits import HEAD_BYTES
 from app.listening import BACKLOG, CannotListen, listening, shown
 from app.serving import allow_connections, protocol
-from jobcache import SettingsError, make_backend
+from jobcache import NamespaceConflict, SettingsError, make_backend
+from jobcache.registry import REMOTE, check_namespace
 from jobcache.settings import backend_names
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 _FAILURES: dict[type[Exception], tuple[int, str]] = {
     SettingsError: (2, ""),
     DatabaseUnavailable: (3, "The database cannot be used: "),
+    NamespaceConflict: (2, ""),
     CannotListen: (4, "Cannot listen on "),
 }
 """The exit status of each failure to start, and how its line begins."""
@@ -135,6 +138,7 @@ async def _try_out(chosen: Settings) -> None:
     Raises:
         SettingsError: a setting that can be read cannot be used.
         DatabaseUnavailable: the database does not answer, or does not let us in.
+        NamespaceConflict: the cache's store belongs to a service with another database.
     """
     chosen.make_directories()
     if chosen.api_keys is not None:
@@ -145,6 +149,7 @@ async def _try_out(chosen: Settings) -> None:
         database = Database(chosen.database_url, pooler=chosen.pooler)
         try:
             await database.create_tables()
+            source_id = await database.source_id()
         finally:
             await database.aclose()
     except (TypeError, ValueError) as error:
@@ -152,6 +157,8 @@ async def _try_out(chosen: Settings) -> None:
         raise SettingsError("DATABASE_URL", shown, f"the driver refuses it: {error}") from error
     except Exception as error:  # drivers raise what they like: a wrong password has its own type
         raise DatabaseUnavailable(f"{shown}: {str(error).splitlines()[0]}") from error
+    if chosen.cache.backend in REMOTE:
+        await check_namespace(replace(chosen.cache, source_id=source_id))
 
 
 def _start_servers(servers: ExitStack, database: str | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections import Counter
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
@@ -32,6 +33,7 @@ from sqlalchemy import (
     false,
     literal_column,
     or_,
+    select,
     text,
 )
 from sqlalchemy.engine import make_url
@@ -110,6 +112,13 @@ TO_MOVE = or_(
 """Jobs that are the service's to move along. Spelt out, for a planner that meets a parameter cannot
 know that the index below is enough; and that index is as small as what is to be done."""
 Index("jobs_to_move", jobs.c.id, sqlite_where=TO_MOVE, postgresql_where=TO_MOVE)
+
+identity = Table(
+    "service_identity",
+    metadata,
+    # One row. What shares a store with other services tells by it which database it belongs to.
+    Column("source_id", String(32), primary_key=True),
+)
 
 claims = Table(
     "claims",
@@ -273,6 +282,16 @@ class Database:
             else:
                 await connection.execute(text(f"SELECT pg_advisory_xact_lock({_TABLES_LOCK})"))
             await connection.run_sync(_create_all)
+            if (await connection.execute(select(identity.c.source_id))).first() is None:
+                await connection.execute(identity.insert().values(source_id=uuid.uuid4().hex))
+
+    async def source_id(self) -> str:
+        """Return the identity of this database: random, and made with its tables.
+
+        A copy of the database has the same one.
+        """
+        rows = await self.read(select(identity.c.source_id), "identity")
+        return str(rows[0][0])
 
     async def read(
         self,

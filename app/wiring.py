@@ -105,7 +105,7 @@ async def running(parts: Parts) -> AsyncIterator[None]:
     """Start the parts, and stop them in the opposite order."""
     try:
         await parts.database.create_tables()
-        await parts.cache.start()
+        await parts.cache.start(await parts.database.source_id())
         parts.runner.start()
         if parts.keys is not None:
             parts.keys.start()

@@ -6,12 +6,13 @@ Backends are found under an entry-point group: each name leads to a factory that
 
 from __future__ import annotations
 
+import asyncio
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Protocol
 
 from jobcache.backends import memory
 from jobcache.backends.tiered import TieredBackend
-from jobcache.errors import SettingsError
+from jobcache.errors import CacheError, NamespaceConflict, SettingsError
 from jobcache.guard import Guard
 from jobcache.protocol import Ping
 from jobcache.settings import GROUP, backend_names
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from jobcache.protocol import CacheBackend
     from jobcache.settings import CacheSettings
 
+REMOTE = frozenset({"redis", "tiered"})
+"""The backends whose store several services can share."""
+_PATIENCE = 1.0  # seconds
 _EXTRAS = {"tiered": "redis"}  # where they are not named as the backend is
 
 
@@ -48,6 +52,31 @@ def make_backend(settings: CacheSettings) -> CacheBackend:
             raise SettingsError("JOBCACHE_BACKEND", name, allowed) from error
         return Guard(backend) if isinstance(backend, Ping) else backend
     raise SettingsError("JOBCACHE_BACKEND", name, f"one of {', '.join(backend_names())}")
+
+
+async def check_namespace(settings: CacheSettings) -> None:
+    """Find out whether the store of "redis" or "tiered" belongs to another source.
+
+    Says nothing of a store that is away: the backend will, when it is used.
+
+    Raises:
+        NamespaceConflict: it does.
+        SettingsError: the URL of Redis cannot be used.
+    """
+    try:
+        from jobcache.backends.redis import from_settings  # noqa: PLC0415 - as below
+    except ImportError:
+        return
+    backend = from_settings(settings)
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            await backend.ping()
+    except NamespaceConflict:
+        raise
+    except (CacheError, TimeoutError):
+        pass
+    finally:
+        await backend.aclose()
 
 
 def tiered(settings: CacheSettings) -> CacheBackend:
