@@ -17,6 +17,7 @@ from redis.exceptions import (
 _SUSPECT = (ReadOnlyError, MasterDownError, BusyLoadingError, AuthenticationError)
 # Redis 6 wraps the error of a command that a script has called; others have no type in redis-py.
 _SUSPECT_WORDS = re.compile(r"(?:^|[ -])(?:READONLY|MASTERDOWN|NOREPLICAS|MISCONF) ")
+_WITHIN_SCRIPT = re.compile("ACL failure in script|The user executing the script can't run")
 _UNKNOWN = re.compile("unknown (?:command|subcommand)", re.IGNORECASE)
 
 
@@ -45,11 +46,14 @@ def named(command: str, reply: Exception) -> Exception:
     """Return the error with the command's name in it, if the command was refused."""
     if isinstance(reply, ClusterCrossSlotError):
         return cluster_node(reply)
-    if isinstance(reply, CommandRefused) or not is_refused(reply):
+    if _WITHIN_SCRIPT.search(str(reply)):
+        command = "a command of its scripts (GET, GETRANGE, SET, DEL, PTTL)"
+    elif isinstance(reply, CommandRefused) or not is_refused(reply):
         return reply
     return CommandRefused(f"Redis refuses {command} ({reply}), which the cache needs")
 
 
 def cluster_node(error: Exception) -> Exception:
     """Return the error for a server that turned out to be one node of a cluster."""
-    return CommandRefused(f"it is a node of a cluster ({error}): REDIS_URL needs redis+cluster://")
+    said = f"{type(error).__name__}: {error}"
+    return CommandRefused(f"it is a node of a cluster ({said}): REDIS_URL needs redis+cluster://")

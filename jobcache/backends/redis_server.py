@@ -70,6 +70,10 @@ _PATIENCE = 1.0  # seconds for an answer, where the URL gives no limit
 _ASKING: Command = ("ASKING",)
 
 
+class OlderProtocol(RedisConnectionError):  # noqa: N818 - says what is the matter
+    """The server knows no HELLO: the next connection will do without it."""
+
+
 class Call(NamedTuple):
     """A script to run on one key.
 
@@ -115,6 +119,8 @@ class Server:
         stamp: of the life it is in, as far as is known.
         listed: whether it is among those that a feed of changes listens to.
         lives: how often another life was met than the one before.
+        doubts: how often all connections were put in doubt. One made before the last of these is
+            made anew, even if it leads into the same life, as far as can be told.
     """
 
     def __init__(
@@ -132,6 +138,7 @@ class Server:
         self.host: str = options.get("host", "localhost")
         self.name: str = options.get("path") or str(Address(self.host, options.get("port", 6379)))
         self.stamp: str | None = None
+        self.doubts = 0
         self.listed = not spread
         self.lives = 0
         self._last_life: str | None = None
@@ -149,7 +156,8 @@ class Server:
         self._check = check
         self._spread = spread
         self._clock = clock
-        self._lives: WeakKeyDictionary[AbstractConnection, str] = WeakKeyDictionary()
+        # By connection: the stamp of the life that it leads into, and `doubts` when it was made.
+        self._lives: WeakKeyDictionary[AbstractConnection, tuple[str, int]] = WeakKeyDictionary()
         self._proving: WeakKeyDictionary[AbstractConnection, _Proving] = WeakKeyDictionary()
         self._doubt_from = -math.inf
         self._turns = asyncio.Semaphore(pool.max_connections)
@@ -202,6 +210,7 @@ class Server:
         lane, stamp = self._reads.at_hand()
         if lane is None or self._retired:
             return False
+        doubts = self.doubts
 
         def told(replies: list[Any] | BaseException) -> None:
             cells = replies if isinstance(replies, BaseException) else replies[0]
@@ -210,7 +219,7 @@ class Server:
                 then(RedisConnectionError(f"the server may not be the one it was: {cells}"))
             elif isinstance(cells, BaseException):
                 then(cells)
-            elif stamp != self.stamp:
+            elif stamp != self.stamp or doubts != self.doubts:
                 then(RedisConnectionError("the server is not the one it was"))
             else:
                 then((cells, stamp))
@@ -232,6 +241,12 @@ class Server:
         A server that is full or read-only, or refuses scripts, still answers a PING. On a
         connection of its own: the others may be stuck, or have a queue before them.
         """
+        with suppress(OlderProtocol):
+            await self._ping(key)
+            return
+        await self._ping(key)
+
+    async def _ping(self, key: str) -> None:
         connection = self.connection()
         try:
             with closed_is_lost():
@@ -250,7 +265,7 @@ class Server:
             await connection.disconnect(nowait=True)
 
     async def _try_out(self, connection: AbstractConnection, key: str) -> None:
-        stamp = self._lives[connection]
+        stamp, _ = self._lives[connection]
         # Two keys of different slots: one node of a cluster refuses that.
         look: Command = ("GET", key) if self._spread else ("MGET", key, f"{key}:")
         calls = Call("fence", key, ("ping", _PING_MS)), Call("offer", key, ("ping", -1, 0, b""))
@@ -302,6 +317,7 @@ class Server:
     def forget(self) -> None:
         """This may be the server no longer: every connection is made anew before it is used."""
         self.stamp = None
+        self.doubts += 1
 
     def doubt(self) -> None:
         """It refuses writes, or is silent: `forget`, but not for each command that it refuses."""
@@ -363,6 +379,7 @@ class Server:
         lane, stamp = self._scripted.at_hand()
         if lane is None or self._retired:
             return False
+        doubts = self.doubts
 
         def told(replies: list[Any] | BaseException) -> None:
             if isinstance(replies, BaseException):
@@ -370,7 +387,9 @@ class Server:
             elif any(map(is_suspect, replies)):
                 self.doubt()
                 then(None)
-            elif stamp != self.stamp or any(map(self._wants_text, replies)):
+            elif (
+                stamp != self.stamp or doubts != self.doubts or any(map(self._wants_text, replies))
+            ):
                 then(None)  # all of them once more, for each can be repeated
             else:
                 then([self._told(_SCRIPTS, reply, stamp) for reply in replies])
@@ -462,18 +481,19 @@ class Server:
         if asking:
             plain = make
             make = lambda stamp: [word for one in plain(stamp) for word in (_ASKING, one)]  # noqa: E731
+        doubts = self.doubts
         if self._laneless or self._retired:
             replies, stamp = await self._by_pool(make)
         else:
             replies, stamp = await way.exchange(make)
         if any(map(is_suspect, replies)):
             self.doubt()
-        elif stamp != self.stamp:
+        elif stamp != self.stamp or doubts != self.doubts:
             raise RedisConnectionError("the server is not the one it was")
         return (replies[1::2] if asking else replies), stamp
 
-    async def lane(self) -> tuple[Lane, str]:
-        """A new lane, and the stamp of the life of the server that it leads into.
+    async def lane(self) -> tuple[Lane, tuple[str, int]]:
+        """A new lane, the stamp of the life of the server that it leads into, and `doubts` then.
 
         Raises:
             NoLane: there is none; from now on all goes by the pool.
@@ -518,6 +538,7 @@ class Server:
 
     async def _greet(self, connection: AbstractConnection) -> None:
         """Make a new connection ready, and learn whose life it leads into."""
+        doubts = self.doubts
         await self._agree_on_protocol(connection)
         try:
             stamp = await self._learn(connection)
@@ -526,7 +547,8 @@ class Server:
             raise
         self._proving.pop(connection, None)
         self._whole = False  # it may be another server, or may have been mended
-        self._lives[connection] = self.stamp = stamp
+        self.stamp = stamp
+        self._lives[connection] = stamp, doubts
         if stamp != self._last_life:
             self.lives += self._last_life is not None
             self._last_life = stamp
@@ -540,16 +562,15 @@ class Server:
                 raise
             options["protocol"] = 2
             logger.warning("Redis refuses HELLO (%s): the older protocol, RESP2, is used", error)
-            raise RedisConnectionError("the next connection is to use RESP2") from error
+            raise OlderProtocol("the next connection uses RESP2") from error
 
     async def _life_of(self, connection: AbstractConnection) -> str:
         """The life a connection leads into; one that may be another than the server's is remade."""
-        life = self._lives.get(connection)
-        if life is None or life != self.stamp:
+        if self._lives.get(connection) != (self.stamp, self.doubts):
             await connection.disconnect(nowait=True)
             await connection.connect()  # type: ignore[no-untyped-call]
-            life = self._lives[connection]
-        return life
+        stamp, _ = self._lives[connection]
+        return stamp
 
     async def _find_out(self, key: str) -> None:
         with suppress(RedisError, OSError):
@@ -571,7 +592,7 @@ class _Way:
         self._server = server
         self._lane: Lane | None = None
         self._proving = _Proving(server)
-        self._life = ""  # the stamp of the server's life that it leads into
+        self._life = "", 0  # the stamp of the life that it leads into, and `doubts` when made
         self._laying: asyncio.Task[tuple[Lane, str]] | None = None
 
     async def exchange(self, make: Callable[[str], list[Command]]) -> tuple[list[Any], str]:
@@ -605,9 +626,11 @@ class _Way:
     def at_hand(self) -> tuple[Lane | None, str]:
         """The lane into the life that the server is in, if there is one, and that life's stamp."""
         lane = self._lane
-        if lane is None or not lane.open or self._life != self._server.stamp:
+        stamp, doubts = self._life
+        server = self._server
+        if lane is None or not lane.open or stamp != server.stamp or doubts != server.doubts:
             return None, ""
-        return lane, self._life
+        return lane, stamp
 
     def close_when_idle(self) -> None:
         """See `Lane`."""
@@ -637,7 +660,7 @@ class _Way:
             self._lane.close(RedisConnectionError("the server is not the one it was"))
         self._lane, self._life = await self._server.lane()
         self._proving = _Proving(self._server)
-        return self._lane, self._life
+        return self._lane, self._life[0]
 
 
 class _Proving:

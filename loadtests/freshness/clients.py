@@ -83,8 +83,8 @@ class Watch:
                 line.give_up(now)
 
     def up(self, chance: random.Random) -> Service:
-        """Any of the processes that are running."""
-        running = [service for service in self.services if not service.down]
+        """Any of the processes that are running and may be given changes."""
+        running = [each for each in self.services if not (each.down or each.reads_only)]
         return chance.choice(running or self.services)
 
     # --- asking ---

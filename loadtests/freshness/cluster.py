@@ -49,6 +49,7 @@ class Service:
     Attributes:
         down: True while it does not run.
         doomed: True while nobody can count on its answers, for it has been or will be killed.
+        reads_only: True while no client changes anything through it.
     """
 
     def __init__(self, number: int, settings: Mapping[str, str]) -> None:
@@ -56,6 +57,7 @@ class Service:
         self.port = free_port()
         self.down = True
         self.doomed = True
+        self.reads_only = False
         kept = {name: text for name, text in os.environ.items() if not name.startswith(_OURS)}
         self._environment = {
             **kept,

@@ -31,6 +31,8 @@ _UNTIL = 10.0  # seconds for something to come about that should
 _LOOK = 0.01  # seconds between two looks
 _JUNK = b"x" * 16_384
 _ROOM = 1024 * 1024  # bytes that are left before Redis is filled
+_NOTICED = 2.0  # seconds until every process has noticed that its address leads elsewhere
+_UNDER_WAY = 0.5  # seconds for changes that are under way
 _CUTS = 40
 _KILLS = 8
 _NO_ONE = {"-1", "0"}  # whom reports are redirected to, where they are not
@@ -66,6 +68,7 @@ class Fault:
     Attributes:
         promise: "fresh": no read is stale. "bounded": what Redis could not be told of may be
             hidden for as long as entries are fresh, and one second.
+        within: of a bounded promise, seconds for which something old may be shown, if that is less.
         inject: makes it happen, and heals it.
         cuts_one_off: whether it is one process alone that cannot reach Redis; its own answers are
             fresh all the same.
@@ -76,6 +79,7 @@ class Fault:
 
     promise: Literal["fresh", "bounded"]
     inject: Callable[[Incident], Awaitable[None]]
+    within: float | None = None
     cuts_one_off: bool = False
     takes_source: bool = False
     needs_redis: bool = True
@@ -212,6 +216,41 @@ async def promote(incident: Incident) -> None:
         await link.aclose()
 
 
+async def repointed(incident: Incident) -> None:
+    """The address leads to another, empty master; the old one lives on as its replica, and lags.
+
+    As after a change in DNS, or in a managed failover: connections to the old one stay open, and it
+    goes on answering reads. Changes go through one process, so the others have no write that it
+    would refuse.
+    """
+    cluster = incident.cluster
+    if not any(proxy.connections for proxy in cluster.proxies):
+        raise NotInjected("nobody was connected")
+    successor = new_redis()
+    link = Proxy(0)
+    try:
+        await _to_its_end(successor.start)
+        link.target = successor.port
+        await link.start()
+        link.hold()  # so that the old one does not copy what the new one has
+        for service in cluster.services:
+            service.reads_only = service is not incident.victim
+        await asyncio.sleep(_UNDER_WAY)
+        for proxy in cluster.proxies:
+            proxy.target = successor.port
+        async with cluster.admin() as admin:
+            await admin.replicaof(HOST, link.port)
+            await asyncio.sleep(incident.chance.uniform(1, 2) * _NOTICED)
+        cluster.replace_redis(successor)
+    except BaseException:
+        successor.close()
+        raise
+    finally:
+        for service in cluster.services:
+            service.reads_only = False
+        await link.aclose()
+
+
 # --- the network ---
 
 
@@ -312,6 +351,7 @@ FAULTS: dict[str, Fault] = {
     "read-only": Fault("bounded", read_only),
     "old-dump": Fault("fresh", old_dump),
     "promote": Fault("fresh", promote),
+    "repointed": Fault("bounded", repointed, within=_NOTICED),
     "cut": Fault("fresh", cut),
     "unreachable": Fault("fresh", unreachable),
     "black-hole": Fault("fresh", black_hole),

@@ -235,7 +235,9 @@ async def _one(  # noqa: PLR0917 - each is another thing
 ) -> None:
     fault = FAULTS[name]
     victim = chance.choice(cluster.services)
-    bound = plan.bound if fault.promise == "bounded" else None
+    bound = None
+    if fault.promise == "bounded":
+        bound = plan.bound if fault.within is None else fault.within
     tally = watch.tallies[name]
     tally.bound = max((each for each in (bound, plan.lag) if each is not None), default=None)
     watch.scope = Scope(name, lag=plan.lag)

@@ -1,0 +1,247 @@
+"""A Redis that refuses what the cache needs: one line in the log, and a way round or none."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from app.devservers import RedisServer
+from jobcache import CacheSettings, CacheUnavailable, Document, JobCache, Outcome, make_backend
+from jobcache.backends.redis import RedisBackend
+from jobcache.testing.schedules import entry_of
+from tests.subjects import REDIS_SERVERS
+
+KEYS = [f"job:{number}:progress" for number in range(60)]
+
+
+@pytest.fixture(params=REDIS_SERVERS)
+def program(request: pytest.FixtureRequest) -> Path:
+    return REDIS_SERVERS[request.param]
+
+
+@contextmanager
+def serving(program: Path, *arguments: str) -> Iterator[tuple[RedisServer, redis.Redis]]:
+    with (
+        RedisServer(program, arguments=arguments) as server,
+        redis.Redis.from_url(server.url, protocol=2) as raw,
+    ):
+        yield server, raw
+
+
+def permit(raw: redis.Redis, *rules: str) -> None:
+    """Let the user of the cache do everything, but for these rules."""
+    raw.execute_command(
+        *("ACL", "SETUSER", "app", "reset", "on", "nopass", "~*", "&*", "+@all", *rules)
+    )
+
+
+def as_user(server: RedisServer) -> str:
+    return server.url.replace("redis://", "redis://app:@")
+
+
+async def load() -> Document:
+    return Document(1, "acme", b"{}", "moving", 2)
+
+
+@asynccontextmanager
+async def cached(backend: str, url: str) -> AsyncIterator[JobCache]:
+    cache = JobCache(make_backend(CacheSettings(backend=backend, redis_url=url)))
+    try:
+        yield cache
+    finally:
+        await cache.aclose()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def poll(cache: JobCache) -> list[Outcome]:
+    """What becomes of polls of many keys, each of which is answered."""
+    answers = [await cache.read(key, load) for key in KEYS]
+    assert all(answer.entry.version == 1 for answer in answers)
+    return [answer.outcome for answer in answers]
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+REFUSALS = {
+    "scripts": (("-evalsha", "-eval"), "EVALSHA and EVAL"),
+    "reads": (("-mget",), "MGET"),
+    "writes of scripts": (("-set",), "SET"),
+}
+
+
+@pytest.mark.parametrize("backend", ["redis", "tiered"])
+@pytest.mark.parametrize("refusal", REFUSALS)
+async def test_what_cannot_be_done_without_is_unavailable_and_named_in_one_line(
+    backend: str, refusal: str, program: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules, command = REFUSALS[refusal]
+    with serving(program) as (server, raw):
+        permit(raw, *rules)
+        async with cached(backend, as_user(server)) as cache:
+            await cache.start()
+            assert not cache.condition().available
+            for _ in range(3):
+                assert set(await poll(cache)) == {Outcome.BYPASS}
+            assert command in cache.condition().reason
+            told = [line for line in lines(caplog) if "feed" not in line]
+            assert len(told) == 1
+            assert command in told[0]
+            assert "answered from the source" in told[0]
+            permit(raw)
+            await until(lambda: cache.condition().available)
+            async with asyncio.timeout(20):  # what is stored now is to be confirmed, for a second
+                while set(await poll(cache)) != {Outcome.HIT}:
+                    await asyncio.sleep(0.01)
+
+
+async def test_scripts_that_are_refused_later_are_noticed_as_well(
+    program: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(program) as (server, raw):
+        permit(raw)
+        async with cached("redis", as_user(server)) as cache:
+            await cache.start()
+            await poll(cache)
+            assert set(await poll(cache)) == {Outcome.HIT}
+            permit(raw, "-evalsha", "-eval")
+            raw.flushall()
+            while cache.condition().available:
+                await poll(cache)
+                await asyncio.sleep(0)
+            for _ in range(3):
+                await poll(cache)
+            assert len(lines(caplog)) == 1
+            assert "EVALSHA" in lines(caplog)[0]
+
+
+@pytest.mark.parametrize("backend", ["redis", "tiered"])
+async def test_without_script_load_nothing_is_missed(
+    backend: str, program: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(program) as (server, raw):
+        permit(raw, "-script")
+        async with cached(backend, as_user(server)) as cache:
+            await cache.start()
+            await poll(cache)
+            assert set(await poll(cache)) == {Outcome.HIT}
+            assert cache.condition().available
+            assert lines(caplog) == []
+
+
+@pytest.mark.parametrize("how", ["acl", "renamed"])
+async def test_without_evalsha_scripts_are_sent_whole(
+    how: str, program: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    renamed = ("--rename-command", "EVALSHA", "") if how == "renamed" else ()
+    with serving(program, *renamed) as (server, raw):
+        url = server.url
+        if how == "acl":
+            permit(raw, "-evalsha", "-script")
+            url = as_user(server)
+        async with cached("redis", url) as cache:
+            await cache.start()
+            await poll(cache)
+            assert set(await poll(cache)) == {Outcome.HIT}
+            assert len(lines(caplog)) == 1
+            assert "refuses EVALSHA" in lines(caplog)[0]
+            assert "with EVAL" in lines(caplog)[0]
+
+
+async def test_info_alone_may_be_refused_with_one_line(
+    program: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(program, "--rename-command", "INFO", "") as (server, _):
+        async with cached("redis", server.url) as cache:
+            await cache.start()
+            await poll(cache)
+            assert set(await poll(cache)) == {Outcome.HIT}
+            assert len(lines(caplog)) == 1
+            assert "does not tell its run_id" in lines(caplog)[0]
+
+
+async def test_a_proxy_that_hides_the_server_is_not_used(
+    program: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server behind it can be replaced by one with old data, and no connection is lost."""
+    hidden = ("--rename-command", "INFO", "", "--rename-command", "SCRIPT", "")
+    with serving(program, *hidden) as (server, _):
+        async with cached("redis", server.url) as cache:
+            await cache.start()
+            assert set(await poll(cache)) == {Outcome.BYPASS}
+            assert not cache.condition().available
+            assert len(lines(caplog)) == 1
+            assert "refuses INFO and SCRIPT" in lines(caplog)[0]
+
+
+async def test_without_hello_the_older_protocol_is_used(
+    program: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(program, "--rename-command", "HELLO", "") as (server, _):
+        async with cached("redis", server.url) as cache:
+            await cache.start()
+            await poll(cache)
+            assert set(await poll(cache)) == {Outcome.HIT}
+            assert len(lines(caplog)) == 1
+            assert "refuses HELLO" in lines(caplog)[0]
+
+
+async def test_a_cluster_node_behind_a_plain_url_is_unavailable_with_one_line(
+    program: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Even one that owns every slot: a read of many keys crosses slots."""
+    with serving(program, "--cluster-enabled", "yes") as (server, raw):
+        raw.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383") if "valkey" in str(
+            program
+        ) else raw.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+        async with asyncio.timeout(20):
+            while b"cluster_state:ok" not in raw.execute_command("CLUSTER", "INFO"):
+                await asyncio.sleep(0.01)
+        async with cached("redis", server.url) as cache:
+            await cache.start()
+            for _ in range(3):
+                await poll(cache)
+            assert not cache.condition().available
+            assert len(lines(caplog)) == 1
+            assert "redis+cluster://" in lines(caplog)[0]
+
+
+async def test_keys_that_are_given_up_are_told_of_together(
+    program: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of these keys is refused, and nothing else."""
+    with serving(program) as (server, raw):
+        raw.execute_command(
+            *("ACL", "SETUSER", "app", "reset", "on", "nopass", "+@all", "&*"),
+            *("~jobcache:*", "~allowed:*"),
+        )
+        async with cached("redis", as_user(server)) as cache:
+            await cache.start()
+            assert cache.condition().available
+            for key in KEYS:
+                with pytest.raises(CacheUnavailable):
+                    await cache.backend.offer(key, "w", entry_of(2))
+            await until(lambda: cache.condition().unsettled == 0)
+            told = [line for line in lines(caplog) if "cannot be told" in line]
+            assert len(told) == 1
+            assert len(lines(caplog)) <= 3, "it was set aside, and is back"
+
+
+async def test_a_ping_leaves_nothing_behind(program: Path) -> None:
+    with serving(program) as (server, raw):
+        backend = RedisBackend(server.url, prefix="p:")
+        await backend.ping()
+        assert raw.keys("*") == []
+        await backend.aclose()
