@@ -11,7 +11,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
@@ -20,9 +20,10 @@ from app import settings
 from app.access import commands
 from app.access.keyfile import KeyFile
 from app.db import Database, DatabaseUnavailable
+from app.descriptors import allow_connections
 from app.limits import HEAD_BYTES
 from app.listening import BACKLOG, CannotListen, listening, shown
-from app.serving import allow_connections, protocol
+from app.serving import protocol
 from jobcache import NamespaceConflict, SettingsError, make_backend
 from jobcache.registry import REMOTE, check_namespace
 from jobcache.settings import backend_names
@@ -104,7 +105,7 @@ def _run(options: argparse.Namespace) -> int:
 def _serve(sockets: list[socket.socket]) -> int:
     chosen = settings.load()  # once more: the servers of `dev` have put their URLs there
     asyncio.run(_try_out(chosen))
-    allow_connections(chosen.held)
+    allow_connections(chosen.wanted_connections)
     # uvicorn raises the signal again once it has ended in order; that is no failure then.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = uvicorn.Config(
@@ -118,6 +119,8 @@ def _serve(sockets: list[socket.socket]) -> int:
         timeout_worker_healthcheck=60,  # a busy machine is no reason to kill a worker that starts
         http=protocol(),
         h11_max_incomplete_event_size=HEAD_BYTES,
+        timeout_keep_alive=cast("int", chosen.keep_alive),  # any number of seconds
+        ws="none",
         proxy_headers=False,  # the application reads them, for every path: app/access/forwarded.py
     )
     logger.info("listening on %s", shown(sockets))

@@ -1,4 +1,4 @@
-"""How long a connection may be idle, without a timer made anew for every answer."""
+"""The time limit of a connection: one timer, which is not made anew for every request."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ if TYPE_CHECKING:
 
 
 class Idle:
-    """One timer for a connection, which finds out when it goes off whether it has been idle.
+    """A deadline that is moved often and met rarely.
 
-    It stands in for the `TimerHandle` of uvicorn's protocol, which cancels that when bytes come in.
+    Moving it later only changes a number: the timer looks, when it goes off, whether the deadline
+    has been met. Only an earlier deadline needs a new timer.
 
     Args:
         loop: whose time counts.
-        limit: seconds without bytes.
-        over: called when they are over.
+        limit: seconds, unless `begin` says otherwise.
+        over: called when the deadline is met.
     """
 
-    __slots__ = ("_armed", "_limit", "_loop", "_over", "_since", "_timer")
+    __slots__ = ("_armed", "_due", "_goes_off", "_limit", "_loop", "_over", "_timer")
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, limit: float, over: Callable[[], object]
@@ -29,34 +30,49 @@ class Idle:
         self._limit = limit
         self._over = over
         self._armed = False
-        self._since = 0.0
+        self._due = 0.0
+        self._goes_off = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self) -> None:
-        """It is idle from now on."""
-        self._since = self._loop.time()
+    def begin(self, limit: float | None = None) -> None:
+        """Set the deadline: `limit` seconds from now."""
+        if limit is None:
+            limit = self._limit
+        due = self._due = self._loop.time() + limit
         self._armed = True
         if self._timer is None:
-            self._timer = self._loop.call_later(self._limit, self._look)
+            self._set(limit)
+        elif due < self._goes_off:
+            self._timer.cancel()
+            self._set(limit)
 
     def cancel(self) -> None:
-        """It is not, or no more."""
+        """Set no deadline."""
         self._armed = False
 
     def close(self) -> None:
-        """The connection is gone."""
+        """Give the timer back: the connection is gone, and is not referred to any more."""
         self._armed = False
+        self._over = _nothing
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _set(self, delay: float) -> None:
+        self._goes_off = self._loop.time() + delay
+        self._timer = self._loop.call_later(delay, self._look)
 
     def _look(self) -> None:
         self._timer = None
         if not self._armed:
             return
-        left = self._since + self._limit - self._loop.time()
+        left = self._due - self._loop.time()
         if left > 0:
-            self._timer = self._loop.call_later(left, self._look)
+            self._set(left)
         else:
             self._armed = False
             self._over()
+
+
+def _nothing() -> None:
+    pass

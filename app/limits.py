@@ -1,7 +1,11 @@
-"""How large a request may be: the numbers, and the limit on bodies. Heads: `app/heads.py`."""
+"""How large a request may be, and how long a connection may take: the numbers, and two guards.
+
+The limits on heads, trailers and time are enforced where bytes are read: `app/exchange.py`.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from starlette.exceptions import HTTPException
@@ -17,6 +21,29 @@ HEAD_BYTES = 16 * 1024
 """Of URL and headers together."""
 HEADERS = 100
 BODY_BYTES = 64 * 1024
+BACKLOG_BYTES = 16 * 1024
+"""Of requests that are not yet parsed; beyond it a connection is not read from, for a while."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What each connection may take. Times are in seconds.
+
+    Attributes:
+        connections: how many there may be in a process.
+        head_seconds: to send URL and headers, from their first byte on.
+        body_seconds: between two reads of a body.
+        send_seconds: to accept what is written to it.
+        discard_bytes: how much of a refused request is read before the connection is closed.
+        discard_seconds: for how long it is read.
+    """
+
+    connections: int = 11_000
+    head_seconds: float = 20.0
+    body_seconds: float = 30.0
+    send_seconds: float = 30.0
+    discard_bytes: int = 16 * 1024 * 1024
+    discard_seconds: float = 10.0
 
 
 class BodyLimit:

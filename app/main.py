@@ -23,7 +23,7 @@ from app.later import Laters
 from app.limits import BodyLimit
 from app.ops import routes as ops
 from app.quiet import quiet_malformed_requests
-from app.serving import DRAIN, POLLS, space_out_collections
+from app.serving import DRAIN, LIMITS, POLLS, space_out_collections
 from jobcache import JobCacheError, SettingsError
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def create_app(chosen: Settings) -> Application:
     hosts = AllowedHosts(_hosts(chosen, keyed=keyed))
     origins = read_origins(chosen.cors_origins)
     hot = HotPolls(parts.jobs, admission, hosts, common_headers(origins))
+    limits = chosen.connection_limits
 
     @asynccontextmanager
     async def lifespan(this: Application) -> AsyncIterator[Mapping[str, Any]]:
@@ -107,7 +108,7 @@ def create_app(chosen: Settings) -> Application:
         this.started = True
         try:
             async with wiring.running(parts):
-                yield {DRAIN: parts.held.drain, POLLS: hot}
+                yield {DRAIN: parts.held.drain, POLLS: hot, LIMITS: limits}
         finally:
             this.watch.close()
 

@@ -21,7 +21,9 @@ from app.access.front import read_origins
 from app.access.hosts import read_hosts
 from app.access.rate import MOST_CALLS, read_rate
 from app.db_url import read_postgres_url, with_one_host
+from app.descriptors import affordable_connections
 from app.jobs.prefer import LONGEST
+from app.limits import ConnectionLimits
 from jobcache import CacheSettings, SettingsError
 from jobcache.settings import Setting
 
@@ -32,6 +34,7 @@ logger = logging.getLogger("app")
 
 _PREFIX = "JOBCACHE_"
 _OF_CLIENTS = frozenset({"JOBCACHE_KEY"})  # read by the example client
+_NOT_HELD = 1000  # connections beside those whose requests are held
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
@@ -151,6 +154,71 @@ class Settings(BaseSettings):
         topic="HTTP limits",
         unit="seconds",
         ge=1,
+        le=3600,
+    )
+    max_connections: int = _setting(
+        "JOBCACHE_MAX_CONNECTIONS",
+        0,
+        "The most connections of a process; further ones get 503. 0: `JOBCACHE_HELD` and 1,000"
+        " more. Fewer if the process may not have as many files open.",
+        topic="HTTP limits",
+        unit="connections",
+        ge=0,
+        le=1_000_000,
+    )
+    keep_alive: float = _setting(
+        "JOBCACHE_KEEP_ALIVE",
+        75.0,
+        "How long a connection may be idle between two requests; longer than the idle time of a"
+        " load balancer in front.",
+        topic="HTTP limits",
+        unit="seconds",
+        ge=0,
+        le=3600,
+    )
+    head_timeout: float = _setting(
+        "JOBCACHE_HEAD_TIMEOUT",
+        20.0,
+        "How long a client may take to send URL and headers, however often it sends a byte.",
+        topic="HTTP limits",
+        unit="seconds",
+        gt=0,
+        le=3600,
+    )
+    body_timeout: float = _setting(
+        "JOBCACHE_BODY_TIMEOUT",
+        30.0,
+        "How long a client may send nothing in the middle of a body.",
+        topic="HTTP limits",
+        unit="seconds",
+        gt=0,
+        le=3600,
+    )
+    send_timeout: float = _setting(
+        "JOBCACHE_SEND_TIMEOUT",
+        30.0,
+        "How long a client may not read while a response waits for it.",
+        topic="HTTP limits",
+        unit="seconds",
+        gt=0,
+        le=3600,
+    )
+    discard_bytes: int = _setting(
+        "JOBCACHE_DISCARD_BYTES",
+        16 * 1024 * 1024,
+        "How much of a refused request is read, so that its client sees the refusal, before the"
+        " connection is closed.",
+        topic="HTTP limits",
+        unit="bytes",
+        ge=0,
+    )
+    discard_timeout: float = _setting(
+        "JOBCACHE_DISCARD_TIMEOUT",
+        10.0,
+        "For how long it is read.",
+        topic="HTTP limits",
+        unit="seconds",
+        gt=0,
         le=3600,
     )
     heartbeat_seconds: float = _setting(
@@ -327,6 +395,23 @@ class Settings(BaseSettings):
         le=3600,
     )
     cache: CacheSettings = CacheSettings()
+
+    @property
+    def connection_limits(self) -> ConnectionLimits:
+        """What each connection may take."""
+        return ConnectionLimits(
+            connections=affordable_connections(self.wanted_connections),
+            head_seconds=self.head_timeout,
+            body_seconds=self.body_timeout,
+            send_seconds=self.send_timeout,
+            discard_bytes=self.discard_bytes,
+            discard_seconds=self.discard_timeout,
+        )
+
+    @property
+    def wanted_connections(self) -> int:
+        """How many connections there may be, if as many files may be open."""
+        return self.max_connections or self.held + _NOT_HELD
 
     @property
     def videos(self) -> Path:

@@ -21,21 +21,23 @@ from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from app.exchange import Stage, Wait
 from app.heads import BoundedHead
-from app.idle import Idle
 from app.jobs.hot import LONGEST
 from app.serving import POLLS
 
 if TYPE_CHECKING:
     import asyncio
 
-    from uvicorn._types import ASGI3Application, HTTPScope
+    from uvicorn._types import ASGI3Application
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from app.jobs.hot import HotPolls, Poll
     from app.jobs.poll import Reply
 
 _NOT_A_PATH = frozenset(b"?%#")
+# Globals are quicker than members.
+_HEAD, _KEEP_ALIVE = Stage.HEAD, Wait.KEEP_ALIVE
 
 
 class HotWire(BoundedHead):
@@ -44,13 +46,11 @@ class HotWire(BoundedHead):
     _polls: HotPolls | None = None
     _asking: Poll | None = None  # what is to be asked for instead of the application
     _written = False  # the answer to the request that is being read
-    _ended: HTTPScope | None = None  # of the last request that has been read to its end
     _polled: Poll | None = None  # the last that was answered at once in the last read
     _hits = 0  # of the last read
     _defaults: list[tuple[bytes, bytes]] | None = None
     _default_lines = b""
     _common = b""
-    _idle: Idle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio."""
@@ -60,25 +60,24 @@ class HotWire(BoundedHead):
             if self._polls is not None:
                 self._common = self._polls.lines
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio."""
-        if self._idle is not None:
-            self._idle.close()
-        super().connection_lost(exc)
-
     def data_received(self, data: bytes) -> None:
         """See asyncio. A poll that is known to its last byte is not parsed once more."""
         polls = self._polls
-        if polls is None or self.scope is not self._ended or len(data) > LONGEST:
+        if (
+            polls is None
+            or self._stage is not _HEAD
+            or self.scope is not self._ended
+            or self._held
+            or len(data) > LONGEST
+        ):
             super().data_received(data)  # it begins in the middle of a request, or is no poll
             return
         data = bytes(data)  # which it is, but on Windows: a bytearray cannot be looked up
         known = polls.known.get(data)
-        if known is not None and self._undisturbed():
+        if known is not None and self._writable():
             reply = known.at_once()
             if reply is not None:
-                self._hear_whole()
-                self._unset_keepalive_if_required()
+                self._pending = 0
                 self._write(reply)
                 self._rest()
                 return
@@ -95,22 +94,20 @@ class HotWire(BoundedHead):
         poll = self._poll()
         reply = None if poll is None else poll.at_once()
         if reply is None:
-            if self._idle is not None:
-                self._idle.cancel()  # the hit before it came in the same read
             self._asking = poll
             super().on_headers_complete()
             return
-        self._hear()
+        self._pending = 0
         self._polled, self._written = poll, True
         self._hits += 1
         self._write(reply)
 
     def on_message_complete(self) -> None:
         """See uvicorn."""
-        self._ended = self.scope
         if not self._written:
             super().on_message_complete()
             return
+        self._ended = self.scope
         self._written = False
         self._rest()
 
@@ -139,16 +136,14 @@ class HotWire(BoundedHead):
         self._rest()
 
     def _rest(self) -> None:
-        """What uvicorn does once an answer is complete, less a new timer for each."""
-        if self.pipeline or self.transport.is_closing():
-            self.on_response_complete()
-            return
+        """What is done once a response is complete, for one that was written here."""
         self.server_state.total_requests += 1
-        self.flow.resume_reading()
-        if self._idle is None:
-            self._idle = Idle(self.loop, self.timeout_keep_alive, self.timeout_keep_alive_handler)
-        self._idle.begin()
-        self.timeout_keep_alive_task = cast("asyncio.TimerHandle", self._idle)
+        self._stage, self._wait = _HEAD, _KEEP_ALIVE
+        self._timer.begin()
+        if self.flow.write_paused:
+            self._rewatch()
+        if self._held:
+            self._advance()
 
     def _write(self, reply: Reply) -> None:
         defaults = self.server_state.default_headers
@@ -167,7 +162,9 @@ class HotWire(BoundedHead):
         )
 
     def _poll(self) -> Poll | None:
-        if self._polls is None or self._large() or not self._undisturbed():
+        if self._polls is None or self._bare or self._queued:
+            return None
+        if self._large() or not self._writable():
             return None
         parser = self.parser
         if (
@@ -183,10 +180,6 @@ class HotWire(BoundedHead):
         scope |= {"method": "GET", "path": self.url.decode("latin-1"), "query_string": b""}
         return self._polls.plain(scope)
 
-    def _undisturbed(self) -> bool:
-        """Whether no other answer is under way here, and this one can go out."""
-        cycle = self.cycle
-        return (cycle is None or cycle.response_complete) and self._writable()
-
     def _writable(self) -> bool:
+        """Whether the client reads what is written. No other response is under way."""
         return not (self.flow.write_paused or self.transport.is_closing())
