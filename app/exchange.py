@@ -6,6 +6,7 @@ up to the end of one request, and goes on when that has been answered.
     idle      --first byte-->          head     the time limit of heads
     head      --head complete-->       body     the application runs; the time limit of bodies
     body      --request complete-->    answer   bytes are kept, up to a limit; no time limit
+    body      --response complete-->   body     the rest is dropped; a limit on bytes and time
     answer    --response complete-->   idle     keep-alive
     any       --error, limit-->        closing  one response at most; see `app/closing.py`
 
@@ -34,7 +35,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app.closing import GracefulTransport
 from app.idle import Idle
 from app.limits import BACKLOG_BYTES, BODY_BYTES, HEAD_BYTES, HEADERS, ConnectionLimits
-from app.refusals import LOG, EarlyResponses
+from app.refusals import EarlyResponses, announced
 from app.serving import LIMITS, drain
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Wait(Enum):
     KEEP_ALIVE = auto()
     HEAD = auto()
     BODY = auto()
+    REST = auto()
     SEND = auto()
 
 
@@ -113,9 +115,10 @@ class Exchange(HttpToolsProtocol):
         self._guarded = guarded
         super().connection_made(cast("asyncio.Transport", guarded))
         self._timer = Idle(self.loop, self.timeout_keep_alive, self._overdue)
-        self.app = cast(
-            "ASGI3Application", EarlyResponses(cast("ASGIApp", self.app), lambda: self.cycle)
+        early = EarlyResponses(
+            cast("ASGIApp", self.app), lambda: self.cycle, lambda: self._body_size
         )
+        self.app = cast("ASGI3Application", early)
         if guarded.admit(len(self.connections)):
             self._watch(Wait.HEAD)
 
@@ -185,8 +188,7 @@ class Exchange(HttpToolsProtocol):
     def _remaining(self) -> int:
         """How much of a body is to come; below 0 if it comes in chunks."""
         if self._announced is None:
-            lengths = [value for name, value in self.scope["headers"] if name == b"content-length"]
-            self._announced = int(lengths[0]) if lengths else -1
+            self._announced = announced(self.scope["headers"])
         return self._announced - self._body_size
 
     def _feed(self, piece: bytes) -> None:
@@ -233,6 +235,8 @@ class Exchange(HttpToolsProtocol):
         """See uvicorn, which bounds what it holds of bodies, and not what it drops."""
         self._body_size += len(body)
         if self._body_size > BODY_BYTES + self._limits.discard_bytes:
+            if self.cycle.response_complete:
+                self._guarded.abort()
             raise Refused(413)
         super().on_body(body)
 
@@ -254,8 +258,9 @@ class Exchange(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self._guarded.is_closing():
             return
-        self._stage = _HEAD
-        self._watch(_KEEP_ALIVE)
+        if self._stage is _ANSWER:
+            self._stage = _HEAD
+            self._watch(_KEEP_ALIVE)
         self.flow.resume_reading()
         self._advance()
 
@@ -285,6 +290,8 @@ class Exchange(HttpToolsProtocol):
         elif wait is Wait.BODY:
             self._stalled = self.flow.read_paused
             self._timer.begin(self._limits.body_seconds)
+        elif wait is Wait.REST:  # of a body that nobody wants
+            self._timer.begin(self._limits.discard_seconds)
         elif wait is Wait.SEND:
             self._timer.begin(self._limits.send_seconds)
         else:
@@ -294,6 +301,8 @@ class Exchange(HttpToolsProtocol):
         """Set the time limit that fits the state. That of a head is set once, whatever comes."""
         if self.flow.write_paused:
             wait = Wait.SEND
+        elif self._stage is _BODY and self.cycle.response_complete:
+            wait = Wait.REST
         elif self._stage is _BODY:
             self._watch(Wait.BODY)  # anew with each read
             return
@@ -310,8 +319,7 @@ class Exchange(HttpToolsProtocol):
 
     def _overdue(self) -> None:
         """The time limit is over."""
-        if self._wait is Wait.SEND:
-            LOG.note(408)
+        if self._wait in {Wait.SEND, Wait.REST}:
             self._guarded.abort()
         elif self._wait is Wait.BODY and self._stalled:
             self._watch(Wait.BODY)  # part of the time, nobody read

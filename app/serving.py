@@ -95,7 +95,9 @@ class DrainingH11(H11Protocol):
         guarded = self._guarded = GracefulTransport(transport, self.loop, limits, self._unread)
         super().connection_made(cast("asyncio.Transport", guarded))
         self._timer = Idle(self.loop, self.timeout_keep_alive, self._overdue)
-        early = EarlyResponses(cast("ASGIApp", self.app), lambda: self.cycle)
+        early = EarlyResponses(
+            cast("ASGIApp", self.app), lambda: self.cycle, lambda: self._body_size
+        )
         self.app = cast("ASGI3Application", early)
         if not guarded.admit(len(self.connections)):
             return
@@ -125,8 +127,8 @@ class DrainingH11(H11Protocol):
         while at < len(held) and self._reads() and not self._guarded.is_closing():
             piece = held[at : at + _PIECE]
             at += len(piece)
-            if self.conn.their_state is h11.SEND_BODY:
-                self._body_size += len(piece)
+            reading_body = self.conn.their_state is h11.SEND_BODY
+            self._body_size = self._body_size + len(piece) if reading_body else 0
             self.conn.receive_data(piece)
             self.handle_events()
             if self._body_size > BODY_BYTES + self._limits.discard_bytes:
@@ -145,8 +147,6 @@ class DrainingH11(H11Protocol):
 
     def on_response_complete(self) -> None:
         """See uvicorn."""
-        if not self._guarded.is_closing():
-            self._body_size = 0
         super().on_response_complete()
         self._unset_keepalive_if_required()  # which is ours to set
         self._advance()
@@ -158,9 +158,8 @@ class DrainingH11(H11Protocol):
         self._fail(status)
 
     def _fail(self, status: int) -> None:
-        reading_body = self.conn.their_state is not h11.IDLE and self.cycle is not None
-        running = reading_body and not self.cycle.response_complete
-        self._guarded.refuse(status, self.cycle if running else None)
+        cycle = self.cycle  # of the request before, if that has been read to its end
+        self._guarded.refuse(status, None if cycle is None or not cycle.more_body else cycle)
 
     def _unread(self) -> bool:
         return not self._stopping and (
@@ -176,6 +175,8 @@ class DrainingH11(H11Protocol):
         wait, seconds = "", 0.0
         if self.flow.write_paused:
             wait, seconds = "send", limits.send_seconds
+        elif state is h11.SEND_BODY and self.cycle.response_complete:
+            wait, seconds = "rest", limits.discard_seconds
         elif state is h11.SEND_BODY:
             wait, seconds = "body", limits.body_seconds
         elif state is h11.IDLE and (self._wait == "head" or self.conn.trailing_data[0]):
@@ -189,7 +190,7 @@ class DrainingH11(H11Protocol):
         self._wait = wait
 
     def _overdue(self) -> None:
-        if self._wait == "send":
+        if self._wait in {"send", "rest"}:
             self._guarded.abort()
         elif self._wait == "idle" or not self._unread():
             self._guarded.close()
