@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from app.refusals import LOG, refusal
+from app.refusals import log_refusal, refusal
 
 if TYPE_CHECKING:
     import asyncio
@@ -136,7 +136,7 @@ class GracefulTransport:
         excess = connections - self._limits.connections
         if excess <= 0:
             return True
-        LOG.note(503)
+        log_refusal(503)
         if excess > _REFUSED_AT_ONCE:
             self.abort()
         else:
@@ -153,7 +153,7 @@ class GracefulTransport:
         """
         if self.is_closing():
             return
-        LOG.note(status)
+        log_refusal(status)
         if cycle is None or not cycle.response_started:
             self.write(refusal(status))
         if cycle is not None:  # its application learns that there is nobody to respond to

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _EVERY = 10.0
 _OF_REQUESTS = (
     "Invalid HTTP request received.",
+    "Refused a request.",
     "Unsupported upgrade request.",
     "No supported WebSocket library detected.",
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-logger = logging.getLogger("app")
+logger = logging.getLogger("uvicorn.error")
 
 DETAILS = {
     400: "The request is not valid HTTP.",
@@ -27,7 +26,6 @@ DETAILS = {
     503: "This process has as many connections as it may; try again soon.",
 }
 _CLOSE = (b"connection", b"close")
-_QUIET = 10.0  # seconds
 
 
 def refusal(status: int) -> bytes:
@@ -41,35 +39,10 @@ def refusal(status: int) -> bytes:
     return line + head + b"\r\n" + bytes(said.body)
 
 
-class RefusalLog:
-    """Log refusals: the first at once, further ones with their number, once in a while.
-
-    Args:
-        clock: seconds, monotonic.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._last: float | None = None
-        self._unsaid = 0
-
-    def note(self, status: int) -> None:
-        """A connection was refused or cut off with this status."""
-        now = self._clock()
-        self._unsaid += 1
-        if self._last is not None and now - self._last < _QUIET:
-            return
-        logger.warning(
-            "refused a connection's request: %d %s Such requests since the last such line: %d",
-            status,
-            DETAILS[status],
-            self._unsaid,
-        )
-        self._last, self._unsaid = now, 0
-
-
-LOG = RefusalLog()
-"""Of this process."""
+def log_refusal(status: int) -> None:
+    """Log that a connection was refused or cut off; `app.quiet` keeps the number of lines low."""
+    what = "Invalid HTTP request received." if status == 400 else "Refused a request."  # noqa: PLR2004 - HTTP's number
+    logger.warning(f"{what} {status}: {DETAILS[status]}")  # noqa: G004 - told apart by how it begins
 
 
 class _Cycle(Protocol):
