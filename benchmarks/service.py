@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 
-_START = 30.0  # seconds to become ready, and for a storyboard
+_START = 60.0  # seconds to become ready, and for a storyboard
 _PAUSE = 0.02  # seconds between two looks
 _SETTINGS = ("JOBCACHE_", "DATABASE_URL", "REDIS_URL")
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 PROMPT = "A fox crosses a frozen river at night, meets a bear and shares its fish."
 _HOLD = 25  # seconds, what `jobcache.client` asks for unless told
-_WAIT_FOR_JOB = 30.0  # seconds, for the first user's
+_WAIT_FOR_JOB = 60.0  # seconds, for the first user's
 
 
 @dataclass(frozen=True, kw_only=True)

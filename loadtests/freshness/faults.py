@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_UNTIL = 10.0  # seconds for something to come about that should
+_UNTIL = 30.0  # seconds for something to come about that should
 _LOOK = 0.01  # seconds between two looks
 _JUNK = b"x" * 16_384
 _ROOM = 1024 * 1024  # bytes that are left before Redis is filled

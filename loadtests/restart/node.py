@@ -23,7 +23,7 @@ HOST = "127.0.0.1"
 GRACE = 12.0
 """Seconds for a process to end by itself: the service's own limit, and what Python takes."""
 
-_START = 30.0  # seconds to become ready
+_START = 60.0  # seconds to become ready
 _PAUSE = 0.02  # seconds between two looks
 _OURS = ("JOBCACHE_", "DATABASE_URL", "REDIS_URL", "COVERAGE_")
 

@@ -98,6 +98,12 @@ def test_every_peer_has_a_route_and_the_absent_ones_are_named() -> None:
     assert all("Error" in reason for reason in absent.values())
 
 
+def test_one_run_under_valgrind_is_counted() -> None:
+    if shutil.which("valgrind") is None:
+        pytest.skip("valgrind is not installed")
+    assert instructions.counted("decode", 1) > 1000
+
+
 @pytest.mark.long
 def test_instructions_are_counted(tmp_path: Path) -> None:
     if shutil.which("valgrind") is None:

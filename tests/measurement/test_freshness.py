@@ -95,7 +95,7 @@ def test_two_tiers_lag_by_no_more_than_they_may_whatever_becomes_of_their_feed(
 def test_a_near_tier_that_is_told_nothing_is_found_out(tmp_path: Path) -> None:
     # Calm for longer than a feed may lag, so that what it hides is hidden for too long. The first
     # three clients send no ETags: with one, whoever asks has the process look into Redis.
-    options = ("--backend", "tiered", "--break", "report", "--freshness", "20", "--calm", "5")
+    options = ("--backend", "tiered", "--break", "report", "--freshness", "20", "--calm", "3.5")
     load = ("--pollers", "3", "--pause", "1", "--reads", "5000")
     child = start(tmp_path, *options, "--quick", "--faults", "pause", *load)
     said = finish(child)

@@ -151,7 +151,7 @@ async def test_a_transaction_that_takes_too_long_is_ended_and_its_connection_is_
     insert = "WITH slept AS (SELECT pg_sleep(30)) INSERT INTO clients SELECT 'late', 1 FROM slept"
     with pytest.raises(DatabaseUnavailable, match=r"no answer within 0\.1 s"):
         await database.write(text(insert))
-    monkeypatch.setattr(db, "_LONGEST_READ", 5)
+    monkeypatch.setattr(db, "_LONGEST_READ", 60)
     counted = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(30)%'"
     async with asyncio.timeout(60):
         while await database.read(text(f"{counted} AND pid <> pg_backend_pid()"), "test") != [(0,)]:
