@@ -33,6 +33,7 @@ from jobcache.registry import make_backend
 from jobcache.settings import CacheSettings
 from jobcache.threads import refuse_eventlet
 from jobcache.throttle import ThreadedThrottle as Throttle
+from jobcache.transactions import Enclosing
 from jobcache.writes import Write as AsyncWrite
 
 if TYPE_CHECKING:
@@ -199,6 +200,10 @@ class JobCache:
     ) -> AbstractContextManager[Write[T]]:
         """The transaction does not leave this thread.
 
+        If it is Django's `atomic()` within another atomic block (`ATOMIC_REQUESTS`, for one), the
+        keys stay fenced when the block ends, and are handed over when the outermost one commits. If
+        that rolls back, the fences stay until they expire, and readers ask the source until then.
+
         If this process is forked within the block, the write is the parent's: the child leaves the
         block without touching the transaction.
         """
@@ -308,20 +313,30 @@ def _through(
     Once the cache is closed, fences stay until they expire, as if the process had died.
     """
     steps = bridge.call(_begin)
+    enclosing = Enclosing(transaction)
     reached_commit = False
+
+    def publish() -> None:
+        with suppress(CacheClosed):
+            bridge.call(lambda _, __: steps.publish())
+
     try:
         with transaction as entered:
+            on_commit = enclosing.entered(entered)
             bridge.call(lambda _, __: steps.fence(keys))
             yield Write(entered, steps, bridge)
             steps.check()
+            enclosing.leaving()
+            if on_commit is not None:
+                on_commit(publish)
             reached_commit = True
     finally:
         if not reached_commit:
             with suppress(CacheClosed):
                 bridge.call(lambda _, __: steps.withdraw())
-    if reached_commit:
-        with suppress(CacheClosed):
-            bridge.call(lambda _, __: steps.publish())
+    if reached_commit and on_commit is None:
+        enclosing.left()
+        publish()
 
 
 async def _begin(cache: AsyncJobCache, _: Caller) -> Steps:

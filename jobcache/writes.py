@@ -10,6 +10,7 @@ from jobcache.errors import CacheError, InvalidDocument, WriteMisuse
 from jobcache.offers import unkept
 from jobcache.protocol import VERSION_LIMIT, Document, Entry, check_key
 from jobcache.together import side_by_side
+from jobcache.transactions import Enclosing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
@@ -170,16 +171,20 @@ class Writes:
     ) -> AsyncGenerator[Write[T], None]:
         """See `JobCache.write`."""
         steps = self.begin()
+        enclosing = Enclosing(transaction)
         reached_commit = False
         try:
             async with transaction as entered:
+                enclosing.entered(entered)
                 if keys:
                     await steps.fence(keys)
                 yield Write(entered, steps)
                 steps.check()
+                enclosing.leaving()
                 reached_commit = True
         finally:
             if not reached_commit:
                 await steps.withdraw()
         if reached_commit:
+            enclosing.left()
             await steps.publish()

@@ -82,7 +82,7 @@ def test_the_lines_about_keys_make_keys(tmp_path: Path) -> None:
 
 
 def test_the_embedding_example_prints_what_it_says(tmp_path: Path) -> None:
-    (program,) = blocks("docs/embedding.md", "python")
+    program, *_ = blocks("docs/embedding.md", "python")
     (expected,) = blocks("docs/embedding.md", "text")
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
