@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from app.access.keyfile import KeyFile
 from app.access.rate import RateLimit, read_rate
 from app.db import Database
-from app.jobs.documents import lifetimes
+from app.jobs.documents import check_body, lifetimes
 from app.jobs.events import JobEvents
 from app.jobs.held import Held
 from app.jobs.service import JobService
@@ -61,6 +61,7 @@ def build(settings: Settings) -> Parts:
             grace=settings.grace,
         ),
         load_timeout=settings.cache.load_timeout,
+        check_body=check_body,
         shadow_rate=settings.cache.shadow_rate,
     )
     settings.make_directories()

@@ -52,6 +52,7 @@ from jobcache.protocol import (
     PurgeAll,
     Standing,
     Starts,
+    SupportsBodyCheck,
     SupportsClockSteps,
     SupportsLeaseTime,
     Tiers,
@@ -95,6 +96,10 @@ _YOUNGEST_MS = -CLOCK_SKEW_MS
 _new = tuple.__new__
 
 
+def _any_body(key: str, body: bytes) -> None:
+    """Accept any body that could be read."""
+
+
 def _wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
@@ -129,6 +134,9 @@ class JobCache:
         load_timeout: seconds that a load may take. Then it is cancelled, and fails with
             `LoadTimeout`, a `SourceUnavailable`. Leases last a little longer, so whatever is loaded
             in time can be stored. None: no limit, and what a slow load brings may not be stored.
+        check_body: called with the key and the body, without its encoding, of each entry that comes
+            from a store outside this process, when it is first seen there and up to 1 MiB. If it
+            raises an exception, the entry is removed and loaded again.
         shadow_rate: the part of the hits of `read` that is compared with the source afterwards, at
             the cost of a load each; see `shadow`.
         clock_ms: wall-clock time in milliseconds since the epoch; None: the system's.
@@ -148,6 +156,7 @@ class JobCache:
         lifetimes: Lifetimes | None = None,
         statistics: Statistics | None = None,
         load_timeout: float | None = 30.0,
+        check_body: Callable[[str, bytes], object] | None = None,
         shadow_rate: float = 0.0,
         clock_ms: Callable[[], int] | None = None,
         ticket: Callable[[], str] = lambda: secrets.token_hex(8),
@@ -174,6 +183,8 @@ class JobCache:
         self._loads = Loads(load_timeout)
         if load_timeout is not None and isinstance(backend, SupportsLeaseTime):
             backend.set_lease_time(load_timeout + _LEASE_MARGIN)
+        if isinstance(backend, SupportsBodyCheck):
+            backend.set_body_check(_any_body if check_body is None else check_body)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._shadow = Shadow(

@@ -28,6 +28,8 @@ from jobcache.errors import UnreadableCell
 from jobcache.protocol import VERSION_LIMIT, Entry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jobcache.protocol import Encoding
 
 COMPRESS_OVER_BYTES = 1024
@@ -38,6 +40,8 @@ _KNOWN = 4096
 _LARGEST_KNOWN = 8192
 # One corrupted cell must not make the process allocate without bounds.
 _MAX_IDENTITY_BYTES = 64 * 1024 * 1024
+# Larger bodies are not given to a caller's check, which may take long and blocks the event loop.
+_LARGEST_CHECKED = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,11 @@ class Fence:
 
     floor: int
     tickets: frozenset[str]
+
+
+def fits(body: bytes) -> bool:
+    """Whether `body` is small enough to be stored; `identity_body` returns none that is larger."""
+    return len(body) <= _MAX_IDENTITY_BYTES
 
 
 def compress(body: bytes) -> tuple[bytes, Encoding]:
@@ -78,10 +87,11 @@ def identity_body(entry: Entry) -> bytes:
         return entry.body
     unpacker = zlib.decompressobj(_GZIP)
     try:
-        body = unpacker.decompress(entry.body, _MAX_IDENTITY_BYTES)
+        # One byte more: with its last byte a body that just fits would not come to its end.
+        body = unpacker.decompress(entry.body, _MAX_IDENTITY_BYTES + 1)
     except zlib.error as error:
         raise UnreadableCell(f"an entry's gzip body cannot be read: {error}") from error
-    if not unpacker.eof:
+    if not unpacker.eof or not fits(body) or unpacker.unused_data:
         raise UnreadableCell("an entry's gzip body is cut short or too large")
     return body
 
@@ -128,22 +138,62 @@ class Decoder:
 
     The whole cell is compared, so this is `decode`, only faster; and who is given the same entry
     again may keep with it what it has made of it.
+
+    With a `check`, a body is read when its cell is decoded for the first time, so that one that
+    cannot be read is found out here, and not when it is to be sent. Of larger cells only the header
+    is known, which has the checksum of the body.
+
+    Args:
+        prefix: how many characters of a name are not the key's.
+
+    Attributes:
+        check: called with the key and the body without its encoding; raises whatever it likes if
+            the body is not one that its owner would have written. None: bodies are not read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: int = 0) -> None:
+        self.check: Callable[[str, bytes], object] | None = None
+        self._prefix = prefix
         self._last: dict[str, tuple[bytes, str, Entry]] = {}
+        self._read: dict[str, bytes] = {}
 
     def decode(self, name: str, cell: bytes, stamp: str) -> Entry | Lease | Fence | None:
-        """As `decode`, of the cell at `name`."""
+        """As `decode`, of the cell at `name`.
+
+        Raises:
+            UnreadableCell: as `decode`, or the body cannot be read.
+        """
         last = self._last.get(name)
         if last is not None and last[0] == cell and last[1] == stamp:
             return last[2]
         found = decode(cell, stamp)
-        if isinstance(found, Entry) and len(cell) <= _LARGEST_KNOWN:
+        if not isinstance(found, Entry):
+            return found
+        if len(cell) <= _LARGEST_KNOWN:
+            self._read_body(name, found)
             if len(self._last) >= _KNOWN:
                 self._last.clear()
             self._last[name] = cell, stamp, found
+            return found
+        header = cell[: len(cell) - len(found.body)]
+        if self._read.get(name) != header:
+            self._read_body(name, found)
+            if len(self._read) >= _KNOWN:
+                self._read.clear()
+            self._read[name] = header
         return found
+
+    def _read_body(self, name: str, entry: Entry) -> None:
+        check = self.check
+        if check is None:
+            return
+        body = identity_body(entry)
+        if entry.gone or len(body) > _LARGEST_CHECKED:
+            return
+        try:
+            check(name[self._prefix :], body)
+        except Exception as error:
+            raise UnreadableCell(f"the body of an entry is not valid: {error!r:.200}") from error
 
 
 _ENTRY = re.compile(

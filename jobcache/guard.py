@@ -68,6 +68,7 @@ from jobcache.protocol import (
     Identifies,
     Ping,
     PurgeAll,
+    SupportsBodyCheck,
     SupportsLeaseTime,
 )
 from jobcache.together import Turn
@@ -270,6 +271,11 @@ class Guard:
             raise CacheUnavailable(refusal)
         found = await self._run(self._backend.lease(key, ticket), reads=True)
         return self._confirmed(key, found) if isinstance(found, Entry) else found
+
+    def set_body_check(self, check: Callable[[str, bytes], object]) -> None:
+        """See `SupportsBodyCheck`: the guarded backend's, if it supports that."""
+        if isinstance(self._backend, SupportsBodyCheck):
+            self._backend.set_body_check(check)
 
     def set_lease_time(self, seconds: float) -> None:
         """See `SupportsLeaseTime`: the guarded backend's, if it supports that."""

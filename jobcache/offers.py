@@ -63,6 +63,8 @@ class Offers:
 
     async def _offer(self, key: str, ticket: str, entry: Entry | None) -> None:
         began = time.perf_counter_ns()
+        if entry is not None and entry.keep_ms == 0:
+            entry = unkept(entry)  # its body, which may be large, need not travel
         try:
             done = await self._backend.offer(key, ticket, entry)
         except CacheError:

@@ -401,6 +401,17 @@ class SupportsLeaseTime(Protocol):
 
 
 @runtime_checkable
+class SupportsBodyCheck(Protocol):
+    """A backend that reads cells which another process may have written."""
+
+    def set_body_check(self, check: Callable[[str, bytes], object]) -> None:
+        """Have the body of each new entry read, and `check` called with key and body.
+
+        If its encoding cannot be undone, or `check` raises, the cell is an `UnreadableCell`.
+        """
+
+
+@runtime_checkable
 class SupportsClockSteps(Protocol):
     """A backend that has to know when the wall clock was set back."""
 

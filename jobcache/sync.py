@@ -69,6 +69,7 @@ class _Options(TypedDict, total=False):
     lifetimes: Lifetimes | None
     statistics: Statistics | None
     load_timeout: float | None
+    check_body: Callable[[str, bytes], object] | None
     shadow_rate: float
     clock_ms: Callable[[], int] | None
     ticket: Callable[[], str]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from jobcache.codec import compress
+from jobcache.codec import compress, fits
 from jobcache.protocol import Document, Entry
 
 if TYPE_CHECKING:
@@ -69,7 +69,10 @@ class Lifetimes:
         fresh *= 1 - self.jitter * self.random()
         # A "gone" has no grace: while the source is away nobody can say that it is still true.
         keep = fresh if gone or fresh == 0 else fresh + self.grace
-        body, encoding = compress(document.body)
+        if fits(document.body):
+            body, encoding = compress(document.body)
+        else:
+            body, encoding, keep = document.body, "identity", 0.0  # served, and not stored
         return Entry(
             version=document.version,
             owner=document.owner,

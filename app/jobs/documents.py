@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from app.jobs.schemas import JobBody, ProgressBody
 from app.jobs.states import TERMINAL, Status
-from jobcache import Document, Lifetimes
+from jobcache import Document, Lifetimes, jobs_key
 
 if TYPE_CHECKING:
     from app.jobs.store import Job, JobList, StoredStoryboard
@@ -36,6 +36,22 @@ def lifetimes(*, changing: float, terminal: float, unknown: float, grace: float)
     """
     by_status = dict.fromkeys([*map(str, TERMINAL), _STORYBOARD], terminal)
     return Lifetimes(default=changing, by_status=by_status, gone=unknown, grace=grace)
+
+
+def check_body(key: str, body: bytes) -> None:
+    """Check that `body`, found in the cache under `key`, is of the form that is written here.
+
+    Raises:
+        ValueError: it is not; the document is then loaded again.
+    """
+    found = json.loads(body)
+    right = isinstance(found, dict)
+    if right and key.startswith(jobs_key("")):
+        ids, complete = found.get("ids"), found.get("complete")
+        right = isinstance(ids, list) and all(type(each) is int for each in ids)
+        right = right and isinstance(complete, bool)
+    if not right:
+        raise ValueError("it is no document of this service")
 
 
 def job_document(job: Job) -> Document:

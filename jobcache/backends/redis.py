@@ -143,7 +143,7 @@ class RedisBackend:
             sha1(prefix.encode(), usedforsecurity=False).hexdigest()[:8] if prefix else ""
         )
         self._source = Source(prefix, source_id)
-        self._cells = Decoder()
+        self._cells = Decoder(len(prefix))
         self._asking_again: set[asyncio.Task[dict[str, Entry]]] = set()
         self._clock = clock
         self._lease_ms = round(lease * 1000)
@@ -254,6 +254,10 @@ class RedisBackend:
         if isinstance(found, Entry):
             return found if server.listed else _unheard_of(found)
         return Standing.FENCE if isinstance(found, Fence) else Standing.LEASE
+
+    def set_body_check(self, check: Callable[[str, bytes], object]) -> None:
+        """See `SupportsBodyCheck`."""
+        self._cells.check = check
 
     def set_lease_time(self, seconds: float) -> None:
         """See `SupportsLeaseTime`."""

@@ -52,6 +52,7 @@ from jobcache.protocol import (
     Remember,
     Standing,
     Starts,
+    SupportsBodyCheck,
     SupportsClockSteps,
     SupportsLeaseTime,
     Watched,
@@ -166,6 +167,11 @@ class TieredBackend:
             # It is newer than what the near tier has, or that is not served.
             self._near.drop((key,))
         return found
+
+    def set_body_check(self, check: Callable[[str, bytes], object]) -> None:
+        """See `SupportsBodyCheck`: the far tier's, from which the near one is filled."""
+        if isinstance(self._far, SupportsBodyCheck):
+            self._far.set_body_check(check)
 
     def set_lease_time(self, seconds: float) -> None:
         """See `SupportsLeaseTime`: the far tier's. A fill of the near tier is never slow."""
