@@ -7,7 +7,13 @@ of them to clients can neither answer these nor learn which keys have been revok
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 logger = logging.getLogger("app")
 
@@ -50,3 +56,28 @@ def affordable_connections(wanted: int) -> int:
         return wanted
     free = min(_AT_LEAST, soft // 2)
     return max(1, min(wanted, soft - free))
+
+
+class SpareDescriptor:
+    """A descriptor that is held for the moment when all others are taken."""
+
+    def __init__(self) -> None:
+        self._held: int | None = os.open(os.devnull, os.O_RDONLY)
+
+    @contextmanager
+    def given_up(self) -> Iterator[None]:
+        """Have it free while the block runs."""
+        self.close()
+        try:
+            yield
+        finally:
+            try:
+                self._held = os.open(os.devnull, os.O_RDONLY)
+            except OSError:  # somebody was quicker; the next block does without
+                self._held = None
+
+    def close(self) -> None:
+        """Give it back."""
+        held, self._held = self._held, None
+        if held is not None:
+            os.close(held)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from typing import TYPE_CHECKING
 
 from app.access.keys import KeyFileError, Keyring, read_lines
+from app.descriptors import SpareDescriptor
 from jobcache import SettingsError
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from app.access.callers import Caller
 
 logger = logging.getLogger("app")
+_SOONER = 8
+_FULL = {errno.EMFILE, errno.ENFILE}
 _MOST_BYTES = 4 * 1024 * 1024  # some 35,000 keys
 
 
@@ -44,7 +48,8 @@ class KeyFile:
 
     Args:
         path: the file.
-        every: seconds between looks at it.
+        every: seconds between looks at it, if it could be used; else a fraction of that, for keys
+            may have been revoked.
         sleep: waits for the given seconds.
 
     Attributes:
@@ -74,6 +79,7 @@ class KeyFile:
         self.on_change: list[Callable[[], object]] = []
         self._trouble = ""
         self._watching: asyncio.Task[None] | None = None
+        self._spare: SpareDescriptor | None = None
 
     @property
     def problem(self) -> str:
@@ -86,6 +92,7 @@ class KeyFile:
 
     def start(self) -> None:
         """Begin to look for changes."""
+        self._spare = SpareDescriptor()
         self._watching = asyncio.create_task(self._watch())
 
     async def aclose(self) -> None:
@@ -93,17 +100,20 @@ class KeyFile:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait({self._watching})
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
 
     async def _watch(self) -> None:
         while True:
-            await self._sleep(self._every)
+            await self._sleep(self._every / _SOONER if self._trouble else self._every)
             await self.refresh()
 
     async def refresh(self) -> None:
         """Look whether the file has changed. If it is broken, say so once and keep the old keys."""
         try:
             changed = await asyncio.to_thread(self._changed)
-        except KeyFileError as error:
+        except (KeyFileError, RuntimeError) as error:  # the latter if there can be no more threads
             if str(error) != self._trouble:
                 self._trouble = str(error)
                 logger.warning("%s: %s; the keys stay as they were", self._path, error)
@@ -117,5 +127,15 @@ class KeyFile:
 
     def _changed(self) -> tuple[str, Keyring] | None:
         # By content: times of change are too coarse to tell two changes in a row apart.
-        text = read_text(self._path)
+        text = self._read()
         return None if text == self._text else (text, Keyring(read_lines(text), self.ring))
+
+    def _read(self) -> str:
+        try:
+            return read_text(self._path)
+        except KeyFileError as error:
+            full = isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL
+            if self._spare is None or not full:
+                raise
+        with self._spare.given_up():
+            return read_text(self._path)

@@ -221,7 +221,7 @@ def test_trailers_have_the_limits_of_headers(service: Process, job: int, trailer
 def test_pipelined_requests_take_little_memory_and_are_all_answered(service: Process) -> None:
     memory = psutil.Process(service.child.pid).memory_info
     before = memory().rss
-    one = b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n"
+    one = b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with closing(socket.socket()) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
         connection.connect(("127.0.0.1", service.port))
@@ -326,7 +326,7 @@ def test_a_body_without_an_end_is_cut_off(
     service: Process, method: bytes, *, chunked: bool
 ) -> None:
     most = 1024 * 1024 * 1024
-    head = b"%b /healthz HTTP/1.1\r\nHost: x\r\n" % method
+    head = b"%b /healthz HTTP/1.1\r\nHost: localhost\r\n" % method
     head += (
         b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"Content-Length: %d\r\n\r\n" % most
     )
@@ -343,7 +343,7 @@ def test_a_body_without_an_end_is_cut_off(
 
 
 def test_a_held_request_does_not_read_a_body_without_an_end(service: Process, job: int) -> None:
-    head = b"GET /api/v2/jobs/%d/events HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    head = b"GET /api/v2/jobs/%d/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
     sent = 0
     with connected(service) as connection:
         connection.sendall(head % (job, 1024 * 1024 * 1024))
