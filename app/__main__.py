@@ -40,6 +40,7 @@ _FLAGS = {
     "host": "JOBCACHE_HOST",
     "port": "JOBCACHE_PORT",
     "uds": "JOBCACHE_UDS",
+    "root_path": "JOBCACHE_ROOT_PATH",
     "backend": "JOBCACHE_BACKEND",
     "workers": "JOBCACHE_WORKERS",
     "database_url": "DATABASE_URL",
@@ -203,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=_run)
         command.add_argument("--host")
         command.add_argument("--port")
+        command.add_argument("--root-path", help="the path under which a proxy has the service")
         command.add_argument("--uds", help="the path of a Unix socket, instead of host and port")
         command.add_argument("--backend", help=", ".join(backend_names()))
         command.add_argument("--workers")

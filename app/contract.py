@@ -136,7 +136,7 @@ _JOB: dict[str, Any] = {
     "headers": _CHANGED_HEADERS,
     "links": {step: _link(step) for step in ("poll", *_STEPS)} | {"unchanged": _unchanged("poll")},
 }
-_LOCATION = {"Location": header("Where to poll", pattern="^/api/v2/jobs/[1-9][0-9]*$")}
+_LOCATION = {"Location": header("Where to poll", pattern="^(/[^/]+)*/api/v2/jobs/[1-9][0-9]*$")}
 
 CREATED: Responses = {
     202: {**_JOB, "headers": _LOCATION | _CHANGED_HEADERS},

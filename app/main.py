@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from app import contract, problems, settings, wiring
 from app.access import local
 from app.access.document import describe
-from app.access.forwarded import TrustedProxies
+from app.access.forwarded import TrustedProxies, read_prefix
 from app.access.front import Front, common_headers, read_origins
 from app.access.gate import Admission, Gate
 from app.access.hosts import LOOPBACK, AllowedHosts, read_hosts
@@ -88,11 +88,13 @@ def create_app(chosen: Settings) -> Application:
         SettingsError: the cache backend cannot be set up so, or the keys cannot be read.
     """
     parts = wiring.build(chosen)
-    admission = Admission(parts.keys, parts.rate, TrustedProxies(chosen.forwarded_allow_ips))
+    proxies = TrustedProxies(chosen.forwarded_allow_ips)
+    admission = Admission(parts.keys, parts.rate, proxies)
     keyed = parts.keys is not None
     hosts = AllowedHosts(_hosts(chosen, keyed=keyed))
     origins = read_origins(chosen.cors_origins)
-    hot = HotPolls(parts.jobs, admission, hosts, common_headers(origins))
+    root_path = read_prefix(chosen.root_path)
+    hot = HotPolls(parts.jobs, admission, hosts, common_headers(origins), root_path)
     limits = chosen.connection_limits
 
     @asynccontextmanager
@@ -124,7 +126,9 @@ def create_app(chosen: Settings) -> Application:
     app.add_middleware(BodyLimit)  # outside of the one above, and so on
     app.add_middleware(Gate, admission=admission)
     app.hot = hot
-    app.front = Front(app.admitted, hosts, origins, keyed=keyed)
+    app.front = Front(
+        app.admitted, hosts, origins, keyed=keyed, proxies=proxies, root_path=root_path
+    )
     app.local_only = parts.keys is None and not chosen.insecure
     app.watch = ListeningWatch(parts.held.drain)
     problems.install(app)

@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from app.access.forwarded import TrustedProxies
+from app.access.forwarded import TrustedProxies, read_prefix
 from app.access.front import read_origins
 from app.access.hosts import read_hosts
 from app.access.rate import MOST_CALLS, read_rate
@@ -267,6 +267,13 @@ class Settings(BaseSettings):
         " or `*` for every hop; a Unix socket always is.",
         topic="Access",
     )
+    root_path: str = _setting(
+        "JOBCACHE_ROOT_PATH",
+        "",
+        "The path under which a proxy has the service, such as `/video`; a trusted proxy may name"
+        " another in `X-Forwarded-Prefix`.",
+        topic="Service",
+    )
     max_unfinished_jobs: int = _setting(
         "JOBCACHE_MAX_UNFINISHED_JOBS",
         1000,
@@ -497,6 +504,11 @@ def load() -> Settings:
     except ValueError as error:
         allowed = "addresses and networks, separated by commas, or * for all"
         raise SettingsError("FORWARDED_ALLOW_IPS", settings.forwarded_allow_ips, allowed) from error
+    try:
+        read_prefix(settings.root_path)
+    except ValueError as error:
+        allowed = "a path such as /video, of letters, digits and . _ ~ - %"
+        raise SettingsError("JOBCACHE_ROOT_PATH", settings.root_path, allowed) from error
     try:
         read_hosts(settings.allowed_hosts)
     except ValueError as error:

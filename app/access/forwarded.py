@@ -1,4 +1,4 @@
-"""The address of the client behind proxies, from `X-Forwarded-For`, as far as it can be believed.
+"""What proxies say of a request, as far as it can be believed: its client's address, its prefix.
 
 Decided here for every request, whichever path answers it: what a server does before it calls the
 application comes too late for polls that are answered before. It may have been done all the same:
@@ -11,6 +11,7 @@ is a process of this machine, and trusted.
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 LOOPBACK = "127.0.0.1,::1"
+_PREFIX = re.compile(r"(?:/(?!\.{1,2}(?:/|$))(?:[A-Za-z0-9._~-]|%[2-7][0-9A-Fa-f])+)+", re.ASCII)
+_LONGEST_PREFIX = 200
 _MOST_HOPS = 64  # of proxies in a row; what is beyond is not looked at
 
 
@@ -63,12 +66,46 @@ class TrustedProxies:
                 break
         return nearest
 
+    def prefix(self, scope: Scope) -> str | None:
+        """Return the path under which a proxy has the service, from `X-Forwarded-Prefix`.
+
+        None: no trusted proxy names one, or it cannot be read. Of several proxies in a row, each
+        adds its own behind those before.
+        """
+        client = scope.get("client")
+        # Where uvicorn has put the client's address in the place of a proxy's that it trusts, the
+        # port is 0, which no connection has.
+        if client and client[1] != 0 and not self._trusts(client[0], _address(client[0])):
+            return None
+        lines = _lines(scope["headers"], b"x-forwarded-prefix")
+        if not lines:
+            return None
+        try:
+            return "".join(read_prefix(part.strip()) for part in lines.split(","))
+        except ValueError:
+            return None
+
     def _trusts(self, text: str, address: Address | None) -> bool:
         if address is None:
             return text in self._names
         if self._all or address in self._addresses:
             return True
         return any(address in network for network in self._networks)
+
+
+def read_prefix(text: str) -> str:
+    """Return a path under which all others are, without a slash at its end; "" for the root.
+
+    It comes to stand before links, in JSON and in HTML, so only plain letters are let through, and
+    nothing that a browser takes for a host or for a step upwards.
+
+    Raises:
+        ValueError: it is no such path.
+    """
+    path = text.removesuffix("/")
+    if path and (len(path) > _LONGEST_PREFIX or _PREFIX.fullmatch(path) is None):
+        raise ValueError(text)
+    return path
 
 
 def _lines(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> str:

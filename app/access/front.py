@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fastapi.responses import JSONResponse
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from app.access.forwarded import TrustedProxies
     from app.access.hosts import AllowedHosts
 
 NOSNIFF = (b"x-content-type-options", b"nosniff")
@@ -86,11 +87,22 @@ class Front:
         hosts: which may be asked for.
         origins: whose pages may read and change everything that they have a key for.
         keyed: whether the service has keys, which no browser sends by itself.
+        proxies: whose word on the path that they have the service under is taken.
+        root_path: that path, where no proxy names it.
     """
 
     def __init__(
-        self, app: ASGIApp, hosts: AllowedHosts, origins: Collection[str], *, keyed: bool
+        self,
+        app: ASGIApp,
+        hosts: AllowedHosts,
+        origins: Collection[str],
+        *,
+        keyed: bool,
+        proxies: TrustedProxies,
+        root_path: str,
     ) -> None:
+        self._proxies = proxies
+        self._root_path = root_path
         self._hosts = hosts
         self._origins = frozenset(origins)
         self._keyed = keyed
@@ -116,9 +128,20 @@ class Front:
                 message["headers"] = [*message.get("headers", ()), NOSNIFF]
             await send(message)
 
+        self._set_root_path(scope)
         refusal = self._refusal(scope)
         answer = self._app if refusal is None else refusal
         await answer(scope, receive, send_on)
+
+    def _set_root_path(self, scope: Scope) -> None:
+        """Put into `root_path` what links are to begin with. Routing takes it off a path."""
+        if scope.get("root_path"):
+            return  # the server's own setting, and in the path already
+        root = self._root_path
+        forwarded = self._proxies.prefix(scope)
+        if forwarded is not None and not (root and scope["path"].startswith(f"{root}/")):
+            root = forwarded
+        scope["root_path"] = root
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         path, headers = scope["path"], scope["headers"]

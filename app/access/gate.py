@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastapi.responses import JSONResponse
+from starlette._utils import get_route_path
 
 from app.access.callers import TRUSTED, Caller
 from app.access.forwarded import TrustedProxies
@@ -91,7 +92,7 @@ class Admission:
         return verdict
 
     def _judge(self, scope: Scope) -> Caller | JSONResponse | None:
-        path = scope["path"]
+        path = get_route_path(scope)
         token = presented(scope["headers"])
         caller = self.identify(token)
         if self._rate is not None and path not in HEALTH:

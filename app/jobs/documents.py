@@ -20,6 +20,7 @@ _POLL_AFTER = {
     Status.STORYBOARD_READY: 5,  # waits for a person
     Status.APPROVED: 5,
 }
+_LINKS = (b"storyboard_url", b"video_url")
 _RENDERING_FIRST, _RENDERING_MOST = 2, 30
 
 _STORYBOARD = "storyboard"
@@ -84,6 +85,21 @@ def job_document(job: Job) -> Document:
         status=job.status,
         poll_after=poll_after(job),
     )
+
+
+def with_prefix(body: bytes, root_path: str) -> bytes:
+    """Return documents of jobs with links that begin with `root_path`.
+
+    What is stored and cached never has a prefix: it is shared by clients that come by different
+    ways. Inside a JSON string a quote is escaped, so nothing but the fields themselves looks like
+    this; and a URL elsewhere, which a worker has named, begins with its scheme.
+    """
+    if not root_path:
+        return body
+    prefix = root_path.encode()
+    for field in _LINKS:
+        body = body.replace(b'"%b":"/' % field, b'"%b":"%b/' % (field, prefix))
+    return body
 
 
 def poll_after(job: Job) -> int | None:

@@ -17,6 +17,7 @@ import re
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
+from app.jobs.documents import with_prefix
 from app.jobs.held import ClientGone, Place, Revoked, unless_gone
 from app.jobs.states import TERMINAL
 from app.problems import problem
@@ -62,9 +63,9 @@ def is_terminal(answer: Answer) -> bool:
     return answer.entry.status in TERMINAL
 
 
-def event(answer: Answer) -> bytes:
+def event(answer: Answer, root_path: str = "") -> bytes:
     """One event: `data` is the body of a poll, which JSON keeps on one line."""
-    body = identity_body(answer.entry)
+    body = with_prefix(identity_body(answer.entry), root_path)
     return b"id: %d\nevent: status\ndata: %b\n\n" % (answer.entry.version, body)
 
 
@@ -85,7 +86,7 @@ class JobEvents:
         self._lasts = lasts
 
     async def of(
-        self, job_id: int, caller: Caller, answer: Answer, seen: int
+        self, job_id: int, caller: Caller, answer: Answer, seen: int, *, root_path: str = ""
     ) -> AsyncGenerator[bytes]:
         """The events of a job that are newer than `seen`, and comments between them.
 
@@ -94,6 +95,7 @@ class JobEvents:
             caller: who reads them.
             answer: what a poll has found.
             seen: the version that the client has.
+            root_path: what links begin with.
         """
         now = asyncio.get_running_loop().time
         until = now() + self._lasts * random.uniform(0.9, 1.0)  # noqa: S311 - spreads, hides nothing
@@ -102,7 +104,7 @@ class JobEvents:
         while True:
             if newer is not None:
                 seen = newer.entry.version
-                yield event(newer)
+                yield event(newer, root_path)
                 if is_terminal(newer):
                     return
             left = until - now()

@@ -47,10 +47,11 @@ _FAILED = "app.poll_failed"
 class _Job:
     """A job that is polled: all that is the same from one poll to the next."""
 
-    __slots__ = ("ask", "id", "peek", "representation", "service")
+    __slots__ = ("ask", "id", "peek", "representation", "root_path", "service")
 
-    def __init__(self, service: JobService, job_id: int) -> None:
+    def __init__(self, service: JobService, job_id: int, root_path: str) -> None:
         self.service = service
+        self.root_path = root_path
         self.id = job_id
         self.peek, self.ask = service.polled(job_id)
         self.representation: Representation | None = None
@@ -59,7 +60,9 @@ class _Job:
         """The entry, in the coding it is stored in."""
         kept = self.representation
         if kept is None or kept.entry is not entry:
-            kept = self.representation = Representation(entry, gzip=entry.encoding == "gzip")
+            gzip = entry.encoding == "gzip" and not self.root_path
+            kept = Representation(entry, gzip=gzip, root_path=self.root_path)
+            self.representation = kept
         return kept
 
     def shown(
@@ -67,7 +70,7 @@ class _Job:
     ) -> Reply:
         """The reply, if the caller may see the job."""
         self.service.seen_by(caller, self.id, answer)
-        return respond(answer, seen, accepted, self.represent(answer.entry))
+        return respond(answer, seen, accepted, self.represent(answer.entry), self.root_path)
 
 
 class Poll:
@@ -123,7 +126,9 @@ class Poll:
         """The reply; None if it has failed, which is to be told where errors are."""
         try:
             answer = await self._job.service.poll(self._job.id, self._caller, floor=self._floor)
-            return respond(answer, self._seen, self._accepted, self._job.represent(answer.entry))
+            job = self._job
+            kept = job.represent(answer.entry)
+            return respond(answer, self._seen, self._accepted, kept, job.root_path)
         except Exception as error:  # noqa: BLE001 - raised again where errors are answered
             self.scope[_FAILED] = error
             return None
@@ -174,6 +179,7 @@ class HotPolls:
         admission: who may.
         hosts: which requests may ask for.
         common: headers that every answer carries.
+        root_path: what links begin with.
 
     Attributes:
         known: polls that have come before, by their bytes.
@@ -186,7 +192,9 @@ class HotPolls:
         admission: Admission,
         hosts: AllowedHosts,
         common: Sequence[tuple[bytes, bytes]],
+        root_path: str = "",
     ) -> None:
+        self._root_path = root_path
         self._service = service
         self._admission = admission
         self._allows = hosts.allows
@@ -216,7 +224,10 @@ class HotPolls:
                 `client` are looked at.
         """
         job = self.job(scope["path"])
-        if job is None or scope["method"] != "GET" or scope["query_string"] or scope["root_path"]:
+        if job is None or scope["method"] != "GET" or scope["query_string"]:
+            return None
+        # Empty, where our own protocol asks: the front has not yet put it there.
+        if scope["root_path"] and scope["root_path"] != self._root_path:
             return None
         host = seen = accepted = None
         for name, value in scope["headers"]:
@@ -248,13 +259,14 @@ class HotPolls:
         return self._jobs.get(path) or self._find(path)
 
     def _find(self, path: str) -> _Job | None:
-        match = _PATH.fullmatch(path)
+        root = self._root_path
+        match = _PATH.fullmatch(path.removeprefix(root) if root else path)
         if match is None or int(match[1]) > LARGEST_ID:
             return None
         if len(self._jobs) >= _KNOWN:
             self._jobs.clear()
         job_id = int(match[1])
-        job = self._jobs[path] = _Job(self._service, job_id)
+        job = self._jobs[path] = _Job(self._service, job_id, self._root_path)
         return job
 
 
@@ -263,6 +275,7 @@ _UNUSUAL = frozenset(
         b"prefer",
         b"host",
         b"origin",
+        b"x-forwarded-prefix",
         b"if-none-match",
         b"accept-encoding",
         b"content-length",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from app.jobs.documents import with_prefix
 from jobcache import Outcome, identity_body
 from jobcache.protocol import VERSION_LIMIT
 
@@ -155,14 +156,16 @@ class Representation:
 
     Args:
         entry: what is represented.
-        gzip: whether in gzip.
+        gzip: whether in gzip, which only a body without a prefix is stored in.
+        root_path: what links begin with.
     """
 
-    __slots__ = ("_made_for", "_unchanged", "_whole", "entry", "gzip")
+    __slots__ = ("_made_for", "_unchanged", "_whole", "entry", "gzip", "root_path")
 
-    def __init__(self, entry: Entry, *, gzip: bool) -> None:
+    def __init__(self, entry: Entry, *, gzip: bool, root_path: str = "") -> None:
         self.entry = entry
         self.gzip = gzip
+        self.root_path = root_path
         # The last replies and what they were made for: within a second, most are alike.
         self._made_for: tuple[object, ...] = ()
         self._whole: Reply | None = None
@@ -201,7 +204,9 @@ class Representation:
         headers.append((b"content-type", b"application/json"))
         if self.gzip:
             headers.append((b"content-encoding", b"gzip"))
-        body = entry.body if self.gzip else identity_body(entry)
+            body = entry.body
+        else:
+            body = with_prefix(identity_body(entry), self.root_path)
         headers.append((b"content-length", b"%d" % len(body)))
         return Reply(200, headers, body)
 
@@ -211,6 +216,7 @@ def respond(
     if_none_match: str | None,
     accept_encoding: str | None,
     kept: Representation | None = None,
+    root_path: str = "",
 ) -> Reply:
     """The reply to a GET of the document.
 
@@ -219,9 +225,10 @@ def respond(
         if_none_match: the header, if there is one.
         accept_encoding: the header, if there is one.
         kept: one of the entry, from an earlier answer, to be used if it is the right one.
+        root_path: what links begin with.
     """
     entry = answer.entry
-    gzip = entry.encoding == "gzip" and accepts_gzip(accept_encoding)
+    gzip = entry.encoding == "gzip" and not root_path and accepts_gzip(accept_encoding)
     unchanged = False
     if if_none_match is not None:
         wanted = conditions(if_none_match)
@@ -231,7 +238,7 @@ def respond(
             # nothing.
             unchanged, gzip = True, not gzip
     if kept is None or kept.entry is not entry or kept.gzip is not gzip:
-        kept = Representation(entry, gzip=gzip)
+        kept = Representation(entry, gzip=gzip, root_path=root_path)
     return kept.reply(answer, unchanged=unchanged)
 
 

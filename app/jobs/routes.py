@@ -23,7 +23,7 @@ from app import contract
 from app.access.callers import Role
 from app.access.gate import caller_of, unauthorized
 from app.access.rules import forbidden, only
-from app.jobs.documents import job_document
+from app.jobs.documents import job_document, with_prefix
 from app.jobs.events import HEADERS, is_terminal, seen_version
 from app.jobs.held import ClientGone, Place, Revoked, unless_gone
 from app.jobs.hot import raise_failed
@@ -132,7 +132,8 @@ def router(
             request_hash=None if idempotency_key is None else digest,
         )
         job = await service.create(new)
-        return _changed(job, 202, {"Location": f"/api/v2/jobs/{job.id}"})
+        location = f"{_root(request)}/api/v2/jobs/{job.id}"
+        return _changed(job, request, 202, {"Location": location})
 
     @routes.head("", include_in_schema=False)
     @routes.get(
@@ -157,7 +158,7 @@ def router(
             wanted = _ids(ids)
             found = await service.poll_many(wanted, caller_of(request))
             missing = [job_id for job_id in wanted if job_id not in found]
-            return _items(list(found.values()), "missing", missing)
+            return _items(request, list(found.values()), "missing", missing)
         below = None if cursor is None else _below(cursor)
         page = await service.page(
             caller_of(request),
@@ -167,7 +168,7 @@ def router(
             limit=_PAGE if limit is None else limit,
         )
         following = None if page.next_below is None else _cursor(page.next_below)
-        return _items(page.bodies, "next_cursor", following)
+        return _items(request, page.bodies, "next_cursor", following)
 
     @routes.head("/{job_id}/storyboard", include_in_schema=False)
     @routes.get("/{job_id}/storyboard", response_model=Storyboard, responses=contract.STORYBOARD)
@@ -227,8 +228,8 @@ def _add_polls(
         accepted = _joined(accept_encoding)
         seconds = wait_asked(_joined(prefer), longest_wait)
         if seconds is None or not may_wait(answer, has):
-            return _sent(respond(answer, has, accepted))
-        waiting = _Wait(service, events.held, job_id, caller, seconds)
+            return _sent(respond(answer, has, accepted, root_path=_root(request)))
+        waiting = _Wait(service, events.held, job_id, caller, seconds, _root(request))
         return Later(partial(waiting.answer, answer, has, accepted))
 
     @routes.head("/{job_id}/events", include_in_schema=False)
@@ -252,7 +253,8 @@ def _add_polls(
             head = Response(headers=HEADERS)
             del head.headers["Content-Length"]  # a stream has none
             return head
-        return Later(partial(events.send, events.of(job_id, caller, answer, seen), caller))
+        pieces = events.of(job_id, caller, answer, seen, root_path=_root(request))
+        return Later(partial(events.send, pieces, caller))
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +266,7 @@ class _Wait:
     job_id: int
     caller: Caller
     seconds: int
+    root_path: str
 
     async def answer(  # noqa: PLR0917 - the last three are given by `Laters`
         self,
@@ -284,7 +287,7 @@ class _Wait:
                 except Revoked:
                     await unauthorized(path, token=b"")({"type": "http"}, receive, send)
                     return
-        response = _sent(respond(answer, has, accepted))
+        response = _sent(respond(answer, has, accepted, root_path=self.root_path))
         response.raw_headers += applied
         await response({"type": "http"}, receive, send)
 
@@ -306,7 +309,7 @@ def _add_moves(routes: APIRouter, service: JobService) -> None:
     )
     async def approve(job_id: JobIdInPath, request: Request) -> Response:
         """The storyboard is as it should be."""
-        return _changed(await service.approve(job_id, caller_of(request)))
+        return _changed(await service.approve(job_id, caller_of(request)), request)
 
     @routes.post(
         "/{job_id}/render",
@@ -316,39 +319,41 @@ def _add_moves(routes: APIRouter, service: JobService) -> None:
     )
     async def render(job_id: JobIdInPath, request: Request) -> Response:
         """Begin to render."""
-        return _changed(await service.render(job_id, caller_of(request)), 202)
+        return _changed(await service.render(job_id, caller_of(request)), request, 202)
 
     @routes.post(
         "/{job_id}/cancel", response_model=JobBody, **only(Role.CLIENT, answers=contract.CHANGED)
     )
     async def cancel(job_id: JobIdInPath, request: Request) -> Response:
         """Stop the job, whatever it is at."""
-        return _changed(await service.cancel(job_id, caller_of(request)))
+        return _changed(await service.cancel(job_id, caller_of(request)), request)
 
     @routes.post(
         "/{job_id}/progress", response_model=JobBody, **only(Role.WORKER, answers=contract.CHANGED)
     )
-    async def progress(job_id: JobIdInPath, body: ReportProgress) -> Response:
+    async def progress(job_id: JobIdInPath, body: ReportProgress, request: Request) -> Response:
         """A worker says how far it is."""
         job = await service.report_progress(
             job_id, body.percent, body.stage, body.message, worker=True
         )
-        return _changed(job)
+        return _changed(job, request)
 
     @routes.post(
         "/{job_id}/complete", response_model=JobBody, **only(Role.WORKER, answers=contract.CHANGED)
     )
-    async def complete(job_id: JobIdInPath, body: Complete | None = None) -> Response:
+    async def complete(
+        job_id: JobIdInPath, request: Request, body: Complete | None = None
+    ) -> Response:
         """A worker has finished."""
         video_url = None if body is None else body.video_url
-        return _changed(await service.complete(job_id, video_url, worker=True))
+        return _changed(await service.complete(job_id, video_url, worker=True), request)
 
     @routes.post(
         "/{job_id}/fail", response_model=JobBody, **only(Role.WORKER, answers=contract.CHANGED)
     )
-    async def fail(job_id: JobIdInPath, body: Fail) -> Response:
+    async def fail(job_id: JobIdInPath, body: Fail, request: Request) -> Response:
         """A worker has given up."""
-        return _changed(await service.fail(job_id, body.error, worker=True))
+        return _changed(await service.fail(job_id, body.error, worker=True), request)
 
 
 async def _stored(job: dict[str, Any], path: Path, if_none_match: str | None) -> Response:
@@ -404,10 +409,18 @@ class _Video(FileResponse):
 _RANGE_REFUSED = {400: "The Range cannot be read.", 416: "The Range is not within the video."}
 
 
-def _changed(job: Job, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    document = job_document(job)
+def _root(request: Request) -> str:
+    """Return what links begin with: the path under which the client has the service."""
+    root: str = request.scope.get("root_path", "")
+    return root.rstrip("/")
+
+
+def _changed(
+    job: Job, request: Request, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    body = with_prefix(job_document(job).body, _root(request))
     tag = {"ETag": etag(job.version, gzip=False), "Cache-Control": "private, no-cache"}
-    return Response(document.body, status, {**tag, **(headers or {})}, "application/json")
+    return Response(body, status, {**tag, **(headers or {})}, "application/json")
 
 
 def _sent(reply: Reply) -> Response:
@@ -416,9 +429,9 @@ def _sent(reply: Reply) -> Response:
     return response
 
 
-def _items(bodies: list[bytes], name: str, value: object) -> Response:
+def _items(request: Request, bodies: list[bytes], name: str, value: object) -> Response:
     body = b'{"items":[%b],"%b":%b}' % (
-        b",".join(bodies),
+        with_prefix(b",".join(bodies), _root(request)),
         name.encode(),
         json.dumps(value).encode(),
     )
