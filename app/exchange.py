@@ -225,11 +225,22 @@ class Exchange(HttpToolsProtocol):
         self._body_size, self._announced = 0, None
         if self._bare:
             self.headers.extend(self._upgrades)
+        if b"://" in self.url and not self.url.startswith(b"/"):
+            self._name_host()
         super().on_headers_complete()
         if self._bare:
             self.scope["method"] = self._method or self.scope["method"]
             self._bare, self._method, self._upgrades = False, "", ()
         self.headers = []  # for the trailers: the request has those that came before
+
+    def _name_host(self) -> None:
+        """Let the host of a URL in absolute form replace what Host says (RFC 9112, 3.2.2)."""
+        url = httptools.parse_url(self.url)
+        if url.host is not None:
+            host = b"[%b]" % url.host if b":" in url.host else url.host
+            port = b"" if url.port is None else b":%d" % url.port
+            others = [header for header in self.headers if header[0] != b"host"]
+            self.headers[:] = [*others, (b"host", host + port)]
 
     def on_body(self, body: bytes) -> None:
         """See uvicorn, which bounds what it holds of bodies, and not what it drops."""

@@ -45,6 +45,8 @@ def problem(
         "instance": instance,
         **members,
     }
+    # Some of these are sent without the application, which adds this to all other answers.
+    headers = {**(headers or {}), "X-Content-Type-Options": "nosniff"}
     return JSONResponse(content, status, headers=headers, media_type="application/problem+json")
 
 

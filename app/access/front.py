@@ -125,7 +125,8 @@ class Front:
 
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), NOSNIFF]
+                headers = [*message.get("headers", ())]
+                message["headers"] = headers if NOSNIFF in headers else [*headers, NOSNIFF]
             await send(message)
 
         self._set_root_path(scope)

@@ -359,3 +359,54 @@ def test_what_is_left_out_is_counted() -> None:
     assert said("Invalid thing") == "Invalid thing (5 more since the last such line)"
     now = 22.0
     assert said("Invalid thing") == "Invalid thing"
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        ("http://localhost{}", "localhost", 200),
+        ("http://localhost:8000{}", "evil.example", 200),
+        ("http://[::1]:8000{}", "evil.example", 200),
+        ("http://evil.example{}", "localhost", 421),
+        ("http://evil.example:80{}", "evil.example", 421),
+        ("HTTP://EVIL.example{}", "localhost", 421),
+    ],
+)
+async def test_a_url_in_absolute_form_names_the_host(
+    wire: Wire, target: str, host: str, status: int
+) -> None:
+    path, _ = await job_of(wire)
+    reader, writer = await wire.connect(short=True)
+    request = f"GET {target.format(path)} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    for _ in range(3):
+        writer.write(request)
+        async with asyncio.timeout(10):
+            assert (await answer(reader)).startswith(b"HTTP/1.1 %d " % status)
+    writer.close()
+
+
+WEBSOCKET = (
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+        WEBSOCKET,
+    ],
+)
+async def test_what_never_reaches_the_application_forbids_it_too(
+    wire: Wire, request_: bytes
+) -> None:
+    reader, writer = await wire.connect(short=True)
+    writer.write(request_)
+    async with asyncio.timeout(10):
+        said = await answer(reader)
+    assert said.startswith(b"HTTP/1.1 4")
+    assert said.count(b"x-content-type-options: nosniff\r\n") == 1
+    writer.close()
