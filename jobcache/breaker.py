@@ -17,12 +17,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Literal
 
+from jobcache.log_limit import LogLimit
 from jobcache.protocol import Condition
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 logger = logging.getLogger("jobcache")
+
+_LINES = 20  # a minute: a store can come and go many times
 
 
 class Breaker:
@@ -47,6 +50,7 @@ class Breaker:
         self._allowed = failures
         self._clock = clock
         self._since = clock()
+        self._lines = LogLimit(_LINES, clock)
         self._failures = 0
         # Operations are numbered as they begin. Those begun before the last word of the store, be
         # it a success or a counted failure, say nothing new when they fail: a burst that waits
@@ -87,7 +91,7 @@ class Breaker:
         """Set the store aside."""
         if not self.open:
             self.open, self._since, self.reason = True, self._clock(), reason
-            logger.warning(
+            self._log(
                 "the %s cache is away (%s): polls are answered from the source until it is back",
                 self._name,
                 reason,
@@ -100,7 +104,12 @@ class Breaker:
         if self.open:
             away = self._clock() - self._since
             self.open, self._since, self.reason = False, self._clock(), ""
-            logger.warning("the %s cache is back after %.1f s", self._name, away)
+            self._log("the %s cache is back after %.1f s", self._name, away)
+
+    def _log(self, words: str, *values: object) -> None:
+        omitted = self._lines.admit()
+        if omitted is not None:
+            logger.warning("%s%s", words % values, omitted)
 
     def condition(self, unsettled: int | None) -> Condition:
         """See `Watched`; `unsettled` goes into it as it is."""

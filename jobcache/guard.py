@@ -57,6 +57,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 from jobcache.breaker import Breaker
 from jobcache.deadline import Deadline, ends_within
 from jobcache.errors import CacheError, CacheUnavailable, NamespaceConflict, UnreadableCell
+from jobcache.log_limit import LogLimit
 from jobcache.missed import Missed, Step
 from jobcache.protocol import (
     CLOCK_SKEW_MS,
@@ -94,7 +95,6 @@ _MOST_REFUSALS = 5
 _MOST_OFFERED = 10_000
 _BATCH = 50  # gets that are one operation; larger ones have the store and us wait for each other
 _AT_ONCE = 32  # missed steps that are repeated side by side
-_BETWEEN_REPORTS = 60.0  # seconds: keys that are given up are told of together
 
 
 class Guard:
@@ -146,8 +146,7 @@ class Guard:
         self._doubted = False
         self._overdue = False  # an operation has run out of its deadline since the last probe
         # Fences past their deadline, and whether their writer has offered meanwhile.
-        self._keys_given_up = 0  # since the log was told
-        self._report_from = -math.inf
+        self._given_up_lines = LogLimit(1, clock)
         self._late_fences: dict[tuple[str, str], bool] = {}
         self._strange: set[type[BaseException]] = set()
         self._closed = False
@@ -217,8 +216,10 @@ class Guard:
                 then(of(key))
             except asyncio.InvalidStateError:
                 pass  # who waited for it has gone
-            except Exception:
-                logger.exception("who asked for %r could not be told", key)
+            except Exception as error:
+                if type(error) not in self._strange:
+                    self._strange.add(type(error))
+                    logger.exception("who asked for %r could not be told", key)
 
     def _read(
         self, keys: Sequence[str], tell: Callable[[Mapping[str, Entry] | CacheError], None]
@@ -630,16 +631,12 @@ class Guard:
         return True
 
     def _report_given_up(self, key: str, error: Exception) -> None:
-        """Say that a key is given up, with one line for all of a minute."""
-        self._keys_given_up += 1
-        if self._clock() >= self._report_from:
-            self._report_from = self._clock() + _BETWEEN_REPORTS
-            others = f" and {self._keys_given_up - 1} other keys" if self._keys_given_up > 1 else ""
-            self._keys_given_up = 0
+        omitted = self._given_up_lines.admit()
+        if omitted is not None:
             logger.warning(
-                "the %s cache cannot be told of %r (%s)%s: it may serve an old version until it"
-                " expires; more of such keys are told of in a minute",
-                *(self.name, key, error, others),
+                "the %s cache cannot be told of %r (%s): it may serve an old version until it"
+                " expires%s",
+                *(self.name, key, error, omitted),
             )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from jobcache.errors import CacheError
 from jobcache.loads import be_independent
+from jobcache.log_limit import LogLimit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jobcache")
 
 _MOST_AT_ONCE = 4
+_LINES = 20  # a minute
 _PAUSE = 0.05  # seconds between two looks at an entry that hides a newer version
 
 
@@ -67,6 +69,7 @@ class Shadow:
         self._load = load
         self._random = random
         self._sleep = sleep
+        self._lines = LogLimit(_LINES)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def hit(self, key: str, served: Entry, load: Callable[[], Awaitable[Document | None]]) -> None:
@@ -94,10 +97,12 @@ class Shadow:
             self._statistics.shadow_overtaken += 1
             return
         self._statistics.shadow_stale += 1
-        logger.warning(
-            "the %s cache serves version %d of %s, and hides version %d",
-            *(self._backend.name, served.version, key, version),
-        )
+        omitted = self._lines.admit()
+        if omitted is not None:
+            logger.warning(
+                "the %s cache serves version %d of %s, and hides version %d%s",
+                *(self._backend.name, served.version, key, version, omitted),
+            )
         try:
             while await self._hides(key, version):
                 await self._sleep(_PAUSE)
