@@ -21,8 +21,9 @@ from app.access import commands
 from app.access.keyfile import KeyFile
 from app.db import Database, DatabaseUnavailable
 from app.descriptors import allow_connections
+from app.greeting import greeting
 from app.limits import HEAD_BYTES
-from app.listening import BACKLOG, CannotListen, listening, shown
+from app.listening import BACKLOG, CannotListen, listening
 from app.serving import protocol
 from jobcache import NamespaceConflict, SettingsError, make_backend
 from jobcache.registry import REMOTE, check_namespace
@@ -124,7 +125,7 @@ def _serve(sockets: list[socket.socket]) -> int:
         ws="none",
         proxy_headers=False,  # the application reads them, for every path: app/access/forwarded.py
     )
-    logger.info("listening on %s", shown(sockets))
+    logger.info("%s", greeting(chosen, sockets))
     try:
         if chosen.workers > 1:
             Multiprocess(config, sockets=sockets).run()

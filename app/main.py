@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from contextlib import asynccontextmanager
 from functools import partial
@@ -17,6 +18,7 @@ from app.access.front import Front, common_headers, read_origins
 from app.access.gate import Admission, Gate
 from app.access.hosts import LOOPBACK, AllowedHosts, read_hosts
 from app.draining import ListeningWatch
+from app.greeting import greeting_elsewhere
 from app.jobs import routes as jobs
 from app.jobs.hot import HotPolls
 from app.later import Laters
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
     from app.settings import Settings
 
+
+logger = logging.getLogger("app")
 
 _CANNOT_START = 3
 """What uvicorn and gunicorn exit with, so that neither starts the process again."""
@@ -154,8 +158,12 @@ def _hosts(chosen: Settings, *, keyed: bool) -> list[str]:
 def worker() -> Application:
     """Return the service, in a process of `python -m app serve`, which has prepared all else."""
     settings.configure_logging()  # for workers are not forked but begun anew
+    return _made(settings.load())
+
+
+def _made(chosen: Settings) -> Application:
     quiet_malformed_requests()
-    made = create_app(settings.load())
+    made = create_app(chosen)
     space_out_collections()
     return made
 
@@ -169,10 +177,13 @@ def from_environment() -> Application:
     """
     try:
         settings.prepare()
-        return worker()
+        chosen = settings.load()
+        made = _made(chosen)
     except SettingsError as error:
         print(error, file=sys.stderr)  # noqa: T201 - instead of a traceback in the log
         raise SystemExit(_CANNOT_START) from error
+    logger.info("%s", greeting_elsewhere(chosen))
+    return made
 
 
 def __getattr__(name: str) -> Application:
