@@ -26,6 +26,7 @@ from jobcache.errors import (
     WrongLoop,
 )
 from jobcache.keys import jobs_key, progress_key, storyboard_key
+from jobcache.loaders import with_session
 from jobcache.protocol import CacheBackend, Condition, Document, Entry, Offered, Standing
 from jobcache.registry import make_backend
 from jobcache.settings import CacheSettings
@@ -67,4 +68,5 @@ __all__ = [
     "make_backend",
     "progress_key",
     "storyboard_key",
+    "with_session",
 ]

@@ -34,6 +34,7 @@ from jobcache.errors import (
     UnreadableCell,
     WrongLoop,
 )
+from jobcache.loaders import LoaderLeft, attended
 from jobcache.loads import Loads
 from jobcache.offers import Offers
 from jobcache.protocol import (
@@ -269,16 +270,34 @@ class JobCache:
                 return self._answer(began, found.entry, Outcome.HIT)
             # A look that failed is not repeated by the load, which would wait for the store again.
             blind = found if found is not None and found.entry is None else None
-            fetch = partial(self._fetch, key, load, floor, blind)
             with self._loads.waiting_for((key,)):
-                (entry, outcome), joined = await self._flights.share((key, 0), fetch)
-                if entry.version < floor and outcome in {Outcome.HIT, Outcome.STALE}:
-                    # The one who asked first had seen less than this caller has.
-                    (entry, outcome), joined = await self._flights.share((key, floor), fetch)
+                async with attended(load) as attended_load:
+                    fetch = partial(self._fetch, key, attended_load, floor, blind)
+                    (entry, outcome), joined = await self._share(key, attended_load, floor, fetch)
         except Exception:
             self.statistics.read_errors += 1
             raise
         return self._answer(began, entry, outcome, coalesced=joined)
+
+    async def _share(
+        self,
+        key: str,
+        load: Load,
+        floor: int,
+        fetch: Callable[[], Awaitable[tuple[Entry, Outcome]]],
+    ) -> tuple[tuple[Entry, Outcome], bool]:
+        """Fetch an entry together with equal callers; return it, and whether it was shared."""
+        while True:
+            try:
+                (entry, outcome), joined = await self._flights.share((key, 0), fetch)
+                if entry.version < floor and outcome in {Outcome.HIT, Outcome.STALE}:
+                    # The one who asked first had seen less than this caller has.
+                    return await self._flights.share((key, floor), fetch)
+            except LoaderLeft as left:
+                if left.load is load:
+                    raise
+                continue  # it was the load of a caller who has gone; now it is this caller's turn
+            return (entry, outcome), joined
 
     async def read_many(self, keys: Iterable[str], load_many: LoadMany) -> Answers:
         """As `read`, for several keys: one look at the cache, one load for all that it lacks.
@@ -310,10 +329,11 @@ class JobCache:
                 wanted.append(key)
         try:
             with self._loads.waiting_for(wanted):
-                # Nobody else's, but for the same reason: a caller that goes away leaves no lease.
-                fetched, _ = await self._batches.share(
-                    object(), partial(self._fetch_many, tuple(wanted), load_many)
-                )
+                async with attended(load_many) as attended_load:
+                    # Nobody else's, but for the same reason: a caller that goes leaves no lease.
+                    fetched, _ = await self._batches.share(
+                        object(), partial(self._fetch_many, tuple(wanted), attended_load)
+                    )
         except Exception:
             self.statistics.read_errors += len(wanted)
             raise
@@ -597,11 +617,17 @@ class JobCache:
             Exception: whatever else `load` raised, then or later.
         """
         self._bind()
-        with self._waiting.registered(key, load, version, timeout) as waiter:
-            answer = await self.read(key, load, floor=version)
-            if answer.entry.version > version:
-                return answer
-            return await waiter.answered
+        until, left = time.monotonic() + timeout, timeout
+        async with attended(load) as attended_load:
+            while True:
+                with self._waiting.registered(key, attended_load, version, left) as waiter:
+                    answer = await self.read(key, attended_load, floor=version)
+                    if answer.entry.version > version:
+                        return answer
+                    try:
+                        return await waiter.answered
+                    except LoaderLeft:  # a check used the load of a caller who has gone
+                        left = until - time.monotonic()
 
     def stop_waiting(self) -> None:
         """Tell all who wait that there is nothing newer, and have nobody wait from now on."""

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from jobcache.errors import CacheError
+from jobcache.loaders import uses_session
 from jobcache.loads import be_independent
 from jobcache.log_limit import LogLimit
 
@@ -76,6 +77,8 @@ class Shadow:
         """A hit has been served; perhaps compare it, in the background."""
         if self.rate <= self._random() or len(self._tasks) >= _MOST_AT_ONCE:
             return
+        if uses_session(load):
+            return  # the reader closes it as soon as it has its answer
         task = asyncio.create_task(self._compare(key, served, load))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

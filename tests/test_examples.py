@@ -58,3 +58,7 @@ def test_the_embedded_cache_spares_all_queries_but_the_first() -> None:
     assert shown[0] == 'miss: {"percent": 0, "status": "moving"}'
     assert shown[-1] == 'hit: {"percent": 100, "status": "done"}'
     assert re.fullmatch(r"hit rate [\d.]+ %, [12] queries", last)
+
+
+def test_requests_that_go_away_leave_no_connection_in_use() -> None:
+    assert run("sessions.py") == ["{'{\"percent\": 40}'}", "hit", "0 connections in use"]

@@ -222,7 +222,7 @@ def test_outermost_blocks_are_published_at_once(cache: JobCache, jobs: None) -> 
 
 
 def test_the_example_for_django_in_the_documentation(memory: JobCache, jobs: None) -> None:
-    example = blocks("docs/embedding.md", "python")[1]
+    example = blocks("docs/embedding.md", "python")[2]
     names: dict[str, Any] = {
         "cache": memory,
         "transaction": transaction,
@@ -418,7 +418,7 @@ async def test_the_asynchronous_write_publishes_what_commits(async_engine: Async
 
 
 async def test_the_example_for_sqlalchemy_in_the_documentation(async_engine: AsyncEngine) -> None:
-    example = blocks("docs/embedding.md", "python")[2]
+    example = blocks("docs/embedding.md", "python")[3]
     cache = jobcache.JobCache(MemoryBackend())
     names: dict[str, Any] = {
         "cache": cache,
