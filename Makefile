@@ -29,7 +29,7 @@ test: $(VENV)/installed ## run the tests; ARGS="-k poll" and the like, ARGS=--co
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-long: $(VENV)/installed ## the same at full length: more faults, kills, examples and load
-	$(BIN)/python -m pytest --long $(PARALLEL) $(ARGS)
+	$(BIN)/python -m pytest --long --timeout 900 -o faulthandler_timeout=960 $(PARALLEL) $(ARGS)
 
 check: $(VENV)/installed ## ruff, mypy and the import contracts
 	$(BIN)/ruff check
