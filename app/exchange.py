@@ -100,6 +100,7 @@ class Exchange(HttpToolsProtocol):
     _held = b""  # bytes that came,
     _at = 0  # and where those begin that are not parsed yet
     _advancing = False
+    _kept = False  # there was something held when parsing stopped last
     _queued = False  # what is held has waited for a response
     _stopping = False
     _bare = False  # the head is shown to the parser once more, without its upgrade
@@ -163,9 +164,14 @@ class Exchange(HttpToolsProtocol):
             turns += 1
             self._feed(self._take())
         self._advancing = False
-        self._queued = bool(self._held) and (self._queued or self._stage is _ANSWER)
-        if not self._guarded.is_closing():
+        if self._guarded.is_closing():
+            return
+        if self._held or self._kept:
+            self._kept = bool(self._held)
+            self._queued = self._kept and (self._queued or self._stage is _ANSWER)
             self._guarded.set_backlog(len(self._held) - self._at > BACKLOG_BYTES)
+        # Most often a whole poll has been answered: then its time limit is set.
+        if self._wait is not _KEEP_ALIVE or self._stage is not _HEAD or self._begun():
             self._rewatch()
 
     def _take(self) -> bytes:
