@@ -17,6 +17,7 @@ import re
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
+from app.access.callers import TRUSTED
 from app.jobs.documents import with_prefix
 from app.jobs.held import ClientGone, Place, Revoked, unless_gone
 from app.jobs.states import TERMINAL
@@ -124,14 +125,16 @@ class JobEvents:
     async def send(
         self,
         events: AsyncGenerator[bytes],
-        caller: Caller,
+        name: str,
         path: str,
         receive: Receive,
         send: Send,
+        *,
+        caller: Caller = TRUSTED,
     ) -> None:
         """Send events until they end or the client has gone; 503 if there is no place for it."""
         place = Place(caller)
-        with self.held.place("streams", caller.name, place) as has_place:
+        with self.held.place("streams", name, place) as has_place:
             if not has_place:
                 headers = {"Retry-After": _FULL_RETRY}
                 refusal = problem(503, _FULL, instance=path, headers=headers)

@@ -254,7 +254,7 @@ def _add_polls(
             del head.headers["Content-Length"]  # a stream has none
             return head
         pieces = events.of(job_id, caller, answer, seen, root_path=_root(request))
-        return Later(partial(events.send, pieces, caller))
+        return Later(partial(events.send, pieces, caller.name, caller=caller))
 
 
 @dataclass(frozen=True, slots=True)
