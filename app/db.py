@@ -11,6 +11,7 @@ import time
 import uuid
 from collections import Counter
 from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -48,10 +49,11 @@ from jobcache.shelter import Shelter
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
-    from sqlalchemy.engine import Dialect, ExceptionContext, Row
+    from sqlalchemy.engine import URL, Dialect, ExceptionContext, Row
     from sqlalchemy.sql.base import Executable
 
     from app.outage import Outage
+    from app.registration import Registration
 
     Options = dict[str, Any]
 
@@ -133,6 +135,10 @@ claims = Table(
 _UNPREPARED = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
 _TRY_TO_WRITE = delete(clients).where(false()).returning(clients.c.id)
 _TABLES_LOCK = 7_262_637  # any number, the same in every process
+PROCESSES_LOCK = 7_262_638
+PROCESSES_KEY = f"{PROCESSES_LOCK}, 'jobs'::regclass::oid::int4"
+"""Of the advisory lock of `app.registration`: of this database, and the schema of its tables."""
+_SHARE = text(f"SELECT pg_advisory_xact_lock_shared({PROCESSES_KEY})")
 _CONNECTIONS = 15
 _WRITES = 10  # of them, at the most
 _LONGEST_WAIT = 10
@@ -156,6 +162,19 @@ class ConnectionDied(NothingChanged):
     """The connection was lost before a commit was asked for."""
 
 
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A connection that is kept, to hold what a session of PostgreSQL holds.
+
+    Attributes:
+        connection: SQLAlchemy's.
+        driver: asyncpg's.
+    """
+
+    connection: AsyncConnection
+    driver: Any
+
+
 class Database:
     """Connections to one database, SQLite or PostgreSQL.
 
@@ -174,6 +193,7 @@ class Database:
         purposes: how many were sent, by what for, as `read` was told.
         shelter: writes run in it. A write that is cancelled half way leaves its connection, and
             in SQLite the one lock there is, in the driver's hands until a time-out.
+        registration: what writes wait for, once there is one.
     """
 
     def __init__(
@@ -189,6 +209,7 @@ class Database:
         self.statements: Counter[str] = Counter()
         self.purposes: Counter[str] = Counter()
         self.shelter = Shelter()
+        self.registration: Registration | None = None
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         parsed = make_url(url)
         arguments: dict[str, Any] = {"timeout": _LONGEST_WAIT}
@@ -206,7 +227,7 @@ class Database:
             parsed,
             connect_args=arguments,
             # All kept: connections beyond a pool's size are opened and closed under load.
-            pool_size=_CONNECTIONS,
+            pool_size=_CONNECTIONS + 1,  # for the session of the registration
             max_overflow=0,
             pool_timeout=10,
             pool_recycle=pool_recycle,
@@ -340,13 +361,14 @@ class Database:
         committing = False
         try:
             with _translating():
-                async with (
-                    self._turn(),
-                    self._within(_LONGEST_WRITE),
-                    self._engine.begin() as connection,
-                ):
-                    yield connection
-                    committing = True
+                async with self._turn(), self._within(_LONGEST_WRITE):
+                    if self.registration is not None:
+                        await self.registration.wait()
+                    async with self._engine.begin() as connection:
+                        if self.registration is not None and self.pooled:
+                            await connection.execute(_SHARE)
+                        yield connection
+                        committing = True
         except DatabaseUnavailable as error:
             cause = error.__cause__
             if isinstance(cause, Exception):
@@ -431,6 +453,32 @@ class Database:
         async with self.transaction() as connection:
             result = await connection.execute(statement)
             return list(result.all()) if result.returns_rows else []
+
+    @property
+    def url(self) -> URL:
+        """The address, as SQLAlchemy has it."""
+        return self._engine.url
+
+    async def open_session(self, on_end: Callable[[object], None]) -> Session:
+        """Open a connection to PostgreSQL that stays with the caller, until `close_session`.
+
+        Args:
+            on_end: called with the driver's connection when it has been closed or lost.
+
+        Raises:
+            DatabaseUnavailable: there is none to be had.
+        """
+        with _translating():
+            async with self._within(_LONGEST_READ):
+                connection = await self._reader.connect()
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            driver.add_termination_listener(on_end)
+            return Session(connection, driver)
+
+    async def close_session(self, session: Session) -> None:
+        """Close it, not only give it back: with it goes what it holds."""
+        await session.connection.invalidate()
+        await session.connection.close()
 
     async def check(self) -> None:
         """Find out whether the database takes reads and writes. One statement, for `/readyz`.

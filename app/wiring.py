@@ -16,10 +16,12 @@ from app.jobs.held import Held
 from app.jobs.service import JobService
 from app.jobs.store import JobStore
 from app.outage import Outage
+from app.registration import Registration
 from app.rendering.paced import PacedRenderer
 from app.rendering.runner import Runner
 from app.rendering.video import VideoRenderer
 from jobcache import JobCache, make_backend
+from jobcache.backends.memory import MemoryBackend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,6 +37,7 @@ class Parts:
     """What the service is made of."""
 
     database: Database
+    registration: Registration
     cache: JobCache
     jobs: JobService
     held: Held
@@ -71,6 +74,8 @@ def build(settings: Settings) -> Parts:
         pool_recycle=settings.pool_recycle,
         pooler=settings.pooler,
     )
+    memory = cache.backend if isinstance(cache.backend, MemoryBackend) else None
+    registration = Registration(database, memory)
     store = JobStore(database)
     jobs = JobService(database, store, cache, most_unfinished=settings.max_unfinished_jobs)
     held = Held(settings.held, cache.stop_waiting)
@@ -90,7 +95,7 @@ def build(settings: Settings) -> Parts:
         claim_for=settings.claim_seconds,
     )
     jobs.on_change.append(runner.seen)
-    return Parts(database, cache, jobs, held, events, runner, keys, rate)
+    return Parts(database, registration, cache, jobs, held, events, runner, keys, rate)
 
 
 def _renderer(settings: Settings) -> tuple[Renderer, int]:
@@ -106,6 +111,7 @@ async def running(parts: Parts) -> AsyncIterator[None]:
     """Start the parts, and stop them in the opposite order."""
     try:
         await parts.database.create_tables()
+        await parts.registration.start()
         await parts.cache.start(await parts.database.source_id())
         parts.runner.start()
         if parts.keys is not None:
@@ -120,4 +126,6 @@ async def running(parts: Parts) -> AsyncIterator[None]:
             await parts.database.shelter.settle()  # what is being written is offered, too
     finally:
         await parts.cache.aclose()
+        await parts.database.shelter.settle()
+        await parts.registration.aclose()
         await parts.database.aclose()

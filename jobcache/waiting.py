@@ -293,7 +293,7 @@ class Waiting:
     # --- times ---
 
     def _pause(self) -> float:
-        told = self._alone or (self._feed is not None and self._feed.live and self._in_use())
+        told = (self._alone or (self._feed is not None and self._feed.live)) and self._in_use()
         longest = self._times.told if told else self._spread()
         return longest * (1 - 0.3 * self._times.random())
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobcache.codec import Fence, Lease
-from jobcache.protocol import CLOCK_SKEW_MS, Entry, Offered, Standing
+from jobcache.protocol import CLOCK_SKEW_MS, Condition, Entry, Offered, Standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,6 +88,9 @@ class MemoryBackend:
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
         self._bytes = 0
         self._set_aside: list[OrderedDict[str, _Slot]] = []
+        self._unconfirmed: OrderedDict[str, _Slot] = OrderedDict()
+        self._suspended = ""
+        self._since = clock()
 
     # --- the operations ---
 
@@ -107,11 +110,15 @@ class MemoryBackend:
 
     async def get(self, key: str) -> Entry | None:
         """See `CacheBackend`."""
-        return self.peek(key)
+        return self._get(key)
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         """See `CacheBackend`."""
-        return {key: entry for key in keys if (entry := self.peek(key)) is not None}
+        return {key: entry for key in keys if (entry := self._get(key)) is not None}
+
+    def _get(self, key: str) -> Entry | None:
+        cell = self._cell(key)
+        return cell if isinstance(cell, Entry) else None
 
     async def lease(self, key: str, ticket: str) -> Entry | Standing:
         """See `CacheBackend`."""
@@ -178,14 +185,60 @@ class MemoryBackend:
 
     def drop_all(self) -> int:
         """See `Drop`."""
-        dropped = len(self._slots)
-        self._set_aside.append(self._slots)
-        self._slots, self._bytes = OrderedDict(), 0
+        dropped = len(self._slots) + len(self._unconfirmed)
+        self._set_aside += [self._slots, self._unconfirmed]
+        self._slots, self._unconfirmed, self._bytes = OrderedDict(), OrderedDict(), 0
         return dropped
 
     def holdings(self) -> tuple[int, int]:
         """See `Holdings`. Expired cells count until they are dropped."""
         return len(self._slots), self._bytes
+
+    # --- while entries cannot be trusted ---
+
+    @property
+    def suspended(self) -> bool:
+        """Whether it keeps nothing for now."""
+        return self._suspended != ""
+
+    def suspend(self, reason: str) -> bool:
+        """Drop everything and keep nothing until `resume`; return False if it does so already.
+
+        Args:
+            reason: for people; not empty.
+        """
+        if self._suspended:
+            self._suspended = reason
+            return False
+        self._suspended, self._since = reason, self._clock()
+        self.drop_all()
+        return True
+
+    def resume(self) -> bool:
+        """Keep entries again; return False if that was not suspended."""
+        if not self._suspended:
+            return False
+        self._suspended, self._since = "", self._clock()
+        return True
+
+    def distrust(self) -> None:
+        """Have the source confirm each entry before it is served as fresh again.
+
+        Until then it is served only while the source is away. Leases and fences are lost, as with
+        an eviction.
+        """
+        self._set_aside.append(self._unconfirmed)
+        self._unconfirmed, self._slots, self._bytes = self._slots, OrderedDict(), 0
+
+    def condition(self) -> Condition:
+        """See `Watched`."""
+        return Condition(
+            available=not self._suspended,
+            state="open" if self._suspended else "closed",
+            age=self._clock() - self._since,
+            reason=self._suspended,
+            unsettled=0,
+        )
 
     async def aclose(self) -> None:
         """Let go of everything."""
@@ -215,7 +268,7 @@ class MemoryBackend:
     def _cell(self, key: str) -> Cell | None:
         slot = self._slots.get(key)
         if slot is None:
-            return None
+            return self._unconfirmed_cell(key) if self._unconfirmed else None
         now = self._clock()
         if slot.deadline <= now:
             self._remove(key)
@@ -226,6 +279,13 @@ class MemoryBackend:
             slot = self._slots[key] = _Slot(aged, slot.deadline, slot.deadline, slot.bytes)
         return slot.cell
 
+    def _unconfirmed_cell(self, key: str) -> Cell | None:
+        slot = self._unconfirmed.pop(key, None)
+        if slot is None or not isinstance(slot.cell, Entry) or slot.deadline <= self._clock():
+            return None
+        entry = slot.cell.past_its_freshness()
+        return entry if self._put_until(key, entry, slot.deadline) else None
+
     def _deadline(self, key: str) -> float:
         return self._slots[key].deadline
 
@@ -234,6 +294,10 @@ class MemoryBackend:
 
     def _put_until(self, key: str, cell: Cell, deadline: float) -> bool:
         """Put a cell in, and others out; False if it is larger than all of the memory there is."""
+        if self._suspended:
+            return False
+        if self._unconfirmed:
+            self._unconfirmed.popitem(last=False)  # new entries take the place of old ones
         if self._set_aside:
             self._free_some()
         slots = self._slots

@@ -43,6 +43,7 @@ STATES = {
     "53300": Failure.UNAVAILABLE,
     "55P03": Failure.UNAVAILABLE,
     "55006": Failure.UNAVAILABLE,
+    "57014": Failure.UNAVAILABLE,
     "57P01": Failure.DISCONNECTED,
     "57P02": Failure.DISCONNECTED,
     "57P03": Failure.DISCONNECTED,
