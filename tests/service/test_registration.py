@@ -327,9 +327,9 @@ async def test_a_write_through_a_pooler_ends_the_use_of_memory_of_another_proces
 # --- processes, as people start them ---
 
 SERVERS = {
-    "uvicorn": ("-m", "uvicorn", "app.main:from_environment", "--factory", "--workers", "2"),
+    "uvicorn": ("-m", "uvicorn", "app.main:app", "--workers", "2"),
     "gunicorn": (
-        *("-m", "gunicorn", "app.main:from_environment()", "-w", "2"),
+        *("-m", "gunicorn", "app.main:app", "-w", "2"),
         *("-k", "uvicorn_worker.UvicornWorker"),
     ),
 }
