@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from app import db
 from app.db import Database, DatabaseUnavailable
 from app.db_errors import POSTGRES, SQLITE, Failure, classify
 from app.devservers import PostgresServer
+from app.ops.readiness import Readiness
 from tests.service.running import Service, Start
 from tests.service.test_database import closed, make_function
 
@@ -59,6 +61,12 @@ STATES = {
     "54001": Failure.BUG,
     "P0001": Failure.BUG,
 }
+
+
+@pytest.fixture(autouse=True)
+def readiness_is_checked_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once per second, or a test would have to wait for it."""
+    monkeypatch.setattr(Readiness.__init__, "__defaults__", (0.0, time.monotonic))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,10 +11,17 @@ from sqlalchemy import text
 
 from app.db import Database, Pooler
 from app.devservers import PgBouncerServer, PostgresServer
+from app.ops.readiness import Readiness
 from tests.service.pooler import pgbouncer_installed
 from tests.service.process import serving
 from tests.service.running import Service, Start
 from tests.service.test_database import closed
+
+
+@pytest.fixture(autouse=True)
+def readiness_is_checked_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once per second, or a test would have to wait for it."""
+    monkeypatch.setattr(Readiness.__init__, "__defaults__", (0.0, time.monotonic))
 
 
 @pytest.fixture(scope="module")
