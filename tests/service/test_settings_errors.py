@@ -33,6 +33,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in set(os.environ) - set(clean_environment()):
         monkeypatch.delenv(name)
     monkeypatch.setattr(uvicorn, "run", run)
+    monkeypatch.setenv("JOBCACHE_PORT", "0")  # nobody else's
     return tmp_path
 
 
