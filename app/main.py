@@ -23,6 +23,7 @@ from app.jobs import routes as jobs
 from app.jobs.hot import HotPolls
 from app.later import Laters
 from app.limits import BodyLimit
+from app.ops import page
 from app.ops import routes as ops
 from app.quiet import quiet_malformed_requests
 from app.serving import DRAIN, LIMITS, POLLS, space_out_collections
@@ -73,7 +74,11 @@ class Application(FastAPI):
 
     async def admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what the front has let through."""
-        if not await self.hot.answered(scope, send):
+        if await self.hot.answered(scope, send):
+            return
+        if page.is_asked_for(scope):
+            await page.lead_to_docs(scope, receive, send)
+        else:
             await super().__call__(scope, receive, send)
 
 

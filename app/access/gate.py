@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from app.access.rate import RateLimit
 
 HEALTH = frozenset({"/healthz", "/readyz"})
-OPEN = HEALTH | {"/", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+OPEN = HEALTH | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 """Paths that hold no data and ask for no key."""
 
 _CALLER = "app.caller"

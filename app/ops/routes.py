@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from app.access.rules import only
@@ -78,12 +78,6 @@ def router(
         if body.client_id is not None:
             return Purged(purged=await cache.invalidate(jobs_key(body.client_id)))
         return Purged(purged=await cache.invalidate_all())
-
-    @routes.head("/", include_in_schema=False)
-    @routes.get("/", include_in_schema=False)
-    async def page() -> RedirectResponse:
-        """Lead people to a page."""
-        return RedirectResponse("docs")  # relative, whatever path a proxy puts before it
 
     @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz")

@@ -27,7 +27,8 @@ def line(log: str) -> dict[str, str]:
 
 
 def check_pages(found: dict[str, str], http: httpx.Client) -> None:
-    assert http.get(found["page"], follow_redirects=True).status_code == 200
+    browser = {"Accept": "text/html,*/*;q=0.8"}
+    assert http.get(found["page"], headers=browser, follow_redirects=True).status_code == 200
     assert "swagger" in http.get(found["api"]).text
     assert "statistics" in http.get(found["statistics"]).json()
 
@@ -120,5 +121,5 @@ async def test_the_page_leads_to_the_api_with_and_without_keys(
     for environment in ({}, {"JOBCACHE_API_KEYS": str(keys)}):
         async with start(**environment) as service:
             for ask in (service.http.get, service.http.head):
-                response = await ask("/")
+                response = await ask("/", headers={"Accept": "text/html,*/*;q=0.8"})
                 assert (response.status_code, response.headers["location"]) == (307, "docs")
