@@ -51,14 +51,18 @@ class Query:
         self.begun = asyncio.Event()
         self.may_end = asyncio.Event()
         self.calls = 0
+        self.ended = False
 
     async def __call__(self, session: AsyncSession) -> Document:
         self.calls += 1
-        await session.execute(text("SELECT 1"))
-        self.begun.set()
-        await self.may_end.wait()
-        await session.execute(text("SELECT 1"))
-        return document(1)
+        try:
+            await session.execute(text("SELECT 1"))
+            self.begun.set()
+            await self.may_end.wait()
+            await session.execute(text("SELECT 1"))
+            return document(1)
+        finally:
+            self.ended = True
 
 
 class Repository:
@@ -124,6 +128,7 @@ async def test_cancelled_requests_leak_no_connection(
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
+            assert query.ended, "before its request has closed the session"
             assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
         query = Query()
         query.may_end.set()
