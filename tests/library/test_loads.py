@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -480,7 +481,7 @@ async def test_what_a_write_in_a_load_wakes_is_no_part_of_the_load(bench: Bench)
 def synchronous(request: pytest.FixtureRequest) -> Callable[..., jobcache.sync.JobCache]:
     """Makes a synchronous cache that is closed at the end."""
     url = request.getfixturevalue("redis_url") if request.param in {"redis", "tiered"} else ""
-    prefix = request.node.name.replace("[", ":").replace("]", "")[:60]
+    prefix = f"{uuid.uuid4().hex}:"
     settings = CacheSettings(backend=request.param, redis_url=url or "redis://", prefix=prefix)
 
     def make(**options: float) -> jobcache.sync.JobCache:
