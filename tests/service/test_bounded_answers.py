@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from app.jobs.schemas import CreateJob
 from app.ops.readiness import Readiness
 from jobcache import SourceUnavailable
 from tests.service.keyed import keyed
@@ -100,6 +102,12 @@ async def test_long_queries_are_answered_shortly(start: Start, query: str) -> No
             assert answer.status_code in {200, 422}
             assert len(answer.content) < 16_000
         assert min(times) < 0.2
+
+
+def test_few_of_many_unknown_fields_are_looked_at() -> None:
+    with pytest.raises(ValidationError) as raised:
+        CreateJob.model_validate(SEVEN_THOUSAND)
+    assert raised.value.error_count() == 22, "the two that are missing, and 20 more"
 
 
 # --- readiness
