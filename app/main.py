@@ -90,8 +90,12 @@ async def _say_briefly(send: Send, message: Message) -> None:
     await send(message)
 
 
-def create_app(chosen: Settings) -> Application:
+def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Application:
     """The service, set up as chosen. Connects to nothing until it is started.
+
+    Args:
+        chosen: the settings.
+        closes_upgrades: for a server whose protocol is not the service's own; see `Front`.
 
     Raises:
         SettingsError: the cache backend cannot be set up so, or the keys cannot be read.
@@ -111,7 +115,7 @@ def create_app(chosen: Settings) -> Application:
         if this.started:
             # Its parts have been closed, and belonged to the event loop of that time. So another
             # application is made from the same settings, and this one becomes it.
-            another = create_app(chosen)
+            another = create_app(chosen, closes_upgrades=closes_upgrades)
             vars(this).update(vars(another))
             async with another.router.lifespan_context(another) as state:
                 yield {} if state is None else state
@@ -136,7 +140,13 @@ def create_app(chosen: Settings) -> Application:
     app.add_middleware(Gate, admission=admission)
     app.hot = hot
     app.front = Front(
-        app.admitted, hosts, origins, keyed=keyed, proxies=proxies, root_path=root_path
+        app.admitted,
+        hosts,
+        origins,
+        keyed=keyed,
+        proxies=proxies,
+        root_path=root_path,
+        closes_upgrades=closes_upgrades,
     )
     app.local_only = parts.keys is None and not chosen.insecure
     app.watch = ListeningWatch(parts.held.drain)
@@ -166,9 +176,9 @@ def worker() -> Application:
     return _made(settings.load())
 
 
-def _made(chosen: Settings) -> Application:
+def _made(chosen: Settings, *, closes_upgrades: bool = False) -> Application:
     quiet_malformed_requests()
-    made = create_app(chosen)
+    made = create_app(chosen, closes_upgrades=closes_upgrades)
     space_out_collections()
     return made
 
@@ -183,7 +193,7 @@ def from_environment() -> Application:
     try:
         settings.prepare()
         chosen = settings.load()
-        made = _made(chosen)
+        made = _made(chosen, closes_upgrades=True)
     except SettingsError as error:
         print(error, file=sys.stderr)  # noqa: T201 - instead of a traceback in the log
         raise SystemExit(_CANNOT_START) from error

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 _VARY = (b"vary", b"Origin")
+_CLOSE = (b"connection", b"close")
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _SENT = (
@@ -89,6 +90,9 @@ class Front:
         keyed: whether the service has keys, which no browser sends by itself.
         proxies: whose word on the path that they have the service under is taken.
         root_path: that path, where no proxy names it.
+        closes_upgrades: whether to close the connection behind a request with `Upgrade`. For
+            uvicorn's own protocol: it skips the body of such a request, and would take the body for
+            the next request.
     """
 
     def __init__(
@@ -100,7 +104,9 @@ class Front:
         keyed: bool,
         proxies: TrustedProxies,
         root_path: str,
+        closes_upgrades: bool = False,
     ) -> None:
+        self._closes_upgrades = closes_upgrades
         self._proxies = proxies
         self._root_path = root_path
         self._hosts = hosts
@@ -123,10 +129,14 @@ class Front:
             await self._app(scope, receive, send)
             return
 
+        added = [NOSNIFF]
+        if self._closes_upgrades and any(name == b"upgrade" for name, _ in scope["headers"]):
+            added.append(_CLOSE)
+
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = [*message.get("headers", ())]
-                message["headers"] = headers if NOSNIFF in headers else [*headers, NOSNIFF]
+                message["headers"] = headers + [each for each in added if each not in headers]
             await send(message)
 
         self._set_root_path(scope)

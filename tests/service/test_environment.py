@@ -149,6 +149,7 @@ async def test_the_directory_of_the_data_may_have_any_name(
     assert found - {f"{name}/jobcache.db-shm", f"{name}/jobcache.db-wal"} == {
         name,
         f"{name}/jobcache.db",
+        f"{name}/jobcache.db.lock",
         f"{name}/videos",
     }
 

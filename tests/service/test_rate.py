@@ -198,9 +198,11 @@ def test_a_rate_that_is_none_stops_the_start(text: str, monkeypatch: pytest.Monk
     monkeypatch.setenv("JOBCACHE_RATE_LIMIT", text)
     with pytest.raises(SettingsError) as raised:
         settings.load()
-    assert str(raised.value) == (
-        f'JOBCACHE_RATE_LIMIT={text}: a rate such as "100/second", "5 per minute" or '
-        '"100/second burst 200", of 1 to 1000000 calls'
+    said, _, allowed = str(raised.value).partition(": ")
+    assert said in {f"JOBCACHE_RATE_LIMIT={text}", f"JOBCACHE_RATE_LIMIT={text[:200]}…"}
+    assert allowed == (
+        'a rate such as "100/second", "5 per minute" or "100/second burst 200", of 1 to 1000000'
+        " calls"
     )
 
 

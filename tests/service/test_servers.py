@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -180,7 +181,7 @@ def test_a_wrong_setting_is_one_line_and_ends_the_server(tmp_path: Path, server:
         env=clean_environment() | {"JOBCACHE_TTL": "soon"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,  # uvicorn's parent may wait for a minute for a worker that has ended
         check=False,
     )
     said = result.stdout + result.stderr
@@ -249,3 +250,27 @@ def test_without_keys_other_servers_answer_on_loopback_only(
                 status = httpx.get(f"{url}{path}", headers=headers).status_code
                 assert (status == 403) is not insecure
         assert process.http.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "uvicorn, h11", "gunicorn"])
+def test_a_body_behind_an_upgrade_is_never_another_request(tmp_path: Path, server: str) -> None:
+    with served(tmp_path, SERVERS[server]) as process:
+        job_id = external(process)
+        inner = f"POST /api/v2/jobs/{job_id}/cancel HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        for path in ("/healthz", f"/api/v2/jobs/{job_id}"):
+            for upgrade in (b"h2c", b"websocket", b"TLS/1.0"):
+                head = (
+                    b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: %b\r\n"
+                    b"Content-Length: %d\r\n\r\n" % (path.encode(), upgrade, len(inner))
+                )
+                with socket.create_connection(("127.0.0.1", process.port), 1) as client:
+                    client.sendall(head)
+                    received = b""
+                    with suppress(TimeoutError):  # a WebSocket is answered once it has failed
+                        received += client.recv(65536)
+                    with suppress(OSError):  # it may be closed before the body has been sent
+                        client.sendall(inner)
+                        while piece := client.recv(65536):
+                            received += piece
+                assert received.count(b"HTTP/1.1 ") <= 1, received
+                assert process.http.get(f"/api/v2/jobs/{job_id}").json()["status"] == "rendering"
