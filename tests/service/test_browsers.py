@@ -91,6 +91,17 @@ async def test_without_keys_only_loopback_is_answered_for(start: Start) -> None:
         assert (await service.job(1))["status"] != "cancelled"
 
 
+async def test_the_test_client_of_starlette_is_answered_and_its_name_alone_is_not(
+    start: Start,
+) -> None:
+    async with start() as service:
+        for url, status in (("http://testserver", 404), ("http://localhost", 421)):
+            transport = httpx.ASGITransport(service.http._transport.app)  # type: ignore[attr-defined]
+            async with httpx.AsyncClient(transport=transport, base_url=url) as client:
+                found = await client.get("/api/v2/jobs/9", headers={"Host": "testserver"})
+            assert found.status_code == status
+
+
 async def test_other_hosts_are_a_setting_and_with_keys_any_is(start: Start, tmp_path: Path) -> None:
     async with start(JOBCACHE_ALLOWED_HOSTS="jobs.example.com") as service:
         await service.create()
