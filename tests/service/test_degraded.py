@@ -266,7 +266,9 @@ async def test_while_the_database_is_away_what_is_cached_is_answered(
     reported = await service.post(f"{job['id']}/progress", percent=5)
     assert reported["version"] == job["version"] + 1, "what was refused has not happened"
     assert await service.job(job["id"]) == reported
-    assert (await service.http.get("/readyz")).status_code == 200
+    async with asyncio.timeout(60):  # one look at the database serves /readyz for a second
+        while (await service.http.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.02)
     created = await service.create(renderer="external")
     await service.until(created["id"], "storyboard_ready")
     async with asyncio.timeout(60):

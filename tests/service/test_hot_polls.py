@@ -309,6 +309,7 @@ async def test_errors_are_answered_once_and_by_the_application(
 async def test_a_body_that_cannot_be_read_is_answered_by_the_application(
     asked: tuple[Keyed, Ask],
 ) -> None:
+    """In a store elsewhere it is found when the cell is decoded, and loaded again."""
     service, ask = asked
     path, _ = (await jobs_of(service.service))["small"]
     cache = service.service.parts.cache
@@ -318,8 +319,11 @@ async def test_a_body_that_cannot_be_read_is_answered_by_the_application(
     broken = replace(entry, encoding="gzip", body=b"no gzip at all")
     assert await cache.backend.offer(key, "t", broken) is Offered.PROLONGED
     answers = [await ask(path, service.callers["own"], hot=hot) for hot in (True, False)]
-    assert answers[0] == answers[1]
-    assert answers[0][0]["status"] == 503
+    if cache.backend.name == "memory":
+        assert answers[0] == answers[1]
+    assert [answer[0]["status"] for answer in answers] == [
+        503 if cache.backend.name == "memory" else 200
+    ] * 2
 
 
 async def test_a_changed_list_of_headers_is_the_callers_own(asked: tuple[Keyed, Ask]) -> None:

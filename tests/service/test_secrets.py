@@ -115,7 +115,11 @@ def test_a_password_of_the_database_is_in_no_repr(
 
 def test_a_service_as_a_process_logs_no_secret(tmp_path: Path, guarded_redis: str) -> None:
     tokens = write_keys(tmp_path / "keys")
-    environment = {"JOBCACHE_API_KEYS": str(tmp_path / "keys"), "JOBCACHE_BACKEND": "redis"}
+    environment = {
+        "JOBCACHE_API_KEYS": str(tmp_path / "keys"),
+        "JOBCACHE_BACKEND": "redis",
+        "JOBCACHE_PREFIX": "process:",  # other tests have another database, and the same server
+    }
     with serving(tmp_path, REDIS_URL=guarded_redis, **environment) as service:
         for token in [*tokens.values(), tokens["own"][:-1], "x" * 20_000]:
             for path in ("/api/v2/jobs", f"/api/v2/jobs?key={token}", f"/api/v2/jobs/{token}"):
