@@ -43,6 +43,7 @@ http {{
     location / {{
       proxy_pass http://service;
       proxy_http_version 1.1;
+      proxy_set_header Host $host;
       proxy_set_header Connection "";
       proxy_cache micro;
       proxy_cache_valid 200 1s;
