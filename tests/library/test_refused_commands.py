@@ -206,7 +206,7 @@ async def test_a_cluster_node_behind_a_plain_url_is_unavailable_with_one_line(
         raw.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383") if "valkey" in str(
             program
         ) else raw.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while b"cluster_state:ok" not in raw.execute_command("CLUSTER", "INFO"):
                 await asyncio.sleep(0.01)
         async with cached("redis", server.url) as cache:
