@@ -10,7 +10,7 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +75,14 @@ class Connections:
 
     def close(self) -> None:
         self._raw.close()
+
+
+@pytest.fixture
+def connections(service: Service, redis_url: str) -> Iterator[Connections]:
+    """Closed after a failure, too: the server is shared with tests that count its clients."""
+    counted = Connections(service, redis_url)
+    yield counted
+    counted.close()
 
 
 @dataclass
@@ -144,11 +152,10 @@ class Crowd:
 @postgres_only
 @redis_only
 async def test_a_third_of_a_thousand_pollers_going_away_is_nothing_to_the_others(
-    service: Service, redis_url: str
+    service: Service, redis_url: str, connections: Connections
 ) -> None:
     dice = random.Random(11)
     jobs = [await service.rendering() for _ in range(JOBS)]
-    connections = Connections(service, redis_url)
     async with listening(service) as port:
         before = asyncio.all_tasks()
         crowd = Crowd(port, {job["id"]: job["version"] for job in jobs})
@@ -174,7 +181,6 @@ async def test_a_third_of_a_thousand_pollers_going_away_is_nothing_to_the_others
     print(  # noqa: T201 - the figures of this run
         dict(crowd.counts), figures, connections.to_redis, connections.to_database
     )
-    connections.close()
 
 
 async def back_to(before: set[asyncio.Task[Any]]) -> None:
@@ -254,11 +260,10 @@ async def call(app: Any, method: str, path: str, body: Any) -> int:
 @pytest.mark.parametrize("late", [False, True], ids=["waiting", "answered"])
 @pytest.mark.parametrize("request_", REQUESTS)
 async def test_a_request_cancelled_at_any_wait_is_nothing_to_the_others(
-    service: Service, redis_url: str, request_: str, *, late: bool
+    service: Service, redis_url: str, connections: Connections, request_: str, *, late: bool
 ) -> None:
     method, path, body = REQUESTS[request_]
     app = service.http._transport.app  # type: ignore[attr-defined]
-    connections = Connections(service, redis_url)
     before = asyncio.all_tasks()
     with redis.Redis.from_url(redis_url) as raw:
         for number in range(1, MOST_WAITS):
@@ -292,4 +297,3 @@ async def test_a_request_cancelled_at_any_wait_is_nothing_to_the_others(
     assert number > 1
     await back_to(before)
     await nothing_is_left(service, connections)
-    connections.close()
