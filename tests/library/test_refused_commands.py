@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from app.devservers import RedisServer
+from app.devservers import RedisServer, free_port
 from jobcache import CacheSettings, CacheUnavailable, Document, JobCache, Outcome, make_backend
 from jobcache.backends.redis import RedisBackend
 from jobcache.testing.schedules import entry_of
@@ -26,9 +26,11 @@ def program(request: pytest.FixtureRequest) -> Path:
 
 
 @contextmanager
-def serving(program: Path, *arguments: str) -> Iterator[tuple[RedisServer, redis.Redis]]:
+def serving(
+    program: Path, *arguments: str, port: int | None = None
+) -> Iterator[tuple[RedisServer, redis.Redis]]:
     with (
-        RedisServer(program, arguments=arguments) as server,
+        RedisServer(program, port=port, arguments=arguments) as server,
         redis.Redis.from_url(server.url, protocol=2) as raw,
     ):
         yield server, raw
@@ -202,7 +204,9 @@ async def test_a_cluster_node_behind_a_plain_url_is_unavailable_with_one_line(
     program: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Even one that owns every slot: a read of many keys crosses slots."""
-    with serving(program, "--cluster-enabled", "yes") as (server, raw):
+    # The nodes of a cluster talk on a port that is 10,000 higher.
+    port = next(port for port in iter(free_port, 0) if port <= 55_535)
+    with serving(program, "--cluster-enabled", "yes", port=port) as (server, raw):
         raw.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383") if "valkey" in str(
             program
         ) else raw.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
