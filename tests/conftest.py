@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from app.devservers import PostgresServer, RedisServer
 from jobcache.testing import conformance
 from tests.hanging import describe_tasks
+from tests.pairs import spare_pairs
 from tests.subjects import REDIS_SERVERS, make_subject
 
 
@@ -32,13 +34,26 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked as long, unless it is asked for."""
+    """Leave the long tests out, and half of the pairs of backend and database, unless asked for."""
     if config.getoption("long"):
         return
-    left_out = [item for item in items if item.get_closest_marker("long")]
+    left_out = {item for item in items if item.get_closest_marker("long")} | spare_pairs(items)
     if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported and collected out of the garbage collector's work."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collected() -> Iterator[None]:
+    """Report what a module's tests left open in that module, not in a later one."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,7 @@ from app.devservers import PostgresServer
 from app.main import create_app
 from app.settings import Settings
 from app.wiring import Parts
-
-DATABASES = ["sqlite", "postgres"]
+from tests.pairs import SERVICE_BACKENDS
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +120,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     return start
 
 
-@pytest.fixture(params=["null", "memory", "redis", "tiered"])
+@pytest.fixture(params=SERVICE_BACKENDS)
 def backend_environment(request: pytest.FixtureRequest) -> dict[str, str]:
     """Every backend, as the environment chooses it."""
     return choosing(request, request.param)

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from app.jobs.schemas import CreateJob
 from app.ops.readiness import Readiness
 from jobcache import SourceUnavailable
+from tests.pairs import DATABASES
 from tests.service.keyed import keyed
-from tests.service.running import DATABASES, Service, Start
+from tests.service.running import Service, Start
 
 JOBS = "/api/v2/jobs"
 on_one_backend = pytest.mark.parametrize("backend_environment", ["memory"], indirect=True)

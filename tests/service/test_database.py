@@ -19,7 +19,7 @@ from app import db
 from app.db import Database, DatabaseUnavailable, jobs
 from app.jobs.states import BEGIN_STORYBOARD
 from app.jobs.store import JobStore, NewJob
-from tests.service.running import DATABASES
+from tests.pairs import DATABASES
 
 AWAY = ["57P01", "57P02", "57P03", "57P05", "53100", "53300", "08006"]
 

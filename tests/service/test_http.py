@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.service.running import DATABASES, Service
+from tests.pairs import DATABASES
+from tests.service.running import Service
 
 pytestmark = pytest.mark.parametrize("database_url", DATABASES, indirect=True)
 

@@ -274,7 +274,9 @@ async def test_known_requests_keep_no_jobs_at_hand(
             assert b" 200 " in await answer(reader)
     assert wire.known == (0 if wire.elsewhere else 8)
     gc.collect()
-    assert sum(isinstance(one, _Job) for one in gc.get_objects()) <= 3 + 1  # the last scope's poll
+    # Objects of other libraries may answer `isinstance` with an error.
+    jobs = [one for one in gc.get_objects() if type(one) is _Job]
+    assert len(jobs) <= 3 + 1  # the last scope's poll
     writer.close()
 
 

@@ -14,8 +14,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from app.db import Database, identity
 from app.devservers import free_port
 from jobcache import NamespaceConflict
+from tests.pairs import DATABASES
 from tests.service.process import launch
-from tests.service.running import DATABASES, Start, choosing
+from tests.service.running import Start, choosing
 
 REMOTE = ["redis", "tiered"]
 

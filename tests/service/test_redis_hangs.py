@@ -12,7 +12,8 @@ import pytest
 
 from app.devservers import RedisServer
 from jobcache.guard import Guard
-from tests.service.running import DATABASES, Service, Start
+from tests.pairs import DATABASES
+from tests.service.running import Service, Start
 
 JOBS = 6
 POLLERS = 4  # of each job

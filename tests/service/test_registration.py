@@ -18,8 +18,9 @@ from app.db import PROCESSES_KEY, Database, DatabaseUnavailable
 from app.devservers import PgBouncerServer, PostgresServer, free_port
 from app.registration import Hold, PostgresLock, ProcessLock, SqliteLock
 from jobcache.backends.memory import MemoryBackend
+from tests.pairs import DATABASES
 from tests.service.process import Process, clean_environment, serving
-from tests.service.running import DATABASES, Service, Start, choosing
+from tests.service.running import Service, Start, choosing
 from tests.service.test_database import closed
 
 both = pytest.mark.parametrize("database_url", DATABASES, indirect=True)

@@ -20,7 +20,7 @@ from app.rendering.renderer import Progress, RenderTask
 from app.rendering.runner import Runner
 from jobcache import JobCache, SourceUnavailable
 from jobcache.backends.null import NullBackend
-from tests.service.running import DATABASES
+from tests.pairs import DATABASES
 
 CLAIM_FOR = 0.09
 

@@ -14,7 +14,7 @@ import pytest
 
 from app import settings
 from app.main import Application, create_app
-from tests.service.running import DATABASES
+from tests.pairs import DATABASES
 
 
 @pytest.fixture
