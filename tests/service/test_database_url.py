@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import socket
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
 import pytest
+import trustme
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
@@ -125,21 +124,17 @@ def test_hosts_that_cannot_be_paired_are_refused(query: str) -> None:
 
 @pytest.fixture(scope="module")
 def certificate() -> Iterator[Path]:
-    if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl command to make a certificate with")
-    with TemporaryDirectory() as directory:
-        Path(directory).chmod(0o755)
-        subprocess.run(
-            [
-                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-                *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
-                *("-keyout", f"{directory}/key.pem", "-out", f"{directory}/cert.pem"),
-            ],
-            check=True,
-            capture_output=True,
-        )
-        (Path(directory) / "key.pem").chmod(0o644)
-        yield Path(directory) / "cert.pem"
+    """Make a certificate for `localhost`, which no other authority vouches for."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)  # PgBouncer is another user's process
+        issued.private_key_pem.write_to_path(str(directory / "key.pem"))
+        issued.cert_chain_pems[0].write_to_path(str(directory / "server.pem"))
+        authority.cert_pem.write_to_path(str(directory / "cert.pem"))
+        (directory / "key.pem").chmod(0o644)
+        yield directory / "cert.pem"
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "tls"])
@@ -151,7 +146,7 @@ def tcp(
     if request.param:
         settings |= {
             "client_tls_sslmode": "require",
-            "client_tls_cert_file": str(certificate),
+            "client_tls_cert_file": str(certificate.with_name("server.pem")),
             "client_tls_key_file": str(certificate.with_name("key.pem")),
         }
     with PgBouncerServer(postgres, settings=settings):
