@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.access.callers import Role
+from app.access.keyfile import KeyFile
 from app.access.keys import HEADING, Keyring, make_key, read_lines
 from app.jobs.held import Place
 from tests.service.keyed import Keyed, keyed
@@ -29,10 +30,37 @@ def without(access: Keyed, caller: str) -> str:
     return "".join(line for line in lines if not line.startswith(key_id))
 
 
-@pytest.mark.parametrize("change", ["removed", "another client", "another secret"])
-@pytest.mark.parametrize("backend", ["null", "memory", "redis", "tiered"])
+@pytest.fixture
+def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the service look at its file of keys often, not every two seconds."""
+    assert KeyFile.__init__.__kwdefaults__ is not None
+    monkeypatch.setitem(KeyFile.__init__.__kwdefaults__, "every", 0.02)
+
+
+CHANGES = ["removed", "another client", "another secret"]
+BACKENDS = ["null", "memory", "redis", "tiered"]
+
+
+@pytest.mark.usefixtures("watchful")
+@pytest.mark.parametrize(
+    ("backend", "change"),
+    [
+        *(("memory", change) for change in CHANGES),
+        *((backend, "removed") for backend in BACKENDS if backend != "memory"),
+        *(
+            pytest.param(backend, change, marks=pytest.mark.long)
+            for backend in BACKENDS
+            for change in CHANGES
+            if backend != "memory" and change != "removed"
+        ),
+    ],
+)
 async def test_streams_and_long_polls_end_when_their_key_is_taken_away(
-    start: Start, tmp_path: Path, request: pytest.FixtureRequest, backend: str, change: str
+    start: Start,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    backend: str,
+    change: str,
 ) -> None:
     environment = choosing(request, backend)
     async with (
@@ -79,7 +107,7 @@ async def test_streams_and_long_polls_end_when_their_key_is_taken_away(
             )
             read_lines(text)
         access.file.write_text(text)
-        # The service looks by itself; how often is a matter of seconds.
+        # The service looks by itself.
         wait, stream = await asyncio.gather(*revoked)
         assert wait.startswith(b"HTTP/1.1 401 ")
         assert b"invalid_token" in wait

@@ -22,9 +22,9 @@ SHORT = {
     "JOBCACHE_BODY_TIMEOUT": "0.6",
     "JOBCACHE_SEND_TIMEOUT": "0.6",
     "JOBCACHE_DISCARD_TIMEOUT": "0.6",
-    "JOBCACHE_KEEP_ALIVE": "1.5",
+    "JOBCACHE_KEEP_ALIVE": "1.2",
     "JOBCACHE_MAX_CONNECTIONS": "60",
-    "JOBCACHE_HEARTBEAT_SECONDS": "1",
+    "JOBCACHE_HEARTBEAT_SECONDS": "0.9",
 }
 HEAD = (
     b"POST /api/v2/cache/invalidate HTTP/1.1\r\nHost: localhost\r\n"
@@ -32,43 +32,56 @@ HEAD = (
 )
 
 
-@pytest.fixture(scope="module", params=["httptools", "h11"])
-def service(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Process]:
-    directory = tmp_path_factory.mktemp("timeouts")
-    other = without_httptools(directory) if request.param == "h11" else {}
-    with serving(directory, **SHORT, **other) as running:
-        yield running
+IMPLEMENTATIONS = ["httptools", "h11"]
 
 
 @pytest.fixture(scope="module")
-def job(service: Process) -> int:
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Process]]:
+    """A service for each implementation of HTTP, to be waited for together."""
+    with ExitStack() as stack:
+        running = []
+        for implementation in IMPLEMENTATIONS:
+            directory = tmp_path_factory.mktemp("timeouts")
+            other = without_httptools(directory) if implementation == "h11" else {}
+            running.append(stack.enter_context(serving(directory, **SHORT, **other)))
+        yield running
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def service(request: pytest.FixtureRequest, services: list[Process]) -> Process:
+    return services[IMPLEMENTATIONS.index(request.param)]
+
+
+def new_job(service: Process) -> int:
     body = {"client_id": "acme", "prompt": "A cat sits. " * 60, "renderer": "external"}
     job_id: int = service.http.post("/api/v2/jobs", json=body).json()["id"]
     service.until(job_id, "storyboard_ready")
     return job_id
 
 
-@pytest.mark.parametrize(
-    ("begun", "expected"),
-    [
-        (b"", []),
-        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n", [408]),
-        (HEAD + b"Content-Length: 20\r\n\r\n{", [408]),
-        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", [408]),
-        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", [200]),
-        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET", [200, 408]),
-        (b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n", [404]),
-    ],
-    ids=["silent", "head", "body", "chunks", "idle", "next-head", "rest"],
-)
-def test_a_client_that_falls_silent_is_closed(
-    service: Process, begun: bytes, expected: list[int]
-) -> None:
-    with connected(service) as connection:
-        connection.sendall(begun)
-        assert statuses(rest(connection)) == expected
+BEGUN: dict[str, tuple[bytes, list[int]]] = {
+    "silent": (b"", []),
+    "head": (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n", [408]),
+    "body": (HEAD + b"Content-Length: 20\r\n\r\n{", [408]),
+    "chunks": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", [408]),
+    "idle": (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", [200]),
+    "next head": (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET", [200, 408]),
+    "rest": (b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n", [404]),
+}
+
+
+def test_a_client_that_falls_silent_is_closed(services: list[Process]) -> None:
+    """Clients that fall silent at different places, all at once."""
+    with ExitStack() as stack:
+        clients = []
+        for service in services:
+            for place, (begun, _) in BEGUN.items():
+                client = stack.enter_context(connected(service))
+                client.sendall(begun)
+                clients.append((place, client))
+        answers = [(place, statuses(rest(client))) for place, client in clients]
+    expected = [(place, answer) for place, (_, answer) in BEGUN.items()]
+    assert answers == expected * len(services)
 
 
 def test_a_head_does_not_get_more_time_with_each_byte(service: Process) -> None:
@@ -95,36 +108,47 @@ def test_a_head_does_not_get_more_time_with_each_byte(service: Process) -> None:
     assert sent > 1
 
 
-def test_a_body_that_keeps_coming_is_given_its_time(service: Process) -> None:
+def test_a_body_that_keeps_coming_is_given_its_time(services: list[Process]) -> None:
     body = b'{"job_id": 1}'
-    with connected(service) as connection:
-        connection.sendall(HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connected(service)) for service in services]
+        for client in clients:
+            client.sendall(HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
         for at in range(0, len(body), 2):
             time.sleep(0.12)
-            connection.sendall(body[at : at + 2])
-        assert statuses(rest(connection)) == [200]
+            for client in clients:
+                client.sendall(body[at : at + 2])
+        assert [statuses(rest(client)) for client in clients] == [[200]] * len(services)
 
 
-def test_held_requests_are_not_ended(service: Process, job: int) -> None:
+def test_held_requests_are_not_ended(services: list[Process]) -> None:
     """All limits in time are shorter than what these last."""
-    version = service.http.get(f"/api/v2/jobs/{job}").headers["etag"].encode()
     poll = (
-        b"GET /api/v2/jobs/%d HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=3\r\n"
+        b"GET /api/v2/jobs/%d HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=2\r\n"
         b"If-None-Match: %b\r\n\r\n"
     )
-    stream = b"GET /api/v2/jobs/%d/events HTTP/1.1\r\nHost: localhost\r\n\r\n" % job
-    with connected(service) as polling, connected(service) as streaming:
-        polling.sendall(poll % (job, version))
-        streaming.sendall(stream)
-        assert statuses(polling.recv(65536)) == [304]
-        said = b""
-        while said.count(b"\n:\n\n") + said.count(b"\r\n:\n\n") < 2:
-            piece = streaming.recv(65536)
-            assert piece, said
-            said += piece
+    stream = b"GET /api/v2/jobs/%d/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with ExitStack() as stack:
+        held = []
+        for service in services:
+            job = new_job(service)
+            version = service.http.get(f"/api/v2/jobs/{job}").headers["etag"].encode()
+            polling = stack.enter_context(connected(service))
+            streaming = stack.enter_context(connected(service))
+            polling.sendall(poll % (job, version))
+            streaming.sendall(stream % job)
+            held.append((polling, streaming))
+        for polling, streaming in held:
+            assert statuses(polling.recv(65536)) == [304]
+            said = b""
+            while said.count(b"\n:\n\n") + said.count(b"\r\n:\n\n") < 2:
+                piece = streaming.recv(65536)
+                assert piece, said
+                said += piece
 
 
-def test_a_client_that_does_not_read_is_cut_off(service: Process, job: int) -> None:
+def test_a_client_that_does_not_read_is_cut_off(service: Process) -> None:
+    job = new_job(service)
     polls = b"GET /api/v2/jobs/%d/storyboard HTTP/1.1\r\nHost: localhost\r\n\r\n" % job
     with closing(socket.socket()) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
