@@ -7,10 +7,6 @@ elsewhere is needed, they are written when it has answered, and there is no task
 different: the answer is what the application would say (`app.jobs.hot`), and whenever anything is
 in the way, such as an answer before it on the same connection, it is the application that says it.
 
-A client polls in the same words until the status changes. So a read that was one poll, from its
-first byte to its last, is kept when it comes for the second time, and not parsed from then on: that
-is half of what is left. Only the words are known; caller, entry and answer are found anew.
-
 Where httptools is missing, and under other servers, there is no such way, and all works without it.
 """
 
@@ -23,7 +19,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.exchange import Stage, Wait
 from app.heads import BoundedHead
-from app.jobs.hot import LONGEST
 from app.serving import POLLS
 
 if TYPE_CHECKING:
@@ -46,8 +41,6 @@ class HotWire(BoundedHead):
     _polls: HotPolls | None = None
     _asking: Poll | None = None  # what is to be asked for instead of the application
     _written = False  # the answer to the request that is being read
-    _polled: Poll | None = None  # the last that was answered at once in the last read
-    _hits = 0  # of the last read
     _defaults: list[tuple[bytes, bytes]] | None = None
     _default_lines = b""
     _common = b""
@@ -60,35 +53,6 @@ class HotWire(BoundedHead):
             if self._polls is not None:
                 self._common = self._polls.lines
 
-    def data_received(self, data: bytes) -> None:
-        """See asyncio. A poll that is known to its last byte is not parsed once more."""
-        polls = self._polls
-        if (
-            polls is None
-            or self._stage is not _HEAD
-            or self.scope is not self._ended
-            or self._held
-            or len(data) > LONGEST
-        ):
-            super().data_received(data)  # it begins in the middle of a request, or is no poll
-            return
-        data = bytes(data)  # which it is, but on Windows: a bytearray cannot be looked up
-        known = polls.known.get(data)
-        if known is not None and self._writable():
-            reply = known.at_once()
-            if reply is not None:
-                self._pending = 0
-                self._write(reply)
-                self._rest()
-                return
-            polls.known.forget(data)  # until it is a hit again: what fails is not tried twice
-        self._polled, self._hits = None, 0
-        super().data_received(data)
-        polled = self._polled
-        # One hit: nothing came before it, for which it would have waited. Its scope: nor behind it.
-        if polled is not None and self._hits == 1 and polled.scope is self.scope:
-            polls.meet(data, polled)
-
     def on_headers_complete(self) -> None:
         """See uvicorn."""
         poll = self._poll()
@@ -98,8 +62,7 @@ class HotWire(BoundedHead):
             super().on_headers_complete()
             return
         self._pending = 0
-        self._polled, self._written = poll, True
-        self._hits += 1
+        self._written = True
         self._write(reply)
 
     def on_message_complete(self) -> None:

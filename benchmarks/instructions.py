@@ -125,22 +125,6 @@ async def poll(count: int) -> None:
             raise NoCount("the polls were no hits")
 
 
-async def known(count: int) -> None:
-    """Poll hits through our own protocol, in the same words each time."""
-    from benchmarks.document import DOCUMENT  # noqa: PLC0415
-    from benchmarks.measured.wire import REQUEST, wired  # noqa: PLC0415
-
-    async with wired() as connect:
-        protocol, sink = connect()
-        for _ in range(3):
-            protocol.data_received(REQUEST)
-        _settle()
-        for _ in range(count):
-            protocol.data_received(REQUEST)
-        if sink.answers != count + 3 or not sink.last.endswith(DOCUMENT.body):
-            raise NoCount(f"{sink.answers} answers, the last {sink.last!r}")
-
-
 async def decode(count: int) -> None:
     """Reading an entry from the bytes that Redis holds."""
     from benchmarks.document import DOCUMENT  # noqa: PLC0415
@@ -163,7 +147,6 @@ def _settle() -> None:
 PATHS: dict[str, tuple[Callable[[int], Awaitable[None]], int]] = {
     "hit": (hit, 2000),
     "poll": (poll, 500),
-    "known": (known, 2000),
     "decode": (decode, 2000),
 }
 """What is counted, by name, and N."""

@@ -7,19 +7,15 @@ goes on to the route, untouched. The two cannot differ in what they decide, for 
 
     plain       a poll, for our own protocol, `app.wire`: it answers a hit in this process at once,
                 and one in a store elsewhere without a task
-    known       the same for polls that come again, byte for byte, before they are read
     answered    any plain poll: for the application, whatever server it runs on
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from app.access.callers import Caller
-from app.access.gate import presented
-from app.jobs.known import Known
 from app.jobs.poll import Representation, conditions, respond
 from app.jobs.schemas import LARGEST_ID
 
@@ -36,10 +32,8 @@ if TYPE_CHECKING:
     from jobcache import Answer, Entry
 
 _PATH = re.compile(r"/api/v2/jobs/([1-9][0-9]{0,18})", re.ASCII)
-_KNOWN = 4096
-"""Jobs that are kept at hand, and requests."""
-LONGEST = 2048
-"""Bytes of a request that is."""
+_JOBS = 4096
+"""Jobs that are kept at hand."""
 
 _FAILED = "app.poll_failed"
 
@@ -133,42 +127,8 @@ class Poll:
             self.scope[_FAILED] = error
             return None
 
-    def known(self, polls: HotPolls, admission: Admission) -> KnownPoll:
-        """What it asks for, whenever it comes again."""
-        path, token = self.scope["path"], presented(self.scope["headers"])
-        return KnownPoll(polls, admission, path, token, self._floor, self._seen, self._accepted)
-
     def _shown(self, answer: Answer) -> Reply:
         return self._job.shown(self._caller, answer, self._seen, self._accepted)
-
-
-@dataclass(frozen=True, slots=True)
-class KnownPoll:
-    """A plain poll that is known by its bytes: what is asked for, and how to tell by whom."""
-
-    polls: HotPolls
-    admission: Admission
-    path: str
-    token: bytes | None = field(repr=False)
-    floor: int
-    seen: str | None
-    accepted: str | None
-
-    def at_once(self) -> Reply | None:
-        """The reply, if it is a hit in this process.
-
-        None: the request is to be read, and this forgotten. A hit that may not be shown, or not any
-        more, has been counted then, and will be once more where it is refused.
-        """
-        try:
-            caller = self.admission.identify(self.token)
-            job = self.polls.job(self.path)
-            if caller is None or job is None:
-                return None
-            answer = job.peek(self.floor)
-            return None if answer is None else job.shown(caller, answer, self.seen, self.accepted)
-        except Exception:  # noqa: BLE001 - met again where errors are answered
-            return None
 
 
 class HotPolls:
@@ -182,7 +142,6 @@ class HotPolls:
         root_path: what links begin with.
 
     Attributes:
-        known: polls that have come before, by their bytes.
         lines: the common headers as they go over the wire.
     """
 
@@ -200,8 +159,6 @@ class HotPolls:
         self._allows = hosts.allows
         self.lines = b"".join(b"%b: %b\r\n" % header for header in common)
         self._jobs: dict[str, _Job] = {}
-        self._learns = not admission.counts
-        self.known: Known[KnownPoll] = Known(_KNOWN)
 
     async def answered(self, scope: Scope, send: Send) -> bool:
         """Answer a request, if it is a plain poll; else return False, and nothing has been sent."""
@@ -246,14 +203,6 @@ class HotPolls:
             return None
         return Poll(scope, job, caller, seen, accepted)
 
-    def meet(self, request: bytes, poll: Poll) -> None:
-        """Know a poll by its request, which is it from the first byte to the last.
-
-        Not where calls are counted, for each is to be counted once, and may still be a miss.
-        """
-        if self._learns and self.known.meet(request):
-            self.known.keep(request, poll.known(self, self._admission))
-
     def job(self, path: str) -> _Job | None:
         """The job whose status has this path, whether there is one or not; None: another path."""
         return self._jobs.get(path) or self._find(path)
@@ -263,7 +212,7 @@ class HotPolls:
         match = _PATH.fullmatch(path.removeprefix(root) if root else path)
         if match is None or int(match[1]) > LARGEST_ID:
             return None
-        if len(self._jobs) >= _KNOWN:
+        if len(self._jobs) >= _JOBS:
             self._jobs.clear()
         job_id = int(match[1])
         job = self._jobs[path] = _Job(self._service, job_id, self._root_path)

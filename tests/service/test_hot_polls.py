@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from app.access.front import NOSNIFF
-from app.jobs.hot import Poll
 from app.main import Application
 from jobcache import Offered, SourceUnavailable, progress_key
 from tests.service.keyed import Keyed, keyed
@@ -49,7 +47,6 @@ class Ask:
 
     def __init__(self, app: Application) -> None:
         self._app = app
-        self._polled: Poll | None = None
 
     async def __call__(
         self,
@@ -104,7 +101,6 @@ class Ask:
 
         if hot:
             await self._app(scope, receive, send)
-            self._polled = self._app.hot.plain(scope)
         else:
             hot, self._app.hot = self._app.hot, Cold()  # type: ignore[assignment]
             try:
@@ -112,26 +108,6 @@ class Ask:
             finally:
                 self._app.hot = hot
         return sent
-
-    def again(self) -> Messages | None:
-        """What is answered when the last poll that was sent hot comes again, if that is known."""
-        if self._polled is None:
-            return None
-        request = repr((self._polled.scope["path"], self._polled.scope["headers"])).encode()
-        for _ in range(2):
-            self._app.hot.meet(request, self._polled)
-        known = self._app.hot.known.get(request)
-        reply = None if known is None else known.at_once()
-        if reply is None:
-            return None
-        return [
-            {
-                "type": "http.response.start",
-                "status": reply.status,
-                "headers": [*reply.headers, NOSNIFF],
-            },
-            {"type": "http.response.body", "body": reply.body},
-        ]
 
 
 @pytest.fixture(params=["memory", "redis", "null"])
@@ -160,14 +136,12 @@ async def jobs_of(service: Service) -> dict[str, tuple[str, int]]:
     }
 
 
-async def test_all_ways_answer_alike_to_the_byte(
-    asked: tuple[Keyed, Ask], request: pytest.FixtureRequest
-) -> None:
+async def test_all_ways_answer_alike_to_the_byte(asked: tuple[Keyed, Ask]) -> None:
     service, ask = asked
     statistics = service.service.parts.cache.statistics
     jobs = await jobs_of(service.service)
     jobs["unknown"] = (f"{JOB}/999", 1)
-    taken = repeated = gzipped = 0
+    taken = gzipped = 0
     for (path, version), tag, coding, caller in product(
         jobs.values(), TAGS, CODINGS, service.callers
     ):
@@ -177,64 +151,20 @@ async def test_all_ways_answer_alike_to_the_byte(
             **service.callers[caller],
         }
         counted = []
-        answers: list[Messages | None] = []
-        for way in ("hot", "again", "route"):
+        answers = []
+        for hot in (True, False):
             before = statistics.snapshot()["total_requests"]
-            if way == "again":
-                answers.append(ask.again())
-            else:
-                answers.append(await ask(path, headers, hot=way == "hot"))
+            answers.append(await ask(path, headers, hot=hot))
             after: Any = statistics.snapshot()["total_requests"]
             counted.append(after - before)
-        hot, again, route = answers
-        assert hot == route, (path, headers)
-        assert counted[0] == counted[2], (path, headers)
-        if again is not None:
-            assert again == route, (path, headers)
-            assert counted[1] == 1
-            repeated += 1
-        assert hot is not None
-        taken += hot[0]["status"] in {200, 304}
-        gzipped += (b"content-encoding", b"gzip") in hot[0]["headers"]
+        assert answers[0] == answers[1], (path, headers)
+        assert counted[0] == counted[1], (path, headers)
+        head = answers[0][0]
+        taken += head["status"] in {200, 304}
+        gzipped += (b"content-encoding", b"gzip") in head["headers"]
     assert gzipped > 0
     expected = 2 * len(TAGS) * len(CODINGS) * 3
     assert taken == expected, "own, worker and operator see both jobs"
-    # But for a client that has seen more than there is, which costs a look at the source.
-    at_hand = request.node.callspec.params["asked"] == "memory"
-    assert repeated == (expected * (len(TAGS) - 1) // len(TAGS) if at_hand else 0)
-
-
-@pytest.mark.parametrize("asked", ["memory"], indirect=True)
-async def test_a_request_that_is_known_is_judged_anew_each_time(
-    asked: tuple[Keyed, Ask],
-) -> None:
-    service, ask = asked
-    (path, _), own = (await jobs_of(service.service))["small"], service.callers["own"]
-    assert (await ask(path, own, hot=True))[0]["status"] == 200
-    assert ask.again() is not None
-    statistics, keys = service.service.parts.cache.statistics, service.service.parts.keys
-    assert keys is not None
-    before, text = statistics.hits, service.file.read_text()
-    key_id = own["Authorization"].partition("jc_")[2][:12]
-    without = [line for line in text.splitlines(keepends=True) if not line.startswith(key_id)]
-    for changed, status in ((text.replace(" acme ", " other "), 404), ("".join(without), 401)):
-        service.file.write_text(changed)
-        await keys.refresh()
-        assert ask.again() is None
-        before += status == 404  # found, and then not shown
-        assert statistics.hits == before
-        assert (await ask(path, own, hot=False))[0]["status"] == status
-        before = statistics.hits
-
-
-async def test_where_calls_are_counted_no_request_is_known(start: Start) -> None:
-    async with start(JOBCACHE_BACKEND="memory", JOBCACHE_RATE_LIMIT="100/hour") as service:
-        job = await service.rendering()
-        transport: Any = service.http._transport
-        ask = Ask(transport.app)
-        for _ in range(2):
-            assert (await ask(f"{JOB}/{job['id']}", {}, hot=True))[0]["status"] == 200
-            assert ask.again() is None
 
 
 async def test_what_is_unusual_is_left_to_the_route(asked: tuple[Keyed, Ask]) -> None:

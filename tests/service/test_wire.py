@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
 from functools import partial
+from itertools import pairwise
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,15 +16,21 @@ import redis
 import uvicorn
 from uvicorn.server import ServerState
 
+from app.limits import HEAD_BYTES
 from app.serving import POLLS
 from app.wire import HotWire
-from tests.service.wires import END, Stream, Wire, answer, get, job_of, know
+from tests.service.wires import END, Stream, Wire, answer, get, job_of
 
 # What is sent, and how much of it is answered by the short way. Where the cache is elsewhere, only
 # the first of what is sent together: the others come while it is under way, and wait their turn.
 STREAMS: dict[str, tuple[Stream, int]] = {
     "one": (lambda p, _: get(p) + END, 1),
     "unchanged": (lambda p, t: get(p, f"If-None-Match: {t}") + END, 1),
+    "another tag": (lambda p, _: get(p, 'If-None-Match: "1-1"') + END, 1),
+    "gzip": (lambda p, t: get(p, "Accept-Encoding: gzip", f"If-None-Match: {t}") + END, 1),
+    "an empty line before it": (lambda p, _: b"\r\n" + get(p) + END, 1),
+    "an empty line behind it": (lambda p, _: get(p) + b"\r\n" + END, 1),
+    "many headers": (lambda p, _: get(p, *(f"X-{n}: {n}" for n in range(90))) + END, 1),
     "three in one": (lambda p, t: get(p) + get(p, f"If-None-Match: {t}") + get(p) + END, 3),
     "behind one that takes time": (lambda p, _: get(p + "/storyboard") + get(p) * 2 + END, 0),
     "before one that takes time": (lambda p, _: get(p) * 2 + get("/nowhere") + END, 2),
@@ -65,6 +73,122 @@ async def test_it_does_not_matter_how_a_request_is_cut(wire: Wire) -> None:
         pieces = [sent[start : start + size] for start in range(0, len(sent), size)]
         assert await wire.say(*pieces, short=True) == whole
     assert wire.short == 3 * 2 if not wire.elsewhere else wire.short >= 3
+
+
+async def test_however_requests_are_cut_and_joined_they_are_answered_alike(wire: Wire) -> None:
+    path, tag = await job_of(wire)
+    requests = [
+        get(path),
+        get(path),
+        get(path, f"If-None-Match: {tag}"),
+        get(path, method="HEAD"),
+        get("/nowhere"),
+        get(path, "Content-Length: 3") + b"abc",
+        b"\r\n",
+    ]
+    random = Random(4711)
+
+    def cut(sent: bytes) -> list[bytes]:
+        """Cut most often between two requests, where it matters most."""
+        ends = [found.start() for found in re.finditer(rb"GET|HEAD", sent)]
+        often = [end for end in ends if random.random() < 0.8]
+        cuts = sorted([*often, *random.choices(range(1, len(sent)), k=random.randrange(3))])
+        return [sent[start:end] for start, end in pairwise([0, *cuts, len(sent)]) if start < end]
+
+    for _ in range(100):
+        reads = cut(b"".join(random.choices(requests, k=random.randint(2, 8))))
+        pauses = [random.random() < 0.7 for _ in reads]
+        said = []
+        for short in (True, False):
+            reader, writer = await wire.connect(short=short)
+            protocol = wire.protocols[-1]
+            for read, pause in zip(reads, pauses, strict=True):
+                protocol.data_received(read)
+                cycle = protocol.cycle
+                while pause and cycle and not (cycle.response_complete or cycle.more_body):
+                    await asyncio.sleep(0)
+            protocol.data_received(END)
+            async with asyncio.timeout(60):
+                said.append(await reader.read())
+            writer.close()
+        assert said[0] == said[1], reads
+    assert wire.short > 50
+
+
+async def test_a_poll_in_the_middle_of_a_request_is_a_part_of_it(wire: Wire) -> None:
+    path, _ = await job_of(wire)
+    said = []
+    for short in (True, False):
+        reader, writer = await wire.connect(short=short)
+        for read in (get("/nowhere")[:-2] + b"X: ", get(path), END):
+            wire.protocols[-1].data_received(read)
+        async with asyncio.timeout(60):
+            said.append(await reader.read())
+        writer.close()
+    assert said[0] == said[1]
+    assert re.findall(rb"HTTP/1.1 (\d+)", said[0]) == [b"400", b"200"], "it has two hosts"
+    assert wire.short == 0
+
+
+async def test_what_is_skipped_between_requests_is_counted_anew_from_each_hit(wire: Wire) -> None:
+    path, _ = await job_of(wire)
+    reader, writer = await wire.connect(short=True)
+    for _ in range(4):
+        wire.protocols[-1].data_received(b"\r\n" * (HEAD_BYTES // 3))
+        wire.protocols[-1].data_received(get(path))
+        async with asyncio.timeout(60):
+            assert b" 200 " in await answer(reader)
+    writer.close()
+
+
+async def test_a_hit_begins_the_idle_time_anew(wire: Wire) -> None:
+    path, _ = await job_of(wire)
+    reader, writer = await wire.connect(short=True)
+    writer.write(get("/healthz"))
+    async with asyncio.timeout(60):
+        await answer(reader)
+    protocol = wire.protocols[-1]
+    due = protocol._timer._due
+    protocol.data_received(get(path))
+    async with asyncio.timeout(60):
+        await answer(reader)
+    assert protocol._timer._due > due
+    writer.close()
+
+
+async def test_a_hit_is_counted_as_a_request(wire: Wire) -> None:
+    path, _ = await job_of(wire)
+    reader, writer = await wire.connect(short=True)
+    before = wire.protocols[-1].server_state.total_requests
+    writer.write(get(path))
+    async with asyncio.timeout(60):
+        assert b" 200 " in await answer(reader)
+    assert wire.protocols[-1].server_state.total_requests == before + 1
+    writer.close()
+
+
+async def test_the_number_of_jobs_at_hand_is_bounded(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.jobs.hot._JOBS", 3)
+    paths = [(await job_of(wire))[0] for _ in range(8)]
+    for path in [path for path in paths for _ in range(2)]:
+        assert b" 200 " in await wire.say(get(path) + END, short=True)
+        assert len(wire.polls()._jobs) <= 3
+    assert wire.short == 16
+
+
+@pytest.mark.parametrize("wire", ["memory"], indirect=True)
+async def test_what_goes_wrong_with_a_hit_is_answered_by_the_application(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = await job_of(wire)
+
+    def stopped() -> int:
+        raise RuntimeError("no clock")
+
+    monkeypatch.setattr(wire.service.parts.cache, "_clock_ms", stopped)
+    assert b" 500 " in await wire.say(get(path) + END, short=True)
 
 
 async def test_a_large_body_does_not_count_to_the_head_after_it(wire: Wire) -> None:
@@ -119,7 +243,6 @@ class Elsewhere:
 
     def __init__(self) -> None:
         self.then: Callable[[None], object] | None = None
-        self.known: dict[bytes, object] = {}
 
     def plain(self, _scope: object) -> Elsewhere:
         return self
@@ -184,15 +307,12 @@ async def test_a_shutdown_after_a_hit_hangs_up(wire: Wire) -> None:
     writer.close()
 
 
-@pytest.mark.parametrize("sent", [get, lambda path: get(path, "X: other")], ids=["known", "other"])
-async def test_a_client_that_does_not_read_is_not_written_to(
-    wire: Wire, sent: Callable[[str], bytes]
-) -> None:
-    known, reader, writer = await know(wire)
-    path = known.split()[1].decode()
+async def test_a_client_that_does_not_read_is_not_written_to(wire: Wire) -> None:
+    path, _ = await job_of(wire)
+    reader, writer = await wire.connect(short=True)
     protocol = wire.protocols[-1]
     protocol.pause_writing()  # as the transport says when much is unread
-    writer.write(sent(path))
+    writer.write(get(path))
     async with asyncio.timeout(60):
         while protocol.cycle is None:  # so the request has been left to uvicorn, which waits
             await asyncio.sleep(0)
@@ -285,8 +405,11 @@ async def test_what_the_store_does_not_hold_is_a_miss_once(wire: Wire, redis_url
 
 
 @elsewhere
-async def test_a_store_that_is_silent_is_passed_by(wire: Wire, redis_url: str) -> None:
+async def test_a_store_that_is_silent_is_passed_by(
+    wire: Wire, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, _ = await job_of(wire)
+    monkeypatch.setattr(wire.service.parts.cache.backend, "_deadline", 0.1)
     statistics = wire.service.parts.cache.statistics
     before = statistics.bypasses
     pause(redis_url, 1000)
