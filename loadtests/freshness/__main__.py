@@ -20,6 +20,7 @@ import uvloop
 from app.devservers import PostgresServer
 from benchmarks.backends import NEEDS_REDIS
 from loadtests.freshness import report
+from loadtests.freshness.checker import Kind
 from loadtests.freshness.cluster import Cluster, new_redis
 from loadtests.freshness.faults import FAULTS
 from loadtests.freshness.run import Plan, run
@@ -72,6 +73,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     rounds = 1 if options.quick else 3
     reads = _QUICK_READS if options.quick else 1_000_000
     processes = 1 if options.backend == "memory" else 3
+    idle = 2.0 if options.quick else 10.0
     return Plan(
         backend=options.backend,
         broken=options.broken,
@@ -88,7 +90,9 @@ def _plan(options: argparse.Namespace) -> Plan:
         if options.freshness is None
         else options.freshness,
         calm=options.calm,
-        idle=2.0 if options.quick else 10.0,
+        breath=options.breath,
+        until=None if options.until is None else Kind(options.until),
+        idle=idle if options.idle is None else options.idle,
         limit=options.limit,
     )
 
@@ -112,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--pause", type=_positive, default=0.3, help="mean seconds between reports (0.3)")
     add("--freshness", type=_positive, help="seconds an entry is fresh; 2, or 4 of tiered")
     add("--calm", type=_positive, default=1.0, help="seconds of calm around each fault (1)")
+    add("--idle", type=_positive, help="seconds of tiered without load; 10, or 2 with --quick")
+    add("--breath", type=_positive, default=0.0, help="seconds of a poller between two polls (0)")
+    add("--until", choices=list(Kind), help="end at the first violation of this kind")
     add("--limit", type=_positive, default=3600.0, help="seconds after which it ends anyway (3600)")
     add(
         *("--break",),

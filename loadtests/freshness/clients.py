@@ -234,7 +234,13 @@ class Watch:
 
 
 async def poll_for_ever(
-    watch: Watch, number: int, seed: int, *, tags: bool, stays: bool = False
+    watch: Watch,
+    number: int,
+    seed: int,
+    *,
+    tags: bool,
+    stays: bool = False,
+    breath: float = 0.0,
 ) -> None:
     """A client: any job, any process, again and again.
 
@@ -244,11 +250,14 @@ async def poll_for_ever(
         seed: what its choices follow from.
         tags: whether it sends `If-None-Match`.
         stays: whether it asks one process only wherever it does not say what it has seen.
+        breath: seconds between two requests.
     """
     chance = random.Random(f"{seed} poller {number}")  # noqa: S311 - to be repeatable
     home = watch.services[number % len(watch.services)]
     name, lines, seen = f"poller {number}", watch.lines(), dict[int, int]()
     while True:
+        if breath:
+            await asyncio.sleep(breath)
         moving = watch.active and (not watch.recent or chance.random() < _ACTIVE_SHARE)
         jobs = watch.active if moving else watch.recent
         if not jobs:

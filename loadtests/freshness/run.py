@@ -20,6 +20,7 @@ from loadtests.freshness.tally import Scope, Tally
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from loadtests.freshness.checker import Kind
     from loadtests.freshness.cluster import Cluster
 
 _SKEW = 1.0  # seconds by which clocks may differ unnoticed: part of the bounded promise
@@ -51,6 +52,8 @@ class Plan:
         pause: between two reports of a worker, on average.
         freshness: for how long an entry is fresh.
         calm: before each fault, and after it.
+        breath: between two polls of a poller.
+        until: the kind of violation at the first of which the run ends; None: at none.
         idle: before there is load, for a look at how the feed of changes lags then.
         limit: after which the run ends, whatever it has.
     """
@@ -67,6 +70,8 @@ class Plan:
     pause: float
     freshness: float
     calm: float
+    breath: float
+    until: Kind | None
     idle: float
     limit: float
 
@@ -138,7 +143,8 @@ async def run(plan: Plan, cluster: Cluster) -> Outcome:
             outcome.lag = await _lags(cluster)
         watch.close()
     outcome.jobs = len(watch.ledger.job_ids)
-    _complain(plan, watch, outcome)
+    if not _found(plan, watch):
+        _complain(plan, watch, outcome)
     return outcome
 
 
@@ -147,7 +153,7 @@ async def _load(
 ) -> bool:
     """Clients at work while faults are injected; then the last jobs are ended.
 
-    Returns whether it came to its end.
+    Returns whether it came to its end: an interrupt or a violation may end it before.
     """
     began, computed = time.monotonic(), time.process_time()
     stop = asyncio.Event()
@@ -159,6 +165,7 @@ async def _load(
                 plan.seed,
                 tags=number % _TAGGED == _TAGGED - 1,
                 stays=plan.lag is not None,
+                breath=plan.breath,
             )
             for number in range(plan.pollers)
         ),
@@ -169,9 +176,14 @@ async def _load(
     writing = [Author(watch, n, plan.seed, plan.pause, stop).write() for n in range(plan.jobs)]
     reading = [asyncio.create_task(client) for client in clients]
     authors = [asyncio.create_task(author) for author in writing]
+    finding = asyncio.create_task(_until_found(plan, watch))
     try:
-        await asyncio.wait([driving, *reading, *authors], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(
+            [driving, finding, *reading, *authors], return_when=asyncio.FIRST_COMPLETED
+        )
         _raise_errors([*reading, *authors])
+        if finding in done:
+            return False
         try:
             await driving
         except (asyncio.CancelledError, ServiceEnded) as error:
@@ -184,9 +196,23 @@ async def _load(
     finally:
         outcome.seconds = time.monotonic() - began
         outcome.busy = (time.process_time() - computed) / outcome.seconds
-        for task in [driving, *reading, *authors]:
+        for task in [driving, finding, *reading, *authors]:
             task.cancel()
-        await asyncio.wait([driving, *reading, *authors])
+        await asyncio.wait([driving, finding, *reading, *authors])
+
+
+def _found(plan: Plan, watch: Watch) -> bool:
+    """Whether a violation was found that ends the run."""
+    return plan.until is not None and any(
+        tally.violations[plan.until] for tally in watch.tallies.values()
+    )
+
+
+async def _until_found(plan: Plan, watch: Watch) -> None:
+    while True:
+        if _found(plan, watch):
+            return
+        await asyncio.sleep(_LOOK)
 
 
 def _raise_errors(tasks: Sequence[asyncio.Task[None]]) -> None:

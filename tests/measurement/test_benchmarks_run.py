@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -98,6 +99,29 @@ def test_every_peer_has_a_route_and_the_absent_ones_are_named() -> None:
     assert all("Error" in reason for reason in absent.values())
 
 
+VALGRIND = """#!/bin/sh
+test "$1" = --tool=callgrind || exit 3
+shift 2
+"$@" || exit 4
+echo "==7== Collected : 123456789" >&2
+"""
+
+
+def test_the_count_of_a_run_is_what_valgrind_says_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a path that runs; valgrind itself takes ten seconds, and is run by the long tests."""
+    stand_in = tmp_path / "valgrind"
+    stand_in.write_text(VALGRIND)
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert instructions.counted("decode", 1) == 123456789
+    monkeypatch.setitem(instructions.PATHS, "none", instructions.PATHS["decode"])
+    with pytest.raises(instructions.NoCount, match="none failed"):
+        instructions.counted("none", 1)  # nothing that the program knows
+
+
+@pytest.mark.long
 def test_one_run_under_valgrind_is_counted() -> None:
     if shutil.which("valgrind") is None:
         pytest.skip("valgrind is not installed")
