@@ -32,8 +32,14 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize("bad", BODIES)
-@pytest.mark.parametrize("backend", ["redis", "tiered"])
+@pytest.mark.parametrize(
+    ("backend", "bad"),
+    [
+        *(("tiered", bad) for bad in BODIES),
+        ("redis", "no gzip"),
+        *(pytest.param("redis", bad, marks=pytest.mark.long) for bad in BODIES if bad != "no gzip"),
+    ],
+)
 async def test_a_cell_with_a_bad_body_is_loaded_again(
     request: pytest.FixtureRequest, start: Start, backend: str, bad: str
 ) -> None:
@@ -64,7 +70,13 @@ async def test_a_cell_with_a_bad_body_is_loaded_again(
                 assert plain.json() == right
 
 
-@pytest.mark.parametrize("backend", ["null", "memory", "redis", "tiered"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        *("null", "tiered"),
+        *(pytest.param(backend, marks=pytest.mark.long) for backend in ("memory", "redis")),
+    ],
+)
 async def test_a_document_of_65_mib_is_served(
     request: pytest.FixtureRequest, start: Start, backend: str
 ) -> None:

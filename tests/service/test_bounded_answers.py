@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -150,16 +149,25 @@ async def test_a_failure_is_kept_for_no_longer() -> None:
     await readiness.check()
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds of the service's checks of readiness, which pass only where a test says so."""
+    now = [0.0]
+    assert Readiness.__init__.__defaults__ is not None
+    every, _ = Readiness.__init__.__defaults__
+    monkeypatch.setattr(Readiness.__init__, "__defaults__", (every, lambda: now[0]))
+    return now
+
+
 @pytest.mark.parametrize("database_url", DATABASES, indirect=True)
 @on_one_backend
-async def test_many_who_ask_cost_one_query(service: Service) -> None:
-    began = time.monotonic()
-    for _ in range(20):
-        answers = await asyncio.gather(*(service.http.get("/readyz") for _ in range(10)))
-        assert {answer.status_code for answer in answers} == {200}
-    passed = time.monotonic() - began
-    asked = (await service.stats())["database"]["purposes"]["health"]
-    assert asked <= 1 + passed
+async def test_many_who_ask_cost_one_query(clock: list[float], service: Service) -> None:
+    for seconds in (1, 2):
+        for _ in range(20):
+            answers = await asyncio.gather(*(service.http.get("/readyz") for _ in range(10)))
+            assert {answer.status_code for answer in answers} == {200}
+        assert (await service.stats())["database"]["purposes"]["health"] == seconds
+        clock[0] += 1.0
 
 
 async def test_a_key_file_that_cannot_be_read_is_not_ready(start: Start, tmp_path: Path) -> None:

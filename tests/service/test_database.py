@@ -69,6 +69,8 @@ async def make_function(database: Database, state: str, times: int) -> None:
             END IF;
             RETURN pg_backend_pid();
         END"""
+    await database.write(text("DROP FUNCTION IF EXISTS trouble()"))
+    await database.write(text("DROP SEQUENCE IF EXISTS calls"))
     await database.write(text("CREATE SEQUENCE calls"))
     await database.write(
         text(f"CREATE FUNCTION trouble() RETURNS int LANGUAGE plpgsql AS $${body}$$")

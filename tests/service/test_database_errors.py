@@ -23,6 +23,7 @@ from app.db import Database, DatabaseUnavailable
 from app.db_errors import POSTGRES, SQLITE, Failure, classify
 from app.devservers import PostgresServer
 from app.ops.readiness import Readiness
+from tests.pairs import SERVICE_BACKENDS
 from tests.service.running import Service, Start
 from tests.service.test_database import closed, make_function
 
@@ -81,24 +82,29 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 # --- one statement ---
 
 
+def states(failure: Failure) -> list[str]:
+    return [state for state, theirs in STATES.items() if theirs is failure]
+
+
 @postgres_only
-@pytest.mark.parametrize(("state", "failure"), STATES.items())
+@pytest.mark.parametrize("failure", Failure)
 async def test_a_state_that_lasts_is_unavailable_or_a_bug(
-    database: Database, state: str, failure: Failure
+    database: Database, failure: Failure
 ) -> None:
-    await make_function(database, state, times=99)
     expected = exc.DBAPIError if failure is Failure.BUG else DatabaseUnavailable
-    with pytest.raises(expected):
-        await database.read(text("SELECT trouble()"), "test")
-    with pytest.raises(expected):
-        await database.write(text("SELECT trouble()"))
+    for state in states(failure):
+        await make_function(database, state, times=99)
+        with pytest.raises(expected):
+            await database.read(text("SELECT trouble()"), state)
+        with pytest.raises(expected):
+            await database.write(text("SELECT trouble()"))
 
 
 @postgres_only
 @pytest.mark.parametrize("writes", [False, True])
-@pytest.mark.parametrize(("state", "failure"), STATES.items())
+@pytest.mark.parametrize("failure", Failure)
 async def test_a_state_that_passes_is_tried_again_where_that_is_safe(
-    database: Database, state: str, failure: Failure, *, writes: bool
+    database: Database, failure: Failure, *, writes: bool
 ) -> None:
     async def use(statement: str) -> int:
         if writes:
@@ -108,15 +114,16 @@ async def test_a_state_that_passes_is_tried_again_where_that_is_safe(
         backend: int = rows[0][0]
         return backend
 
-    await make_function(database, state, times=1)
-    before = await use("SELECT pg_backend_pid()")
-    if failure in {Failure.RETRY, Failure.DISCONNECTED}:
-        after = await use("SELECT trouble()")
-    else:
-        with pytest.raises(exc.DBAPIError if failure is Failure.BUG else DatabaseUnavailable):
-            await use("SELECT trouble()")
-        after = await use("SELECT pg_backend_pid()")
-    assert (after == before) is (failure is not Failure.DISCONNECTED)
+    for state in states(failure):
+        await make_function(database, state, times=1)
+        before = await use("SELECT pg_backend_pid()")
+        if failure in {Failure.RETRY, Failure.DISCONNECTED}:
+            after = await use("SELECT trouble()")
+        else:
+            with pytest.raises(exc.DBAPIError if failure is Failure.BUG else DatabaseUnavailable):
+                await use("SELECT trouble()")
+            after = await use("SELECT pg_backend_pid()")
+        assert (after == before) is (failure is not Failure.DISCONNECTED), state
 
 
 @pytest.mark.parametrize(
@@ -247,8 +254,24 @@ async def test_a_bug_stays_a_bug(service: Service, database_url: str) -> None:
         assert response.status_code == 500, response.text
 
 
+COLUMNS = ["message", "prompt", "percent", "version", "status"]
+
+
 @postgres_only
-@pytest.mark.parametrize("column", ["message", "prompt", "percent", "version", "status"])
+@pytest.mark.parametrize(
+    ("backend_environment", "column"),
+    [
+        *(("null", column) for column in COLUMNS),
+        *((backend, "version") for backend in SERVICE_BACKENDS[1:]),
+        *(
+            pytest.param(backend, column, marks=pytest.mark.long)
+            for backend in SERVICE_BACKENDS[1:]
+            for column in COLUMNS
+            if column != "version"
+        ),
+    ],
+    indirect=["backend_environment"],
+)
 async def test_a_column_that_changes_its_type_costs_no_request(
     service: Service, database_url: str, column: str
 ) -> None:

@@ -24,7 +24,8 @@ from tests.cancelling import CancelledAt
 from tests.service.connections import HOST, Connection
 from tests.service.running import Service
 
-POLLERS = 1000
+POLLERS, POLLERS_IF_LONG = 300, 1000
+"""In any case many times the connections of the pools."""
 POLLS = 4
 JOBS = 30
 REDIS_POOL, POSTGRES_POOL = 10, 16
@@ -151,9 +152,10 @@ class Crowd:
 
 @postgres_only
 @redis_only
-async def test_a_third_of_a_thousand_pollers_going_away_is_nothing_to_the_others(
-    service: Service, redis_url: str, connections: Connections
+async def test_a_third_of_many_pollers_going_away_is_nothing_to_the_others(
+    service: Service, redis_url: str, connections: Connections, *, long: bool
 ) -> None:
+    pollers = POLLERS_IF_LONG if long else POLLERS
     dice = random.Random(11)
     jobs = [await service.rendering() for _ in range(JOBS)]
     async with listening(service) as port:
@@ -164,12 +166,12 @@ async def test_a_third_of_a_thousand_pollers_going_away_is_nothing_to_the_others
             others.append(group.create_task(crowd.evict(dice, redis_url)))
             polling = [
                 group.create_task((crowd.go_away if n % 3 == 0 else crowd.stay)(dice))
-                for n in range(POLLERS)
+                for n in range(pollers)
             ]
             await asyncio.gather(*polling)
             crowd.going_on = False
         await back_to(before)
-    assert crowd.counts["answered"] == POLLS * (POLLERS - len(range(0, POLLERS, 3)))
+    assert crowd.counts["answered"] == POLLS * (pollers - len(range(0, pollers, 3)))
     await nothing_is_left(service, connections)
     for job_id, version in crowd.versions.items():
         row = await service.parts.jobs._store.load(job_id)

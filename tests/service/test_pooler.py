@@ -43,7 +43,7 @@ def pooled_url(
 async def transitions(service: Service, number: int) -> None:
     """A job from its creation to its end, polled after each step."""
     job = await service.rendering(client_id=f"client-{number}")
-    for percent in range(0, 100, 10):
+    for percent in range(0, 100, 20):
         reported = await service.post(f"{job['id']}/progress", percent=percent)
         polled = await asyncio.gather(*(service.job(job["id"]) for _ in range(5)))
         assert polled == [reported] * 5
@@ -55,6 +55,14 @@ async def transitions(service: Service, number: int) -> None:
     assert await service.job(job["id"]) == done
 
 
+@pytest.mark.parametrize(
+    "backend_environment",
+    [
+        *("null", "tiered"),
+        *(pytest.param(backend, marks=pytest.mark.long) for backend in ("memory", "redis")),
+    ],
+    indirect=True,
+)
 async def test_concurrent_polls_and_transitions_succeed(
     start: Start, pooled_url: str, backend_environment: dict[str, str]
 ) -> None:
