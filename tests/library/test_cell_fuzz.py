@@ -181,11 +181,18 @@ def remade(cell: Cell, stamp: bytes) -> bytes:
             return b""
 
 
-@settings(max_examples=1000, deadline=None)
-@given(cell=cells(b"a1"))
-@example(cell=PICKLE)
-@example(cell=b"E1|" + PICKLE)
-def test_a_damaged_cell_is_read_right_or_not_at_all(cell: bytes) -> None:
+def test_a_damaged_cell_is_read_right_or_not_at_all(*, long: bool) -> None:
+    @settings(max_examples=1000 if long else 400, deadline=None)
+    @given(cell=cells(b"a1"))
+    @example(cell=PICKLE)
+    @example(cell=b"E1|" + PICKLE)
+    def each(cell: bytes) -> None:
+        read_right_or_not_at_all(cell)
+
+    each()
+
+
+def read_right_or_not_at_all(cell: bytes) -> None:
     try:
         found = read(cell, b"a1")
     except UnreadableCell:
@@ -302,7 +309,9 @@ def simple(cell: Cell) -> model.Cell:
     return cell.version if isinstance(cell, Entry) else cell
 
 
-def test_the_scripts_treat_a_cell_as_python_reads_it(url: str, raw: redis.Redis) -> None:
+def test_the_scripts_treat_a_cell_as_python_reads_it(
+    url: str, raw: redis.Redis, *, long: bool
+) -> None:
     """What Python cannot read the scripts may take for what it resembles, but never serve.
 
     They check no sums, and count beyond what a version can be; so a damaged entry may set a floor
@@ -316,7 +325,9 @@ def test_the_scripts_treat_a_cell_as_python_reads_it(url: str, raw: redis.Redis)
             cell = raw.get("k")
             return None if cell is None else read(cell, stamp)
 
-        @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+        examples = 300 if long else 120
+
+        @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
         @given(cell=cells(stamp), operations=operations)
         def agree(cell: bytes, operations: list[tuple[object, ...]]) -> None:
             for operation in operations:

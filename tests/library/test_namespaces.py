@@ -49,6 +49,16 @@ def raw(url: str) -> Iterator[redis.Redis]:
         yield client
 
 
+@pytest.fixture
+def shared_url(program: Path, redis_urls: dict[str, str]) -> Iterator[str]:
+    """A flushed server of the whole worker, for tests that only change what it holds."""
+    (url,) = (redis_urls[name] for name, known in REDIS_SERVERS.items() if known == program)
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+        yield url
+        client.flushall()
+
+
 @asynccontextmanager
 async def cached(
     url: str, *, backend: str = "redis", prefix: str = "", source_id: str = ""
@@ -95,39 +105,45 @@ async def until(condition: Callable[[], bool]) -> None:
     ],
 )
 async def test_emptying_a_namespace_leaves_every_other_alone(
-    prefix: str, others: list[str], backend: str, url: str, raw: redis.Redis
+    prefix: str, others: list[str], backend: str, shared_url: str
 ) -> None:
-    foreign: dict[str, bytes] = {
-        "session:abc": b"E1|looks|like|ours",
-        "celery-task-1": b"x",
-        f"{prefix}foreign": b"F1|%b|0|,w," % b"0123456789abcdef",
-        f"{prefix}notes": b"not ours",
-    }
-    for name, value in foreign.items():
-        raw.set(name, value)
-    raw.hset(f"{prefix}hash", "a", "1")
-    for other in others:
-        async with cached(url, prefix=other) as cache:
-            await owner_of(cache, "them")
-    async with cached(url, backend=backend, prefix=prefix) as cache:
-        for number in range(300):
-            await owner_of(cache, "us", f"job:{number}:progress")
-        held = {key for key in raw.keys("*") if b"|us\n" in (_cell(raw, key) or b"")}
-        assert len(held) == 300
-        before = set(raw.keys("*")) - held
-        assert await cache.invalidate_all() == 300
-        after = {key for key in raw.keys("*") if b"jobcache:beat" not in key}
-        assert after == {key for key in before if b"jobcache:beat" not in key}
+    url = shared_url
+    with redis.Redis.from_url(url) as raw:
+        foreign: dict[str, bytes] = {
+            "session:abc": b"E1|looks|like|ours",
+            "celery-task-1": b"x",
+            f"{prefix}foreign": b"F1|%b|0|,w," % b"0123456789abcdef",
+            f"{prefix}notes": b"not ours",
+        }
         for name, value in foreign.items():
-            assert raw.get(name) == value
-        assert await owner_of(cache, "us") == ("us", Outcome.MISS)
-    for other in others:
-        async with cached(url, prefix=other) as cache:
-            assert await owner_of(cache, "them") == ("them", Outcome.HIT)
+            raw.set(name, value)
+        raw.hset(f"{prefix}hash", "a", "1")
+        for other in others:
+            async with cached(url, prefix=other) as cache:
+                await owner_of(cache, "them")
+        async with cached(url, backend=backend, prefix=prefix) as cache:
+            await asyncio.gather(
+                *(owner_of(cache, "us", f"job:{number}:progress") for number in range(120))
+            )
+            held = {key for key, cell in cells(raw).items() if b"|us\n" in cell}
+            assert len(held) == 120
+            before = set(raw.keys("*")) - held
+            assert await cache.invalidate_all() == 120
+            after = {key for key in raw.keys("*") if b"jobcache:beat" not in key}
+            assert after == {key for key in before if b"jobcache:beat" not in key}
+            for name, value in foreign.items():
+                assert raw.get(name) == value
+            assert await owner_of(cache, "us") == ("us", Outcome.MISS)
+        for other in others:
+            async with cached(url, prefix=other) as cache:
+                assert await owner_of(cache, "them") == ("them", Outcome.HIT)
 
 
-def _cell(raw: redis.Redis, key: bytes) -> bytes | None:
-    return raw.get(key) if raw.type(key) == b"string" else None
+def cells(raw: redis.Redis) -> dict[bytes, bytes]:
+    """All strings that the server holds, by key."""
+    keys = raw.keys("*")
+    held = zip(keys, raw.mget(keys), strict=True)
+    return {bytes(key): bytes(cell) for key, cell in held if cell is not None}
 
 
 async def test_a_key_that_two_prefixes_can_make_is_never_read_as_the_others(url: str) -> None:

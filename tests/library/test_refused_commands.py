@@ -84,8 +84,18 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("backend", ["redis", "tiered"])
-@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize(
+    ("backend", "refusal"),
+    [
+        *(("redis", refusal) for refusal in REFUSALS),
+        ("tiered", "scripts"),
+        *(
+            pytest.param("tiered", refusal, marks=pytest.mark.long)
+            for refusal in REFUSALS
+            if refusal != "scripts"
+        ),
+    ],
+)
 async def test_what_cannot_be_done_without_is_unavailable_and_named_in_one_line(
     backend: str, refusal: str, program: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -106,7 +116,7 @@ async def test_what_cannot_be_done_without_is_unavailable_and_named_in_one_line(
             await until(lambda: cache.condition().available)
             async with asyncio.timeout(20):  # what is stored now is to be confirmed, for a second
                 while set(await poll(cache)) != {Outcome.HIT}:
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(0.1)
 
 
 async def test_scripts_that_are_refused_later_are_noticed_as_well(

@@ -66,21 +66,29 @@ def in_order(report: Report) -> None:
     ("small", "states"),
     [
         (world("R W", 1), 800),
-        (world("R W", 2, "evict die lose late"), 1000),
+        (world("R W", 2, "evict die"), 300),
         (world("R W", 1, warm=True, late_fence=True), 500),
         (world("RW", 1, warm=True), 800),
         (world("R R W", 0), 500),
-        (world("RRW", 0), 1000),
         (world("RRW", 0, warm=True), 500),
         (world("R W W", 0), 400),
-        (world("R W W", 1, "evict die"), 1000),
         (world("W W", 1, "evict die lose commit cancel", warm=True), 300),
         (world("R W", 1, "lose", guarded=True, warm=True), 1000),
         (world("R R W", 0, tiered=True, warm=True), 500),
-        (world("RW R", 0, tiered=True, warm=True), 500),
-        (world("R W", 1, "feed slow", tiered=True), 1000),
-        (world("RW", 1, "evict die cancel feed", tiered=True, warm=True), 1000),
-        (world("R W", 1, "feed lose", tiered=True, warm=True, guarded=True), 1000),
+        (world("R W", 1, "feed", tiered=True), 1000),
+        (world("RW", 1, "evict cancel", tiered=True, warm=True), 400),
+        *(
+            pytest.param(small, states, marks=pytest.mark.long)
+            for small, states in [
+                (world("R W", 2, "evict die lose late"), 1000),
+                (world("RRW", 0), 1000),
+                (world("R W W", 1, "evict die"), 1000),
+                (world("RW R", 0, tiered=True, warm=True), 500),
+                (world("R W", 1, "feed slow", tiered=True), 1000),
+                (world("RW", 1, "evict die cancel feed", tiered=True, warm=True), 1000),
+                (world("R W", 1, "feed lose", tiered=True, warm=True, guarded=True), 1000),
+            ]
+        ),
     ],
     ids=str,
 )
@@ -102,9 +110,12 @@ def test_no_schedule_of_a_small_world_goes_wrong(small: World, states: int) -> N
     ],
     ids=str,
 )
-def test_no_schedule_with_one_switch_goes_wrong(large: World) -> None:
+def test_no_schedule_with_few_switches_goes_wrong(large: World, *, long: bool) -> None:
+    """None in the short run: whoever can go on does."""
     with in_memory() as explorer:
-        in_order(explorer.exhaust(large, switches=1, most=2500))
+        if long:
+            in_order(explorer.exhaust(large, switches=1, most=2500))
+        in_order(explorer.exhaust(large, switches=0, most=2500 if long else 400))
 
 
 # --- larger worlds, at random ---
@@ -123,11 +134,15 @@ LARGE = [
 ]
 
 
-@pytest.mark.parametrize("seed", ["fixed", secrets.token_hex(4)], ids=["fixed", "fresh"])
+@pytest.mark.parametrize(
+    "seed",
+    [pytest.param("fixed", marks=pytest.mark.long), secrets.token_hex(4)],
+    ids=["fixed", "fresh"],
+)
 @pytest.mark.parametrize("large", LARGE, ids=str)
-def test_no_schedule_found_at_random_goes_wrong(large: World, seed: str) -> None:
+def test_no_schedule_found_at_random_goes_wrong(large: World, seed: str, *, long: bool) -> None:
     with in_memory() as explorer:
-        in_order(explorer.search(large, seed=seed, runs=100))
+        in_order(explorer.search(large, seed=seed, runs=500 if long else 60))
 
 
 @pytest.mark.parametrize(
@@ -135,9 +150,11 @@ def test_no_schedule_found_at_random_goes_wrong(large: World, seed: str) -> None
     [world("RRW RW", 3), world("RW W", 4, guarded=True), world("RMW W", 3, tiered=True)],
     ids=str,
 )
-def test_no_schedule_found_at_random_goes_wrong_on_redis(large: World, redis_url: str) -> None:
+def test_no_schedule_found_at_random_goes_wrong_on_redis(
+    large: World, redis_url: str, *, long: bool
+) -> None:
     with on_redis(redis_url) as explorer:
-        in_order(explorer.search(large, seed=secrets.token_hex(4), runs=60))
+        in_order(explorer.search(large, seed=secrets.token_hex(4), runs=60 if long else 30))
 
 
 def test_no_schedule_of_a_small_world_goes_wrong_on_redis(redis_url: str) -> None:
@@ -224,9 +241,28 @@ NEAR_FOUND_IN: list[tuple[str, World, int | None]] = [
 ]
 
 
-def found(explorer: Explorer, *worlds: tuple[World, int | None]) -> None:
-    for where, switches in worlds:
-        report = explorer.exhaust(where, switches=switches, most=20_000)
+# By fault and world, a seed whose first schedules show the fault. It only saves time: where they do
+# not, since any change of the cache may change what a seed leads to, all schedules are played.
+SEEDS = {
+    ("an unsure writer offers its body", "R W W"): 12,
+    ("a reader returns before it offers", "RRW warm"): 223,
+    ("the guard reads what the store has yet to be told of", "RW warm guarded"): 52,
+    ("an answer of a lease spares what is near", "RR W warm tiered"): 74,
+    ("what is remembered spares what is near", "RR W warm guarded tiered"): 54,
+    ("a fence holds every writer's ticket", "R W W"): 21,
+    ("an offer raises the fence's floor", "R W W"): 0,
+}
+
+
+def found(explorer: Explorer, name: str, *worlds: tuple[World, int | None]) -> None:
+    def reports() -> Iterator[tuple[World, Report]]:
+        for where, _ in worlds:
+            if (name, str(where)) in SEEDS:
+                yield where, explorer.search(where, seed=SEEDS[name, str(where)], runs=40)
+        for where, switches in worlds:
+            yield where, explorer.exhaust(where, switches=switches, most=20_000)
+
+    for where, report in reports():
         print(report)  # noqa: T201 - pytest -rP shows the schedules
         if report.finding is not None:
             with pytest.raises(Violation, match=re.escape(report.finding.reason)):
@@ -238,7 +274,7 @@ def found(explorer: Explorer, *worlds: tuple[World, int | None]) -> None:
 @pytest.mark.parametrize("guard", GUARDS)
 def test_a_memory_backend_without_a_guard_is_found_out(guard: str) -> None:
     with in_memory(BROKEN_MEMORY[guard]) as explorer:
-        found(explorer, *BACKENDS)
+        found(explorer, guard, *BACKENDS)
 
 
 @pytest.mark.parametrize("guard", GUARDS)
@@ -257,7 +293,7 @@ def test_a_script_without_a_guard_is_found_out(
 
     monkeypatch.setattr(redis_backend, "_lua", broken_lua)
     with on_redis(redis_url) as explorer:
-        found(explorer, *BACKENDS)
+        found(explorer, guard, *BACKENDS)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +305,7 @@ def test_a_cache_or_guard_that_is_broken_is_found_out(
     name: str, among: dict[str, Fault], where: World, switches: int
 ) -> None:
     with in_memory(parts=parts(among[name])) as explorer:
-        found(explorer, (where, switches))
+        found(explorer, name, (where, switches))
 
 
 @pytest.mark.parametrize(
@@ -281,7 +317,7 @@ def test_two_tiers_that_are_broken_are_found_out(
     name: str, where: World, switches: int | None
 ) -> None:
     with in_memory(parts=parts(TIERED[name])) as explorer:
-        found(explorer, (where, switches))
+        found(explorer, name, (where, switches))
 
 
 def test_an_answer_that_spares_the_lease_of_another_is_found_out() -> None:

@@ -135,7 +135,9 @@ def test_null_agrees_with_an_empty_model() -> None:
 
 
 @pytest.mark.parametrize("name", [*KEEPING, *PAIRS])
-def test_the_backend_agrees_with_the_model(name: str, redis_urls: dict[str, str]) -> None:
+def test_the_backend_agrees_with_the_model(
+    name: str, redis_urls: dict[str, str], *, long: bool
+) -> None:
     kind, _, server = name.partition(" on ")
 
     def make(machine: Machine) -> Subject:
@@ -147,4 +149,5 @@ def test_the_backend_agrees_with_the_model(name: str, redis_urls: dict[str, str]
         machine.run(subject.start())
         return subject
 
-    _run(type("Kept", (Machine,), {"make": make}), 150 if name == "memory" else 40)
+    examples = (150 if long else 60) if kind == "memory" else (40 if long else 12)
+    _run(type("Kept", (Machine,), {"make": make}), examples)

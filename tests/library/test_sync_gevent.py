@@ -47,9 +47,18 @@ PATCHES: list[tuple[str, dict[str, bool]]] = [
 @pytest.mark.parametrize(
     ("backend", "when", "patched"),
     [
-        *(("memory", *patch) for patch in PATCHES),
-        *(("redis", *patch) for patch in PATCHES[:2]),
-        *(("tiered", *patch) for patch in PATCHES[1:4]),
+        # Each way to patch with a backend of its own, and each that goes by sockets early and late.
+        ("memory", *PATCHES[0]),
+        ("redis", *PATCHES[1]),
+        ("tiered", *PATCHES[2]),
+        ("tiered", *PATCHES[3]),
+        ("memory", *PATCHES[4]),
+        ("memory", *PATCHES[5]),
+        ("redis", *PATCHES[0]),
+        *(
+            pytest.param(backend, *PATCHES[which], marks=pytest.mark.long)
+            for backend, which in [("memory", 1), ("memory", 2), ("memory", 3), ("tiered", 1)]
+        ),
     ],
 )
 def test_greenlets_share_a_cache_and_do_not_hold_each_other_up(
@@ -126,8 +135,18 @@ except JobCacheError as error:
 """
 
 
-@pytest.mark.parametrize("when", ["early", "late", "made"])
-@pytest.mark.parametrize("patched", ["", "thread=False"])
+@pytest.mark.parametrize(
+    ("when", "patched"),
+    [
+        ("early", ""),
+        ("late", "thread=False"),
+        ("made", ""),
+        *(
+            pytest.param(when, patched, marks=pytest.mark.long)
+            for when, patched in [("early", "thread=False"), ("late", ""), ("made", "thread=False")]
+        ),
+    ],
+)
 def test_eventlet_is_refused_with_one_clear_error(when: str, patched: str) -> None:
     printed = run("-W", "ignore", "-c", EVENTLET, when, patched, limit=60)
     assert printed == (
