@@ -24,8 +24,10 @@ KILLS = {"short": 12, "long": 50}
 PROCESSES = 3
 DRIVERS = 10
 POLLERS = 4
-LONGEST_LIFE = 2.0
+LONGEST_LIFE = {"short": 1.0, "long": 2.0}
 """Seconds from its readiness to its death, at most; every third dies before it is ready."""
+LONGEST_START = 0.2
+"""Seconds from its start to the death of one that dies before it is ready, at most."""
 GIVEN_UP = "Given up: 5 attempts were cut short."
 
 
@@ -204,13 +206,15 @@ async def hold_up_writes(watch: Watch, url: str) -> None:
             await asyncio.sleep(0.06)
 
 
-async def kill_again_and_again(target: Target, kills: int, dice: random.Random) -> None:
+async def kill_again_and_again(
+    target: Target, kills: int, longest_life: float, dice: random.Random
+) -> None:
     for number in range(kills):
         if number % 3 == 2:
-            await asyncio.sleep(dice.uniform(0, 1.5))  # in the middle of its start
+            await asyncio.sleep(dice.uniform(0, LONGEST_START))  # in the middle of its start
         else:
             await target.ready()
-            await asyncio.sleep(dice.uniform(0, LONGEST_LIFE))
+            await asyncio.sleep(dice.uniform(0, longest_life))
         await target.kill()
         target.start()
     await target.ready()
@@ -231,7 +235,8 @@ async def targets(directory: Path, environment: dict[str, str]) -> AsyncIterator
 async def test_kills_lose_no_acknowledged_write_and_leave_no_job_stuck(
     tmp_path: Path, postgres: PostgresServer, *, long: bool
 ) -> None:
-    kills = KILLS["long" if long else "short"]
+    length = "long" if long else "short"
+    kills = KILLS[length]
     seed = random.randrange(10**6)
     print("seed", seed)  # noqa: T201 - to run it again
     dice = random.Random(seed)
@@ -262,7 +267,10 @@ async def test_kills_lose_no_acknowledged_write_and_leave_no_job_stuck(
                     load.create_task(watch.look())
                 load.create_task(hold_up_writes(watch, server.url))
                 await asyncio.gather(
-                    *map(kill_again_and_again, processes, shares, [dice] * PROCESSES)
+                    *(
+                        kill_again_and_again(process, share, LONGEST_LIFE[length], dice)
+                        for process, share in zip(processes, shares, strict=True)
+                    )
                 )
                 # What is under way goes to its end, with nobody killed any more.
                 watch.going_on = False
