@@ -11,12 +11,9 @@ import ipaddress
 import math
 from typing import TYPE_CHECKING
 
-from throttled import MemoryStore, RateLimiterType, Throttled
-from throttled.exceptions import DataError
-from throttled.rate_limiter.quota_parser import parse
-
 if TYPE_CHECKING:
-    from throttled import Quota
+    # Where there is a rate, functions import it: it imports Redis's client, which takes a while.
+    from throttled import MemoryStore, Quota
 
 MOST_CALLS = 1_000_000
 """What a rate may name: with far more, one call's share of a second is lost in rounding."""
@@ -30,6 +27,9 @@ def read_rate(text: str) -> Quota:
     Raises:
         ValueError: it is no such rate, more than one, or not of 1 to `MOST_CALLS` calls.
     """
+    from throttled.exceptions import DataError  # noqa: PLC0415 - as above
+    from throttled.rate_limiter.quota_parser import parse  # noqa: PLC0415 - as above
+
     try:
         (quota,) = parse(text)
     except (DataError, OverflowError) as error:
@@ -49,6 +49,8 @@ class RateLimit:
     """
 
     def __init__(self, quota: Quota, store: MemoryStore | None = None) -> None:
+        from throttled import MemoryStore, RateLimiterType, Throttled  # noqa: PLC0415 - as above
+
         if store is None:
             store = MemoryStore(options={"MAX_SIZE": _REMEMBERED})
         # It is given no timeout: with one it would sleep until a call may pass.

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import functools
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -158,15 +159,22 @@ def main() -> None:
 
 def import_app() -> None:
     """Import what a service imports until it is ready, and keep that out of later collections."""
-    import aiosqlite  # noqa: F401, PLC0415 - here and below: for the children
-    import pydantic.v1  # noqa: F401, PLC0415
-    import uvicorn.lifespan.on  # noqa: PLC0415
-    import uvicorn.loops.auto  # noqa: F401, PLC0415
-
-    import app.__main__  # noqa: PLC0415
-    import app.main  # noqa: PLC0415
-    import app.wire  # noqa: F401, PLC0415
-
+    for name in (
+        "app.__main__",
+        "app.main",
+        "app.wire",
+        "aiosqlite",
+        "asyncpg",
+        "jobcache.backends.memory",
+        "jobcache.backends.null",
+        "jobcache.backends.redis",
+        "jobcache.backends.tiered",
+        "pydantic.v1",
+        "throttled.rate_limiter.quota_parser",
+        "uvicorn.lifespan.on",
+        "uvicorn.loops.auto",
+    ):
+        importlib.import_module(name)
     del sys.modules["app.__main__"]  # each child runs it anew, by the name of __main__
     if threading.active_count() > 1:
         raise RuntimeError("a thread runs, which no child would have")
