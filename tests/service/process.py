@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -89,21 +90,48 @@ def launch(
     is to be `anew`, it is the fork of a process that has imported it, if that makes no difference.
     """
     variables = {"JOBCACHE_PORT": str(port), "JOBCACHE_CLAIM_SECONDS": "0.6", **environment}
+    run = arguments or ("serve",)
+    return start(directory, log, *run, measured=measured, anew=anew, **variables)
+
+
+def start(
+    directory: Path,
+    log: Path,
+    *arguments: str,
+    measured: bool = True,
+    anew: bool = False,
+    **environment: str,
+) -> Child:
+    """Start `python -m app` with these arguments and no other variables; see `launch`."""
     inherited = clean_environment()
     if not measured:
         inherited.pop("COVERAGE_PROCESS_CONFIG", None)
-    whole = {**inherited, **variables}
-    run = arguments or ("serve",)
+    whole = {**inherited, **environment}
     with log.open("ab") as output:
-        if not anew and _can_fork(run, whole, environment):
-            return fork(directory, run, whole, output)
+        if not anew and _can_fork(arguments, whole, environment):
+            return fork(directory, arguments, whole, output)
         return subprocess.Popen(
-            [sys.executable, "-m", "app", *run],
+            [sys.executable, "-m", "app", *arguments],
             cwd=directory,
             env=whole,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
+
+
+def run(
+    directory: Path, *arguments: str, anew: bool = False, **environment: str
+) -> tuple[int, str]:
+    """Run `python -m app` to its end. Returns its exit status and all that it says."""
+    with tempfile.NamedTemporaryFile() as log:
+        child = start(directory, Path(log.name), *arguments, anew=anew, **environment)
+        try:
+            status = child.wait(60)
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        return status, log.read().decode()
 
 
 def _can_fork(arguments: Sequence[str], whole: dict[str, str], own: dict[str, str]) -> bool:

@@ -141,8 +141,15 @@ PATHS = {
 }
 
 
-@pytest.mark.parametrize("start", [serving, under_uvicorn])
-@pytest.mark.parametrize("backend", ["memory", "redis"])
+@pytest.mark.parametrize(
+    ("start", "backend"),
+    [
+        (serving, "memory"),
+        (serving, "redis"),
+        (under_uvicorn, "memory"),
+        pytest.param(under_uvicorn, "redis", marks=pytest.mark.long),
+    ],
+)
 def test_each_forwarded_address_has_its_own_count_on_every_path(
     tmp_path: Path,
     start: Callable[..., contextmanager[Process]],

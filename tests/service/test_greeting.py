@@ -66,7 +66,7 @@ def wait_for_line(process: Process) -> dict[str, str]:
     return line(process.log.read_text())
 
 
-@pytest.mark.parametrize("backend", ["redis", "tiered"])
+@pytest.mark.parametrize("backend", ["redis", pytest.param("tiered", marks=pytest.mark.long)])
 def test_it_names_the_backend_and_the_workers_once_and_no_secret(
     tmp_path: Path, backend: str, redis_url: str
 ) -> None:

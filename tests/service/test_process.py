@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import time
 from contextlib import closing
@@ -15,27 +13,19 @@ import av
 import psutil
 import pytest
 
-from tests.service.process import clean_environment, serving
+from tests.service.process import run, serving
 
 PACED = {"JOBCACHE_RENDERER": "paced", "JOBCACHE_PACED_SECONDS": "1", "JOBCACHE_PACED_UPDATES": "3"}
 
 
-def refused(directory: Path, *flags: str, **environment: str) -> str:
+def refused(directory: Path, *flags: str, anew: bool = False, **environment: str) -> str:
     """Start with a wrong setting; returns what it says."""
     if not (directory / ".env").exists():
         environment = {"JOBCACHE_PORT": "0", **environment}  # not one that is in use
-    result = subprocess.run(
-        [sys.executable, "-m", "app", "serve", *flags],
-        cwd=directory,
-        env=clean_environment() | environment,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.count("\n") == 1, result.stderr
-    return result.stderr
+    status, said = run(directory, "serve", *flags, anew=anew, **environment)
+    assert status == 2, said
+    assert said.count("\n") == 1, said
+    return said
 
 
 @pytest.mark.parametrize(
@@ -60,7 +50,7 @@ def refused(directory: Path, *flags: str, **environment: str) -> str:
 def test_a_wrong_setting_stops_the_start_with_one_line(
     tmp_path: Path, environment: dict[str, str], words: str
 ) -> None:
-    said = refused(tmp_path, **environment)
+    said = refused(tmp_path, anew=environment == {"JOBCACHE_PORT": "http"}, **environment)
     assert words in said
     assert "s3cret" not in said
 
@@ -116,9 +106,9 @@ def test_what_a_dead_process_left_half_done_is_taken_up_again(
     tmp_path: Path, how: signal.Signals
 ) -> None:
     with serving(tmp_path) as first:
-        job_id = first.rendering(seconds_per_scene=4, scenes=6)
-        while first.http.get(f"/api/v2/jobs/{job_id}").json()["progress"]["percent"] < 5:
-            pass
+        job_id = first.rendering(seconds_per_scene=1.5, scenes=6)
+        while first.http.get(f"/api/v2/jobs/{job_id}").json()["progress"]["percent"] < 2:
+            time.sleep(0.02)
         unfinished = first.http.post(
             "/api/v2/jobs", json={"client_id": "acme", "prompt": "Just begun."}
         ).json()["id"]
@@ -126,6 +116,7 @@ def test_what_a_dead_process_left_half_done_is_taken_up_again(
         first.stop(how)
         _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive, "the encoder ends with its service"
+        assert not (tmp_path / "var" / "videos" / f"{job_id}.mp4").exists(), "it is half done"
     with serving(tmp_path) as second:
         second.until(unfinished, "storyboard_ready")
         done = second.until(job_id, "completed")

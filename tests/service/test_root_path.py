@@ -59,10 +59,9 @@ async def test_each_client_is_given_its_own_links(
     async with start(**environment) as service:
         job = await service.rendering(prompt=prompt)
         plain = f"/api/v2/jobs/{job['id']}/storyboard"
-        for _ in range(2):
-            for prefix in ("", "/video", "/other/deep", ""):
-                headers = forwarded(prefix) if prefix else {}
-                assert await links(service, job["id"], headers) == {prefix + plain}, prefix
+        for prefix in ("", "/video", "/other/deep", "", "/video"):
+            headers = forwarded(prefix) if prefix else {}
+            assert await links(service, job["id"], headers) == {prefix + plain}, prefix
 
 
 @pytest.mark.parametrize("prompt", ["A cat sits.", LONG], ids=["plain", "gzip"])
@@ -145,19 +144,18 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("prefix", WRONG)
-async def test_what_is_no_path_is_as_none(start: Start, prefix: str) -> None:
+async def test_what_is_no_path_is_as_none(start: Start) -> None:
     async with start() as service:
-        made = await service.create()
-        answer = await service.http.get(
-            f"/api/v2/jobs/{made['id']}", headers={b"x-forwarded-prefix": prefix.encode("latin-1")}
-        )
-        assert answer.status_code == 200
-        body = {"client_id": "acme", "prompt": "A cat sits."}
-        made_too = await service.http.post(
-            "/api/v2/jobs", json=body, headers={b"x-forwarded-prefix": prefix.encode("latin-1")}
-        )
-        assert made_too.headers["location"].startswith("/api/v2/jobs/")
+        job = await service.rendering()
+        path = f"/api/v2/jobs/{job['id']}"
+        for prefix in WRONG:
+            headers = {b"x-forwarded-prefix": prefix.encode("latin-1")}
+            answer = await service.http.get(path, headers=headers)
+            assert answer.status_code == 200, prefix
+            assert answer.json()["storyboard_url"] == f"{path}/storyboard", prefix
+            body = {"client_id": "acme", "prompt": "A cat sits."}
+            made = await service.http.post("/api/v2/jobs", json=body, headers=headers)
+            assert made.headers["location"].startswith("/api/v2/jobs/"), prefix
 
 
 @pytest.mark.parametrize("prefix", ["video", "//x", "/a/../b", "/a'b", "/a b"])

@@ -87,7 +87,15 @@ async def held(process: Process, expected: int) -> None:
             found[stats["process"]] = stats["held"]["waits"] + stats["held"]["streams"]
 
 
-@pytest.mark.parametrize("server", [name for name in SERVERS if "factory" not in name])
+@pytest.mark.parametrize(
+    "server",
+    [
+        *("uvicorn", "uvicorn, 2 workers", "uvicorn, h11"),
+        *("gunicorn", "gunicorn, preloaded", "fastapi run"),
+        pytest.param("gunicorn, 2 workers", marks=pytest.mark.long),
+        pytest.param("fastapi run, a path", marks=pytest.mark.long),
+    ],
+)
 async def test_a_server_ends_in_order_with_requests_held_open(tmp_path: Path, server: str) -> None:
     with served(tmp_path, SERVERS[server], JOBCACHE_BACKEND="null") as process:
         job_id = await asyncio.to_thread(external, process)
@@ -172,7 +180,15 @@ async def test_over_a_unix_socket_it_ends_in_order_as_well(tmp_path: Path) -> No
         child.wait()
 
 
-@pytest.mark.parametrize("server", [name for name in SERVERS if name[-1] not in "oh"])
+@pytest.mark.parametrize(
+    "server",
+    [
+        *("uvicorn", "uvicorn, 2 workers", "uvicorn, a factory"),
+        *("gunicorn", "gunicorn, preloaded", "fastapi run"),
+        pytest.param("uvicorn, h11", marks=pytest.mark.long),
+        pytest.param("gunicorn, 2 workers", marks=pytest.mark.long),
+    ],
+)
 def test_a_wrong_setting_is_one_line_and_ends_the_server(tmp_path: Path, server: str) -> None:
     (tmp_path / "app").symlink_to(ROOT / "app")
     result = subprocess.run(
@@ -263,7 +279,7 @@ def test_a_body_behind_an_upgrade_is_never_another_request(tmp_path: Path, serve
                     b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: %b\r\n"
                     b"Content-Length: %d\r\n\r\n" % (path.encode(), upgrade, len(inner))
                 )
-                with socket.create_connection(("127.0.0.1", process.port), 1) as client:
+                with socket.create_connection(("127.0.0.1", process.port), 0.3) as client:
                     client.sendall(head)
                     received = b""
                     with suppress(TimeoutError):  # a WebSocket is answered once it has failed
