@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from app.devservers import free_port
 from tests.service.forking import Forked, fork
 
 Child = subprocess.Popen[bytes] | Forked
+NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""For a client without TLS: each would read all certificates otherwise, which takes long."""
 
 
 class Process:
@@ -27,7 +30,7 @@ class Process:
         self.child = child
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
-        self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.http = httpx.Client(base_url=self.url, timeout=60, verify=NO_CERTIFICATES)
         self.log = log
 
     def wait_until_ready(self) -> None:

@@ -227,7 +227,7 @@ def test_pipelined_requests_take_little_memory_and_are_all_answered(service: Pro
         connection.connect(("127.0.0.1", service.port))
         connection.settimeout(0)
         sent = 0
-        wanted = (one * 20_000)[: 400 * 1024 // len(one) * len(one)]
+        wanted = (one * 20_000)[: 200 * 1024 // len(one) * len(one)]
         try:
             while sent < len(wanted):
                 sent += connection.send(wanted[sent:])
