@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import redis
+import redis.utils
 from redis._parsers import _AsyncRESP3Parser
 
 from app.devservers import redis_servers
@@ -18,6 +20,9 @@ from jobcache.backends.tiered import TieredBackend
 from jobcache.guard import Guard
 from jobcache.protocol import CacheBackend, Entry, Offered, Standing
 from jobcache.testing import conformance
+
+# redis-py looks up on disk, for each client and connection, which version it is: here only once.
+redis.utils.get_lib_version = functools.cache(redis.utils.get_lib_version)
 
 REDIS_SERVERS = redis_servers()
 BACKENDS = [

@@ -38,16 +38,21 @@ where_kept = pytest.mark.parametrize("subject", KEEPING, indirect=True)
 
 @pytest.fixture
 async def bench(subject: conformance.Subject) -> AsyncIterator[Bench]:
-    bench = Bench(subject)
+    bench = Bench(subject, sleep=short_pause)
     bench.source.versions["k"] = 1
     yield bench
     await bench.cache.aclose()
 
 
+async def short_pause(seconds: float) -> None:
+    """Wait a tenth of the pause that a reader makes while another holds the lease."""
+    await asyncio.sleep(seconds / 10)
+
+
 @pytest.fixture
 async def quick(subject: conformance.Subject) -> AsyncIterator[Bench]:
     """A bench whose loads time out quickly."""
-    bench = Bench(subject, load_timeout=QUICK)
+    bench = Bench(subject, load_timeout=QUICK, sleep=short_pause)
     bench.source.versions["k"] = 1
     yield bench
     await bench.cache.aclose()
