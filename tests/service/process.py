@@ -144,7 +144,7 @@ def _can_fork(arguments: Sequence[str], whole: dict[str, str], own: dict[str, st
         and "COVERAGE_PROCESS_CONFIG" not in whole
         and not any(name.startswith("PYTHON") for name in own)  # which Python reads as it starts
         and "--workers" not in arguments
-        and "JOBCACHE_WORKERS" not in own
+        and own.get("JOBCACHE_WORKERS", "1") == "1"
     )
 
 

@@ -94,7 +94,7 @@ def test_an_address_that_is_not_ours_is_named(host: str) -> None:
         ("[::1]", "1"),
         ("::1", "1"),
         pytest.param("[::1]", "2", marks=pytest.mark.long),
-        ("::1", "2"),
+        pytest.param("::1", "2", marks=pytest.mark.long),
     ],
 )
 def test_ipv6_with_and_without_brackets(tmp_path: Path, host: str, workers: str) -> None:
