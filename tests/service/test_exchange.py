@@ -241,7 +241,9 @@ def test_pipelined_requests_take_little_memory_and_are_all_answered(service: Pro
         count, seen = 0, b""
         whole = sent // len(one)
         while count < whole:
-            seen = seen[-11:] + connection.recv(65536)
+            piece = connection.recv(65536)
+            assert piece, "the connection was closed"
+            seen = seen[-11:] + piece
             count += seen.count(b"HTTP/1.1 404")
     assert count == whole
 
