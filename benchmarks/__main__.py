@@ -106,6 +106,7 @@ class Measurement:
                 self._redis.url,
                 peers=options.peers and "polls" in chosen,
                 jobs=8 if options.quick else polls.JOBS,
+                services=options.services.split(","),
             )
             self._run.missing.extend(one for one in servers.missing if one not in self._run.missing)
             found = []
@@ -178,6 +179,8 @@ def main(arguments: Sequence[str]) -> int:
     chosen = options.only.split(",") if options.only else SECTIONS
     if not set(chosen) <= set(SECTIONS):
         parser.error(f"--only takes {', '.join(SECTIONS)}")
+    if not {"null", "memory"} <= set(options.services.split(",")) <= set(polls.OURS):
+        parser.error(f"--services takes {', '.join(polls.OURS)}, the first two always")
     options.turns = options.turns or (1 if options.quick else 7)
     options.seconds = options.seconds or (0.1 if options.quick else 1.0)
     command = f"python -m benchmarks {shlex.join(arguments)}".strip()
@@ -219,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--peers", action="store_true", help="measure other caches, too")
     parser.add_argument("--only", default="", help=f"some of {','.join(SECTIONS)}")
+    parser.add_argument("--services", default=",".join(polls.OURS), help="polled over HTTP; all")
     parser.add_argument("--quick", action="store_true", help="only to see that it works")
     parser.add_argument("--turns", type=int, default=0, help="of all subjects; 7")
     parser.add_argument("--seconds", type=float, default=0.0, help="over HTTP, of a turn; 1")

@@ -63,6 +63,7 @@ FAULTS = {
 }
 """What takes Redis away, and what brings it back."""
 
+_LOOK = 0.05  # seconds between two looks at what polls have told
 _STEADY = 20  # polls in a row, of which one may be no hit: a writer may be at work
 _PROMPT = "A fox crosses a frozen river at night, meets a bear and shares its fish."
 
@@ -139,10 +140,10 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
             for name, pair in services.items()
         )
         polled = [services[name][0] for name in ("null", "redis")]
-        outages = _Outages(redis, polled, (null, cached))
+        outages = _Outages(redis, polled, (null, cached), curt=options.curt)
         rounds = []
         async with steady_load([null, cached], options.polls, options.writes):
-            await asyncio.sleep(options.after)
+            await outages.watch(time.monotonic(), options.after)
             for number in range(options.rounds):
                 for fault in options.faults:
                     rounds.append(await outages.one(fault, options.seconds, options.after))
@@ -160,11 +161,13 @@ class _Outages:
         redis: what to take away.
         polled: the processes that are polled, the one without a cache first.
         sides: their sides, in the same order.
+        curt: whether to watch only until hits are steady.
     """
 
     def __init__(
-        self, redis: RedisServer, polled: Sequence[Service], sides: Sequence[Side]
+        self, redis: RedisServer, polled: Sequence[Service], sides: Sequence[Side], *, curt: bool
     ) -> None:
+        self._curt = curt
         self._redis = redis
         self._service = polled[1]
         self._processes = [psutil.Process(service.stats()["process"]) for service in polled]
@@ -189,7 +192,7 @@ class _Outages:
         ended = time.monotonic()
         await asyncio.to_thread(bring_back, self._redis)
         back = time.monotonic() if fault == "kill" else ended
-        await asyncio.sleep(after)
+        await self.watch(back, after)
         state, closed = await self._breaker()
         if state != "closed":
             raise Untold(f"the breaker was not closed {after:g} s after a {fault}")
@@ -212,6 +215,16 @@ class _Outages:
             hit_after_s=None if first is None else first - back,
             steady_after_s=None if steady is None else steady - back,
         )
+
+    async def watch(self, since: float, seconds: float) -> None:
+        """Let polls go on for so long; if `curt`, no longer than until hits are steady."""
+        deadline = time.monotonic() + seconds
+        while self._curt and time.monotonic() < deadline:
+            polls = [poll for poll in self._cached.polls if poll.sent >= since]
+            if _hits(polls)[1] is not None and all(poll.hit for poll in polls[-_STEADY:]):
+                return
+            await asyncio.sleep(_LOOK)
+        await asyncio.sleep(deadline - time.monotonic())
 
     def _computed(self) -> list[float]:
         """Seconds of processor time that the processes that are polled have used so far."""
@@ -450,6 +463,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--seconds", type=float, default=8.0, help="an outage lasts; 8")
     parser.add_argument("--after", type=float, default=4.0, help="seconds watched after it; 4")
+    parser.add_argument("--curt", action="store_true", help="watch only until hits are steady")
     parser.add_argument("--polls", type=float, default=100.0, help="a second on each side; 100")
     parser.add_argument("--writes", type=float, default=4.0, help="a second on each side; 4")
     parser.add_argument("--jobs", type=int, default=20, help="on each side; 20")

@@ -37,6 +37,9 @@ NOT_MODIFIED = "{}, 304"
 UNLIKE = "{}, no two requests alike"
 """The name of one whose requests bear a number each, as some proxies have them."""
 
+OURS = (*NEEDS_REDIS, NULL_ON_SQLITE)
+"""The service, with each cache."""
+
 CONNECTIONS = 32
 JOBS = 100
 BYTES = 700
@@ -81,7 +84,13 @@ class Servers:
 
 
 def started(
-    stack: ExitStack, postgres: PostgresServer, redis_url: str, *, peers: bool, jobs: int
+    stack: ExitStack,
+    postgres: PostgresServer,
+    redis_url: str,
+    *,
+    peers: bool,
+    jobs: int,
+    services: Sequence[str] = OURS,
 ) -> Servers:
     """Start them all; `stack` ends them.
 
@@ -91,18 +100,19 @@ def started(
         redis_url: the services' and the peers'.
         peers: whether to start the peers, too.
         jobs: how many each service is to know.
+        services: which of them; those on null and on memory are among them.
     """
     servers = Servers()
-    services = {}
-    for name in [*NEEDS_REDIS, NULL_ON_SQLITE]:
+    running = {}
+    for name in services:
         settings = {"JOBCACHE_BACKEND": name.split()[0], "REDIS_URL": redis_url}
         if name != NULL_ON_SQLITE:
             database = f"polls_{name}"
             postgres.create_database(database)
             # all in one Redis, where jobs of different databases have the same numbers
             settings |= {"DATABASE_URL": postgres.url(database), "JOBCACHE_PREFIX": f"{name}:"}
-        services[name] = stack.enter_context(Service(settings))
-    for name, service in services.items():
+        running[name] = stack.enter_context(Service(settings))
+    for name, service in running.items():
         service.wait_until_ready()
         database = "SQLite" if name == NULL_ON_SQLITE else "PostgreSQL"
         servers.found[name] = Server(
@@ -114,7 +124,7 @@ def started(
             made_jobs(service, jobs),
         )
     null = servers.found["null"]
-    url = f"http://{HOST}:{services['memory'].port}{servers.found['memory'].requests(1)[0][0]}"
+    url = f"http://{HOST}:{running['memory'].port}{servers.found['memory'].requests(1)[0][0]}"
     httpx.get(url)  # a hit is to be had from now on
     poll = httpx.get(url, headers={"Accept-Encoding": "identity"})
     plain = stack.enter_context(constant_server(poll))
@@ -205,7 +215,9 @@ async def one_document(servers: Servers, driver: Driver, plan: Plan) -> Section:
     chosen = [name for name in servers.found if name != "redis" and not _on_redis(name)]
     subjects = [_subject(servers.found[name], name, driver, plan, 1) for name in chosen]
     subjects += [
-        _conditional(servers.found[name], name, driver, plan, 1) for name in ("memory", "tiered")
+        _conditional(servers.found[name], name, driver, plan, 1)
+        for name in ("memory", "tiered")
+        if name in servers.found
     ]
     subjects.append(_numbered(servers.found["memory"], "memory", driver, plan))
     return Section(
@@ -224,10 +236,11 @@ async def one_document(servers: Servers, driver: Driver, plan: Plan) -> Section:
 async def many_documents(servers: Servers, driver: Driver, plan: Plan) -> Section:
     """The connections ask for the jobs in turn."""
     found = servers.found
-    ours = [*NEEDS_REDIS, NULL_ON_SQLITE, PLAIN, HANDWRITTEN, NGINX]
+    ours = [*OURS, PLAIN, HANDWRITTEN, NGINX]
     names = [name for name in found if name in ours or _on_redis(name)]
     subjects = [_subject(found[name], name, driver, plan, JOBS) for name in names]
-    subjects.append(_conditional(found["redis"], "redis", driver, plan, JOBS))
+    if "redis" in found:
+        subjects.append(_conditional(found["redis"], "redis", driver, plan, JOBS))
     known = len(found["null"].jobs)
     return Section(
         "polls-many",
@@ -249,6 +262,7 @@ async def connections(
     subjects = [
         _subject(servers.found[name], name, driver, plan, 1, connections=count, costs=True)
         for name in ("memory", "tiered", PLAIN)
+        if name in servers.found
         for count in scale
     ]
     return Section(

@@ -12,11 +12,18 @@ import pytest
 
 from benchmarks.constant import constant_server
 from benchmarks.document import DOCUMENT
-from benchmarks.drivers import driver
+from benchmarks.drivers import Driver, driver
 from benchmarks.generator import WrongAnswer, get, load
 
+
 # The best that is installed, which is wrk if it can be, and the one that always is.
-DRIVERS = ["", "processes"]
+@pytest.fixture(scope="module", params=["", "processes"])
+def asks(request: pytest.FixtureRequest) -> Iterator[Driver]:
+    with driver(request.param) as made:
+        assert ("generator" in made.words) == (
+            request.param == "processes" or shutil.which("wrk") is None
+        )
+        yield made
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -85,10 +92,8 @@ def test_fewer_connections_than_requests_go_through_them_all(port: int) -> None:
     assert set(Answers.served) == {"/right", "/in_pieces", "/not_modified"}
 
 
-@pytest.mark.parametrize("name", DRIVERS)
-def test_every_driver_says_the_same_of_a_server_of_constant_bytes(name: str) -> None:
-    with constant_server() as server, driver(name) as asks:
-        assert ("generator" in asks.words) == (name == "processes" or shutil.which("wrk") is None)
+def test_every_driver_says_the_same_of_a_server_of_constant_bytes(asks: Driver) -> None:
+    with constant_server() as server:
         pace = asks.load(
             server.port, [("/1", ""), ("/2", 'If-None-Match: "7-0"')], connections=4, seconds=0.2
         )
@@ -100,18 +105,15 @@ def test_every_driver_says_the_same_of_a_server_of_constant_bytes(name: str) -> 
         assert 0 < pace.busy < 2
 
 
-@pytest.mark.parametrize("name", DRIVERS)
-def test_numbers_are_not_given_twice(port: int, name: str) -> None:
-    with driver(name) as asks:
-        for _ in range(2):
-            asks.load(port, [("/numbered", "X-Number: a%d")], connections=2, seconds=0.2)
+def test_numbers_are_not_given_twice(port: int, asks: Driver) -> None:
+    for _ in range(2):
+        asks.load(port, [("/numbered", "X-Number: a%d")], connections=2, seconds=0.2)
     assert len(set(Answers.numbers)) == len(Answers.numbers) > 10
     assert all(number[1:].isdigit() for number in Answers.numbers)
 
 
-@pytest.mark.parametrize("name", DRIVERS)
-def test_no_driver_takes_failures_for_answers(port: int, name: str) -> None:
-    with driver(name) as asks, pytest.raises(WrongAnswer):
+def test_no_driver_takes_failures_for_answers(port: int, asks: Driver) -> None:
+    with pytest.raises(WrongAnswer):
         asks.load(port, [("/missing", "")], connections=2, seconds=0.2)
 
 

@@ -30,14 +30,14 @@ ROUND = {
 }
 
 
-SHORT, LONG = "--seconds 1 --after 3", "--seconds 2 --after 4"
-LONGER = "--seconds 5 --after 15"
+SHORT, LONG = "--seconds 1 --after 10 --curt", "--seconds 2 --after 4"
+LONGER = "--seconds 5 --after 30 --curt"
 UNTOLD = 2
 """The status of a run in which the machine was too busy for anything to be told."""
 
 
 def measure(results: Path, times: str) -> tuple[int, str]:
-    options = f"--rounds 1 {times} --polls 20 --writes 2 --jobs 4"
+    options = f"--rounds 1 {times} --polls 40 --writes 4 --jobs 4"
     child = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.outage", *options.split(), "--results", results],
         cwd=ROOT,
@@ -46,7 +46,7 @@ def measure(results: Path, times: str) -> tuple[int, str]:
         text=True,
     )
     try:
-        said, complained = child.communicate(timeout=80)
+        said, complained = child.communicate(timeout=150)
     except subprocess.TimeoutExpired:
         child.terminate()  # so that it ends its servers
         said, complained = child.communicate(timeout=20)
