@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from app.devservers import PostgresServer
 from app.main import create_app
 from app.settings import Settings
 from app.wiring import Parts
+from jobcache import registry
+from jobcache import settings as cache_settings
 from tests.pairs import SERVICE_BACKENDS
 
 
@@ -92,6 +96,9 @@ class Service:
         return stats
 
 
+installed = cache(entry_points)
+"""What is installed stays the same, and takes longer to find than all of the settings to read."""
+
 Start = Callable[..., AbstractAsyncContextManager[Service]]
 
 
@@ -110,8 +117,10 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
         with monkeypatch.context() as patch:
             for variable, value in (defaults | environment).items():
                 patch.setenv(variable, value)
+            for module in (cache_settings, registry):
+                patch.setattr(module, "entry_points", installed)
             chosen = service_settings.load()
-        app = create_app(chosen)
+            app = create_app(chosen)
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:

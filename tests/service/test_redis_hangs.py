@@ -16,7 +16,7 @@ from tests.pairs import DATABASES
 from tests.service.running import Service, Start
 
 JOBS = 6
-POLLERS = 2  # of each job
+POLLERS = 4  # of each job
 
 
 class Counted:
@@ -88,7 +88,7 @@ class Clients:
         async def keep_polling(job_id: int) -> None:
             while not over:
                 await self.poll(service, job_id)
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
 
         async with asyncio.TaskGroup() as group:
             for job_id in self.known:
