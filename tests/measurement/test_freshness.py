@@ -88,7 +88,8 @@ def test_two_tiers_lag_by_no_more_than_they_may_whatever_becomes_of_their_feed(
     faults = ["feed-killed", "feed-black-hole", "hello-refused", "pause"]
     load, processes = ("--quick", "--reads", "20000"), 3
     if not long:
-        load, processes = SHORT, 2
+        # Fresh for longer than a feed may lag, or nothing old would be shown for too long.
+        load, processes = (*SHORT, "--freshness", "4", "--pause", "1"), 2
         del faults[2:]
     child = start(tmp_path, "--backend", "tiered", *load, "--faults", ",".join(faults))
     said = finish(child)
