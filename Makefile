@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 WORKERS ?= logical
 PARALLEL := --numprocesses $(WORKERS) --dist worksteal --benchmark-disable
 
+# Tests start hundreds of processes, each of which would compile the project anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help run test test-long check format bench bench-peers settings instructions loadtest outage held freshness clean
 

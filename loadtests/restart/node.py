@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HOST = "127.0.0.1"
-GRACE = 12.0
-"""Seconds for a process to end by itself: the service's own limit, and what Python takes."""
+GRACE = 60.0
+"""Seconds for a process to end by itself; the machine may be busy."""
 
 _START = 60.0  # seconds to become ready
 _PAUSE = 0.02  # seconds between two looks
+_CUT_OFF = "timeout graceful shutdown exceeded"  # uvicorn says so of requests that it cancels
 _OURS = ("JOBCACHE_", "DATABASE_URL", "REDIS_URL", "COVERAGE_")
 
 
 class NodeFailed(Exception):  # noqa: N818 - says what is the matter
-    """A process did not start, or had ended before it was told to; ends with its last words."""
+    """A process did not start, ended by itself, or cut clients off; with its last words."""
 
 
 class Node:
@@ -62,7 +63,11 @@ class Node:
         raise NodeFailed(f"a process is not ready:\n{self._process.last_words()}")
 
     async def end(self) -> tuple[int | None, float]:
-        """Ask it to end. Returns its status, None if it had to be killed, and what it took."""
+        """Ask it to end. Returns its status, None if it had to be killed, and what it took.
+
+        Raises:
+            NodeFailed: it had ended before, or did not answer a request that it held.
+        """
         if not self._process.alive:
             raise NodeFailed(f"a process ended by itself:\n{self._process.last_words()}")
         began = time.monotonic()
@@ -71,6 +76,8 @@ class Node:
         with contextlib.suppress(subprocess.TimeoutExpired):
             status = await asyncio.to_thread(self._process.wait, GRACE)
         took = time.monotonic() - began
+        if _CUT_OFF in (words := self._process.last_words()):
+            raise NodeFailed(f"a process did not answer the requests that it held:\n{words}")
         if status is None:
             os.kill(self._process.pid, signal.SIGKILL)
         await asyncio.to_thread(self._stack.close)

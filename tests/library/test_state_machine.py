@@ -63,6 +63,18 @@ class Machine(RuleBasedStateMachine):
         self.cells[key], expected = model.offer(self.cells.get(key), ticket, version)
         assert self.run(self.backend.offer(key, ticket, entry_of(version))) is expected
 
+    @rule(key=keys, ticket=tickets, version=versions)
+    def fence_and_offer(self, key: str, ticket: str, version: int) -> None:
+        """Write as writers do: steps at random seldom replace an entry by another."""
+        self.fence(key, ticket)
+        self.offer(key, ticket, version)
+
+    @rule(key=keys, ticket=tickets, version=versions)
+    def lease_and_offer(self, key: str, ticket: str, version: int) -> None:
+        """Load as readers do."""
+        self.lease(key, ticket)
+        self.offer(key, ticket, version)
+
     @rule(key=keys, ticket=tickets)
     def withdraw(self, key: str, ticket: str) -> None:
         self.cells[key], expected = model.withdraw(self.cells.get(key), ticket)
