@@ -103,18 +103,23 @@ Start = Callable[..., AbstractAsyncContextManager[Service]]
 
 
 @pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+def start(tmp_path: Path) -> Start:
     """Start a service with the given environment variables."""
+    return starting(tmp_path)
+
+
+def starting(folder: Path) -> Start:
+    """Return what starts services that keep their files in the folder."""
 
     @asynccontextmanager
     async def start(**environment: str) -> AsyncIterator[Service]:
         defaults = {
-            "JOBCACHE_VAR_DIR": str(tmp_path / "var"),
+            "JOBCACHE_VAR_DIR": str(folder / "var"),
             "JOBCACHE_RENDERER": "paced",
             "JOBCACHE_PACED_SECONDS": "0.9",
             "JOBCACHE_PACED_UPDATES": "3",
         }
-        with monkeypatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             for variable, value in (defaults | environment).items():
                 patch.setenv(variable, value)
             for module in (cache_settings, registry):
@@ -139,7 +144,7 @@ def choosing(request: pytest.FixtureRequest, backend: str) -> dict[str, str]:
     """What chooses a backend, an empty one."""
     environment = {"JOBCACHE_BACKEND": backend}
     if backend in {"redis", "tiered"}:
-        url = request.getfixturevalue("redis_url")
+        url: str = next(iter(request.getfixturevalue("redis_urls").values()))
         with redis_client.Redis.from_url(url) as raw:
             raw.flushall()
         environment["REDIS_URL"] = url
