@@ -26,6 +26,7 @@ from app.limits import BodyLimit
 from app.ops import page
 from app.ops import routes as ops
 from app.quiet import quiet_malformed_requests
+from app.routing import with_heads
 from app.serving import DRAIN, LIMITS, POLLS, space_out_collections
 from jobcache import JobCacheError, SettingsError
 
@@ -131,7 +132,6 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
         title="jobcache",
         version="2",
         lifespan=lifespan,
-        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,  # it would send people to whatever host their Host header names
     )
     app.state.parts = parts
@@ -151,10 +151,12 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
     app.local_only = parts.keys is None and not chosen.insecure
     app.watch = ListeningWatch(parts.held.drain)
     problems.install(app)
-    app.include_router(
-        jobs.router(parts.jobs, parts.events, chosen.videos, longest_wait=chosen.max_wait)
-    )
-    app.include_router(ops.router(parts.cache, parts.database, parts.held, parts.keys))
+    for router in (
+        jobs.router(parts.jobs, parts.events, chosen.videos, longest_wait=chosen.max_wait),
+        ops.router(parts.cache, parts.database, parts.held, parts.keys),
+    ):
+        # Not `include_router`, which makes each route once more when the first request comes.
+        app.routes.extend(with_heads(router.routes))
     contract.publish(app)
     describe(app, keyed=keyed, limited=parts.rate is not None)
     return app

@@ -46,6 +46,7 @@ from app.jobs.store import NewJob
 from app.later import Later
 from app.problems import problem
 from app.rendering.storyboard import Storyboard
+from app.routing import name_of
 from jobcache import SourceUnavailable, identity_body
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def router(
         videos: where finished videos are.
         longest_wait: seconds that a poll is held at most.
     """
-    routes = APIRouter(prefix="/api/v2/jobs", tags=["jobs"])
+    routes = APIRouter(prefix="/api/v2/jobs", tags=["jobs"], generate_unique_id_function=name_of)
 
     @routes.post(
         "", status_code=202, response_model=JobBody, **only(Role.CLIENT, answers=contract.CREATED)
@@ -135,7 +136,6 @@ def router(
         location = f"{_root(request)}/api/v2/jobs/{job.id}"
         return _changed(job, request, 202, {"Location": location})
 
-    @routes.head("", include_in_schema=False)
     @routes.get(
         "",
         response_model=JobPage | JobBatch,
@@ -170,7 +170,6 @@ def router(
         following = None if page.next_below is None else _cursor(page.next_below)
         return _items(request, page.bodies, "next_cursor", following)
 
-    @routes.head("/{job_id}/storyboard", include_in_schema=False)
     @routes.get("/{job_id}/storyboard", response_model=Storyboard, responses=contract.STORYBOARD)
     async def storyboard(
         job_id: JobIdInPath,
@@ -183,7 +182,6 @@ def router(
         answer = await service.storyboard(job_id, caller_of(request), floor=conditions(held).floor)
         return _sent(respond(answer, held, _joined(accept_encoding)))
 
-    @routes.head("/{job_id}/video", include_in_schema=False)
     @routes.get(
         "/{job_id}/video",
         response_class=FileResponse,
@@ -208,7 +206,6 @@ def router(
 def _add_polls(
     routes: APIRouter, service: JobService, events: JobEvents, longest_wait: int
 ) -> None:
-    @routes.head("/{job_id}", include_in_schema=False)
     @routes.get("/{job_id}", response_model=JobBody, responses=contract.POLLED)
     async def poll(
         job_id: JobIdInPath,
@@ -232,7 +229,6 @@ def _add_polls(
         waiting = _Wait(service, events.held, job_id, caller, seconds, _root(request))
         return Later(partial(waiting.answer, answer, has, accepted))
 
-    @routes.head("/{job_id}/events", include_in_schema=False)
     @routes.get("/{job_id}/events", response_class=Response, responses=contract.EVENTS)
     async def stream(
         job_id: JobIdInPath, request: Request, last_event_id: LastEventId = None

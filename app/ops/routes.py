@@ -14,6 +14,7 @@ from app.contract import problems, without_null
 from app.jobs.schemas import ClientId, JobId, RequestBody
 from app.ops.readiness import Readiness
 from app.problems import problem
+from app.routing import name_of
 from jobcache import jobs_key, progress_key, storyboard_key
 
 if TYPE_CHECKING:
@@ -60,10 +61,9 @@ def router(
     cache: JobCache, database: Database, held: Held, keys: KeyFile | None = None
 ) -> APIRouter:
     """Statistics, invalidation and health."""
-    routes = APIRouter(tags=["operations"])
+    routes = APIRouter(tags=["operations"], generate_unique_id_function=name_of)
     readiness = Readiness(database.check)
 
-    @routes.head("/api/v2/cache/stats", include_in_schema=False, **only())
     @routes.get("/api/v2/cache/stats", **only())
     async def stats() -> dict[str, Any]:
         """What the cache of this process has done since it started."""
@@ -79,13 +79,11 @@ def router(
             return Purged(purged=await cache.invalidate(jobs_key(body.client_id)))
         return Purged(purged=await cache.invalidate_all())
 
-    @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz")
     async def healthz() -> dict[str, str]:
         """The process is alive."""
         return {"status": "alive"}
 
-    @routes.head("/readyz", include_in_schema=False)
     @routes.get("/readyz", responses={200: {"model": dict[str, str]}, **problems(503)})
     async def readyz(request: Request) -> Response:
         """The service can answer: its database takes reads and writes, its keys can be read.
