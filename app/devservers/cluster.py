@@ -40,8 +40,9 @@ class RedisCluster(Started):
         node_timeout: Seconds after which a node that does not answer counts as failed.
 
     Attributes:
-        nodes: The servers: primaries, replicas, spares, as they were at first. Each can be
-            killed, paused and started again, and comes back as what the others say it is.
+        nodes: The servers: primaries, replicas, spares, as they were at first; settled once
+            `start` has returned. Each can be killed, paused and started again, and comes back as
+            what the others say it is.
 
     Raises:
         ServerMissing: If no program is given and none is installed.
@@ -56,23 +57,18 @@ class RedisCluster(Started):
         spares: int = 0,
         node_timeout: float = 1.0,
     ) -> None:
+        self._program = program
         self._primaries = primaries
         self._replicas = primaries * replicas
-        self.nodes = [
-            RedisServer(
-                program,
-                port=port,
-                arguments=(
-                    *("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"),
-                    *("--cluster-node-timeout", str(round(node_timeout * 1000))),
-                    # No node becomes a replica because it has lost its last slot.
-                    *("--cluster-allow-replica-migration", "no"),
-                    # A replica is promoted however long it has been cut off, and syncs at once.
-                    *("--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0"),
-                ),
-            )
-            for port in _free_ports(primaries * (1 + replicas) + spares)
-        ]
+        self._arguments = (
+            *("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"),
+            *("--cluster-node-timeout", str(round(node_timeout * 1000))),
+            # No node becomes a replica because it has lost its last slot.
+            *("--cluster-allow-replica-migration", "no"),
+            # A replica is promoted however long it has been cut off, and syncs at once.
+            *("--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0"),
+        )
+        self.nodes = self._nodes(primaries * (1 + replicas) + spares)
 
     @property
     def url(self) -> str:
@@ -86,8 +82,16 @@ class RedisCluster(Started):
         Raises:
             ServerFailed: If a node does not start, or they do not come together in time.
         """
-        for node in self.nodes:
-            node.start()
+        try:
+            self._start_nodes()
+        except ServerFailed as failure:
+            # Between finding a port and binding it, or the one that is for the other nodes,
+            # somebody else may have bound it. Twice in a row is no accident.
+            if "Address already in use" not in str(failure):
+                raise
+            self.close()
+            self.nodes = self._nodes(len(self.nodes))
+            self._start_nodes()
         bounds = [SLOTS * n // self._primaries for n in range(self._primaries + 1)]
         for number, (node, (first, end)) in enumerate(
             zip(self.nodes, itertools.pairwise(bounds), strict=False)
@@ -156,6 +160,16 @@ class RedisCluster(Started):
         for node in (to, source):
             self.order(node, "CLUSTER", "SETSLOT", slot, "NODE", self.id_of(to))
         yield "done"
+
+    def _nodes(self, count: int) -> list[RedisServer]:
+        return [
+            RedisServer(self._program, port=port, arguments=self._arguments)
+            for port in _free_ports(count)
+        ]
+
+    def _start_nodes(self) -> None:
+        for node in self.nodes:
+            node.start()
 
     def _all_have_met(self) -> bool:
         known = f"cluster_known_nodes:{len(self.nodes)}\r"

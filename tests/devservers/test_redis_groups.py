@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from pathlib import Path
 
@@ -26,7 +27,11 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_cluster_covers_all_slots_and_leaves_nothing_behind(temporary: Path) -> None:
-    with RedisCluster(OLDEST) as cluster:
+    """On other ports, if somebody else has taken one of those that it was to have."""
+    cluster = RedisCluster(OLDEST)
+    bus = cluster.nodes[-1].port + 10_000
+    with socket.create_server(("127.0.0.1", bus)), cluster:
+        assert bus - 10_000 not in {node.port for node in cluster.nodes}
         pids = [node.pid for node in cluster.nodes]
         assert [cluster.owner(slot) for slot in (0, SLOTS // 2, SLOTS - 1)] == cluster.nodes
         assert all(

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from app.devservers import RedisServer, free_port
+from app.devservers import RedisServer
+from app.devservers.cluster import RedisCluster
 from jobcache import CacheSettings, CacheUnavailable, Document, JobCache, Outcome, make_backend
 from jobcache.backends.redis import RedisBackend
 from jobcache.testing.schedules import entry_of
@@ -26,11 +27,9 @@ def program(request: pytest.FixtureRequest) -> Path:
 
 
 @contextmanager
-def serving(
-    program: Path, *arguments: str, port: int | None = None
-) -> Iterator[tuple[RedisServer, redis.Redis]]:
+def serving(program: Path, *arguments: str) -> Iterator[tuple[RedisServer, redis.Redis]]:
     with (
-        RedisServer(program, port=port, arguments=arguments) as server,
+        RedisServer(program, arguments=arguments) as server,
         redis.Redis.from_url(server.url, protocol=2) as raw,
     ):
         yield server, raw
@@ -214,16 +213,8 @@ async def test_a_cluster_node_behind_a_plain_url_is_unavailable_with_one_line(
     program: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Even one that owns every slot: a read of many keys crosses slots."""
-    # The nodes of a cluster talk on a port that is 10,000 higher.
-    port = next(port for port in iter(free_port, 0) if port <= 55_535)
-    with serving(program, "--cluster-enabled", "yes", port=port) as (server, raw):
-        raw.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383") if "valkey" in str(
-            program
-        ) else raw.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
-        async with asyncio.timeout(60):
-            while b"cluster_state:ok" not in raw.execute_command("CLUSTER", "INFO"):
-                await asyncio.sleep(0.01)
-        async with cached("redis", server.url) as cache:
+    with RedisCluster(program, primaries=1) as cluster:
+        async with cached("redis", cluster.nodes[0].url) as cache:
             await cache.start()
             for _ in range(3):
                 await poll(cache)

@@ -23,6 +23,8 @@ from loadtests.freshness.proxy import Proxy
 from tests.subjects import REDIS_SERVERS
 
 PROGRAMS = list(REDIS_SERVERS)
+AT_ONCE = ("--repl-diskless-sync-delay", "0")
+"""A replica is in step at once, rather than after five seconds."""
 
 
 @pytest.fixture(params=PROGRAMS)
@@ -147,7 +149,10 @@ async def test_a_script_that_crosses_a_restart_bears_the_stamp_of_where_it_arriv
 
 
 async def test_a_promoted_replica_that_lagged_serves_nothing_old(program: Path) -> None:
-    with RedisServer(program) as master, RedisServer(program) as replica:
+    with (
+        RedisServer(program, arguments=AT_ONCE) as master,
+        RedisServer(program, arguments=AT_ONCE) as replica,
+    ):
         backend = RedisBackend(master.url)
         await store(backend, "k", 1)
         synced(replica, master)
@@ -166,7 +171,10 @@ async def test_a_master_that_was_demoted_and_promoted_again_serves_nothing_old(
     program: Path,
 ) -> None:
     """Its `run_id` is the same, its connections have stayed, and it lacks what came between."""
-    with RedisServer(program) as server, RedisServer(program) as other:
+    with (
+        RedisServer(program, arguments=AT_ONCE) as server,
+        RedisServer(program, arguments=AT_ONCE) as other,
+    ):
         here = RedisBackend(server.url)
         await store(here, "k", 1)
         assert await here.get("k") is not None

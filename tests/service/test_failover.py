@@ -102,14 +102,22 @@ class Clients:
 
     async def _poll(self, port: int, connection: Connection, job_id: int) -> bool:
         """Whether it was a hit, in the tier that is asked first, and the newest there is."""
-        due = time.monotonic() - self._lag[port]
+        settled = self.settled  # as it was when it was asked
+        began = time.monotonic()
+        due = began - self._lag[port]
         acknowledged = max(version for at, version in self._acknowledged[job_id] if at <= due)
         floor = max(acknowledged, self._told[port, job_id])
         reply = await connection.request("GET", f"/api/v2/jobs/{job_id}")
         assert reply.status == 200, reply
         version = reply.json()["version"]
         if version < floor:
-            assert not self.settled, f"job {job_id}: version {version} after {floor}"
+            found = reply.headers["cache-status"]
+            ago = [(v, round(began - at, 3)) for at, v in self._acknowledged[job_id][-30:]]
+            assert not settled, (
+                f"{self._first[port]}, job {job_id}: version {version} after {floor}, of which "
+                f"{acknowledged} was acknowledged, as {found}, after "
+                f"{time.monotonic() - began:.3f} s; acknowledged, and seconds ago: {ago}"
+            )
             self.counts["polls behind"] += 1
         self._told[port, job_id] = max(version, self._told[port, job_id])
         self.counts["polls"] += 1
