@@ -37,8 +37,13 @@ def postgres_url(postgres: PostgresServer) -> str:
 @pytest.fixture
 async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database; parametrize it indirectly with `DATABASES`."""
-    if getattr(request, "param", "sqlite") == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path / 'jobs.db'}"
+    return await empty_database(request, getattr(request, "param", "sqlite"), tmp_path)
+
+
+async def empty_database(request: pytest.FixtureRequest, database: str, folder: Path) -> str:
+    """Return the URL of an empty database; one of SQLite is in the folder."""
+    if database == "sqlite":
+        return f"sqlite+aiosqlite:///{folder / 'jobs.db'}"
     url: str = request.getfixturevalue("postgres_url")
     # A new schema takes a tenth of the time of a new database.
     engine = create_async_engine(url)
@@ -94,6 +99,15 @@ class Service:
     async def stats(self) -> dict[str, Any]:
         stats: dict[str, Any] = (await self.http.get("/api/v2/cache/stats")).json()
         return stats
+
+    async def storyboards_written(self) -> None:
+        """Wait until every job has its storyboard, those of other tests, too."""
+        async with asyncio.timeout(60):
+            while True:
+                page = await self.http.get("/api/v2/jobs", params={"status": "pending"})
+                if page.json()["items"] == []:
+                    return
+                await asyncio.sleep(0.01)
 
 
 installed = cache(entry_points)

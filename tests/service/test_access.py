@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from itertools import product
 from pathlib import Path
@@ -196,7 +195,7 @@ async def test_a_stranger_costs_no_more_than_an_unknown_job_and_leaves_the_cache
     access: Keyed, endpoint: tuple[str, str]
 ) -> None:
     method, path = endpoint
-    await storyboards_written(access.service)
+    await access.service.storyboards_written()
     job_id = await subject(access.service, path)
     for warm in BOTH:
         theirs, nobodys = [
@@ -210,16 +209,6 @@ async def test_a_stranger_costs_no_more_than_an_unknown_job_and_leaves_the_cache
         else:
             assert theirs["load"] == 1
             assert nobodys["load"] == (2 if path.endswith("/storyboard") else 1)
-
-
-async def storyboards_written(service: Service) -> None:
-    """Wait until the service is at work on no job, of other tests either."""
-    async with asyncio.timeout(60):
-        while True:
-            page = await service.http.get("/api/v2/jobs", params={"status": "pending"})
-            if page.json()["items"] == []:
-                return
-            await asyncio.sleep(0.01)
 
 
 async def queries(
