@@ -103,15 +103,19 @@ def start(
     *arguments: str,
     measured: bool = True,
     anew: bool = False,
+    workers: bool = True,
     **environment: str,
 ) -> Child:
-    """Start `python -m app` with these arguments and no other variables; see `launch`."""
+    """Start `python -m app` with these arguments and no other variables; see `launch`.
+
+    Without `workers` it ends before it starts any, whatever the settings say.
+    """
     inherited = clean_environment()
     if not measured:
         inherited.pop("COVERAGE_PROCESS_CONFIG", None)
     whole = {**inherited, **environment}
     with log.open("ab") as output:
-        if not anew and _can_fork(arguments, whole, environment):
+        if not anew and _can_fork(arguments, whole, environment, workers=workers):
             return fork(directory, arguments, whole, output)
         return subprocess.Popen(
             [sys.executable, "-m", "app", *arguments],
@@ -123,11 +127,17 @@ def start(
 
 
 def run(
-    directory: Path, *arguments: str, anew: bool = False, **environment: str
+    directory: Path,
+    *arguments: str,
+    anew: bool = False,
+    workers: bool = True,
+    **environment: str,
 ) -> tuple[int, str]:
     """Run `python -m app` to its end. Returns its exit status and all that it says."""
     with tempfile.NamedTemporaryFile() as log:
-        child = start(directory, Path(log.name), *arguments, anew=anew, **environment)
+        child = start(
+            directory, Path(log.name), *arguments, anew=anew, workers=workers, **environment
+        )
         try:
             status = child.wait(60)
         finally:
@@ -137,14 +147,18 @@ def run(
         return status, log.read().decode()
 
 
-def _can_fork(arguments: Sequence[str], whole: dict[str, str], own: dict[str, str]) -> bool:
+def _can_fork(
+    arguments: Sequence[str], whole: dict[str, str], own: dict[str, str], *, workers: bool
+) -> bool:
     """Tell whether a fork would be as a process that is started anew."""
     return (
         sys.platform == "linux"
         and "COVERAGE_PROCESS_CONFIG" not in whole
         and not any(name.startswith("PYTHON") for name in own)  # which Python reads as it starts
-        and "--workers" not in arguments
-        and own.get("JOBCACHE_WORKERS", "1") == "1"
+        and (
+            not workers
+            or ("--workers" not in arguments and own.get("JOBCACHE_WORKERS", "1") == "1")
+        )
     )
 
 
