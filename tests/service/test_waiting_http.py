@@ -242,12 +242,12 @@ async def test_while_the_database_is_away_it_is_held_all_the_same(
 
 
 async def test_the_longest_wait_is_a_setting(start: Start) -> None:
-    async with start(JOBCACHE_MAX_WAIT="1") as service:
+    async with start(JOBCACHE_MAX_WAIT="7") as service:
         job = await service.rendering()
-        headers = {"If-None-Match": f'"{job["version"]}-0"', "Prefer": "wait=600"}
-        answer = await service.http.get(f"/api/v2/jobs/{job['id']}", headers=headers)
-        assert answer.status_code == 304
-        assert answer.headers["preference-applied"] == "wait=1"
+        waiting = asyncio.create_task(poll(service, job["id"], f'"{job["version"]}-0"', "wait=600"))
+        await held(service, 1)
+        await service.post(f"{job['id']}/progress", percent=10)
+        assert (await waiting).headers["preference-applied"] == "wait=7"
 
 
 def test_by_default_a_wait_ends_before_a_proxy_gives_up() -> None:
