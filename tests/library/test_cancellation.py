@@ -21,10 +21,10 @@ from jobcache.guard import Guard
 from jobcache.protocol import Entry
 from tests.cancelling import CancelledAt
 from tests.library.bench import Bench, Transaction, document
-from tests.subjects import KEEPING, MemorySubject, RedisSubject, make_subject
+from tests.subjects import KEEPING, PATIENCE, MemorySubject, RedisSubject, make_subject
 
 MOST_WAITS = 60
-AT_ONCE = 8
+AT_ONCE = 4
 MOMENT = 0.005
 """Seconds that others hold a fence, a lease or a load up: about as long as a commit takes."""
 
@@ -170,7 +170,7 @@ async def leaving_nothing_behind(bench: Bench) -> AsyncIterator[None]:
 async def bench(request: pytest.FixtureRequest, redis_urls: dict[str, str]) -> AsyncIterator[Bench]:
     async for subject in make_subject(request.param, redis_urls):
         if isinstance(subject, RedisSubject):
-            guard = Guard(subject.backend)
+            guard = Guard(subject.backend, deadline=PATIENCE, fence_deadline=PATIENCE)
             subject.backend = guard  # type: ignore[assignment]
         yield Bench(subject)
 

@@ -311,6 +311,14 @@ async def test_a_full_redis_is_no_conflict(url: str, raw: redis.Redis) -> None:
         assert raw.get(MARKER) == b"one"
 
 
+FIRST, *OTHERS = REDIS_SERVERS
+
+
+@pytest.mark.parametrize(
+    "program",
+    [FIRST, *(pytest.param(other, marks=pytest.mark.long) for other in OTHERS)],
+    indirect=True,
+)
 async def test_in_a_cluster_one_marker_is_enough(program: Path) -> None:
     with RedisCluster(program) as cluster:
         async with (
