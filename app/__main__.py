@@ -17,16 +17,16 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from app import settings
-from app.access import commands
-from app.access.keyfile import KeyFile
-from app.db import Database, DatabaseUnavailable
-from app.descriptors import allow_connections
-from app.greeting import greeting
-from app.limits import HEAD_BYTES
-from app.listening import BACKLOG, CannotListen, listening
-from app.serving import protocol
+from app.auth import commands
+from app.auth.key_file import KeyFile
+from app.db.database import Database, DatabaseUnavailable
+from app.http.body_limits import HEAD_BYTES
+from app.http.descriptors import allow_connections
+from app.http.listening import BACKLOG, CannotListen, listening
+from app.http.serving import protocol
+from app.ops.greeting import greeting
 from jobcache import NamespaceConflict, SettingsError, make_backend
-from jobcache.registry import REMOTE, check_namespace
+from jobcache.backends.registry import REMOTE, check_namespace
 from jobcache.settings import backend_names
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _serve(sockets: list[socket.socket]) -> int:
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_keep_alive=cast("int", chosen.keep_alive),  # any number of seconds
         ws="none",
-        proxy_headers=False,  # the application reads them, for every path: app/access/forwarded.py
+        proxy_headers=False,  # the application reads them, for every path: app/http/forwarded.py
     )
     logger.info("%s", greeting(chosen, sockets))
     try:

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from app import contract, problems, settings, wiring
-from app.access import local
-from app.access.document import describe
-from app.access.forwarded import TrustedProxies, read_prefix
-from app.access.front import Front, common_headers, read_origins
-from app.access.gate import Admission, Gate
-from app.access.hosts import LOOPBACK, AllowedHosts, read_hosts
-from app.draining import ListeningWatch
-from app.greeting import greeting_elsewhere
-from app.jobs import routes as jobs
-from app.jobs.hot import HotPolls
-from app.later import Laters
-from app.limits import BodyLimit
+from app import container, settings
+from app.auth.middleware import Admission, Gate
+from app.auth.openapi import describe
+from app.http import loopback_only, openapi, problems
+from app.http.body_limits import BodyLimit
+from app.http.deferred_response import Laters
+from app.http.draining import ListeningWatch
+from app.http.forwarded import TrustedProxies, read_prefix
+from app.http.front import Front, common_headers, read_origins
+from app.http.hosts import LOOPBACK, AllowedHosts, read_hosts
+from app.http.routing import with_heads
+from app.http.serving import DRAIN, LIMITS, POLLS, space_out_collections
+from app.jobs.api import routes as jobs
+from app.jobs.poll_fast_path import HotPolls
 from app.ops import page
 from app.ops import routes as ops
-from app.quiet import quiet_malformed_requests
-from app.routing import with_heads
-from app.serving import DRAIN, LIMITS, POLLS, space_out_collections
+from app.ops.greeting import greeting_elsewhere
+from app.ops.quiet_logging import quiet_malformed_requests
 from jobcache import JobCacheError, SettingsError
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ class Application(FastAPI):
             return
         if not self.watch.begun:
             self.watch.begin(scope.get("server"))
-        if self.local_only and not local.is_local(scope):
-            await local.refuse(scope, receive, send)
+        if self.local_only and not loopback_only.is_local(scope):
+            await loopback_only.refuse(scope, receive, send)
         else:
             await self.front(scope, receive, send)
 
@@ -101,7 +101,7 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
     Raises:
         SettingsError: the cache backend cannot be set up so, or the keys cannot be read.
     """
-    parts = wiring.build(chosen)
+    parts = container.build(chosen)
     proxies = TrustedProxies(chosen.forwarded_allow_ips)
     admission = Admission(parts.keys, parts.rate, proxies)
     keyed = parts.keys is not None
@@ -123,7 +123,7 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
             return
         this.started = True
         try:
-            async with wiring.running(parts):
+            async with container.running(parts):
                 yield {DRAIN: parts.held.drain, POLLS: hot, LIMITS: limits}
         finally:
             this.watch.close()
@@ -157,7 +157,7 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
     ):
         # Not `include_router`, which makes each route once more when the first request comes.
         app.routes.extend(with_heads(router.routes))
-    contract.publish(app)
+    openapi.publish(app)
     describe(app, keyed=keyed, limited=parts.rate is not None)
     return app
 

@@ -16,14 +16,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from app.access.forwarded import TrustedProxies, read_prefix
-from app.access.front import read_origins
-from app.access.hosts import read_hosts
-from app.access.rate import MOST_CALLS, read_rate
-from app.db_url import read_postgres_url, with_one_host
-from app.descriptors import affordable_connections
-from app.jobs.prefer import LONGEST
-from app.limits import ConnectionLimits
+from app.auth.rate_limit import MOST_CALLS, read_rate
+from app.db.url import read_postgres_url, with_one_host
+from app.http.body_limits import ConnectionLimits
+from app.http.descriptors import affordable_connections
+from app.http.forwarded import TrustedProxies, read_prefix
+from app.http.front import read_origins
+from app.http.hosts import read_hosts
+from app.jobs.api.prefer import LONGEST
 from jobcache import CacheSettings, SettingsError
 from jobcache.settings import Setting
 

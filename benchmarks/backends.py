@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from jobcache import CacheSettings, make_backend
-from jobcache.protocol import Announces, Starts, Tiers, Watched
+from jobcache.protocol.backend import Announces, Starts, Tiers, Watched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -14,10 +14,10 @@ from fastapi import FastAPI, HTTPException, Response
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.db import jobs
+from app.db.database import jobs
 from app.jobs.documents import job_document
 from app.jobs.states import Status
-from app.jobs.store import Job
+from app.jobs.storage import Job
 
 DATABASE = "BENCHMARK_DATABASE"
 """The environment variable that names the database."""

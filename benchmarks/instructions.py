@@ -129,8 +129,8 @@ async def decode(count: int) -> None:
     """Reading an entry from the bytes that Redis holds."""
     from benchmarks.document import DOCUMENT  # noqa: PLC0415
     from jobcache import Lifetimes  # noqa: PLC0415
-    from jobcache.codec import decode as decoded  # noqa: PLC0415
-    from jobcache.codec import encode_entry  # noqa: PLC0415
+    from jobcache.protocol.codec import decode as decoded  # noqa: PLC0415
+    from jobcache.protocol.codec import encode_entry  # noqa: PLC0415
 
     cell = encode_entry(Lifetimes(jitter=0).entry(DOCUMENT, 1_700_000_000_000), "abc123")
     _settle()

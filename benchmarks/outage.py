@@ -41,7 +41,7 @@ from app.devservers import PostgresServer, RedisServer
 from benchmarks.machine import surroundings
 from benchmarks.service import Service, ServiceFailed
 from benchmarks.steady import Side, steady_load
-from jobcache.guard import Guard
+from jobcache.resilience.guarded_backend import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -6,9 +6,9 @@
 See `JobCache` for reading and writing, `protocol` for the contract of a backend.
 """
 
-from jobcache.answers import Answer, Answers, Outcome
+from jobcache._engine.writing import Write
+from jobcache.backends.registry import make_backend
 from jobcache.cache import JobCache
-from jobcache.codec import identity_body
 from jobcache.errors import (
     CacheClosed,
     CacheError,
@@ -26,13 +26,13 @@ from jobcache.errors import (
     WrongLoop,
 )
 from jobcache.keys import jobs_key, progress_key, storyboard_key
+from jobcache.lifetimes import Lifetimes
 from jobcache.loaders import with_session
-from jobcache.protocol import CacheBackend, Condition, Document, Entry, Offered, Standing
-from jobcache.registry import make_backend
+from jobcache.models import Answer, Answers, Outcome
+from jobcache.observability.statistics import Statistics
+from jobcache.protocol.backend import CacheBackend, Condition, Document, Entry, Offered, Standing
+from jobcache.protocol.codec import identity_body
 from jobcache.settings import CacheSettings
-from jobcache.stats import Statistics
-from jobcache.ttl import Lifetimes
-from jobcache.writes import Write
 
 __all__ = [
     "Answer",

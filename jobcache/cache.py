@@ -24,7 +24,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from jobcache.answers import Answer, Answers, Outcome
+from jobcache._engine.loading import Loads
+from jobcache._engine.publishing import Offers
+from jobcache._engine.shadow_reads import Shadow
+from jobcache._engine.single_flight import SingleFlight
+from jobcache._engine.watchers import CheckTimes, Looks, Waiting
+from jobcache._engine.writing import Writes
 from jobcache.errors import (
     CacheClosed,
     CacheError,
@@ -34,10 +39,11 @@ from jobcache.errors import (
     UnreadableCell,
     WrongLoop,
 )
+from jobcache.lifetimes import Lifetimes
 from jobcache.loaders import LoaderLeft, attended
-from jobcache.loads import Loads
-from jobcache.offers import Offers
-from jobcache.protocol import (
+from jobcache.models import Answer, Answers, Outcome
+from jobcache.observability.statistics import Statistics
+from jobcache.protocol.backend import (
     CLOCK_SKEW_MS,
     GONE,
     Announces,
@@ -60,21 +66,15 @@ from jobcache.protocol import (
     Watched,
     check_key,
 )
-from jobcache.shadow import Shadow
-from jobcache.singleflight import SingleFlight
-from jobcache.stats import Statistics
-from jobcache.ttl import Lifetimes
-from jobcache.waiting import CheckTimes, Looks, Waiting
-from jobcache.writes import Writes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from jobcache.waiting import Later
-    from jobcache.writes import Write
+    from jobcache._engine.watchers import Later
+    from jobcache._engine.writing import Write
+    from jobcache.models import Load
 
-    Load = Callable[[], Awaitable[Document | None]]
     LoadMany = Callable[[Sequence[str]], Awaitable[Mapping[str, Document]]]
     _Fetched = tuple[Entry, Outcome]
 

@@ -24,7 +24,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from jobcache.pacing import Pacing
+from jobcache._throttle_policy import Pacing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

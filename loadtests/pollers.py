@@ -4,7 +4,7 @@
         --users 10 --spawn-rate 10 --run-time 200s --mode plain --interval 3 --report report.json
 
 `OwnJob` gives every user a job of its own. `SharedJob` lets the first user make one that all of
-them wait for. What they send, and when, is decided by `jobcache.client.rules`, as it is for
+them wait for. What they send, and when, is decided by `jobcache.client.core.rules`, as it is for
 everybody else's clients; only the I/O is Locust's. Locust replaces parts of the standard library
 with gevent's as it starts, so this file is for a process of its own: `python -m loadtests` starts
 it.
@@ -27,8 +27,8 @@ from geventhttpclient.connectionpool import ConnectionPool
 from locust import FastHttpUser, events, task
 from locust.exception import StopUser
 
-from jobcache.client.document import Job
-from jobcache.client.rules import ANSWER_WITHIN, Answer, Ask, Failure, News, Pause, Rules
+from jobcache.client.core.rules import ANSWER_WITHIN, Answer, Ask, Failure, News, Pause, Rules
+from jobcache.client.jobs import Job
 from loadtests.record import Record
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from locust.argument_parser import LocustArgumentParser
     from locust.env import Environment
 
-    from jobcache.client.rules import Reply, Steps
+    from jobcache.client.core.rules import Reply, Steps
 
 PROMPT = "A fox crosses a frozen river at night, meets a bear and shares its fish."
 _HOLD = 25  # seconds, what `jobcache.client` asks for unless told

@@ -15,10 +15,10 @@ from redis._parsers import _AsyncRESP3Parser
 from app.devservers import redis_servers
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.null import NullBackend
-from jobcache.backends.redis import RedisBackend
+from jobcache.backends.redis.backend import RedisBackend
 from jobcache.backends.tiered import TieredBackend
-from jobcache.guard import Guard
-from jobcache.protocol import CacheBackend, Entry, Offered, Standing
+from jobcache.protocol.backend import CacheBackend, Entry, Offered, Standing
+from jobcache.resilience.guarded_backend import Guard
 from jobcache.testing import conformance
 
 # redis-py looks up on disk, for each client and connection, which version it is: here only once.

@@ -7,12 +7,12 @@ import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from app.jobs.schemas import JobBody, ProgressBody
+from app.jobs.api.schemas import JobBody, ProgressBody
 from app.jobs.states import TERMINAL, Status
 from jobcache import Document, Lifetimes, jobs_key
 
 if TYPE_CHECKING:
-    from app.jobs.store import Job, JobList, StoredStoryboard
+    from app.jobs.storage import Job, JobList, StoredStoryboard
 
 _POLL_AFTER = {
     Status.PENDING: 1,

@@ -17,21 +17,21 @@ import re
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
-from app.access.callers import TRUSTED
+from app.auth.callers import TRUSTED
+from app.http.problems import problem
 from app.jobs.documents import with_prefix
-from app.jobs.held import ClientGone, Place, Revoked, unless_gone
+from app.jobs.held_requests import ClientGone, Place, Revoked, unless_gone
 from app.jobs.states import TERMINAL
-from app.problems import problem
 from jobcache import SourceUnavailable, identity_body
-from jobcache.protocol import VERSION_LIMIT
+from jobcache.protocol.backend import VERSION_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from starlette.types import Message, Receive, Send
 
-    from app.access.callers import Caller
-    from app.jobs.held import Held
+    from app.auth.callers import Caller
+    from app.jobs.held_requests import Held
     from app.jobs.service import JobService
     from jobcache import Answer
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from app.access.callers import TRUSTED
+from app.auth.callers import TRUSTED
 from app.jobs import states
 from app.jobs.documents import job_document, list_document, storyboard_document
-from app.jobs.store import StoredStoryboard, progress_values
+from app.jobs.storage import StoredStoryboard, progress_values
 from jobcache import (
     Answer,
     Document,
@@ -29,10 +29,10 @@ from jobcache import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from app.access.callers import Caller
-    from app.db import Database
+    from app.auth.callers import Caller
+    from app.db.database import Database
     from app.jobs.states import Move, Status
-    from app.jobs.store import Job, JobStore, NewJob
+    from app.jobs.storage import Job, JobStore, NewJob
     from app.rendering.storyboard import Storyboard
 
 LISTED = 1000

@@ -9,20 +9,20 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from app.access.rules import only
-from app.contract import problems, without_null
-from app.jobs.schemas import ClientId, JobId, RequestBody
+from app.auth.rules import only
+from app.http.openapi import problems, without_null
+from app.http.problems import problem
+from app.http.routing import name_of
+from app.jobs.api.schemas import ClientId, JobId, RequestBody
 from app.ops.readiness import Readiness
-from app.problems import problem
-from app.routing import name_of
 from jobcache import jobs_key, progress_key, storyboard_key
 
 if TYPE_CHECKING:
-    from app.access.keyfile import KeyFile
-    from app.db import Database
-    from app.jobs.held import Held
+    from app.auth.key_file import KeyFile
+    from app.db.database import Database
+    from app.jobs.held_requests import Held
     from jobcache import JobCache
-    from jobcache.protocol import FeedCondition
+    from jobcache.protocol.backend import FeedCondition
 
 _REMOTE = {"redis", "tiered"}
 

@@ -25,14 +25,14 @@ from app.jobs.states import TERMINAL, Status
 from app.rendering.renderer import RenderError, RenderTask
 from app.rendering.storyboard import Storyboard, make_storyboard
 from jobcache import SourceUnavailable
-from jobcache.shelter import Shelter
+from jobcache._concurrency.tasks import Shelter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from app.jobs.service import JobService
-    from app.jobs.store import Job, JobStore
+    from app.jobs.storage import Job, JobStore
     from app.rendering.renderer import Progress, Renderer
 
 logger = logging.getLogger("app")

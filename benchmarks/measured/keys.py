@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from app.serving import space_out_collections
+from app.http.serving import space_out_collections
 from benchmarks.measured.lookups import BODY
 from benchmarks.results import Section
 from benchmarks.turns import Subject, cost, take_turns

@@ -12,10 +12,10 @@ from redis.asyncio import Redis
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app import wiring
-from app.access.callers import TRUSTED
+from app import container
+from app.auth.callers import TRUSTED
 from app.jobs.states import WORKER_PROGRESS, Status
-from app.jobs.store import NewJob, moving
+from app.jobs.storage import NewJob, moving
 from app.settings import Settings
 from benchmarks.results import Section
 from benchmarks.turns import Subject, cost, take_turns
@@ -54,8 +54,8 @@ async def updates(
             settings = Settings(cache=cache).model_copy(
                 update={"database_url": url, "var_dir": place, "renderer": "paced"}
             )
-            parts = wiring.build(settings)
-            await stack.enter_async_context(wiring.running(parts))
+            parts = container.build(settings)
+            await stack.enter_async_context(container.running(parts))
             job = await _rendering(parts.jobs)
             work = _reports(parts.jobs, job, operations)
             how = "the service's own code, without HTTP"

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import uvicorn
 from uvicorn.server import ServerState
 
+from app.http.fast_path_protocol import HotWire
+from app.http.serving import POLLS
 from app.main import create_app
-from app.serving import POLLS
 from app.settings import Settings
-from app.wire import HotWire
 from benchmarks.document import DOCUMENT
 from benchmarks.results import Section
 from benchmarks.turns import Subject, cost, take_turns

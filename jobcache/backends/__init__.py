@@ -1,1 +1,1 @@
-"""Where cells live. No backend knows another; `jobcache.registry` picks one by name."""
+"""Where cells live. No backend knows another; `jobcache.backends.registry` picks one by name."""

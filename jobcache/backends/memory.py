@@ -18,8 +18,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobcache.codec import Fence, Lease
-from jobcache.protocol import CLOCK_SKEW_MS, Condition, Entry, Offered, Standing
+from jobcache.protocol.backend import CLOCK_SKEW_MS, Condition, Entry, Offered, Standing
+from jobcache.protocol.codec import Fence, Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

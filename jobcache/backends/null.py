@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobcache.protocol import Entry, Offered, Standing
+from jobcache.protocol.backend import Entry, Offered, Standing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

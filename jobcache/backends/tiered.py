@@ -39,7 +39,8 @@ import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from jobcache.protocol import (
+from jobcache._concurrency.batching import Together
+from jobcache.protocol.backend import (
     CacheBackend,
     Condition,
     Drop,
@@ -57,12 +58,11 @@ from jobcache.protocol import (
     SupportsLeaseTime,
     Watched,
 )
-from jobcache.together import Together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from jobcache.protocol import Feed
+    from jobcache.protocol.backend import Feed
 
 
 _BATCH = 500  # gets that are asked of the far tier at once

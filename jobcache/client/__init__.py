@@ -6,9 +6,8 @@
 Install it with `jobcache[client]`. What to ask and when is decided in `rules`, which does no I/O.
 """
 
-from jobcache.client.asynchronous import AsyncJobs
-from jobcache.client.document import Job
-from jobcache.client.errors import (
+from jobcache.client.aio import AsyncJobs
+from jobcache.client.core.errors import (
     Conflict,
     Forbidden,
     Invalid,
@@ -19,8 +18,9 @@ from jobcache.client.errors import (
     Unavailable,
     WaitTimeout,
 )
-from jobcache.client.rules import Counts
-from jobcache.client.synchronous import Jobs
+from jobcache.client.core.rules import Counts
+from jobcache.client.jobs import Job
+from jobcache.client.sync import Jobs
 
 __all__ = [
     "AsyncJobs",

@@ -15,25 +15,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Protocol
 
-from jobcache.protocol import VERSION_LIMIT, CacheBackend, Offered, Standing
-from jobcache.testing.schedules import GUARDS, entry_of, play
-
-
-class Subject(Protocol):
-    """A backend under test."""
-
-    @property
-    def backend(self) -> CacheBackend:
-        """The backend; at first all of its cells are empty."""
-
-    async def evict(self, key: str) -> None:
-        """Lose the cell of `key`, whatever it holds, as memory pressure or a restart would."""
-
-    async def elapse(self, seconds: float) -> None:
-        """Let lifetimes run on by `seconds`, without waiting."""
-
+from jobcache.protocol.backend import VERSION_LIMIT, Offered, Standing
+from jobcache.testing.scenarios import GUARDS, entry_of, play
+from jobcache.testing.subject import Subject
 
 Check = Callable[[Subject], Awaitable[None]]
 """Raises AssertionError if the backend does not do as the check's docstring says."""

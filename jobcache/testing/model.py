@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobcache.codec import Fence, Lease
-from jobcache.protocol import Offered, Standing
+from jobcache.protocol.backend import Offered, Standing
+from jobcache.protocol.codec import Fence, Lease
 
 if TYPE_CHECKING:
     Cell = int | Lease | Fence | None

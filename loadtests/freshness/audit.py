@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from app.db import TO_MOVE, Database, jobs
+from app.db.database import TO_MOVE, Database, jobs
 from app.jobs.states import TERMINAL
 from loadtests.freshness.checker import Finding, Kind
 from loadtests.freshness.connection import NoAnswer, get

@@ -27,10 +27,10 @@ import uvicorn
 
 from app import settings
 from app.main import create_app
-from jobcache import registry
-from jobcache.backends import redis, tiered
-from jobcache.backends.tracking import TrackingFeed
-from jobcache.protocol import Offered
+from jobcache.backends import registry, tiered
+from jobcache.backends.redis import backend as redis
+from jobcache.backends.redis.tracking.feed import TrackingFeed
+from jobcache.protocol.backend import Offered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection
 
-    from jobcache.protocol import Entry
+    from jobcache.protocol.backend import Entry
 
 BREAKS = {
     "fence": "writers do not fence",

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import ModuleType
 
 from jobcache.backends.memory import MemoryBackend
-from jobcache.codec import Fence, Lease
-from jobcache.protocol import Entry, Offered
-from jobcache.testing.schedules import GUARDS, Parts
+from jobcache.protocol.backend import Entry, Offered
+from jobcache.protocol.codec import Fence, Lease
+from jobcache.testing.simulation import GUARDS, Parts
 
 # --- backends, by the guard that is missing ---
 
@@ -134,7 +134,7 @@ COMMITTED = "self._ticket, self._committed()"
 
 CACHE = {
     "acknowledges before it offers": Fault(
-        "writes",
+        "_engine.writing",
         (
             (
                 f"await self._writes.offers.make_surely({COMMITTED})",
@@ -152,7 +152,7 @@ CACHE = {
         ),
     ),
     "a cancelled writer does not offer after its commit": Fault(
-        "writes",
+        "_engine.writing",
         (
             (
                 f"await self._writes.offers.make_surely({COMMITTED})",
@@ -161,13 +161,13 @@ CACHE = {
         ),
     ),
     "an unsure writer offers its body": Fault(
-        "writes", (("unkept(entry) if key in self._unsure else entry", "entry"),)
+        "_engine.writing", (("unkept(entry) if key in self._unsure else entry", "entry"),)
     ),
     "an unsure reader offers nothing": Fault(
         "cache", (("for key in loaded if key not in sure}", "for key in ()}"),)
     ),
     "a writer withdraws although its commit may have happened": Fault(
-        "writes",
+        "_engine.writing",
         (
             ("                reached_commit = True\n", ""),
             (
@@ -184,7 +184,7 @@ CACHE = {
 
 FLIGHT = {
     "a reader joins a load that has begun, as in Go": Fault(
-        "singleflight",
+        "_engine.single_flight",
         (
             ("            lane.boarding = None  # nobody joins what has begun\n", ""),
             (
@@ -194,17 +194,18 @@ FLIGHT = {
         ),
     ),
     "one cancelled reader cancels them all": Fault(
-        "singleflight", (("await asyncio.shield(flight.landed)", "await flight.landed"),)
+        "_engine.single_flight", (("await asyncio.shield(flight.landed)", "await flight.landed"),)
     ),
     "a call that has ended is never forgotten": Fault(
-        "singleflight", (("                del self._lanes[key]\n", "                pass\n"),)
+        "_engine.single_flight",
+        (("                del self._lanes[key]\n", "                pass\n"),),
     ),
 }
 """In `SingleFlight`."""
 
 GUARD = {
     "the guard purges instead of repeating": Fault(
-        "guard",
+        "resilience.guarded_backend",
         (
             (
                 "await self._backend.offer(key, ticket, _outdated(step.version))",
@@ -213,10 +214,10 @@ GUARD = {
         ),
     ),
     "the guard forgets missed offers": Fault(
-        "guard", (("            self._missed.note(key, ticket, step)\n", ""),)
+        "resilience.guarded_backend", (("            self._missed.note(key, ticket, step)\n", ""),)
     ),
     "the guard reads what the store has yet to be told of": Fault(
-        "guard",
+        "resilience.guarded_backend",
         (
             ("        if key in missed:\n", "        if False:\n"),
             ("[key for key in keys if key not in self._missed]", "[*keys]"),
@@ -325,13 +326,13 @@ TIERED = {
 def parts(fault: Fault) -> Parts:
     """Processes in which `fault` is."""
     module = fault.load()
-    if fault.module == "guard":
+    if fault.module == "resilience.guarded_backend":
         return Parts(guard=module.Guard)
     if fault.module == "backends.tiered":
         return Parts(tiered=module.TieredBackend)
     if fault.module == "cache":
         return Parts(cache=module.JobCache)
     cache = Fault("cache", ()).load()
-    name = {"singleflight": "SingleFlight", "writes": "Writes"}[fault.module]
+    name = {"_engine.single_flight": "SingleFlight", "_engine.writing": "Writes"}[fault.module]
     setattr(cache, name, getattr(module, name))
     return Parts(cache=cache.JobCache)

@@ -9,7 +9,7 @@ import pytest
 
 from app.devservers import RedisServer
 from jobcache import Answer, CacheSettings, Document, JobCache, Lifetimes, Outcome
-from jobcache.registry import make_backend
+from jobcache.backends.registry import make_backend
 
 FRESH = 30
 

@@ -22,8 +22,8 @@ from jobcache import (
     identity_body,
     make_backend,
 )
-from jobcache.codec import Decoder, encode_entry
-from jobcache.protocol import Entry
+from jobcache.protocol.backend import Entry
+from jobcache.protocol.codec import Decoder, encode_entry
 from jobcache.testing import conformance
 from tests.library.bench import Bench
 from tests.subjects import BACKENDS

@@ -16,9 +16,9 @@ from typing import Any, Self
 import pytest
 
 from jobcache import Outcome, Standing
-from jobcache.backends.ending import end_all
-from jobcache.guard import Guard
-from jobcache.protocol import Entry
+from jobcache.backends._closing import end_all
+from jobcache.protocol.backend import Entry
+from jobcache.resilience.guarded_backend import Guard
 from tests.cancelling import CancelledAt
 from tests.library.bench import Bench, Transaction, document
 from tests.subjects import KEEPING, PATIENCE, MemorySubject, RedisSubject, make_subject

@@ -20,11 +20,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from jobcache import UnreadableCell
-from jobcache.backends.redis import RedisBackend
-from jobcache.codec import Fence, Lease, decode, encode_entry, identity_body
-from jobcache.protocol import VERSION_LIMIT, Entry, Offered, Standing
+from jobcache.backends.redis.backend import RedisBackend
+from jobcache.protocol.backend import VERSION_LIMIT, Entry, Offered, Standing
+from jobcache.protocol.codec import Fence, Lease, decode, encode_entry, identity_body
 from jobcache.testing import model
-from jobcache.testing.schedules import entry_of
+from jobcache.testing.simulation import entry_of
 from tests.subjects import REDIS_SERVERS
 
 # --- the format of a cell: what changes with it changes here, and nowhere below ---

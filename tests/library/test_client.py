@@ -30,9 +30,9 @@ from jobcache.client import (
     Unauthorized,
     Unavailable,
     WaitTimeout,
-    rules,
 )
-from jobcache.client.rules import Answer, Ask, Failure, News, Pause, Reply, Rules, Steps
+from jobcache.client.core import rules
+from jobcache.client.core.rules import Answer, Ask, Failure, News, Pause, Reply, Rules, Steps
 
 FINAL = {
     301: Refused,

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from jobcache import JobCache, Outcome
-from jobcache.guard import Guard
+from jobcache.resilience.guarded_backend import Guard
 from jobcache.testing import conformance
 from tests.library.bench import Bench, document
 from tests.subjects import KEEPING, RedisSubject

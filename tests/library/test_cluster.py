@@ -16,13 +16,13 @@ from redis.crc import key_slot
 from app.devservers import RedisServer, free_port
 from app.devservers.cluster import SLOTS, RedisCluster
 from jobcache import CacheSettings, CacheUnavailable, JobCache, UnreadableCell
-from jobcache.backends.redis import RedisBackend
+from jobcache.backends.redis.backend import RedisBackend
+from jobcache.backends.registry import make_backend
 from jobcache.backends.tiered import TieredBackend
-from jobcache.protocol import CacheBackend, Offered
-from jobcache.registry import make_backend
+from jobcache.protocol.backend import CacheBackend, Offered
 from jobcache.testing import conformance
 from jobcache.testing.conformance import Check
-from jobcache.testing.schedules import entry_of
+from jobcache.testing.simulation import entry_of
 from tests.library.at_work import Jobs
 from tests.library.test_state_machine import Machine, _run
 from tests.subjects import REDIS_SERVERS, TieredSubject, shorten

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jobcache.codec import Fence, Lease, compress, decode, encode_entry, identity_body
 from jobcache.errors import UnreadableCell
-from jobcache.protocol import VERSION_LIMIT, Entry
-from jobcache.testing.schedules import entry_of
+from jobcache.protocol.backend import VERSION_LIMIT, Entry
+from jobcache.protocol.codec import Fence, Lease, compress, decode, encode_entry, identity_body
+from jobcache.testing.simulation import entry_of
 
 STAMP = "s"
 numbers = st.integers(0, VERSION_LIMIT - 1)

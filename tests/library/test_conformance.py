@@ -7,10 +7,10 @@ from contextlib import suppress
 
 import pytest
 
-from jobcache.backends import redis as redis_backend
+from jobcache.backends.redis import backend as redis_backend
 from jobcache.testing import conformance
 from jobcache.testing.conformance import Check, Subject
-from jobcache.testing.schedules import GUARDS
+from jobcache.testing.simulation import GUARDS
 from tests.library.broken import BROKEN_MEMORY, BROKEN_SCRIPTS
 from tests.subjects import BACKENDS, KEEPING, PAIRS, MemorySubject, RedisSubject
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from jobcache.deadline import Deadline, ends_within
+from jobcache.resilience.deadline import Deadline, ends_within
 
 
 def timers() -> list[asyncio.TimerHandle]:

@@ -12,9 +12,9 @@ import pytest
 from jobcache import CacheUnavailable, JobCache, Outcome, UnreadableCell
 from jobcache.backends.memory import MemoryBackend
 from jobcache.errors import CacheError
-from jobcache.guard import Guard
-from jobcache.protocol import CLOCK_SKEW_MS, Entry, Offered, Ping, Standing
-from jobcache.testing.schedules import entry_of
+from jobcache.protocol.backend import CLOCK_SKEW_MS, Entry, Offered, Ping, Standing
+from jobcache.resilience.guarded_backend import Guard
+from jobcache.testing.simulation import entry_of
 from tests.library.bench import Source, Transaction, document
 from tests.subjects import FakeClock, MemorySubject
 

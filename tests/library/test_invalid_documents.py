@@ -21,7 +21,7 @@ from jobcache import (
     Outcome,
     identity_body,
 )
-from jobcache.protocol import LONGEST_KEY, VERSION_LIMIT
+from jobcache.protocol.backend import LONGEST_KEY, VERSION_LIMIT
 from jobcache.testing import conformance
 from tests.library.bench import Bench, Transaction, document
 from tests.subjects import BACKENDS

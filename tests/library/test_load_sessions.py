@@ -20,10 +20,10 @@ from sqlalchemy.ext.asyncio import (
 
 from app.devservers import PostgresServer
 from jobcache import Document, JobCache, Outcome, with_session
+from jobcache._engine.watchers import CheckTimes
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.null import NullBackend
 from jobcache.loaders import uses_session
-from jobcache.waiting import CheckTimes
 from tests.library.bench import document
 from tests.test_documents import blocks
 

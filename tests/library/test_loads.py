@@ -23,10 +23,10 @@ from jobcache import (
     SettingsError,
     SourceUnavailable,
 )
+from jobcache._engine.watchers import CheckTimes
 from jobcache.backends.memory import MemoryBackend
-from jobcache.protocol import Standing
+from jobcache.protocol.backend import Standing
 from jobcache.testing import conformance
-from jobcache.waiting import CheckTimes
 from tests.library.bench import Bench, document
 from tests.subjects import BACKENDS, KEEPING, MemorySubject
 
@@ -250,7 +250,7 @@ async def test_a_comparison_with_the_source_does_not_hang() -> None:
 async def test_closing_does_not_wait_for_a_load_that_ignores_its_cancellation(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("jobcache.loads._LAST_SECONDS", 0.01)
+    monkeypatch.setattr("jobcache._engine.loading._LAST_SECONDS", 0.01)
     bench = Bench(MemorySubject())
     load = Hanging(stubborn=True)
     reading = asyncio.create_task(bench.cache.read("k", load))

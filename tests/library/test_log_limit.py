@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobcache.breaker import Breaker
-from jobcache.log_limit import LogLimit
+from jobcache.observability.log_limit import LogLimit
+from jobcache.resilience.circuit_breaker import Breaker
 from tests.subjects import FakeClock
 
 

@@ -10,8 +10,8 @@ from random import Random
 import pytest
 
 from jobcache.backends.memory import MemoryBackend
-from jobcache.protocol import Offered, Standing
-from jobcache.testing.schedules import entry_of
+from jobcache.protocol.backend import Offered, Standing
+from jobcache.testing.simulation import entry_of
 from tests.subjects import FakeClock
 
 NOISE = Random(7).randbytes(60_000)  # bodies that compression does not make smaller

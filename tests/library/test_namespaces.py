@@ -23,9 +23,9 @@ from jobcache import (
     Outcome,
     make_backend,
 )
-from jobcache.backends.redis import RedisBackend
-from jobcache.codec import encode_entry
-from jobcache.testing.schedules import entry_of
+from jobcache.backends.redis.backend import RedisBackend
+from jobcache.protocol.codec import encode_entry
+from jobcache.testing.simulation import entry_of
 from tests.subjects import REDIS_SERVERS, FakeClock
 
 KEY = "job:1:progress"

@@ -15,8 +15,8 @@ import app
 import jobcache
 from app.devservers import RedisServer, free_port
 from jobcache import CacheUnavailable, Document, JobCache, Lifetimes, Outcome
-from jobcache.backends.redis import RedisBackend
-from jobcache.guard import Guard
+from jobcache.backends.redis.backend import RedisBackend
+from jobcache.resilience.guarded_backend import Guard
 from jobcache.testing.conformance import Subject
 from tests.library.bench import Source, Transaction, document
 from tests.subjects import BACKENDS, KEEPING, by_the_pool

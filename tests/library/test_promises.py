@@ -7,8 +7,8 @@ import redis
 
 from app.devservers import RedisServer
 from jobcache import JobCache, Lifetimes, Outcome
-from jobcache.backends.redis import RedisBackend
-from jobcache.guard import Guard
+from jobcache.backends.redis.backend import RedisBackend
+from jobcache.resilience.guarded_backend import Guard
 from jobcache.testing.conformance import Subject
 from tests.library.bench import Bench, Source, Transaction, document
 from tests.subjects import BACKENDS, RedisSubject

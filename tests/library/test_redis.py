@@ -12,13 +12,13 @@ from redis.asyncio.connection import SSLConnection
 
 from app.devservers import RedisServer
 from jobcache import CacheUnavailable, Document, JobCache, Outcome, SettingsError, UnreadableCell
-from jobcache.backends.redis import RedisBackend, from_settings
-from jobcache.backends.redis_url import read_url
-from jobcache.codec import encode_entry
-from jobcache.protocol import Offered, Standing
-from jobcache.registry import make_backend
+from jobcache.backends.redis.backend import RedisBackend, from_settings
+from jobcache.backends.redis.url import read_url
+from jobcache.backends.registry import make_backend
+from jobcache.protocol.backend import Offered, Standing
+from jobcache.protocol.codec import encode_entry
 from jobcache.settings import CacheSettings
-from jobcache.testing.schedules import entry_of
+from jobcache.testing.simulation import entry_of
 from tests.subjects import REDIS_SERVERS, by_the_pool
 
 

@@ -9,12 +9,12 @@ import pytest
 import redis
 
 from app.devservers import RedisServer
-from jobcache.backends.redis import RedisBackend
-from jobcache.backends.redis_lane import Lane
-from jobcache.backends.redis_server import Server
+from jobcache.backends.redis.backend import RedisBackend
+from jobcache.backends.redis.pipelined_connection import Lane
+from jobcache.backends.redis.server import Server
 from jobcache.errors import CacheError, CacheUnavailable
-from jobcache.protocol import Entry, Standing
-from jobcache.testing.schedules import entry_of
+from jobcache.protocol.backend import Entry, Standing
+from jobcache.testing.simulation import entry_of
 from tests.subjects import by_the_pool
 
 KEYS = [f"k{number}" for number in range(30)]

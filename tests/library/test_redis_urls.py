@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobcache import CacheSettings, JobCache, Outcome, SettingsError, make_backend
-from jobcache.backends.redis_url import read_url
+from jobcache.backends.redis.url import read_url
 
 BACKENDS = ["redis", "tiered"]
 

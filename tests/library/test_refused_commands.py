@@ -14,10 +14,10 @@ import redis
 from app.devservers import RedisServer
 from app.devservers.cluster import RedisCluster
 from jobcache import CacheSettings, CacheUnavailable, Document, JobCache, Outcome, make_backend
-from jobcache.backends.redis import RedisBackend
+from jobcache.backends.redis.backend import RedisBackend
 from jobcache.backends.tiered import TieredBackend
-from jobcache.guard import Guard
-from jobcache.testing.schedules import entry_of
+from jobcache.resilience.guarded_backend import Guard
+from jobcache.testing.simulation import entry_of
 from tests.subjects import REDIS_SERVERS
 
 KEYS = [f"job:{number}:progress" for number in range(60)]

@@ -14,11 +14,11 @@ import redis
 
 from app.devservers import RedisServer
 from jobcache import CacheSettings, Document, JobCache, make_backend
-from jobcache.backends.redis import RedisBackend
-from jobcache.backends.redis_server import Server
+from jobcache.backends.redis.backend import RedisBackend
+from jobcache.backends.redis.server import Server
+from jobcache.backends.redis.tracking.feed import TrackingFeed
 from jobcache.backends.tiered import TieredBackend
-from jobcache.backends.tracking import TrackingFeed
-from jobcache.guard import Guard
+from jobcache.resilience.guarded_backend import Guard
 from loadtests.freshness.proxy import Proxy
 from tests.subjects import REDIS_SERVERS, by_the_pool
 

@@ -1,7 +1,7 @@
 """The real cache in every schedule of small worlds, and in some of larger ones.
 
 What a failure prints is a schedule: `Explorer.replay` plays it again, and so does
-`python -m jobcache.testing.schedules --world … --schedule "…"`.
+`python -m jobcache.testing.simulation --world … --schedule "…"`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import replace
 
 import pytest
 
-from jobcache.backends import redis as redis_backend
 from jobcache.backends.memory import MemoryBackend
-from jobcache.testing.schedules import GUARDS, Explorer, Parts, Report, Violation, World
-from jobcache.testing.schedules.__main__ import main
+from jobcache.backends.redis import backend as redis_backend
+from jobcache.testing.simulation import GUARDS, Explorer, Parts, Report, Violation, World
+from jobcache.testing.simulation.__main__ import main
 from tests.library.broken import (
     BROKEN_MEMORY,
     BROKEN_SCRIPTS,

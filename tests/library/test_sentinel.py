@@ -11,9 +11,9 @@ from app.devservers import RedisServer, free_port
 from app.devservers.redis import order
 from app.devservers.sentinel import RedisSentinels
 from jobcache import CacheUnavailable
-from jobcache.backends.redis import RedisBackend
-from jobcache.protocol import Offered
-from jobcache.testing.schedules import entry_of
+from jobcache.backends.redis.backend import RedisBackend
+from jobcache.protocol.backend import Offered
+from jobcache.testing.simulation import entry_of
 from tests.subjects import REDIS_SERVERS
 
 

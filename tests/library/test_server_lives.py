@@ -15,10 +15,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.devservers import RedisServer
 from jobcache import CacheUnavailable
-from jobcache.backends.redis import RedisBackend
-from jobcache.backends.redis_server import Server
-from jobcache.protocol import Offered, Standing
-from jobcache.testing.schedules import entry_of
+from jobcache.backends.redis.backend import RedisBackend
+from jobcache.backends.redis.server import Server
+from jobcache.protocol.backend import Offered, Standing
+from jobcache.testing.simulation import entry_of
 from loadtests.freshness.proxy import Proxy
 from tests.subjects import REDIS_SERVERS
 

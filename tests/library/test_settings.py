@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from jobcache import CacheSettings, SettingsError, make_backend, registry, settings
+from jobcache import CacheSettings, SettingsError, make_backend, settings
+from jobcache.backends import registry
 from jobcache.backends.null import NullBackend
 
 
@@ -91,7 +92,7 @@ def their_factory(settings: CacheSettings) -> NullBackend:
 def test_without_the_client_library_there_is_no_backend(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "jobcache.backends.redis", None)
+    monkeypatch.setitem(sys.modules, "jobcache.backends.redis.backend", None)
     with pytest.raises(SettingsError) as failure:
         make_backend(CacheSettings(backend=name))
     message = str(failure.value)

@@ -8,7 +8,7 @@ import pytest
 
 from jobcache import Document, JobCache, Outcome
 from jobcache.backends.memory import MemoryBackend
-from jobcache.testing.schedules import entry_of
+from jobcache.testing.simulation import entry_of
 from tests.library.bench import Source, Transaction, document
 
 

@@ -7,7 +7,7 @@ import contextvars
 
 import pytest
 
-from jobcache.singleflight import SingleFlight
+from jobcache._engine.single_flight import SingleFlight
 
 
 class Calls:

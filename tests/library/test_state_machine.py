@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from jobcache.protocol import Entry, Offered, Standing
+from jobcache.protocol.backend import Entry, Offered, Standing
 from jobcache.testing import model
 from jobcache.testing.conformance import Subject
-from jobcache.testing.schedules import entry_of
+from jobcache.testing.simulation import entry_of
 from tests.subjects import (
     KEEPING,
     PAIRS,

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobcache import Document, Lifetimes
-from jobcache.protocol import GONE
-from jobcache.stats import Histogram
+from jobcache.observability.statistics import Histogram
+from jobcache.protocol.backend import GONE
 
 
 @given(st.lists(st.integers(0, 10**12), min_size=1), st.floats(0, 100))

@@ -27,10 +27,10 @@ from jobcache import (
     SourceUnavailable,
     WriteMisuse,
 )
+from jobcache._engine.watchers import CheckTimes
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.null import NullBackend
 from jobcache.sync import CacheClosed, JobCache, Write
-from jobcache.waiting import CheckTimes
 from tests.library.bench import document
 from tests.library.sync_bench import MEMORY, Source, read, write
 
@@ -84,7 +84,7 @@ def test_methods_parameters_and_documentation_are_the_asynchronous_ones(
 
 def test_options_are_the_asynchronous_ones() -> None:
     options = inspect.signature(jobcache.JobCache).parameters.keys() - {"backend"}
-    assert options == jobcache.sync._Options.__annotations__.keys()
+    assert options == jobcache.sync.cache._Options.__annotations__.keys()
     with JobCache(MEMORY, lifetimes=Lifetimes(default=7, jitter=0)) as cache:
         assert cache.read("k", Source(k=1).load).entry.fresh_ms == 7000
         assert cache.lifetimes.default == 7

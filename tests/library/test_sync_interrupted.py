@@ -19,7 +19,7 @@ import pytest
 from jobcache import Document, Entry, Outcome
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.null import NullBackend
-from jobcache.protocol import CacheBackend, Offered, Standing
+from jobcache.protocol.backend import CacheBackend, Offered, Standing
 from jobcache.sync import JobCache
 from tests.library.bench import document
 from tests.library.sync_bench import MEMORY, Source, read, write
@@ -198,7 +198,7 @@ def test_a_call_may_be_struck_at_every_place_it_comes_by(
     touch: Callable[[JobCache, Source], object], backend: Callable[[], CacheBackend]
 ) -> None:
     """Of the library and of `contextlib`. What others wait for is done, or given up for good."""
-    files = ("jobcache/sync.py", "jobcache/bridge.py", "contextlib.py")
+    files = ("jobcache/sync/cache.py", "jobcache/sync/_loop_thread.py", "contextlib.py")
     source = Source(k=1)
     struck = 0
     # None waits: a fence may be left, which would hold up all that follow.

@@ -12,7 +12,7 @@ import pytest
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.tiered import TieredBackend
 from jobcache.errors import CacheUnavailable
-from jobcache.protocol import (
+from jobcache.protocol.backend import (
     Announces,
     Condition,
     Entry,
@@ -23,7 +23,7 @@ from jobcache.protocol import (
     Standing,
     Tiers,
 )
-from jobcache.testing.schedules import entry_of
+from jobcache.testing.simulation import entry_of
 from tests.library.bench import Bench
 from tests.subjects import FakeClock
 

@@ -14,8 +14,8 @@ import redis
 
 from app.devservers import RedisServer
 from jobcache import CacheSettings, Document, JobCache, make_backend
-from jobcache.backends.redis import RedisBackend
-from jobcache.backends.tracking import TrackingFeed
+from jobcache.backends.redis.backend import RedisBackend
+from jobcache.backends.redis.tracking.feed import TrackingFeed
 from tests.subjects import REDIS_SERVERS, FakeClock
 
 FORMS = {"resp3": "", "resp2": "?protocol=2"}

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from jobcache import Answer, Document, JobCache, SourceUnavailable
+from jobcache._engine.watchers import CheckTimes
 from jobcache.backends.memory import MemoryBackend
-from jobcache.protocol import Condition, Entry, FeedCondition, Listener
-from jobcache.waiting import CheckTimes
+from jobcache.protocol.backend import Condition, Entry, FeedCondition, Listener
 from tests.library.bench import Bench, Source, document
 from tests.subjects import BACKENDS, MemorySubject, make_subject
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from jobcache import Outcome, Standing, WriteMisuse
-from jobcache.protocol import Entry, Offered
+from jobcache.protocol.backend import Entry, Offered
 from tests.library.bench import Bench, Transaction, document
 from tests.subjects import KEEPING, MemorySubject, make_subject
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from app.rendering.paced import PacedRenderer
 from app.rendering.renderer import Progress, RenderTask
+from app.rendering.simulated import PacedRenderer
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
-from app.access.callers import Role
-from app.access.keys import HEADING, make_key
+from app.auth.callers import Role
+from app.auth.keys import HEADING, make_key
 from tests.service.running import Service, Start
 
 CLIENTS = {"own": "acme", "stranger": "other"}

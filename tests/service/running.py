@@ -18,12 +18,12 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app import settings as service_settings
+from app.container import Parts
 from app.devservers import PostgresServer
 from app.main import create_app
 from app.settings import Settings
-from app.wiring import Parts
-from jobcache import registry
 from jobcache import settings as cache_settings
+from jobcache.backends import registry
 from tests.pairs import SERVICE_BACKENDS
 
 

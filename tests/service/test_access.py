@@ -13,8 +13,8 @@ import pytest_asyncio
 from fastapi.routing import iter_route_contexts
 from sqlalchemy import text, update
 
-from app.access.callers import TRUSTED
-from app.db import jobs
+from app.auth.callers import TRUSTED
+from app.db.database import jobs
 from app.main import create_app
 from tests.service.keyed import CLIENTS, Keyed, keyed
 from tests.service.running import Service, Start, choosing, starting

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from app import settings
-from app.access.hosts import AllowedHosts, host_name, read_hosts
-from app.quiet import Seldom
+from app.http.hosts import AllowedHosts, host_name, read_hosts
+from app.ops.quiet_logging import Seldom
 from jobcache import SettingsError
 from tests.service.keyed import keyed
 from tests.service.process import serving

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from app.jobs.poll import conditions, holds, listed_tags
+from app.jobs.conditional_get import conditions, holds, listed_tags
 from tests.service.running import Service
 
 SUFFIXES = ["-gzip", "--gzip", ";gzip", "-br", "-zstd", ";gz", "-GZIP", "-deflate", "-gzip-br"]

@@ -21,7 +21,7 @@ from jobcache.client import (
     Unauthorized,
     WaitTimeout,
 )
-from jobcache.client.rules import Rules
+from jobcache.client.core.rules import Rules
 from tests.service.keyed import keyed
 from tests.service.process import Process, launch
 from tests.service.running import Start

@@ -15,10 +15,10 @@ import asyncpg  # type: ignore[import-untyped]
 import pytest
 from sqlalchemy import event, exc, text
 
-from app import db
-from app.db import Database, DatabaseUnavailable, jobs
+from app.db import database as db
+from app.db.database import Database, DatabaseUnavailable, jobs
 from app.jobs.states import BEGIN_STORYBOARD
-from app.jobs.store import JobStore, NewJob
+from app.jobs.storage import JobStore, NewJob
 from tests.pairs import DATABASES
 
 AWAY = ["57P01", "57P02", "57P03", "57P05", "53100", "53300", "08006"]

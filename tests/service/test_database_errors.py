@@ -18,9 +18,9 @@ import httpx
 import pytest
 from sqlalchemy import event, exc, text
 
-from app import db
-from app.db import Database, DatabaseUnavailable
-from app.db_errors import POSTGRES, SQLITE, Failure, classify
+from app.db import database as db
+from app.db.database import Database, DatabaseUnavailable
+from app.db.errors import POSTGRES, SQLITE, Failure, classify
 from app.devservers import PostgresServer
 from app.ops.readiness import Readiness
 from tests.pairs import SERVICE_BACKENDS

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.outage import Outage
+from app.db.outage_logger import Outage
 from tests.subjects import FakeClock
 
 

@@ -20,10 +20,10 @@ import psutil
 import pytest
 import redis
 
-from app import db
+from app.db import database as db
 from app.devservers import PostgresServer, RedisServer, free_port
 from app.ops.readiness import Readiness
-from jobcache.guard import Guard
+from jobcache.resilience.guarded_backend import Guard
 from tests.service.running import Service, Start
 
 
@@ -237,7 +237,7 @@ async def chosen(
 ) -> AsyncIterator[Chosen]:
     # A busy machine makes this process late, and then a hit a bypass. Not here: the cache is well.
     patient = partial(Guard, deadline=60, fence_deadline=60)
-    monkeypatch.setattr("jobcache.registry.Guard", patient)
+    monkeypatch.setattr("jobcache.backends.registry.Guard", patient)
     # The database is looked at whenever it is asked for, not once a second: `at once` is at once.
     monkeypatch.setattr(Readiness.__init__, "__defaults__", (0.0, time.monotonic))
     durable.create_database(tmp_path.name)

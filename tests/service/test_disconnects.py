@@ -199,7 +199,7 @@ async def nothing_is_left(service: Service, connections: Connections) -> None:
     assert connections.held_by_redis() <= REDIS_POOL + 1
     assert connections.to_database <= POSTGRES_POOL
     database = service.parts.database
-    # One is held for as long as the service runs: see `app.registration`.
+    # One is held for as long as the service runs: see `app.db.registration`.
     assert database._engine.pool.checkedout() == 1  # type: ignore[attr-defined]
     busy = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
     async with asyncio.timeout(60):

@@ -122,7 +122,7 @@ def test_without_the_client_library_of_redis_the_start_stops_with_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(sys.modules, "jobcache.backends.redis", None)
+    monkeypatch.setitem(sys.modules, "jobcache.backends.redis.backend", None)
     os.environ |= {"JOBCACHE_BACKEND": backend, "JOBCACHE_WORKERS": workers, "JOBCACHE_PORT": "0"}
     monkeypatch.setattr(command, "allow_connections", lambda _: None)
     assert main(["serve"]) == 2

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from app.access.callers import TRUSTED
+from app.auth.callers import TRUSTED
 from app.jobs.events import seen_version
 from jobcache import SourceUnavailable
 from tests.service.connections import HOST

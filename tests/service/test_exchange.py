@@ -20,7 +20,7 @@ from random import Random
 import psutil
 import pytest
 
-from app.limits import HEADERS
+from app.http.body_limits import HEADERS
 from tests.service.keyed import write_keys
 from tests.service.process import Process, serving
 

@@ -13,8 +13,8 @@ import pytest
 from uvicorn.middleware.proxy_headers import _TrustedHosts
 
 from app import settings
-from app.access.forwarded import TrustedProxies
 from app.devservers import free_port
+from app.http.forwarded import TrustedProxies
 from jobcache import SettingsError
 from tests.service.keyed import bearer, write_keys
 from tests.service.process import Process, clean_environment, serving

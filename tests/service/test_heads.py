@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.limits import HEAD_BYTES, HEADERS, URL_BYTES
+from app.http.body_limits import HEAD_BYTES, HEADERS, URL_BYTES
 from tests.service.process import Process, serving
 
 MOST = 64 * 1024 * 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from app.idle import Idle
+from app.http.keep_alive_timer import Idle
 
 LIMIT = 5.0
 

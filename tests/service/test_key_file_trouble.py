@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.access.keyfile import KeyFile
+from app.auth.key_file import KeyFile
 from tests.service.keyed import keyed, write_keys
 from tests.service.running import Start
 

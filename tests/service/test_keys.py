@@ -18,10 +18,10 @@ import pytest
 
 from app import settings
 from app.__main__ import main
-from app.access import commands
-from app.access.callers import Caller, Role
-from app.access.keyfile import KeyFile
-from app.access.keys import HEADING, Key, KeyFileError, Keyring, make_key, read_lines
+from app.auth import commands
+from app.auth.callers import Caller, Role
+from app.auth.key_file import KeyFile
+from app.auth.keys import HEADING, Key, KeyFileError, Keyring, make_key, read_lines
 from jobcache import SettingsError
 from tests.service.keyed import bearer, write_keys
 from tests.service.process import serving
@@ -62,7 +62,7 @@ def test_an_id_that_nobody_has_is_compared_like_any_other(monkeypatch: pytest.Mo
         compared.append((len(one), len(other)))
         return one == other
 
-    monkeypatch.setattr("app.access.keys.hmac.compare_digest", compare)
+    monkeypatch.setattr("app.auth.keys.hmac.compare_digest", compare)
     key, token = make_key(Role.OPERATOR, None, DAY)
     _, strange = make_key(Role.OPERATOR, None, DAY)
     ring = Keyring([key])
@@ -350,7 +350,7 @@ async def test_the_loop_goes_on_while_the_file_is_read(
         seen.append(answered.result(10))
         return HEADING
 
-    monkeypatch.setattr("app.access.keyfile.read_text", slow)
+    monkeypatch.setattr("app.auth.key_file.read_text", slow)
     await watched.refresh()
     assert seen == ["alive"]
     assert len(watched.ring) == 0

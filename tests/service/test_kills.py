@@ -15,7 +15,7 @@ from typing import Any
 import redis
 from sqlalchemy import select
 
-from app.db import Database, jobs
+from app.db.database import Database, jobs
 from app.devservers import PostgresServer, RedisServer, free_port
 from tests.service.connections import Connection, Reply
 from tests.service.process import launch

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from jobcache import SettingsError, jobs_key, progress_key, storyboard_key
-from jobcache.protocol import Entry
+from jobcache.protocol.backend import Entry
 from tests.service.running import Service, Start
 
 LIFETIMES = {

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from app.devservers import free_port
-from app.listening import CannotListen, listening, shown
+from app.http.listening import CannotListen, listening, shown
 from tests.service.process import Child, launch, run, start
 
 IN_USE = 4

@@ -11,7 +11,7 @@ import redis as redis_client
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.db import Database, identity
+from app.db.database import Database, identity
 from app.devservers import free_port
 from jobcache import NamespaceConflict
 from tests.pairs import DATABASES

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import text
 
-from app.db import Database, Pooler
+from app.db.database import Database, Pooler
 from app.devservers import PgBouncerServer, PostgresServer
 from app.ops.readiness import Readiness
 from tests.service.pooler import pgbouncer_installed

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from app.jobs.schemas import LARGEST_ID
-from jobcache.protocol import VERSION_LIMIT
+from app.jobs.api.schemas import LARGEST_ID
+from jobcache.protocol.backend import VERSION_LIMIT
 from tests.service.running import Service, Start
 
 FILM = b"0123456789" * 10

@@ -12,7 +12,7 @@ from throttled import MemoryStore, RateLimitResult, Throttled
 from throttled.store import MemoryStoreBackend
 
 from app import settings
-from app.access.rate import MOST_CALLS, RateLimit, address_name, read_rate
+from app.auth.rate_limit import MOST_CALLS, RateLimit, address_name, read_rate
 from jobcache import SettingsError
 from tests.service.keyed import keyed
 from tests.service.running import Start

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.devservers import RedisServer
-from jobcache.guard import Guard
+from jobcache.resilience.guarded_backend import Guard
 from tests.pairs import DATABASES
 from tests.service.running import Service, Start
 

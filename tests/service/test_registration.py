@@ -13,10 +13,10 @@ import asyncpg  # type: ignore[import-untyped]
 import httpx
 import pytest
 
-from app import registration
-from app.db import PROCESSES_KEY, Database, DatabaseUnavailable
+from app.db import registration
+from app.db.database import PROCESSES_KEY, Database, DatabaseUnavailable
+from app.db.registration import Hold, PostgresLock, ProcessLock, SqliteLock
 from app.devservers import PgBouncerServer, PostgresServer, free_port
-from app.registration import Hold, PostgresLock, ProcessLock, SqliteLock
 from jobcache.backends.memory import MemoryBackend
 from tests.pairs import DATABASES
 from tests.service.process import Process, clean_environment, serving

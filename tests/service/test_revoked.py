@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from app.access.callers import Role
-from app.access.keyfile import KeyFile
-from app.access.keys import HEADING, Keyring, make_key, read_lines
-from app.jobs.held import Place
+from app.auth.callers import Role
+from app.auth.key_file import KeyFile
+from app.auth.keys import HEADING, Keyring, make_key, read_lines
+from app.jobs.held_requests import Place
 from tests.service.keyed import Keyed, keyed
 from tests.service.running import Start, choosing
 from tests.service.test_disconnects import listening

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app import settings
-from app.access.forwarded import TrustedProxies, read_prefix
+from app.http.forwarded import TrustedProxies, read_prefix
 from app.jobs.documents import with_prefix
 from jobcache import SettingsError
 from tests.service.process import serving

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from app.access.callers import TRUSTED
-from app.db import Database, claims
+from app.auth.callers import TRUSTED
+from app.db.database import Database, claims
 from app.jobs.service import JobService
 from app.jobs.states import Status
-from app.jobs.store import Job, JobStore, NewJob
+from app.jobs.storage import Job, JobStore, NewJob
 from app.rendering.renderer import Progress, RenderTask
 from app.rendering.runner import Runner
 from jobcache import JobCache, SourceUnavailable

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from app import container as wiring
 from app import settings as service_settings
-from app import wiring
-from app.access.gate import Admission, presented
+from app.auth.middleware import Admission, presented
 from app.devservers import RedisServer
 from tests.service.keyed import Keyed, bearer, keyed, write_keys
 from tests.service.process import serving

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from app.serving import DrainingH11, protocol
+from app.http.serving import DrainingH11, protocol
 from tests.service.connections import HOST, Connection, connected
 from tests.service.process import serving
 from tests.service.running import Service, Start

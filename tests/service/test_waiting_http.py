@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.jobs.prefer import LONGEST, wait_asked
+from app.jobs.api.prefer import LONGEST, wait_asked
 from jobcache import SourceUnavailable
 from tests.service.connections import connected
 from tests.service.keyed import keyed

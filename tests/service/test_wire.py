@@ -16,9 +16,9 @@ import redis
 import uvicorn
 from uvicorn.server import ServerState
 
-from app.limits import HEAD_BYTES
-from app.serving import POLLS
-from app.wire import HotWire
+from app.http.body_limits import HEAD_BYTES
+from app.http.fast_path_protocol import HotWire
+from app.http.serving import POLLS
 from tests.service.wires import END, Stream, Wire, answer, get, job_of
 
 # What is sent, and how much of it is answered by the short way. Where the cache is elsewhere, only
@@ -170,7 +170,7 @@ async def test_a_hit_is_counted_as_a_request(wire: Wire) -> None:
 async def test_the_number_of_jobs_at_hand_is_bounded(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.jobs.hot._JOBS", 3)
+    monkeypatch.setattr("app.jobs.poll_fast_path._JOBS", 3)
     paths = [(await job_of(wire))[0] for _ in range(8)]
     for path in [path for path in paths for _ in range(2)]:
         assert b" 200 " in await wire.say(get(path) + END, short=True)

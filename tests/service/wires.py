@@ -14,10 +14,10 @@ import redis
 import uvicorn
 from uvicorn.server import ServerState
 
-from app.jobs.hot import HotPolls, Poll
-from app.jobs.poll import Reply
-from app.serving import POLLS
-from app.wire import HotWire
+from app.http.fast_path_protocol import HotWire
+from app.http.serving import POLLS
+from app.jobs.conditional_get import Reply
+from app.jobs.poll_fast_path import HotPolls, Poll
 from tests.service.running import Service, Start
 
 END = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"

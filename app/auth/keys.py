@@ -1,0 +1,160 @@
+"""API keys: `jc_<id>_<secret>`, of which a SHA-256 is kept.
+
+One fast hash is enough: the secret is 256 random bits, so there are too many to try. Slow hashes
+protect what people choose. The id is public; it finds the one hash to compare with, so that the
+number of keys costs nothing, and names a key in lists.
+
+The file of keys is text, one key a line, in columns that people can read and comment on.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from app.auth.callers import CLIENT_ID, Caller, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+HEADING = (
+    "# API keys of jobcache, made by `python -m app keys add`; one a line:\n"
+    "# id, role, client (- for none), SHA-256 of the key, day it was made\n"
+)
+_ID_BYTES, _SECRET_BYTES = 6, 32
+_TOKEN = re.compile(rb"jc_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
+_COLUMNS = {
+    "id": r"[0-9a-f]{12}",
+    "role": "|".join(Role),
+    "client": rf"-|{CLIENT_ID}",
+    "hash": r"sha256:[0-9a-f]{64}",
+    "day": r"\d{4}-\d\d-\d\d",
+}
+
+
+class KeyFileError(Exception):
+    """A file of keys cannot be used. The message repeats nothing of what is in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is kept of a key.
+
+    Attributes:
+        id: its public part.
+        role: what it is for.
+        client: whose jobs it is for; None unless its role is client.
+        digest: the SHA-256 of the whole key.
+        made: the day it was made, in ISO 8601.
+    """
+
+    id: str
+    role: Role
+    client: str | None
+    digest: bytes = field(repr=False)
+    made: str
+
+    def line(self) -> str:
+        """How it is written in a file."""
+        client = "-" if self.client is None else self.client
+        return f"{self.id}  {self.role:8}  {client}  sha256:{self.digest.hex()}  {self.made}\n"
+
+
+def make_key(
+    role: Role,
+    client: str | None,
+    made: str,
+    random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+) -> tuple[Key, str]:
+    """A new key, and the only copy of what its owner has to know.
+
+    Args:
+        role: what it is for.
+        client: whose jobs it is for; None unless the role is client.
+        made: today, in ISO 8601.
+        random_bytes: gives as many as asked for.
+    """
+    key_id = random_bytes(_ID_BYTES).hex()
+    token = f"jc_{key_id}_{_urlsafe(random_bytes(_SECRET_BYTES))}"
+    return Key(key_id, role, client, hashlib.sha256(token.encode()).digest(), made), token
+
+
+def read_lines(text: str) -> list[Key]:
+    """The keys of a file's text.
+
+    Raises:
+        KeyFileError: a line is no key. Says which, and which of its columns is wrong.
+    """
+    if not text.strip():
+        # What was cut off while it was written looks like this; one without keys has its heading.
+        raise KeyFileError("it is empty")
+    keys: dict[str, Key] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        key = _key(line.split(), number)
+        if key.id in keys:
+            raise KeyFileError(f"line {number}: a second key with the same id")
+        keys[key.id] = key
+    return list(keys.values())
+
+
+class Keyring:
+    """Keys, by id.
+
+    Args:
+        keys: those there are.
+        before: the ring that this one takes the place of. A key that has not changed keeps its
+            caller, so that `holds` knows whom the earlier ring has let in.
+    """
+
+    def __init__(self, keys: Iterable[Key], before: Keyring | None = None) -> None:
+        earlier = {} if before is None else before._known  # noqa: SLF001 - of the same class
+        self._known: dict[str, tuple[bytes, Caller]] = {}
+        for key in keys:
+            known, kept = (key.digest, _caller(key)), earlier.get(key.id)
+            self._known[key.id] = kept if kept is not None and kept == known else known
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def holds(self, caller: Caller) -> bool:
+        """True if the key that this caller was found by is still here, and unchanged."""
+        return self._known.get(caller.name, _NOBODY)[1] is caller
+
+    def identify(self, token: bytes) -> Caller | None:
+        """Whose key this is; None if it is none of ours, after the same work."""
+        shape = _TOKEN.fullmatch(token)
+        key_id = "" if shape is None else shape[1].decode()
+        digest, caller = self._known.get(key_id, _NOBODY)
+        same = hmac.compare_digest(digest, hashlib.sha256(token).digest())
+        return caller if same else None
+
+
+_NOBODY: tuple[bytes, Caller | None] = (bytes(hashlib.sha256().digest_size), None)
+
+
+def _caller(key: Key) -> Caller:
+    return Caller(key.id, key.role, key.client)
+
+
+def _key(columns: list[str], number: int) -> Key:
+    if len(columns) != len(_COLUMNS):
+        raise KeyFileError(f"line {number}: {len(columns)} columns, not {len(_COLUMNS)}")
+    for text, (name, pattern) in zip(columns, _COLUMNS.items(), strict=True):
+        if re.fullmatch(pattern, text, re.ASCII) is None:
+            raise KeyFileError(f"line {number}: the {name} is none")
+    key_id, role, client, digest, made = columns
+    if (role == Role.CLIENT) == (client == "-"):
+        raise KeyFileError(f"line {number}: a client's key, and no other, names a client")
+    owner = None if client == "-" else client
+    return Key(key_id, Role(role), owner, bytes.fromhex(digest.removeprefix("sha256:")), made)
+
+
+def _urlsafe(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")

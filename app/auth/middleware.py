@@ -1,0 +1,145 @@
+"""The gate: each request gets a caller before anything else looks at it, or gets no further."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi.responses import JSONResponse
+from starlette._utils import get_route_path
+
+from app.auth.callers import TRUSTED, Caller
+from app.auth.rate_limit import address_name
+from app.http.forwarded import TrustedProxies
+from app.http.problems import problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fastapi import Request
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from app.auth.key_file import KeyFile
+    from app.auth.rate_limit import RateLimit
+
+HEALTH = frozenset({"/healthz", "/readyz"})
+OPEN = HEALTH | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+"""Paths that hold no data and ask for no key."""
+
+_CALLER = "app.caller"
+_VERDICT = "app.verdict"
+_CHALLENGE = 'Bearer realm="jobcache"'  # RFC 6750, 3
+_MISSING = "This service needs a key: Authorization: Bearer <key>."
+_WRONG = "The key is not one that this service knows, or knows any more."
+
+
+def caller_of(request: Request) -> Caller:
+    """Whom the gate has found behind a request."""
+    caller: Caller = request.scope[_CALLER]
+    return caller
+
+
+def presented(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """The bearer token in a request's headers, which may be empty or rubbish; None if none is."""
+    found = [value for name, value in headers if name == b"authorization"]
+    if not found:
+        return None
+    scheme, _, token = found[0].partition(b" ")
+    if scheme.lower() != b"bearer":
+        return None
+    return token.strip(b" ") if len(found) == 1 else b""  # two callers in one request are nobody
+
+
+class Admission:
+    """Decides who is calling, and who may not call, or not so often.
+
+    Args:
+        keys: None: the service is open, and everybody trusted.
+        rate: None: as often as one likes.
+        proxies: whose word on a client's address is taken; None: what is on loopback.
+    """
+
+    def __init__(
+        self,
+        keys: KeyFile | None,
+        rate: RateLimit | None,
+        proxies: TrustedProxies | None = None,
+    ) -> None:
+        self._keys = keys
+        self._rate = rate
+        self._proxies = TrustedProxies() if proxies is None else proxies
+
+    @property
+    def counts(self) -> bool:
+        """Whether calls are counted, and so must not be judged more than once each."""
+        return self._rate is not None
+
+    def identify(self, token: bytes | None) -> Caller | None:
+        """Whoever presents this token now, and may call; None: nobody. Nothing is counted."""
+        if self._keys is None:
+            return TRUSTED
+        return None if token is None else self._keys.ring.identify(token)
+
+    def judge(self, scope: Scope) -> Caller | JSONResponse | None:
+        """The caller, or how the request is refused; None: nobody, where none is asked for.
+
+        Decided, and counted, once for each request, however often this is asked.
+        """
+        if self._keys is None and self._rate is None:
+            return TRUSTED
+        if _VERDICT not in scope:
+            scope[_VERDICT] = self._judge(scope)
+        verdict: Caller | JSONResponse | None = scope[_VERDICT]
+        return verdict
+
+    def _judge(self, scope: Scope) -> Caller | JSONResponse | None:
+        path = get_route_path(scope)
+        token = presented(scope["headers"])
+        caller = self.identify(token)
+        if self._rate is not None and path not in HEALTH:
+            wait = self._rate.wait(self._counted_by(caller, scope))
+            if wait > 0:
+                return problem(
+                    429,
+                    "Too many calls; Retry-After says when the next is let through.",
+                    instance=path,
+                    headers={"Retry-After": str(wait)},
+                )
+        if caller is None and path not in OPEN:
+            return unauthorized(path, token)
+        return caller
+
+    def _counted_by(self, caller: Caller | None, scope: Scope) -> str:
+        # Two name spaces: whatever a proxy forwards, it never names a key.
+        if caller is not None and caller.name:
+            return f"key:{caller.name}"
+        address = self._proxies.address(scope)
+        return f"address:{'' if address is None else address_name(str(address))}"
+
+
+def unauthorized(path: str, token: bytes | None) -> JSONResponse:
+    """Return the answer to a request without a key, or with a token that is none (any more)."""
+    error = "" if token is None else ', error="invalid_token"'
+    return problem(
+        401,
+        _MISSING if token is None else _WRONG,
+        instance=path,
+        headers={"WWW-Authenticate": _CHALLENGE + error},
+    )
+
+
+class Gate:
+    """ASGI middleware that names the caller to what is behind it, or sends the request away."""
+
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+        self._app = app
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "http":
+            verdict = self._admission.judge(scope)
+            if isinstance(verdict, JSONResponse):
+                await verdict(scope, receive, send)
+                return
+            scope[_CALLER] = verdict
+        await self._app(scope, receive, send)

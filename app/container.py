@@ -1,0 +1,131 @@
+"""The one place that picks concrete parts and puts them together."""
+
+from __future__ import annotations
+
+import os
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from app.auth.key_file import KeyFile
+from app.auth.rate_limit import RateLimit, read_rate
+from app.db.database import Database
+from app.db.outage_logger import Outage
+from app.db.registration import Registration
+from app.jobs.documents import check_body, lifetimes
+from app.jobs.events import JobEvents
+from app.jobs.held_requests import Held
+from app.jobs.service import JobService
+from app.jobs.storage import JobStore
+from app.rendering.runner import Runner
+from app.rendering.simulated import PacedRenderer
+from app.rendering.video import VideoRenderer
+from jobcache import JobCache, make_backend
+from jobcache.backends.memory import MemoryBackend
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from app.rendering.renderer import Renderer
+    from app.settings import Settings
+
+_PACED_AT_ONCE = 10_000  # they need no CPU
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the service is made of."""
+
+    database: Database
+    registration: Registration
+    cache: JobCache
+    jobs: JobService
+    held: Held
+    events: JobEvents
+    runner: Runner
+    keys: KeyFile | None
+    rate: RateLimit | None
+
+
+def build(settings: Settings) -> Parts:
+    """Put the parts together; connects to nothing yet.
+
+    Raises:
+        SettingsError: the backend cannot be set up as the settings say, or the keys not be read.
+    """
+    keys = None if settings.api_keys is None else KeyFile(settings.api_keys)
+    rate = RateLimit(read_rate(settings.rate_limit)) if settings.rate_limit else None
+    cache = JobCache(
+        make_backend(settings.cache),
+        lifetimes=lifetimes(
+            changing=settings.ttl,
+            terminal=settings.ttl_terminal,
+            unknown=settings.ttl_unknown,
+            grace=settings.grace,
+        ),
+        load_timeout=settings.cache.load_timeout,
+        check_body=check_body,
+        shadow_rate=settings.cache.shadow_rate,
+    )
+    settings.make_directories()
+    database = Database(
+        settings.database_url,
+        Outage(),
+        pool_recycle=settings.pool_recycle,
+        pooler=settings.pooler,
+    )
+    memory = cache.backend if isinstance(cache.backend, MemoryBackend) else None
+    registration = Registration(database, memory)
+    store = JobStore(database)
+    jobs = JobService(database, store, cache, most_unfinished=settings.max_unfinished_jobs)
+    held = Held(settings.held, cache.stop_waiting)
+    if keys is not None:
+        held.admits = keys.admits
+        keys.on_change.append(held.review)
+    events = JobEvents(
+        jobs, held, heartbeat=settings.heartbeat_seconds, lasts=settings.stream_seconds
+    )
+    renderer, at_once = _renderer(settings)
+    runner = Runner(
+        jobs,
+        store,
+        renderer,
+        videos=settings.videos,
+        at_once=at_once,
+        claim_for=settings.claim_seconds,
+    )
+    jobs.on_change.append(runner.seen)
+    return Parts(database, registration, cache, jobs, held, events, runner, keys, rate)
+
+
+def _renderer(settings: Settings) -> tuple[Renderer, int]:
+    if settings.renderer == "paced":
+        return PacedRenderer(settings.paced_seconds, settings.paced_updates), _PACED_AT_ONCE
+    processors = os.cpu_count()
+    spare = max(1, (1 if processors is None else processors) - 1)
+    return VideoRenderer(), settings.renders if settings.renders > 0 else spare
+
+
+@asynccontextmanager
+async def running(parts: Parts) -> AsyncIterator[None]:
+    """Start the parts, and stop them in the opposite order."""
+    try:
+        await parts.database.create_tables()
+        await parts.registration.start()
+        await parts.cache.start(await parts.database.source_id())
+        parts.runner.start()
+        if parts.keys is not None:
+            parts.keys.start()
+        try:
+            yield
+        finally:
+            parts.held.drain()
+            if parts.keys is not None:
+                await parts.keys.aclose()
+            await parts.runner.aclose()
+            await parts.database.shelter.settle()  # what is being written is offered, too
+    finally:
+        await parts.cache.aclose()
+        await parts.database.shelter.settle()
+        await parts.registration.aclose()
+        await parts.database.aclose()

@@ -1,0 +1,1 @@
+"""The database: its connection pool, its errors, and who else uses it."""

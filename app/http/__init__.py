@@ -1,0 +1,1 @@
+"""HTTP below the routes: connections, requests, limits, proxies, and the OpenAPI document."""

@@ -1,0 +1,358 @@
+"""One request at a time on each connection, answered once, in order, within limits.
+
+uvicorn parses all that it reads and queues the requests. Here bytes wait instead: the parser is fed
+up to the end of one request, and goes on when that has been answered.
+
+    idle      --first byte-->          head     the time limit of heads
+    head      --head complete-->       body     the application runs; the time limit of bodies
+    body      --request complete-->    answer   bytes are kept, up to a limit; no time limit
+    body      --response complete-->   body     the rest is dropped; a limit on bytes and time
+    answer    --response complete-->   idle     keep-alive
+    any       --error, limit-->        closing  one response at most; see `graceful_close`
+
+So there are never two requests of one connection in the process; a refusal comes behind the
+responses to earlier requests; and what is pipelined takes no more memory than its bytes, of which a
+connection keeps little.
+
+No piece may end one request and hold the head of the next. Heads and chunked bodies end with an
+empty line, and nothing else ends with it that matters; other bodies end where they have announced.
+
+The parser has special rules for `Upgrade` and `CONNECT`, which this service has no use for: it
+would take the body for another protocol. So it is shown the head without them.
+
+Fields behind a chunked body (trailers) are counted and dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum, auto
+from typing import TYPE_CHECKING, cast
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.http.body_limits import BACKLOG_BYTES, BODY_BYTES, HEAD_BYTES, HEADERS, ConnectionLimits
+from app.http.early_responses import EarlyResponses, announced
+from app.http.graceful_close import GracefulTransport
+from app.http.keep_alive_timer import Idle
+from app.http.serving import LIMITS, drain
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from starlette.types import ASGIApp
+    from uvicorn._types import ASGI3Application, HTTPScope
+
+_AT_ONCE = 64
+"""Pieces that are parsed before other connections have a turn."""
+_DEFAULTS = ConnectionLimits()
+_BLANK = re.compile(rb"[\r\n]*")
+
+
+class Stage(Enum):
+    """Where the current request is; idle and head are one, told apart by `_begun`."""
+
+    HEAD = auto()
+    BODY = auto()
+    ANSWER = auto()
+
+
+class Wait(Enum):
+    """What the connection's time limit is for."""
+
+    NOTHING = auto()
+    KEEP_ALIVE = auto()
+    HEAD = auto()
+    BODY = auto()
+    REST = auto()
+    SEND = auto()
+
+
+# Globals are quicker than members, and polls look at them.
+_HEAD, _BODY, _ANSWER = Stage.HEAD, Stage.BODY, Stage.ANSWER
+_KEEP_ALIVE = Wait.KEEP_ALIVE
+
+
+class Refused(Exception):  # noqa: N818 - stops the parser; never leaves the protocol
+    """Stops the parser.
+
+    Args:
+        status: what the request is refused with.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Exchange(HttpToolsProtocol):
+    """uvicorn's protocol, which parses one request at a time."""
+
+    url = b""  # until the parser has begun to read one
+    _limits: ConnectionLimits = _DEFAULTS
+    _guarded: GracefulTransport
+    _timer: Idle
+    _wait = Wait.NOTHING
+    _stalled = False  # a body was not being read when its time limit was set
+    _stage = _HEAD
+    _ended: HTTPScope | None = None  # of the last request that has been read to its end
+    _held = b""  # bytes that came,
+    _at = 0  # and where those begin that are not parsed yet
+    _advancing = False
+    _kept = False  # there was something held when parsing stopped last
+    _queued = False  # what is held has waited for a response
+    _stopping = False
+    _bare = False  # the head is shown to the parser once more, without its upgrade
+    _method = ""  # of a request that was shown to the parser with another
+    _upgrades: tuple[tuple[bytes, bytes], ...] = ()  # headers that were not shown to it
+    _body_size = 0  # of the current request, as far as it has been read
+    _announced: int | None = None  # its whole body; -1: in chunks; None: not looked up
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See asyncio."""
+        self._limits = limits = self.app_state.get(LIMITS, _DEFAULTS)
+        guarded = GracefulTransport(transport, self.loop, limits, self._unread)
+        self._guarded = guarded
+        super().connection_made(cast("asyncio.Transport", guarded))
+        self._timer = Idle(self.loop, self.timeout_keep_alive, self._overdue)
+        early = EarlyResponses(
+            cast("ASGIApp", self.app), lambda: self.cycle, lambda: self._body_size
+        )
+        self.app = cast("ASGI3Application", early)
+        if guarded.admit(len(self.connections)):
+            self._watch(Wait.HEAD)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        self._guarded.lost()
+        self._timer.close()
+        self._held, self._at = b"", 0
+        super().connection_lost(exc)
+        self.app = self.config.loaded_app  # which does not refer to this connection
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio."""
+        if self._guarded.is_closing():
+            self._guarded.discard(len(data))
+            return
+        self._held = self._held[self._at :] + data if self._held else data
+        self._at = 0
+        self._advance()
+
+    def shutdown(self) -> None:
+        """See uvicorn, which calls this before it waits for the answers that are under way."""
+        self._stopping = True
+        drain(self.app_state)
+        if self._guarded.is_closing():
+            self._guarded.abort()
+            return
+        super().shutdown()
+
+    # --- from bytes to requests ---
+
+    def _advance(self) -> None:
+        """Parse until a request is to be answered, or there is nothing left."""
+        if self._advancing:
+            return
+        self._advancing = True
+        turns = 0
+        while self._held and self._stage is not _ANSWER and not self._guarded.is_closing():
+            if turns == _AT_ONCE:
+                self.loop.call_soon(self._advance)
+                break
+            turns += 1
+            self._feed(self._take())
+        self._advancing = False
+        if self._guarded.is_closing():
+            return
+        if self._held or self._kept:
+            self._kept = bool(self._held)
+            self._queued = self._kept and (self._queued or self._stage is _ANSWER)
+            self._guarded.set_backlog(len(self._held) - self._at > BACKLOG_BYTES)
+        # Most often a whole poll has been answered: then its time limit is set.
+        if self._wait is not _KEEP_ALIVE or self._stage is not _HEAD or self._begun():
+            self._rewatch()
+
+    def _take(self) -> bytes:
+        """The next bytes of one request, at most up to its end."""
+        held, at = self._held, self._at
+        if self._stage is _BODY and self._remaining() > 0:
+            end = at + self._remaining()
+        elif held[at] in b"\r\n":
+            # It may be the rest of an empty line that ends a head or a body.
+            blank = _BLANK.match(held, at)
+            end = at if blank is None else blank.end()
+        else:
+            end = held.find(b"\r\n\r\n", at) + 4
+        if end <= at or end >= len(held):
+            self._held, self._at = b"", 0
+            return held[at:] if at else held
+        self._at = end
+        return held[at:end]
+
+    def _remaining(self) -> int:
+        """How much of a body is to come; below 0 if it comes in chunks."""
+        if self._announced is None:
+            self._announced = announced(self.scope["headers"])
+        return self._announced - self._body_size
+
+    def _feed(self, piece: bytes) -> None:
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:
+            self._feed(self._without_upgrade())
+        except httptools.HttpParserError as error:
+            refused = error.__context__
+            self._fail(refused.status if isinstance(refused, Refused) else 400)
+
+    def _without_upgrade(self) -> bytes:
+        """The head that has just been parsed, as that of a request that asks for no upgrade."""
+        kept = [header for header in self.headers if header[0] != b"upgrade"]
+        self._upgrades = tuple(header for header in self.headers if header[0] == b"upgrade")
+        method, url = self.parser.get_method(), self.url
+        version = self.parser.get_http_version().encode()
+        if method == b"CONNECT":  # its URL is an address
+            self._method, method, url = "CONNECT", b"POST", b"/"
+        self._bare = True
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        lines = b"".join(b"%b: %b\r\n" % header for header in kept)
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (method, url, version, lines)
+
+    def _should_upgrade(self) -> bool:
+        return False
+
+    def on_headers_complete(self) -> None:
+        """See uvicorn."""
+        if self.parser.should_upgrade():
+            return  # it is shown to the parser once more
+        self._stage = _BODY
+        self._body_size, self._announced = 0, None
+        if self._bare:
+            self.headers.extend(self._upgrades)
+        if b"://" in self.url and not self.url.startswith(b"/"):
+            self._name_host()
+        super().on_headers_complete()
+        if self._bare:
+            self.scope["method"] = self._method or self.scope["method"]
+            self._bare, self._method, self._upgrades = False, "", ()
+        self.headers = []  # for the trailers: the request has those that came before
+
+    def _name_host(self) -> None:
+        """Let the host of a URL in absolute form replace what Host says (RFC 9112, 3.2.2)."""
+        url = httptools.parse_url(self.url)
+        if url.host is not None:
+            host = b"[%b]" % url.host if b":" in url.host else url.host
+            port = b"" if url.port is None else b":%d" % url.port
+            others = [header for header in self.headers if header[0] != b"host"]
+            self.headers[:] = [*others, (b"host", host + port)]
+
+    def on_body(self, body: bytes) -> None:
+        """See uvicorn, which bounds what it holds of bodies, and not what it drops."""
+        self._body_size += len(body)
+        if self._body_size > BODY_BYTES + self._limits.discard_bytes:
+            if self.cycle.response_complete:
+                self._guarded.abort()
+            raise Refused(413)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """See uvicorn."""
+        if self.parser.should_upgrade():
+            return
+        self._ended = self.scope
+        fields = self.headers
+        if fields:
+            size = sum(len(name) + len(value) for name, value in fields)
+            if size > HEAD_BYTES or len(fields) > HEADERS:
+                raise Refused(431)
+        super().on_message_complete()
+        self._stage = _HEAD if self.cycle.response_complete else _ANSWER
+
+    def on_response_complete(self) -> None:
+        """See uvicorn, which would start the next request of its queue."""
+        self.server_state.total_requests += 1
+        if self._guarded.is_closing():
+            return
+        if self._stage is _ANSWER:
+            self._stage = _HEAD
+            self._watch(_KEEP_ALIVE)
+        self.flow.resume_reading()
+        self._advance()
+
+    # --- what ends a connection ---
+
+    def _fail(self, status: int) -> None:
+        """Refuse the request that is being read, if it has no response yet, and close."""
+        self._guarded.refuse(status, self.cycle if self._stage is _BODY else None)
+
+    def _begun(self) -> bool:
+        """Whether a request has begun, and not ended."""
+        return self.scope is not self._ended
+
+    def _unread(self) -> bool:
+        """Whether the client may be sending still."""
+        return not self._stopping and (
+            self._stage is _BODY or self._begun() or len(self._held) > self._at
+        )
+
+    def _watch(self, wait: Wait) -> None:
+        """Set the time limit for what the connection waits for."""
+        self._wait = wait
+        if wait is _KEEP_ALIVE:
+            self._timer.begin()
+        elif wait is Wait.HEAD:
+            self._timer.begin(self._limits.head_seconds)
+        elif wait is Wait.BODY:
+            self._stalled = self.flow.read_paused
+            self._timer.begin(self._limits.body_seconds)
+        elif wait is Wait.REST:  # of a body that nobody wants
+            self._timer.begin(self._limits.discard_seconds)
+        elif wait is Wait.SEND:
+            self._timer.begin(self._limits.send_seconds)
+        else:
+            self._timer.cancel()
+
+    def _rewatch(self) -> None:
+        """Set the time limit that fits the state. That of a head is set once, whatever comes."""
+        if self.flow.write_paused:
+            wait = Wait.SEND
+        elif self._stage is _BODY and self.cycle.response_complete:
+            wait = Wait.REST
+        elif self._stage is _BODY:
+            self._watch(Wait.BODY)  # anew with each read
+            return
+        elif self._stage is _ANSWER:
+            wait = Wait.NOTHING
+        elif self._begun():
+            wait = Wait.HEAD
+        elif self._wait is Wait.HEAD:  # it has sent nothing yet that counts
+            return
+        else:
+            wait = _KEEP_ALIVE
+        if wait is not self._wait:
+            self._watch(wait)
+
+    def _overdue(self) -> None:
+        """The time limit is over."""
+        if self._wait in {Wait.SEND, Wait.REST}:
+            self._guarded.abort()
+        elif self._wait is Wait.BODY and self._stalled:
+            self._watch(Wait.BODY)  # part of the time, nobody read
+        elif self._begun():
+            self._fail(408)
+        else:
+            self._guarded.close()
+
+    def pause_writing(self) -> None:
+        """See asyncio."""
+        super().pause_writing()
+        if not self._guarded.is_closing():
+            self._watch(Wait.SEND)
+
+    def resume_writing(self) -> None:
+        """See asyncio."""
+        super().resume_writing()
+        if not self._guarded.is_closing():
+            self._rewatch()

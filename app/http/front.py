@@ -1,0 +1,204 @@
+"""The outermost part of the application: what protects it, and its users, from web pages.
+
+It refuses requests for other hosts, and changes that a page of another origin asks for while the
+service has no keys: a browser sends such a request for any page, and here nothing else would tell.
+It answers preflight requests (CORS), and adds the headers that every answer carries. Polls that are
+answered before the application is asked follow the same rules: see `HotPolls`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from starlette.middleware.cors import CORSMiddleware
+
+from app.http.problems import problem
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from fastapi.responses import JSONResponse
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from app.http.forwarded import TrustedProxies
+    from app.http.hosts import AllowedHosts
+
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+_VARY = (b"vary", b"Origin")
+_CLOSE = (b"connection", b"close")
+
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_SENT = (
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-None-Match",
+    "Last-Event-ID",
+    "Prefer",
+    "Range",
+)
+_SHOWN = (
+    "Accept-Ranges",
+    "Age",
+    "Cache-Status",
+    "Content-Range",
+    "ETag",
+    "Location",
+    "Preference-Applied",
+    "Retry-After",
+    "WWW-Authenticate",
+)
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+
+def read_origins(text: str) -> list[str]:
+    """Read a list of origins, `scheme://host` or `scheme://host:port`, or `*` for any.
+
+    Raises:
+        ValueError: a part is none.
+    """
+    return [_origin(part) for part in map(str.strip, text.split(",")) if part]
+
+
+def _origin(text: str) -> str:
+    if text == "*":
+        return text
+    parts = urlsplit(text)
+    plain = text.isascii() and text.isprintable() and " " not in text
+    # A port that is no number raises here, too.
+    if not plain or not parts.hostname or parts.port == 0 or "@" in parts.netloc or "*" in text:
+        raise ValueError(text)
+    if text.lower() != f"{parts.scheme}://{parts.netloc}".lower():
+        raise ValueError(text)
+    # As browsers write it: in small letters, without the scheme's own port.
+    return text.lower().removesuffix(_DEFAULT_PORTS.get(parts.scheme, "/"))
+
+
+def common_headers(origins: Collection[str]) -> list[tuple[bytes, bytes]]:
+    """Return what every answer carries to a request that names no origin."""
+    return [NOSNIFF, _VARY] if origins else [NOSNIFF]
+
+
+class Front:
+    """ASGI middleware, the outermost; see above.
+
+    Args:
+        app: what answers the requests that are let through.
+        hosts: which may be asked for.
+        origins: whose pages may read and change everything that they have a key for.
+        keyed: whether the service has keys, which no browser sends by itself.
+        proxies: whose word on the path that they have the service under is taken.
+        root_path: that path, where no proxy names it.
+        closes_upgrades: whether to close the connection behind a request with `Upgrade`. For
+            uvicorn's own protocol: it skips the body of such a request, and would take the body for
+            the next request.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: AllowedHosts,
+        origins: Collection[str],
+        *,
+        keyed: bool,
+        proxies: TrustedProxies,
+        root_path: str,
+        closes_upgrades: bool = False,
+    ) -> None:
+        self._closes_upgrades = closes_upgrades
+        self._proxies = proxies
+        self._root_path = root_path
+        self._hosts = hosts
+        self._origins = frozenset(origins)
+        self._keyed = keyed
+        self._app = app
+        if origins:
+            self._app = CORSMiddleware(
+                app,
+                allow_origins=tuple(origins),
+                allow_methods=("GET", "HEAD", "POST"),
+                allow_headers=_SENT,
+                expose_headers=_SHOWN,
+                allow_private_network=True,
+            )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        added = [NOSNIFF]
+        if self._closes_upgrades and any(name == b"upgrade" for name, _ in scope["headers"]):
+            added.append(_CLOSE)
+
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ())]
+                message["headers"] = headers + [each for each in added if each not in headers]
+            await send(message)
+
+        self._set_root_path(scope)
+        refusal = self._refusal(scope)
+        answer = self._app if refusal is None else refusal
+        await answer(scope, receive, send_on)
+
+    def _set_root_path(self, scope: Scope) -> None:
+        """Put into `root_path` what links are to begin with. Routing takes it off a path."""
+        if scope.get("root_path"):
+            return  # the server's own setting, and in the path already
+        root = self._root_path
+        forwarded = self._proxies.prefix(scope)
+        if forwarded is not None and not (root and scope["path"].startswith(f"{root}/")):
+            root = forwarded
+        scope["root_path"] = root
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        path, headers = scope["path"], scope["headers"]
+        hosts = [value for name, value in headers if name == b"host"]
+        if len(hosts) != 1:
+            # HTTP/1.0 has none; who speaks that is no browser.
+            if hosts or scope.get("http_version") == "1.1":
+                return problem(400, "A request names one host, in Host.", instance=path)
+        elif not self._hosts.allows(hosts[0]) and not _is_from_test_client(scope, hosts[0]):
+            detail = "This service does not answer for that host; see JOBCACHE_ALLOWED_HOSTS."
+            return problem(421, detail, instance=path)
+        if not self._keyed and scope["method"] not in _SAFE and self._is_foreign(scope):
+            detail = "A page of another origin changes nothing here; see JOBCACHE_CORS_ORIGINS."
+            return problem(403, detail, instance=path)
+        return None
+
+    def _is_foreign(self, scope: Scope) -> bool:
+        """Tell whether a page of another origin, and not one of `origins`, sent the request.
+
+        As browsers tell by Fetch Metadata, or else by Origin. Other clients send neither.
+        """
+        headers = scope["headers"]
+        origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
+        if len(origins) == 1 and (origins[0] in self._origins or "*" in self._origins):
+            return False
+        sites = [value.strip() for name, value in headers if name == b"sec-fetch-site"]
+        if sites:
+            return any(site not in {b"same-origin", b"none"} for site in sites)
+        if not origins:
+            return False
+        host = dict(headers).get(b"host", b"").decode("latin-1")
+        return len(origins) > 1 or not _same(origins[0], host)
+
+
+def _same(origin: str, host: str) -> bool:
+    scheme, _, named = origin.lower().partition("://")
+    port = _DEFAULT_PORTS.get(scheme)
+    if port is None:  # "null", and the schemes of browser extensions
+        return False
+    return named.removesuffix(port) == host.lower().removesuffix(port)
+
+
+def _is_from_test_client(scope: Scope, host: bytes) -> bool:
+    """Tell whether Starlette's test client sent the request, in this process.
+
+    A server that listens gives its address, and no client can make it give this name.
+    """
+    server = scope.get("server")
+    return host == b"testserver" and server is not None and server[0] == "testserver"

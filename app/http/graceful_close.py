@@ -1,0 +1,188 @@
+"""Closing a connection so that the client still gets the response.
+
+A socket that is closed while there is something unread resets the connection, and a reset takes
+with it what the client has not read yet: it sees an error instead of the response. So whoever has
+not been heard out is closed in three steps (RFC 9112, 9.6): nothing is written any more, what still
+comes is read and dropped, and the connection is closed when the client has closed its half or a
+limit is reached.
+
+What has been written may also not be accepted. Then the flush is cut off by a limit, too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from app.http.early_responses import log_refusal, refusal
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from app.http.body_limits import ConnectionLimits
+
+_REFUSED_AT_ONCE = 32
+"""Connections over the limit that are told so; further ones are just closed."""
+_REFUSED_SECONDS = 1.0
+
+
+class _Cycle(Protocol):
+    response_started: bool
+    disconnected: bool
+    message_event: asyncio.Event
+
+
+class GracefulTransport:
+    """A transport for uvicorn's protocols, whose `close` delivers what has been written.
+
+    Reading has two reasons to pause: flow control, which is uvicorn's, and a backlog, which is
+    ours. It goes on when neither is left.
+
+    Args:
+        transport: the connection.
+        loop: whose time counts.
+        limits: how much, and for how long, is read while it closes.
+        unread: whether the client may be sending still.
+
+    Attributes:
+        write: send bytes.
+        is_closing: whether `close` has been called, or the connection is lost.
+    """
+
+    __slots__ = (
+        "_backlogged",
+        "_discarded",
+        "_flow_paused",
+        "_limits",
+        "_loop",
+        "_timer",
+        "_transport",
+        "_unread",
+        "is_closing",
+        "write",
+    )
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        limits: ConnectionLimits,
+        unread: Callable[[], bool],
+    ) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._limits = limits
+        self._unread = unread
+        self._timer: asyncio.TimerHandle | None = None
+        self._discarded = 0
+        self._flow_paused = self._backlogged = False
+        # The transport's own, without a call in between: polls pay for each.
+        self.write: Callable[[bytes], object] = transport.write
+        self.is_closing: Callable[[], bool] = transport.is_closing
+
+    def get_extra_info(self, name: str, default: object = None) -> Any:  # noqa: ANN401 - as in asyncio
+        """Return what the transport knows of the connection."""
+        return self._transport.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        """Stop reading, for flow control."""
+        self._flow_paused = True
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again, unless there is a backlog."""
+        self._flow_paused = False
+        if not self._backlogged and not self.is_closing():
+            self._transport.resume_reading()
+
+    def set_backlog(self, backlogged: bool) -> None:  # noqa: FBT001 - a state, which is its name
+        """Stop reading because there is enough to parse, or read again."""
+        if backlogged is self._backlogged:
+            return
+        self._backlogged = backlogged
+        if backlogged:
+            self._transport.pause_reading()
+        elif not self._flow_paused and not self.is_closing():
+            self._transport.resume_reading()
+
+    def close(self, *, within: float | None = None) -> None:
+        """Close when what was written has been sent, and the client has been heard out.
+
+        Args:
+            within: seconds; None: as the limits say.
+        """
+        if self.is_closing():
+            return
+        limits, transport = self._limits, self._transport
+        unread = within is not None or self._unread()
+        self.is_closing, self.write = _always, _drop
+        if unread:
+            seconds = limits.discard_seconds if within is None else within
+            self._timer = self._loop.call_later(seconds, transport.abort)
+            if transport.can_write_eof():
+                transport.write_eof()
+            transport.resume_reading()
+            return
+        if transport.get_write_buffer_size():
+            self._timer = self._loop.call_later(limits.send_seconds, transport.abort)
+        transport.close()
+
+    def admit(self, connections: int) -> bool:
+        """Return True if this connection is within the limit of a process; else refuse it.
+
+        Args:
+            connections: that there are, this one included.
+        """
+        excess = connections - self._limits.connections
+        if excess <= 0:
+            return True
+        log_refusal(503)
+        if excess > _REFUSED_AT_ONCE:
+            self.abort()
+        else:
+            self.write(refusal(503))
+            self.close(within=_REFUSED_SECONDS)
+        return False
+
+    def refuse(self, status: int, cycle: _Cycle | None) -> None:
+        """Refuse the request that is being read, if it has no response yet, and close.
+
+        Args:
+            status: what to say.
+            cycle: uvicorn's record of the request, if its application is running.
+        """
+        if self.is_closing():
+            return
+        log_refusal(status)
+        if cycle is None or not cycle.response_started:
+            self.write(refusal(status))
+        if cycle is not None:  # its application learns that there is nobody to respond to
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.close(within=self._limits.discard_seconds)
+
+    def discard(self, size: int) -> None:
+        """Count bytes that came while it closes; there is a limit on them."""
+        self._discarded += size
+        if self._discarded > self._limits.discard_bytes:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close at once, whatever is under way."""
+        self.is_closing, self.write = _always, _drop
+        self._transport.abort()
+
+    def lost(self) -> None:
+        """Give back what a lost connection needs no more."""
+        self.is_closing, self.write, self._unread = _always, _drop, _always
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _always() -> bool:
+    return True
+
+
+def _drop(data: bytes) -> None:
+    """Take what an application writes to a connection that is closing."""

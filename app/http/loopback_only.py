@@ -1,0 +1,45 @@
+"""Keeps a service without API keys to this machine, whatever address its server listens on.
+
+`python -m app serve` refuses any but loopback. Other servers have options of their own, and
+`fastapi run` listens on all addresses unless it is told otherwise.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from app.http.problems import problem
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+_REFUSED = (
+    "Without API keys this service answers on loopback only: set JOBCACHE_API_KEYS,"
+    " or JOBCACHE_INSECURE=1 to answer everybody."
+)
+
+
+def is_local(scope: Scope) -> bool:
+    """Return False for a connection to an address of this machine that others may reach."""
+    server = scope.get("server")
+    return server is None or _is_local(server[0])
+
+
+@lru_cache(maxsize=64)  # addresses of this machine
+def _is_local(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:  # a Unix socket, or no socket at all
+        return True
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (address if mapped is None else mapped).is_loopback
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request that came in where this service does not answer."""
+    if scope["type"] == "http":
+        await problem(403, _REFUSED, instance=scope["path"])(scope, receive, send)
+    else:
+        await send({"type": "websocket.close", "code": 1008})

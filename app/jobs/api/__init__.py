@@ -1,0 +1,1 @@
+"""The routes of jobs, and what their requests and responses contain."""

@@ -1,0 +1,160 @@
+"""What goes in and out over HTTP: the bodies of requests, and the documents of answers."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from itertools import islice
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    AnyHttpUrl,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    model_validator,
+)
+
+from app.auth.callers import CLIENT_ID
+from app.jobs.states import Status
+
+MOST_ERRORS = 20
+"""Of one request, that an answer lists."""
+LARGEST_ID = 2**53 - 1
+"""The largest number that every reader of JSON holds exactly (RFC 7493, 2.2)."""
+
+# What Python calls a blank, for the document: what `\s` means differs from one dialect to the next.
+_BLANK = r"\t-\r\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_NO_NUL = r"^[^\u0000]*$"
+_NOT_BLANK = rf"^[^\u0000]*[^\u0000{_BLANK}][^\u0000]*$"
+_URL = r"^[Hh][Tt][Tt][Pp][Ss]?://([A-Za-z0-9._~:/?#@!$&'()*+,;=\[\]-]|%[0-9A-Fa-f]{2})+$"
+
+
+def _storable(text: str) -> str:
+    # PostgreSQL stores no NUL, and UTF-8 has no lone surrogates; JSON can carry both.
+    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        raise ValueError("contains a NUL or a lone surrogate")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is blank")
+    return text
+
+
+def _http_url(text: str) -> str:
+    # pydantic mends a URL before it looks, but what is stored is the text as it came
+    if re.fullmatch(_URL[1:-1], text) is None:
+        raise ValueError("is not http:// or https:// and the characters of a URL (RFC 3986)")
+    TypeAdapter(AnyHttpUrl).validate_python(text)
+    return text
+
+
+def _whole(value: object) -> object:
+    # JSON has one kind of number, and JSON Schema calls 7.0 an integer
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _described(pattern: str) -> Any:  # noqa: ANN401 - pydantic's name for it is not public
+    return Field(json_schema_extra={"pattern": pattern})
+
+
+Text = Annotated[str, AfterValidator(_storable), _described(_NO_NUL)]
+Shown = Annotated[Text, AfterValidator(_not_blank), _described(_NOT_BLANK)]
+Url = Annotated[str, AfterValidator(_http_url), _described(_URL)]
+ClientId = Annotated[str, StringConstraints(pattern=CLIENT_ID)]
+Whole = BeforeValidator(_whole)
+JobId = Annotated[int, Field(strict=True, ge=1, le=LARGEST_ID), Whole]
+
+
+class RequestBody(BaseModel):
+    """A body of a request. Unknown fields are errors, of which only the first few are looked at."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_unknown(cls, given: object) -> object:
+        # Thousands would each become an error, which takes far longer than to read them.
+        if not isinstance(given, dict) or len(given) <= len(cls.model_fields) + MOST_ERRORS:
+            return given
+        known = {name: given[name] for name in cls.model_fields if name in given}
+        unknown = (name for name in given if name not in known)
+        return known | dict.fromkeys(islice(unknown, MOST_ERRORS))
+
+
+class CreateJob(RequestBody):
+    """Ask for a video."""
+
+    client_id: ClientId
+    prompt: Annotated[Shown, Field(min_length=1, max_length=2000)]
+    scenes: Annotated[int, Field(strict=True, ge=1, le=12), Whole] | None = None
+    seconds_per_scene: Annotated[float, Field(strict=True, ge=0.5, le=10, allow_inf_nan=False)] = (
+        2.0
+    )
+    renderer: Literal["builtin", "external"] = "builtin"
+
+
+class ReportProgress(RequestBody):
+    """A worker tells how far it is."""
+
+    percent: Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
+    stage: Annotated[Text, Field(max_length=100)] = ""
+    message: Annotated[Text, Field(max_length=500)] = ""
+
+
+class Complete(RequestBody):
+    """A worker has finished."""
+
+    video_url: Annotated[Url, Field(max_length=2000)] | None = None
+
+
+class Fail(RequestBody):
+    """A worker has given up."""
+
+    error: Annotated[Shown, Field(min_length=1, max_length=1000)]
+
+
+class ProgressBody(BaseModel):
+    """How far a job is."""
+
+    percent: float
+    stage: str
+    message: str
+    updated_at: datetime | None
+
+
+class JobBody(BaseModel):
+    """The status of a job: what polls return."""
+
+    id: int
+    client_id: str
+    prompt: str
+    status: Status
+    terminal: bool
+    progress: ProgressBody
+    version: int
+    error: str | None
+    storyboard_url: str | None
+    video_url: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class JobPage(BaseModel):
+    """A page of a list of jobs, newest first."""
+
+    items: list[JobBody]
+    next_cursor: str | None
+
+
+class JobBatch(BaseModel):
+    """The jobs asked for by id, in that order, and the ids nobody knows."""
+
+    items: list[JobBody]
+    missing: list[int]

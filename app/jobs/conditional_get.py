@@ -1,0 +1,259 @@
+"""How a cached document answers a GET: validators, encoding, and what caches have to say.
+
+ETags are `"<version>-<n>"`. `n` tells representations of one version apart, as a strong ETag must:
+its lowest bit is 1 for gzip, the rest is the format of the documents, to be raised when their JSON
+changes. Nothing in them differs between processes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from app.jobs.documents import with_prefix
+from jobcache import Outcome, identity_body
+from jobcache.protocol.backend import VERSION_LIMIT
+
+if TYPE_CHECKING:
+    from jobcache import Answer, Entry
+
+    Headers = list[tuple[bytes, bytes]]
+
+FORMAT = 0
+# What proxies append to the tag of an answer that they compress or decompress, such as `"7-0-gzip"`
+# (Apache), `"7-0--gzip"` (Jetty), `"7-0;gz"`, and behind the quotes `"7-0"-gzip`, which is not even
+# a tag. nginx writes W/ before it.
+_SUFFIX = r"(?:[-;]{1,3}(?:x-)?(?:gzip|gz|br|brotli|zstd|zst|deflate|df|compress))"
+_TAG = re.compile(rf"(\d{{1,16}})-(\d{{1,4}}){_SUFFIX}{{0,3}}", re.ASCII | re.IGNORECASE)
+_LISTED = re.compile(
+    rf'[ \t]*(?:[Ww]/)?"([\x21\x23-\x7e\x80-\xff]*)"{_SUFFIX}{{0,3}}[ \t]*(?:,|$)',
+    re.IGNORECASE,
+)
+_ANY_SUFFIX = re.compile(rf"{_SUFFIX}{{1,3}}$", re.IGNORECASE)
+_ENCODING = re.compile(r"\s*([\w*-]+)\s*(?:;\s*q\s*=\s*([\d.]+)\s*)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a client's `If-None-Match` says it has.
+
+    Attributes:
+        tags: version and `n` of each that has the shape of ours.
+        floor: the highest version it has seen, in whatever format.
+        any: True for `*`.
+    """
+
+    tags: frozenset[tuple[int, int]]
+    floor: int
+    any: bool
+
+
+_NONE = Conditions(frozenset(), 0, any=False)
+
+
+@lru_cache(maxsize=256)  # clients of many jobs have seen few different versions
+def conditions(if_none_match: str | None) -> Conditions:
+    """Read `If-None-Match` (RFC 9110, 13.1.2). Tags that are not ours match nothing."""
+    if if_none_match is None:
+        return _NONE
+    if if_none_match.strip() == "*":
+        return Conditions(frozenset(), 0, any=True)
+    ours = filter(None, map(_TAG.fullmatch, listed_tags(if_none_match)))
+    seen = [(int(tag[1]), int(tag[2])) for tag in ours]
+    # No source gives out such a version: as a floor it would make every poll a query.
+    possible = [version for version, _ in seen if version < VERSION_LIMIT]
+    return Conditions(frozenset(seen), max(possible, default=0), any=False)
+
+
+@lru_cache(maxsize=64)
+def accepts_gzip(accept_encoding: str | None) -> bool:
+    """True if the client takes gzip (RFC 9110, 12.5.3)."""
+    if not accept_encoding:
+        return False
+    quality = {}
+    for item in accept_encoding.lower().split(","):
+        match = _ENCODING.fullmatch(item)
+        if match is not None:
+            quality[match[1]] = match[2]
+    for coding in ("gzip", "x-gzip", "*"):
+        if coding in quality:
+            weight = quality[coding]
+            return weight is None or weight.strip("0.") != ""
+    return False
+
+
+def etag(version: int, *, gzip: bool) -> str:
+    """The entity tag of one representation of a version."""
+    return f'"{version}-{_n(gzip=gzip)}"'
+
+
+def holds(if_none_match: str, tag: str) -> bool:
+    """True if `If-None-Match` names `tag`, whoever made it: the weak comparison of RFC 9110."""
+    if if_none_match.strip() == "*":
+        return True
+    named = listed_tags(if_none_match)
+    return tag.strip('"') in {*named, *(_ANY_SUFFIX.sub("", each) for each in named)}
+
+
+def listed_tags(if_none_match: str) -> list[str]:
+    """Return the tags of a list, without quotes and `W/`. What is no tag is left out.
+
+    Read element by element: the end of one tag and the beginning of the next are no tag.
+    """
+    tags, at = [], 0
+    while 0 <= at < len(if_none_match):
+        found = _LISTED.match(if_none_match, at)
+        if found is None:
+            at = if_none_match.find(",", at) + 1 or len(if_none_match)
+        else:
+            tags.append(found[1])
+            at = found.end()
+    return tags
+
+
+def may_wait(answer: Answer, if_none_match: str | None) -> bool:
+    """True if the client has this very version, in either coding, and a newer one may come."""
+    entry = answer.entry
+    if entry.poll_after is None:
+        return False
+    tags = conditions(if_none_match).tags
+    return any((entry.version, _n(gzip=gzip)) in tags for gzip in (False, True))
+
+
+def _n(*, gzip: bool) -> int:
+    return FORMAT << 1 | gzip
+
+
+class Reply:
+    """A response, to be sent as often as it is right: nobody changes it.
+
+    Attributes:
+        status: 200 or 304.
+        headers: as ASGI has them.
+        body: what follows.
+    """
+
+    __slots__ = ("_lines", "body", "headers", "status")
+
+    def __init__(self, status: int, headers: Headers, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+        self._lines = b""
+
+    @property
+    def lines(self) -> bytes:
+        """The headers as they go over the wire."""
+        if not self._lines:
+            self._lines = b"".join(b"%b: %b\r\n" % header for header in self.headers)
+        return self._lines
+
+
+class Representation:
+    """An entry in one coding, and the replies that show it; good for as long as the entry is.
+
+    Args:
+        entry: what is represented.
+        gzip: whether in gzip, which only a body without a prefix is stored in.
+        root_path: what links begin with.
+    """
+
+    __slots__ = ("_made_for", "_unchanged", "_whole", "entry", "gzip", "root_path")
+
+    def __init__(self, entry: Entry, *, gzip: bool, root_path: str = "") -> None:
+        self.entry = entry
+        self.gzip = gzip
+        self.root_path = root_path
+        # The last replies and what they were made for: within a second, most are alike.
+        self._made_for: tuple[object, ...] = ()
+        self._whole: Reply | None = None
+        self._unchanged: Reply | None = None
+
+    def reply(self, answer: Answer, *, unchanged: bool) -> Reply:
+        """The reply that says what `answer` found; without the body if the client has it."""
+        age_ms = answer.age_ms
+        fresh_ms = self.entry.fresh_ms - age_ms
+        made_for = age_ms // 1000, fresh_ms // 1000, answer.outcome, answer.coalesced, answer.tier
+        if made_for != self._made_for:
+            self._made_for, self._whole, self._unchanged = made_for, None, None
+        reply = self._unchanged if unchanged else self._whole
+        if reply is None:
+            reply = self._make(answer, unchanged=unchanged)
+            if unchanged:
+                self._unchanged = reply
+            else:
+                self._whole = reply
+        return reply
+
+    def _make(self, answer: Answer, *, unchanged: bool) -> Reply:
+        entry = self.entry
+        headers: Headers = [
+            (b"etag", etag(entry.version, gzip=self.gzip).encode()),
+            (b"cache-control", b"private, no-cache"),
+            (b"vary", b"Accept-Encoding"),
+            (b"cache-status", cache_status(answer).encode()),
+        ]
+        if entry.poll_after is not None:
+            headers.append((b"retry-after", b"%d" % entry.poll_after))
+        if answer.outcome in {Outcome.HIT, Outcome.STALE}:
+            headers.append((b"age", b"%d" % (answer.age_ms // 1000)))
+        if unchanged:
+            return Reply(304, headers, b"")
+        headers.append((b"content-type", b"application/json"))
+        if self.gzip:
+            headers.append((b"content-encoding", b"gzip"))
+            body = entry.body
+        else:
+            body = with_prefix(identity_body(entry), self.root_path)
+        headers.append((b"content-length", b"%d" % len(body)))
+        return Reply(200, headers, body)
+
+
+def respond(
+    answer: Answer,
+    if_none_match: str | None,
+    accept_encoding: str | None,
+    kept: Representation | None = None,
+    root_path: str = "",
+) -> Reply:
+    """The reply to a GET of the document.
+
+    Args:
+        answer: what was read.
+        if_none_match: the header, if there is one.
+        accept_encoding: the header, if there is one.
+        kept: one of the entry, from an earlier answer, to be used if it is the right one.
+        root_path: what links begin with.
+    """
+    entry = answer.entry
+    gzip = entry.encoding == "gzip" and not root_path and accepts_gzip(accept_encoding)
+    unchanged = False
+    if if_none_match is not None:
+        wanted = conditions(if_none_match)
+        unchanged = wanted.any or (entry.version, _n(gzip=gzip)) in wanted.tags
+        if not unchanged and (entry.version, _n(gzip=not gzip)) in wanted.tags:
+            # It holds this version in the other coding; a tag of what it lacks would tell it
+            # nothing.
+            unchanged, gzip = True, not gzip
+    if kept is None or kept.entry is not entry or kept.gzip is not gzip:
+        kept = Representation(entry, gzip=gzip, root_path=root_path)
+    return kept.reply(answer, unchanged=unchanged)
+
+
+def cache_status(answer: Answer) -> str:
+    """Where the answer came from (RFC 9211). A `ttl` below 0: past its freshness, served anyway."""
+    collapsed = "; collapsed" if answer.coalesced else ""
+    tier = f"; detail={answer.tier}"
+    if answer.outcome is Outcome.HIT:
+        return f"jobcache; hit; ttl={_ttl(answer.entry, answer.age_ms)}{tier}"
+    if answer.outcome is Outcome.STALE:
+        ttl = _ttl(answer.entry, answer.age_ms)
+        return f"jobcache; fwd=stale; fwd-status=503; ttl={ttl}{collapsed}{tier}"
+    forwarded = "stale" if answer.outcome is Outcome.EXPIRED else answer.outcome.value
+    return f"jobcache; fwd={forwarded}{collapsed}{tier}"
+
+
+def _ttl(entry: Entry, age_ms: int) -> int:
+    return (entry.fresh_ms - age_ms) // 1000

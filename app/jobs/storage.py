@@ -1,0 +1,397 @@
+"""Jobs in the database, which is the truth.
+
+Every change of a job is one statement, which raises the version under the row's lock, refuses what
+the job's state does not allow by its own condition, and returns the row as it is now, without the
+storyboard: that is large, and read only by those who ask for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from app.db.database import TO_MOVE, Database, claims, clients, jobs
+from app.jobs.states import MOVING, TERMINAL, Move, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from sqlalchemy import BindParameter, ColumnElement, Row, Update
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A row of the table of jobs, as one statement saw it. Times in milliseconds.
+
+    Its storyboard is a `StoredStoryboard`; `storyboard_version` is None until there is one.
+    """
+
+    id: int
+    client_id: str
+    prompt: str
+    scenes: int | None
+    seconds_per_scene: float
+    renderer: str
+    status: Status
+    version: int
+    percent: float
+    stage: str
+    message: str
+    progress_at: int | None
+    pace_ms: int | None
+    storyboard_version: int | None
+    video_url: str | None
+    error: str | None
+    created_at: int
+    updated_at: int
+    idempotency_key: str | None
+    request_hash: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStoryboard:
+    """A job's storyboard, as JSON.
+
+    Attributes:
+        client_id: whose job it is.
+        version: of the job, when it came.
+        text: the JSON.
+    """
+
+    client_id: str
+    version: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What a client asks for."""
+
+    client_id: str
+    prompt: str
+    scenes: int | None
+    seconds_per_scene: float
+    renderer: str
+    idempotency_key: str | None = None
+    request_hash: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobList:
+    """A client's newest job ids, newest first, at one version of its list.
+
+    Attributes:
+        version: of the list; 0 if there is no such client.
+        ids: the newest of them.
+        complete: False if there are older ones.
+    """
+
+    version: int
+    ids: tuple[int, ...]
+    complete: bool
+
+
+_COLUMNS = [column for column in jobs.c if column is not jobs.c.storyboard]
+_SELECT = select(*_COLUMNS)
+_SELECT_ONE = _SELECT.where(jobs.c.id == bindparam("job_id"))  # built once: it serves every miss
+_MOVING = sorted(map(str, MOVING))
+_NAMED_AT_ONCE = 1000  # databases limit the parameters of a statement
+
+
+class JobStore:
+    """Reads and changes jobs. Writes run in the caller's transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._insert = sqlite.insert if database.is_sqlite else postgresql.insert
+
+    # --- reading ---
+
+    async def load(self, job_id: int) -> Job | None:
+        """One job, in a snapshot begun now."""
+        rows = await self._database.read(_SELECT_ONE, "load", job_id=job_id)
+        return _job(rows[0]) if rows else None
+
+    async def load_many(self, job_ids: Collection[int]) -> list[Job]:
+        """Those of the jobs that exist, in one query."""
+        rows = await self._database.read(_SELECT.where(jobs.c.id.in_(job_ids)), "load")
+        return [_job(row) for row in rows]
+
+    async def load_storyboard(self, job_id: int) -> StoredStoryboard | None:
+        """A job's storyboard, in a snapshot begun now. None if there is no such job, or not yet."""
+        statement = select(jobs.c.client_id, jobs.c.storyboard_version, jobs.c.storyboard).where(
+            jobs.c.id == job_id, jobs.c.storyboard.is_not(None)
+        )
+        rows = await self._database.read(statement, "load")
+        if not rows:
+            return None
+        row = rows[0]
+        return StoredStoryboard(row.client_id, row.storyboard_version, row.storyboard)
+
+    async def load_list(self, client_id: str, limit: int) -> JobList:
+        """A client's list and its version, from one snapshot, so in one statement."""
+        # Limited before it is joined: otherwise a client's whole history is read, and sorted.
+        newest = (
+            select(jobs.c.id)
+            .where(jobs.c.client_id == client_id)
+            .order_by(jobs.c.id.desc())
+            .limit(limit + 1)
+            .subquery("newest")
+        )
+        statement = (
+            select(clients.c.version, newest.c.id)
+            .select_from(clients.outerjoin(newest, true()))
+            .where(clients.c.id == client_id)
+            .order_by(newest.c.id.desc())
+        )
+        rows = await self._database.read(statement, "list")
+        if not rows:
+            return JobList(0, (), complete=True)
+        ids = tuple(row.id for row in rows if row.id is not None)
+        return JobList(rows[0].version, ids[:limit], complete=len(ids) <= limit)
+
+    async def page(
+        self, *, client_id: str | None, status: Status | None, below: int | None, limit: int
+    ) -> list[Job]:
+        """Up to `limit` jobs, newest first, with ids below `below`."""
+        statement = _SELECT.order_by(jobs.c.id.desc()).limit(limit)
+        if client_id is not None:
+            statement = statement.where(jobs.c.client_id == client_id)
+        if status is not None:
+            statement = statement.where(jobs.c.status == status)
+        if below is not None:
+            statement = statement.where(jobs.c.id < below)
+        return [_job(row) for row in await self._database.read(statement, "list")]
+
+    async def load_repeated(self, client_id: str, idempotency_key: str) -> Job | None:
+        """The job that an idempotency key has made before."""
+        statement = _SELECT.where(
+            jobs.c.client_id == client_id, jobs.c.idempotency_key == idempotency_key
+        )
+        rows = await self._database.read(statement, "load")
+        return _job(rows[0]) if rows else None
+
+    # --- changing ---
+
+    async def create(
+        self, connection: AsyncConnection, new: NewJob, now_ms: int
+    ) -> tuple[Job, int] | None:
+        """Insert a job. Returns it, and the version its client's list has now.
+
+        None if the client has used the idempotency key before: the transaction is then to be
+        rolled back.
+        """
+        # The client's row first, everywhere: it is the lock that orders a client's creations.
+        raised = self._insert(clients).values(id=new.client_id, version=1)
+        version = await connection.scalar(
+            raised.on_conflict_do_update(
+                index_elements=[clients.c.id], set_={"version": clients.c.version + 1}
+            ).returning(clients.c.version)
+        )
+        inserted = self._insert(jobs).values(
+            client_id=new.client_id,
+            prompt=new.prompt,
+            scenes=new.scenes,
+            seconds_per_scene=new.seconds_per_scene,
+            renderer=new.renderer,
+            status=Status.PENDING,
+            version=1,
+            percent=0.0,
+            stage="",
+            message="",
+            created_at=now_ms,
+            updated_at=now_ms,
+            idempotency_key=new.idempotency_key,
+            request_hash=new.request_hash,
+        )
+        result = await connection.execute(
+            inserted.on_conflict_do_nothing(
+                index_elements=[jobs.c.client_id, jobs.c.idempotency_key]
+            ).returning(*_COLUMNS)
+        )
+        row = result.one_or_none()
+        return None if row is None or version is None else (_job(row), version)
+
+    async def count_unfinished(
+        self, connection: AsyncConnection, client_id: str, at_most: int
+    ) -> int:
+        """Count a client's jobs that have not ended, the new one included, up to `at_most`.
+
+        An index holds them next to each other, so no more rows than that are looked at.
+        """
+        some = (
+            select(literal_column("1"))
+            .select_from(jobs)
+            .where(jobs.c.client_id == client_id, jobs.c.status.in_(_MOVING))
+            .limit(at_most)
+            .subquery("some")
+        )
+        count = await connection.scalar(select(func.count()).select_from(some))
+        return 0 if count is None else count
+
+    async def move(
+        self,
+        connection: AsyncConnection,
+        job_id: int,
+        move: Move,
+        now_ms: int,
+        values: dict[str, Any],
+        *,
+        client_id: str | None = None,
+    ) -> Job | None:
+        """Make a move and raise the version. None if there is no such job, or it may not.
+
+        With a `client_id` there are only the jobs of that client.
+        """
+        parameters = {_to(name): value for name, value in values.items()}
+        parameters |= {"job_id": job_id, _to("updated_at"): now_ms}
+        if client_id is not None:
+            parameters["of_client"] = client_id
+        statement = moving(move, frozenset(values), of_client=client_id is not None)
+        result = await connection.execute(statement, parameters)
+        row = result.one_or_none()
+        if row is not None and move.to in TERMINAL:
+            # Whoever is at work on it in another process finds that it has lost its claim.
+            await connection.execute(delete(claims).where(claims.c.job_id == job_id))
+        return None if row is None else _job(row)
+
+    # --- who is at work on what ---
+
+    async def claim(self, job_id: int, runner: str, now_ms: int, expires_at: int) -> int | None:
+        """Take up a job that nobody is at work on. Returns how often that was tried, or None."""
+        claimed = self._insert(claims).values(
+            job_id=job_id, runner=runner, expires_at=expires_at, attempts=1
+        )
+        statement = claimed.on_conflict_do_update(
+            index_elements=[claims.c.job_id],
+            set_={
+                "runner": runner,
+                "expires_at": expires_at,
+                "attempts": claims.c.attempts + 1,
+            },
+            where=claims.c.expires_at < now_ms,
+        ).returning(claims.c.attempts)
+        rows = await self._database.write(statement)
+        return rows[0].attempts if rows else None
+
+    async def renew_claims(self, job_ids: Sequence[int], runner: str, expires_at: int) -> set[int]:
+        """Say that the runner is still at work on them. Returns those it still holds.
+
+        They are named, for the runner may have claims in the table that it wants to run out.
+        """
+        held: set[int] = set()
+        for start in range(0, len(job_ids), _NAMED_AT_ONCE):
+            some = job_ids[start : start + _NAMED_AT_ONCE]
+            statement = (
+                update(claims)
+                .where(claims.c.runner == runner, claims.c.job_id.in_(some))
+                .values(expires_at=expires_at)
+                .returning(claims.c.job_id)
+            )
+            held.update(row.job_id for row in await self._database.write(statement))
+        return held
+
+    async def release_claim(self, job_id: int, runner: str) -> None:
+        """The runner is done with it."""
+        await self._database.write(
+            delete(claims).where(claims.c.job_id == job_id, claims.c.runner == runner)
+        )
+
+    async def half_done(self, now_ms: int, limit: int) -> list[Job]:
+        """Jobs that are the service's to move along, and that nobody is at work on."""
+        statement = (
+            select(*_COLUMNS)
+            .select_from(jobs.outerjoin(claims, claims.c.job_id == jobs.c.id))
+            .where(TO_MOVE, or_(claims.c.job_id.is_(None), claims.c.expires_at < now_ms))
+            .order_by(jobs.c.id)
+            .limit(limit)
+        )
+        return [_job(row) for row in await self._database.read(statement, "recovery")]
+
+    async def load_to_render(self, job_id: int) -> str | None:
+        """The storyboard of a job that is being rendered; None if it is not, or not any more."""
+        statement = select(func.coalesce(jobs.c.storyboard, "")).where(
+            jobs.c.id == job_id, jobs.c.status == Status.RENDERING
+        )
+        rows = await self._database.read(statement, "work")
+        return rows[0][0] if rows else None
+
+
+@cache
+def moving(move: Move, changed: frozenset[str], *, of_client: bool = False) -> Update:
+    """The statement that makes a move. To build it takes as long as to send it.
+
+    Args:
+        move: what to make; it is refused, and no row returned, unless the job's state allows it.
+        changed: columns that are given new values; what follows from them is changed with them.
+        of_client: it must be this client's job.
+
+    Returns:
+        A statement with the parameters `job_id`, `of_client`, `to_updated_at`, and `to_` before
+        every column that is changed.
+    """
+    values: dict[str, Any] = {name: _new(name) for name in changed | {"updated_at"}}
+    if "progress_at" in changed and move.to not in TERMINAL:
+        values["pace_ms"] = _pace(_new("progress_at"))
+    if "storyboard" in changed:  # it has the version of the job that brings it
+        values["storyboard_version"] = jobs.c.version + 1
+    # Each its own parameter: a list of plain values would be spelt out again for every execution.
+    allowed = [literal(str(status)) for status in sorted(move.allowed)]
+    condition = and_(jobs.c.id == bindparam("job_id"), jobs.c.status.in_(allowed))
+    if move.external:
+        condition = and_(condition, jobs.c.renderer == "external")
+    if of_client:
+        condition = and_(condition, jobs.c.client_id == bindparam("of_client"))
+    return (
+        update(jobs)
+        .where(condition)
+        .values(status=str(move.to), version=jobs.c.version + 1, **values)
+        .returning(*_COLUMNS)
+    )
+
+
+def _to(name: str) -> str:
+    """The parameter of a column's new value; the name alone is SQLAlchemy's own."""
+    return f"to_{name}"
+
+
+def _new(name: str) -> BindParameter[Any]:
+    return bindparam(_to(name), type_=jobs.c[name].type)
+
+
+def _pace(now_ms: ColumnElement[Any]) -> ColumnElement[Any]:
+    """The pace of progress reports: a moving average of the gaps between them."""
+    gap = now_ms - jobs.c.progress_at
+    return case(
+        (jobs.c.progress_at.is_(None), None),
+        (jobs.c.pace_ms.is_(None), gap),
+        else_=(jobs.c.pace_ms * 3 + gap) // 4,
+    )
+
+
+def progress_values(percent: float, stage: str, message: str, now_ms: int) -> dict[str, Any]:
+    """What a progress report changes."""
+    return {"percent": percent, "stage": stage, "message": message, "progress_at": now_ms}
+
+
+def _job(row: Row[Any]) -> Job:
+    values = dict(row._mapping)  # noqa: SLF001 - the public name of a row's mapping
+    values["status"] = Status(values["status"])
+    return Job(**values)

@@ -1,0 +1,53 @@
+"""The line that a start writes to the log: what serves, from where, and where to look at it."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import TYPE_CHECKING
+
+from app.http.listening import shown
+from app.settings import scheme_and_host
+from jobcache.backends.registry import REMOTE
+from jobcache.errors import redacted
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from app.settings import Settings
+
+_PAGES = {"page": "/", "API": "/docs", "statistics": "/api/v2/cache/stats"}
+
+
+def greeting(chosen: Settings, sockets: Sequence[socket.socket]) -> str:
+    """Return the line of `python -m app serve`."""
+    processes = "1 worker" if chosen.workers == 1 else f"{chosen.workers} workers"
+    pages = _pages(_reachable(sockets[0]))
+    return f"listening on {shown(sockets)}: {pages}; {_parts(chosen)}, {processes}"
+
+
+def greeting_elsewhere(chosen: Settings) -> str:
+    """Return the line under a server that knows by itself where it listens, and with how many."""
+    return f"serving {_pages('')}; {_parts(chosen)}"
+
+
+def _parts(chosen: Settings) -> str:
+    backend = chosen.cache.backend
+    if backend in REMOTE:
+        backend += f" ({redacted(chosen.cache.redis_url)})"
+    return f"backend {backend}, database {scheme_and_host(chosen.database_url)}"
+
+
+def _pages(base: str) -> str:
+    return ", ".join(f"{name} {base}{path}" for name, path in _PAGES.items())
+
+
+def _reachable(each: socket.socket) -> str:
+    """Return the beginning of a URL that can be opened on this machine."""
+    if each.family not in {socket.AF_INET, socket.AF_INET6}:
+        return "http://localhost"  # any will do, as with `curl --unix-socket`
+    host, port = each.getsockname()[:2]
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if address.is_unspecified:  # all addresses: one of them is loopback
+        host = "127.0.0.1" if address.version == 4 else "::1"  # noqa: PLR2004 - of IP
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,1 @@
+"""Batches and tasks of asyncio, for every layer above."""

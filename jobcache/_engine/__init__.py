@@ -1,0 +1,1 @@
+"""The parts of `JobCache`: reading, writing, waiting, loading."""

@@ -1,0 +1,185 @@
+"""Loads of callers: each has a time limit, and none may wait for itself.
+
+A load runs in a task of its own. When its time is up it is cancelled and left behind, so that even
+a load that ignores its cancellation holds up nobody.
+
+A load may read other keys, whose loads may read others. If that leads back to a load that waits,
+all of them wait for ever:
+
+    the load of A reads B                     the load of A reads B, for one caller
+    the load of B, begun for A, reads A       the load of B reads A, for another caller
+
+So each running load notes the keys that it waits for. A read made by a load follows these notes
+from its key on, and is refused if they lead to that load. A task that a load has started counts as
+a part of it until the load has ended: whether the load waits for the task cannot be seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from jobcache.errors import LoadTimeout, RecursiveLoad
+from jobcache.resilience.deadline import ends_within
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
+
+P = ParamSpec("P")
+T = TypeVar("T")
+logger = logging.getLogger("jobcache")
+
+_LAST_SECONDS = 2.0
+"""How long loads that were cancelled are waited for at the end."""
+
+
+class _Load:
+    """A load that runs, or has ended."""
+
+    __slots__ = ("ended", "keys", "owner", "waits_for")
+
+    def __init__(self, owner: Loads, keys: Collection[str]) -> None:
+        self.owner = owner
+        self.keys = keys
+        self.ended = False
+        self.waits_for: list[tuple[Loads, str]] = []
+
+
+_current: ContextVar[_Load | None] = ContextVar("jobcache_load", default=None)
+"""The load that the running code is a part of."""
+
+
+def be_independent() -> None:
+    """Make the running task no part of the load in whose context it was started."""
+    _current.set(None)
+
+
+def as_part_of_this_load(function: Callable[P, T]) -> Callable[P, T]:
+    """Wrap `function`, to be called in another thread as a part of the running load."""
+    load = _current.get()
+
+    @wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> T:
+        before = _current.set(load)
+        try:
+            return function(*arguments, **options)
+        finally:
+            _current.reset(before)
+
+    return call
+
+
+class Loads:
+    """The loads of one `JobCache`.
+
+    Args:
+        limit: seconds that a load may take; None: as long as it takes.
+
+    Raises:
+        ValueError: the limit is not above 0.
+    """
+
+    def __init__(self, limit: float | None) -> None:
+        if limit is not None and not limit > 0:
+            raise ValueError("the load timeout is a number of seconds above 0, or None")
+        self._limit = limit
+        self._running: dict[str, set[_Load]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(self, keys: Collection[str], load: Callable[[], Awaitable[T]]) -> T:
+        """Call `load`, which loads `keys`, and return its result.
+
+        Raises:
+            LoadTimeout: it took too long.
+            Exception: whatever `load` raised.
+        """
+        task = self._start(self._call(_Load(self, keys), load))
+        try:
+            if self._limit is None:
+                await asyncio.wait((task,))
+            elif not await ends_within(self._limit, task):
+                raise LoadTimeout(f"a load of {_named(keys)} took longer than {self._limit:g} s")
+        finally:
+            task.cancel()  # does nothing to one that has ended
+        return task.result()
+
+    async def _call(self, load: _Load, function: Callable[[], Awaitable[T]]) -> T:
+        _current.set(load)
+        for key in load.keys:
+            self._running.setdefault(key, set()).add(load)
+        try:
+            return await function()
+        finally:
+            load.ended = True
+            for key in load.keys:
+                running = self._running[key]
+                running.discard(load)
+                if not running:
+                    del self._running[key]
+
+    @contextmanager
+    def waiting_for(self, keys: Collection[str]) -> Iterator[None]:
+        """Note that the running load, if this is a part of one, waits for loads of `keys`.
+
+        Raises:
+            RecursiveLoad: one of them waits for the running load.
+        """
+        load = _current.get()
+        if load is None or load.ended:
+            yield
+            return
+        for key in keys:
+            path = self._path(key, load)
+            if path is not None:
+                raise RecursiveLoad(path)
+        noted = [(self, key) for key in keys]
+        load.waits_for += noted
+        try:
+            yield
+        finally:
+            for each in noted:
+                load.waits_for.remove(each)
+
+    def _path(self, key: str, load: _Load) -> list[str] | None:
+        """The keys that lead from `key` to `load`; None if none do."""
+        seen = {(self, key)}
+        paths = [(self, [key])]
+        for owner, path in paths:
+            for other in owner._running.get(path[-1], ()):  # noqa: SLF001 - of this class
+                if other is load:
+                    return path
+                for following in other.waits_for:
+                    if following not in seen:
+                        seen.add(following)
+                        paths.append((following[0], [*path, following[1]]))
+        return None
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: whoever wanted it may have gone
+
+    async def aclose(self) -> None:
+        """Cancel all loads, and wait for a moment until they have ended."""
+        if not self._tasks:
+            return
+        for task in self._tasks:
+            task.cancel()
+        _, left = await asyncio.wait(set(self._tasks), timeout=_LAST_SECONDS)
+        if left:
+            logger.warning("%d loads go on although they were cancelled", len(left))
+
+
+def _named(keys: Collection[str]) -> str:
+    first = next(iter(keys), "")
+    return repr(first) if len(keys) <= 1 else f"{len(keys)} keys, {first!r} among them,"

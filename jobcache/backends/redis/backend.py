@@ -1,0 +1,629 @@
+"""Cells in Redis 6.2 or newer, or Valkey: one string key each, so that a cluster can hold them.
+
+A get is a `GET`, many of a turn an `MGET`; the other operations are the scripts in `scripts/`,
+one each, all of one key.
+What travels together is decided in `server`, and which server a key belongs to in
+`topology`: the one there is, the master that sentinels name, or the owner of the key's slot
+in a cluster. A slot that has moved, or is on its way, is no failure: whoever has it is asked. A
+lost reply may be followed by a second try, for every operation can be repeated.
+
+Every cell bears the stamp of the server that it was written on, made of its `run_id` and its
+replication id. A server that was restarted from an old dump, or a replica that was promoted, has
+another stamp than the cells that it brings along, and they count as empty:
+
+    W commits v2, offers it; Redis dies, and comes back with a dump that holds v1
+    every connection has died with it; each new one learns the stamp before it is used
+
+So a cell that a slot's move has carried to another node counts as empty there, too.
+
+The stamp also tells the namespace: a prefix adds its hash. Keys alone cannot, for `app2:job:1` may
+be a key of the prefix `app2:`, or one of `app` itself.
+
+Rejected: to remember the `run_id` and empty the namespace when it has changed. That takes as long
+as there are keys, takes the other processes' fences along, and a process that was started together
+with Redis has nothing to compare with.
+
+Deadlines, breaker and recovery are not here but in `jobcache.resilience.guarded_backend`, which
+wraps any such backend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from contextlib import contextmanager
+from functools import partial
+from hashlib import sha1
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from redis.exceptions import (
+    AskError,
+    ClusterError,
+    MovedError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from jobcache.backends._closing import end_all
+from jobcache.backends.redis.factory import topology_of
+from jobcache.backends.redis.namespace_owner import Source
+from jobcache.backends.redis.refused_commands import (
+    CommandRefused,
+    cluster_node,
+    is_unknown,
+    named,
+)
+from jobcache.backends.redis.server import Call, Cells, Server, Told
+from jobcache.backends.redis.tracking.connection import Place
+from jobcache.backends.redis.tracking.feed import TrackingFeed
+from jobcache.backends.redis.url import read_url
+from jobcache.errors import (
+    CacheError,
+    CacheUnavailable,
+    NamespaceConflict,
+    SettingsError,
+    UnreadableCell,
+    redacted,
+)
+from jobcache.protocol.backend import Entry, Offered, Standing
+from jobcache.protocol.codec import Decoder, Fence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from redis.asyncio.connection import AbstractConnection
+
+    from jobcache.backends.redis.pipelined_connection import Command
+    from jobcache.settings import CacheSettings
+
+logger = logging.getLogger("jobcache")
+
+_WITHDRAWN = -1
+_NO_STAMP = "none"
+_REFERRALS = 4
+_EVICTED_TOGETHER = 100  # keys to a script
+_BETWEEN_REPORTS = 5.0  # seconds
+_TROUBLE = (RedisConnectionError, RedisTimeoutError, ClusterError, ReadOnlyError, OSError)
+"""What tells that a server is not what it was taken for, or not where."""
+
+
+class RedisBackend:
+    """Cells in Redis.
+
+    Args:
+        url: where Redis is, with any option of redis-py's connections as query, such as
+            `protocol=2` for servers and proxies that refuse `HELLO`; after `rediss` with TLS.
+
+            - `redis://user:password@host:port/database`, `rediss://…`, `unix://…`: one server;
+            - `redis+sentinel://user:password@host:port,host:port/service/database`, `rediss+…`:
+              the master that these sentinels name; `sentinel_username` and `sentinel_password`
+              are for the sentinels themselves;
+            - `redis+cluster://user:password@host:port,host:port`, `rediss+…`: a cluster, of which
+              these are some nodes.
+
+        prefix: put before every key; a namespace on a server shared with others.
+        source_id: the identity of the database whose documents these are; see `Source`.
+        lease: seconds until a lease is lost.
+        fence: seconds until a fence is lost; longer than any transaction takes.
+        connections: the most held to each server where hiredis is missing; with it there are two.
+        pool_wait: seconds to wait for a free one of those.
+        socket_limit: seconds to connect, and to wait for a reply.
+        clock: monotonic time in seconds.
+
+    Raises:
+        ValueError: the URL cannot be read.
+    """
+
+    name = "redis"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "",
+        source_id: str = "",
+        lease: float = 5.0,
+        fence: float = 30.0,
+        connections: int = 10,
+        pool_wait: float = 0.5,
+        socket_limit: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        where = read_url(url)
+        if where.kind == "cluster" and "{" in prefix:
+            raise ValueError("a prefix with a hash tag would put all keys on one server")
+        self._prefix = prefix
+        # Without a prefix, cells are as they have always been.
+        self._namespace = (
+            sha1(prefix.encode(), usedforsecurity=False).hexdigest()[:8] if prefix else ""
+        )
+        self._source = Source(prefix, source_id)
+        self._cells = Decoder(len(prefix))
+        self._asking_again: set[asyncio.Task[dict[str, Entry]]] = set()
+        self._clock = clock
+        self._lease_ms = round(lease * 1000)
+        self._fence_ms = round(fence * 1000)
+        self._warned = False
+        self._asks_sentinels = where.kind == "sentinel"
+        scripts = {name: _lua(name) for name in _SCRIPTS}
+        self._topology = topology_of(
+            where,
+            serve=partial(
+                Server,
+                scripts=scripts,
+                learn=self._learn_life,
+                proof=self._proof,
+                check=self._check,
+                clock=clock,
+            ),
+            connections=connections,
+            pool_wait=pool_wait,
+            socket_limit=socket_limit,
+        )
+        self._feed = TrackingFeed(self.primaries, generation=lambda: self.generation, prefix=prefix)
+
+    async def get(self, key: str) -> Entry | None:
+        """See `CacheBackend`. All that are asked for in one turn of the loop travel together."""
+        name = self._prefix + key
+        return self._entry(name, await self._tell(name, name))
+
+    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """See `CacheBackend`."""
+        if not keys:
+            return {}
+        names = [self._prefix + key for key in keys]
+        if self._topology.spread:
+            return await self._gather(keys, names)
+        server = self._topology.servers()[0]
+        with _translated():
+            cells = await server.get_many(names)
+        return self._entries(keys, names, cells)
+
+    def ask_many(
+        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | CacheError], object]
+    ) -> bool:
+        """See `AskMany`."""
+        if self._topology.spread:
+            return False
+        names = [self._prefix + key for key in keys]
+        server = self._topology.servers()[0]
+
+        def told(cells: Cells | BaseException) -> None:
+            if isinstance(cells, tuple):
+                then(self._entries(keys, names, cells))
+            elif isinstance(cells, RedisConnectionError):
+                again = asyncio.create_task(self.get_many(keys))
+                self._asking_again.add(again)
+                again.add_done_callback(told_again)
+            else:
+                then(_as_ours(cells))
+
+        def told_again(again: asyncio.Task[dict[str, Entry]]) -> None:
+            # A callback, and no part of the task: one cancelled before its first step runs none.
+            self._asking_again.discard(again)
+            error = asyncio.CancelledError() if again.cancelled() else again.exception()
+            then(again.result() if error is None else _as_ours(error))
+
+        return server.ask_many(names, told)
+
+    def _entries(self, keys: Sequence[str], names: Sequence[str], told: Cells) -> dict[str, Entry]:
+        """What is readable of what the one server has."""
+        cells, stamp = told
+        decode, found = self._cells.decode, {}
+        for key, name, cell in zip(keys, names, cells, strict=True):
+            if cell is None:
+                continue
+            try:
+                entry = decode(name, cell, stamp)
+            except UnreadableCell:
+                continue
+            if isinstance(entry, Entry):
+                found[key] = entry
+            elif entry is None:
+                self._strange(self._topology.servers()[0])
+        return found
+
+    async def _gather(self, keys: Sequence[str], names: Sequence[str]) -> dict[str, Entry]:
+        """The same, from whichever servers have the keys."""
+        asked = (self._tell(name, name) for name in names)
+        found = {}
+        for key, name, told in zip(
+            keys, names, await asyncio.gather(*asked, return_exceptions=True), strict=True
+        ):
+            try:
+                if isinstance(told, BaseException):
+                    raise told
+                entry = self._entry(name, told)
+            except UnreadableCell:
+                continue
+            if entry is not None:
+                found[key] = entry
+        return found
+
+    async def lease(self, key: str, ticket: str) -> Entry | Standing:
+        """See `CacheBackend`."""
+        reply, stamp, server = await self._run("lease", key, ticket, self._lease_ms)
+        if reply is None:
+            return Standing.NOTHING
+        found = self._cells.decode(self._prefix + key, reply, stamp)
+        if isinstance(found, Entry):
+            return found if server.listed else _unheard_of(found)
+        return Standing.FENCE if isinstance(found, Fence) else Standing.LEASE
+
+    def set_body_check(self, check: Callable[[str, bytes], object]) -> None:
+        """See `SupportsBodyCheck`."""
+        self._cells.check = check
+
+    def set_lease_time(self, seconds: float) -> None:
+        """See `SupportsLeaseTime`."""
+        self._lease_ms = max(self._lease_ms, round(seconds * 1000))
+
+    async def fence(self, key: str, ticket: str) -> None:
+        """See `CacheBackend`."""
+        await self._run("fence", key, ticket, self._fence_ms)
+
+    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+        """See `CacheBackend`."""
+        if entry is None:
+            word, *_ = await self._run("offer", key, ticket, _WITHDRAWN, 0, b"")
+        else:
+            word, *_ = await self._run("offer", key, ticket, entry.version, entry.keep_ms, entry)
+        return Offered(word.decode())
+
+    async def purge(self, keys: Sequence[str]) -> int:
+        """See `CacheBackend`."""
+        return await self._drop([self._prefix + key for key in keys], "purge")
+
+    async def purge_all(self) -> int:
+        """See `PurgeAll`. Of keys that others keep in the same database, none is touched.
+
+        Every step has the limits of its connection, and the log says every few seconds how far it
+        has come.
+        """
+        pattern = f"{_literal(self._prefix)}*"
+        with _translated():
+            await self._topology.look()
+        sweep = _Sweep(self._prefix, self._clock)
+        for server in self._topology.servers():
+            await self._sweep(server, pattern, sweep)
+        sweep.end()
+        return sweep.dropped
+
+    async def _sweep(self, server: Server, pattern: str, sweep: _Sweep) -> None:
+        cursor = 0
+        while True:
+            with _translated():
+                cursor, names = await server.scan(cursor, pattern)
+            sweep.step(len(names), await self._evict(names))
+            if cursor == 0:
+                return
+
+    async def _evict(self, names: Sequence[bytes]) -> int:
+        """Empty the cells among these keys that are of this namespace."""
+        most = 1 if self._topology.spread else _EVICTED_TOGETHER
+        starts = range(0, len(names), most)
+        calls = [
+            Call("evict", names[start], (), tuple(names[start + 1 : start + most]))
+            for start in starts
+        ]
+        return await self._dropped(calls)
+
+    async def _drop(self, names: Sequence[str | bytes], script: str) -> int:
+        return await self._dropped([Call(script, name) for name in names])
+
+    async def _dropped(self, calls: Sequence[Call]) -> int:
+        told = await asyncio.gather(*(self._tell(call.key, call) for call in calls))
+        return sum(dropped for dropped, *_ in told)
+
+    async def ping(self) -> None:
+        """See `Ping`: of every server that keys belong to."""
+        with _translated():
+            await self._topology.look()
+            pings = (
+                server.ping(self._key_on(server, "ping")) for server in self._topology.servers()
+            )
+            for error in await asyncio.gather(*pings, return_exceptions=True):
+                if error is not None:
+                    raise error
+
+    def identify(self, source_id: str) -> None:
+        """See `Identifies`."""
+        self._source.source_id = source_id
+
+    @property
+    def generation(self) -> int:
+        """Changes whenever `primaries` does."""
+        return self._topology.generation
+
+    async def primaries(self) -> Sequence[Place]:
+        """Every server that cells are written on now.
+
+        Raises:
+            CacheUnavailable: nobody can tell.
+        """
+        with _translated():
+            await self._topology.look()
+        return [
+            Place(
+                self._topology.name_of(server),
+                server.connection,
+                partial(self._beat_key, server),
+                partial(_beat, server),
+                server.doubt,
+            )
+            for server in self._topology.servers()
+        ]
+
+    def _beat_key(self, server: Server, word: str) -> str:
+        return self._key_on(server, f"beat:{word}")
+
+    def _key_on(self, server: Server, word: str) -> str:
+        return f"{self._prefix}jobcache:{word}{self._topology.tag_of(server)}"
+
+    def feed(self) -> TrackingFeed:
+        """See `Announces`."""
+        return self._feed
+
+    async def aclose(self) -> None:
+        """Close the connections. Whoever still waits is cancelled."""
+        await self._feed.aclose()
+        await self._topology.aclose()
+        await end_all(self._asking_again)
+
+    # --- cells ---
+
+    def _entry(self, name: str, told: Told) -> Entry | None:
+        cell, stamp, server = told
+        found = None if cell is None else self._cells.decode(name, cell, stamp)
+        if isinstance(found, Entry):
+            return found if server.listed else _unheard_of(found)
+        if found is None and cell is not None:
+            self._strange(server)
+        return None
+
+    def _strange(self, server: Server) -> None:
+        """A cell is of another life of the server: maybe ours has ended."""
+        server.wonder(self._key_on(server, "ping"))
+
+    async def _run(self, script: str, key: str, *arguments: str | int | bytes | Entry) -> Told:
+        name = self._prefix + key
+        return await self._tell(name, Call(script, name, arguments))
+
+    async def _tell(self, name: str | bytes, asked: str | Call) -> Told:
+        """What the server that has `name` says: of the cell there, or to a script."""
+        asking = False
+        try:
+            server = self._topology.owner(name)
+            if server is None:
+                await self._topology.look()
+                server = self._topology.owner(name)
+            for _ in range(_REFERRALS):
+                if server is None:
+                    break
+                try:
+                    return await server.ask(asked, asking=asking)
+                except AskError as error:
+                    server = self._topology.redirected(error, server)
+                    asking = not isinstance(error, MovedError)
+        except _TROUBLE as error:
+            self._topology.doubt()
+            raise _as_ours(error) from error
+        except RedisError as error:
+            raise _as_ours(error) from error
+        raise CacheUnavailable("no server has the key's slot")
+
+    # --- the server's life ---
+
+    async def _learn_life(self, connection: AbstractConnection) -> str:
+        """The stamp of the server that a new connection leads to.
+
+        Raises:
+            NamespaceConflict: the prefix is another source's there.
+            RedisError: as redis-py does.
+        """
+        try:
+            life = await _life_on(connection, master=self._asks_sentinels)
+        except ResponseError as error:
+            await self._without_life(connection, error)
+            life = _NO_STAMP
+        if self._source.source_id:
+            await self._source.claim(connection, self._topology.connect)
+        return life + self._namespace
+
+    async def _without_life(self, connection: AbstractConnection, error: ResponseError) -> None:
+        """Go on without INFO, with one warning, but not behind a proxy.
+
+        Behind one a server can be replaced while the connection stays. That neither the stamp nor
+        a lost connection would tell.
+        """
+        if is_unknown(error) and await _has_no_scripts(connection):
+            raise CommandRefused(
+                "Redis refuses INFO and SCRIPT, as proxies do: nothing would tell if the server"
+                " behind it came back with old data"
+            )
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "Redis does not tell its run_id (%s): one that comes back with old data may"
+                " have it served until it expires",
+                error,
+            )
+
+    def _proof(self, server: Server) -> list[Command]:
+        """See `Server`. A node of a cluster that is no primary any more refers to the one it has.
+
+        Deleting a key that is not there changes nothing, and only a primary does it.
+        """
+        commands: list[Command] = []
+        if not self._topology.spread:
+            commands.append(("DEL", self._key_on(server, "absent")))
+        if self._source.source_id and self._topology.owner(self._source.key) is server:
+            commands.append(("GET", self._source.key))
+        return commands
+
+    def _check(
+        self, server: Server, proof: Sequence[Command], replies: Sequence[object]
+    ) -> Exception | None:
+        """See `Server`."""
+        for (word, *_), reply in zip(proof, replies, strict=False):
+            if isinstance(reply, AskError):
+                if not self._topology.spread:
+                    return cluster_node(reply)
+            elif isinstance(reply, Exception):
+                return named(str(word), reply)
+            elif word == "GET":
+                try:
+                    if not self._source.owns(reply):
+                        self._strange(server)  # evicted, or flushed: to be claimed anew
+                except NamespaceConflict as error:
+                    server.forget()
+                    return error
+        return None
+
+
+def _unheard_of(entry: Entry) -> Entry:
+    """An entry of a server that no feed listens to yet: the source is to confirm it."""
+    return entry.past_its_freshness()
+
+
+async def _beat(server: Server, reads: str, scripted: str) -> None:
+    with _translated():
+        await server.beat(reads, scripted)
+
+
+_SCRIPTS = ("lease", "fence", "offer", "purge", "evict")
+
+
+def _lua(name: str) -> str:
+    return files("jobcache.backends.redis").joinpath(f"scripts/{name}.lua").read_text("utf-8")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """What redis-py raises, as what the contract allows."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise _as_ours(error) from error
+
+
+def _as_ours(error: BaseException) -> CacheError:
+    if isinstance(error, CacheError):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        return CacheUnavailable("it is being closed")
+    if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
+        return UnreadableCell(str(error))
+    return CacheUnavailable(f"{type(error).__name__}: {error}")
+
+
+async def _life_on(connection: AbstractConnection, *, master: bool) -> str:
+    """What tells the life of the server at the other end from any other's.
+
+    Of both ids, as much as makes chance hopeless. The replication id changes whenever a replica is
+    promoted, also one that was the master before.
+
+    Raises:
+        RedisConnectionError: it is to be a master, and is none: what it holds may lag.
+    """
+    parts = []
+    for section, field in (("server", b"run_id"), ("replication", b"master_replid")):
+        await connection.send_command("INFO", section)
+        reply = await connection.read_response()
+        found = re.search(rb"^%b:(\w{8})" % field, reply, re.MULTILINE)
+        if found is None:
+            raise ResponseError(f"INFO {section} has no {field.decode()}")
+        if master and b"\nrole:slave" in reply:
+            raise RedisConnectionError("the sentinels have named a replica")
+        parts.append(found[1].decode())
+    return "".join(parts)
+
+
+async def _has_no_scripts(connection: AbstractConnection) -> bool:
+    await connection.send_command("SCRIPT", "EXISTS", "0" * 40)
+    try:
+        await connection.read_response()
+    except ResponseError as error:
+        return is_unknown(error)
+    return False
+
+
+class _Sweep:
+    """How far the emptying of a namespace has come, for the log.
+
+    Args:
+        prefix: of the namespace.
+        clock: monotonic time in seconds.
+
+    Attributes:
+        dropped: how many cells were.
+    """
+
+    def __init__(self, prefix: str, clock: Callable[[], float]) -> None:
+        self.dropped = 0
+        self._looked_at = 0
+        self._prefix = prefix
+        self._clock = clock
+        self._began = clock()
+        self._told_at = self._began
+
+    def step(self, looked_at: int, dropped: int) -> None:
+        """Count one step."""
+        self._looked_at += looked_at
+        self.dropped += dropped
+        if self._clock() - self._told_at >= _BETWEEN_REPORTS:
+            self._told_at = self._clock()
+            self._tell("emptying")
+
+    def end(self) -> None:
+        """Say what has come of it, if it was long enough for a report."""
+        if self._told_at != self._began:
+            self._tell("emptied")
+
+    def _tell(self, verb: str) -> None:
+        logger.info(
+            "%s the cache under the prefix %r: %d keys looked at, %d entries dropped in %.0f s",
+            *(verb, self._prefix, self._looked_at, self.dropped, self._clock() - self._began),
+        )
+
+
+def _literal(text: str) -> str:
+    """`text` with what a glob pattern would read as a wildcard escaped."""
+    return "".join(f"\\{char}" if char in "*?[]\\^" else char for char in text)
+
+
+def from_settings(settings: CacheSettings) -> RedisBackend:
+    """The factory behind the name "redis".
+
+    Raises:
+        SettingsError: the URL cannot be used.
+    """
+    try:
+        return RedisBackend(
+            settings.redis_url, prefix=settings.prefix, source_id=settings.source_id
+        )
+    except (ValueError, TypeError) as error:
+        # Without the error's own words: they quote what may be a password.
+        raise SettingsError(
+            "REDIS_URL", redacted(settings.redis_url), _allowed(settings)
+        ) from error
+
+
+def _allowed(settings: CacheSettings) -> str:
+    scheme = settings.redis_url.partition("://")[0]
+    if scheme.endswith("+sentinel"):
+        form = f"{scheme}://host:port,host:port/service, or …/service/database"
+    elif scheme.endswith("+cluster"):
+        form = f"{scheme}://host:port,host:port, and no database"
+    else:
+        form = (
+            "a redis://host:port/database, rediss:// or unix:// URL, the database a number,"
+            " a # written as %23"
+        )
+    return f"{form}, with options redis-py knows, is needed"

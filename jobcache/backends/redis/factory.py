@@ -1,0 +1,96 @@
+"""From what a URL says to the servers behind it: connections, pools, and who knows which to ask."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio.connection import Connection, SSLConnection
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
+
+from jobcache.backends.redis.topology.cluster import Cluster
+from jobcache.backends.redis.topology.sentinel import Sentinels
+from jobcache.backends.redis.topology.single import Lone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from redis.asyncio.connection import AbstractConnection
+
+    from jobcache.backends.redis.server import Server
+    from jobcache.backends.redis.topology.single import Topology
+    from jobcache.backends.redis.url import Where
+
+
+def topology_of(
+    where: Where,
+    *,
+    serve: Callable[..., Server],
+    connections: int,
+    pool_wait: float,
+    socket_limit: float,
+) -> Topology:
+    """Who knows which server a key belongs to. Nothing is connected yet.
+
+    Args:
+        where: what the URL says. Its options win over those given here.
+        serve: makes a server of a pool; takes `spread`.
+        connections: the most to each server.
+        pool_wait: seconds to wait for a free one.
+        socket_limit: seconds to connect, and to wait for a reply.
+
+    Raises:
+        ValueError: no connection can be made with these options, or none of use.
+        TypeError: the same.
+    """
+    common: dict[str, Any] = {
+        "socket_connect_timeout": socket_limit,
+        "socket_timeout": socket_limit,
+        # What is tried again, and how often, is `Server`'s to say, once for all of it.
+        "retry": Retry(NoBackoff(), 0),
+        # Two round trips less on every connection.
+        "driver_info": None,
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
+    options = {**common, **where.options}
+    kind: type[AbstractConnection] = options.pop("connection_class", Connection)
+    most = options.pop("max_connections", connections)
+    patience = options.pop("timeout", pool_wait)
+    # Connections are made lazily; an option that none can be made with is found out now.
+    if kind(**options).encoder.decode_responses:
+        raise ValueError("decode_responses cannot be used: cells are bytes")
+    pool = partial(
+        BlockingConnectionPool,
+        connection_class=kind,
+        max_connections=most,
+        timeout=patience,
+        **options,
+    )
+    if where.kind == "cluster":
+        return Cluster(
+            where.hosts,
+            serve=lambda at: serve(pool(**at._asdict()), spread=True),
+            connect=lambda at: kind(**options, **at._asdict()),
+        )
+    if where.kind == "sentinel":
+        secrets = {name: value for name, value in options.items() if name.startswith("ssl_")}
+        own = {**common, **secrets, **where.sentinel_options}
+        clients = [
+            Redis.from_pool(ConnectionPool(kind, **own, **at._asdict())) for at in where.hosts
+        ]
+        sentinels = Sentinels(clients, where.service)
+        # (redis-py has not typed this class.)
+        to_master = SentinelConnectionPool(  # type: ignore[no-untyped-call]
+            where.service,
+            sentinels,
+            ssl=kind is SSLConnection,
+            max_connections=most,  # for which callers wait in line, in `Server`
+            **options,
+        )
+        return Lone(serve(to_master), where.service, sentinels)
+    server = serve(pool())
+    return Lone(server, server.name)

@@ -1,0 +1,1 @@
+"""The change feed of Redis: CLIENT TRACKING and its heartbeat."""

@@ -1,0 +1,348 @@
+"""The feed of changes in Redis: server-assisted tracking, in broadcast mode.
+
+Each primary has one connection of its own, on which it reports every key of the namespace that
+changes: written, deleted, expired, evicted, flushed. No command of anybody else travels there, and
+none of the pooled connections is tracked.
+
+What proves that nothing was missed is a *beat*: every so often the feed writes keys of its own and
+waits for the reports of these writes. Reports come in the order of changes, so whatever changed
+before the beat was sent has been told when the beat comes back; and that it comes back shows, from
+end to end, that tracking is on. The beat is written on the connections that this process reads and
+writes cells on, one key on each. So it also proves that these lead to the server that reports:
+
+    the address moves from A to B; A lives on as a replica of B; reads still go to A
+    the feed reconnects, to B, and hears of nothing that is read: but the beat on A is refused
+
+A beat that is refused, or does not come back, puts all these connections in doubt. The feed is live
+for as long as the last such proof is younger than a limit, counted from when the beat was *sent*.
+So nobody who asks `live` first is misled for longer than that limit, whatever holds reports up: the
+network, the server, or a loop that is busy.
+
+Rejected: PING as a heartbeat. Its reply overtakes the reports of what the server has executed in
+the same turn, and it comes even if nothing is tracked any more. Publishing changes ourselves: a
+subscriber that has missed a message does not know. Tracking keys one by one, without broadcast: the
+server forgets which, and the connection would have to carry every read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from typing import TYPE_CHECKING
+
+from jobcache.backends._closing import end_all
+from jobcache.backends.redis.tracking.connection import HANDSHAKE, Lost, Place, Refused, opened
+from jobcache.errors import CacheError
+from jobcache.observability.statistics import Histogram
+from jobcache.protocol.backend import FeedCondition
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from typing import Literal
+
+    from jobcache.protocol.backend import Listener
+
+logger = logging.getLogger("jobcache")
+
+_PAUSES = (0.05, 1.0)  # seconds between two attempts to connect: the first, and the longest
+_REFUSED_PAUSE = 30.0  # the same, after a server that has no such thing
+
+
+class TrackingFeed:
+    """A `Feed` of one namespace.
+
+    Args:
+        primaries: finds the primaries there are now.
+        generation: changes whenever they do; the feed then begins anew.
+        prefix: of the namespace.
+        beat: seconds between two beats.
+        silence: seconds after the sending of the last proven beat for which the feed is live.
+        clock: monotonic time in seconds.
+        sleep: waits for the given seconds.
+    """
+
+    def __init__(
+        self,
+        primaries: Callable[[], Awaitable[Sequence[Place]]],
+        *,
+        generation: Callable[[], int],
+        prefix: str = "",
+        beat: float = 0.5,
+        silence: float = 2.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self._primaries = primaries
+        self._generation = generation
+        self._prefix = prefix.encode("ascii")
+        self._beat = beat
+        self._silence = silence
+        self._clock = clock
+        self._sleep = sleep
+        self._listeners: list[Listener] = []
+        self._token = f"{random.getrandbits(64):016x}"
+        # By primary, until when its last beat vouches for what it has told; 0 before the first.
+        self._vouched: dict[str, float] = {}
+        self._live_until = 0.0
+        self._connected = False
+        self._state: Literal["idle", "connecting", "live", "unsupported"] = "idle"
+        self._since = clock()
+        self._reason = ""
+        self._interruptions = 0
+        self._lag = Histogram()
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # --- see `Feed` ---
+
+    @property
+    def live(self) -> bool:
+        """See `Feed`. Asked before every hit, so nothing but a look at the clock."""
+        return self._clock() < self._live_until
+
+    def listen(self, listener: Listener) -> None:
+        """See `Feed`."""
+        self._listeners.append(listener)
+
+    def start(self) -> None:
+        """See `Feed`."""
+        if self._task is None and not self._closed:
+            self._enter("connecting", "not connected yet")
+            self._task = asyncio.create_task(self._run())
+
+    def condition(self) -> FeedCondition:
+        """See `Feed`."""
+        return FeedCondition(
+            state=self._state,
+            age=self._clock() - self._since,
+            reason=self._reason,
+            interruptions=self._interruptions,
+            lag_us=self._lag.summary(),
+        )
+
+    async def aclose(self) -> None:
+        """See `Feed`."""
+        self._closed = True
+        self._live_until = 0.0
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    # --- from one connection to the next ---
+
+    async def _run(self) -> None:
+        pause = _PAUSES[0]
+        while True:
+            try:
+                await self._follow_all()
+            except Lost as error:
+                if self._state == "live":
+                    pause = _PAUSES[0]
+                self._interrupt(error)
+            except Exception as error:
+                # Without this task nobody would be told anything, ever again.
+                logger.exception("following the changes in Redis failed")
+                self._interrupt(Lost(repr(error)))
+            refused = self._state == "unsupported"
+            await self._sleep((_REFUSED_PAUSE if refused else pause) * random.uniform(0.5, 1))  # noqa: S311 - spreads them
+            pause = min(2 * pause, _PAUSES[1])
+
+    async def _follow_all(self) -> None:
+        """Follow every primary until one of them is lost.
+
+        Raises:
+            Lost: always, in the end.
+        """
+        generation = self._generation()
+        try:
+            places = await self._primaries()
+        except CacheError as error:
+            raise Lost(str(error)) from error
+        _heed_cancellation()
+        self._vouched = {place.name: 0.0 for place in places}
+        following = {
+            asyncio.create_task(self._follow(place, generation), name=place.name)
+            for place in places
+        }
+        try:
+            done, _ = await asyncio.wait(following, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in following:
+                task.cancel()
+            await asyncio.wait(following)
+        for task in done:
+            task.result()  # which raises
+
+    async def _follow(self, place: Place, generation: int) -> None:
+        beats = _Beats(place, self._token, self._beat, self._silence, self._clock)
+
+        def at_once(keys: Sequence[bytes]) -> bool:
+            """Tell a report where it comes in. One with a beat in it proves something, too."""
+            self._tell(keys)
+            return beats.names.isdisjoint(keys)
+
+        try:
+            async with opened(place, self._prefix, at_once) as line:
+                while True:
+                    _heed_cancellation()
+                    if generation != self._generation():
+                        raise Lost("the primaries have changed")
+                    if beats.send_if_due(line.wake):
+                        await line.check()
+                    keys = await line.report(beats.patience())
+                    if keys is None:
+                        self._tell_of_a_gap()
+                        continue
+                    if keys:
+                        self._tell(keys)  # before the beat among them vouches for them
+                    took = beats.came_back(keys)
+                    if took is not None:
+                        self._lag.record(round(took * 1e9))
+                        self._vouch(place, beats.deadline)
+        finally:
+            await beats.aclose()
+
+    # --- what is told ---
+
+    def _vouch(self, place: Place, until: float) -> None:
+        self._vouched[place.name] = until
+        weakest = min(self._vouched.values())
+        if weakest == 0.0:
+            return  # another primary has not been heard of yet
+        self._live_until = weakest
+        if not self._connected:
+            self._connected = True
+            if self._interruptions:
+                away = self._clock() - self._since
+                logger.warning("the feed of changes in Redis is back after %.1f s", away)
+            self._enter("live", "")
+            for listener in self._listeners:
+                listener.resumed()
+
+    def _interrupt(self, error: Lost) -> None:
+        self._live_until = 0.0
+        if self._connected:
+            self._connected = False
+            self._interruptions += 1
+            for listener in self._listeners:
+                listener.interrupted()
+        if isinstance(error, Refused):
+            if self._state != "unsupported":
+                logger.warning("Redis reports no changes (%s): reads ask it every time", error)
+            self._enter("unsupported", str(error))
+        else:
+            if self._state == "live":
+                logger.warning("the feed of changes in Redis is interrupted (%s)", error)
+            self._enter("connecting", str(error))
+
+    def _tell(self, keys: Sequence[bytes]) -> None:
+        start = len(self._prefix)
+        names = [key[start:].decode("utf-8", "replace") for key in keys]
+        for listener in self._listeners:
+            listener.changed(names)
+
+    def _tell_of_a_gap(self) -> None:
+        """All has been flushed: which keys there were, nobody knows."""
+        if self._connected:
+            for listener in self._listeners:
+                listener.interrupted()
+                listener.resumed()
+
+    def _enter(self, state: Literal["connecting", "live", "unsupported"], reason: str) -> None:
+        if state != self._state:
+            self._state, self._since = state, self._clock()
+        self._reason = reason
+
+
+class _Beats:
+    """The beats that prove one line: the last one sent, and whether it has come back.
+
+    Args:
+        place: the primary.
+        token: tells this feed's keys from others'.
+        every: seconds between two beats.
+        silence: seconds after the sending of a beat that came back until the next must have.
+        clock: monotonic time in seconds.
+
+    Attributes:
+        names: the keys that a beat writes, as they are reported.
+        deadline: when the next beat must have come back.
+    """
+
+    def __init__(
+        self, place: Place, token: str, every: float, silence: float, clock: Callable[[], float]
+    ) -> None:
+        self._place = place
+        self._keys = place.beat_key(f"{token}r"), place.beat_key(f"{token}s")
+        self._every = every
+        self._silence = silence
+        self._clock = clock
+        self.names = frozenset(key.encode("ascii") for key in self._keys)
+        self.deadline = clock() + HANDSHAKE
+        self._due = 0.0
+        self._sent: float | None = None
+        self._awaited: set[bytes] = set()
+        self._beating: asyncio.Task[None] | None = None
+
+    def send_if_due(self, wake: Callable[[], object]) -> bool:
+        """Send a beat, if it is time for one. Returns whether it did.
+
+        Args:
+            wake: called when the beat has been written or refused.
+
+        Raises:
+            Lost: the last beat was refused, or has not come back in time.
+        """
+        now = self._clock()
+        if self._beating is not None and self._beating.done():
+            self._see_to_refusal(self._beating)
+            self._beating = None
+        if now >= self.deadline:
+            self._place.doubt()
+            raise Lost(f"{self._place.name} has been silent for {self._silence:g} s")
+        if self._sent is not None or now < self._due:
+            return False
+        self._sent, self._due, self._awaited = now, now + self._every, set(self.names)
+        self._beating = asyncio.create_task(self._place.beat(*self._keys))
+        self._beating.add_done_callback(lambda _: wake())
+        return True
+
+    def _see_to_refusal(self, beating: asyncio.Task[None]) -> None:
+        if beating.cancelled():
+            raise Lost(f"{self._place.name} is not used any more")
+        error = beating.exception()
+        if error is not None:
+            raise Lost(f"{self._place.name}: {error}") from error
+
+    def patience(self) -> float:
+        """Seconds until there is something to do, if no report comes before."""
+        return (self._due if self._sent is None else self.deadline) - self._clock()
+
+    def came_back(self, keys: Sequence[bytes]) -> float | None:
+        """How many seconds the beat took, if these reported keys complete it; else None."""
+        if self._sent is None or self._awaited.isdisjoint(keys):
+            return None
+        self._awaited.difference_update(keys)
+        if self._awaited:
+            return None
+        took = self._clock() - self._sent
+        self.deadline, self._sent = self._sent + self._silence, None
+        return took
+
+    async def aclose(self) -> None:
+        """End a beat that is under way."""
+        if self._beating is not None:
+            await end_all({self._beating})
+
+
+def _heed_cancellation() -> None:
+    """Raise the cancellation that redis-py may have swallowed.
+
+    It sends through `asyncio.wait_for`, which before Python 3.12 returns the result that is there
+    instead. Whoever has cancelled a task that goes on for ever would wait for it for ever.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

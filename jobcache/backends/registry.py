@@ -1,0 +1,93 @@
+"""From settings, by name, to a backend.
+
+Backends are found under an entry-point group: each name leads to a factory that takes
+`CacheSettings`. A backend that can be pinged, so whose store can be away, is put behind a guard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Protocol
+
+from jobcache.backends import memory
+from jobcache.backends.tiered import TieredBackend
+from jobcache.errors import CacheError, NamespaceConflict, SettingsError
+from jobcache.protocol.backend import Ping
+from jobcache.resilience.guarded_backend import Guard
+from jobcache.settings import GROUP, backend_names
+
+if TYPE_CHECKING:
+    from jobcache.protocol.backend import CacheBackend
+    from jobcache.settings import CacheSettings
+
+REMOTE = frozenset({"redis", "tiered"})
+"""The backends whose store several services can share."""
+_PATIENCE = 1.0  # seconds
+_EXTRAS = {"tiered": "redis"}  # where they are not named as the backend is
+
+
+class Factory(Protocol):
+    """What an entry point of the group must lead to."""
+
+    def __call__(self, settings: CacheSettings) -> CacheBackend:
+        """A backend, not yet connected. Raises `SettingsError` where it cannot be set up."""
+
+
+def make_backend(settings: CacheSettings) -> CacheBackend:
+    """The backend that `settings` name. Connects to nothing yet.
+
+    Raises:
+        SettingsError: no backend has that name, or it cannot be set up so, or the library it
+            needs is not installed.
+    """
+    name = settings.backend
+    for point in entry_points(group=GROUP, name=name):
+        try:
+            factory: Factory = point.load()
+            backend = factory(settings)
+        except ImportError as error:
+            extra = _EXTRAS.get(name, name)
+            allowed = f"its library is missing ({error}); pip install 'jobcache[{extra}]'"
+            raise SettingsError("JOBCACHE_BACKEND", name, allowed) from error
+        return Guard(backend) if isinstance(backend, Ping) else backend
+    raise SettingsError("JOBCACHE_BACKEND", name, f"one of {', '.join(backend_names())}")
+
+
+async def check_namespace(settings: CacheSettings) -> None:
+    """Find out whether the store of "redis" or "tiered" belongs to another source.
+
+    Says nothing of a store that is away: the backend will, when it is used.
+
+    Raises:
+        NamespaceConflict: it does.
+        SettingsError: the URL of Redis cannot be used.
+    """
+    try:
+        from jobcache.backends.redis.backend import from_settings  # noqa: PLC0415 - as below
+    except ImportError:
+        return
+    backend = from_settings(settings)
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            await backend.ping()
+    except NamespaceConflict:
+        raise
+    except (CacheError, TimeoutError):
+        pass
+    finally:
+        await backend.aclose()
+
+
+def tiered(settings: CacheSettings) -> CacheBackend:
+    """The factory behind the name "tiered": `memory` before `redis`.
+
+    Here, and not beside the backend, for no backend knows of another.
+
+    Raises:
+        SettingsError: the URL of Redis cannot be used.
+    """
+    from jobcache.backends.redis.backend import from_settings  # noqa: PLC0415 - needs what may be missing
+
+    far = from_settings(settings)
+    return TieredBackend(memory.from_settings(settings), Guard(far), far.feed())

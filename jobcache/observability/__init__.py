@@ -1,0 +1,1 @@
+"""Counters, percentiles, and limits on log lines."""

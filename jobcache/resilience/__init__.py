@@ -1,0 +1,1 @@
+"""How a remote backend may fail without failing a poll."""

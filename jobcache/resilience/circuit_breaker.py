@@ -1,0 +1,118 @@
+"""Whether a store is in use: decisions and one log line for each change, no waiting.
+
+    closed   in use
+    silent   in use, but has let a whole deadline pass without answering anything: reads do not
+             wait for it until it has answered
+    open     set aside
+
+A few failures in a row open it, and so does a probe that fails. An operation that is late while
+others are answered shows that there is much to do, not that the store is away.
+
+Rejected: the breakers on the package index. Those for asyncio let a caller's own call find out
+whether the service is back; here one probe in the background does, and no poll pays for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Literal
+
+from jobcache.observability.log_limit import LogLimit
+from jobcache.protocol.backend import Condition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger("jobcache")
+
+_LINES = 20  # a minute: a store can come and go many times
+
+
+class Breaker:
+    """Counts what a store answers.
+
+    Args:
+        name: the cache's, for the log.
+        failures: how many in a row open it.
+        clock: monotonic time in seconds.
+
+    Attributes:
+        open: True while the store is set aside.
+        silent: True while it owes an answer that is overdue, and has given no other since.
+        reason: why it is, for people; empty while it is not.
+    """
+
+    def __init__(self, name: str, *, failures: int, clock: Callable[[], float]) -> None:
+        self.open = False
+        self.silent = False
+        self.reason = ""
+        self._name = name
+        self._allowed = failures
+        self._clock = clock
+        self._since = clock()
+        self._lines = LogLimit(_LINES, clock)
+        self._failures = 0
+        # Operations are numbered as they begin. Those begun before the last word of the store, be
+        # it a success or a counted failure, say nothing new when they fail: a burst that waits
+        # for our own pool is no outage.
+        self._begun = 0
+        self._last_word = 0
+        self._last_success = 0
+
+    def begin(self) -> int:
+        """The number of an operation that begins now."""
+        self._begun += 1
+        return self._begun
+
+    def succeeded(self) -> None:
+        """The store has answered."""
+        self.silent = False
+        self._failures = 0
+        self._last_word = self._last_success = self._begun
+
+    def failed(self, number: int, reason: str) -> None:
+        """The store, or the way to it, has answered an operation with an error."""
+        if number > self._last_word:
+            self._last_word = self._begun
+            self._failures += 1
+            if self._failures >= self._allowed:
+                self.trip(reason)
+
+    def went_unanswered(self, number: int) -> None:
+        """An operation has run out of its deadline."""
+        if number > self._last_success:
+            self.silent = True
+
+    def open_for(self) -> float:
+        """Seconds since the store was set aside; 0 while it is not."""
+        return self._clock() - self._since if self.open else 0.0
+
+    def trip(self, reason: str) -> None:
+        """Set the store aside."""
+        if not self.open:
+            self.open, self._since, self.reason = True, self._clock(), reason
+            self._log(
+                "the %s cache is away (%s): polls are answered from the source until it is back",
+                self._name,
+                reason,
+            )
+
+    def close(self) -> None:
+        """Use the store again."""
+        self.silent = False
+        self._failures = 0
+        if self.open:
+            away = self._clock() - self._since
+            self.open, self._since, self.reason = False, self._clock(), ""
+            self._log("the %s cache is back after %.1f s", self._name, away)
+
+    def _log(self, words: str, *values: object) -> None:
+        omitted = self._lines.admit()
+        if omitted is not None:
+            logger.warning("%s%s", words % values, omitted)
+
+    def condition(self, unsettled: int | None) -> Condition:
+        """See `Watched`; `unsettled` goes into it as it is."""
+        state: Literal["closed", "open"] = "open" if self.open else "closed"
+        age = self._clock() - self._since
+        return Condition(not self.open, state, age, self.reason, unsettled)
