@@ -479,8 +479,11 @@ async def test_invalidation_is_by_job_by_client_or_all(service: Service, client:
         assert response.json() == {"purged": purged if cached(service) else 0}
     await service.job(job["id"])
     response = await service.http.post("/api/v2/cache/invalidate", json={"all": True})
-    assert response.json() == {"purged": 1 if cached(service) else 0}
-    assert (await service.job(job["id"]))["status"] == "storyboard_ready"
+    # Jobs of other tests are being rendered: their entries come and go.
+    assert (response.json()["purged"] > 0) is cached(service)
+    poll = await service.http.get(f"/api/v2/jobs/{job['id']}")
+    assert poll.json()["status"] == "storyboard_ready"
+    assert "; hit" not in poll.headers["cache-status"]
 
 
 async def test_it_says_that_it_is_alive_and_ready(service: Service) -> None:
@@ -532,7 +535,7 @@ BAD_JOBS: list[object] = [
 
 
 async def test_a_malformed_body_is_422_and_makes_nothing(service: Service) -> None:
-    before = await listed(service)
+    before = [job["id"] for job in (await listed(service))["items"]]
     for body in BAD_JOBS:
         content = body if isinstance(body, bytes) else json.dumps(body)
         response = await service.http.post(
@@ -543,7 +546,7 @@ async def test_a_malformed_body_is_422_and_makes_nothing(service: Service) -> No
         assert response.headers["content-type"] == "application/problem+json"
         assert {"type", "title", "status", "detail", "instance", "errors"} <= set(problem)
         assert "Traceback" not in response.text
-    assert await listed(service) == before
+    assert [job["id"] for job in (await listed(service))["items"]] == before
 
 
 BAD_REPORTS: list[tuple[str, dict[str, object]]] = [
