@@ -104,7 +104,7 @@ async def test_every_way_a_key_changes_is_told(program: Path, form: str) -> None
             raw.set("test:a", 1)
             raw.set("other:x", 1)
             raw.delete("test:a")
-            raw.set("test:b", 1, px=1)
+            raw.set("test:b", 1, px=100)  # a busy machine may take longer than 1 ms to write it
             raw.eval("return redis.call('SET', KEYS[1], 1, 'KEEPTTL')", 1, "test:c")
             await until(lambda: told.keys.count("b") == 2)  # written, and expired
             assert told.keys.count("a") >= 1
