@@ -21,12 +21,8 @@ def spare_pairs(items: Sequence[pytest.Item]) -> set[pytest.Item]:
     """
     pairs: dict[str, dict[pytest.Item, tuple[str, str]]] = defaultdict(dict)
     for item in items:
-        values = (
-            item.callspec.params.values()
-            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-            else ()
-        )
-        chosen = [value for value in values if isinstance(value, str)]
+        callspec = getattr(item, "callspec", None)  # of parametrized functions only
+        chosen = [] if callspec is None else list(callspec.params.values())
         backends = [value for value in chosen if value in SERVICE_BACKENDS]
         databases = [value for value in chosen if value in DATABASES]
         if backends and databases:
@@ -40,7 +36,3 @@ def spare_pairs(items: Sequence[pytest.Item]) -> set[pytest.Item]:
                 if number % len(DATABASES):
                     spare.add(item)
     return spare
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)

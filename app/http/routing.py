@@ -1,4 +1,4 @@
-"""Routes: what they are called, and HEAD wherever there is GET."""
+"""Names of routes, and a HEAD route for each GET route."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ def with_heads(routes: Iterable[BaseRoute]) -> Iterator[BaseRoute]:
 
 
 class _Head(Route):
-    """HEAD of what another route answers GET with.
+    """A route that answers HEAD with the handler of a GET route.
 
-    It shares what that route has made of its function: a second `APIRoute` would take as long to
-    set up as the first.
+    They share it, because a second `APIRoute` would take as long to set up as the first.
     """
 
     def __init__(self, get: APIRoute) -> None:
