@@ -1,4 +1,4 @@
-"""The one place that picks concrete parts and puts them together."""
+"""The one place that picks concrete services and puts them together."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 from app.auth.key_file import KeyFile
 from app.auth.rate_limit import RateLimit, read_rate
 from app.db.database import Database
-from app.db.outage_logger import Outage
+from app.db.outage_logger import OutageLogger
 from app.db.registration import Registration
 from app.jobs.documents import check_body, lifetimes
 from app.jobs.events import JobEvents
-from app.jobs.held_requests import Held
+from app.jobs.held_requests import HeldRequests
 from app.jobs.service import JobService
 from app.jobs.storage import JobStore
 from app.rendering.runner import Runner
-from app.rendering.simulated import PacedRenderer
+from app.rendering.simulated import SimulatedRenderer
 from app.rendering.video import VideoRenderer
 from jobcache import JobCache, make_backend
 from jobcache.backends.memory import MemoryBackend
@@ -33,22 +33,22 @@ _PACED_AT_ONCE = 10_000  # they need no CPU
 
 
 @dataclass(frozen=True)
-class Parts:
+class Services:
     """What the service is made of."""
 
     database: Database
     registration: Registration
     cache: JobCache
     jobs: JobService
-    held: Held
+    held: HeldRequests
     events: JobEvents
     runner: Runner
     keys: KeyFile | None
     rate: RateLimit | None
 
 
-def build(settings: Settings) -> Parts:
-    """Put the parts together; connects to nothing yet.
+def build(settings: Settings) -> Services:
+    """Put the services together; connects to nothing yet.
 
     Raises:
         SettingsError: the backend cannot be set up as the settings say, or the keys not be read.
@@ -70,7 +70,7 @@ def build(settings: Settings) -> Parts:
     settings.make_directories()
     database = Database(
         settings.database_url,
-        Outage(),
+        OutageLogger(),
         pool_recycle=settings.pool_recycle,
         pooler=settings.pooler,
     )
@@ -78,7 +78,7 @@ def build(settings: Settings) -> Parts:
     registration = Registration(database, memory)
     store = JobStore(database)
     jobs = JobService(database, store, cache, most_unfinished=settings.max_unfinished_jobs)
-    held = Held(settings.held, cache.stop_waiting)
+    held = HeldRequests(settings.held, cache.cancel_waiters)
     if keys is not None:
         held.admits = keys.admits
         keys.on_change.append(held.review)
@@ -95,37 +95,37 @@ def build(settings: Settings) -> Parts:
         claim_for=settings.claim_seconds,
     )
     jobs.on_change.append(runner.seen)
-    return Parts(database, registration, cache, jobs, held, events, runner, keys, rate)
+    return Services(database, registration, cache, jobs, held, events, runner, keys, rate)
 
 
 def _renderer(settings: Settings) -> tuple[Renderer, int]:
     if settings.renderer == "paced":
-        return PacedRenderer(settings.paced_seconds, settings.paced_updates), _PACED_AT_ONCE
+        return SimulatedRenderer(settings.paced_seconds, settings.paced_updates), _PACED_AT_ONCE
     processors = os.cpu_count()
     spare = max(1, (1 if processors is None else processors) - 1)
     return VideoRenderer(), settings.renders if settings.renders > 0 else spare
 
 
 @asynccontextmanager
-async def running(parts: Parts) -> AsyncIterator[None]:
-    """Start the parts, and stop them in the opposite order."""
+async def running(services: Services) -> AsyncIterator[None]:
+    """Start the services, and stop them in the opposite order."""
     try:
-        await parts.database.create_tables()
-        await parts.registration.start()
-        await parts.cache.start(await parts.database.source_id())
-        parts.runner.start()
-        if parts.keys is not None:
-            parts.keys.start()
+        await services.database.create_tables()
+        await services.registration.start()
+        await services.cache.start(await services.database.source_id())
+        services.runner.start()
+        if services.keys is not None:
+            services.keys.start()
         try:
             yield
         finally:
-            parts.held.drain()
-            if parts.keys is not None:
-                await parts.keys.aclose()
-            await parts.runner.aclose()
-            await parts.database.shelter.settle()  # what is being written is offered, too
+            services.held.drain()
+            if services.keys is not None:
+                await services.keys.aclose()
+            await services.runner.aclose()
+            await services.database.shielded.join()  # what is being written is published, too
     finally:
-        await parts.cache.aclose()
-        await parts.database.shelter.settle()
-        await parts.registration.aclose()
-        await parts.database.aclose()
+        await services.cache.aclose()
+        await services.database.shielded.join()
+        await services.registration.aclose()
+        await services.database.aclose()

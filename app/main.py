@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 
 from app import container, settings
-from app.auth.middleware import Admission, Gate
+from app.auth.middleware import Authenticator, AuthMiddleware
 from app.auth.openapi import describe
 from app.http import loopback_only, openapi, problems
 from app.http.body_limits import BodyLimit
-from app.http.deferred_response import Laters
+from app.http.deferred_response import DeferredResponseMiddleware
 from app.http.draining import ListeningWatch
 from app.http.forwarded import TrustedProxies, read_prefix
 from app.http.front import Front, common_headers, read_origins
 from app.http.hosts import LOOPBACK, AllowedHosts, read_hosts
 from app.http.routing import with_heads
-from app.http.serving import DRAIN, LIMITS, POLLS, space_out_collections
+from app.http.serving import DRAIN, LIMITS, POLLS, tune_garbage_collection
 from app.jobs.api import routes as jobs
-from app.jobs.poll_fast_path import HotPolls
+from app.jobs.poll_fast_path import PollFastPath
 from app.ops import page
 from app.ops import routes as ops
 from app.ops.greeting import greeting_elsewhere
@@ -55,7 +55,7 @@ class Application(FastAPI):
         started: True once it has been started. It may be stopped, and started again.
     """
 
-    hot: HotPolls
+    hot: PollFastPath
     front: Front
     local_only: bool
     watch: ListeningWatch
@@ -101,20 +101,20 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
     Raises:
         SettingsError: the cache backend cannot be set up so, or the keys cannot be read.
     """
-    parts = container.build(chosen)
+    services = container.build(chosen)
     proxies = TrustedProxies(chosen.forwarded_allow_ips)
-    admission = Admission(parts.keys, parts.rate, proxies)
-    keyed = parts.keys is not None
+    admission = Authenticator(services.keys, services.rate, proxies)
+    keyed = services.keys is not None
     hosts = AllowedHosts(_hosts(chosen, keyed=keyed))
     origins = read_origins(chosen.cors_origins)
     root_path = read_prefix(chosen.root_path)
-    hot = HotPolls(parts.jobs, admission, hosts, common_headers(origins), root_path)
+    hot = PollFastPath(services.jobs, admission, hosts, common_headers(origins), root_path)
     limits = chosen.connection_limits
 
     @asynccontextmanager
     async def lifespan(this: Application) -> AsyncIterator[Mapping[str, Any]]:
         if this.started:
-            # Its parts have been closed, and belonged to the event loop of that time. So another
+            # Its services have been closed, and belonged to the event loop of that time. So another
             # application is made from the same settings, and this one becomes it.
             another = create_app(chosen, closes_upgrades=closes_upgrades)
             vars(this).update(vars(another))
@@ -123,8 +123,8 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
             return
         this.started = True
         try:
-            async with container.running(parts):
-                yield {DRAIN: parts.held.drain, POLLS: hot, LIMITS: limits}
+            async with container.running(services):
+                yield {DRAIN: services.held.drain, POLLS: hot, LIMITS: limits}
         finally:
             this.watch.close()
 
@@ -134,10 +134,10 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
         lifespan=lifespan,
         redirect_slashes=False,  # it would send people to whatever host their Host header names
     )
-    app.state.parts = parts
-    app.add_middleware(Laters)
+    app.state.services = services
+    app.add_middleware(DeferredResponseMiddleware)
     app.add_middleware(BodyLimit)  # outside of the one above, and so on
-    app.add_middleware(Gate, admission=admission)
+    app.add_middleware(AuthMiddleware, admission=admission)
     app.hot = hot
     app.front = Front(
         app.admitted,
@@ -148,17 +148,17 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
         root_path=root_path,
         closes_upgrades=closes_upgrades,
     )
-    app.local_only = parts.keys is None and not chosen.insecure
-    app.watch = ListeningWatch(parts.held.drain)
+    app.local_only = services.keys is None and not chosen.insecure
+    app.watch = ListeningWatch(services.held.drain)
     problems.install(app)
     for router in (
-        jobs.router(parts.jobs, parts.events, chosen.videos, longest_wait=chosen.max_wait),
-        ops.router(parts.cache, parts.database, parts.held, parts.keys),
+        jobs.router(services.jobs, services.events, chosen.videos, longest_wait=chosen.max_wait),
+        ops.router(services.cache, services.database, services.held, services.keys),
     ):
         # Not `include_router`, which makes each route once more when the first request comes.
         app.routes.extend(with_heads(router.routes))
     openapi.publish(app)
-    describe(app, keyed=keyed, limited=parts.rate is not None)
+    describe(app, keyed=keyed, limited=services.rate is not None)
     return app
 
 
@@ -181,7 +181,7 @@ def worker() -> Application:
 def _made(chosen: Settings, *, closes_upgrades: bool = False) -> Application:
     quiet_malformed_requests()
     made = create_app(chosen, closes_upgrades=closes_upgrades)
-    space_out_collections()
+    tune_garbage_collection()
     return made
 
 

@@ -7,7 +7,12 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from jobcache import CacheSettings, make_backend
-from jobcache.protocol.backend import Announces, Starts, Tiers, Watched
+from jobcache.protocol.backend import (
+    SupportsChangeFeed,
+    SupportsHealth,
+    SupportsStart,
+    SupportsTiers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -35,12 +40,12 @@ async def ready_backend(name: str, redis_url: str) -> AsyncGenerator[CacheBacken
     """
     backend = make_backend(CacheSettings(backend=name, redis_url=redis_url))
     try:
-        if isinstance(backend, Starts):
+        if isinstance(backend, SupportsStart):
             await backend.start()
-        if isinstance(backend, Watched):
+        if isinstance(backend, SupportsHealth):
             assert backend.condition().available, f"no Redis at {redis_url}"
-        if isinstance(backend, Tiers) and isinstance(backend, Announces):
-            async with asyncio.timeout(_LIVE):  # its near tier is not asked before
+        if isinstance(backend, SupportsTiers) and isinstance(backend, SupportsChangeFeed):
+            async with asyncio.timeout(_LIVE):  # its local tier is not asked before
                 while (feed := backend.feed()) is None or not feed.live:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
         yield backend

@@ -5,7 +5,7 @@
 
 Counts repeat where times do not. Each path is run with N and with 2 N operations, and the
 difference of the counts, over N, is what one operation takes: starting Python is in both. Hashes
-are not seeded at random, and the cache's tickets play no part in a hit.
+are not seeded at random, and the cache's tokens play no part in a hit.
 
 Stored counts hold for one interpreter on one kind of machine; with another, nothing is compared.
 Ends with 1 if a path takes over 2 % more than is stored, and with 2 if it cannot be told.
@@ -72,7 +72,7 @@ async def poll(count: int) -> None:
     from app.main import create_app  # noqa: PLC0415
     from app.settings import Settings  # noqa: PLC0415
     from benchmarks.document import DOCUMENT  # noqa: PLC0415
-    from jobcache import CacheSettings, Outcome, progress_key  # noqa: PLC0415
+    from jobcache import CacheOutcome, CacheSettings, progress_key  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory(prefix="jobcache-") as place:
         update = {
@@ -82,7 +82,7 @@ async def poll(count: int) -> None:
         }
         settings = Settings(cache=CacheSettings(backend="memory")).model_copy(update=update)
         app = create_app(settings)
-        cache = app.state.parts.cache
+        cache = app.state.services.cache
 
         async def load() -> Any:  # noqa: ANN401 - a document
             # one that lasts: callgrind takes longer than an entry of a moving job is fresh
@@ -121,7 +121,7 @@ async def poll(count: int) -> None:
         if sent[0]["status"] != 200 or sent[1]["body"] != DOCUMENT.body:
             raise NoCount(f"a poll was answered {sent}")
         hits = (await cache.read(progress_key(41), load)).outcome
-        if hits is not Outcome.HIT or cache.statistics.hits < count:
+        if hits is not CacheOutcome.HIT or cache.statistics.hits < count:
             raise NoCount("the polls were no hits")
 
 

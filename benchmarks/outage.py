@@ -41,7 +41,7 @@ from app.devservers import PostgresServer, RedisServer
 from benchmarks.machine import surroundings
 from benchmarks.service import Service, ServiceFailed
 from benchmarks.steady import Side, steady_load
-from jobcache.resilience.guarded_backend import Guard
+from jobcache.resilience.guarded_backend import GuardedBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -54,7 +54,7 @@ P99_RATIO = 1.2
 """Of polls with the breaker open, to polls of the service without a cache at the same time."""
 HITS_WITHIN_S = 2.0
 """From Redis being back to hits."""
-DEADLINE_MS: float = 1000 * inspect.signature(Guard).parameters["deadline"].default
+DEADLINE_MS: float = 1000 * inspect.signature(GuardedBackend).parameters["deadline"].default
 """What a poll may lose by Redis hanging, beside its database load."""
 
 FAULTS = {

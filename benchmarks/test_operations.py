@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.backends import NEEDS_REDIS, ready_backend
 from benchmarks.document import DOCUMENT
-from jobcache import JobCache, Lifetimes, Offered, Outcome, Standing, progress_key
+from jobcache import CacheOutcome, JobCache, LeaseResult, Lifetimes, PublishResult, progress_key
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 OPERATIONS = 500  # in a round
 ENTRY = Lifetimes().entry(DOCUMENT, time.time_ns() // 1_000_000)
-TICKET = "benchmark"
+TOKEN = "benchmark"  # noqa: S105 - names a lease
 
 every_backend = pytest.mark.parametrize("backend", NEEDS_REDIS, indirect=True)
 every_keeping_backend = pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_get_hit(
     key = new_key()
 
     async def store() -> None:
-        assert await backend.lease(key, TICKET) is Standing.NOTHING
-        assert await backend.offer(key, TICKET, ENTRY) is Offered.STORED
+        assert await backend.lease(key, TOKEN) is LeaseResult.ACQUIRED
+        assert await backend.publish(key, TOKEN, ENTRY) is PublishResult.STORED
 
     async def hits() -> None:
         for _ in range(OPERATIONS):
@@ -107,20 +107,20 @@ def test_get_miss(measure: Measure, backend: CacheBackend, new_key: Callable[[],
 
 
 @every_backend
-def test_fence_and_offer(
+def test_fence_and_publish(
     measure: Measure, backend: CacheBackend, new_key: Callable[[], str]
 ) -> None:
     """What a write does to the backend, before and after its commit."""
-    expected = Offered.NOTHING if backend.name == "null" else Offered.STORED
+    expected = PublishResult.NOTHING if backend.name == "null" else PublishResult.STORED
 
     async def writes() -> None:
         for _ in range(OPERATIONS):
             key = new_key()
-            await backend.fence(key, TICKET)
-            offered = await backend.offer(key, TICKET, ENTRY)
-        assert offered is expected
+            await backend.fence(key, TOKEN)
+            published = await backend.publish(key, TOKEN, ENTRY)
+        assert published is expected
 
-    measure("fence and offer", writes)
+    measure("fence and publish", writes)
 
 
 @every_keeping_backend
@@ -133,7 +133,7 @@ def test_read_hit(measure: Measure, backend: CacheBackend, new_key: Callable[[],
         await cache.read(key, load)  # stores it, and again once it is no longer fresh
         for _ in range(OPERATIONS):
             answer = await cache.read(key, load)
-        assert answer.outcome is Outcome.HIT
+        assert answer.outcome is CacheOutcome.HIT
 
     measure("read, hit", hits)
 
@@ -146,6 +146,6 @@ def test_read_miss(measure: Measure, backend: CacheBackend, new_key: Callable[[]
     async def misses() -> None:
         for _ in range(OPERATIONS):
             answer = await cache.read(new_key(), load)
-        assert answer.outcome is Outcome.MISS
+        assert answer.outcome is CacheOutcome.MISS
 
     measure("read, miss", misses)

@@ -19,7 +19,7 @@ from jobcache import CacheSettings, Document, JobCache, Lifetimes, SourceUnavail
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from jobcache import Answer
+    from jobcache import ReadResult
 
 KEY = "export:7"
 POLLERS = 20
@@ -63,9 +63,9 @@ class Exports:
         self._database = database
         self._cache = cache
 
-    async def poll(self, version: int) -> Answer:
+    async def poll(self, version: int) -> ReadResult:
         """The export, at least as new as `version`."""
-        return await self._cache.read(KEY, self._load, floor=version)
+        return await self._cache.read(KEY, self._load, min_version=version)
 
     async def report(self, percent: int) -> None:
         """Commit progress. Once this returns, no poll is answered with less."""
@@ -74,7 +74,7 @@ class Exports:
             changed = replace(row, percent=percent, version=row.version + 1)
             write.transaction.append(changed)
             await write.fence(KEY)  # before the commit, and not before it is needed
-            write.offer(KEY, document(changed))
+            write.publish(KEY, document(changed))
 
     async def _load(self) -> Document:
         try:

@@ -24,7 +24,7 @@ from jobcache.sync import JobCache, Throttle
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jobcache import Answer
+    from jobcache import ReadResult
 
 SCHEMA = "CREATE TABLE jobs (id INTEGER PRIMARY KEY, percent INTEGER, version INTEGER)"
 READ = "SELECT percent, version FROM jobs WHERE id = ?"
@@ -59,11 +59,11 @@ class Jobs:
         with self.cache.write(self.transaction()) as write:
             row = write.transaction.execute(REPORT, (percent, job_id)).fetchone()
             write.fence(key)
-            write.offer(key, document(*row))
+            write.publish(key, document(*row))
 
-    def newer(self, job_id: int, version: int) -> Answer | None:
+    def newer(self, job_id: int, version: int) -> ReadResult | None:
         """The job, as soon as it is newer than `version`; None if it stays as it is for 30 s."""
-        return self.cache.wait_newer(f"job:{job_id}", lambda: self._load(job_id), version, 30)
+        return self.cache.wait_for_newer(f"job:{job_id}", lambda: self._load(job_id), version, 30)
 
     def _load(self, job_id: int) -> Document | None:
         with self.transaction() as connection:

@@ -28,36 +28,43 @@ from jobcache.errors import (
 from jobcache.keys import jobs_key, progress_key, storyboard_key
 from jobcache.lifetimes import Lifetimes
 from jobcache.loaders import with_session
-from jobcache.models import Answer, Answers, Outcome
+from jobcache.models import CacheOutcome, ReadResult, ReadResults
 from jobcache.observability.statistics import Statistics
-from jobcache.protocol.backend import CacheBackend, Condition, Document, Entry, Offered, Standing
+from jobcache.protocol.backend import (
+    CacheBackend,
+    Document,
+    Entry,
+    Health,
+    LeaseResult,
+    PublishResult,
+)
 from jobcache.protocol.codec import identity_body
 from jobcache.settings import CacheSettings
 
 __all__ = [
-    "Answer",
-    "Answers",
     "CacheBackend",
     "CacheClosed",
     "CacheError",
+    "CacheOutcome",
     "CacheSettings",
     "CacheUnavailable",
-    "Condition",
     "Document",
     "Entry",
+    "Health",
     "InvalidDocument",
     "InvalidKey",
     "JobCache",
     "JobCacheError",
+    "LeaseResult",
     "Lifetimes",
     "LoadTimeout",
     "NamespaceConflict",
-    "Offered",
-    "Outcome",
+    "PublishResult",
+    "ReadResult",
+    "ReadResults",
     "RecursiveLoad",
     "SettingsError",
     "SourceUnavailable",
-    "Standing",
     "Statistics",
     "UnreadableCell",
     "Write",

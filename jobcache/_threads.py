@@ -175,11 +175,11 @@ class _GeventEventLoop(asyncio.SelectorEventLoop):
             try:
                 addresses = resolve(family, type, proto, flags)
             except Exception as error:  # noqa: BLE001 - the coroutine raises it
-                settle = partial(resolved.set_exception, error)
+                join = partial(resolved.set_exception, error)
             else:
-                settle = partial(resolved.set_result, addresses)
+                join = partial(resolved.set_result, addresses)
             with suppress(RuntimeError):  # the loop has been closed
-                self.call_soon_threadsafe(lambda: resolved.done() or settle())
+                self.call_soon_threadsafe(lambda: resolved.done() or join())
 
         monkey.get_original("_thread", "start_new_thread")(work, ())
         return await resolved

@@ -10,7 +10,7 @@ R = TypeVar("R")
 logger = logging.getLogger("jobcache")
 
 
-class Pacing(Generic[R]):
+class ThrottlePolicy(Generic[R]):
     """Decides what is committed when. For one thread at a time.
 
     Args:
@@ -48,7 +48,7 @@ class Pacing(Generic[R]):
             self._take(report, urgent=terminal or self._urgent)
         return self._number
 
-    def hurry(self) -> int:
+    def flush(self) -> int:
         """What waits is to be committed at once. Returns its number."""
         self._urgent = bool(self._pending)
         return self._number
@@ -56,7 +56,7 @@ class Pacing(Generic[R]):
     def close(self) -> None:
         """What waits, or fails now, is to be tried at once, and for the last time."""
         self._closed = True
-        self.hurry()
+        self.flush()
 
     @property
     def busy(self) -> bool:

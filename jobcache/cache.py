@@ -1,10 +1,10 @@
 """`JobCache`: what is done with cells. Read-through, write-through, invalidation; no storage.
 
 A read          get -> an entry: serve it
-                    -> nothing: lease, load, offer
-                    -> a fence, or somebody's lease: wait briefly for the entry, then load, offer
+                    -> nothing: lease, load, publish
+                    -> a fence, or somebody's lease: wait briefly for the entry, then load, publish
                     -> the cache is away: load
-A write         fence -> the caller's transaction commits -> offer -> acknowledge
+A write         fence -> the caller's transaction commits -> publish -> acknowledge
 
 Why each step is there, and which schedule goes stale without it, is in `docs/coherence.md`.
 
@@ -25,11 +25,11 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from jobcache._engine.loading import Loads
-from jobcache._engine.publishing import Offers
+from jobcache._engine.publishing import Publisher
 from jobcache._engine.shadow_reads import Shadow
 from jobcache._engine.single_flight import SingleFlight
-from jobcache._engine.watchers import CheckTimes, Looks, Waiting
-from jobcache._engine.writing import Writes
+from jobcache._engine.watchers import PollIntervals, Readers, Watchers
+from jobcache._engine.writing import WriteCoordinator
 from jobcache.errors import (
     CacheClosed,
     CacheError,
@@ -41,29 +41,29 @@ from jobcache.errors import (
 )
 from jobcache.lifetimes import Lifetimes
 from jobcache.loaders import LoaderLeft, attended
-from jobcache.models import Answer, Answers, Outcome
+from jobcache.models import CacheOutcome, ReadResult, ReadResults
 from jobcache.observability.statistics import Statistics
 from jobcache.protocol.backend import (
     CLOCK_SKEW_MS,
     GONE,
-    Announces,
-    Ask,
     CacheBackend,
-    Condition,
     Document,
     Entry,
-    FeedCondition,
-    Holdings,
-    Identifies,
-    Peek,
-    PurgeAll,
-    Standing,
-    Starts,
+    FeedStatus,
+    Health,
+    LeaseResult,
     SupportsBodyCheck,
+    SupportsCallbackGet,
+    SupportsChangeFeed,
     SupportsClockSteps,
+    SupportsHealth,
     SupportsLeaseTime,
-    Tiers,
-    Watched,
+    SupportsNamespaceOwner,
+    SupportsPeek,
+    SupportsPurgeAll,
+    SupportsSize,
+    SupportsStart,
+    SupportsTiers,
     check_key,
 )
 
@@ -76,14 +76,14 @@ if TYPE_CHECKING:
     from jobcache.models import Load
 
     LoadMany = Callable[[Sequence[str]], Awaitable[Mapping[str, Document]]]
-    _Fetched = tuple[Entry, Outcome]
+    _Fetched = tuple[Entry, CacheOutcome]
 
 T = TypeVar("T")
 
 PAUSES = tuple(0.002 * 2**n for n in range(7))
 """How long a reader waits, in seconds, between its looks at a cell that others are at work on."""
 
-PATIENCE = {Standing.NOTHING: 0, Standing.FENCE: 5, Standing.LEASE: len(PAUSES)}
+PATIENCE = {LeaseResult.ACQUIRED: 0, LeaseResult.FENCED: 5, LeaseResult.HELD: len(PAUSES)}
 """How many of those pauses it makes before it asks the source itself: 62 ms behind a fence, 254 ms
 behind a lease. What it waits for is on its way, and costs nothing; but its writer may be dead."""
 
@@ -91,8 +91,8 @@ _LEASE_MARGIN = 5.0
 """Seconds that a lease outlives the longest load, for the steps before and after it."""
 
 # On the path of every poll: to look one of these up takes as long as to look for the entry, and so
-# does the function that `Answer(...)` is.
-_HIT = Outcome.HIT
+# does the function that `ReadResult(...)` is.
+_HIT = CacheOutcome.HIT
 _YOUNGEST_MS = -CLOCK_SKEW_MS
 _new = tuple.__new__
 
@@ -118,7 +118,7 @@ class _Finding:
     """What the cache had to say before a load; `sure`: whether it could say anything at all."""
 
     entry: Entry | None
-    outcome: Outcome
+    outcome: CacheOutcome
     sure: bool
 
 
@@ -141,9 +141,9 @@ class JobCache:
         shadow_rate: the part of the hits of `read` that is compared with the source afterwards, at
             the cost of a load each; see `shadow`.
         clock_ms: wall-clock time in milliseconds since the epoch; None: the system's.
-        ticket: makes unique tickets of ASCII letters and digits.
+        token: makes unique tokens of ASCII letters and digits.
         sleep: waits for the given seconds.
-        check_times: how often keys are read that somebody waits for.
+        poll_intervals: how often keys are read that somebody waits for.
         later: calls a function after so many seconds; None: by the running loop's clock.
 
     Attributes:
@@ -160,24 +160,24 @@ class JobCache:
         check_body: Callable[[str, bytes], object] | None = None,
         shadow_rate: float = 0.0,
         clock_ms: Callable[[], int] | None = None,
-        ticket: Callable[[], str] = lambda: secrets.token_hex(8),
+        token: Callable[[], str] = lambda: secrets.token_hex(8),
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-        check_times: CheckTimes | None = None,
+        poll_intervals: PollIntervals | None = None,
         later: Later | None = None,
     ) -> None:
         self.backend = backend
         self.lifetimes = Lifetimes() if lifetimes is None else lifetimes
         self.statistics = Statistics() if statistics is None else statistics
-        self._peek = backend.peek if isinstance(backend, Peek) else None
-        self._ask = backend.ask if isinstance(backend, Ask) else None
+        self._peek = backend.peek if isinstance(backend, SupportsPeek) else None
+        self._ask = backend.ask if isinstance(backend, SupportsCallbackGet) else None
         # What a peek reads, and what stands behind it: without tiers, the same.
         both = backend.name, backend.name
-        self._near, self._far = backend.tiers if isinstance(backend, Tiers) else both
+        self._local, self._remote = backend.tiers if isinstance(backend, SupportsTiers) else both
         self._clock_ms = _wall_clock_ms if clock_ms is None else clock_ms
         # A clock of the caller's own may stand still, or jump, while real time passes.
         self._monotonic_ms = _monotonic_ms if clock_ms is None else _no_clock
         self._latest_ms = self._offset_ms = 0
-        self._ticket = ticket
+        self._token = token
         self._sleep = sleep
         self._flights: SingleFlight[_Fetched] = SingleFlight()
         self._batches: SingleFlight[dict[str, _Fetched | InvalidDocument]] = SingleFlight()
@@ -192,24 +192,24 @@ class JobCache:
             backend,
             self.statistics,
             shadow_rate,
-            partial(self._serves, floor=0),
+            partial(self._serves, min_version=0),
             load=partial(self._loads.run, ()),
             sleep=sleep,
         )
-        self._offers = Offers(backend, self.statistics, ticket)
-        self._waiting = Waiting(
+        self._publisher = Publisher(backend, self.statistics, token)
+        self._waiting = Watchers(
             backend,
-            Looks(self.peek, self._glance, self._read_at_least),
-            CheckTimes() if check_times is None else check_times,
+            Readers(self.peek, self._glance, self._read_at_least),
+            PollIntervals() if poll_intervals is None else poll_intervals,
             later,
         )
-        self.writes = Writes(
+        self.writes = WriteCoordinator(
             backend=backend,
-            offers=self._offers,
+            publisher=self._publisher,
             lifetimes=self.lifetimes,
             statistics=self.statistics,
             clock_ms=self._clock_ms,
-            ticket=ticket,
+            token=token,
             written=self._waiting.written,
             bind=self._bind,
         )
@@ -234,7 +234,7 @@ class JobCache:
 
     # --- reading ---
 
-    async def read(self, key: str, load: Load, *, floor: int = 0) -> Answer:
+    async def read(self, key: str, load: Load, *, min_version: int = 0) -> ReadResult:
         """The document at `key`, from the cache or else from its source.
 
         Never older than any version that was acknowledged, or returned by another read, before
@@ -244,7 +244,7 @@ class JobCache:
             key: callers who use the same key must bring equivalent loaders.
             load: reads the document from the source of truth (a primary, in a snapshot that
                 begins when it is called); None if it does not exist.
-            floor: the caller has seen this version, and is to be given nothing older from the
+            min_version: the caller has seen this version, and is to be given nothing older from the
                 cache. If the source itself has nothing as new, its answer stands.
 
         Raises:
@@ -257,7 +257,7 @@ class JobCache:
         if self._loop is not asyncio.get_running_loop() or type(key) is not str:
             self._bind()
             check_key(key)
-        at_hand = self.peek(key, load, floor)
+        at_hand = self.peek(key, load, min_version)
         if at_hand is not None:
             return at_hand
         began = time.perf_counter_ns()
@@ -265,15 +265,21 @@ class JobCache:
         try:
             check_key(key)
             found = await self._look(key)
-            if found is not None and found.entry is not None and self._serves(found.entry, floor):
+            if (
+                found is not None
+                and found.entry is not None
+                and self._serves(found.entry, min_version)
+            ):
                 self._shadow.hit(key, found.entry, load)
-                return self._answer(began, found.entry, Outcome.HIT)
+                return self._answer(began, found.entry, CacheOutcome.HIT)
             # A look that failed is not repeated by the load, which would wait for the store again.
             blind = found if found is not None and found.entry is None else None
             with self._loads.waiting_for((key,)):
                 async with attended(load) as attended_load:
-                    fetch = partial(self._fetch, key, attended_load, floor, blind)
-                    (entry, outcome), joined = await self._share(key, attended_load, floor, fetch)
+                    fetch = partial(self._fetch, key, attended_load, min_version, blind)
+                    (entry, outcome), joined = await self._share(
+                        key, attended_load, min_version, fetch
+                    )
         except Exception:
             self.statistics.read_errors += 1
             raise
@@ -283,23 +289,26 @@ class JobCache:
         self,
         key: str,
         load: Load,
-        floor: int,
-        fetch: Callable[[], Awaitable[tuple[Entry, Outcome]]],
-    ) -> tuple[tuple[Entry, Outcome], bool]:
+        min_version: int,
+        fetch: Callable[[], Awaitable[tuple[Entry, CacheOutcome]]],
+    ) -> tuple[tuple[Entry, CacheOutcome], bool]:
         """Fetch an entry together with equal callers; return it, and whether it was shared."""
         while True:
             try:
                 (entry, outcome), joined = await self._flights.share((key, 0), fetch)
-                if entry.version < floor and outcome in {Outcome.HIT, Outcome.STALE}:
+                if entry.version < min_version and outcome in {
+                    CacheOutcome.HIT,
+                    CacheOutcome.STALE,
+                }:
                     # The one who asked first had seen less than this caller has.
-                    return await self._flights.share((key, floor), fetch)
+                    return await self._flights.share((key, min_version), fetch)
             except LoaderLeft as left:
                 if left.load is load:
                     raise
                 continue  # it was the load of a caller who has gone; now it is this caller's turn
             return (entry, outcome), joined
 
-    async def read_many(self, keys: Iterable[str], load_many: LoadMany) -> Answers:
+    async def read_many(self, keys: Iterable[str], load_many: LoadMany) -> ReadResults:
         """As `read`, for several keys: one look at the cache, one load for all that it lacks.
 
         Args:
@@ -318,7 +327,7 @@ class JobCache:
         self._bind()
         began = time.perf_counter_ns()
         self._watch_clock()
-        answers = Answers()
+        answers = ReadResults()
         wanted = []
         for key in dict.fromkeys(keys):
             try:
@@ -346,14 +355,14 @@ class JobCache:
         self.statistics.read_errors += len(answers.errors)
         return answers
 
-    def peek(self, key: str, load: Load, floor: int = 0) -> Answer | None:
+    def peek(self, key: str, load: Load, min_version: int = 0) -> ReadResult | None:
         """As `read`, where no waiting is needed: an entry of this process, without a task switch.
 
         None, and not counted, where there is none to be served; `read` then finds out more.
         """
         began = time.perf_counter_ns()
         entry = None if self._peek is None else self._peek(key)
-        if entry is None or entry.version < floor:
+        if entry is None or entry.version < min_version:
             return None
         now_ms = self._clock_ms()
         if now_ms < self._latest_ms:
@@ -366,20 +375,20 @@ class JobCache:
             self._shadow.hit(key, entry, load)
         statistics = self.statistics
         statistics.hits += 1
-        statistics.near_hits += 1
+        statistics.local_hits += 1
         statistics.hit.record(time.perf_counter_ns() - began)
         age_ms = age_ms if age_ms > 0 else 0  # noqa: FURB136 - which would be a call
-        return _new(Answer, (entry, _HIT, False, self._near, age_ms))
+        return _new(ReadResult, (entry, _HIT, False, self._local, age_ms))
 
     def ask(
-        self, key: str, load: Load, floor: int, then: Callable[[Answer | None], object]
+        self, key: str, load: Load, min_version: int, then: Callable[[ReadResult | None], object]
     ) -> bool:
         """As `peek`, where one look at a store elsewhere is needed, and no task for it.
 
         Args:
             key: as for `read`.
             load: as for `read`.
-            floor: as for `read`.
+            min_version: as for `read`.
             then: called in a later turn of the loop with a hit; with None where there is none to be
                 served, and `read` is to find out more. It must not raise.
 
@@ -391,7 +400,7 @@ class JobCache:
         began = time.perf_counter_ns()
 
         def answered(found: Entry | CacheError | None) -> None:
-            if not isinstance(found, Entry) or not self._serves(found, floor):
+            if not isinstance(found, Entry) or not self._serves(found, min_version):
                 then(None)
                 return
             self._shadow.hit(key, found, load)
@@ -414,53 +423,55 @@ class JobCache:
         if now_ms < expected_ms - CLOCK_SKEW_MS and isinstance(self.backend, SupportsClockSteps):
             self.backend.clock_set_back(expected_ms)
 
-    def _serves(self, entry: Entry, floor: int) -> bool:
+    def _serves(self, entry: Entry, min_version: int) -> bool:
         now_ms = self._clock_ms()
         if now_ms < self._latest_ms - CLOCK_SKEW_MS:
             return False  # see `_watch_clock`
         self._latest_ms = max(self._latest_ms, now_ms)
         age_ms = now_ms - entry.stored_at_ms
         # An entry from the future says that clocks differ, and nothing of its age.
-        return entry.version >= floor and _YOUNGEST_MS <= age_ms < entry.fresh_ms
+        return entry.version >= min_version and _YOUNGEST_MS <= age_ms < entry.fresh_ms
 
     def _answer(
         self,
         began: int,
         entry: Entry,
-        outcome: Outcome,
+        outcome: CacheOutcome,
         *,
         coalesced: bool = False,
-    ) -> Answer:
+    ) -> ReadResult:
         took = time.perf_counter_ns() - began
         age_ms = max(0, self._clock_ms() - entry.stored_at_ms)
         statistics = self.statistics
-        if outcome is Outcome.HIT:
+        if outcome is CacheOutcome.HIT:
             statistics.hits += 1
             statistics.hit.record(took)
             coalesced = False  # a hit shared on its way is a hit to each
         else:
-            if outcome is Outcome.BYPASS:
+            if outcome is CacheOutcome.BYPASS:
                 statistics.bypasses += 1
-            elif outcome is Outcome.STALE:
+            elif outcome is CacheOutcome.STALE:
                 statistics.stale_served += 1
             else:
                 statistics.misses += 1
             statistics.miss.record(took)
             statistics.coalesced += coalesced
-        return Answer(entry, outcome, coalesced, self._far, age_ms)
+        return ReadResult(entry, outcome, coalesced, self._remote, age_ms)
 
-    async def _fetch(self, key: str, load: Load, floor: int, blind: _Finding | None) -> _Fetched:
+    async def _fetch(
+        self, key: str, load: Load, min_version: int, blind: _Finding | None
+    ) -> _Fetched:
         async def load_one() -> dict[str, Document]:
             document = await load()
             return {} if document is None else {key: document}
 
-        ticket = self._ticket()
+        token = self._token()
         found = blind
         if found is None:
-            found = await self._take_lease(key, ticket, floor)
-        if found.entry is not None and found.outcome is Outcome.HIT:
-            return found.entry, Outcome.HIT
-        fetched = (await self._fill(ticket, {key: found}, load_one, floor))[key]
+            found = await self._take_lease(key, token, min_version)
+        if found.entry is not None and found.outcome is CacheOutcome.HIT:
+            return found.entry, CacheOutcome.HIT
+        fetched = (await self._fill(token, {key: found}, load_one, min_version))[key]
         if isinstance(fetched, InvalidDocument):
             raise fetched
         return fetched
@@ -473,18 +484,18 @@ class JobCache:
             return await self._cannot_tell(error, key)
         return None if entry is None else self._judge(entry, 0)
 
-    async def _take_lease(self, key: str, ticket: str, floor: int) -> _Finding:
+    async def _take_lease(self, key: str, token: str, min_version: int) -> _Finding:
         """Take the lease if there is nothing; behind others, wait a moment for their entry."""
         try:
-            found = await self.backend.lease(key, ticket)
+            found = await self.backend.lease(key, token)
             for number, pause in enumerate(PAUSES):
                 if isinstance(found, Entry) or number >= PATIENCE[found]:
                     break
                 await self._sleep(pause)
-                found = await self.backend.lease(key, ticket)
+                found = await self.backend.lease(key, token)
         except CacheError as error:
             return await self._cannot_tell(error, key)
-        return self._judge(found, floor)
+        return self._judge(found, min_version)
 
     async def _cannot_tell(self, error: CacheError, *keys: str) -> _Finding:
         self.statistics.errors += 1
@@ -493,19 +504,19 @@ class JobCache:
             with suppress(CacheError):
                 await self.backend.purge(keys)  # or every read would stumble over it
                 told = True
-        return _Finding(None, Outcome.BYPASS, sure=told)
+        return _Finding(None, CacheOutcome.BYPASS, sure=told)
 
-    def _judge(self, found: Entry | Standing, floor: int) -> _Finding:
+    def _judge(self, found: Entry | LeaseResult, min_version: int) -> _Finding:
         if isinstance(found, Entry):
-            outcome = Outcome.HIT if self._serves(found, floor) else Outcome.EXPIRED
+            outcome = CacheOutcome.HIT if self._serves(found, min_version) else CacheOutcome.EXPIRED
             return _Finding(found, outcome, sure=True)
-        outcome = Outcome.BYPASS if found is Standing.FENCE else Outcome.MISS
+        outcome = CacheOutcome.BYPASS if found is LeaseResult.FENCED else CacheOutcome.MISS
         return _Finding(None, outcome, sure=True)
 
     async def _fetch_many(
         self, keys: Sequence[str], load_many: LoadMany
     ) -> dict[str, _Fetched | InvalidDocument]:
-        ticket = self._ticket()
+        token = self._token()
         try:
             entries = await self.backend.get_many(keys)
         except CacheError as error:
@@ -514,37 +525,39 @@ class JobCache:
         else:
             findings = {key: self._judge(entry, 0) for key, entry in entries.items()}
             absent = [key for key in keys if key not in findings]
-            leased = await asyncio.gather(*(self._take_lease(key, ticket, 0) for key in absent))
+            leased = await asyncio.gather(*(self._take_lease(key, token, 0) for key in absent))
             findings.update(zip(absent, leased, strict=True))
         fetched: dict[str, _Fetched | InvalidDocument] = {}
         lacking: dict[str, _Finding] = {}
         for key, found in findings.items():
-            if found.entry is not None and found.outcome is Outcome.HIT:
-                fetched[key] = found.entry, Outcome.HIT
+            if found.entry is not None and found.outcome is CacheOutcome.HIT:
+                fetched[key] = found.entry, CacheOutcome.HIT
             else:
                 lacking[key] = found
         if lacking:
             load = partial(load_many, tuple(lacking))
-            fetched.update(await self._fill(ticket, lacking, load, 0))
+            fetched.update(await self._fill(token, lacking, load, 0))
         return fetched
 
     async def _fill(
         self,
-        ticket: str,
+        token: str,
         lacking: Mapping[str, _Finding],
         load: Callable[[], Awaitable[Mapping[str, Document]]],
-        floor: int,
+        min_version: int,
     ) -> dict[str, _Fetched | InvalidDocument]:
-        """Load what the cache lacks, and offer it."""
+        """Load what the cache lacks, and publish it."""
         try:
             loaded, invalid = await self._load(load, lacking)
         except BaseException as error:
             leased = [key for key, found in lacking.items() if found.sure and found.entry is None]
-            await self._offers.make_surely(ticket, dict.fromkeys(leased))
+            await self._publisher.publish_shielded(token, dict.fromkeys(leased))
             kept: dict[str, _Fetched | InvalidDocument] = {
-                key: (entry, Outcome.STALE)
+                key: (entry, CacheOutcome.STALE)
                 for key, found in lacking.items()
-                if (entry := found.entry) is not None and not entry.gone and entry.version >= floor
+                if (entry := found.entry) is not None
+                and not entry.gone
+                and entry.version >= min_version
             }
             if isinstance(error, SourceUnavailable) and len(kept) == len(lacking):
                 return kept
@@ -553,7 +566,7 @@ class JobCache:
         #   R loads v2 and returns it, unoffered; the cell still holds v1; the next read is given v1
         sure = {key: loaded.get(key) for key, found in lacking.items() if found.sure}
         unsure = {key: loaded[key] for key in loaded if key not in sure}
-        await asyncio.gather(self._offers.make(ticket, sure), self._offers.tell(unsure))
+        await asyncio.gather(self._publisher.publish(token, sure), self._publisher.tell(unsure))
         return {
             key: invalid[key] if key in invalid else (loaded[key], found.outcome)
             for key, found in lacking.items()
@@ -588,17 +601,17 @@ class JobCache:
 
     # --- waiting ---
 
-    async def wait_newer(
+    async def wait_for_newer(
         self,
         key: str,
         load: Load,
         version: int,
         timeout: float,  # noqa: ASYNC109 - one that ends with a value, and none of whose cost is a task
-    ) -> Answer | None:
+    ) -> ReadResult | None:
         """The document at `key`, as soon as there is a newer one than `version`.
 
         Woken by the process itself and by the backend's feed, and sure of neither: a newer version
-        is found within seconds even if nothing tells of it (`CheckTimes`), unless the source is
+        is found within seconds even if nothing tells of it (`PollIntervals`), unless the source is
         away. Costs a future and a timer; what it takes to look is shared by all who wait for `key`.
 
         Args:
@@ -609,7 +622,7 @@ class JobCache:
 
         Returns:
             As from `read`, newer than `version`, and as new as a read that began with this call;
-            None when the time is up, or when `stop_waiting` has been called.
+            None when the time is up, or when `cancel_waiters` has been called.
 
         Raises:
             SourceUnavailable: the first look needed a load, and the source is away. If it goes
@@ -621,7 +634,7 @@ class JobCache:
         async with attended(load) as attended_load:
             while True:
                 with self._waiting.registered(key, attended_load, version, left) as waiter:
-                    answer = await self.read(key, attended_load, floor=version)
+                    answer = await self.read(key, attended_load, min_version=version)
                     if answer.entry.version > version:
                         return answer
                     try:
@@ -629,27 +642,27 @@ class JobCache:
                     except LoaderLeft:  # a check used the load of a caller who has gone
                         left = until - time.monotonic()
 
-    def stop_waiting(self) -> None:
+    def cancel_waiters(self) -> None:
         """Tell all who wait that there is nothing newer, and have nobody wait from now on."""
         self._waiting.stop()
 
     def waiting(self) -> tuple[int, int]:
-        """How many callers of `wait_newer` wait, and for how many keys."""
+        """How many callers of `wait_for_newer` wait, and for how many keys."""
         return self._waiting.waiters, len(self._waiting)
 
-    async def _glance(self, key: str, load: Load, floor: int) -> Answer | None:
+    async def _glance(self, key: str, load: Load, min_version: int) -> ReadResult | None:
         """A hit, without asking the source; None if there is none."""
-        answer = self.peek(key, load, floor)
+        answer = self.peek(key, load, min_version)
         if answer is not None:
             return answer
         began = time.perf_counter_ns()
         found = await self._look(key)
-        if found is None or found.entry is None or not self._serves(found.entry, floor):
+        if found is None or found.entry is None or not self._serves(found.entry, min_version):
             return None
-        return self._answer(began, found.entry, Outcome.HIT)
+        return self._answer(began, found.entry, CacheOutcome.HIT)
 
-    async def _read_at_least(self, key: str, load: Load, floor: int) -> Answer:
-        return await self.read(key, load, floor=floor)
+    async def _read_at_least(self, key: str, load: Load, min_version: int) -> ReadResult:
+        return await self.read(key, load, min_version=min_version)
 
     # --- writing ---
 
@@ -660,11 +673,11 @@ class JobCache:
 
             async with cache.write(engine.begin(), key) as write:
                 row = (await write.transaction.execute(UPDATE_RETURNING)).one()
-                write.offer(key, document_of(row))
-            # committed, and offered: now acknowledge
+                write.publish(key, document_of(row))
+            # committed, and published: now acknowledge
 
         The transaction begins, the keys are fenced, the block runs, the transaction commits, and
-        what the block offered is handed over; readers get it from the cache at once. If the
+        what the block published is handed over; readers get it from the cache at once. If the
         block raises, the transaction is rolled back and the fences are withdrawn, which leaves
         the keys empty. So it is best to fence late, with `Write.fence` once the row is changed:
         what is refused, or meets a database that is away, then costs the cache nothing. If the
@@ -679,7 +692,7 @@ class JobCache:
             keys: what it will change, where that is known beforehand; else `Write.fence`.
 
         Raises:
-            WriteMisuse: a key was fenced, but never offered. Nothing is committed then.
+            WriteMisuse: a key was fenced, but never published. Nothing is committed then.
             Exception: whatever the block or the commit raised.
         """
         return self.writes.through(transaction, keys)
@@ -697,9 +710,9 @@ class JobCache:
             NamespaceConflict: the store belongs to another source.
         """
         self._bind()
-        if source_id and isinstance(self.backend, Identifies):
+        if source_id and isinstance(self.backend, SupportsNamespaceOwner):
             self.backend.identify(source_id)
-        if isinstance(self.backend, Starts):
+        if isinstance(self.backend, SupportsStart):
             await self.backend.start()
 
     async def invalidate(self, *keys: str) -> int:
@@ -731,37 +744,37 @@ class JobCache:
             CacheError: the backend cannot list its keys.
         """
         self._bind()
-        if not isinstance(self.backend, PurgeAll):
+        if not isinstance(self.backend, SupportsPurgeAll):
             raise CacheError(f"the {self.backend.name} backend cannot list its keys")
         try:
             return await self.backend.purge_all()
         finally:
             self._waiting.anything()
 
-    def condition(self) -> Condition:
+    def condition(self) -> Health:
         """How the backend's store is; always in use where nothing watches it."""
-        if isinstance(self.backend, Watched):
+        if isinstance(self.backend, SupportsHealth):
             return self.backend.condition()
-        return Condition(available=True, state="closed", age=0.0, reason="", unsettled=0)
+        return Health(available=True, state="closed", age=0.0, reason="", pending=0)
 
-    def feed(self) -> FeedCondition | None:
+    def feed(self) -> FeedStatus | None:
         """How the feed of changes is; None where there is none, for all is in this process."""
-        feed = self.backend.feed() if isinstance(self.backend, Announces) else None
+        feed = self.backend.feed() if isinstance(self.backend, SupportsChangeFeed) else None
         return None if feed is None else feed.condition()
 
     def tier_hits(self) -> dict[str, int]:
         """Hits by the tier that answered; one tier, if the backend has no others."""
-        hits, near = self.statistics.hits, self.statistics.near_hits
-        if self._near == self._far:
-            return {self._near: hits}
-        return {self._near: near, self._far: hits - near}
+        hits, local = self.statistics.hits, self.statistics.local_hits
+        if self._local == self._remote:
+            return {self._local: hits}
+        return {self._local: local, self._remote: hits - local}
 
-    def holdings(self) -> tuple[int, int] | None:
+    def size(self) -> tuple[int, int] | None:
         """How many cells this process holds, and about how many bytes; None if it holds none."""
-        return self.backend.holdings() if isinstance(self.backend, Holdings) else None
+        return self.backend.size() if isinstance(self.backend, SupportsSize) else None
 
     async def aclose(self) -> None:
-        """End waits and loads, let offers under way finish, close the backend. Safe to call twice.
+        """End waits and loads, let publishes finish, close the backend. Safe to call twice.
 
         Raises:
             WrongLoop: the cache belongs to another event loop.
@@ -776,5 +789,5 @@ class JobCache:
             await flights.aclose()
         await self._shadow.aclose()
         await self._loads.aclose()
-        await self._offers.settle()
+        await self._publisher.join()
         await self.backend.aclose()

@@ -92,7 +92,7 @@ class SettingsError(JobCacheError, ValueError):
 
 
 class WriteMisuse(JobCacheError):  # noqa: N818 - names the mistake
-    """A write-through block broke its own rules: it offered what it had not fenced, or nothing."""
+    """A `write` block broke its rules: it published a key that it had not fenced, or nothing."""
 
 
 class CacheClosed(JobCacheError):  # noqa: N818 - reads as the state it reports

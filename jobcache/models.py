@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     Load = Callable[[], Awaitable[Document | None]]
 
 
-class Outcome(Enum):
+class CacheOutcome(Enum):
     """How a read was answered."""
 
     HIT = "hit"
@@ -29,7 +29,7 @@ class Outcome(Enum):
     """From the cache, past its freshness, because the source is away."""
 
 
-class Answer(NamedTuple):
+class ReadResult(NamedTuple):
     """What a read returns. A tuple, for one is made for every poll.
 
     Attributes:
@@ -41,13 +41,13 @@ class Answer(NamedTuple):
     """
 
     entry: Entry
-    outcome: Outcome
+    outcome: CacheOutcome
     coalesced: bool
     tier: str
     age_ms: int
 
 
-class Answers(dict[str, Answer]):
+class ReadResults(dict[str, ReadResult]):
     """Answers by key. One key that is invalid, or whose document is, spares the other keys.
 
     To look up such a key raises its error.
@@ -60,5 +60,5 @@ class Answers(dict[str, Answer]):
         super().__init__()
         self.errors: dict[str, InvalidDocument] = {}
 
-    def __missing__(self, key: str) -> Answer:
+    def __missing__(self, key: str) -> ReadResult:
         raise self.errors.get(key, KeyError(key))

@@ -13,7 +13,7 @@ An error of a commit is raised to whoever waits for that commit (`finish`, `flus
 else to the next `report`. If another commit has ended before anybody came, it is logged, and that
 one's outcome counts. What a close could not commit is lost, and the close raises why.
 
-One object decides (`pacing`). Two do what it says: in tasks of an event loop (`Throttle`), or in a
+One object decides (`policy`). Two do what it says: in tasks of an event loop (`Throttle`), or in a
 thread (`ThreadedThrottle`).
 """
 
@@ -24,7 +24,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from jobcache._throttle_policy import Pacing
+from jobcache._throttle_policy import ThrottlePolicy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -61,7 +61,7 @@ class Throttle(Generic[R]):
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._commit = commit
-        self._pacing: Pacing[R] = Pacing(interval)
+        self._policy: ThrottlePolicy[R] = ThrottlePolicy(interval)
         self._clock = clock
         self._sleep = sleep
         self._driver: asyncio.Task[None] | None = None
@@ -77,9 +77,9 @@ class Throttle(Generic[R]):
             Exception: an earlier commit's. This report has been taken all the same.
             RuntimeError: the throttle is closed.
         """
-        self._pacing.report(report)
+        self._policy.report(report)
         self._drive()
-        self._pacing.raise_error()
+        self._policy.raise_error()
 
     async def finish(self, report: R) -> None:
         """Commit a terminal report, and return when that is done.
@@ -89,8 +89,8 @@ class Throttle(Generic[R]):
                 `flush` and `aclose`, unless another terminal report takes its place.
             RuntimeError: the throttle is closed.
         """
-        number = self._pacing.report(report, terminal=True)
-        await self._until(lambda: self._pacing.concluded >= number)
+        number = self._policy.report(report, terminal=True)
+        await self._until(lambda: self._policy.concluded >= number)
 
     async def flush(self) -> None:
         """Commit what has not been committed, without waiting for the interval to end.
@@ -98,13 +98,13 @@ class Throttle(Generic[R]):
         Raises:
             Exception: it could not be committed.
         """
-        number = self._pacing.hurry()
-        await self._until(lambda: self._pacing.concluded >= number)
+        number = self._policy.flush()
+        await self._until(lambda: self._policy.concluded >= number)
 
     async def aclose(self) -> None:
         """As `flush`, for the last time; no report is taken afterwards. Safe to call twice."""
-        self._pacing.close()
-        await self._until(lambda: not self._pacing.busy)
+        self._policy.close()
+        await self._until(lambda: not self._policy.busy)
 
     async def __aenter__(self) -> Self:
         return self
@@ -130,17 +130,17 @@ class Throttle(Generic[R]):
             if self._turn is None:
                 self._turn = asyncio.get_running_loop().create_future()
             await asyncio.wait({self._turn})
-        self._pacing.raise_error(waited=waited)
+        self._policy.raise_error(waited=waited)
 
     def _drive(self) -> None:
         """See to it that nothing sleeps beyond what is due, and that somebody is awake for it."""
-        if self._nap is not None and self._pacing.due_in(self._clock()) == 0:
+        if self._nap is not None and self._policy.due_in(self._clock()) == 0:
             self._nap.cancel()
         if self._driver is None or self._driver.done():
             self._driver = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        while (pause := self._pacing.due_in(self._clock())) is not None:
+        while (pause := self._policy.due_in(self._clock())) is not None:
             if pause == 0:
                 await self._commit_one()
                 continue
@@ -152,7 +152,7 @@ class Throttle(Generic[R]):
                 self._nap = None
 
     async def _commit_one(self) -> None:
-        report = self._pacing.begin()
+        report = self._policy.begin()
         error: BaseException | None = None
         try:
             await self._commit(report)
@@ -165,7 +165,7 @@ class Throttle(Generic[R]):
         except Exception as raised:  # noqa: BLE001 - it is raised to whoever waits, or comes next
             error = raised
         finally:
-            self._pacing.ended(report, error, self._clock())
+            self._policy.ended(report, error, self._clock())
             if self._turn is not None:
                 self._turn.set_result(None)
                 self._turn = None
@@ -196,37 +196,37 @@ class ThreadedThrottle(Generic[R]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._commit = commit
-        self._pacing: Pacing[R] = Pacing(interval)
+        self._policy: ThrottlePolicy[R] = ThrottlePolicy(interval)
         self._clock = clock
-        self._changed = threading.Condition()  # holds what `_pacing` is
+        self._changed = threading.Condition()  # holds what `_policy` is
         self._closed = False
         self._driver: threading.Thread | None = None
 
     def report(self, report: R) -> None:
         """See `Throttle.report`."""
         with self._changed:
-            self._pacing.report(report)
+            self._policy.report(report)
             self._drive()
-            self._pacing.raise_error()
+            self._policy.raise_error()
 
     def finish(self, report: R) -> None:
         """See `Throttle.finish`."""
         with self._changed:
-            number = self._pacing.report(report, terminal=True)
-            self._until(lambda: self._pacing.concluded >= number)
+            number = self._policy.report(report, terminal=True)
+            self._until(lambda: self._policy.concluded >= number)
 
     def flush(self) -> None:
         """See `Throttle.flush`."""
         with self._changed:
-            number = self._pacing.hurry()
-            self._until(lambda: self._pacing.concluded >= number)
+            number = self._policy.flush()
+            self._until(lambda: self._policy.concluded >= number)
 
     def close(self) -> None:
         """See `Throttle.aclose`."""
         with self._changed:
             self._closed = True
-            self._pacing.close()
-            self._until(lambda: not self._pacing.busy)
+            self._policy.close()
+            self._until(lambda: not self._policy.busy)
 
     def __enter__(self) -> Self:
         return self
@@ -248,10 +248,10 @@ class ThreadedThrottle(Generic[R]):
         self._drive()
         waited = not condition()
         self._changed.wait_for(condition)
-        self._pacing.raise_error(waited=waited)
+        self._policy.raise_error(waited=waited)
 
     def _drive(self) -> None:
-        if self._driver is None and self._pacing.busy:
+        if self._driver is None and self._policy.busy:
             name = "jobcache throttle"
             self._driver = threading.Thread(target=self._run, name=name, daemon=True)
             self._driver.start()
@@ -259,8 +259,8 @@ class ThreadedThrottle(Generic[R]):
 
     def _run(self) -> None:
         with self._changed:
-            while self._pacing.busy or not self._closed:
-                pause = self._pacing.due_in(self._clock())
+            while self._policy.busy or not self._closed:
+                pause = self._policy.due_in(self._clock())
                 if pause == 0:
                     self._commit_one()
                 else:
@@ -268,7 +268,7 @@ class ThreadedThrottle(Generic[R]):
 
     def _commit_one(self) -> None:
         """Commit what is due, without holding what others may want to change meanwhile."""
-        report = self._pacing.begin()
+        report = self._policy.begin()
         self._changed.release()
         error: BaseException | None = None
         try:
@@ -277,7 +277,7 @@ class ThreadedThrottle(Generic[R]):
             error = raised
         finally:
             self._changed.acquire()
-            self._pacing.ended(report, error, self._clock())
+            self._policy.ended(report, error, self._clock())
             self._changed.notify_all()
 
 

@@ -27,7 +27,15 @@ from geventhttpclient.connectionpool import ConnectionPool
 from locust import FastHttpUser, events, task
 from locust.exception import StopUser
 
-from jobcache.client.core.rules import ANSWER_WITHIN, Answer, Ask, Failure, News, Pause, Rules
+from jobcache.client.core.rules import (
+    ANSWER_WITHIN,
+    Request,
+    Response,
+    Rules,
+    Sleep,
+    TransportError,
+    Update,
+)
 from jobcache.client.jobs import Job
 from loadtests.record import Record
 
@@ -178,24 +186,24 @@ class Poller(FastHttpUser):
             except StopIteration:
                 return
             reply = None
-            if isinstance(step, Ask):
+            if isinstance(step, Request):
                 reply = self.poll(step)
-            elif isinstance(step, Pause):
+            elif isinstance(step, Sleep):
                 time.sleep(step.seconds)
-            elif isinstance(step, News):
+            elif isinstance(step, Update):
                 self.hear(step.job)
                 if note is not None:
                     note(step.job)
 
-    def poll(self, ask: Ask) -> Answer | Failure:
+    def poll(self, ask: Request) -> Response | TransportError:
         """Send a request of the rules. What should not be answered is a failure of the run, too."""
         with self.client.get(
             ask.path, name="poll", headers=ask.headers, catch_response=True
         ) as response:
             if response.status_code == 0:
-                return Failure(ConnectionError(str(response.error)))
+                return TransportError(ConnectionError(str(response.error)))
             headers = {name.lower(): text for name, text in (response.headers or {}).items()}
-            answer = Answer(response.status_code, headers, response.content or b"")
+            answer = Response(response.status_code, headers, response.content or b"")
             unchanged = answer.status == 304 and "If-None-Match" in ask.headers
             if answer.status != 200 and not unchanged:
                 response.failure(f"status {answer.status}, not 200")

@@ -17,8 +17,8 @@ from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.null import NullBackend
 from jobcache.backends.redis.backend import RedisBackend
 from jobcache.backends.tiered import TieredBackend
-from jobcache.protocol.backend import CacheBackend, Entry, Offered, Standing
-from jobcache.resilience.guarded_backend import Guard
+from jobcache.protocol.backend import CacheBackend, Entry, LeaseResult, PublishResult
+from jobcache.resilience.guarded_backend import GuardedBackend
 from jobcache.testing import conformance
 
 # redis-py looks up on disk, for each client and connection, which version it is: here only once.
@@ -114,10 +114,10 @@ class TieredSubject:
         self._marks = itertools.count()
 
     def _instance(self, url: str) -> TieredBackend:
-        far = RedisBackend(url, prefix="test:", socket_limit=PATIENCE)
-        near = MemoryBackend(clock=self.clock)
+        remote = RedisBackend(url, prefix="test:", socket_limit=PATIENCE)
+        local = MemoryBackend(clock=self.clock)
         return TieredBackend(
-            near, Guard(far, deadline=PATIENCE, fence_deadline=PATIENCE), far.feed()
+            local, GuardedBackend(remote, deadline=PATIENCE, fence_deadline=PATIENCE), remote.feed()
         )
 
     async def start(self) -> None:
@@ -193,14 +193,14 @@ class InTurn:
     async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
         return await (await self._next()).get_many(keys)
 
-    async def lease(self, key: str, ticket: str) -> Entry | Standing:
-        return await (await self._next()).lease(key, ticket)
+    async def lease(self, key: str, token: str) -> Entry | LeaseResult:
+        return await (await self._next()).lease(key, token)
 
-    async def fence(self, key: str, ticket: str) -> None:
-        await (await self._next()).fence(key, ticket)
+    async def fence(self, key: str, token: str) -> None:
+        await (await self._next()).fence(key, token)
 
-    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
-        return await (await self._next()).offer(key, ticket, entry)
+    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
+        return await (await self._next()).publish(key, token, entry)
 
     async def purge(self, keys: Sequence[str]) -> int:
         return await (await self._next()).purge(keys)

@@ -33,7 +33,7 @@ class Caller:
     role: Role
     client: str | None
 
-    def sees(self, owner: str) -> bool:
+    def can_view(self, owner: str) -> bool:
         """True if a job of `owner` exists for this caller."""
         return self.client is None or self.client == owner
 

@@ -38,7 +38,7 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
-def presented(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+def bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     """The bearer token in a request's headers, which may be empty or rubbish; None if none is."""
     found = [value for name, value in headers if name == b"authorization"]
     if not found:
@@ -49,7 +49,7 @@ def presented(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     return token.strip(b" ") if len(found) == 1 else b""  # two callers in one request are nobody
 
 
-class Admission:
+class Authenticator:
     """Decides who is calling, and who may not call, or not so often.
 
     Args:
@@ -93,7 +93,7 @@ class Admission:
 
     def _judge(self, scope: Scope) -> Caller | JSONResponse | None:
         path = get_route_path(scope)
-        token = presented(scope["headers"])
+        token = bearer_token(scope["headers"])
         caller = self.identify(token)
         if self._rate is not None and path not in HEALTH:
             wait = self._rate.wait(self._counted_by(caller, scope))
@@ -127,10 +127,10 @@ def unauthorized(path: str, token: bytes | None) -> JSONResponse:
     )
 
 
-class Gate:
+class AuthMiddleware:
     """ASGI middleware that names the caller to what is behind it, or sends the request away."""
 
-    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+    def __init__(self, app: ASGIApp, admission: Authenticator) -> None:
         self._app = app
         self._admission = admission
 

@@ -44,7 +44,7 @@ from sqlalchemy.util import await_only
 from app.db.errors import Failure, classify, driver_error, is_write_refused
 from app.db.url import read_postgres_url
 from jobcache import SourceUnavailable
-from jobcache._concurrency.tasks import Shelter
+from jobcache._concurrency.tasks import ShieldedTasks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Dialect, ExceptionContext, Row
     from sqlalchemy.sql.base import Executable
 
-    from app.db.outage_logger import Outage
+    from app.db.outage_logger import OutageLogger
     from app.db.registration import Registration
 
     Options = dict[str, Any]
@@ -104,7 +104,7 @@ jobs = Table(
     sqlite_autoincrement=True,  # an id is never given twice, or versions would start anew
 )
 
-TO_MOVE = or_(
+RUNNABLE = or_(
     jobs.c.status.in_([literal_column("'pending'"), literal_column("'storyboarding'")]),
     and_(
         jobs.c.status == literal_column("'rendering'"),
@@ -113,7 +113,7 @@ TO_MOVE = or_(
 )
 """Jobs that are the service's to move along. Spelt out, for a planner that meets a parameter cannot
 know that the index below is enough; and that index is as small as what is to be done."""
-Index("jobs_to_move", jobs.c.id, sqlite_where=TO_MOVE, postgresql_where=TO_MOVE)
+Index("jobs_to_move", jobs.c.id, sqlite_where=RUNNABLE, postgresql_where=RUNNABLE)
 
 identity = Table(
     "service_identity",
@@ -191,7 +191,7 @@ class Database:
     Attributes:
         statements: how many were sent, by verb: "select", "update", and so on.
         purposes: how many were sent, by what for, as `read` was told.
-        shelter: writes run in it. A write that is cancelled half way leaves its connection, and
+        shielded: writes run in it. A write that is cancelled half way leaves its connection, and
             in SQLite the one lock there is, in the driver's hands until a time-out.
         registration: what writes wait for, once there is one.
     """
@@ -199,7 +199,7 @@ class Database:
     def __init__(
         self,
         url: str,
-        outage: Outage | None = None,
+        outage: OutageLogger | None = None,
         *,
         pool_recycle: float = 1800,
         pooler: Pooler = "auto",
@@ -208,7 +208,7 @@ class Database:
         self._refused_at: float | None = None  # the last write, if it was refused
         self.statements: Counter[str] = Counter()
         self.purposes: Counter[str] = Counter()
-        self.shelter = Shelter()
+        self.shielded = ShieldedTasks()
         self.registration: Registration | None = None
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         parsed = make_url(url)
@@ -393,7 +393,7 @@ class Database:
             DatabaseUnavailable: as for `transaction`.
             Exception: whatever else `work` raised.
         """
-        return await self.shelter.run(self._change(work))
+        return await self.shielded.run(self._change(work))
 
     async def _change(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         with self._watching():
@@ -496,7 +496,7 @@ class Database:
 
     async def aclose(self) -> None:
         """Close the connections, once writes under way have ended."""
-        await self.shelter.settle()
+        await self.shielded.join()
         await self._engine.dispose()
 
 

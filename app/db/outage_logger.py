@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("app")
 
 
-class Outage:
+class OutageLogger:
     """Says in the log that the database is away: at once, every so often while it is, at its end.
 
     A single answer does not end it. It may have been on its way when the database went; and one

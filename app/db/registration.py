@@ -347,7 +347,7 @@ class Registration:
             if self._alone:
                 # Another process may have come and gone while nothing was held.
                 self._memory.resume()
-                self._memory.distrust()
+                self._memory.reset()
             elif self._memory.suspended:
                 # Processes that were there may have lost their share with their connection.
                 self._use_at = time.monotonic() + _ALONE_AGAIN

@@ -5,8 +5,8 @@ they have parsed. That is nothing for a millisecond. For thousands of requests t
 minute it is most of their memory, and most of what the garbage collector has to walk through while
 the process does nothing else.
 
-So an endpoint decides, checks, and returns a `Later`; the outer parts of the application, such as
-the gate, stay around it.
+So an endpoint decides, checks, and returns a `DeferredResponse`; the outer parts of the
+application, such as the gate, stay around it.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    Answer = Callable[[str, Receive, Send], Coroutine[Any, Any, None]]
+    ReadResult = Callable[[str, Receive, Send], Coroutine[Any, Any, None]]
 
 _PLACE = "app.http.deferred_response"
 
 
-class Later(Response):
-    """A response that `Laters` sends.
+class DeferredResponse(Response):
+    """A response that `DeferredResponseMiddleware` sends.
 
     Args:
         answer: sends it; given the request's path, and what ASGI gives. Should hold nothing of the
             request that it does not need.
     """
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: ReadResult) -> None:
         super().__init__()
         self._answer = answer
 
@@ -43,7 +43,7 @@ class Later(Response):
         scope[_PLACE].append(self._answer)
 
 
-class Laters:
+class DeferredResponseMiddleware:
     """ASGI middleware, the innermost: sends what an endpoint has left for later."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -54,7 +54,7 @@ class Laters:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        left: list[Answer] = []
+        left: list[ReadResult] = []
         # A scope of its own, for the framework keeps in it what it has made of the request.
         await self._app({**scope, _PLACE: left}, receive, send)
         for answer in left:

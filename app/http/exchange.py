@@ -35,7 +35,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app.http.body_limits import BACKLOG_BYTES, BODY_BYTES, HEAD_BYTES, HEADERS, ConnectionLimits
 from app.http.early_responses import EarlyResponses, announced
 from app.http.graceful_close import GracefulTransport
-from app.http.keep_alive_timer import Idle
+from app.http.keep_alive_timer import KeepAliveTimer
 from app.http.serving import LIMITS, drain
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Exchange(HttpToolsProtocol):
     url = b""  # until the parser has begun to read one
     _limits: ConnectionLimits = _DEFAULTS
     _guarded: GracefulTransport
-    _timer: Idle
+    _timer: KeepAliveTimer
     _wait = Wait.NOTHING
     _stalled = False  # a body was not being read when its time limit was set
     _stage = _HEAD
@@ -115,7 +115,7 @@ class Exchange(HttpToolsProtocol):
         guarded = GracefulTransport(transport, self.loop, limits, self._unread)
         self._guarded = guarded
         super().connection_made(cast("asyncio.Transport", guarded))
-        self._timer = Idle(self.loop, self.timeout_keep_alive, self._overdue)
+        self._timer = KeepAliveTimer(self.loop, self.timeout_keep_alive, self._overdue)
         early = EarlyResponses(
             cast("ASGIApp", self.app), lambda: self.cycle, lambda: self._body_size
         )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.http.exchange import Stage, Wait
-from app.http.header_limits import BoundedHead
+from app.http.header_limits import HeaderLimits
 from app.http.serving import POLLS
 
 if TYPE_CHECKING:
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from app.jobs.conditional_get import Reply
-    from app.jobs.poll_fast_path import HotPolls, Poll
+    from app.jobs.poll_fast_path import Poll, PollFastPath
 
 _NOT_A_PATH = frozenset(b"?%#")
 # Globals are quicker than members.
 _HEAD, _KEEP_ALIVE = Stage.HEAD, Wait.KEEP_ALIVE
 
 
-class HotWire(BoundedHead):
+class FastPathProtocol(HeaderLimits):
     """uvicorn's protocol, which writes hits itself."""
 
-    _polls: HotPolls | None = None
+    _polls: PollFastPath | None = None
     _asking: Poll | None = None  # what is to be asked for instead of the application
     _written = False  # the answer to the request that is being read
     _defaults: list[tuple[bytes, bytes]] | None = None

@@ -3,7 +3,7 @@
 It refuses requests for other hosts, and changes that a page of another origin asks for while the
 service has no keys: a browser sends such a request for any page, and here nothing else would tell.
 It answers preflight requests (CORS), and adds the headers that every answer carries. Polls that are
-answered before the application is asked follow the same rules: see `HotPolls`.
+answered before the application is asked follow the same rules: see `PollFastPath`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from app.http.body_limits import HEAD_BYTES, HEADERS, URL_BYTES
 from app.http.exchange import Exchange, Refused
 
 
-class BoundedHead(Exchange):
+class HeaderLimits(Exchange):
     """uvicorn's protocol, which answers 414 or 431 to a head that is too large, and closes.
 
     Nothing is counted header by header, for every poll would pay for that. A head is weighed once

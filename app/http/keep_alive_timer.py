@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Idle:
+class KeepAliveTimer:
     """A deadline that is moved often and met rarely.
 
     Moving it later only changes a number: the timer looks, when it goes off, whether the deadline

@@ -26,7 +26,7 @@ from app.http.body_limits import (
 )
 from app.http.early_responses import EarlyResponses
 from app.http.graceful_close import GracefulTransport
-from app.http.keep_alive_timer import Idle
+from app.http.keep_alive_timer import KeepAliveTimer
 
 if TYPE_CHECKING:
     import asyncio
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 DRAIN = "drain"
 """What the application's way to let go of held requests is called in the state of its lifespan."""
 POLLS = "polls"
-"""The same, of what knows plain polls: see `HotPolls`."""
+"""The same, of what knows plain polls: see `PollFastPath`."""
 LIMITS = "limits"
 """The same, of the limits of each connection: see `ConnectionLimits`."""
 
@@ -81,7 +81,7 @@ class DrainingH11(H11Protocol):
     """
 
     _guarded: GracefulTransport
-    _timer: Idle
+    _timer: KeepAliveTimer
     _wait = ""  # what the time limit is for
     _held = b""
     _body_size = 0
@@ -94,7 +94,7 @@ class DrainingH11(H11Protocol):
         self.conn = BoundedH11(h11.SERVER, HEAD_BYTES)
         guarded = self._guarded = GracefulTransport(transport, self.loop, limits, self._unread)
         super().connection_made(cast("asyncio.Transport", guarded))
-        self._timer = Idle(self.loop, self.timeout_keep_alive, self._overdue)
+        self._timer = KeepAliveTimer(self.loop, self.timeout_keep_alive, self._overdue)
         early = EarlyResponses(
             cast("ASGIApp", self.app), lambda: self.cycle, lambda: self._body_size
         )
@@ -222,13 +222,13 @@ class DrainingH11(H11Protocol):
 def protocol() -> type[asyncio.Protocol]:
     """How HTTP is spoken."""
     try:
-        from app.http.fast_path_protocol import HotWire  # noqa: PLC0415 - needs what may be missing
+        from app.http.fast_path_protocol import FastPathProtocol  # noqa: PLC0415 - needs what may be missing
     except ImportError:  # where there is no httptools
         return DrainingH11
-    return HotWire
+    return FastPathProtocol
 
 
-def space_out_collections() -> None:
+def tune_garbage_collection() -> None:
     """Have Python look for garbage cycles less often; to be called when all is imported.
 
     A full collection walks through every object there is, and nothing else runs meanwhile. What

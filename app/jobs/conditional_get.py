@@ -13,11 +13,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from app.jobs.documents import with_prefix
-from jobcache import Outcome, identity_body
+from jobcache import CacheOutcome, identity_body
 from jobcache.protocol.backend import VERSION_LIMIT
 
 if TYPE_CHECKING:
-    from jobcache import Answer, Entry
+    from jobcache import Entry, ReadResult
 
     Headers = list[tuple[bytes, bytes]]
 
@@ -41,12 +41,12 @@ class Conditions:
 
     Attributes:
         tags: version and `n` of each that has the shape of ours.
-        floor: the highest version it has seen, in whatever format.
+        min_version: the highest version it has seen, in whatever format.
         any: True for `*`.
     """
 
     tags: frozenset[tuple[int, int]]
-    floor: int
+    min_version: int
     any: bool
 
 
@@ -113,7 +113,7 @@ def listed_tags(if_none_match: str) -> list[str]:
     return tags
 
 
-def may_wait(answer: Answer, if_none_match: str | None) -> bool:
+def may_wait(answer: ReadResult, if_none_match: str | None) -> bool:
     """True if the client has this very version, in either coding, and a newer one may come."""
     entry = answer.entry
     if entry.poll_after is None:
@@ -171,7 +171,7 @@ class Representation:
         self._whole: Reply | None = None
         self._unchanged: Reply | None = None
 
-    def reply(self, answer: Answer, *, unchanged: bool) -> Reply:
+    def reply(self, answer: ReadResult, *, unchanged: bool) -> Reply:
         """The reply that says what `answer` found; without the body if the client has it."""
         age_ms = answer.age_ms
         fresh_ms = self.entry.fresh_ms - age_ms
@@ -187,7 +187,7 @@ class Representation:
                 self._whole = reply
         return reply
 
-    def _make(self, answer: Answer, *, unchanged: bool) -> Reply:
+    def _make(self, answer: ReadResult, *, unchanged: bool) -> Reply:
         entry = self.entry
         headers: Headers = [
             (b"etag", etag(entry.version, gzip=self.gzip).encode()),
@@ -197,7 +197,7 @@ class Representation:
         ]
         if entry.poll_after is not None:
             headers.append((b"retry-after", b"%d" % entry.poll_after))
-        if answer.outcome in {Outcome.HIT, Outcome.STALE}:
+        if answer.outcome in {CacheOutcome.HIT, CacheOutcome.STALE}:
             headers.append((b"age", b"%d" % (answer.age_ms // 1000)))
         if unchanged:
             return Reply(304, headers, b"")
@@ -212,7 +212,7 @@ class Representation:
 
 
 def respond(
-    answer: Answer,
+    answer: ReadResult,
     if_none_match: str | None,
     accept_encoding: str | None,
     kept: Representation | None = None,
@@ -242,16 +242,16 @@ def respond(
     return kept.reply(answer, unchanged=unchanged)
 
 
-def cache_status(answer: Answer) -> str:
+def cache_status(answer: ReadResult) -> str:
     """Where the answer came from (RFC 9211). A `ttl` below 0: past its freshness, served anyway."""
     collapsed = "; collapsed" if answer.coalesced else ""
     tier = f"; detail={answer.tier}"
-    if answer.outcome is Outcome.HIT:
+    if answer.outcome is CacheOutcome.HIT:
         return f"jobcache; hit; ttl={_ttl(answer.entry, answer.age_ms)}{tier}"
-    if answer.outcome is Outcome.STALE:
+    if answer.outcome is CacheOutcome.STALE:
         ttl = _ttl(answer.entry, answer.age_ms)
         return f"jobcache; fwd=stale; fwd-status=503; ttl={ttl}{collapsed}{tier}"
-    forwarded = "stale" if answer.outcome is Outcome.EXPIRED else answer.outcome.value
+    forwarded = "stale" if answer.outcome is CacheOutcome.EXPIRED else answer.outcome.value
     return f"jobcache; fwd={forwarded}{collapsed}{tier}"
 
 

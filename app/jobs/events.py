@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from app.auth.callers import TRUSTED
 from app.http.problems import problem
 from app.jobs.documents import with_prefix
-from app.jobs.held_requests import ClientGone, Place, Revoked, unless_gone
+from app.jobs.held_requests import ClientGone, Place, Revoked, cancel_on_disconnect
 from app.jobs.states import TERMINAL
 from jobcache import SourceUnavailable, identity_body
 from jobcache.protocol.backend import VERSION_LIMIT
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Send
 
     from app.auth.callers import Caller
-    from app.jobs.held_requests import Held
+    from app.jobs.held_requests import HeldRequests
     from app.jobs.service import JobService
-    from jobcache import Answer
+    from jobcache import ReadResult
 
 _RETRY_MS = 1000, 3000
 """After how long a client comes again: those whose streams have ended together, not together."""
@@ -59,12 +59,12 @@ def seen_version(last_event_id: str | None) -> int:
     return version if version < VERSION_LIMIT else 0
 
 
-def is_terminal(answer: Answer) -> bool:
+def is_terminal(answer: ReadResult) -> bool:
     """True if there will be no newer version."""
     return answer.entry.status in TERMINAL
 
 
-def event(answer: Answer, root_path: str = "") -> bytes:
+def event(answer: ReadResult, root_path: str = "") -> bytes:
     """One event: `data` is the body of a poll, which JSON keeps on one line."""
     body = with_prefix(identity_body(answer.entry), root_path)
     return b"id: %d\nevent: status\ndata: %b\n\n" % (answer.entry.version, body)
@@ -80,14 +80,16 @@ class JobEvents:
         lasts: seconds, about, until a client is to come again.
     """
 
-    def __init__(self, service: JobService, held: Held, *, heartbeat: float, lasts: float) -> None:
+    def __init__(
+        self, service: JobService, held: HeldRequests, *, heartbeat: float, lasts: float
+    ) -> None:
         self.held = held
         self._service = service
         self._heartbeat = heartbeat
         self._lasts = lasts
 
     async def of(
-        self, job_id: int, caller: Caller, answer: Answer, seen: int, *, root_path: str = ""
+        self, job_id: int, caller: Caller, answer: ReadResult, seen: int, *, root_path: str = ""
     ) -> AsyncGenerator[bytes]:
         """The events of a job that are newer than `seen`, and comments between them.
 
@@ -101,7 +103,7 @@ class JobEvents:
         now = asyncio.get_running_loop().time
         until = now() + self._lasts * random.uniform(0.9, 1.0)  # noqa: S311 - spreads, hides nothing
         yield b"retry: %d\n\n" % random.randint(*_RETRY_MS)  # noqa: S311 - as above
-        newer: Answer | None = answer if answer.entry.version > seen else None
+        newer: ReadResult | None = answer if answer.entry.version > seen else None
         while True:
             if newer is not None:
                 seen = newer.entry.version
@@ -112,7 +114,7 @@ class JobEvents:
             if left <= 0 or self.held.draining:
                 return
             try:
-                newer = await self._service.wait_newer(
+                newer = await self._service.wait_for_newer(
                     job_id, caller, seen, min(self._heartbeat, left)
                 )
             except SourceUnavailable:
@@ -133,8 +135,8 @@ class JobEvents:
         caller: Caller = TRUSTED,
     ) -> None:
         """Send events until they end or the client has gone; 503 if there is no place for it."""
-        place = Place(caller)
-        with self.held.place("streams", name, place) as has_place:
+        slot = Place(caller)
+        with self.held.slot("streams", name, slot) as has_place:
             if not has_place:
                 headers = {"Retry-After": _FULL_RETRY}
                 refusal = problem(503, _FULL, instance=path, headers=headers)
@@ -142,7 +144,7 @@ class JobEvents:
                 return
             with suppress(ClientGone):
                 try:
-                    await unless_gone(receive, _send_all(events, send), place)
+                    await cancel_on_disconnect(receive, _send_all(events, send), slot)
                 except Revoked:
                     # The client comes again, and is told. One that does not read is hung up on.
                     with suppress(TimeoutError):

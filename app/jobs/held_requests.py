@@ -50,7 +50,7 @@ class ClientGone(Exception):  # noqa: N818 - says what has happened
     """Whoever asked has hung up."""
 
 
-class Held:
+class HeldRequests:
     """The requests this process holds.
 
     Args:
@@ -73,7 +73,7 @@ class Held:
         self.admits: Callable[[Caller], bool] = lambda _: True
 
     @contextmanager
-    def place(self, kind: Kind, name: str, request: Place | None = None) -> Iterator[bool]:
+    def slot(self, kind: Kind, name: str, request: Place | None = None) -> Iterator[bool]:
         """A place, while the block runs; False if there is none for this caller.
 
         Args:
@@ -113,14 +113,14 @@ class Held:
 
     def review(self) -> None:
         """End the requests of those whose keys have been taken away."""
-        for place in list(self._places):
-            if not self._admitted(place):
-                place.revoked = True
-                if place.end is not None:
-                    place.end()
+        for slot in list(self._places):
+            if not self._admitted(slot):
+                slot.revoked = True
+                if slot.end is not None:
+                    slot.end()
 
-    def _admitted(self, place: Place) -> bool:
-        return self.admits(place.caller)
+    def _admitted(self, slot: Place) -> bool:
+        return self.admits(slot.caller)
 
     def counts(self) -> dict[str, int]:
         """How many there are of each kind, and may be of both."""
@@ -128,8 +128,8 @@ class Held:
         return {**kinds, "most": self.most}
 
 
-async def unless_gone(
-    receive: Receive, work: Coroutine[Any, Any, T], place: Place | None = None
+async def cancel_on_disconnect(
+    receive: Receive, work: Coroutine[Any, Any, T], slot: Place | None = None
 ) -> T:
     """What `work` returns, unless the client goes away before: then `work` is cancelled.
 
@@ -147,21 +147,21 @@ async def unless_gone(
             def stop(_: asyncio.Task[None] | None = None) -> None:
                 limit.reschedule(loop.time())
 
-            if place is not None:
-                place.end = stop
+            if slot is not None:
+                slot.end = stop
             listening = asyncio.create_task(_gone(receive))
             listening.add_done_callback(stop)
             try:
                 return await work
             finally:
-                if place is not None:
-                    place.end = None
+                if slot is not None:
+                    slot.end = None
                 listening.remove_done_callback(stop)
                 listening.cancel()
     except TimeoutError:
         if not limit.expired():
             raise
-        if place is not None and place.revoked:
+        if slot is not None and slot.revoked:
             raise Revoked from None
         raise ClientGone from None
 

@@ -3,7 +3,8 @@
 Routing, validating and injecting cost several times what a hit does. So a GET of one job's status
 that says nothing beyond `If-None-Match` and `Accept-Encoding` is answered here. Whatever is unusual
 goes on to the route, untouched. The two cannot differ in what they decide, for both ask the same:
-`Admission` who is calling, `JobService` what there is for this caller, `respond` how that is said.
+`Authenticator` who is calling, `JobService` what there is for this caller, `respond` how that is
+said.
 
     plain       a poll, for our own protocol, `app.http.fast_path_protocol`: it answers a hit in
                 this process at once, and one in a store elsewhere without a task
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     from fastapi import Request
     from starlette.types import Scope, Send
 
-    from app.auth.middleware import Admission
+    from app.auth.middleware import Authenticator
     from app.http.hosts import AllowedHosts
     from app.jobs.conditional_get import Reply
     from app.jobs.service import JobService
-    from jobcache import Answer, Entry
+    from jobcache import Entry, ReadResult
 
 _PATH = re.compile(r"/api/v2/jobs/([1-9][0-9]{0,18})", re.ASCII)
 _JOBS = 4096
@@ -60,10 +61,10 @@ class _Job:
         return kept
 
     def shown(
-        self, caller: Caller, answer: Answer, seen: str | None, accepted: str | None
+        self, caller: Caller, answer: ReadResult, seen: str | None, accepted: str | None
     ) -> Reply:
         """The reply, if the caller may see the job."""
-        self.service.seen_by(caller, self.id, answer)
+        self.service.require_visible(caller, self.id, answer)
         return respond(answer, seen, accepted, self.represent(answer.entry), self.root_path)
 
 
@@ -74,7 +75,7 @@ class Poll:
         scope: of its request.
     """
 
-    __slots__ = ("_accepted", "_caller", "_floor", "_job", "_seen", "scope")
+    __slots__ = ("_accepted", "_caller", "_job", "_min_version", "_seen", "scope")
 
     def __init__(
         self, scope: Scope, job: _Job, caller: Caller, seen: str | None, accepted: str | None
@@ -84,12 +85,12 @@ class Poll:
         self._caller = caller
         self._seen = seen
         self._accepted = accepted
-        self._floor = 0 if seen is None else conditions(seen).floor
+        self._min_version = 0 if seen is None else conditions(seen).min_version
 
     def at_once(self) -> Reply | None:
         """The reply, if it is a hit in this process; None: look elsewhere."""
         try:
-            answer = self._job.peek(self._floor)
+            answer = self._job.peek(self._min_version)
             return None if answer is None else self._shown(answer)
         except Exception as error:  # noqa: BLE001 - raised again where errors are answered
             self.scope[_FAILED] = error
@@ -106,7 +107,7 @@ class Poll:
             False, and `then` is not called: ask the application at once.
         """
 
-        def answered(answer: Answer | None) -> None:
+        def answered(answer: ReadResult | None) -> None:
             reply = None
             try:
                 reply = None if answer is None else self._shown(answer)
@@ -114,12 +115,14 @@ class Poll:
                 self.scope[_FAILED] = error
             then(reply)
 
-        return _FAILED not in self.scope and self._job.ask(self._floor, answered)
+        return _FAILED not in self.scope and self._job.ask(self._min_version, answered)
 
     async def answered(self) -> Reply | None:
         """The reply; None if it has failed, which is to be told where errors are."""
         try:
-            answer = await self._job.service.poll(self._job.id, self._caller, floor=self._floor)
+            answer = await self._job.service.poll(
+                self._job.id, self._caller, min_version=self._min_version
+            )
             job = self._job
             kept = job.represent(answer.entry)
             return respond(answer, self._seen, self._accepted, kept, job.root_path)
@@ -127,11 +130,11 @@ class Poll:
             self.scope[_FAILED] = error
             return None
 
-    def _shown(self, answer: Answer) -> Reply:
+    def _shown(self, answer: ReadResult) -> Reply:
         return self._job.shown(self._caller, answer, self._seen, self._accepted)
 
 
-class HotPolls:
+class PollFastPath:
     """Answers plain polls.
 
     Args:
@@ -148,7 +151,7 @@ class HotPolls:
     def __init__(
         self,
         service: JobService,
-        admission: Admission,
+        admission: Authenticator,
         hosts: AllowedHosts,
         common: Sequence[tuple[bytes, bytes]],
         root_path: str = "",

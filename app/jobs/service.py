@@ -17,9 +17,9 @@ from app.jobs import states
 from app.jobs.documents import job_document, list_document, storyboard_document
 from app.jobs.storage import StoredStoryboard, progress_values
 from jobcache import (
-    Answer,
     Document,
     JobCache,
+    ReadResult,
     identity_body,
     jobs_key,
     progress_key,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from app.auth.callers import Caller
     from app.db.database import Database
-    from app.jobs.states import Move, Status
+    from app.jobs.states import Status, Transition
     from app.jobs.storage import Job, JobStore, NewJob
     from app.rendering.storyboard import Storyboard
 
@@ -79,15 +79,15 @@ class Page:
 
 
 class Polled(NamedTuple):
-    """How a job's status is read without a task. For `JobService.seen_by` to look at.
+    """How a job's status is read without a task. For `JobService.require_visible` to look at.
 
     Attributes:
         peek: `JobCache.peek`, but for the floor.
         ask: `JobCache.ask`, but for the floor and what is to be called.
     """
 
-    peek: Callable[[int], Answer | None]
-    ask: Callable[[int, Callable[[Answer | None], object]], bool]
+    peek: Callable[[int], ReadResult | None]
+    ask: Callable[[int, Callable[[ReadResult | None], object]], bool]
 
 
 class JobService:
@@ -122,20 +122,20 @@ class JobService:
 
     # --- reading ---
 
-    async def poll(self, job_id: int, caller: Caller, *, floor: int = 0) -> Answer:
+    async def poll(self, job_id: int, caller: Caller, *, min_version: int = 0) -> ReadResult:
         """A job's status.
 
         Args:
             job_id: which.
             caller: who asks.
-            floor: the version the client has seen.
+            min_version: the version the client has seen.
 
         Raises:
             JobNotFound: there is none for this caller.
         """
         load = partial(self._load, job_id)
-        answer = await self._cache.read(progress_key(job_id), load, floor=floor)
-        return self.seen_by(caller, job_id, answer)
+        answer = await self._cache.read(progress_key(job_id), load, min_version=min_version)
+        return self.require_visible(caller, job_id, answer)
 
     def polled(self, job_id: int) -> Polled:
         """The same for a job that is polled again and again: what can be made once is made once."""
@@ -143,13 +143,13 @@ class JobService:
         cache = self._cache
         return Polled(partial(cache.peek, key, load), partial(cache.ask, key, load))
 
-    async def wait_newer(
+    async def wait_for_newer(
         self,
         job_id: int,
         caller: Caller,
         version: int,
-        timeout: float,  # noqa: ASYNC109 - see `JobCache.wait_newer`
-    ) -> Answer | None:
+        timeout: float,  # noqa: ASYNC109 - see `JobCache.wait_for_newer`
+    ) -> ReadResult | None:
         """A job's status, as soon as it is newer than `version`; None after `timeout` seconds.
 
         Raises:
@@ -157,20 +157,20 @@ class JobService:
         """
         load = partial(self._load, job_id)
         key = progress_key(job_id)
-        answer = await self._cache.wait_newer(key, load, version, timeout)
-        return None if answer is None else self.seen_by(caller, job_id, answer)
+        answer = await self._cache.wait_for_newer(key, load, version, timeout)
+        return None if answer is None else self.require_visible(caller, job_id, answer)
 
     async def _load(self, job_id: int) -> Document | None:
         job = await self._store.load(job_id)
         return None if job is None else job_document(job)
 
-    def seen_by(self, caller: Caller, job_id: int, answer: Answer) -> Answer:
+    def require_visible(self, caller: Caller, job_id: int, answer: ReadResult) -> ReadResult:
         """What a caller sees of what was read.
 
         Raises:
             JobNotFound: nothing.
         """
-        if answer.entry.gone or not caller.sees(answer.entry.owner):
+        if answer.entry.gone or not caller.can_view(answer.entry.owner):
             raise JobNotFound(job_id)
         return answer
 
@@ -186,10 +186,10 @@ class JobService:
         return {
             ids[key]: identity_body(answer.entry)
             for key, answer in answers.items()
-            if not answer.entry.gone and caller.sees(answer.entry.owner)
+            if not answer.entry.gone and caller.can_view(answer.entry.owner)
         }
 
-    async def storyboard(self, job_id: int, caller: Caller, *, floor: int = 0) -> Answer:
+    async def storyboard(self, job_id: int, caller: Caller, *, min_version: int = 0) -> ReadResult:
         """A job's storyboard.
 
         Raises:
@@ -201,11 +201,11 @@ class JobService:
             stored = await self._store.load_storyboard(job_id)
             return None if stored is None else storyboard_document(stored)
 
-        answer = await self._cache.read(storyboard_key(job_id), load, floor=floor)
+        answer = await self._cache.read(storyboard_key(job_id), load, min_version=min_version)
         if answer.entry.gone:
             status = (await self.poll(job_id, caller)).entry.status
             raise IllegalMove(f"Job {job_id} has no storyboard yet: it is {status}.")
-        if not caller.sees(answer.entry.owner):
+        if not caller.can_view(answer.entry.owner):
             raise JobNotFound(job_id)
         return answer
 
@@ -221,7 +221,7 @@ class JobService:
         """Jobs, newest first. A client's own come from the cache, unless picked by status."""
         if client_id is None:
             client_id = caller.client
-        elif not caller.sees(client_id):
+        elif not caller.can_view(client_id):
             return Page([], None)
         if client_id is not None and status is None:
             listed = await self._listed(client_id)
@@ -257,7 +257,7 @@ class JobService:
             RepeatMismatch: the key came with another request then.
             TooManyJobs: the client has as many unfinished jobs as it may.
         """
-        return await self._database.shelter.run(self._create(new))
+        return await self._database.shielded.run(self._create(new))
 
     async def _create(self, new: NewJob) -> Job:
         try:
@@ -287,7 +287,7 @@ class JobService:
             # no such job, if a poll left one, is gone by then.
             key, list_key = progress_key(job.id), jobs_key(new.client_id)
             await write.fence(key, list_key)
-            write.offer(key, job_document(job))
+            write.publish(key, job_document(job))
             write.outdate(list_key, list_version)
         return job
 
@@ -349,7 +349,7 @@ class JobService:
     async def _move(
         self,
         job_id: int,
-        move: Move,
+        move: Transition,
         caller: Caller = TRUSTED,
         **values: Any,  # noqa: ANN401 - of columns
     ) -> Job:
@@ -372,7 +372,9 @@ class JobService:
                 return job
         raise IllegalMove(f"Job {job_id} is changing too fast to {move.name}; try again.")
 
-    async def _try(self, job_id: int, move: Move, caller: Caller, values: dict[str, Any]) -> Job:
+    async def _try(
+        self, job_id: int, move: Transition, caller: Caller, values: dict[str, Any]
+    ) -> Job:
         async with self._cache.write(self._database.transaction()) as write:
             job = await self._store.move(
                 write.transaction,
@@ -391,16 +393,16 @@ class JobService:
                 documents[storyboard_key(job_id)] = storyboard_document(stored)
             await write.fence(*documents)
             for key, document in documents.items():
-                write.offer(key, document)
+                write.publish(key, document)
         return job
 
-    async def _refusal(self, job_id: int, move: Move, caller: Caller) -> Job | None:
+    async def _refusal(self, job_id: int, move: Transition, caller: Caller) -> Job | None:
         """Why a move was refused: as an error, or the job if it has been made before.
 
         None if the job has come into a state that allows it in the meantime.
         """
         job = await self._store.load(job_id)
-        if job is None or not caller.sees(job.client_id):
+        if job is None or not caller.can_view(job.client_id):
             raise JobNotFound(job_id)
         if move.external and job.renderer != "external":
             raise IllegalMove(

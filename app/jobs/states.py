@@ -24,7 +24,7 @@ MOVING = frozenset(Status) - TERMINAL
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class Transition:
     """A change of state.
 
     Attributes:
@@ -44,37 +44,39 @@ class Move:
 
 _RENDERING = frozenset({Status.RENDERING})
 
-BEGIN_STORYBOARD = Move(
+BEGIN_STORYBOARD = Transition(
     "begin the storyboard",
     frozenset({Status.PENDING}),
     Status.STORYBOARDING,
     done=frozenset({Status.STORYBOARDING}),
 )
-FINISH_STORYBOARD = Move(
+FINISH_STORYBOARD = Transition(
     "finish the storyboard", frozenset({Status.STORYBOARDING}), Status.STORYBOARD_READY
 )
-APPROVE = Move(
+APPROVE = Transition(
     "approve",
     frozenset({Status.STORYBOARD_READY}),
     Status.APPROVED,
     done=frozenset({Status.APPROVED, Status.RENDERING, Status.COMPLETED}),
 )
-RENDER = Move(
+RENDER = Transition(
     "render",
     frozenset({Status.APPROVED}),
     Status.RENDERING,
     done=frozenset({Status.RENDERING, Status.COMPLETED}),
 )
-CANCEL = Move("cancel", MOVING, Status.CANCELLED, done=frozenset({Status.CANCELLED}))
+CANCEL = Transition("cancel", MOVING, Status.CANCELLED, done=frozenset({Status.CANCELLED}))
 
 # The service's own reports on what it renders.
-PROGRESS = Move("report progress", _RENDERING, Status.RENDERING)
-COMPLETE = Move("complete", _RENDERING, Status.COMPLETED, done=frozenset({Status.COMPLETED}))
-FAIL = Move("fail", MOVING, Status.FAILED, done=frozenset({Status.FAILED}))
+PROGRESS = Transition("report progress", _RENDERING, Status.RENDERING)
+COMPLETE = Transition("complete", _RENDERING, Status.COMPLETED, done=frozenset({Status.COMPLETED}))
+FAIL = Transition("fail", MOVING, Status.FAILED, done=frozenset({Status.FAILED}))
 
 # A worker's reports on what it renders.
-WORKER_PROGRESS = Move("report progress", _RENDERING, Status.RENDERING, external=True)
-WORKER_COMPLETE = Move(
+WORKER_PROGRESS = Transition("report progress", _RENDERING, Status.RENDERING, external=True)
+WORKER_COMPLETE = Transition(
     "complete", _RENDERING, Status.COMPLETED, done=frozenset({Status.COMPLETED}), external=True
 )
-WORKER_FAIL = Move("fail", MOVING, Status.FAILED, done=frozenset({Status.FAILED}), external=True)
+WORKER_FAIL = Transition(
+    "fail", MOVING, Status.FAILED, done=frozenset({Status.FAILED}), external=True
+)

@@ -26,8 +26,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from app.db.database import TO_MOVE, Database, claims, clients, jobs
-from app.jobs.states import MOVING, TERMINAL, Move, Status
+from app.db.database import RUNNABLE, Database, claims, clients, jobs
+from app.jobs.states import MOVING, TERMINAL, Status, Transition
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -250,7 +250,7 @@ class JobStore:
         self,
         connection: AsyncConnection,
         job_id: int,
-        move: Move,
+        move: Transition,
         now_ms: int,
         values: dict[str, Any],
         *,
@@ -314,12 +314,12 @@ class JobStore:
             delete(claims).where(claims.c.job_id == job_id, claims.c.runner == runner)
         )
 
-    async def half_done(self, now_ms: int, limit: int) -> list[Job]:
+    async def find_unfinished(self, now_ms: int, limit: int) -> list[Job]:
         """Jobs that are the service's to move along, and that nobody is at work on."""
         statement = (
             select(*_COLUMNS)
             .select_from(jobs.outerjoin(claims, claims.c.job_id == jobs.c.id))
-            .where(TO_MOVE, or_(claims.c.job_id.is_(None), claims.c.expires_at < now_ms))
+            .where(RUNNABLE, or_(claims.c.job_id.is_(None), claims.c.expires_at < now_ms))
             .order_by(jobs.c.id)
             .limit(limit)
         )
@@ -335,7 +335,7 @@ class JobStore:
 
 
 @cache
-def moving(move: Move, changed: frozenset[str], *, of_client: bool = False) -> Update:
+def moving(move: Transition, changed: frozenset[str], *, of_client: bool = False) -> Update:
     """The statement that makes a move. To build it takes as long as to send it.
 
     Args:

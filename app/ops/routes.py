@@ -20,9 +20,9 @@ from jobcache import jobs_key, progress_key, storyboard_key
 if TYPE_CHECKING:
     from app.auth.key_file import KeyFile
     from app.db.database import Database
-    from app.jobs.held_requests import Held
+    from app.jobs.held_requests import HeldRequests
     from jobcache import JobCache
-    from jobcache.protocol.backend import FeedCondition
+    from jobcache.protocol.backend import FeedStatus
 
 _REMOTE = {"redis", "tiered"}
 
@@ -58,7 +58,7 @@ class Purged(BaseModel):
 
 
 def router(
-    cache: JobCache, database: Database, held: Held, keys: KeyFile | None = None
+    cache: JobCache, database: Database, held: HeldRequests, keys: KeyFile | None = None
 ) -> APIRouter:
     """Statistics, invalidation and health."""
     routes = APIRouter(tags=["operations"], generate_unique_id_function=name_of)
@@ -100,14 +100,14 @@ def router(
     return routes
 
 
-def snapshot(cache: JobCache, database: Database, held: Held) -> dict[str, Any]:
+def snapshot(cache: JobCache, database: Database, held: HeldRequests) -> dict[str, Any]:
     """The document of `/api/v2/cache/stats`."""
     backend = cache.backend.name
     condition = cache.condition()
     enabled = backend != "null"
     remote = backend in _REMOTE
-    holdings = cache.holdings()
-    entries, held_bytes = holdings if holdings is not None else (None, None)
+    size = cache.size()
+    entries, held_bytes = size if size is not None else (None, None)
     counts = cache.statistics.snapshot()
     return {
         "cache_enabled": enabled,
@@ -122,7 +122,7 @@ def snapshot(cache: JobCache, database: Database, held: Held) -> dict[str, Any]:
             "breaker": {
                 "state": condition.state,
                 "age_seconds": round(condition.age, 3),
-                "unsettled": condition.unsettled,
+                "unsettled": condition.pending,
             },
             "entries": entries,
             "bytes": held_bytes,
@@ -137,7 +137,7 @@ def snapshot(cache: JobCache, database: Database, held: Held) -> dict[str, Any]:
     }
 
 
-def _feed(condition: FeedCondition | None) -> dict[str, Any] | None:
+def _feed(condition: FeedStatus | None) -> dict[str, Any] | None:
     if condition is None:
         return None
     return {

@@ -25,7 +25,7 @@ from app.jobs.states import TERMINAL, Status
 from app.rendering.renderer import RenderError, RenderTask
 from app.rendering.storyboard import Storyboard, make_storyboard
 from jobcache import SourceUnavailable
-from jobcache._concurrency.tasks import Shelter
+from jobcache._concurrency.tasks import ShieldedTasks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -84,7 +84,7 @@ class Runner:
         self._report_every = report_every
         self._clock_ms = clock_ms
         self._clock = clock
-        self._shelter = Shelter()
+        self._shielded = ShieldedTasks()
         self._working: dict[int, _Step] = {}
         self._next: dict[int, Job] = {}
         self._claimed: set[int] = set()
@@ -128,7 +128,7 @@ class Runner:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        await self._shelter.settle()
+        await self._shielded.join()
 
     # --- rounds ---
 
@@ -139,7 +139,9 @@ class Runner:
                 # Those that wait for a turn here are among them, and must not hide the others.
                 most = _TAKEN_AT_ONCE + len(self._working)
                 # To its end: a read that is cut off half way loses its connection, too.
-                for job in await self._shelter.run(self._store.half_done(self._clock_ms(), most)):
+                for job in await self._shielded.run(
+                    self._store.find_unfinished(self._clock_ms(), most)
+                ):
                     self.seen(job)
             except SourceUnavailable:
                 pass  # the next round may be luckier
@@ -195,10 +197,10 @@ class Runner:
                 self._claimed.add(job.id)
                 await self._step(job, attempts)
         except (asyncio.CancelledError, IllegalMove, JobNotFound):
-            await self._shelter.run(self._release(job.id, claiming))
+            await self._shielded.run(self._release(job.id, claiming))
             raise
         else:
-            await self._shelter.run(self._release(job.id, claiming))
+            await self._shielded.run(self._release(job.id, claiming))
         finally:
             # After any other error the claim stays until it runs out, and the attempt counts.
             self._claimed.discard(job.id)
@@ -231,7 +233,7 @@ class Runner:
         await self._jobs.finish_storyboard(job.id, storyboard)
 
     async def _render(self, job_id: int) -> None:
-        written = await self._shelter.run(self._store.load_to_render(job_id))
+        written = await self._shielded.run(self._store.load_to_render(job_id))
         if written is None:
             return  # it has moved on while it waited for its turn
         if not written:
@@ -275,12 +277,12 @@ class Runner:
         """Say that it is done; a finished video is worth waiting for the database."""
         for pause in _COMPLETE_PAUSES:
             try:
-                await self._shelter.run(self._try_to_complete(job_id))
+                await self._shielded.run(self._try_to_complete(job_id))
             except SourceUnavailable:
                 await asyncio.sleep(pause)
             else:
                 return
-        await self._shelter.run(self._try_to_complete(job_id))
+        await self._shielded.run(self._try_to_complete(job_id))
 
     async def _try_to_complete(self, job_id: int) -> None:
         """To be run to its end: only the end tells whether the video is to be kept.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from app.rendering.renderer import RenderTask
 
 
-class PacedRenderer:
+class SimulatedRenderer:
     """Reports progress on a schedule and makes no video.
 
     `seconds` is how long a task takes, `updates` how many steps it reports, evenly spread; the last

@@ -16,7 +16,7 @@ from benchmarks.measured.lookups import BODY
 from benchmarks.peers.table import absent
 from benchmarks.results import Missing, Section
 from benchmarks.turns import Subject, take_turns
-from jobcache import Document, JobCache, Lifetimes, Offered, Standing, progress_key
+from jobcache import Document, JobCache, LeaseResult, Lifetimes, PublishResult, progress_key
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -48,8 +48,8 @@ async def gets(
         cache = JobCache(backend, lifetimes=Lifetimes(default=_KEEP))
         entry = cache.lifetimes.entry(document, time.time_ns() // 1_000_000)
         for key in keys:
-            assert await backend.lease(key, "t") is Standing.NOTHING
-            assert await backend.offer(key, "t", entry) is Offered.STORED
+            assert await backend.lease(key, "t") is LeaseResult.ACQUIRED
+            assert await backend.publish(key, "t", entry) is PublishResult.STORED
         client = Redis.from_url(redis_url)
         stack.push_async_callback(client.aclose)
         found[OURS] = "ours", "deadline and breaker included", backend.get

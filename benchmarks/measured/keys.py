@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from app.http.serving import space_out_collections
+from app.http.serving import tune_garbage_collection
 from benchmarks.measured.lookups import BODY
 from benchmarks.results import Section
 from benchmarks.turns import Subject, cost, take_turns
 from benchmarks.usage import resident
-from jobcache import Document, JobCache, Lifetimes, Outcome, progress_key
+from jobcache import CacheOutcome, Document, JobCache, Lifetimes, progress_key
 from jobcache.backends.memory import MemoryBackend
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ async def _fill(backend: MemoryBackend, cache: JobCache, numbers: range) -> None
         # each entry with a body of its own, as it would come from a database
         document = Document(7, "acme", bytes(bytearray(BODY)), "rendering", 6)
         await backend.lease(key, "t")
-        await backend.offer(key, "t", cache.lifetimes.entry(document, now_ms))
+        await backend.publish(key, "t", cache.lifetimes.entry(document, now_ms))
 
 
 async def _never() -> Document:
@@ -127,7 +127,7 @@ def _reads(cache: JobCache, keys: Sequence[str]) -> Callable[[], Awaitable[None]
     async def work() -> None:
         for key in keys:
             answer = await cache.read(key, _never)
-        assert answer.outcome is Outcome.HIT
+        assert answer.outcome is CacheOutcome.HIT
 
     return work
 
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     options = parser.parse_args()
     counts = [int(count) for count in options.counts.split(",")]
-    space_out_collections()  # as the service does
+    tune_garbage_collection()  # as the service does
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         work = measured(counts, operations=options.operations, turns=options.turns)
         json.dump(asdict(runner.run(work)), sys.stdout)

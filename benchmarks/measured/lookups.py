@@ -14,7 +14,7 @@ from benchmarks.document import DOCUMENT
 from benchmarks.peers.table import absent
 from benchmarks.results import Section
 from benchmarks.turns import Subject, cost, take_turns
-from jobcache import JobCache, Lifetimes, Outcome, progress_key
+from jobcache import CacheOutcome, JobCache, Lifetimes, progress_key
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -83,7 +83,7 @@ class Subjects:
         async def work() -> None:
             for key in self._asked:
                 answer = await cache.read(key, load)
-            assert answer.outcome is Outcome.HIT
+            assert answer.outcome is CacheOutcome.HIT
 
         self.all.append(Subject(name, "ours", how, cost(len(self._asked), work)))
 

@@ -54,17 +54,17 @@ async def updates(
             settings = Settings(cache=cache).model_copy(
                 update={"database_url": url, "var_dir": place, "renderer": "paced"}
             )
-            parts = container.build(settings)
-            await stack.enter_async_context(container.running(parts))
-            job = await _rendering(parts.jobs)
-            work = _reports(parts.jobs, job, operations)
+            services = container.build(settings)
+            await stack.enter_async_context(container.running(services))
+            job = await _rendering(services.jobs)
+            work = _reports(services.jobs, job, operations)
             how = "the service's own code, without HTTP"
             subjects.append(Subject(OURS.format(name), "ours", how, cost(operations, work)))
-            counted[name] = parts.database, work
+            counted[name] = services.database, work
         client = Redis.from_url(redis_url)
         stack.push_async_callback(client.aclose)
         await client.set("bare", b"x" * 700)
-        bare = await _bare(stack, url, await _rendering(parts.jobs), client)
+        bare = await _bare(stack, url, await _rendering(services.jobs), client)
         subjects.append(
             Subject(
                 BARE,
@@ -73,7 +73,7 @@ async def updates(
                 _many(bare, operations),
             )
         )
-        barest = await _barest(stack, url, await _rendering(parts.jobs), client)
+        barest = await _barest(stack, url, await _rendering(services.jobs), client)
         how = "prepared, committed by itself: no BEGIN and COMMIT"
         subjects.append(Subject(BAREST, "limit", how, _many(barest, operations)))
         series = await take_turns(subjects, turns)

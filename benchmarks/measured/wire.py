@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 from uvicorn.server import ServerState
 
-from app.http.fast_path_protocol import HotWire
+from app.http.fast_path_protocol import FastPathProtocol
 from app.http.serving import POLLS
 from app.main import create_app
 from app.settings import Settings
@@ -65,7 +65,7 @@ class Sink(asyncio.Transport):
 
 
 @asynccontextmanager
-async def wired() -> AsyncIterator[Callable[[], tuple[HotWire, Sink]]]:
+async def wired() -> AsyncIterator[Callable[[], tuple[FastPathProtocol, Sink]]]:
     """What connects to an application on `memory` that holds the job of `REQUEST`."""
     with tempfile.TemporaryDirectory(prefix="jobcache-") as place:
         update = {"var_dir": Path(place), "database_url": f"sqlite+aiosqlite:///{place}/none.db"}
@@ -76,12 +76,12 @@ async def wired() -> AsyncIterator[Callable[[], tuple[HotWire, Sink]]]:
             # of a status that lasts longer than all turns
             return replace(DOCUMENT, status="completed")
 
-        await app.state.parts.cache.read(progress_key(_JOB), load)
+        await app.state.services.cache.read(progress_key(_JOB), load)
         config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False)
         config.load()
 
-        def connect() -> tuple[HotWire, Sink]:
-            protocol, sink = HotWire(config, ServerState(), {POLLS: app.hot}), Sink()
+        def connect() -> tuple[FastPathProtocol, Sink]:
+            protocol, sink = FastPathProtocol(config, ServerState(), {POLLS: app.hot}), Sink()
             protocol.connection_made(sink)
             return protocol, sink
 
@@ -109,7 +109,7 @@ async def wire(*, operations: int, turns: int, scale: Sequence[int] = SCALE) -> 
 
 
 def _polls(
-    connections: Sequence[tuple[HotWire, Sink]], operations: int
+    connections: Sequence[tuple[FastPathProtocol, Sink]], operations: int
 ) -> Callable[[], Awaitable[None]]:
     async def work() -> None:
         before = sum(sink.answers for _, sink in connections)

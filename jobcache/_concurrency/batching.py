@@ -16,7 +16,7 @@ Reply = TypeVar("Reply")
 Then: TypeAlias = "Callable[[Sequence[Reply | Exception] | BaseException | None], None]"
 
 
-async def side_by_side(calls: Sequence[Coroutine[Any, Any, object]]) -> None:
+async def gather_all(calls: Sequence[Coroutine[Any, Any, object]]) -> None:
     """Await them all at once; a single one, as is usual, without a task of its own.
 
     Raises:
@@ -28,7 +28,7 @@ async def side_by_side(calls: Sequence[Coroutine[Any, Any, object]]) -> None:
         await asyncio.gather(*calls)
 
 
-class Turn(Generic[Item]):
+class TickBuffer(Generic[Item]):
     """Collects what comes in one turn of the event loop, and hands it on at the turn's end.
 
     As soon as there are `most`, they are handed on: whoever is to answer is at work on them while
@@ -63,7 +63,7 @@ class Turn(Generic[Item]):
             self._hand_on(self.take())
 
 
-class Together(Generic[Asked, Reply]):
+class Batcher(Generic[Asked, Reply]):
     """Calls of one turn of the event loop, made together.
 
     Args:
@@ -83,7 +83,7 @@ class Together(Generic[Asked, Reply]):
     ) -> None:
         self._send = send
         self._send_soon = send_soon
-        self._turn: Turn[tuple[Asked, asyncio.Future[Reply]]] = Turn(self._depart, most)
+        self._turn: TickBuffer[tuple[Asked, asyncio.Future[Reply]]] = TickBuffer(self._depart, most)
         self._sending: set[asyncio.Task[Sequence[Reply | Exception]]] = set()
 
     def ask(self, asked: Asked) -> asyncio.Future[Reply]:
@@ -131,7 +131,7 @@ class Together(Generic[Asked, Reply]):
             return
         each = [found] * len(waiting) if isinstance(found, BaseException) else found
         for (_, reply), one in zip(waiting, each, strict=True):
-            settle(reply, one)
+            resolve_future(reply, one)
 
     async def aclose(self) -> None:
         """Stop. Whoever still waits is cancelled."""
@@ -144,7 +144,7 @@ class Together(Generic[Asked, Reply]):
             await asyncio.wait(sending)
 
 
-def settle(reply: asyncio.Future[Reply], found: Reply | BaseException) -> None:
+def resolve_future(reply: asyncio.Future[Reply], found: Reply | BaseException) -> None:
     """Give a caller its reply, or the error to raise, unless it has gone meanwhile."""
     if reply.done():
         return

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Shelter:
+class ShieldedTasks:
     """Keeps cancellation away from work that must not be cut off half way."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Shelter:
         if not task.cancelled():
             task.exception()  # seen: whoever awaited it may have gone
 
-    async def settle(self) -> None:
+    async def join(self) -> None:
         """Wait until all that has begun has ended."""
         while self._tasks:
             await asyncio.wait(self._tasks)

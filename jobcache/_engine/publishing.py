@@ -6,10 +6,10 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from jobcache._concurrency.batching import side_by_side
-from jobcache._concurrency.tasks import Shelter
+from jobcache._concurrency.batching import gather_all
+from jobcache._concurrency.tasks import ShieldedTasks
 from jobcache.errors import CacheError
-from jobcache.protocol.backend import Entry, Offered, Remember
+from jobcache.protocol.backend import Entry, PublishResult, SupportsVersionHint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,64 +17,64 @@ if TYPE_CHECKING:
     from jobcache.observability.statistics import Statistics
     from jobcache.protocol.backend import CacheBackend
 
-_NOT_STORED = frozenset({Offered.NOTHING, Offered.REMOVED})
+_NOT_STORED = frozenset({PublishResult.NOTHING, PublishResult.REMOVED})
 
 
-class Offers:
-    """Offers of one `JobCache`. What fails is counted, and is the backend's to repeat.
+class Publisher:
+    """Publishes of one `JobCache`. What fails is counted, and is the backend's to repeat.
 
     Args:
-        backend: what to offer to.
+        backend: what to publish to.
         statistics: counted into.
-        ticket: makes unique tickets.
+        token: makes unique tokens.
     """
 
     def __init__(
-        self, backend: CacheBackend, statistics: Statistics, ticket: Callable[[], str]
+        self, backend: CacheBackend, statistics: Statistics, token: Callable[[], str]
     ) -> None:
         self._backend = backend
         self._statistics = statistics
-        self._ticket = ticket
-        self._shelter = Shelter()
+        self._token = token
+        self._shielded = ShieldedTasks()
 
-    async def make(self, ticket: str, entries: Mapping[str, Entry | None]) -> None:
-        """Offer each entry under `ticket`; None withdraws it."""
-        await side_by_side([self._offer(key, ticket, entry) for key, entry in entries.items()])
+    async def publish(self, token: str, entries: Mapping[str, Entry | None]) -> None:
+        """Publish each entry under `token`; None withdraws it."""
+        await gather_all([self._publish(key, token, entry) for key, entry in entries.items()])
 
-    async def make_surely(self, ticket: str, entries: Mapping[str, Entry | None]) -> None:
+    async def publish_shielded(self, token: str, entries: Mapping[str, Entry | None]) -> None:
         """As `make`, to its end even if the caller is cancelled meanwhile."""
-        await self._shelter.run(self.make(ticket, entries))
+        await self._shielded.run(self.publish(token, entries))
 
     async def tell(self, entries: Mapping[str, Entry]) -> None:
         """Tell of versions that were loaded although the store could not be asked.
 
         They are not to be stored: there may be a lease of the reader's that has gone stale on its
-        way. Another ticket, and only the version, cannot be stored by it.
+        way. Another token, and only the version, cannot be stored by it.
         """
-        if isinstance(self._backend, Remember):
+        if isinstance(self._backend, SupportsVersionHint):
             for key, entry in entries.items():
                 self._backend.remember(key, entry.version)  # to wait again would help nobody
         else:
-            await self.make(self._ticket(), {key: unkept(e) for key, e in entries.items()})
+            await self.publish(self._token(), {key: version_only(e) for key, e in entries.items()})
 
-    async def settle(self) -> None:
+    async def join(self) -> None:
         """Wait until what has to be made surely has been made."""
-        await self._shelter.settle()
+        await self._shielded.join()
 
-    async def _offer(self, key: str, ticket: str, entry: Entry | None) -> None:
+    async def _publish(self, key: str, token: str, entry: Entry | None) -> None:
         began = time.perf_counter_ns()
         if entry is not None and entry.keep_ms == 0:
-            entry = unkept(entry)  # its body, which may be large, need not travel
+            entry = version_only(entry)  # its body, which may be large, need not travel
         try:
-            done = await self._backend.offer(key, ticket, entry)
+            done = await self._backend.publish(key, token, entry)
         except CacheError:
             self._statistics.errors += 1
         else:
-            self._statistics.offer.record(time.perf_counter_ns() - began)
+            self._statistics.publish.record(time.perf_counter_ns() - began)
             if entry is not None and entry.keep_ms and done in _NOT_STORED:
                 self._statistics.not_stored += 1
 
 
-def unkept(entry: Entry) -> Entry:
+def version_only(entry: Entry) -> Entry:
     """The same version, not to be stored: only what is older than it is removed."""
     return replace(entry, body=b"", encoding="identity", keep_ms=0)

@@ -1,7 +1,7 @@
 """Staleness as a metric: after some of the hits the source is asked what it would have said.
 
 A newer version there is not yet a stale hit: a writer may have committed since. So the cache is
-looked at again. A commit that others can see has been fenced, or offered; an entry that is older
+looked at again. A commit that others can see has been fenced, or published; an entry that is older
 and still served hides it, and is watched until it has gone.
 """
 

@@ -44,7 +44,7 @@ class _Flight(Generic[T]):
         self.task: asyncio.Task[None] | None = None
 
 
-class _Lane(Generic[T]):
+class _PipelinedConnection(Generic[T]):
     __slots__ = ("boarding", "flying")
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class SingleFlight(Generic[T]):
     """Shares calls by key, within one event loop."""
 
     def __init__(self) -> None:
-        self._lanes: dict[Hashable, _Lane[T]] = {}
+        self._connections: dict[Hashable, _PipelinedConnection[T]] = {}
         self._abandoned: dict[Hashable, _Flight[T]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -74,10 +74,10 @@ class SingleFlight(Generic[T]):
         Raises:
             Exception: whatever the call raised, to everyone who shared it.
         """
-        lane = self._lanes.get(key)
+        lane = self._connections.get(key)
         joined = lane is not None and lane.boarding is not None
         if lane is None:
-            lane = self._lanes[key] = _Lane()
+            lane = self._connections[key] = _PipelinedConnection()
         flight = lane.boarding
         if flight is None:
             flight = lane.boarding = _Flight(call)
@@ -91,7 +91,7 @@ class SingleFlight(Generic[T]):
             if lane.flying is flight:
                 self._go_on(key, lane)
 
-    def _go_on(self, key: Hashable, lane: _Lane[T]) -> None:
+    def _go_on(self, key: Hashable, lane: _PipelinedConnection[T]) -> None:
         """Start the flight that is boarding, unless somebody waits for the one under way."""
         flying, following = lane.flying, lane.boarding
         if self._closing or (flying is not None and flying.passengers):
@@ -100,7 +100,7 @@ class SingleFlight(Generic[T]):
             return  # it is about to begin
         if following is None or not following.passengers:
             if flying is None:
-                del self._lanes[key]
+                del self._connections[key]
             return
         if flying is not None:
             self._abandon(key, flying)
@@ -118,7 +118,7 @@ class SingleFlight(Generic[T]):
             before.task.cancel()
         self._abandoned[key] = flight
 
-    async def _fly(self, key: Hashable, lane: _Lane[T], flight: _Flight[T]) -> None:
+    async def _fly(self, key: Hashable, lane: _PipelinedConnection[T], flight: _Flight[T]) -> None:
         try:
             lane.flying = flight
             lane.boarding = None  # nobody joins what has begun
@@ -150,7 +150,7 @@ class SingleFlight(Generic[T]):
 
     def __len__(self) -> int:
         """How many keys have a call under way."""
-        return len(self._lanes.keys() | self._abandoned.keys())
+        return len(self._connections.keys() | self._abandoned.keys())
 
     async def aclose(self) -> None:
         """Cancel what is under way, and wait until it has ended. Those who wait are cancelled."""
@@ -160,9 +160,9 @@ class SingleFlight(Generic[T]):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        for lane in self._lanes.values():  # cancelled before its first step, a task runs none
+        for lane in self._connections.values():  # cancelled before its first step, a task runs none
             if lane.boarding is not None:
                 lane.boarding.landed.cancel()
-        self._lanes.clear()
+        self._connections.clear()
         self._abandoned.clear()
         self._closing = False

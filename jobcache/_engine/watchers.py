@@ -20,10 +20,10 @@ they hold, and what was acknowledged before they came they have read themselves.
 
 A report that comes while a check runs asks for another one: that one may have looked before.
 
-Rejected: to hand the waiters what a write of this process has offered, without a look. A waiter who
-came in between may be behind a newer version by then, which another process has acknowledged. And a
-condition variable, or a task, for each waiter: thousands of tasks woken to find out that it was
-another's turn.
+Rejected: to hand the waiters what a write of this process has published, without a look. A waiter
+who came in between may be behind a newer version by then, which another process has acknowledged.
+And a condition variable, or a task, for each waiter: thousands of tasks woken to find out that it
+was another's turn.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from jobcache._engine.loading import be_independent
 from jobcache.errors import SourceUnavailable
-from jobcache.protocol.backend import Announces, Peek, Watched
+from jobcache.protocol.backend import SupportsChangeFeed, SupportsHealth, SupportsPeek
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
-    from jobcache.models import Answer, Load
+    from jobcache.models import Load, ReadResult
     from jobcache.protocol.backend import CacheBackend
 
     Later = Callable[[float, Callable[[], object]], "Timer"]
@@ -55,7 +55,7 @@ class Timer(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckTimes:
+class PollIntervals:
     """How often a key is read that somebody waits for. All times in seconds.
 
     Attributes:
@@ -75,7 +75,7 @@ class CheckTimes:
 
 
 @dataclass(frozen=True, slots=True)
-class Looks:
+class Readers:
     """What a check does, in steps that ask more and more; key, loader and version go in.
 
     Attributes:
@@ -84,21 +84,23 @@ class Looks:
         read: as `JobCache.read`.
     """
 
-    peek: Callable[[str, Load, int], Answer | None]
-    glance: Callable[[str, Load, int], Awaitable[Answer | None]]
-    read: Callable[[str, Load, int], Awaitable[Answer]]
+    peek: Callable[[str, Load, int], ReadResult | None]
+    glance: Callable[[str, Load, int], Awaitable[ReadResult | None]]
+    read: Callable[[str, Load, int], Awaitable[ReadResult]]
 
 
 class Waiter:
-    """Somebody who has a version, and wants a newer one. Made by `Waiting.registered`."""
+    """Somebody who has a version, and wants a newer one. Made by `Watchers.registered`."""
 
     __slots__ = ("answered", "version")
 
     def __init__(self, version: int) -> None:
         self.version = version
-        self.answered: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+        self.answered: asyncio.Future[ReadResult | None] = (
+            asyncio.get_running_loop().create_future()
+        )
 
-    def answer(self, answer: Answer | None) -> None:
+    def answer(self, answer: ReadResult | None) -> None:
         """Tell it, unless it has been told."""
         if not self.answered.done():
             self.answered.set_result(answer)
@@ -121,11 +123,11 @@ class _Watch:
         self.again: bool | None = None  # while a check runs: is another asked for, and a whole one?
 
     @property
-    def floor(self) -> int:
+    def min_version(self) -> int:
         return max(waiter.version for waiter in self.waiters)
 
 
-class Waiting:
+class Watchers:
     """The waiters of one `JobCache`.
 
     Args:
@@ -141,21 +143,21 @@ class Waiting:
     def __init__(
         self,
         backend: CacheBackend,
-        looks: Looks,
-        times: CheckTimes,
+        looks: Readers,
+        times: PollIntervals,
         later: Later | None = None,
     ) -> None:
         self.checks = 0
-        self._looks = looks
+        self._readers = looks
         self._times = times
         self._call_later = later
         self._watches: dict[str, _Watch] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._stopped = False
         self._backend = backend
-        self._feed = backend.feed() if isinstance(backend, Announces) else None
+        self._feed = backend.feed() if isinstance(backend, SupportsChangeFeed) else None
         # Cells that can be peeked at, and that no feed reports on, are this process's own.
-        self._alone = self._feed is None and isinstance(backend, Peek)
+        self._alone = self._feed is None and isinstance(backend, SupportsPeek)
         if self._feed is not None:
             self._feed.listen(self)
 
@@ -211,12 +213,12 @@ class Waiting:
             watch = self._watches.get(key)
             if watch is None:
                 continue
-            answer = self._looks.peek(key, watch.load, watch.floor)
+            answer = self._readers.peek(key, watch.load, watch.min_version)
             if answer is None or not self._hand_out(watch, answer):
                 self._check(watch, whole=True)
 
     def changed(self, keys: Sequence[str]) -> None:
-        """See `Listener`."""
+        """See `ChangeListener`."""
         if self._watches:
             for key in keys:
                 watch = self._watches.get(key)
@@ -224,11 +226,11 @@ class Waiting:
                     self._check(watch, whole=False)
 
     def interrupted(self) -> None:
-        """See `Listener`."""
+        """See `ChangeListener`."""
         self.anything()
 
     def resumed(self) -> None:
-        """See `Listener`."""
+        """See `ChangeListener`."""
         self.anything()
 
     def anything(self) -> None:
@@ -254,12 +256,12 @@ class Waiting:
     async def _run(self, watch: _Watch, *, whole: bool) -> None:
         be_independent()  # of a load in which this check was asked for
         self.checks += 1
-        answer: Answer | None = None
+        answer: ReadResult | None = None
         try:
             if whole:
-                answer = await self._looks.read(watch.key, watch.load, watch.floor)
+                answer = await self._readers.read(watch.key, watch.load, watch.min_version)
             else:
-                answer = await self._looks.glance(watch.key, watch.load, watch.floor)
+                answer = await self._readers.glance(watch.key, watch.load, watch.min_version)
         except SourceUnavailable:
             whole = True  # to be asked again, at the usual time
         except Exception as error:  # noqa: BLE001 - it is the waiters' to handle
@@ -280,7 +282,7 @@ class Waiting:
         else:
             self._arm(watch, self._pause() if settled else self._times.settle)
 
-    def _hand_out(self, watch: _Watch, answer: Answer) -> bool:
+    def _hand_out(self, watch: _Watch, answer: ReadResult) -> bool:
         """Answer those who have less; False if nobody has."""
         served = [each for each in watch.waiters if each.version < answer.entry.version]
         for waiter in served:
@@ -301,7 +303,7 @@ class Waiting:
         return min(times.told, max(times.untold, len(self._watches) / times.most))
 
     def _in_use(self) -> bool:
-        return not isinstance(self._backend, Watched) or self._backend.condition().available
+        return not isinstance(self._backend, SupportsHealth) or self._backend.condition().available
 
     def _arm(self, watch: _Watch, seconds: float) -> None:
         self._disarm(watch)

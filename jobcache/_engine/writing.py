@@ -1,4 +1,4 @@
-"""Write-through: fence, the caller's transaction commits, offer, and only then acknowledge."""
+"""Write-through: fence, the caller's transaction commits, publish, and only then acknowledge."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from jobcache._concurrency.batching import side_by_side
-from jobcache._engine.publishing import unkept
+from jobcache._concurrency.batching import gather_all
+from jobcache._engine.publishing import version_only
 from jobcache._engine.transactions import Enclosing
 from jobcache.errors import CacheError, InvalidDocument, WriteMisuse
 from jobcache.protocol.backend import VERSION_LIMIT, Document, Entry, check_key
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from jobcache._engine.publishing import Offers
+    from jobcache._engine.publishing import Publisher
     from jobcache.lifetimes import Lifetimes
     from jobcache.observability.statistics import Statistics
     from jobcache.protocol.backend import CacheBackend
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Steps:
+class WriteSteps:
     """One write, in its steps, around a transaction that somebody else begins and ends.
 
         fence, before the commit; record what comes of each key; check; the commit; publish
         withdraw, if it has certainly not come to the commit
 
-    Made by `Writes.begin`.
+    Made by `WriteCoordinator.begin`.
     """
 
-    def __init__(self, writes: Writes, ticket: str) -> None:
+    def __init__(self, writes: WriteCoordinator, token: str) -> None:
         self._writes = writes
-        self._ticket = ticket
+        self._token = token
         self._results: dict[str, _Result | None] = {}
         self._unsure: set[str] = set()
 
     async def fence(self, keys: Iterable[str]) -> None:
         """Let nothing older than the commit to come be served, or kept, under these keys."""
-        await side_by_side([self._fence(key) for key in keys])
+        await gather_all([self._fence(key) for key in keys])
 
     async def _fence(self, key: str) -> None:
         check_key(key)
@@ -52,7 +52,7 @@ class Steps:
         self._results.setdefault(key, None)
         self._writes.statistics.fences += 1
         try:
-            await self._writes.backend.fence(key, self._ticket)
+            await self._writes.backend.fence(key, self._token)
         except CacheError:
             self._writes.statistics.errors += 1
             self._unsure.add(key)
@@ -77,13 +77,13 @@ class Steps:
 
     async def withdraw(self) -> None:
         """It will not commit: take the fences away. Goes on if the caller is cancelled."""
-        await self._writes.offers.make_surely(self._ticket, dict.fromkeys(self._results))
+        await self._writes.publisher.publish_shielded(self._token, dict.fromkeys(self._results))
 
     async def publish(self) -> None:
-        """It has committed: offer what was recorded. Goes on if the caller is cancelled."""
+        """It has committed: publish what was recorded. Goes on if the caller is cancelled."""
         try:
-            # A client that goes away between commit and offer does not leave the fences up.
-            await self._writes.offers.make_surely(self._ticket, self._committed())
+            # A client that goes away between commit and publish does not leave the fences up.
+            await self._writes.publisher.publish_shielded(self._token, self._committed())
         finally:
             self._writes.written(self._results)
 
@@ -93,9 +93,9 @@ class Steps:
         for key, result in self._results.items():
             if isinstance(result, Document):
                 entry = self._writes.lifetimes.entry(result, now_ms)
-                # A fence that may arrive late, followed by its offer, would store what others
+                # A fence that may arrive late, followed by its publish, would store what others
                 # have overtaken; see `guard`.
-                entries[key] = unkept(entry) if key in self._unsure else entry
+                entries[key] = version_only(entry) if key in self._unsure else entry
             elif result is not None:
                 entries[key] = Entry(result, "", "", None, b"", "identity", now_ms, 0, 0)
         return entries
@@ -108,7 +108,7 @@ class Write(Generic[T]):
         transaction: what entering the caller's transaction returned.
     """
 
-    def __init__(self, transaction: T, steps: Steps) -> None:
+    def __init__(self, transaction: T, steps: WriteSteps) -> None:
         self.transaction = transaction
         self._steps = steps
 
@@ -119,7 +119,7 @@ class Write(Generic[T]):
         """
         await self._steps.fence(keys)
 
-    def offer(self, key: str, document: Document) -> None:
+    def publish(self, key: str, document: Document) -> None:
         """Say what `key` is, once the transaction has committed.
 
         Raises:
@@ -131,39 +131,39 @@ class Write(Generic[T]):
         """Say that `key` has changed to `version`, whose body is not at hand: it is left empty.
 
         Raises:
-            WriteMisuse: as for `offer`.
+            WriteMisuse: as for `publish`.
         """
         self._steps.record(key, version)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Writes:
+class WriteCoordinator:
     """The writes of one `JobCache`; see there.
 
     Attributes:
         backend: what is fenced.
-        offers: how committed versions are handed over.
+        publisher: how committed versions are handed over.
         lifetimes: how long they live.
         statistics: counted into.
         clock_ms: wall-clock time in milliseconds since the epoch.
-        ticket: makes unique tickets.
+        token: makes unique tokens.
         written: told of keys once they have changed, before the write is acknowledged.
         bind: raises an error if the running event loop is not the cache's.
     """
 
     backend: CacheBackend
-    offers: Offers
+    publisher: Publisher
     lifetimes: Lifetimes
     statistics: Statistics
     clock_ms: Callable[[], int]
-    ticket: Callable[[], str]
+    token: Callable[[], str]
     written: Callable[[Iterable[str]], None]
     bind: Callable[[], None]
 
-    def begin(self) -> Steps:
+    def begin(self) -> WriteSteps:
         """A write, of which nothing has been done."""
         self.bind()
-        return Steps(self, self.ticket())
+        return WriteSteps(self, self.token())
 
     @asynccontextmanager
     async def through(

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobcache.protocol.backend import CLOCK_SKEW_MS, Condition, Entry, Offered, Standing
+from jobcache.protocol.backend import CLOCK_SKEW_MS, Entry, Health, LeaseResult, PublishResult
 from jobcache.protocol.codec import Fence, Lease
 
 if TYPE_CHECKING:
@@ -120,45 +120,47 @@ class MemoryBackend:
         cell = self._cell(key)
         return cell if isinstance(cell, Entry) else None
 
-    async def lease(self, key: str, ticket: str) -> Entry | Standing:
+    async def lease(self, key: str, token: str) -> Entry | LeaseResult:
         """See `CacheBackend`."""
         cell = self._cell(key)
         if isinstance(cell, Entry):
             return cell
         if isinstance(cell, Fence):
-            return Standing.FENCE
+            return LeaseResult.FENCED
         if cell is None:
-            self._put(key, Lease(ticket), self._lease_for)
-        elif cell.ticket != ticket:
-            return Standing.LEASE
-        return Standing.NOTHING
+            self._put(key, Lease(token), self._lease_for)
+        elif cell.token != token:
+            return LeaseResult.HELD
+        return LeaseResult.ACQUIRED
 
-    async def fence(self, key: str, ticket: str) -> None:
+    async def fence(self, key: str, token: str) -> None:
         """See `CacheBackend`."""
         cell = self._cell(key)
         if isinstance(cell, Fence):
-            self._put_until(key, Fence(cell.floor, cell.tickets | {ticket}), self._deadline(key))
+            self._put_until(
+                key, Fence(cell.fence_version, cell.tokens | {token}), self._deadline(key)
+            )
         else:
-            floor = cell.version if isinstance(cell, Entry) else 0
-            self._put(key, Fence(floor, frozenset({ticket})), self._fence_for)
+            fence_version = cell.version if isinstance(cell, Entry) else 0
+            self._put(key, Fence(fence_version, frozenset({token})), self._fence_for)
 
-    async def offer(  # noqa: PLR0911 - a return for each line of the contract
-        self, key: str, ticket: str, entry: Entry | None
-    ) -> Offered:
+    async def publish(  # noqa: PLR0911 - a return for each line of the contract
+        self, key: str, token: str, entry: Entry | None
+    ) -> PublishResult:
         """See `CacheBackend`."""
         cell = self._cell(key)
         if cell is None:
-            return Offered.NOTHING
+            return PublishResult.NOTHING
         if isinstance(cell, Fence):
-            return self._leave(key, cell, ticket, entry)
+            return self._leave(key, cell, token, entry)
         if isinstance(cell, Lease):
-            if cell.ticket == ticket:
-                return self._store(key, entry, Offered.STORED)
-            return Offered.KEPT if entry is None else self._remove(key)
+            if cell.token == token:
+                return self._store(key, entry, PublishResult.STORED)
+            return PublishResult.KEPT if entry is None else self._remove(key)
         if entry is None or cell.version > entry.version:
-            return Offered.KEPT
+            return PublishResult.KEPT
         if cell.version == entry.version:
-            return self._store(key, entry, Offered.PROLONGED)
+            return self._store(key, entry, PublishResult.PROLONGED)
         return self._remove(key)
 
     async def purge(self, keys: Sequence[str]) -> int:
@@ -166,11 +168,11 @@ class MemoryBackend:
         return self.drop(keys)
 
     async def purge_all(self) -> int:
-        """See `PurgeAll`."""
+        """See `SupportsPurgeAll`."""
         return self.drop_all()
 
     def drop(self, keys: Sequence[str]) -> int:
-        """See `Drop`."""
+        """See `SupportsDiscard`."""
         dropped = 0
         for key in dict.fromkeys(keys):
             cell = self._cell(key)
@@ -184,14 +186,14 @@ class MemoryBackend:
         self._lease_for = max(self._lease_for, seconds)
 
     def drop_all(self) -> int:
-        """See `Drop`."""
+        """See `SupportsDiscard`."""
         dropped = len(self._slots) + len(self._unconfirmed)
         self._set_aside += [self._slots, self._unconfirmed]
         self._slots, self._unconfirmed, self._bytes = OrderedDict(), OrderedDict(), 0
         return dropped
 
-    def holdings(self) -> tuple[int, int]:
-        """See `Holdings`. Expired cells count until they are dropped."""
+    def size(self) -> tuple[int, int]:
+        """See `SupportsSize`. Expired cells count until they are dropped."""
         return len(self._slots), self._bytes
 
     # --- while entries cannot be trusted ---
@@ -221,7 +223,7 @@ class MemoryBackend:
         self._suspended, self._since = "", self._clock()
         return True
 
-    def distrust(self) -> None:
+    def reset(self) -> None:
         """Have the source confirm each entry before it is served as fresh again.
 
         Until then it is served only while the source is away. Leases and fences are lost, as with
@@ -230,14 +232,14 @@ class MemoryBackend:
         self._set_aside.append(self._unconfirmed)
         self._unconfirmed, self._slots, self._bytes = self._slots, OrderedDict(), 0
 
-    def condition(self) -> Condition:
-        """See `Watched`."""
-        return Condition(
+    def condition(self) -> Health:
+        """See `SupportsHealth`."""
+        return Health(
             available=not self._suspended,
             state="open" if self._suspended else "closed",
             age=self._clock() - self._since,
             reason=self._suspended,
-            unsettled=0,
+            pending=0,
         )
 
     async def aclose(self) -> None:
@@ -246,24 +248,26 @@ class MemoryBackend:
 
     # --- cells ---
 
-    def _leave(self, key: str, fence: Fence, ticket: str, entry: Entry | None) -> Offered:
-        floor = fence.floor if entry is None else max(fence.floor, entry.version)
-        others = fence.tickets - {ticket}
+    def _leave(self, key: str, fence: Fence, token: str, entry: Entry | None) -> PublishResult:
+        fence_version = (
+            fence.fence_version if entry is None else max(fence.fence_version, entry.version)
+        )
+        others = fence.tokens - {token}
         if others:
-            self._put_until(key, Fence(floor, others), self._deadline(key))
-            return Offered.FENCED
-        if entry is None or entry.version < floor:
+            self._put_until(key, Fence(fence_version, others), self._deadline(key))
+            return PublishResult.FENCED
+        if entry is None or entry.version < fence_version:
             return self._remove(key)
-        return self._store(key, entry, Offered.STORED)
+        return self._store(key, entry, PublishResult.STORED)
 
-    def _store(self, key: str, entry: Entry | None, done: Offered) -> Offered:
+    def _store(self, key: str, entry: Entry | None, done: PublishResult) -> PublishResult:
         if entry is None or entry.keep_ms == 0:
             return self._remove(key)
-        return done if self._put(key, entry, entry.keep_ms / 1000) else Offered.REMOVED
+        return done if self._put(key, entry, entry.keep_ms / 1000) else PublishResult.REMOVED
 
-    def _remove(self, key: str) -> Offered:
+    def _remove(self, key: str) -> PublishResult:
         self._bytes -= self._slots.pop(key).bytes
-        return Offered.REMOVED
+        return PublishResult.REMOVED
 
     def _cell(self, key: str) -> Cell | None:
         slot = self._slots.get(key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobcache.protocol.backend import Entry, Offered, Standing
+from jobcache.protocol.backend import Entry, LeaseResult, PublishResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,16 +25,16 @@ class NullBackend:
         """Nothing."""
         return {}
 
-    async def lease(self, key: str, ticket: str) -> Entry | Standing:  # noqa: ARG002
-        """Granted to everyone: what is offered under it is not kept."""
-        return Standing.NOTHING
+    async def lease(self, key: str, token: str) -> Entry | LeaseResult:  # noqa: ARG002
+        """Granted to everyone: what is published under it is not kept."""
+        return LeaseResult.ACQUIRED
 
-    async def fence(self, key: str, ticket: str) -> None:
+    async def fence(self, key: str, token: str) -> None:
         """There is nothing to keep from being served."""
 
-    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:  # noqa: ARG002
+    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:  # noqa: ARG002
         """Not kept."""
-        return Offered.NOTHING
+        return PublishResult.NOTHING
 
     async def purge(self, keys: Sequence[str]) -> int:  # noqa: ARG002
         """There is nothing to drop."""

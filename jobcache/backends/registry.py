@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 from jobcache.backends import memory
 from jobcache.backends.tiered import TieredBackend
 from jobcache.errors import CacheError, NamespaceConflict, SettingsError
-from jobcache.protocol.backend import Ping
-from jobcache.resilience.guarded_backend import Guard
+from jobcache.protocol.backend import SupportsPing
+from jobcache.resilience.guarded_backend import GuardedBackend
 from jobcache.settings import GROUP, backend_names
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def make_backend(settings: CacheSettings) -> CacheBackend:
             extra = _EXTRAS.get(name, name)
             allowed = f"its library is missing ({error}); pip install 'jobcache[{extra}]'"
             raise SettingsError("JOBCACHE_BACKEND", name, allowed) from error
-        return Guard(backend) if isinstance(backend, Ping) else backend
+        return GuardedBackend(backend) if isinstance(backend, SupportsPing) else backend
     raise SettingsError("JOBCACHE_BACKEND", name, f"one of {', '.join(backend_names())}")
 
 
@@ -89,5 +89,5 @@ def tiered(settings: CacheSettings) -> CacheBackend:
     """
     from jobcache.backends.redis.backend import from_settings  # noqa: PLC0415 - needs what may be missing
 
-    far = from_settings(settings)
-    return TieredBackend(memory.from_settings(settings), Guard(far), far.feed())
+    remote = from_settings(settings)
+    return TieredBackend(memory.from_settings(settings), GuardedBackend(remote), remote.feed())

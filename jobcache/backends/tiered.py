@@ -1,35 +1,36 @@
-"""Two tiers: a near one in this process, before a far one that all processes share.
+"""Two tiers: a local one in this process, before a remote one that all processes share.
 
-The near tier keeps the contract of a backend like any other; what is special is its source, which
-is the far tier, and its writers, who are everybody. The feed speaks for them: each report of a
-change empties the near cell. So the protocol that keeps readers of a database right keeps the
-readers of the far tier right, too:
+The local tier keeps the contract of a backend like any other; what is special is its source, which
+is the remote tier, and its writers, who are everybody. The feed speaks for them: each report of a
+change empties the local cell. So the protocol that keeps readers of a database right keeps the
+readers of the remote tier right, too:
 
-    a fill is a load       it takes the near lease before it asks the far tier, and what it brings
+    a fill is a load       it takes the near lease before it asks the remote tier, and what it
+    brings
                            is stored only over that lease; a report in between has removed it
-    an answer is an offer  whatever the far tier says is offered to the near one before it is
+    an answer is a publish  whatever the remote tier says is published to the local one before it is
                            returned, and so removes what is older, or may become older
 
         R0 takes the near lease, reads v1; W commits v2; R1 finds the lease, reads v2, returns it
         R0 stores v1, for the report has not come yet; the next read goes back to v1
 
-Writers fence the far tier, and all processes are told of that. But what is offered in this process
-may be acknowledged or returned here before the feed has told of anything. So the near cell is
-emptied once the offer has been made, whatever came of it, and before anybody hears of it:
+Writers fence the remote tier, and all processes are told of that. But what is published in this
+process may be acknowledged or returned here before the feed has told of anything. So the local cell
+is emptied once the publish has been made, whatever came of it, and before anybody hears of it:
 
-    W fences, commits v2, offers it, acknowledges it; no report has come yet; R is given v1
+    W fences, commits v2, publishes it, acknowledges it; no report has come yet; R is given v1
 
-Even while the feed is not live, when nothing is filled, what the far tier says is offered to the
-near one: the feed may be live again before it has told of that.
+Even while the feed is not live, when nothing is filled, what the remote tier says is published to
+the local one: the feed may be live again before it has told of that.
 
-What a process serves from its near tier may be as old as the feed lags, and no older than the limit
-after which a silent feed is not live any more. While it is not, the near tier is not asked at all,
-and every read is the far tier's.
+What a process serves from its local tier may be as old as the feed lags, and no older than the
+limit after which a silent feed is not live any more. While it is not, the local tier is not asked
+at all, and every read is the remote tier's.
 
-Rejected: to empty the cell before an offer, too, or for a fence. Until the offer has been made
+Rejected: to empty the cell before a publish, too, or for a fence. Until the publish has been made
 nobody is owed what it carries, and what is filled meanwhile goes with the rest.
 
-Rejected: to keep what a write has offered. Its own report comes back and empties the cell again;
+Rejected: to keep what a write has published. Its own report comes back and empties the cell again;
 and if another writer's fence were reported in between, the cell would hide what that one commits.
 """
 
@@ -39,87 +40,95 @@ import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from jobcache._concurrency.batching import Together
+from jobcache._concurrency.batching import Batcher
 from jobcache.protocol.backend import (
     CacheBackend,
-    Condition,
-    Drop,
     Entry,
-    Holdings,
-    Identifies,
-    Offered,
-    Peek,
-    PurgeAll,
-    Remember,
-    Standing,
-    Starts,
+    Health,
+    LeaseResult,
+    PublishResult,
     SupportsBodyCheck,
     SupportsClockSteps,
+    SupportsDiscard,
+    SupportsHealth,
     SupportsLeaseTime,
-    Watched,
+    SupportsNamespaceOwner,
+    SupportsPeek,
+    SupportsPurgeAll,
+    SupportsSize,
+    SupportsStart,
+    SupportsVersionHint,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from jobcache.protocol.backend import Feed
+    from jobcache.protocol.backend import ChangeFeed
 
 
-_BATCH = 500  # gets that are asked of the far tier at once
+_BATCH = 500  # gets that are asked of the remote tier at once
 
 
-class NearTier(CacheBackend, Peek, Drop, Holdings, Protocol):
+class LocalTier(CacheBackend, SupportsPeek, SupportsDiscard, SupportsSize, Protocol):
     """What can stand in front: a backend of this process, none of whose operations waits."""
 
 
-class FarTier(CacheBackend, PurgeAll, Remember, Watched, Starts, Identifies, Protocol):
+class RemoteTier(
+    CacheBackend,
+    SupportsPurgeAll,
+    SupportsVersionHint,
+    SupportsHealth,
+    SupportsStart,
+    SupportsNamespaceOwner,
+    Protocol,
+):
     """What can stand behind: a guarded backend that several processes share."""
 
 
 class TieredBackend:
-    """A near tier before a far one.
+    """A local tier before a remote one.
 
     Args:
-        near: what is asked first, while the feed is live.
-        far: the truth about cells.
-        feed: tells what changes in the far tier.
-        ticket: makes unique tickets of ASCII letters and digits, for the near tier only.
+        local: what is asked first, while the feed is live.
+        remote: the truth about cells.
+        feed: tells what changes in the remote tier.
+        token: makes unique tokens of ASCII letters and digits, for the local tier only.
     """
 
     name = "tiered"
 
     def __init__(
         self,
-        near: NearTier,
-        far: FarTier,
-        feed: Feed,
+        local: LocalTier,
+        remote: RemoteTier,
+        feed: ChangeFeed,
         *,
-        ticket: Callable[[], str] | None = None,
+        token: Callable[[], str] | None = None,
     ) -> None:
         numbers = itertools.count()
-        self._ticket: Callable[[], str] = ticket or (lambda: f"n{next(numbers)}")
-        self._near = near
-        self._far = far
+        self._token: Callable[[], str] = token or (lambda: f"n{next(numbers)}")
+        self._local = local
+        self._remote = remote
         self._feed = feed
-        self._gets: Together[str, Entry | None] = Together(self._get_together, _BATCH)
+        self._gets: Batcher[str, Entry | None] = Batcher(self._get_together, _BATCH)
         feed.listen(self)
 
     @property
     def tiers(self) -> tuple[str, str]:
-        """See `Tiers`."""
-        return self._near.name, self._far.name
+        """See `SupportsTiers`."""
+        return self._local.name, self._remote.name
 
     # --- reading ---
 
     def peek(self, key: str) -> Entry | None:
-        """See `Peek`."""
-        return self._near.peek(key) if self._feed.live else None
+        """See `SupportsPeek`."""
+        return self._local.peek(key) if self._feed.live else None
 
     async def get(self, key: str) -> Entry | None:
         """See `CacheBackend`. All that are asked for in one turn of the loop are asked together.
 
         So a burst for one key takes one near lease. Two would be in each other's way, for whoever
-        offers first removes the other's.
+        publishes first removes the other's.
         """
         return await self._gets.ask(key)
 
@@ -129,132 +138,132 @@ class TieredBackend:
 
     async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
         """See `CacheBackend`."""
-        ticket = self._ticket()
+        token = self._token()
         found: dict[str, Entry] = {}
         for key in keys:
-            entry = await self._lease_near(key, ticket)
+            entry = await self._lease_local(key, token)
             if entry is not None:
                 found[key] = entry
         lacking = [key for key in keys if key not in found]
         if lacking:
             brought: Mapping[str, Entry] = {}
             try:
-                brought = await self._far.get_many(lacking)
+                brought = await self._remote.get_many(lacking)
             finally:
                 for key in lacking:
-                    await self._offer_near(key, ticket, brought.get(key))
+                    await self._publish_local(key, token, brought.get(key))
             found.update(brought)
         return found
 
-    async def _lease_near(self, key: str, ticket: str) -> Entry | None:
-        """What the near tier holds; if it holds nothing, the right to fill it is now `ticket`'s."""
+    async def _lease_local(self, key: str, token: str) -> Entry | None:
+        """What the local tier holds; if it holds nothing, the right to fill it is now `token`'s."""
         if not self._feed.live:
             self._feed.start()
             return None  # and so nothing can be filled
-        found = await self._near.lease(key, ticket)
+        found = await self._local.lease(key, token)
         return found if isinstance(found, Entry) else None
 
-    async def _offer_near(self, key: str, ticket: str, entry: Entry | None) -> None:
-        """Offer what the far tier has brought, or withdraw the lease if it has brought nothing."""
+    async def _publish_local(self, key: str, token: str, entry: Entry | None) -> None:
+        """Publish the entry that the remote tier returned, or withdraw the lease without one."""
         if entry is not None and entry.fresh_ms <= 0:
             entry = replace(entry, keep_ms=0)  # to be confirmed by the source first
-        await self._near.offer(key, ticket, entry)
+        await self._local.publish(key, token, entry)
 
-    async def lease(self, key: str, ticket: str) -> Entry | Standing:
+    async def lease(self, key: str, token: str) -> Entry | LeaseResult:
         """See `CacheBackend`."""
-        found = await self._far.lease(key, ticket)
+        found = await self._remote.lease(key, token)
         if isinstance(found, Entry):
-            # It is newer than what the near tier has, or that is not served.
-            self._near.drop((key,))
+            # It is newer than what the local tier has, or that is not served.
+            self._local.drop((key,))
         return found
 
     def set_body_check(self, check: Callable[[str, bytes], object]) -> None:
-        """See `SupportsBodyCheck`: the far tier's, from which the near one is filled."""
-        if isinstance(self._far, SupportsBodyCheck):
-            self._far.set_body_check(check)
+        """See `SupportsBodyCheck`: the remote tier's, from which the local one is filled."""
+        if isinstance(self._remote, SupportsBodyCheck):
+            self._remote.set_body_check(check)
 
     def set_lease_time(self, seconds: float) -> None:
-        """See `SupportsLeaseTime`: the far tier's. A fill of the near tier is never slow."""
-        if isinstance(self._far, SupportsLeaseTime):
-            self._far.set_lease_time(seconds)
+        """See `SupportsLeaseTime`: the remote tier's. A fill of the local tier is never slow."""
+        if isinstance(self._remote, SupportsLeaseTime):
+            self._remote.set_lease_time(seconds)
 
     def clock_set_back(self, latest_ms: int) -> None:
         """See `SupportsClockSteps`."""
-        self._near.drop_all()
-        if isinstance(self._far, SupportsClockSteps):
-            self._far.clock_set_back(latest_ms)
+        self._local.drop_all()
+        if isinstance(self._remote, SupportsClockSteps):
+            self._remote.clock_set_back(latest_ms)
 
     # --- changing ---
 
-    async def fence(self, key: str, ticket: str) -> None:
+    async def fence(self, key: str, token: str) -> None:
         """See `CacheBackend`."""
-        await self._far.fence(key, ticket)
+        await self._remote.fence(key, token)
 
-    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
         """See `CacheBackend`."""
         try:
-            return await self._far.offer(key, ticket, entry)
+            return await self._remote.publish(key, token, entry)
         finally:
-            self._near.drop((key,))
+            self._local.drop((key,))
 
     def remember(self, key: str, version: int) -> None:
-        """See `Remember`."""
-        self._near.drop((key,))
-        self._far.remember(key, version)
+        """See `SupportsVersionHint`."""
+        self._local.drop((key,))
+        self._remote.remember(key, version)
 
     async def purge(self, keys: Sequence[str]) -> int:
-        """See `CacheBackend`. Counted are the far tier's."""
+        """See `CacheBackend`. Counted are the remote tier's."""
         try:
-            return await self._far.purge(keys)
+            return await self._remote.purge(keys)
         finally:
-            self._near.drop(keys)
+            self._local.drop(keys)
 
     async def purge_all(self) -> int:
-        """See `PurgeAll`. Counted are the far tier's."""
+        """See `SupportsPurgeAll`. Counted are the remote tier's."""
         try:
-            return await self._far.purge_all()
+            return await self._remote.purge_all()
         finally:
-            self._near.drop_all()
+            self._local.drop_all()
 
     # --- what the feed tells ---
 
     def changed(self, keys: Sequence[str]) -> None:
-        """See `Listener`."""
-        self._near.drop(keys)
+        """See `ChangeListener`."""
+        self._local.drop(keys)
 
     def interrupted(self) -> None:
-        """See `Listener`. Fills under way lose their leases, and so store nothing."""
-        self._near.drop_all()
+        """See `ChangeListener`. Fills under way lose their leases, and so store nothing."""
+        self._local.drop_all()
 
     def resumed(self) -> None:
-        """See `Listener`. The near tier is empty since `interrupted`, for nothing filled it."""
+        """Resume; the local tier is empty since `interrupted`, for nothing filled it."""
 
     # --- the rest ---
 
-    def feed(self) -> Feed:
-        """See `Announces`."""
+    def feed(self) -> ChangeFeed:
+        """See `SupportsChangeFeed`."""
         return self._feed
 
-    def condition(self) -> Condition:
-        """See `Watched`: the far tier's, without which nothing is coherent."""
-        return self._far.condition()
+    def condition(self) -> Health:
+        """See `SupportsHealth`: the remote tier's, without which nothing is coherent."""
+        return self._remote.condition()
 
-    def holdings(self) -> tuple[int, int]:
-        """See `Holdings`: the near tier's."""
-        return self._near.holdings()
+    def size(self) -> tuple[int, int]:
+        """See `SupportsSize`: the local tier's."""
+        return self._local.size()
 
     def identify(self, source_id: str) -> None:
-        """See `Identifies`."""
-        self._far.identify(source_id)
+        """See `SupportsNamespaceOwner`."""
+        self._remote.identify(source_id)
 
     async def start(self) -> None:
-        """See `Starts`."""
+        """See `SupportsStart`."""
         self._feed.start()
-        await self._far.start()
+        await self._remote.start()
 
     async def aclose(self) -> None:
         """Close both tiers, and the feed before them."""
         await self._feed.aclose()
         await self._gets.aclose()
-        await self._near.aclose()
-        await self._far.aclose()
+        await self._local.aclose()
+        await self._remote.aclose()

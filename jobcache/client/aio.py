@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 import httpx
 
 from jobcache.client.core import requests
-from jobcache.client.core.rules import Answer, Ask, Failure, Pause, Rules
+from jobcache.client.core.rules import Request, Response, Rules, Sleep, TransportError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -140,16 +140,16 @@ class AsyncJobs:
                 job: Job = end.value
                 return job
             reply = None
-            if isinstance(step, Ask):
+            if isinstance(step, Request):
                 reply = await self._ask(step)
-            elif isinstance(step, Pause):
+            elif isinstance(step, Sleep):
                 await self._sleep(step.seconds)
             elif on_progress is not None:
                 heard = on_progress(step.job)
                 if inspect.isawaitable(heard):
                     await heard
 
-    async def _ask(self, ask: Ask) -> Answer | Failure:
+    async def _ask(self, ask: Request) -> Response | TransportError:
         try:
             # httpx times each read; this, an answer that drips.
             async with asyncio.timeout(ask.timeout):
@@ -159,6 +159,6 @@ class AsyncJobs:
         except requests.MISTAKES:
             raise
         except (httpx.RequestError, TimeoutError) as error:
-            return Failure(error)
+            return TransportError(error)
         headers = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(response.status_code, headers, response.content)
+        return Response(response.status_code, headers, response.content)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 import httpx
 
 from jobcache.client.core import requests
-from jobcache.client.core.rules import Answer, Ask, Failure, Pause, Rules
+from jobcache.client.core.rules import Request, Response, Rules, Sleep, TransportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -114,14 +114,14 @@ class Jobs:
                 job: Job = end.value
                 return job
             reply = None
-            if isinstance(step, Ask):
+            if isinstance(step, Request):
                 reply = self._ask(step)
-            elif isinstance(step, Pause):
+            elif isinstance(step, Sleep):
                 self._sleep(step.seconds)
             elif on_progress is not None:
                 on_progress(step.job)
 
-    def _ask(self, ask: Ask) -> Answer | Failure:
+    def _ask(self, ask: Request) -> Response | TransportError:
         try:
             response = self._http.request(
                 **requests.request(ask, self._address, self._authorization)
@@ -129,6 +129,6 @@ class Jobs:
         except requests.MISTAKES:
             raise
         except httpx.RequestError as error:
-            return Failure(error)
+            return TransportError(error)
         headers = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(response.status_code, headers, response.content)
+        return Response(response.status_code, headers, response.content)

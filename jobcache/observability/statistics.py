@@ -75,7 +75,7 @@ class Statistics:
 
     Attributes:
         hits: answered from the cache.
-        near_hits: of these, those that needed not wait: answered from this process.
+        local_hits: of these, those that needed not wait: answered from this process.
         misses: loaded, because the cache held nothing fresh.
         bypasses: loaded, because the cache could not answer or must not (a fence stands).
         stale_served: answered past its freshness, because the source is away.
@@ -84,7 +84,7 @@ class Statistics:
         fences: keys fenced by writers.
         database_loads: times the source was asked, by one reader for all who shared it.
         read_errors: reads that raised, such as those whose load failed; not among the above.
-        not_stored: documents that were offered and not kept: the lease or the fence was lost,
+        not_stored: documents that were published and not kept: the lease or the fence was lost,
             another reader's lease stood in the way, or the document is too large for the cache.
         shadow_reads: hits that were compared with the source afterwards.
         shadow_overtaken: of these, how many a writer had overtaken by then; nothing is wrong.
@@ -94,7 +94,7 @@ class Statistics:
     """
 
     hits: int = 0
-    near_hits: int = 0
+    local_hits: int = 0
     misses: int = 0
     bypasses: int = 0
     stale_served: int = 0
@@ -109,7 +109,7 @@ class Statistics:
     shadow_stale: int = 0
     hit: Histogram = field(default_factory=Histogram)
     miss: Histogram = field(default_factory=Histogram)
-    offer: Histogram = field(default_factory=Histogram)
+    publish: Histogram = field(default_factory=Histogram)
     database_load: Histogram = field(default_factory=Histogram)
     staleness: Histogram = field(default_factory=Histogram)
 
@@ -135,7 +135,7 @@ class Statistics:
             "latency_us": {
                 "hit": self.hit.summary(),
                 "miss": self.miss.summary(),
-                "offer": self.offer.summary(),
+                "publish": self.publish.summary(),
                 "database_load": self.database_load.summary(),
                 "staleness": self.staleness.summary(),
             },

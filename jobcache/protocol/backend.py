@@ -168,19 +168,19 @@ class Entry:
         return replace(self, fresh_ms=-CLOCK_SKEW_MS)  # no age is below that
 
 
-class Standing(Enum):
+class LeaseResult(Enum):
     """What `lease` found where there was no entry."""
 
-    NOTHING = "nothing"
+    ACQUIRED = "nothing"
     """The cell was empty, and the lease is now the caller's."""
-    LEASE = "lease"
+    HELD = "lease"
     """Somebody else is loading this key."""
-    FENCE = "fence"
+    FENCED = "fence"
     """Writers are at work: what is loaded now is not to be stored."""
 
 
-class Offered(Enum):
-    """What `offer` did."""
+class PublishResult(Enum):
+    """What `publish` did."""
 
     STORED = "stored"
     """The entry is in the cell and will be served."""
@@ -193,7 +193,7 @@ class Offered(Enum):
     REMOVED = "removed"
     """The cell held what may be older, and is empty now."""
     NOTHING = "nothing"
-    """The cell was empty, and stays so: the ticket's lease or fence has been lost."""
+    """The cell was empty, and stays so: the token's lease or fence has been lost."""
 
 
 class CacheBackend(Protocol):
@@ -221,10 +221,10 @@ class CacheBackend(Protocol):
             CacheUnavailable: the store did not answer.
         """
 
-    async def lease(self, key: str, ticket: str) -> Entry | Standing:
+    async def lease(self, key: str, token: str) -> Entry | LeaseResult:
         """Take the lease of an empty cell; otherwise leave the cell and say what it holds.
 
-        A caller who finds its own lease there holds it: `Standing.NOTHING`. The lease is lost
+        A caller who finds its own lease there holds it: `LeaseResult.ACQUIRED`. The lease is lost
         after a few seconds, or after the time that `SupportsLeaseTime` was told of.
 
         Raises:
@@ -232,26 +232,26 @@ class CacheBackend(Protocol):
             CacheUnavailable: the store did not answer; the lease may have been taken.
         """
 
-    async def fence(self, key: str, ticket: str) -> None:
-        """From now on nothing in this cell is served until every ticket has left the fence.
+    async def fence(self, key: str, token: str) -> None:
+        """From now on nothing in this cell is served until every token has left the fence.
 
-        An entry, a lease or an unreadable cell is replaced by a fence with this one ticket, whose
-        floor is the entry's version, else 0. A standing fence takes the ticket in, and keeps its
+        An entry, a lease or an unreadable cell is replaced by a fence with this one token, whose
+        floor is the entry's version, else 0. A standing fence takes the token in, and keeps its
         deadline: a writer that died cannot hold up a busy key for longer than one fence lives.
 
         Raises:
             CacheUnavailable: the store did not answer; the fence may stand.
         """
 
-    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
         """Hand over a committed version, or withdraw (`entry` None: nothing was committed).
 
         What is done depends on the cell:
 
-        - the ticket's own lease: the entry is stored; a withdrawal empties the cell;
+        - the token's own lease: the entry is stored; a withdrawal empties the cell;
         - another's lease: removed, for its holder may have loaded an older version; a
           withdrawal leaves it;
-        - a fence: its floor is raised to the entry's version and the ticket leaves it. The last
+        - a fence: its floor is raised to the entry's version and the token leaves it. The last
           one out stores the entry if it is not below the floor, else empties the cell;
         - an older entry: removed. The same version: stored again, with a new lifetime. A newer
           one: left. A withdrawal leaves any;
@@ -278,7 +278,7 @@ class CacheBackend(Protocol):
 
 
 @runtime_checkable
-class Peek(Protocol):
+class SupportsPeek(Protocol):
     """A backend whose entries can be read without waiting, in this very turn of the loop."""
 
     def peek(self, key: str) -> Entry | None:
@@ -286,7 +286,7 @@ class Peek(Protocol):
 
 
 @runtime_checkable
-class Ask(Protocol):
+class SupportsCallbackGet(Protocol):
     """A backend that reads without a task for each read."""
 
     def ask(self, key: str, then: Callable[[Entry | CacheError | None], object]) -> bool:
@@ -300,8 +300,8 @@ class Ask(Protocol):
 
 
 @runtime_checkable
-class AskMany(Protocol):
-    """As `Ask`, for many keys."""
+class SupportsCallbackGetMany(Protocol):
+    """As `SupportsCallbackGet`, for many keys."""
 
     def ask_many(
         self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | Exception], object]
@@ -314,18 +314,18 @@ class AskMany(Protocol):
 
 
 @runtime_checkable
-class Drop(Protocol):
+class SupportsDiscard(Protocol):
     """A backend whose cells can be emptied without waiting, in this very turn of the loop."""
 
     def drop(self, keys: Sequence[str]) -> int:
         """As `CacheBackend.purge`, synchronously."""
 
     def drop_all(self) -> int:
-        """As `PurgeAll.purge_all`, synchronously."""
+        """As `SupportsPurgeAll.purge_all`, synchronously."""
 
 
 @runtime_checkable
-class PurgeAll(Protocol):
+class SupportsPurgeAll(Protocol):
     """A backend that can find all keys of its namespace."""
 
     async def purge_all(self) -> int:
@@ -342,7 +342,7 @@ class PurgeAll(Protocol):
 
 
 @runtime_checkable
-class Identifies(Protocol):
+class SupportsNamespaceOwner(Protocol):
     """A backend in whose store a service with another source may use the same keys."""
 
     def identify(self, source_id: str) -> None:
@@ -355,7 +355,7 @@ class Identifies(Protocol):
 
 
 @runtime_checkable
-class Ping(Protocol):
+class SupportsPing(Protocol):
     """A backend whose store can be away."""
 
     async def ping(self) -> None:
@@ -363,15 +363,15 @@ class Ping(Protocol):
 
 
 @runtime_checkable
-class Holdings(Protocol):
+class SupportsSize(Protocol):
     """A backend that knows how much it holds in this process."""
 
-    def holdings(self) -> tuple[int, int]:
+    def size(self) -> tuple[int, int]:
         """How many cells it holds, and about how many bytes they take."""
 
 
 @runtime_checkable
-class Remember(Protocol):
+class SupportsVersionHint(Protocol):
     """A backend that can be told, without waiting, what its store has yet to hear of."""
 
     def remember(self, key: str, version: int) -> None:
@@ -387,13 +387,13 @@ class SupportsLeaseTime(Protocol):
 
     A lease that is lost before its load has ended keeps the result from being stored. So it lasts
     as long as a load may take. That costs little where a reader dies: whoever finds its lease
-    waits for a moment, loads, and by its offer removes the lease, so the next reader stores.
+    waits for a moment, loads, and by its publish removes the lease, so the next reader stores.
 
     Rejected: short leases, which their readers renew. Each slow load would send an operation every
     few seconds, and a renewal that arrives after the lease was lost must not take it anew:
 
-        R leases, loads v1; W fences, commits v2, offers it; v2 is evicted
-        R's renewal leases the empty cell; R offers v1, and it is stored
+        R leases, loads v1; W fences, commits v2, publishes it; v2 is evicted
+        R's renewal leases the empty cell; R publishes v1, and it is stored
     """
 
     def set_lease_time(self, seconds: float) -> None:
@@ -426,19 +426,19 @@ class SupportsClockSteps(Protocol):
 
 
 @runtime_checkable
-class Starts(Protocol):
+class SupportsStart(Protocol):
     """A backend with something to do before it is used first."""
 
     async def start(self) -> None:
         """Do it. A store that is away is no error.
 
         Raises:
-            NamespaceConflict: the store belongs to another source; see `Identifies`.
+            NamespaceConflict: the store belongs to another source; see `SupportsNamespaceOwner`.
         """
 
 
-class Listener(Protocol):
-    """What a `Feed` tells. Synchronous, and quick: the feed waits for it."""
+class ChangeListener(Protocol):
+    """What a `ChangeFeed` tells. Synchronous, and quick: the feed waits for it."""
 
     def changed(self, keys: Sequence[str]) -> None:
         """These cells have changed, or may have; each change is told once or more."""
@@ -450,7 +450,7 @@ class Listener(Protocol):
         """The feed is live. Anything may have changed before."""
 
 
-class Feed(Protocol):
+class ChangeFeed(Protocol):
     """Tells a process which cells of a shared store change, whoever changes them.
 
     A change is told after it was made, by as much as the feed lags, and in the order of changes. A
@@ -461,13 +461,13 @@ class Feed(Protocol):
     def live(self) -> bool:
         """Whether all that changes from now on will be told."""
 
-    def listen(self, listener: Listener) -> None:
+    def listen(self, listener: ChangeListener) -> None:
         """Have `listener` told from now on, after those that have listened for longer."""
 
     def start(self) -> None:
         """Begin, in the running loop. Safe to call again."""
 
-    def condition(self) -> FeedCondition:
+    def condition(self) -> FeedStatus:
         """How it is now."""
 
     async def aclose(self) -> None:
@@ -475,7 +475,7 @@ class Feed(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class FeedCondition:
+class FeedStatus:
     """How a feed is.
 
     Attributes:
@@ -495,16 +495,16 @@ class FeedCondition:
 
 
 @runtime_checkable
-class Announces(Protocol):
+class SupportsChangeFeed(Protocol):
     """A backend whose store can tell what changes in it."""
 
-    def feed(self) -> Feed | None:
+    def feed(self) -> ChangeFeed | None:
         """The one feed of this backend, not started unless it is in use; None if it has none."""
 
 
 @runtime_checkable
-class Tiers(Protocol):
-    """A backend of two tiers: a near one that `Peek` reads, and the far one behind it."""
+class SupportsTiers(Protocol):
+    """A backend of two tiers: a local one that `peek` reads, and the remote one behind it."""
 
     @property
     def tiers(self) -> tuple[str, str]:
@@ -512,15 +512,15 @@ class Tiers(Protocol):
 
 
 @runtime_checkable
-class Watched(Protocol):
+class SupportsHealth(Protocol):
     """A backend behind a breaker."""
 
-    def condition(self) -> Condition:
+    def condition(self) -> Health:
         """How it is now."""
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class Health:
     """How a backend's store is.
 
     Attributes:
@@ -528,7 +528,7 @@ class Condition:
         state: "closed" (in use) or "open" (skipped).
         age: seconds in that state.
         reason: why it is not in use, for people; empty while it is.
-        unsettled: how many keys the store has yet to be told of; they are not read meanwhile.
+        pending: how many keys the store has yet to be told of; they are not read meanwhile.
             None: all of them.
     """
 
@@ -536,4 +536,4 @@ class Condition:
     state: Literal["closed", "open"]
     age: float
     reason: str
-    unsettled: int | None
+    pending: int | None

@@ -3,17 +3,17 @@ r"""Cells as bytes, for stores outside the process, and bodies as compressed byt
 A cell is a text header and, for an entry, the body after the first newline, so that it can be
 read with `redis-cli`:
 
-    E1|<stamp>|<version>|<stored_at_ms>|<fresh_ms>|<keep_ms>|<encoding>|<crc32>|<poll_after>|<status>|<owner>\n<body>
-    L1|<stamp>|<ticket>
-    F1|<stamp>|<floor>|,<ticket>,<ticket>,
+    E1|<incarnation_id>|<version>|<stored_at_ms>|<fresh_ms>|<keep_ms>|<encoding>|<crc32>|<poll_after>|<status>|<owner>\n<body>
+    L1|<incarnation_id>|<token>
+    F1|<incarnation_id>|<fence_version>|,<token>,<token>,
 
 The first character tells the kind, the digit the format. A format this version does not know is an
 `UnreadableCell`, never a guess; nothing is ever unpickled. The scripts in `backends/*.lua` read
 the same headers.
 
-The stamp, letters and digits, names the life of the store in which the cell was written. A store
+The incarnation id, letters and digits, names the life of the store that wrote the cell. A store
 that was restarted from an old dump, or a replica that was promoted, brings old cells back; they
-bear another stamp than it has now, and are as good as none.
+bear another id than it has now, and are as good as none.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ _LARGEST_CHECKED = 1024 * 1024
 class Lease:
     """A cell in which one reader has noted that it is loading the key."""
 
-    ticket: str
+    token: str
 
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """A cell in which writers have noted that a version above `floor` may be committed."""
+    """A cell in which writers have noted that a version above `fence_version` may be committed."""
 
-    floor: int
-    tickets: frozenset[str]
+    fence_version: int
+    tokens: frozenset[str]
 
 
 def fits(body: bytes) -> bool:
@@ -96,39 +96,39 @@ def identity_body(entry: Entry) -> bytes:
     return body
 
 
-def encode_entry(entry: Entry, stamp: str) -> bytes:
-    """The cell that holds `entry`, written in the life of the store that `stamp` names."""
+def encode_entry(entry: Entry, incarnation_id: str) -> bytes:
+    """The cell that holds `entry`, written in the life of the store that `incarnation_id` names."""
     poll_after = "-" if entry.poll_after is None else entry.poll_after
     header = (
-        f"E1|{stamp}|{entry.version}|{entry.stored_at_ms}|{entry.fresh_ms}|{entry.keep_ms}"
+        f"E1|{incarnation_id}|{entry.version}|{entry.stored_at_ms}|{entry.fresh_ms}|{entry.keep_ms}"
         f"|{entry.encoding}|{zlib.crc32(entry.body):08x}|{poll_after}|{quote(entry.status)}|{quote(entry.owner)}\n"
     )
     return header.encode("ascii") + entry.body
 
 
-def decode(cell: bytes, stamp: str) -> Entry | Lease | Fence | None:
-    """What a cell holds; None if it was written in another life of the store than `stamp` names.
+def decode(cell: bytes, incarnation_id: str) -> Entry | Lease | Fence | None:
+    """Return the content of a cell; None if another incarnation of the store wrote it.
 
     Raises:
         UnreadableCell: garbage, or another format.
     """
     # One look for the cell that a poll finds; what it does not know is looked at piece by piece.
     found = _ENTRY.match(cell)
-    if found is not None and found[1] == stamp.encode("ascii"):
+    if found is not None and found[1] == incarnation_id.encode("ascii"):
         return _entry(cell, found)
     kind, _, stamped = cell.partition(b"|")
     written, bar, rest = stamped.partition(b"|")
     if kind not in _KINDS or not written.isalnum() or not bar:
         raise UnreadableCell(f"a cell begins with {cell[:20]!r}, which is no format of ours")
-    if written != stamp.encode("ascii"):
+    if written != incarnation_id.encode("ascii"):
         return None
     if kind == b"E1":
         raise UnreadableCell("the header of an entry is not as we write it")
     try:
         if kind == b"L1":
-            return Lease(_ticket(rest))
-        floor, tickets = rest.split(b"|")
-        return Fence(_number(floor), _tickets(tickets))
+            return Lease(_token(rest))
+        fence_version, tokens = rest.split(b"|")
+        return Fence(_number(fence_version), _tokens(tokens))
     except (ValueError, UnicodeError) as error:
         raise UnreadableCell(f"a cell cannot be read: {error}") from error
 
@@ -157,23 +157,23 @@ class Decoder:
         self._last: dict[str, tuple[bytes, str, Entry]] = {}
         self._read: dict[str, bytes] = {}
 
-    def decode(self, name: str, cell: bytes, stamp: str) -> Entry | Lease | Fence | None:
+    def decode(self, name: str, cell: bytes, incarnation_id: str) -> Entry | Lease | Fence | None:
         """As `decode`, of the cell at `name`.
 
         Raises:
             UnreadableCell: as `decode`, or the body cannot be read.
         """
         last = self._last.get(name)
-        if last is not None and last[0] == cell and last[1] == stamp:
+        if last is not None and last[0] == cell and last[1] == incarnation_id:
             return last[2]
-        found = decode(cell, stamp)
+        found = decode(cell, incarnation_id)
         if not isinstance(found, Entry):
             return found
         if len(cell) <= _LARGEST_KNOWN:
             self._read_body(name, found)
             if len(self._last) >= _KNOWN:
                 self._last.clear()
-            self._last[name] = cell, stamp, found
+            self._last[name] = cell, incarnation_id, found
             return found
         header = cell[: len(cell) - len(found.body)]
         if self._read.get(name) != header:
@@ -245,16 +245,16 @@ def _number(text: bytes) -> int:
     return number
 
 
-def _tickets(text: bytes) -> frozenset[str]:
+def _tokens(text: bytes) -> frozenset[str]:
     # Not a shade more than the scripts write: they would not know their own fence in it.
     before, *each, after = text.split(b",")
-    tickets = frozenset(map(_ticket, each))
-    if before or after or not tickets or len(tickets) < len(each):
+    tokens = frozenset(map(_token, each))
+    if before or after or not tokens or len(tokens) < len(each):
         raise ValueError(f"{text[:40]!r} are not the tickets of a fence")
-    return tickets
+    return tokens
 
 
-def _ticket(text: bytes) -> str:
+def _token(text: bytes) -> str:
     if not text.isalnum():
         raise ValueError(f"{text[:40]!r} is not a ticket")
     return text.decode("ascii")

@@ -18,7 +18,7 @@ import logging
 from typing import TYPE_CHECKING, Literal
 
 from jobcache.observability.log_limit import LogLimit
-from jobcache.protocol.backend import Condition
+from jobcache.protocol.backend import Health
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,13 +38,13 @@ class Breaker:
 
     Attributes:
         open: True while the store is set aside.
-        silent: True while it owes an answer that is overdue, and has given no other since.
+        unresponsive: True while it owes an answer that is overdue, and has given no other since.
         reason: why it is, for people; empty while it is not.
     """
 
     def __init__(self, name: str, *, failures: int, clock: Callable[[], float]) -> None:
         self.open = False
-        self.silent = False
+        self.unresponsive = False
         self.reason = ""
         self._name = name
         self._allowed = failures
@@ -66,7 +66,7 @@ class Breaker:
 
     def succeeded(self) -> None:
         """The store has answered."""
-        self.silent = False
+        self.unresponsive = False
         self._failures = 0
         self._last_word = self._last_success = self._begun
 
@@ -81,7 +81,7 @@ class Breaker:
     def went_unanswered(self, number: int) -> None:
         """An operation has run out of its deadline."""
         if number > self._last_success:
-            self.silent = True
+            self.unresponsive = True
 
     def open_for(self) -> float:
         """Seconds since the store was set aside; 0 while it is not."""
@@ -99,7 +99,7 @@ class Breaker:
 
     def close(self) -> None:
         """Use the store again."""
-        self.silent = False
+        self.unresponsive = False
         self._failures = 0
         if self.open:
             away = self._clock() - self._since
@@ -111,8 +111,8 @@ class Breaker:
         if omitted is not None:
             logger.warning("%s%s", words % values, omitted)
 
-    def condition(self, unsettled: int | None) -> Condition:
-        """See `Watched`; `unsettled` goes into it as it is."""
+    def condition(self, pending: int | None) -> Health:
+        """See `SupportsHealth`; `pending` goes into it as it is."""
         state: Literal["closed", "open"] = "open" if self.open else "closed"
         age = self._clock() - self._since
-        return Condition(not self.open, state, age, self.reason, unsettled)
+        return Health(not self.open, state, age, self.reason, pending)

@@ -12,32 +12,35 @@ that is full will not keep a fence, but empties the cell, and other processes ma
 that this one has set aside. If it is silent, fences are the last to give it up, and so the other
 processes have time to notice before something is committed that they are not told of.
 
-An offer that did not get through leaves its key *unsettled*: the store may hold what is older than
-the source. Such a key is not read here; the offer is repeated, with its own ticket but without its
+A publish that did not get through leaves its key *pending*: the store may hold what is older than
+the source. Such a key is not read here; the publish is repeated, with its own token but without its
 body, until it gets through, and before the breaker closes:
 
-    W's offer is lost; the source has v2, and the store comes back with v1
-    repeating the offer removes v1, or raises the floor of a fence that another writer left
+    W's publish is lost; the source has v2, and the store comes back with v1
+    repeating the publish removes v1, or raises the floor of a fence that another writer left
 
-Rejected: to purge the unsettled keys instead. A purge leaves standing fences, and then
+Rejected: to purge the pending keys instead. A purge leaves standing fences, and then
 
-    W1 fences, commits v2; W2 cannot fence, commits v3, cannot offer; the key is purged
-    W1 offers v2 as the last out of a fence that never heard of v3, and v2 is served
+    W1 fences, commits v2; W2 cannot fence, commits v3, cannot publish; the key is purged
+    W1 publishes v2 as the last out of a fence that never heard of v3, and v2 is served
 
 Other processes may have missed something as well, and come back later than this one. So what was
 stored before an outage ended is not served again before the source has confirmed it:
 
     Redis hangs; W in process A commits v2, which Redis does not hear of
-    Redis goes on; process B is the first to notice, reads v1; A repeats its offer
+    Redis goes on; process B is the first to notice, reads v1; A repeats its publish
 
 A fence that did not get through is a fence that was lost: the protocol allows that, as long as its
-writer offers. But it may still get through late, when its writer has long gone, and hold up the key
-for as long as a fence lives; it is then withdrawn. What its writer offers must not be stored:
+writer publishes. But it may still get through late, when its writer has long gone, and hold up the
+key for as long as a fence lives; it is then withdrawn. What its writer publishes must not be
+stored:
 
-    W1's fence and offer are both late; W1 goes on; W2 fences, commits v3, offers; v3 is evicted
-    W1's fence lands, then its offer of v2, as the last one out of a fence that never heard of v3
+    W1's fence and publish are both late; W1 goes on; W2 fences, commits v3, publishes; v3 is
+    evicted W1's fence lands, then its publish of v2, as the last one out of a fence that never
+    heard of v3
 
-`JobCache` sees to that: behind a fence it is not sure of, it offers the version and not the body.
+`JobCache` sees to that: behind a fence it is not sure of, it publishes the version and not the
+body.
 
 An operation that runs out of its deadline is not cancelled. It goes on by itself, up to the limits
 of its socket: cancelling it would drop the connection, and a burst of deadlines would become a
@@ -54,30 +57,30 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from jobcache._concurrency.batching import Turn
+from jobcache._concurrency.batching import TickBuffer
 from jobcache.errors import CacheError, CacheUnavailable, NamespaceConflict, UnreadableCell
 from jobcache.observability.log_limit import LogLimit
 from jobcache.protocol.backend import (
     CLOCK_SKEW_MS,
-    Announces,
-    AskMany,
     CacheBackend,
-    Condition,
     Entry,
-    Identifies,
-    Ping,
-    PurgeAll,
+    Health,
     SupportsBodyCheck,
+    SupportsCallbackGetMany,
+    SupportsChangeFeed,
     SupportsLeaseTime,
+    SupportsNamespaceOwner,
+    SupportsPing,
+    SupportsPurgeAll,
 )
 from jobcache.resilience.circuit_breaker import Breaker
 from jobcache.resilience.deadline import Deadline, ends_within
-from jobcache.resilience.replay_log import Missed, Step
+from jobcache.resilience.replay_log import PendingOperation, ReplayLog
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
-    from jobcache.protocol.backend import Feed, Offered, Standing
+    from jobcache.protocol.backend import ChangeFeed, LeaseResult, PublishResult
 
 T = TypeVar("T")
 logger = logging.getLogger("jobcache")
@@ -86,18 +89,18 @@ logger = logging.getLogger("jobcache")
 Then: TypeAlias = "Callable[[Entry | CacheError | None], object]"
 
 
-class RemoteBackend(CacheBackend, Ping, Protocol):
+class RemoteBackend(CacheBackend, SupportsPing, Protocol):
     """What can be guarded."""
 
 
 _CLOSED = "it is being closed"
 _MOST_REFUSALS = 5
-_MOST_OFFERED = 10_000
+_MOST_PUBLISHED = 10_000
 _BATCH = 50  # gets that are one operation; larger ones have the store and us wait for each other
 _AT_ONCE = 32  # missed steps that are repeated side by side
 
 
-class Guard:
+class GuardedBackend:
     """A backend with a deadline, a circuit breaker and recovery.
 
     Args:
@@ -137,23 +140,23 @@ class Guard:
         self._clock_ms = clock_ms
         self._sleep = sleep
         self._breaker = Breaker(backend.name, failures=failures, clock=clock)
-        self._missed = Missed(most_missed)
+        self._missed = ReplayLog(most_missed)
         # What was loaded or committed before this moment is to be confirmed by the source.
         self._confirmed_from_ms = 0
         # Once the wall clock was set back, that moment may lie far ahead, and what is confirmed
-        # bears an earlier time. So the offers of this process are noted: their times, by key.
-        self._offered_since: dict[str, int] | None = None
+        # bears an earlier time. So the publishes of this process are noted: their times, by key.
+        self._published_since: dict[str, int] | None = None
         self._doubted = False
         self._overdue = False  # an operation has run out of its deadline since the last probe
-        # Fences past their deadline, and whether their writer has offered meanwhile.
+        # Fences past their deadline, and whether their writer has published meanwhile.
         self._given_up_lines = LogLimit(1, clock)
         self._late_fences: dict[tuple[str, str], bool] = {}
         self._strange: set[type[BaseException]] = set()
         self._closed = False
         self._recovery: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[Any]] = set()
-        self._gets: Turn[tuple[str, Then]] = Turn(self._get_together, _BATCH)
-        self._ask_many = backend.ask_many if isinstance(backend, AskMany) else None
+        self._gets: TickBuffer[tuple[str, Then]] = TickBuffer(self._get_together, _BATCH)
+        self._ask_many = backend.ask_many if isinstance(backend, SupportsCallbackGetMany) else None
 
     @property
     def name(self) -> str:
@@ -163,7 +166,7 @@ class Guard:
     # --- the operations, guarded ---
 
     async def get(self, key: str) -> Entry | None:
-        """See `CacheBackend`. An unsettled key is not read.
+        """See `CacheBackend`. An pending key is not read.
 
         What is asked for in one turn of the loop is one operation, or a few where it is much. What
         cannot be read is None: `lease` will tell.
@@ -180,7 +183,7 @@ class Guard:
         return told
 
     def ask(self, key: str, then: Then) -> bool:
-        """See `Ask`; otherwise as `get`."""
+        """See `SupportsCallbackGet`; otherwise as `get`."""
         if self._refusal_of(key):
             return False
         self._gets.add((key, then))
@@ -189,7 +192,7 @@ class Guard:
     def _refusal_of(self, key: str) -> str:
         """Why a key is not even asked for; empty if it is."""
         breaker, missed = self._breaker, self._missed
-        if not (missed or breaker.open or breaker.silent):
+        if not (missed or breaker.open or breaker.unresponsive):
             return ""
         if key in missed:
             return f"the store has yet to be told of {key}"
@@ -198,9 +201,9 @@ class Guard:
     def _get_together(self, asked: Sequence[tuple[str, Then]]) -> None:
         def tell(found: Mapping[str, Entry] | CacheError) -> None:
             if isinstance(found, CacheError):
-                self._tell_each(asked, lambda _: found)
+                self._replay_each(asked, lambda _: found)
             else:
-                self._tell_each(asked, self._trusted(found).get)
+                self._replay_each(asked, self._trusted(found).get)
 
         keys = self._settled(dict.fromkeys([key for key, _ in asked]))
         if keys:
@@ -208,7 +211,7 @@ class Guard:
         else:
             tell({})
 
-    def _tell_each(
+    def _replay_each(
         self, asked: Sequence[tuple[str, Then]], of: Callable[[str], Entry | CacheError | None]
     ) -> None:
         for key, then in asked:
@@ -265,12 +268,12 @@ class Guard:
             return found
         return {key: self._confirmed(key, entry) for key, entry in found.items()}
 
-    async def lease(self, key: str, ticket: str) -> Entry | Standing:
-        """See `CacheBackend`. An unsettled key is not read."""
+    async def lease(self, key: str, token: str) -> Entry | LeaseResult:
+        """See `CacheBackend`. An pending key is not read."""
         refusal = self._refusal_of(key)
         if refusal:
             raise CacheUnavailable(refusal)
-        found = await self._run(self._backend.lease(key, ticket), reads=True)
+        found = await self._run(self._backend.lease(key, token), reads=True)
         return self._confirmed(key, found) if isinstance(found, Entry) else found
 
     def set_body_check(self, check: Callable[[str, bytes], object]) -> None:
@@ -283,9 +286,9 @@ class Guard:
         if isinstance(self._backend, SupportsLeaseTime):
             self._backend.set_lease_time(seconds)
 
-    async def fence(self, key: str, ticket: str) -> None:
+    async def fence(self, key: str, token: str) -> None:
         """See `CacheBackend`."""
-        late = (key, ticket)
+        late = (key, token)
 
         def went_late(task: asyncio.Task[None]) -> None:
             # Its caller may be cancelled in the very turn in which it is overdue.
@@ -295,41 +298,41 @@ class Guard:
 
         def landed(task: asyncio.Task[None]) -> None:
             if self._late_fences.pop(late) and self._ended_well(task):
-                self._start(self._backend.offer(key, ticket, None))
+                self._start(self._backend.publish(key, token, None))
 
         limit = self._fence_deadline
-        fencing = self._backend.fence(key, ticket)
+        fencing = self._backend.fence(key, token)
         await self._run(fencing, went_late, deadline=limit, persists=limit)
 
-    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
         """See `CacheBackend`. If it does not get through, it is repeated until it does."""
-        late = (key, ticket)
+        late = (key, token)
         if late in self._late_fences:
             self._late_fences[late] = True
-        step = Step("offer", None if entry is None else entry.version)
+        step = PendingOperation("publish", None if entry is None else entry.version)
 
-        def went_late(task: asyncio.Task[Offered]) -> None:
+        def went_late(task: asyncio.Task[PublishResult]) -> None:
             task.add_done_callback(landed)
 
-        def landed(task: asyncio.Task[Offered]) -> None:
+        def landed(task: asyncio.Task[PublishResult]) -> None:
             if self._ended_well(task):
-                self._missed.made(key, ticket, step)
+                self._missed.made(key, token, step)
 
         try:
-            offered = await self._run(self._backend.offer(key, ticket, entry), went_late)
+            published = await self._run(self._backend.publish(key, token, entry), went_late)
         except CacheUnavailable:
-            self._missed.note(key, ticket, step)
+            self._missed.note(key, token, step)
             self._recover()
             raise
-        since = self._offered_since
+        since = self._published_since
         if since is not None and entry is not None and entry.stored_at_ms < self._confirmed_from_ms:
-            if len(since) >= _MOST_OFFERED:
+            if len(since) >= _MOST_PUBLISHED:
                 since.clear()  # costs one more load of each key
             since[key] = entry.stored_at_ms
-        return offered
+        return published
 
     def remember(self, key: str, version: int) -> None:
-        """See `Remember`."""
+        """See `SupportsVersionHint`."""
         self._missed.note_seen(key, version)
         self._recover()
 
@@ -339,13 +342,13 @@ class Guard:
             return await self._run(self._backend.purge(keys))
         except CacheUnavailable:
             for key in keys:
-                self._missed.note(key, "", Step("purge"))
+                self._missed.note(key, "", PendingOperation("purge"))
             self._recover()
             raise
 
     async def purge_all(self) -> int:
-        """See `PurgeAll`. It has no deadline: a large namespace takes its time."""
-        if not isinstance(self._backend, PurgeAll):
+        """See `SupportsPurgeAll`. It has no deadline: a large namespace takes its time."""
+        if not isinstance(self._backend, SupportsPurgeAll):
             raise CacheUnavailable(f"the {self.name} backend cannot list its keys")
         try:
             return await self._run(self._backend.purge_all(), deadline=math.inf)
@@ -354,25 +357,25 @@ class Guard:
             self._recover()
             raise
 
-    def feed(self) -> Feed | None:
-        """See `Announces`: the guarded backend's. It needs no guarding, for nobody waits for it."""
-        return self._backend.feed() if isinstance(self._backend, Announces) else None
+    def feed(self) -> ChangeFeed | None:
+        """Return the wrapped backend's feed. It needs no guarding, for nobody waits for it."""
+        return self._backend.feed() if isinstance(self._backend, SupportsChangeFeed) else None
 
-    def condition(self) -> Condition:
-        """See `Watched`."""
+    def condition(self) -> Health:
+        """See `SupportsHealth`."""
         return self._breaker.condition(self._missed.keys)
 
     def identify(self, source_id: str) -> None:
-        """See `Identifies`."""
-        if isinstance(self._backend, Identifies):
+        """See `SupportsNamespaceOwner`."""
+        if isinstance(self._backend, SupportsNamespaceOwner):
             self._backend.identify(source_id)
 
     async def start(self) -> None:
-        """See `Starts`. Probes once, so that a store that is away from the beginning is known."""
+        """Start and probe once, so that a store that is away from the beginning is noticed."""
         try:
             await self._ping(self._probe_limit)
         except TimeoutError:
-            self._breaker.silent = True
+            self._breaker.unresponsive = True
             self._breaker.trip("no answer")
             self._recover()
         except NamespaceConflict:
@@ -384,7 +387,7 @@ class Guard:
     async def aclose(self) -> None:
         """End the recovery and what is still under way, then close the backend."""
         self._closed = True
-        self._tell_each(self._gets.take(), lambda _: CacheUnavailable(_CLOSED))
+        self._replay_each(self._gets.take(), lambda _: CacheUnavailable(_CLOSED))
         tasks = [*self._running]
         if self._recovery is not None:
             tasks.append(self._recovery)
@@ -466,9 +469,9 @@ class Guard:
     def _refusal(self, *, reads: bool, persists: float) -> str:
         """Why an operation is not even tried; empty if it is."""
         breaker = self._breaker
-        if breaker.open and (reads or (breaker.silent and breaker.open_for() >= persists)):
+        if breaker.open and (reads or (breaker.unresponsive and breaker.open_for() >= persists)):
             return breaker.reason or "set aside"
-        if breaker.silent and reads:
+        if breaker.unresponsive and reads:
             return "an answer is overdue"
         return ""
 
@@ -480,7 +483,7 @@ class Guard:
         if self._closed and isinstance(error, CacheError):
             return error
         self._breaker.failed(number, str(error))
-        self._doubt()
+        self._mark_suspect()
         if isinstance(error, CacheError):
             return error
         if type(error) not in self._strange:
@@ -494,7 +497,7 @@ class Guard:
         """An operation is overdue. Returns the error to raise."""
         self._breaker.went_unanswered(number)
         self._overdue = True
-        self._doubt()
+        self._mark_suspect()
         return CacheUnavailable(f"no answer within {limit:g} s")
 
     def _start(self, operation: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -512,24 +515,24 @@ class Guard:
         return not self._closed and not task.cancelled() and task.exception() is None
 
     def _confirmed(self, key: str, entry: Entry) -> Entry:
-        stored_at_ms, offered = entry.stored_at_ms, self._offered_since
+        stored_at_ms, published = entry.stored_at_ms, self._published_since
         if stored_at_ms >= self._confirmed_from_ms:
             return entry
-        if offered is not None and offered.get(key) == stored_at_ms:
+        if published is not None and published.get(key) == stored_at_ms:
             return entry
         return entry.past_its_freshness()
 
     def clock_set_back(self, latest_ms: int) -> None:
         """See `SupportsClockSteps`."""
         self._confirmed_from_ms = max(self._confirmed_from_ms, latest_ms + CLOCK_SKEW_MS)
-        self._offered_since = {}
+        self._published_since = {}
 
     # --- recovery ---
 
-    def _doubt(self) -> None:
+    def _mark_suspect(self) -> None:
         # Failures in a row are not the only sign: a full server answers gets, and nothing else.
         self._doubted = True
-        self._missed.distrust()
+        self._missed.reset()
         self._recover()
 
     def _recover(self) -> None:
@@ -540,29 +543,29 @@ class Guard:
         pause = self._probe_after
         # Closed: its cancellation may have been swallowed on the way, as `tracking` tells.
         while not self._closed and (self._doubted or self._breaker.open or self._missed):
-            if not self._in_a_hurry():
+            if not self._flushing():
                 await self._sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads the probes
                 pause = min(2 * pause, self._probe_limit)
-            limit = 1.5 * self._deadline if self._in_a_hurry() else self._probe_limit
+            limit = 1.5 * self._deadline if self._flushing() else self._probe_limit
             try:
                 self._doubted = self._overdue = False  # before: a failure meanwhile is a new doubt
                 await self._ping(limit)
-                told = await self._tell()
+                told = await self._replay()
             except TimeoutError:
-                self._missed.distrust()
-                self._breaker.silent = True
+                self._missed.reset()
+                self._breaker.unresponsive = True
                 self._breaker.trip("no answer")
             except CacheUnavailable as error:
-                self._missed.distrust()
+                self._missed.reset()
                 # A store that answers reads, but takes no writes, is found out here.
-                self._breaker.silent = False
+                self._breaker.unresponsive = False
                 self._breaker.trip(str(error))
             except Exception:
                 # Without a recovery the cache would stay away for ever.
                 logger.exception("probing the %s cache failed", self.name)
             else:
                 if told:
-                    self._readmit()
+                    self._close_circuit()
                     pause = self._probe_after
 
     async def _ping(self, limit: float) -> None:
@@ -572,7 +575,7 @@ class Guard:
             raise TimeoutError
         pinging.result()
 
-    def _in_a_hurry(self) -> bool:
+    def _flushing(self) -> bool:
         """Whether callers wait for a store that may be away, or have stopped to wait for it.
 
         Not only if it is silent. Where much is under way, the first to be overdue began before the
@@ -580,25 +583,25 @@ class Guard:
 
             A and B are asked; A is answered; the store hangs; B is overdue, and soon all others are
         """
-        return (self._overdue or self._breaker.silent) and not self._breaker.open
+        return (self._overdue or self._breaker.unresponsive) and not self._breaker.open
 
-    def _readmit(self) -> None:
+    def _close_circuit(self) -> None:
         if self._breaker.open:
             moment_ms = self._clock_ms() + CLOCK_SKEW_MS
             if moment_ms < self._confirmed_from_ms:
-                self._offered_since = {}
+                self._published_since = {}
             else:
-                self._confirmed_from_ms, self._offered_since = moment_ms, None
+                self._confirmed_from_ms, self._published_since = moment_ms, None
         self._breaker.close()
 
-    async def _tell(self) -> bool:
+    async def _replay(self) -> bool:
         """Tell the store what it has missed by now. True if all of that got through.
 
         What one attempt got through stays done; what is missed meanwhile is the next one's.
         """
         if self._missed.everything:
             mark = self._missed.mark()
-            if isinstance(self._backend, PurgeAll):
+            if isinstance(self._backend, SupportsPurgeAll):
                 await self._backend.purge_all()
             self._missed.emptied(mark)
         steps = self._missed.all()
@@ -608,16 +611,16 @@ class Guard:
                 return False
         return not self._missed.everything
 
-    async def _repeat(self, key: str, ticket: str, step: Step) -> bool:
+    async def _repeat(self, key: str, token: str, step: PendingOperation) -> bool:
         """Repeat one step, or give it up if the store, which answers, will not have it."""
         try:
             async with asyncio.timeout(self._probe_limit):
                 if step.kind == "purge":
                     await self._backend.purge([key])
                 elif step.version is None:
-                    await self._backend.offer(key, ticket, None)
+                    await self._backend.publish(key, token, None)
                 else:
-                    await self._backend.offer(key, ticket, _outdated(step.version))
+                    await self._backend.publish(key, token, _outdated(step.version))
         except TimeoutError:
             return False
         except Exception as error:  # noqa: BLE001 - whatever it is, the other keys wait for it
@@ -625,9 +628,9 @@ class Guard:
             if step.refusals < _MOST_REFUSALS:
                 return False
             self._report_given_up(key, error)
-            self._missed.forget(key, ticket, step)
+            self._missed.discard(key, token, step)
         else:
-            self._missed.made(key, ticket, step)
+            self._missed.made(key, token, step)
         return True
 
     def _report_given_up(self, key: str, error: Exception) -> None:

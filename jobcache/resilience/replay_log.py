@@ -6,27 +6,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 SEEN = "seen"
-"""The ticket under which versions are noted that were seen, not written. It is nobody's: no lease
+"""The token under which versions are noted that were seen, not written. It is nobody's: no lease
 and no fence can hold it."""
 
 
 @dataclass(slots=True, eq=False)
-class Step:
+class PendingOperation:
     """One thing to repeat. Compared by identity: each attempt is its own.
 
     Attributes:
         kind: what to do.
-        version: of an offer; None for a withdrawal.
+        version: of a publish; None for a withdrawal.
         refusals: how often a store that otherwise answers would not have it.
     """
 
-    kind: Literal["offer", "purge"]
+    kind: Literal["publish", "purge"]
     version: int | None = None
     refusals: int = 0
 
 
-class Missed:
-    """Steps by key and ticket.
+class ReplayLog:
+    """Steps by key and token.
 
     Args:
         most: with more steps than these they are dropped, and everything counts as missed.
@@ -38,7 +38,7 @@ class Missed:
     def __init__(self, most: int) -> None:
         self.everything = False
         self._most = most
-        self._steps: dict[str, dict[str, Step]] = {}
+        self._steps: dict[str, dict[str, PendingOperation]] = {}
         self._count = 0
         self._overflows = 0
         self._heard: dict[str, int] = {}  # by key, the version the store has been told of
@@ -59,11 +59,11 @@ class Missed:
         """How many keys that concerns; None: all of them."""
         return None if self.everything else len(self._steps)
 
-    def note(self, key: str, ticket: str, step: Step) -> None:
-        """Remember a step; an earlier one of the same ticket is replaced."""
+    def note(self, key: str, token: str, step: PendingOperation) -> None:
+        """Remember a step; an earlier one of the same token is replaced."""
         steps = self._steps.setdefault(key, {})
-        self._count += ticket not in steps
-        steps[ticket] = step
+        self._count += token not in steps
+        steps[token] = step
         if self._count > self._most:
             self.note_everything()
 
@@ -81,7 +81,7 @@ class Missed:
         # Of the same version the note stays the same, so that polls of a key that is being
         # settled do not unsettle it again and again.
         if known is None or known.version is None or known.version < version:
-            self.note(key, SEEN, Step("offer", version))
+            self.note(key, SEEN, PendingOperation("publish", version))
 
     def note_everything(self) -> None:
         """There is too much to remember, or to name."""
@@ -90,33 +90,33 @@ class Missed:
         self._overflows += 1
         self.everything = True
 
-    def made(self, key: str, ticket: str, step: Step) -> None:
+    def made(self, key: str, token: str, step: PendingOperation) -> None:
         """The store has taken the step: from now on it holds nothing older."""
-        self.forget(key, ticket, step)
+        self.discard(key, token, step)
         if step.version is not None:
             if len(self._heard) >= self._most:
                 self._heard.clear()  # costs those that are under way one more note
             self._heard[key] = max(step.version, self._heard.get(key, -1))
 
-    def distrust(self) -> None:
+    def reset(self) -> None:
         """The store has failed: whatever it has been told of, it is to be told again."""
         self._heard.clear()
 
-    def forget(self, key: str, ticket: str, step: Step) -> None:
+    def discard(self, key: str, token: str, step: PendingOperation) -> None:
         """The step is not to be repeated any more, unless another has taken its place."""
         steps = self._steps.get(key, {})
-        if steps.get(ticket) is step:
-            del steps[ticket]
+        if steps.get(token) is step:
+            del steps[token]
             self._count -= 1
             if not steps:
                 del self._steps[key]
 
-    def all(self) -> list[tuple[str, str, Step]]:
-        """Every step, with its key and ticket, as of now."""
+    def all(self) -> list[tuple[str, str, PendingOperation]]:
+        """Every step, with its key and token, as of now."""
         return [
-            (key, ticket, step)
+            (key, token, step)
             for key, steps in self._steps.items()
-            for ticket, step in steps.items()
+            for token, step in steps.items()
         ]
 
     def mark(self) -> int:

@@ -90,7 +90,7 @@ class _Presence(Enum):
     """Its thread was interrupted, and did not wait for the end."""
 
 
-class _Errand(Generic[T]):
+class _CallbackRequest(Generic[T]):
     """What a coroutine asks of a thread. Done at most once."""
 
     def __init__(self, function: Callable[[], T]) -> None:
@@ -117,14 +117,14 @@ class _Errand(Generic[T]):
 class Caller:
     """One call's thread, as its coroutine sees it."""
 
-    def __init__(self, bridge: Bridge[Any], work: Work[Any, Any]) -> None:
-        self._bridge = bridge
+    def __init__(self, loop_thread: LoopThread[Any], work: Work[Any, Any]) -> None:
+        self._loop_thread = loop_thread
         self._work = work
         self._context = contextvars.copy_context()
         self._presence = _Presence.WAITING
         self._task: asyncio.Task[None] | None = None
-        self._errands: set[_Errand[Any]] = set()  # that have not been reported
-        self._inbox: Inbox[_Errand[Any] | None] = make_inbox()  # None: the call is over
+        self._errands: set[_CallbackRequest[Any]] = set()  # that have not been reported
+        self._inbox: Inbox[_CallbackRequest[Any] | None] = make_inbox()  # None: the call is over
         self.value: Any = None
         self.error: BaseException | None = CacheClosed("the cache was closed meanwhile")
 
@@ -141,35 +141,35 @@ class Caller:
             CallerLeft: the thread does not wait any more.
             Exception: whatever `function` raised.
         """
-        errand = _Errand(function)
+        request = _CallbackRequest(function)
         if self._presence is _Presence.WAITING:
-            self._errands.add(errand)
-            self._inbox.put(errand)
+            self._errands.add(request)
+            self._inbox.put(request)
         elif self._presence is _Presence.RETURNED and afterwards:
             # A daemon: whatever it waits for, nobody waits for it.
-            make_thread(lambda: self._run(errand), "jobcache comparison").start()
+            make_thread(lambda: self._run(request), "jobcache comparison").start()
         else:
             raise CallerLeft
         try:
-            await errand.done
+            await request.done
         finally:
-            self._errands.discard(errand)
-        if errand.error is not None:
-            raise errand.error
-        return errand.value
+            self._errands.discard(request)
+        if request.error is not None:
+            raise request.error
+        return request.value
 
     def begin(self) -> None:
         """Start the call."""
         self._task = asyncio.create_task(self._attend(), context=self._context)
-        self._bridge.began(self._task)
+        self._loop_thread.began(self._task)
         self._task.add_done_callback(lambda _: self.end())
 
     async def _attend(self) -> None:
         try:
-            resident = self._bridge.resident()
+            target = self._loop_thread.target()
             while True:
                 try:
-                    self.value = await self._work(resident, self)
+                    self.value = await self._work(target, self)
                 except CallerLeft:
                     if self._presence is not _Presence.WAITING:
                         raise
@@ -192,8 +192,8 @@ class Caller:
         self._presence = _Presence.LEFT
         if self._task is not None:
             self._task.cancel()
-        for errand in self._errands:
-            errand.report()  # not done, as it has it unless told otherwise
+        for request in self._errands:
+            request.report()  # not done, as it has it unless told otherwise
 
     def end(self) -> None:
         """The call is over."""
@@ -203,43 +203,44 @@ class Caller:
 
     def wait(self) -> None:
         """Send the work over and do what it asks, until it has ended."""
-        self._bridge.post(self.begin)
-        while (errand := self._inbox.get()) is not None:
-            self._run(errand)
+        self._loop_thread.post(self.begin)
+        while (request := self._inbox.get()) is not None:
+            self._run(request)
 
-    def _run(self, errand: _Errand[Any]) -> None:
+    def _run(self, request: _CallbackRequest[Any]) -> None:
         try:
-            errand.run()
+            request.run()
         finally:
             with suppress(CacheClosed):  # then nobody waits for it
-                self._bridge.post(errand.report)
+                self._loop_thread.post(request.report)
 
 
-class Bridge(Generic[R]):
+class LoopThread(Generic[R]):
     """A loop in a daemon thread, started when it is first needed, and what lives on it.
 
     Args:
         name: the thread's.
-        settle: makes the resident, in the loop's thread, at the first call. If it raises, that
+        resolve_future: makes the resident, in the loop's thread, at the first call. If it raises,
+            that
             call does, and the next one tries again.
-        farewell: closes the resident.
+        close: closes the resident.
 
     Attributes:
         abandoned: kept, and left alone, in processes forked from this one: it is this one's.
     """
 
     def __init__(
-        self, name: str, settle: Callable[[], R], farewell: Callable[[R], Awaitable[None]]
+        self, name: str, resolve_future: Callable[[], R], close: Callable[[R], Awaitable[None]]
     ) -> None:
         self._name = name
-        self._settle = settle
-        self._farewell = farewell
+        self._settle = resolve_future
+        self._close = close
         self._forks = forks.count
         self._starting = make_lock()  # of this process alone: a child has a bridge of its own
         self._thread: NativeThread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._broken: Exception | None = None  # why there is no loop
-        self._resident: R | None = None
+        self._target: R | None = None
         self._closing = False
         self._may_end = asyncio.Event()
         self._callers: set[Caller] = set()
@@ -354,13 +355,13 @@ class Bridge(Generic[R]):
 
     # --- in the loop's thread ---
 
-    def resident(self) -> R:
+    def target(self) -> R:
         """What lives here. Raises `CacheClosed` once it is on its way out."""
         if self._may_end.is_set():
             raise CacheClosed("the cache is closed")
-        if self._resident is None:
-            self._resident = self._settle()
-        return self._resident
+        if self._target is None:
+            self._target = self._settle()
+        return self._target
 
     def began(self, task: asyncio.Task[None]) -> None:
         """A call's task has been made."""
@@ -388,8 +389,8 @@ class Bridge(Generic[R]):
 
     async def _live(self) -> None:
         await self._may_end.wait()
-        if self._resident is not None:
-            await self._farewell(self._resident)
+        if self._target is not None:
+            await self._close(self._target)
         for task in self._tasks:
             task.cancel()
         if self._tasks:

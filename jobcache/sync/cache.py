@@ -4,7 +4,7 @@
     answer = cache.read(progress_key(7), load)
 
 The methods are the asynchronous ones, run on an event loop in a thread of this process (see
-`bridge`), on which probes and shared loads go on between calls. `load` is called in the thread
+`loop_thread`), on which probes and shared loads go on between calls. `load` is called in the thread
 that has called the cache, and the transaction never leaves it. Any number of threads may use one
 cache; equal reads of theirs are shared.
 
@@ -33,7 +33,7 @@ from jobcache.backends.registry import make_backend
 from jobcache.cache import JobCache as AsyncJobCache
 from jobcache.errors import CacheClosed, WriteMisuse
 from jobcache.settings import CacheSettings
-from jobcache.sync._loop_thread import Bridge, Caller, forks
+from jobcache.sync._loop_thread import Caller, LoopThread, forks
 from jobcache.throttle import ThreadedThrottle as Throttle
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from jobcache._engine.watchers import CheckTimes, Later
-    from jobcache._engine.writing import Steps
+    from jobcache._engine.watchers import Later, PollIntervals
+    from jobcache._engine.writing import WriteSteps
     from jobcache.lifetimes import Lifetimes
-    from jobcache.models import Answer
+    from jobcache.models import ReadResult
     from jobcache.observability.statistics import Statistics
     from jobcache.protocol.backend import CacheBackend, Document
 
@@ -72,9 +72,9 @@ class _Options(TypedDict, total=False):
     check_body: Callable[[str, bytes], object] | None
     shadow_rate: float
     clock_ms: Callable[[], int] | None
-    ticket: Callable[[], str]
+    token: Callable[[], str]
     sleep: Callable[[float], Awaitable[object]]
-    check_times: CheckTimes | None
+    poll_intervals: PollIntervals | None
     later: Later | None
 
 
@@ -114,7 +114,7 @@ class JobCache:
 
     Interrupted (by a signal's handler: Ctrl-C, a task's time limit), a call ends at once, and what
     it shared with others goes on. A write that is interrupted within its block rolls back; after
-    its commit it is offered all the same, or else its fence stays until it expires.
+    its commit it is published all the same, or else its fence stays until it expires.
 
     Args:
         backend: settings, or what makes a backend: called once in each process that uses the cache,
@@ -141,18 +141,18 @@ class JobCache:
         self._options = options
         # Those of the processes before this one are kept, unused: to let go of a connection would
         # be felt by the process that it belongs to.
-        self._bridges: dict[int, Bridge[AsyncJobCache]] = {}
+        self._bridges: dict[int, LoopThread[AsyncJobCache]] = {}
         self._closed = False
 
-    def _here(self) -> Bridge[AsyncJobCache]:
+    def _here(self) -> LoopThread[AsyncJobCache]:
         """This process's bridge. Takes no lock, which a fork could have found taken."""
         if self._closed:
             raise CacheClosed("the cache is closed")
-        bridge = self._bridges.get(forks.count)
-        if bridge is None:
-            made = Bridge("jobcache", self._settle, AsyncJobCache.aclose)
-            bridge = self._bridges.setdefault(forks.count, made)
-        return bridge
+        loop_thread = self._bridges.get(forks.count)
+        if loop_thread is None:
+            made = LoopThread("jobcache", self._settle, AsyncJobCache.aclose)
+            loop_thread = self._bridges.setdefault(forks.count, made)
+        return loop_thread
 
     def _settle(self) -> AsyncJobCache:
         return AsyncJobCache(self._make(), **self._options)
@@ -163,18 +163,20 @@ class JobCache:
         return vars(self) | {"_options": options, "_bridges": {}, "_closed": False}
 
     @_told_as(AsyncJobCache.read)
-    def read(self, key: str, load: Callable[[], Document | None], *, floor: int = 0) -> Answer:
+    def read(
+        self, key: str, load: Callable[[], Document | None], *, min_version: int = 0
+    ) -> ReadResult:
         """Calls `load`, if at all, in this thread.
 
         Of equal calls that come together only one calls its own; if it is interrupted, another.
         """
 
-        def work(cache: AsyncJobCache, caller: Caller) -> Awaitable[Answer]:
+        def work(cache: AsyncJobCache, caller: Caller) -> Awaitable[ReadResult]:
             # A hit has returned when it is compared, which is all that may ask afterwards.
             def load_there() -> Awaitable[Document | None]:
                 return caller.ask(as_part_of_this_load(load), afterwards=True)
 
-            return cache.read(key, load_there, floor=floor)
+            return cache.read(key, load_there, min_version=min_version)
 
         return self._here().call(work)
 
@@ -183,11 +185,11 @@ class JobCache:
         self,
         keys: Iterable[str],
         load_many: Callable[[Sequence[str]], Mapping[str, Document]],
-    ) -> dict[str, Answer]:
+    ) -> dict[str, ReadResult]:
         """Calls `load_many`, if at all, in this thread."""
         wanted = list(keys)  # an iterable of the caller's is not the loop's to go through
 
-        def work(cache: AsyncJobCache, caller: Caller) -> Awaitable[dict[str, Answer]]:
+        def work(cache: AsyncJobCache, caller: Caller) -> Awaitable[dict[str, ReadResult]]:
             def load_there(some: Sequence[str]) -> Awaitable[Mapping[str, Document]]:
                 return caller.ask(as_part_of_this_load(partial(load_many, some)))
 
@@ -210,21 +212,21 @@ class JobCache:
         """
         return _Writing(self._here(), transaction, keys)
 
-    @_told_as(AsyncJobCache.wait_newer)
-    def wait_newer(
+    @_told_as(AsyncJobCache.wait_for_newer)
+    def wait_for_newer(
         self, key: str, load: Callable[[], Document | None], version: int, timeout: float
-    ) -> Answer | None:
+    ) -> ReadResult | None:
         """Calls `load`, if at all, in this thread, which waits."""
         until = time.monotonic() + timeout
 
-        def work(cache: AsyncJobCache, caller: Caller) -> Awaitable[Answer | None]:
+        def work(cache: AsyncJobCache, caller: Caller) -> Awaitable[ReadResult | None]:
             # Begun anew, it has only the rest of its time.
             left = until - time.monotonic()
 
             def load_there() -> Awaitable[Document | None]:
                 return caller.ask(as_part_of_this_load(load))
 
-            return cache.wait_newer(key, load_there, version, left)
+            return cache.wait_for_newer(key, load_there, version, left)
 
         return self._here().call(work)
 
@@ -232,11 +234,11 @@ class JobCache:
     invalidate = _made_from(AsyncJobCache.invalidate)
     invalidate_all = _made_from(AsyncJobCache.invalidate_all)
     condition = _made_from(_at_once(AsyncJobCache.condition))
-    holdings = _made_from(_at_once(AsyncJobCache.holdings))
+    size = _made_from(_at_once(AsyncJobCache.size))
     feed = _made_from(_at_once(AsyncJobCache.feed))
     tier_hits = _made_from(_at_once(AsyncJobCache.tier_hits))
     waiting = _made_from(_at_once(AsyncJobCache.waiting))
-    stop_waiting = _made_from(_at_once(AsyncJobCache.stop_waiting))
+    cancel_waiters = _made_from(_at_once(AsyncJobCache.cancel_waiters))
 
     @property
     def lifetimes(self) -> Lifetimes:
@@ -252,16 +254,16 @@ class JobCache:
         return self._here().call(_statistics)
 
     def close(self) -> None:
-        """End what goes on in this process, let offers under way finish, close the backend.
+        """End what goes on in this process, let publishes under way finish, close the backend.
 
         Calls that still wait in other threads raise `CacheClosed`, as all later ones do; waits for
         a newer version end with None. A write in its block may commit all the same. Safe to call
         twice. At an interpreter's exit the same is done, for some seconds at most.
         """
         self._closed = True
-        bridge = self._bridges.get(forks.count)
-        if bridge is not None:
-            bridge.close()
+        loop_thread = self._bridges.get(forks.count)
+        if loop_thread is not None:
+            loop_thread.close()
 
     def __enter__(self) -> Self:
         return self
@@ -287,17 +289,19 @@ async def _statistics(cache: AsyncJobCache, _: Caller) -> Statistics:
 class Write(Generic[T]):
     """The synchronous form of `jobcache.Write`."""
 
-    def __init__(self, transaction: T, steps: Steps, bridge: Bridge[AsyncJobCache]) -> None:
+    def __init__(
+        self, transaction: T, steps: WriteSteps, loop_thread: LoopThread[AsyncJobCache]
+    ) -> None:
         self.transaction = transaction
         self._steps = steps
-        self._bridge = bridge
+        self._loop_thread = loop_thread
 
     @_told_as(AsyncWrite.fence)
     def fence(self, *keys: str) -> None:  # noqa: D102 - it has the asynchronous one's
-        self._bridge.call(lambda _, __: self._steps.fence(keys))
+        self._loop_thread.call(lambda _, __: self._steps.fence(keys))
 
-    @_told_as(AsyncWrite.offer)
-    def offer(self, key: str, document: Document) -> None:  # noqa: D102 - the same
+    @_told_as(AsyncWrite.publish)
+    def publish(self, key: str, document: Document) -> None:  # noqa: D102 - the same
         self._steps.record(key, document)
 
     @_told_as(AsyncWrite.outdate)
@@ -307,25 +311,27 @@ class Write(Generic[T]):
 
 @contextmanager
 def _through(
-    bridge: Bridge[AsyncJobCache], transaction: AbstractContextManager[T], keys: Sequence[str]
+    loop_thread: LoopThread[AsyncJobCache],
+    transaction: AbstractContextManager[T],
+    keys: Sequence[str],
 ) -> Iterator[Write[T]]:
-    """As `Writes.through`, in a thread.
+    """As `WriteCoordinator.through`, in a thread.
 
     Once the cache is closed, fences stay until they expire, as if the process had died.
     """
-    steps = bridge.call(_begin)
+    steps = loop_thread.call(_begin)
     enclosing = Enclosing(transaction)
     reached_commit = False
 
     def publish() -> None:
         with suppress(CacheClosed):
-            bridge.call(lambda _, __: steps.publish())
+            loop_thread.call(lambda _, __: steps.publish())
 
     try:
         with transaction as entered:
             on_commit = enclosing.entered(entered)
-            bridge.call(lambda _, __: steps.fence(keys))
-            yield Write(entered, steps, bridge)
+            loop_thread.call(lambda _, __: steps.fence(keys))
+            yield Write(entered, steps, loop_thread)
             steps.check()
             enclosing.leaving()
             if on_commit is not None:
@@ -334,13 +340,13 @@ def _through(
     finally:
         if not reached_commit:
             with suppress(CacheClosed):
-                bridge.call(lambda _, __: steps.withdraw())
+                loop_thread.call(lambda _, __: steps.withdraw())
     if reached_commit and on_commit is None:
         enclosing.left()
         publish()
 
 
-async def _begin(cache: AsyncJobCache, _: Caller) -> Steps:
+async def _begin(cache: AsyncJobCache, _: Caller) -> WriteSteps:
     return cache.writes.begin()
 
 
@@ -349,12 +355,12 @@ class _Writing(Generic[T]):
 
     def __init__(
         self,
-        bridge: Bridge[AsyncJobCache],
+        loop_thread: LoopThread[AsyncJobCache],
         transaction: AbstractContextManager[T],
         keys: Sequence[str],
     ) -> None:
-        self._bridge = bridge
-        self._block = _through(bridge, transaction, keys)
+        self._loop_thread = loop_thread
+        self._block = _through(loop_thread, transaction, keys)
 
     def __enter__(self) -> Write[T]:
         return self._block.__enter__()
@@ -365,9 +371,9 @@ class _Writing(Generic[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool | None:
-        if self._bridge.here:
+        if self._loop_thread.here:
             return self._block.__exit__(kind, error, trace)
-        self._bridge.abandoned.append(self._block)  # or its end would end the transaction
+        self._loop_thread.abandoned.append(self._block)  # or its end would end the transaction
         if kind is None:
             raise WriteMisuse("a fork within the block left with two processes at its end")
         return False

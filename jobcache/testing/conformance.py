@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from jobcache.protocol.backend import VERSION_LIMIT, Offered, Standing
+from jobcache.protocol.backend import VERSION_LIMIT, LeaseResult, PublishResult
 from jobcache.testing.scenarios import GUARDS, entry_of, play
 from jobcache.testing.subject import Subject
 
@@ -42,14 +42,14 @@ async def starts_empty(subject: Subject) -> None:
     assert await subject.backend.get_many([]) == {}
 
 
-async def an_offer_without_lease_or_fence_is_not_stored(subject: Subject) -> None:
+async def a_publish_without_lease_or_fence_is_not_stored(subject: Subject) -> None:
     """An empty cell stays empty."""
-    assert await subject.backend.offer("k", "t", entry_of(1)) is Offered.NOTHING
+    assert await subject.backend.publish("k", "t", entry_of(1)) is PublishResult.NOTHING
     assert await subject.backend.get("k") is None
 
 
 async def nothing_is_served_behind_a_fence(subject: Subject) -> None:
-    """From fence to offer, a get returns nothing."""
+    """From fence to publish, a get returns nothing."""
     await _stored(subject, "k", 1)
     await subject.backend.fence("k", "w")
     assert await subject.backend.get("k") is None
@@ -65,51 +65,51 @@ async def closing_twice_is_safe(subject: Subject) -> None:
 # --- keeping: what is right is kept ---
 
 
-async def a_lease_stores_its_offer(subject: Subject) -> None:
-    """An entry comes back as it was offered, field by field and byte by byte."""
+async def a_lease_stores_its_publish(subject: Subject) -> None:
+    """An entry comes back as it was published, field by field and byte by byte."""
     backend = subject.backend
     entry = replace(
         entry_of(7, body=bytes(range(256)) * 5, owner="ünï|code\n,%owner"),
         status="half|done\n",
         poll_after=None,
     )
-    assert await backend.lease("k", "r") is Standing.NOTHING
-    assert await backend.offer("k", "r", entry) is Offered.STORED
+    assert await backend.lease("k", "r") is LeaseResult.ACQUIRED
+    assert await backend.publish("k", "r", entry) is PublishResult.STORED
     assert await backend.get("k") == entry
     assert await backend.get_many(["k", "other"]) == {"k": entry}
     assert await backend.lease("k", "x") == entry
 
 
 async def a_lease_is_exclusive(subject: Subject) -> None:
-    """One reader holds it; asking again with its ticket is harmless, others are told."""
+    """One reader holds it; asking again with its token is harmless, others are told."""
     backend = subject.backend
-    assert await backend.lease("k", "r0") is Standing.NOTHING
-    assert await backend.lease("k", "r0") is Standing.NOTHING
-    assert await backend.lease("k", "r1") is Standing.LEASE
+    assert await backend.lease("k", "r0") is LeaseResult.ACQUIRED
+    assert await backend.lease("k", "r0") is LeaseResult.ACQUIRED
+    assert await backend.lease("k", "r1") is LeaseResult.HELD
     assert await backend.get("k") is None
 
 
 async def one_of_many_gets_the_lease(subject: Subject) -> None:
     """However many ask at once."""
     found = await asyncio.gather(*(subject.backend.lease("k", f"r{n}") for n in range(50)))
-    assert sorted(answer is Standing.NOTHING for answer in found) == [False] * 49 + [True]
+    assert sorted(answer is LeaseResult.ACQUIRED for answer in found) == [False] * 49 + [True]
 
 
 async def a_withdrawn_lease_is_free(subject: Subject) -> None:
     """A reader whose load failed lets the next one try; another's lease is none of its business."""
     backend = subject.backend
     await backend.lease("k", "r0")
-    assert await backend.offer("k", "r1", None) is Offered.KEPT
-    assert await backend.lease("k", "r1") is Standing.LEASE
-    assert await backend.offer("k", "r0", None) is Offered.REMOVED
-    assert await backend.lease("k", "r1") is Standing.NOTHING
+    assert await backend.publish("k", "r1", None) is PublishResult.KEPT
+    assert await backend.lease("k", "r1") is LeaseResult.HELD
+    assert await backend.publish("k", "r0", None) is PublishResult.REMOVED
+    assert await backend.lease("k", "r1") is LeaseResult.ACQUIRED
 
 
 async def a_writer_warms_the_cache(subject: Subject) -> None:
-    """What the last writer out of the fence offers is served at once."""
+    """What the last writer out of the fence publishes is served at once."""
     backend = subject.backend
     await backend.fence("k", "w")
-    assert await backend.offer("k", "w", entry_of(1)) is Offered.STORED
+    assert await backend.publish("k", "w", entry_of(1)) is PublishResult.STORED
     assert await backend.get("k") == entry_of(1)
 
 
@@ -118,10 +118,10 @@ async def a_fence_takes_the_lease_away(subject: Subject) -> None:
     backend = subject.backend
     await backend.lease("k", "r0")
     await backend.fence("k", "w")
-    assert await backend.lease("k", "r1") is Standing.FENCE
-    assert await backend.offer("k", "r0", entry_of(1)) is Offered.FENCED
+    assert await backend.lease("k", "r1") is LeaseResult.FENCED
+    assert await backend.publish("k", "r0", entry_of(1)) is PublishResult.FENCED
     assert await backend.get("k") is None
-    assert await backend.offer("k", "w", entry_of(2)) is Offered.STORED
+    assert await backend.publish("k", "w", entry_of(2)) is PublishResult.STORED
 
 
 async def every_writer_of_a_fence_must_leave(subject: Subject) -> None:
@@ -130,32 +130,32 @@ async def every_writer_of_a_fence_must_leave(subject: Subject) -> None:
     writers = [f"w{n}" for n in range(20)]
     await asyncio.gather(*(backend.fence("k", writer) for writer in writers))
     for version, writer in enumerate(writers[:-1], start=2):
-        assert await backend.offer("k", writer, entry_of(version)) is Offered.FENCED
+        assert await backend.publish("k", writer, entry_of(version)) is PublishResult.FENCED
         assert await backend.get("k") is None
-    assert await backend.offer("k", writers[-1], entry_of(30)) is Offered.STORED
+    assert await backend.publish("k", writers[-1], entry_of(30)) is PublishResult.STORED
     assert await backend.get("k") == entry_of(30)
 
 
 async def a_fence_repeated_is_one_fence(subject: Subject) -> None:
-    """A client library may send an operation twice; the ticket leaves once."""
+    """A client library may send an operation twice; the token leaves once."""
     backend = subject.backend
     await backend.fence("k", "w")
     await backend.fence("k", "w")
-    assert await backend.offer("k", "w", entry_of(2)) is Offered.STORED
-    assert await backend.offer("k", "w", entry_of(2)) is Offered.PROLONGED
+    assert await backend.publish("k", "w", entry_of(2)) is PublishResult.STORED
+    assert await backend.publish("k", "w", entry_of(2)) is PublishResult.PROLONGED
     assert await backend.get("k") == entry_of(2)
 
 
 async def below_the_floor_nothing_is_stored(subject: Subject) -> None:
-    """The floor is the fenced entry's version, and every version offered meanwhile."""
+    """The floor is the fenced entry's version, and every version published meanwhile."""
     backend = subject.backend
     await _stored(subject, "k", 5)
     await backend.fence("k", "w0")
-    assert await backend.offer("k", "w0", entry_of(4)) is Offered.REMOVED
+    assert await backend.publish("k", "w0", entry_of(4)) is PublishResult.REMOVED
     assert await backend.get("k") is None
     await backend.fence("k", "w0")
-    assert await backend.offer("k", "reader", entry_of(9)) is Offered.FENCED
-    assert await backend.offer("k", "w0", entry_of(8)) is Offered.REMOVED
+    assert await backend.publish("k", "reader", entry_of(9)) is PublishResult.FENCED
+    assert await backend.publish("k", "w0", entry_of(8)) is PublishResult.REMOVED
     assert await backend.get("k") is None
 
 
@@ -165,9 +165,9 @@ async def a_withdrawn_fence_leaves_the_cell_empty(subject: Subject) -> None:
     await _stored(subject, "k", 1)
     await backend.fence("k", "w0")
     await backend.fence("k", "w1")
-    assert await backend.offer("k", "w0", None) is Offered.FENCED
-    assert await backend.offer("k", "w1", None) is Offered.REMOVED
-    assert await backend.lease("k", "r") is Standing.NOTHING
+    assert await backend.publish("k", "w0", None) is PublishResult.FENCED
+    assert await backend.publish("k", "w1", None) is PublishResult.REMOVED
+    assert await backend.lease("k", "r") is LeaseResult.ACQUIRED
 
 
 async def a_withdrawal_leaves_the_others_to_store(subject: Subject) -> None:
@@ -175,23 +175,23 @@ async def a_withdrawal_leaves_the_others_to_store(subject: Subject) -> None:
     backend = subject.backend
     await backend.fence("k", "w0")
     await backend.fence("k", "w1")
-    assert await backend.offer("k", "w0", None) is Offered.FENCED
-    assert await backend.offer("k", "w1", entry_of(2)) is Offered.STORED
-    assert await backend.offer("k", "w0", None) is Offered.KEPT
+    assert await backend.publish("k", "w0", None) is PublishResult.FENCED
+    assert await backend.publish("k", "w1", entry_of(2)) is PublishResult.STORED
+    assert await backend.publish("k", "w0", None) is PublishResult.KEPT
     assert await backend.get("k") == entry_of(2)
 
 
 async def a_newer_entry_stays(subject: Subject) -> None:
     """A slow reader's older version changes nothing."""
     await _stored(subject, "k", 3)
-    assert await subject.backend.offer("k", "r", entry_of(2)) is Offered.KEPT
+    assert await subject.backend.publish("k", "r", entry_of(2)) is PublishResult.KEPT
     assert await subject.backend.get("k") == entry_of(3)
 
 
 async def an_older_entry_is_removed(subject: Subject) -> None:
     """By whoever has seen a newer version, without being replaced."""
     await _stored(subject, "k", 3)
-    assert await subject.backend.offer("k", "r", entry_of(4)) is Offered.REMOVED
+    assert await subject.backend.publish("k", "r", entry_of(4)) is PublishResult.REMOVED
     assert await subject.backend.get("k") is None
 
 
@@ -200,7 +200,7 @@ async def the_same_version_is_prolonged(subject: Subject) -> None:
     backend = subject.backend
     await _stored(subject, "k", 3, keep_ms=10_000)
     later = replace(entry_of(3), keep_ms=60_000, stored_at_ms=1_700_000_009_000)
-    assert await backend.offer("k", "r", later) is Offered.PROLONGED
+    assert await backend.publish("k", "r", later) is PublishResult.PROLONGED
     await subject.elapse(30)
     assert await backend.get("k") == later
 
@@ -212,7 +212,7 @@ async def entries_expire(subject: Subject) -> None:
     assert await subject.backend.get("k") is not None
     await subject.elapse(2)
     assert await subject.backend.get("k") is None
-    assert await subject.backend.lease("k", "r") is Standing.NOTHING
+    assert await subject.backend.lease("k", "r") is LeaseResult.ACQUIRED
 
 
 async def leases_and_fences_expire(subject: Subject) -> None:
@@ -221,8 +221,8 @@ async def leases_and_fences_expire(subject: Subject) -> None:
     await backend.lease("led", "r")
     await backend.fence("fenced", "w")
     await subject.elapse(60)
-    assert await backend.lease("led", "r1") is Standing.NOTHING
-    assert await backend.lease("fenced", "r1") is Standing.NOTHING
+    assert await backend.lease("led", "r1") is LeaseResult.ACQUIRED
+    assert await backend.lease("fenced", "r1") is LeaseResult.ACQUIRED
 
 
 async def a_busy_key_outlives_a_dead_writer(subject: Subject) -> None:
@@ -232,21 +232,21 @@ async def a_busy_key_outlives_a_dead_writer(subject: Subject) -> None:
     for version in range(2, 20):
         await subject.elapse(5)
         await backend.fence("k", f"w{version}")
-        if await backend.offer("k", f"w{version}", entry_of(version)) is Offered.STORED:
+        if await backend.publish("k", f"w{version}", entry_of(version)) is PublishResult.STORED:
             return
     raise AssertionError("one writer that died keeps the key fenced for as long as others write")
 
 
-async def an_entry_without_a_life_is_not_kept(subject: Subject) -> None:
+async def an_entry_without_a_lifetime_is_not_kept(subject: Subject) -> None:
     """`keep_ms` 0 empties the cell where it would be stored, and still counts as committed."""
     backend = subject.backend
-    unkept = replace(entry_of(9), keep_ms=0)
+    version_only = replace(entry_of(9), keep_ms=0)
     await backend.lease("k", "r")
-    assert await backend.offer("k", "r", unkept) is Offered.REMOVED
+    assert await backend.publish("k", "r", version_only) is PublishResult.REMOVED
     await backend.fence("k", "w0")
     await backend.fence("k", "w1")
-    assert await backend.offer("k", "w0", unkept) is Offered.FENCED
-    assert await backend.offer("k", "w1", entry_of(8)) is Offered.REMOVED
+    assert await backend.publish("k", "w0", version_only) is PublishResult.FENCED
+    assert await backend.publish("k", "w1", entry_of(8)) is PublishResult.REMOVED
     assert await backend.get("k") is None
 
 
@@ -254,13 +254,13 @@ async def the_note_that_nothing_is_there_is_replaced(subject: Subject) -> None:
     """Version 0 is an entry like any other, and the lowest."""
     backend = subject.backend
     await backend.lease("k", "r")
-    assert await backend.offer("k", "r", entry_of(0, body=b"")) is Offered.STORED
+    assert await backend.publish("k", "r", entry_of(0, body=b"")) is PublishResult.STORED
     found = await backend.get("k")
     assert found is not None
     assert found.gone
     await backend.fence("k", "w")
-    assert await backend.offer("k", "w", entry_of(1)) is Offered.STORED
-    assert await backend.offer("k", "r", entry_of(0, body=b"")) is Offered.KEPT
+    assert await backend.publish("k", "w", entry_of(1)) is PublishResult.STORED
+    assert await backend.publish("k", "r", entry_of(0, body=b"")) is PublishResult.KEPT
     assert await backend.get("k") == entry_of(1)
 
 
@@ -269,13 +269,13 @@ async def large_versions_keep_their_order(subject: Subject) -> None:
     backend = subject.backend
     top = VERSION_LIMIT - 1
     await _stored(subject, "k", top - 1)
-    assert await backend.offer("k", "r", entry_of(top - 2)) is Offered.KEPT
+    assert await backend.publish("k", "r", entry_of(top - 2)) is PublishResult.KEPT
     await backend.fence("k", "w0")
     await backend.fence("k", "w1")
-    assert await backend.offer("k", "w0", entry_of(top)) is Offered.FENCED
-    assert await backend.offer("k", "w1", entry_of(top - 1)) is Offered.REMOVED
+    assert await backend.publish("k", "w0", entry_of(top)) is PublishResult.FENCED
+    assert await backend.publish("k", "w1", entry_of(top - 1)) is PublishResult.REMOVED
     await backend.fence("k", "w0")
-    assert await backend.offer("k", "w0", entry_of(top)) is Offered.STORED
+    assert await backend.publish("k", "w0", entry_of(top)) is PublishResult.STORED
     assert await backend.get("k") == entry_of(top)
 
 
@@ -289,8 +289,8 @@ async def a_purge_drops_entries_and_leases_but_no_fence(subject: Subject) -> Non
     assert await backend.purge(keys) == 2
     assert await backend.purge([]) == 0
     assert await backend.get("entry") is None
-    assert await backend.offer("lease", "r", entry_of(1)) is Offered.NOTHING
-    assert await backend.lease("fence", "r") is Standing.FENCE
+    assert await backend.publish("lease", "r", entry_of(1)) is PublishResult.NOTHING
+    assert await backend.lease("fence", "r") is LeaseResult.FENCED
 
 
 async def keys_are_independent(subject: Subject) -> None:
@@ -308,7 +308,7 @@ async def a_large_body_is_kept_whole(subject: Subject) -> None:
     """A megabyte, with every byte value."""
     entry = replace(entry_of(1), body=bytes(range(256)) * 4096)
     await subject.backend.lease("k", "r")
-    await subject.backend.offer("k", "r", entry)
+    await subject.backend.publish("k", "r", entry)
     assert await subject.backend.get("k") == entry
 
 
@@ -317,19 +317,19 @@ async def _stored(subject: Subject, key: str, version: int, *, keep_ms: int | No
     if keep_ms is not None:
         entry = replace(entry, keep_ms=keep_ms)
     await subject.backend.lease(key, "first")
-    assert await subject.backend.offer(key, "first", entry) is Offered.STORED
+    assert await subject.backend.publish(key, "first", entry) is PublishResult.STORED
 
 
 SCHEDULES: tuple[Check, ...] = tuple(_survives(*item) for item in GUARDS.items())
 SAFETY: tuple[Check, ...] = (
     *SCHEDULES,
     starts_empty,
-    an_offer_without_lease_or_fence_is_not_stored,
+    a_publish_without_lease_or_fence_is_not_stored,
     closing_twice_is_safe,
 )
 KEEPING: tuple[Check, ...] = (
     nothing_is_served_behind_a_fence,
-    a_lease_stores_its_offer,
+    a_lease_stores_its_publish,
     a_lease_is_exclusive,
     one_of_many_gets_the_lease,
     a_withdrawn_lease_is_free,
@@ -346,7 +346,7 @@ KEEPING: tuple[Check, ...] = (
     entries_expire,
     leases_and_fences_expire,
     a_busy_key_outlives_a_dead_writer,
-    an_entry_without_a_life_is_not_kept,
+    an_entry_without_a_lifetime_is_not_kept,
     the_note_that_nothing_is_there_is_replaced,
     large_versions_keep_their_order,
     a_purge_drops_entries_and_leases_but_no_fence,

@@ -6,26 +6,26 @@ entry although no writer is at work. Neither may happen, but for a version from 
 *cut off*. All of these must be true of that version:
 
     its writer's fence did not stand when it committed: it never got through, or was lost
-    nobody's offer of it, or of a newer one, has been carried out since
-    whoever should have told the store could not: the offer failed, its process died, or nobody
+    nobody's publish of it, or of a newer one, has been carried out since
+    whoever should have told the store could not: the publish failed, its process died, or nobody
     knows whether the commit happened
 
 Such a version counts from the moment the store hears of it; until then others may be served what
 is older, for one lifetime at most (`docs/promises.md`).
 
-Behind a guard, which may refuse an offer without asking the store, an offer has failed if the
+Behind a guard, which may refuse a publish without asking the store, a publish has failed if the
 cache counted an error meanwhile. But there the process itself remembers: what was acknowledged or
 returned in it counts for its own reads at once and always. And it repeats what failed: once nothing
-is left to be done, a failed offer excuses no hidden commit.
+is left to be done, a failed publish excuses no hidden commit.
 
-Before a far tier a near one lags. In such a world a version counts for the reads of a process at
-once if it was acknowledged or returned in that very process, so that nobody there steps backward;
-else from the moment when the process has been told of every change of the cell that was made before
-that version was seen. While its feed is not live a process does not rely on what it is told, and so
-every version counts there that would without a near tier; but a read that is under way when the
-feed is live again may be answered as if it had begun then. All of that holds of what the near tier
-would serve, whether or not somebody reads just then; and once everything is told, it hides no more
-than the far tier may.
+Before a remote tier a local one lags. In such a world a version counts for the reads of a process
+at once if it was acknowledged or returned in that very process, so that nobody there steps
+backward; else from the moment when the process has been told of every change of the cell that was
+made before that version was seen. While its feed is not live a process does not rely on what it is
+told, and so every version counts there that would without a local tier; but a read that is under
+way when the feed is live again may be answered as if it had begun then. All of that holds of what
+the local tier would serve, whether or not somebody reads just then; and once everything is told, it
+hides no more than the remote tier may.
 
 Whether a fence stands is asked of the model that runs beside the backend, and not of the backend:
 a fence that is missing by mistake exempts nothing.
@@ -59,7 +59,7 @@ class Commit:
     cut_off: Callable[[], bool]
 
 
-class Promise:
+class Invariants:
     """What was seen by whom, and what may be returned to whom.
 
     Args:
@@ -81,7 +81,7 @@ class Promise:
         """The highest version that counts for everybody."""
         return self._visible
 
-    def floor(self, process: str, heard: int | None = None) -> int:
+    def min_version(self, process: str, heard: int | None = None) -> int:
         """The least that a read which begins now in `process` may return.
 
         Args:
@@ -99,14 +99,14 @@ class Promise:
             self._fenced.add(commit.version)
 
     def told(self, version: int) -> None:
-        """The store has carried out an offer of `version`."""
+        """The store has carried out a publish of `version`."""
         self._told = max(self._told, version)
         heard = {seen for seen in self._untold if seen <= version}
         self._untold -= heard
         self._visible = max(self._visible, *heard, 1)
 
     def seen(self, process: str, version: int, *, refused: bool) -> None:
-        """A caller in `process` was given `version`; `refused`: its offer failed."""
+        """A caller in `process` was given `version`; `refused`: its publish failed."""
         self._seen[process] = max(self._seen.get(process, 1), version)
         if refused and version not in self._fenced and self._told < version:
             self._untold.add(version)

@@ -9,53 +9,65 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobcache.protocol.backend import Offered, Standing
+from jobcache.protocol.backend import LeaseResult, PublishResult
 from jobcache.protocol.codec import Fence, Lease
 
 if TYPE_CHECKING:
     Cell = int | Lease | Fence | None
 
 
-def take_lease(cell: Cell, ticket: str) -> tuple[Cell, int | Standing]:
-    """An empty cell becomes the ticket's lease; anything else stays."""
-    if cell is None or cell == Lease(ticket):
-        return Lease(ticket), Standing.NOTHING
+def take_lease(cell: Cell, token: str) -> tuple[Cell, int | LeaseResult]:
+    """An empty cell becomes the token's lease; anything else stays."""
+    if cell is None or cell == Lease(token):
+        return Lease(token), LeaseResult.ACQUIRED
     if isinstance(cell, Fence):
-        return cell, Standing.FENCE
-    return cell, Standing.LEASE if isinstance(cell, Lease) else cell
+        return cell, LeaseResult.FENCED
+    return cell, LeaseResult.HELD if isinstance(cell, Lease) else cell
 
 
-def raise_fence(cell: Cell, ticket: str) -> Cell:
-    """Anything becomes a fence; a standing one takes the ticket in."""
+def raise_fence(cell: Cell, token: str) -> Cell:
+    """Anything becomes a fence; a standing one takes the token in."""
     if isinstance(cell, Fence):
-        return Fence(cell.floor, cell.tickets | {ticket})
-    return Fence(cell if isinstance(cell, int) else 0, frozenset({ticket}))
+        return Fence(cell.fence_version, cell.tokens | {token})
+    return Fence(cell if isinstance(cell, int) else 0, frozenset({token}))
 
 
-def offer(cell: Cell, ticket: str, version: int) -> tuple[Cell, Offered]:
+def publish(cell: Cell, token: str, version: int) -> tuple[Cell, PublishResult]:
     """A committed version: stored over its own lease, or as the last one out of the fence."""
     if cell is None:
-        return None, Offered.NOTHING
+        return None, PublishResult.NOTHING
     if isinstance(cell, Lease):
-        return (version, Offered.STORED) if cell.ticket == ticket else (None, Offered.REMOVED)
+        return (
+            (version, PublishResult.STORED)
+            if cell.token == token
+            else (None, PublishResult.REMOVED)
+        )
     if isinstance(cell, Fence):
-        floor, others = max(cell.floor, version), cell.tickets - {ticket}
+        fence_version, others = max(cell.fence_version, version), cell.tokens - {token}
         if others:
-            return Fence(floor, others), Offered.FENCED
-        return (version, Offered.STORED) if version >= floor else (None, Offered.REMOVED)
+            return Fence(fence_version, others), PublishResult.FENCED
+        return (
+            (version, PublishResult.STORED)
+            if version >= fence_version
+            else (None, PublishResult.REMOVED)
+        )
     if cell < version:
-        return None, Offered.REMOVED
-    return cell, Offered.PROLONGED if cell == version else Offered.KEPT
+        return None, PublishResult.REMOVED
+    return cell, PublishResult.PROLONGED if cell == version else PublishResult.KEPT
 
 
-def withdraw(cell: Cell, ticket: str) -> tuple[Cell, Offered]:
-    """Nothing was committed: the ticket's lease goes, or the ticket leaves the fence."""
+def withdraw(cell: Cell, token: str) -> tuple[Cell, PublishResult]:
+    """Nothing was committed: the token's lease goes, or the token leaves the fence."""
     if cell is None:
-        return None, Offered.NOTHING
+        return None, PublishResult.NOTHING
     if isinstance(cell, Fence):
-        others = cell.tickets - {ticket}
-        return (Fence(cell.floor, others), Offered.FENCED) if others else (None, Offered.REMOVED)
-    return (None, Offered.REMOVED) if cell == Lease(ticket) else (cell, Offered.KEPT)
+        others = cell.tokens - {token}
+        return (
+            (Fence(cell.fence_version, others), PublishResult.FENCED)
+            if others
+            else (None, PublishResult.REMOVED)
+        )
+    return (None, PublishResult.REMOVED) if cell == Lease(token) else (cell, PublishResult.KEPT)
 
 
 def purge(cell: Cell) -> tuple[Cell, int]:

@@ -4,9 +4,9 @@ The lines below are the shortest ways in which the protocol goes wrong when one 
 missing, as an exhaustive search over readers, writers, deaths and evictions prints them. A backend
 that keeps the contract survives each of them.
 
-    Rn miss / load / offer / return    a reader finds nothing, asks the source, offers, answers
+    Rn miss / load / publish / return    a reader finds nothing, asks the source, publishes, answers
     Rn hit                             a reader is served from the cache
-    Wn fence / commit / offer / ack    a writer's steps;  Wn dies: it takes no further step
+    Wn fence / commit / publish / ack    a writer's steps;  Wn dies: it takes no further step
     evict                              the cell is lost, as it may be at any time
 """
 
@@ -26,23 +26,25 @@ if TYPE_CHECKING:
 
 GUARDS = {
     "writers fence before they commit": (
-        "W0 fence -> R0 miss -> R0 load -> W0 commit -> W0 dies -> R0 offer -> R0 return"
+        "W0 fence -> R0 miss -> R0 load -> W0 commit -> W0 dies -> R0 publish -> R0 return"
     ),
-    "a fence holds every writer's ticket": (
-        "W0 fence -> W1 fence -> W1 commit -> W0 commit -> W0 dies -> W1 offer -> W1 ack"
+    "a fence holds every writer's token": (
+        "W0 fence -> W1 fence -> W1 commit -> W0 commit -> W0 dies -> W1 publish -> W1 ack"
     ),
-    "an offer raises the fence's floor": (
-        "W0 fence -> W0 commit -> W1 fence -> W1 commit -> W1 offer -> W0 offer -> W0 ack -> W1 ack"
+    "a publish raises the fence's version": (
+        "W0 fence -> W0 commit -> W1 fence -> W1 commit -> W1 publish -> W0 publish"
+        " -> W0 ack -> W1 ack"
     ),
     "an empty cell stores nothing": (
-        "W0 fence -> R0 miss -> R0 load -> W0 commit -> W0 dies -> evict -> R0 offer -> R0 return"
+        "W0 fence -> R0 miss -> R0 load -> W0 commit -> W0 dies -> evict -> R0 publish -> R0 return"
     ),
-    "an offer removes others' leases": (
-        "W0 fence -> evict -> R0 miss -> R0 load -> W0 commit -> W0 offer -> W0 ack -> R0 offer"
+    "a publish removes others' leases": (
+        "W0 fence -> evict -> R0 miss -> R0 load -> W0 commit -> W0 publish -> W0 ack -> R0 publish"
         " -> R0 return -> R1 hit"
     ),
-    "an offer removes an older entry": (
-        "W0 fence -> evict -> W1 fence -> W1 commit -> W0 commit -> W1 offer -> W0 offer -> W0 ack"
+    "a publish removes an older entry": (
+        "W0 fence -> evict -> W1 fence -> W1 commit -> W0 commit -> W1 publish -> W0 publish"
+        " -> W0 ack"
         " -> R0 hit"
     ),
 }
@@ -50,11 +52,11 @@ GUARDS = {
 
 
 @dataclass
-class _World:
+class _Simulator:
     database: int = 1
     visible: int = 1
     fence_lost: bool = False
-    floors: dict[str, int] = field(default_factory=dict)
+    min_versions: dict[str, int] = field(default_factory=dict)
     loaded: dict[str, int] = field(default_factory=dict)
     committed: dict[str, int] = field(default_factory=dict)
     at_work: set[str] = field(default_factory=set)
@@ -75,62 +77,68 @@ async def play(
         Violation: a read returned less than was visible when it began, or the cell ends up with
             an older entry than was committed although no writer is left that could replace it.
     """
-    world = _World()
+    simulator = _Simulator()
     for step in schedule.split(" -> "):
         if step == "evict":
-            world.fence_lost |= bool(world.at_work)
+            simulator.fence_lost |= bool(simulator.at_work)
             await evict(key)
         elif step.startswith("R"):
-            await _read(backend, key, world, *step.split())
+            await _read(backend, key, simulator, *step.split())
         else:
-            await _write(backend, key, world, *step.split())
+            await _write(backend, key, simulator, *step.split())
     entry = await backend.get(key)
-    hidden = entry is not None and entry.version < world.database
-    if entry is not None and hidden and not world.at_work and not world.fence_lost:
-        raise Violation(f"v{entry.version} stays in the cache and hides v{world.database}")
+    hidden = entry is not None and entry.version < simulator.database
+    if entry is not None and hidden and not simulator.at_work and not simulator.fence_lost:
+        raise Violation(f"v{entry.version} stays in the cache and hides v{simulator.database}")
 
 
-async def _read(backend: CacheBackend, key: str, world: _World, reader: str, step: str) -> None:
+async def _read(
+    backend: CacheBackend, key: str, simulator: _Simulator, reader: str, step: str
+) -> None:
     if step in {"hit", "miss"}:
-        world.floors[reader] = world.visible
+        simulator.min_versions[reader] = simulator.visible
         entry = await backend.get(key)
         if entry is not None:
-            _returned(world, reader, entry.version)
+            _returned(simulator, reader, entry.version)
         elif step == "miss":
             await backend.lease(key, reader)
     elif step == "load":
-        world.loaded[reader] = world.database
-    elif step == "offer":
-        await backend.offer(key, reader, entry_of(world.loaded[reader]))
+        simulator.loaded[reader] = simulator.database
+    elif step == "publish":
+        await backend.publish(key, reader, entry_of(simulator.loaded[reader]))
     elif step == "return":
-        _returned(world, reader, world.loaded[reader])
+        _returned(simulator, reader, simulator.loaded[reader])
     else:
         raise ValueError(f"no such step: {reader} {step}")
 
 
-async def _write(backend: CacheBackend, key: str, world: _World, writer: str, step: str) -> None:
+async def _write(
+    backend: CacheBackend, key: str, simulator: _Simulator, writer: str, step: str
+) -> None:
     if step == "fence":
-        world.at_work.add(writer)
+        simulator.at_work.add(writer)
         await backend.fence(key, writer)
     elif step == "commit":
-        world.database += 1
-        world.committed[writer] = world.database
-    elif step == "offer":
-        await backend.offer(key, writer, entry_of(world.committed[writer]))
+        simulator.database += 1
+        simulator.committed[writer] = simulator.database
+    elif step == "publish":
+        await backend.publish(key, writer, entry_of(simulator.committed[writer]))
     elif step == "ack":
-        world.at_work.discard(writer)
-        world.visible = max(world.visible, world.committed[writer])
+        simulator.at_work.discard(writer)
+        simulator.visible = max(simulator.visible, simulator.committed[writer])
     elif step == "dies":
-        world.at_work.discard(writer)
+        simulator.at_work.discard(writer)
     else:
         raise ValueError(f"no such step: {writer} {step}")
 
 
-def _returned(world: _World, reader: str, version: int) -> None:
-    floor = world.floors[reader]
-    if version < floor:
-        raise Violation(f"{reader} got v{version}, although v{floor} was visible when it began")
-    world.visible = max(world.visible, version)
+def _returned(simulator: _Simulator, reader: str, version: int) -> None:
+    min_version = simulator.min_versions[reader]
+    if version < min_version:
+        raise Violation(
+            f"{reader} got v{version}, although v{min_version} was visible when it began"
+        )
+    simulator.visible = max(simulator.visible, version)
 
 
 def entry_of(version: int, *, body: bytes = b"{}", owner: str = "acme") -> Entry:

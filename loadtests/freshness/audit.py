@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from app.db.database import TO_MOVE, Database, jobs
+from app.db.database import RUNNABLE, Database, jobs
 from app.jobs.states import TERMINAL
 from loadtests.freshness.checker import Finding, Kind
 from loadtests.freshness.connection import NoAnswer, get
@@ -41,7 +41,7 @@ async def audit(watch: Watch, cluster: Cluster) -> int:
     database = Database(cluster.postgres.url())
     try:
         deadline = time.monotonic() + _SETTLE
-        while await database.read(select(jobs.c.id).where(TO_MOVE), "audit"):
+        while await database.read(select(jobs.c.id).where(RUNNABLE), "audit"):
             if time.monotonic() > deadline:
                 raise TimeoutError("the service does not finish what it has begun")
             await asyncio.sleep(_LOOK)

@@ -26,7 +26,7 @@ class Kind(StrEnum):
     """An answer with a newer version had arrived before the request began."""
     BACKWARD = "backward"
     """This very client had been given a newer version."""
-    FLOOR = "below its ETag"
+    MIN_VERSION = "below its ETag"
     """The client said in `If-None-Match` that it had a newer version."""
     TERMINAL = "terminal undone"
     """A job that had ended is shown to go on."""
@@ -232,7 +232,7 @@ class Ledger:
             hidden(Kind.BACKWARD, asked.own)
         if version < asked.tag:
             detail = f"version {version} to a client that said it has {asked.tag}"
-            findings.append(Finding(Kind.FLOOR, asked.job_id, detail))
+            findings.append(Finding(Kind.MIN_VERSION, asked.job_id, detail))
         if asked.ended and version < asked.ended:
             hidden(Kind.TERMINAL, asked.ended)
         if job.ended and version > job.ended:

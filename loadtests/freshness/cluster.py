@@ -115,7 +115,7 @@ class Service:
         return statistics
 
     def arm(self) -> None:
-        """Tell it to die between a commit and its offer."""
+        """Tell it to die between a commit and its publish."""
         os.kill(self._running.pid, signal.SIGUSR1)
 
     @property

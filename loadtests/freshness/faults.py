@@ -66,7 +66,7 @@ class Fault:
     """A fault, and what is promised while it lasts and after it.
 
     Attributes:
-        promise: "fresh": no read is stale. "bounded": what Redis could not be told of may be
+        invariants: "fresh": no read is stale. "bounded": what Redis could not be told of may be
             hidden for as long as entries are fresh, and one second.
         within: of a bounded promise, seconds for which something old may be shown, if that is less.
         inject: makes it happen, and heals it.
@@ -77,7 +77,7 @@ class Fault:
         needs_feed: whether it happens to the feed of changes, which `tiered` rests on.
     """
 
-    promise: Literal["fresh", "bounded"]
+    invariants: Literal["fresh", "bounded"]
     inject: Callable[[Incident], Awaitable[None]]
     within: float | None = None
     cuts_one_off: bool = False
@@ -90,12 +90,12 @@ class Fault:
 
 
 async def kill_service(incident: Incident) -> None:
-    """A process dies between a commit and the offer of what it committed; it is started again."""
+    """A process dies between a commit and the publish of what it committed; it is started again."""
     victim = incident.victim
     victim.doomed = True
     if incident.cluster.proxies:
         victim.arm()
-        await _until(lambda: not victim.alive, "no write came to its offer")
+        await _until(lambda: not victim.alive, "no write came to its publish")
     victim.down = True
     await _to_its_end(victim.kill)
     await asyncio.sleep(incident.chance.uniform(0.1, 0.5))

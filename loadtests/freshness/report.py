@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from loadtests.freshness.run import Outcome, Plan
+    from loadtests.freshness.run import CacheOutcome, Plan
     from loadtests.freshness.tally import Phase
 
 _STALE = (Kind.STALE_ACKNOWLEDGED, Kind.STALE_SEEN)
@@ -74,7 +74,7 @@ _COLUMNS: dict[str, Callable[[Tally], str]] = {
 }
 
 
-def publish(plan: Plan, outcome: Outcome, command: str, results: Path) -> int:
+def publish(plan: Plan, outcome: CacheOutcome, command: str, results: Path) -> int:
     """Print the table, and keep it with its JSON under `results`. Returns the exit status."""
     around = surroundings()
     tallies = outcome.tallies
@@ -129,15 +129,15 @@ def publish(plan: Plan, outcome: Outcome, command: str, results: Path) -> int:
     return 1 if broken or outcome.complaints else 0
 
 
-def _lagged(plan: Plan, outcome: Outcome) -> list[str]:
+def _lagged(plan: Plan, outcome: CacheOutcome) -> list[str]:
     if plan.lag is None:
         return []
-    promise = (
+    invariants = (
         "Whatever the fault, the near tier may show what is old for as long as its feed lags, and"
         f" for {plan.lag:g} s at the most; a client that stays with a process, or sends its ETag,"
         " never goes back."
     )
-    lines = [promise]
+    lines = [invariants]
     for when, lags in (("without load", outcome.idle_lag), ("all in all", outcome.lag)):
         shown = "; ".join(
             f"{lag['p50'] / 1000:.2f} / {lag['p99'] / 1000:.2f} / {lag['p99.9'] / 1000:.2f}"
@@ -163,8 +163,8 @@ def _busy(whole: Tally) -> list[str]:
 def _markdown(rows: dict[str, Tally], notes: Sequence[str]) -> str:
     lines = [["fault", "promise", *_COLUMNS], ["---"] * (len(_COLUMNS) + 2)]
     for name, tally in rows.items():
-        promise = FAULTS[name].promise if name in FAULTS else _NONE
-        lines.append([name, promise, *(column(tally) for column in _COLUMNS.values())])
+        invariants = FAULTS[name].invariants if name in FAULTS else _NONE
+        lines.append([name, invariants, *(column(tally) for column in _COLUMNS.values())])
     table = [f"| {' | '.join(line)} |" for line in lines]
     return "\n".join([*table, "", *(f"- {note}" for note in notes), ""])
 

@@ -7,8 +7,8 @@ Settings are the service's own, from the environment; beside them are
     FRESHNESS_SECONDS   how long entries of jobs that still move stay fresh
     FRESHNESS_BREAK     which guard to take away, one of `BREAKS`: the checker must notice
 
-At SIGUSR1 the process makes up its mind to die between a commit and its offer: it kills itself as
-soon as it is about to offer what one of its writers has committed. All of this sits between the
+At SIGUSR1 the process makes up its mind to die between a commit and its publish: it kills itself as
+soon as it is about to publish what one of its writers has committed. All of this sits between the
 guard and Redis, so the code that ships has no switches for it.
 """
 
@@ -30,7 +30,7 @@ from app.main import create_app
 from jobcache.backends import registry, tiered
 from jobcache.backends.redis import backend as redis
 from jobcache.backends.redis.tracking.feed import TrackingFeed
-from jobcache.protocol.backend import Offered
+from jobcache.protocol.backend import PublishResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,18 +42,20 @@ if TYPE_CHECKING:
 
 BREAKS = {
     "fence": "writers do not fence",
-    "order": "a writer's offer is stored whatever the cell holds",
+    "order": "a writer's publish is stored whatever the cell holds",
     "lease": "what a reader loaded is stored without a lease",
-    "removal": "an offer that is only to remove what is older is dropped",
-    "stamp": "cells do not tell which life of Redis they were written in",
+    "removal": "a publish that is only to remove what is older is dropped",
+    "incarnation": "cells do not tell which life of Redis they were written in",
     "lifetime": "entries stay fresh for an hour",
-    "report": "the near tier is not told what has changed",
+    "report": "the local tier is not told what has changed",
 }
 """What can be taken away, and what is left then."""
 
-_LATE = 0.02  # seconds, at most, by which a broken offer comes later: races become likelier
+_LATE = 0.02  # seconds, at most, by which a broken publish comes later: races become likelier
 _KEEP_ALIVE = 120  # seconds: no connection is to be closed because a client was busy elsewhere
-_BEAT = 0.05  # seconds between two of the feed's timed writes: more of them, to measure its lag
+_HEARTBEAT = (
+    0.05  # seconds between two of the feed's timed writes: more of them, to measure its lag
+)
 _LOOK = 0.5  # seconds between two looks for the owner
 
 
@@ -62,18 +64,18 @@ class Switches:
 
     def __init__(self, broken: str) -> None:
         self.broken = broken
-        self.dies_at_offer = False
+        self.dies_at_publish = False
 
     def arm(self, _number: int, _frame: FrameType | None) -> None:
-        """Die at the next offer of what was committed behind a fence."""
-        self.dies_at_offer = True
+        """Die at the next publish of what was committed behind a fence."""
+        self.dies_at_publish = True
 
 
 class DeafTiers(tiered.TieredBackend):
-    """Two tiers, the near one of which hears nothing."""
+    """Two tiers, the local one of which hears nothing."""
 
     def changed(self, keys: Sequence[str]) -> None:
-        """See `Listener`."""
+        """See `ChangeListener`."""
 
 
 class FaultyRedis(redis.RedisBackend):
@@ -88,32 +90,32 @@ class FaultyRedis(redis.RedisBackend):
         self._switches = switches
         self._fenced: set[tuple[str, str]] = set()
 
-    async def fence(self, key: str, ticket: str) -> None:
+    async def fence(self, key: str, token: str) -> None:
         """See `CacheBackend`."""
-        self._fenced.add((key, ticket))
+        self._fenced.add((key, token))
         if self._switches.broken != "fence":
-            await super().fence(key, ticket)
+            await super().fence(key, token)
 
-    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
         """See `CacheBackend`."""
-        writes = (key, ticket) in self._fenced
-        self._fenced.discard((key, ticket))
-        if writes and entry is not None and self._switches.dies_at_offer:
+        writes = (key, token) in self._fenced
+        self._fenced.discard((key, token))
+        if writes and entry is not None and self._switches.dies_at_publish:
             os.kill(os.getpid(), signal.SIGKILL)
         broken = self._switches.broken
         if entry is not None and broken == "removal" and entry.keep_ms == 0:
-            return Offered.NOTHING
+            return PublishResult.NOTHING
         if entry is not None and broken == ("order" if writes else "lease"):
             await asyncio.sleep(random.uniform(0, _LATE))  # noqa: S311 - no secret
             if entry.keep_ms > 0:
                 await self._drop([self._prefix + key], "evict")
-                await super().lease(key, ticket)
-        return await super().offer(key, ticket, entry)
+                await super().lease(key, token)
+        return await super().publish(key, token, entry)
 
-    async def _learn_life(self, connection: AbstractConnection) -> str:
-        if self._switches.broken == "stamp":
+    async def _learn_incarnation(self, connection: AbstractConnection) -> str:
+        if self._switches.broken == "incarnation":
             return "ignored"
-        return await super()._learn_life(connection)
+        return await super()._learn_incarnation(connection)
 
 
 def main() -> None:
@@ -127,7 +129,7 @@ def main() -> None:
     vars(redis)["RedisBackend"] = partial(FaultyRedis, switches)
     if switches.broken == "report":
         vars(registry)["TieredBackend"] = DeafTiers
-    vars(redis)["TrackingFeed"] = partial(TrackingFeed, beat=_BEAT)
+    vars(redis)["TrackingFeed"] = partial(TrackingFeed, heartbeat=_HEARTBEAT)
     fresh = 3600.0 if switches.broken == "lifetime" else float(os.environ["FRESHNESS_SECONDS"])
     app = create_app(chosen.model_copy(update={"ttl": fresh, "ttl_unknown": fresh}))
     uvicorn.run(

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from jobcache import JobCache, Outcome
+from jobcache import CacheOutcome, JobCache
 from tests.library.bench import Source, Transaction, document
 
 
@@ -28,16 +28,16 @@ class Jobs:
         """How often a store could not do what it was asked."""
         return sum(cache.statistics.errors for cache in self.caches)
 
-    async def read(self, cache: JobCache, key: str) -> Outcome:
-        floor = self.acknowledged[key]
+    async def read(self, cache: JobCache, key: str) -> CacheOutcome:
+        min_version = self.acknowledged[key]
         answer = await cache.read(key, lambda: self.source.load(key))
-        assert answer.entry.version >= floor, f"{key}: {answer} after {floor}"
+        assert answer.entry.version >= min_version, f"{key}: {answer} after {min_version}"
         return answer.outcome
 
     async def write(self, cache: JobCache, key: str) -> None:
         transaction = Transaction(self.source, key)
         async with cache.write(transaction, key) as write:
-            write.offer(key, document(transaction.version))
+            write.publish(key, document(transaction.version))
         self.acknowledged[key] = transaction.version
 
     @asynccontextmanager
@@ -70,5 +70,5 @@ class Jobs:
         """Through every cache; what was told meanwhile was as new as ever."""
         async with asyncio.timeout(60):
             for cache in self.caches:
-                while {await self.read(cache, key) for key in self.keys} != {Outcome.HIT}:
+                while {await self.read(cache, key) for key in self.keys} != {CacheOutcome.HIT}:
                     await asyncio.sleep(0.01)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from jobcache import Document, JobCache, Lifetimes, Outcome, SourceUnavailable
+from jobcache import CacheOutcome, Document, JobCache, Lifetimes, SourceUnavailable
 from jobcache.testing.conformance import Subject
 
 
@@ -72,14 +72,14 @@ class Bench:
             **options,
         )
 
-    async def read(self, key: str, floor: int = 0) -> tuple[int, Outcome]:
-        answer = await self.cache.read(key, lambda: self.source.load(key), floor=floor)
+    async def read(self, key: str, min_version: int = 0) -> tuple[int, CacheOutcome]:
+        answer = await self.cache.read(key, lambda: self.source.load(key), min_version=min_version)
         return answer.entry.version, answer.outcome
 
     async def write(self, key: str, *, fails: str = "") -> int:
         transaction = Transaction(self.source, key, fails=fails)
         async with self.cache.write(transaction, key) as write:
-            write.offer(key, document(write.transaction.version))
+            write.publish(key, document(write.transaction.version))
         return transaction.version
 
     async def elapse(self, seconds: float) -> None:

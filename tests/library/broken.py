@@ -8,61 +8,61 @@ from pathlib import Path
 from types import ModuleType
 
 from jobcache.backends.memory import MemoryBackend
-from jobcache.protocol.backend import Entry, Offered
+from jobcache.protocol.backend import Entry, PublishResult
 from jobcache.protocol.codec import Fence, Lease
-from jobcache.testing.simulation import GUARDS, Parts
+from jobcache.testing.simulation import GUARDS, Components
 
 # --- backends, by the guard that is missing ---
 
 
 class NoFence(MemoryBackend):
-    async def fence(self, key: str, ticket: str) -> None:
+    async def fence(self, key: str, token: str) -> None:
         """Writers do not fence."""
 
 
 class OneFenceSlot(MemoryBackend):
-    async def fence(self, key: str, ticket: str) -> None:
+    async def fence(self, key: str, token: str) -> None:
         cell = self._cell(key)
-        await super().fence(key, ticket)
+        await super().fence(key, token)
         if isinstance(cell, Fence):
-            self._put(key, Fence(cell.floor, frozenset({ticket})), 30)
+            self._put(key, Fence(cell.fence_version, frozenset({token})), 30)
 
 
-class FloorNotRaised(MemoryBackend):
-    def _leave(self, key: str, fence: Fence, ticket: str, entry: Entry | None) -> Offered:
-        offered = super()._leave(key, fence, ticket, entry)
+class FenceVersionNotRaised(MemoryBackend):
+    def _leave(self, key: str, fence: Fence, token: str, entry: Entry | None) -> PublishResult:
+        published = super()._leave(key, fence, token, entry)
         left = self._cell(key)
         if isinstance(left, Fence):
-            self._put(key, Fence(fence.floor, left.tickets), 30)
-        return offered
+            self._put(key, Fence(fence.fence_version, left.tokens), 30)
+        return published
 
 
-class StoreWithoutTicket(MemoryBackend):
-    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+class StoreWithoutToken(MemoryBackend):
+    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
         if self._cell(key) is None:
             return self._store_anyway(key, entry)
-        return await super().offer(key, ticket, entry)
+        return await super().publish(key, token, entry)
 
-    def _store_anyway(self, key: str, entry: Entry | None) -> Offered:
+    def _store_anyway(self, key: str, entry: Entry | None) -> PublishResult:
         if entry is not None:
             self._put(key, entry, 600)
-        return Offered.STORED
+        return PublishResult.STORED
 
 
 class SpareOtherLeases(MemoryBackend):
-    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
         cell = self._cell(key)
-        if isinstance(cell, Lease) and cell.ticket != ticket:
-            return Offered.KEPT
-        return await super().offer(key, ticket, entry)
+        if isinstance(cell, Lease) and cell.token != token:
+            return PublishResult.KEPT
+        return await super().publish(key, token, entry)
 
 
 class SpareOlderEntry(MemoryBackend):
-    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
         cell = self._cell(key)
         if entry is not None and isinstance(cell, Entry) and cell.version < entry.version:
-            return Offered.KEPT
-        return await super().offer(key, ticket, entry)
+            return PublishResult.KEPT
+        return await super().publish(key, token, entry)
 
 
 BROKEN_MEMORY = dict(
@@ -71,8 +71,8 @@ BROKEN_MEMORY = dict(
         (
             NoFence,
             OneFenceSlot,
-            FloorNotRaised,
-            StoreWithoutTicket,
+            FenceVersionNotRaised,
+            StoreWithoutToken,
             SpareOtherLeases,
             SpareOlderEntry,
         ),
@@ -86,15 +86,15 @@ BROKEN_SCRIPTS = dict(
         GUARDS,
         (
             ("fence", "local done", "do return 1 end\nlocal done"),
-            ("fence", "tickets = tickets .. ticket .. ','", "tickets = ',' .. ticket .. ','"),
-            ("offer", "  if version > floor then", "  if false then"),
-            ("offer", "  return 'nothing'", "  return store('stored')"),
+            ("fence", "tokens = tokens .. token .. ','", "tokens = ',' .. token .. ','"),
+            ("publish", "  if version > fence_version then", "  if false then"),
+            ("publish", "  return 'nothing'", "  return store('stored')"),
             (
-                "offer",
+                "publish",
                 "  if withdrawn then\n    return 'kept'",
                 "  if true then\n    return 'kept'",
             ),
-            ("offer", "held > version", "held ~= version"),
+            ("publish", "held > version", "held ~= version"),
         ),
         strict=True,
     )
@@ -130,40 +130,40 @@ class Fault:
         return module
 
 
-COMMITTED = "self._ticket, self._committed()"
+COMMITTED = "self._token, self._committed()"
 
 CACHE = {
-    "acknowledges before it offers": Fault(
+    "acknowledges before it publishes": Fault(
         "_engine.writing",
         (
             (
-                f"await self._writes.offers.make_surely({COMMITTED})",
-                f"self._later = asyncio.create_task(self._writes.offers.make({COMMITTED}))",
+                f"await self._writes.publisher.publish_shielded({COMMITTED})",
+                f"self._later = asyncio.create_task(self._writes.publisher.publish({COMMITTED}))",
             ),
         ),
     ),
-    "a reader returns before it offers": Fault(
+    "a reader returns before it publishes": Fault(
         "cache",
         (
             (
-                "await asyncio.gather(self._offers.make(ticket, sure),",
-                "self._later = asyncio.gather(self._offers.make(ticket, sure),",
+                "await asyncio.gather(self._publisher.publish(token, sure),",
+                "self._later = asyncio.gather(self._publisher.publish(token, sure),",
             ),
         ),
     ),
-    "a cancelled writer does not offer after its commit": Fault(
+    "a cancelled writer does not publish after its commit": Fault(
         "_engine.writing",
         (
             (
-                f"await self._writes.offers.make_surely({COMMITTED})",
-                f"await self._writes.offers.make({COMMITTED})",
+                f"await self._writes.publisher.publish_shielded({COMMITTED})",
+                f"await self._writes.publisher.publish({COMMITTED})",
             ),
         ),
     ),
-    "an unsure writer offers its body": Fault(
-        "_engine.writing", (("unkept(entry) if key in self._unsure else entry", "entry"),)
+    "an unsure writer publishes its body": Fault(
+        "_engine.writing", (("version_only(entry) if key in self._unsure else entry", "entry"),)
     ),
-    "an unsure reader offers nothing": Fault(
+    "an unsure reader publishes nothing": Fault(
         "cache", (("for key in loaded if key not in sure}", "for key in ()}"),)
     ),
     "a writer withdraws although its commit may have happened": Fault(
@@ -198,7 +198,7 @@ FLIGHT = {
     ),
     "a call that has ended is never forgotten": Fault(
         "_engine.single_flight",
-        (("                del self._lanes[key]\n", "                pass\n"),),
+        (("                del self._connections[key]\n", "                pass\n"),),
     ),
 }
 """In `SingleFlight`."""
@@ -208,13 +208,13 @@ GUARD = {
         "resilience.guarded_backend",
         (
             (
-                "await self._backend.offer(key, ticket, _outdated(step.version))",
+                "await self._backend.publish(key, token, _outdated(step.version))",
                 "await self._backend.purge([key])",
             ),
         ),
     ),
-    "the guard forgets missed offers": Fault(
-        "resilience.guarded_backend", (("            self._missed.note(key, ticket, step)\n", ""),)
+    "the guard forgets missed publishes": Fault(
+        "resilience.guarded_backend", (("            self._missed.note(key, token, step)\n", ""),)
     ),
     "the guard reads what the store has yet to be told of": Fault(
         "resilience.guarded_backend",
@@ -224,9 +224,9 @@ GUARD = {
         ),
     ),
 }
-"""In `Guard`."""
+"""In `GuardedBackend`."""
 
-OFFER_NEAR = "        await self._near.offer(key, ticket, entry)\n"
+PUBLISH_LOCAL = "        await self._local.publish(key, token, entry)\n"
 
 
 def _tiered(*changes: tuple[str, str]) -> Fault:
@@ -235,85 +235,88 @@ def _tiered(*changes: tuple[str, str]) -> Fault:
 
 TIERED = {
     "reports are ignored": _tiered(
-        ("self._near.drop(keys)\n\n    def interrupted", "pass\n\n    def interrupted")
+        ("self._local.drop(keys)\n\n    def interrupted", "pass\n\n    def interrupted")
     ),
     "a cut is ignored": _tiered(
-        ("self._near.drop_all()\n\n    def resumed", "pass\n\n    def resumed")
+        ("self._local.drop_all()\n\n    def resumed", "pass\n\n    def resumed")
     ),
     "a fill takes no lease": _tiered(
-        ("await self._near.lease(key, ticket)", "await self._near.get(key)"),
+        ("await self._local.lease(key, token)", "await self._local.get(key)"),
         (
-            OFFER_NEAR,
+            PUBLISH_LOCAL,
             (
-                "        self._near.drop((key,))\n"
-                f"        await self._near.lease(key, ticket)\n{OFFER_NEAR}"
+                "        self._local.drop((key,))\n"
+                f"        await self._local.lease(key, token)\n{PUBLISH_LOCAL}"
             ),
         ),
     ),
     "an answer spares an older entry": _tiered(
-        (OFFER_NEAR, f"        if self._near.peek(key) is None:\n    {OFFER_NEAR}")
+        (PUBLISH_LOCAL, f"        if self._local.peek(key) is None:\n    {PUBLISH_LOCAL}")
     ),
     "an answer spares the lease of another": _tiered(
         (
-            OFFER_NEAR,
+            PUBLISH_LOCAL,
             (
-                '        if getattr(self._near._cell(key), "ticket", ticket) == ticket:\n'
-                f"    {OFFER_NEAR}"
+                '        if getattr(self._local._cell(key), "token", token) == token:\n'
+                f"    {PUBLISH_LOCAL}"
             ),
         )
     ),
-    "an answer is not offered while the feed is not live": _tiered(
-        (OFFER_NEAR, OFFER_NEAR.replace("entry", "entry if self._feed.live else None"))
+    "an answer is not published while the feed is not live": _tiered(
+        (PUBLISH_LOCAL, PUBLISH_LOCAL.replace("entry", "entry if self._feed.live else None"))
     ),
-    "an answer of a lease spares what is near": _tiered(
+    "an answer of a lease spares what is local": _tiered(
         (
-            "            self._near.drop((key,))\n        return found",
+            "            self._local.drop((key,))\n        return found",
             "            pass\n        return found",
         )
     ),
-    "an offer spares what is near": _tiered(
+    "a publish spares what is local": _tiered(
         (
             (
-                "return await self._far.offer(key, ticket, entry)\n        finally:\n"
-                "            self._near.drop((key,))"
-            ),
-            "return await self._far.offer(key, ticket, entry)\n        finally:\n            pass",
-        )
-    ),
-    "an offer drops what is near only before": _tiered(
-        (
-            (
-                "        try:\n            return await self._far.offer(key, ticket, entry)\n"
-                "        finally:\n            self._near.drop((key,))"
+                "return await self._remote.publish(key, token, entry)\n        finally:\n"
+                "            self._local.drop((key,))"
             ),
             (
-                "        self._near.drop((key,))\n"
-                "        return await self._far.offer(key, ticket, entry)"
+                "return await self._remote.publish(key, token, entry)\n"
+                "        finally:\n            pass"
             ),
         )
     ),
-    "an offer that fails spares what is near": _tiered(
+    "a publish drops what is local only before": _tiered(
         (
             (
-                "        try:\n            return await self._far.offer(key, ticket, entry)\n"
-                "        finally:\n            self._near.drop((key,))"
+                "        try:\n            return await self._remote.publish(key, token, entry)\n"
+                "        finally:\n            self._local.drop((key,))"
             ),
             (
-                "        done = await self._far.offer(key, ticket, entry)\n"
-                "        self._near.drop((key,))\n        return done"
+                "        self._local.drop((key,))\n"
+                "        return await self._remote.publish(key, token, entry)"
             ),
         )
     ),
-    "what is remembered spares what is near": _tiered(
+    "a publish that fails spares what is local": _tiered(
         (
-            "        self._near.drop((key,))\n        self._far.remember",
-            "        self._far.remember",
+            (
+                "        try:\n            return await self._remote.publish(key, token, entry)\n"
+                "        finally:\n            self._local.drop((key,))"
+            ),
+            (
+                "        done = await self._remote.publish(key, token, entry)\n"
+                "        self._local.drop((key,))\n        return done"
+            ),
         )
     ),
-    "the near tier is read while the feed is not live": _tiered(
-        ("self._near.peek(key) if self._feed.live else None", "self._near.peek(key)")
+    "what is remembered spares what is local": _tiered(
+        (
+            "        self._local.drop((key,))\n        self._remote.remember",
+            "        self._remote.remember",
+        )
     ),
-    "the near tier is filled while the feed is not live": _tiered(
+    "the local tier is read while the feed is not live": _tiered(
+        ("self._local.peek(key) if self._feed.live else None", "self._local.peek(key)")
+    ),
+    "the local tier is filled while the feed is not live": _tiered(
         (
             "        if not self._feed.live:\n            self._feed.start()\n",
             "        if False:\n",
@@ -323,16 +326,18 @@ TIERED = {
 """In `TieredBackend`."""
 
 
-def parts(fault: Fault) -> Parts:
+def parts(fault: Fault) -> Components:
     """Processes in which `fault` is."""
     module = fault.load()
     if fault.module == "resilience.guarded_backend":
-        return Parts(guard=module.Guard)
+        return Components(guard=module.GuardedBackend)
     if fault.module == "backends.tiered":
-        return Parts(tiered=module.TieredBackend)
+        return Components(tiered=module.TieredBackend)
     if fault.module == "cache":
-        return Parts(cache=module.JobCache)
+        return Components(cache=module.JobCache)
     cache = Fault("cache", ()).load()
-    name = {"_engine.single_flight": "SingleFlight", "_engine.writing": "Writes"}[fault.module]
+    name = {"_engine.single_flight": "SingleFlight", "_engine.writing": "WriteCoordinator"}[
+        fault.module
+    ]
     setattr(cache, name, getattr(module, name))
-    return Parts(cache=cache.JobCache)
+    return Components(cache=cache.JobCache)

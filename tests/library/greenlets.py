@@ -30,7 +30,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jobcache import CacheSettings, Document, Outcome
+from jobcache import CacheOutcome, CacheSettings, Document
 from jobcache.sync import JobCache, Throttle
 
 if WHEN == "late":
@@ -64,7 +64,7 @@ def transaction() -> Iterator[None]:
 
 def write(cache: JobCache, key: str, version: int) -> None:
     with cache.write(transaction(), key) as writing:
-        writing.offer(key, document(version))
+        writing.publish(key, document(version))
 
 
 def until(condition: object) -> None:
@@ -76,15 +76,15 @@ def until(condition: object) -> None:
 
 def reads_and_writes(cache: JobCache) -> None:
     first = cache.read("k", lambda: load(1))
-    assert (first.entry.version, first.outcome) == (1, Outcome.MISS)
+    assert (first.entry.version, first.outcome) == (1, CacheOutcome.MISS)
     write(cache, "k", 2)
     answer = cache.read("k", lambda: load(2))
-    assert (answer.entry.version, answer.outcome) == (2, Outcome.HIT)
+    assert (answer.entry.version, answer.outcome) == (2, CacheOutcome.HIT)
     assert cache.condition().available
 
 
 def greenlets_run_while_one_waits(cache: JobCache) -> None:
-    waiting = gevent.spawn(cache.wait_newer, "k", lambda: load(2), 2, 60)
+    waiting = gevent.spawn(cache.wait_for_newer, "k", lambda: load(2), 2, 60)
     until(lambda: cache.waiting() == (1, 1))
     write(cache, "k", 3)
     assert waiting.get(timeout=20).entry.version == 3
@@ -105,11 +105,11 @@ def interrupted_calls_leave_nothing(cache: JobCache) -> None:
     interrupted = False
     try:
         with gevent.Timeout(0.02):
-            cache.wait_newer("k", lambda: load(3), 3, 60)
+            cache.wait_for_newer("k", lambda: load(3), 3, 60)
     except gevent.Timeout:
         interrupted = True
     assert interrupted
-    waiting = gevent.spawn(cache.wait_newer, "k", lambda: load(3), 3, 60)
+    waiting = gevent.spawn(cache.wait_for_newer, "k", lambda: load(3), 3, 60)
     until(lambda: cache.waiting() == (1, 1))
     waiting.kill(timeout=20)
     assert waiting.dead
@@ -164,8 +164,8 @@ def a_second_cache_works(cache: JobCache) -> None:
         return load(1)
 
     with JobCache(CacheSettings(backend="memory", shadow_rate=1)) as second:
-        assert second.read("k", counted).outcome is Outcome.MISS
-        assert second.read("k", counted).outcome is Outcome.HIT
+        assert second.read("k", counted).outcome is CacheOutcome.MISS
+        assert second.read("k", counted).outcome is CacheOutcome.HIT
         until(compared.is_set)
 
 

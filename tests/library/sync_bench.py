@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jobcache import CacheSettings, Document, Outcome
+from jobcache import CacheOutcome, CacheSettings, Document
 from jobcache.sync import JobCache
 from tests.library.bench import document
 
@@ -55,9 +55,9 @@ class Source:
 
 def write(cache: JobCache, source: Source, key: str = "k") -> None:
     with cache.write(source.transaction(key), key) as writing:
-        writing.offer(key, document(writing.transaction))
+        writing.publish(key, document(writing.transaction))
 
 
-def read(cache: JobCache, source: Source, key: str = "k") -> tuple[int, Outcome]:
+def read(cache: JobCache, source: Source, key: str = "k") -> tuple[int, CacheOutcome]:
     answer = cache.read(key, lambda: source.load(key))
     return answer.entry.version, answer.outcome

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from app.devservers import RedisServer
-from jobcache import Answer, CacheSettings, Document, JobCache, Lifetimes, Outcome
+from jobcache import CacheOutcome, CacheSettings, Document, JobCache, Lifetimes, ReadResult
 from jobcache.backends.registry import make_backend
 
 FRESH = 30
@@ -32,9 +32,9 @@ class Asked:
     async def load(self) -> Document:
         return Document(3, "acme", b"{}", "moving", 2)
 
-    async def ask(self, key: str, floor: int = 0) -> Answer | None:
-        said: list[Answer | None] = []
-        assert self.cache.ask(key, self.load, floor, said.append)
+    async def ask(self, key: str, min_version: int = 0) -> ReadResult | None:
+        said: list[ReadResult | None] = []
+        assert self.cache.ask(key, self.load, min_version, said.append)
         assert said == [], "never in the same turn"
         async with asyncio.timeout(60):
             while not said:
@@ -59,15 +59,15 @@ async def asked(server: RedisServer) -> AsyncIterator[Asked]:
 async def test_a_hit_is_told_and_counted(asked: Asked) -> None:
     hits, misses, loads = asked.counts()
     asked.now_ms += 2000
-    answer = await asked.ask("k", floor=3)
+    answer = await asked.ask("k", min_version=3)
     assert answer is not None
-    assert (answer.entry.version, answer.outcome, answer.age_ms) == (3, Outcome.HIT, 2000)
+    assert (answer.entry.version, answer.outcome, answer.age_ms) == (3, CacheOutcome.HIT, 2000)
     assert asked.counts() == (hits + 1, misses, loads)
 
 
 async def test_what_must_not_be_served_is_not_told(asked: Asked) -> None:
     counts = asked.counts()
-    assert await asked.ask("k", floor=4) is None, "the caller has seen more"
+    assert await asked.ask("k", min_version=4) is None, "the caller has seen more"
     assert await asked.ask("nothing") is None
     asked.now_ms += FRESH * 1000
     assert await asked.ask("k") is None, "past its freshness"
@@ -79,7 +79,7 @@ async def test_while_the_store_is_away_nothing_is_told_and_then_it_is_not_asked(
         asked = Asked(server.url)
         await asked.cache.read("k", asked.load)
         server.kill()
-        told: list[Answer | None] = []
+        told: list[ReadResult | None] = []
         async with asyncio.timeout(60):
             while asked.cache.ask("k", asked.load, 0, told.append):
                 while not told:
@@ -89,7 +89,7 @@ async def test_while_the_store_is_away_nothing_is_told_and_then_it_is_not_asked(
 
 
 async def test_who_asks_while_it_closes_is_told_that_there_is_nothing(asked: Asked) -> None:
-    told: list[Answer | None] = []
+    told: list[ReadResult | None] = []
     assert asked.cache.ask("k", asked.load, 0, told.append)
     await asked.cache.aclose()
     await asyncio.sleep(0)
@@ -102,7 +102,7 @@ async def test_a_cache_in_the_process_is_peeked_at_and_not_asked() -> None:
 
     cache = JobCache(make_backend(CacheSettings(backend="memory")))
     await cache.read("k", load)
-    told: list[Answer | None] = []
+    told: list[ReadResult | None] = []
     assert not cache.ask("k", load, 0, told.append)
     await asyncio.sleep(0)
     assert told == []

@@ -14,10 +14,10 @@ import pytest
 import redis as redis_client
 
 from jobcache import (
+    CacheOutcome,
     CacheSettings,
     Document,
     JobCache,
-    Outcome,
     UnreadableCell,
     identity_body,
     make_backend,
@@ -95,20 +95,20 @@ async def test_a_body_that_cannot_be_read_is_loaded_again(
         if way == "read_many":
             return (await cache.read_many(["k", "l"], load_many))["k"]
         if way == "wait_newer":
-            return await cache.wait_newer("k", load, 0, 1)
+            return await cache.wait_for_newer("k", load, 0, 1)
         return await cache.read("k", load)
 
     await read()
     encoding, make = BODIES[bad]
     spoil(redis_url, "k", encoding, make())
-    cache.backend.clock_set_back(0)  # type: ignore[attr-defined] # the near tier forgets it
+    cache.backend.clock_set_back(0)  # type: ignore[attr-defined] # the local tier forgets it
     outcomes = []
     for _ in range(4):
         answer = await read()
         assert identity_body(answer.entry) == GOOD
         outcomes.append(answer.outcome)
-    assert outcomes[0] is not Outcome.HIT
-    assert outcomes[2:] == [Outcome.HIT] * 2
+    assert outcomes[0] is not CacheOutcome.HIT
+    assert outcomes[2:] == [CacheOutcome.HIT] * 2
     told: list[object] = []
     cache.ask("k", load, 0, told.append)
     assert cache.condition().available
@@ -170,14 +170,14 @@ async def test_a_document_that_is_too_large_to_be_stored_is_served(
 
     for _ in range(2):
         answer = await bench.cache.read("k", load)
-        assert answer.outcome is Outcome.MISS
+        assert answer.outcome is CacheOutcome.MISS
         assert identity_body(answer.entry) == body
     many = await bench.cache.read_many(["k"], lambda _: _many(load))
     assert len(identity_body(many["k"].entry)) == len(body)
     bench.source.versions["k"] = version
     transaction_version = await bench.write("k")
     version = transaction_version + 1
-    answer = await bench.cache.read("k", load, floor=version)
+    answer = await bench.cache.read("k", load, min_version=version)
     assert answer.entry.version == version
     assert bench.cache.statistics.errors == 0
     await bench.cache.aclose()

@@ -15,10 +15,10 @@ from typing import Any, Self
 
 import pytest
 
-from jobcache import Outcome, Standing
+from jobcache import CacheOutcome, LeaseResult
 from jobcache.backends._closing import end_all
 from jobcache.protocol.backend import Entry
-from jobcache.resilience.guarded_backend import Guard
+from jobcache.resilience.guarded_backend import GuardedBackend
 from tests.cancelling import CancelledAt
 from tests.library.bench import Bench, Transaction, document
 from tests.subjects import KEEPING, PATIENCE, MemorySubject, RedisSubject, make_subject
@@ -80,7 +80,7 @@ class Case:
         async with self.bench.cache.write(transaction, self.key) as write:
             await asyncio.sleep(0)
             await write.fence(self.beside)
-            write.offer(self.key, document(transaction.version))
+            write.publish(self.key, document(transaction.version))
             write.outdate(self.beside, transaction.version)
         return transaction.version
 
@@ -105,19 +105,19 @@ class Case:
             await asyncio.sleep(MOMENT)
             version = self.bench.source.versions[self.key] = 2
             entry = self.bench.cache.lifetimes.entry(document(version), self.bench.now_ms)
-            await backend.offer(self.key, "elsewhere", entry)
+            await backend.publish(self.key, "elsewhere", entry)
 
         self.others = [asyncio.create_task(commit())]
 
     async def behind_a_lease(self) -> None:
         """Of a reader in another process, who is loading."""
         backend = self.bench.subject.backend
-        assert await backend.lease(self.key, "elsewhere") is Standing.NOTHING
+        assert await backend.lease(self.key, "elsewhere") is LeaseResult.ACQUIRED
 
         async def load() -> None:
             await asyncio.sleep(MOMENT)
             entry = self.bench.cache.lifetimes.entry(document(1), self.bench.now_ms)
-            await backend.offer(self.key, "elsewhere", entry)
+            await backend.publish(self.key, "elsewhere", entry)
 
         self.others = [asyncio.create_task(load())]
 
@@ -170,7 +170,7 @@ async def leaving_nothing_behind(bench: Bench) -> AsyncIterator[None]:
 async def bench(request: pytest.FixtureRequest, redis_urls: dict[str, str]) -> AsyncIterator[Bench]:
     async for subject in make_subject(request.param, redis_urls):
         if isinstance(subject, RedisSubject):
-            guard = Guard(subject.backend, deadline=PATIENCE, fence_deadline=PATIENCE)
+            guard = GuardedBackend(subject.backend, deadline=PATIENCE, fence_deadline=PATIENCE)
             subject.backend = guard  # type: ignore[assignment]
         yield Bench(subject)
 
@@ -226,7 +226,7 @@ async def cancel_one(
         assert isinstance(outcome, asyncio.CancelledError if cancelled else int), outcome
         seen = await asyncio.gather(*earlier, *later)
         await asyncio.gather(*case.others)
-        await bench.cache._offers.settle()
+        await bench.cache._publisher.join()
         while bench.cache._flights or bench.cache._batches:
             await asyncio.sleep(0)
     assert all(1 <= version <= versions[case.key] for version in seen)
@@ -239,7 +239,7 @@ async def cancel_one(
     assert {version for version, _ in answers} == {versions[case.key]}
     assert bench.source.loads - loads <= 2
     if not unknown:
-        assert await bench.read(case.key) == (versions[case.key], Outcome.HIT)
+        assert await bench.read(case.key) == (versions[case.key], CacheOutcome.HIT)
     return cancelled
 
 
@@ -247,12 +247,12 @@ async def check_cell(bench: Bench, key: str, *, fenced: bool) -> None:
     """No lease is left, and no fence but where nobody knows whether its writer has committed."""
     backend = bench.subject.backend
     found = await backend.lease(key, "probe")
-    if found is Standing.NOTHING:
-        await backend.offer(key, "probe", None)
+    if found is LeaseResult.ACQUIRED:
+        await backend.publish(key, "probe", None)
     if fenced:
-        assert found is Standing.FENCE
+        assert found is LeaseResult.FENCED
     else:
-        assert found is Standing.NOTHING or isinstance(found, Entry), found
+        assert found is LeaseResult.ACQUIRED or isinstance(found, Entry), found
 
 
 async def test_a_cancellation_that_is_lost_is_repeated() -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from jobcache import UnreadableCell
 from jobcache.backends.redis.backend import RedisBackend
-from jobcache.protocol.backend import VERSION_LIMIT, Entry, Offered, Standing
+from jobcache.protocol.backend import VERSION_LIMIT, Entry, LeaseResult, PublishResult
 from jobcache.protocol.codec import Fence, Lease, decode, encode_entry, identity_body
 from jobcache.testing import model
 from jobcache.testing.simulation import entry_of
@@ -32,27 +32,27 @@ from tests.subjects import REDIS_SERVERS
 Cell = Entry | Lease | Fence | None
 
 
-def lead(stamp: bytes) -> list[bytes]:
+def lead(incarnation_id: bytes) -> list[bytes]:
     """The fields between a cell's kind and what is its own."""
-    return [stamp]
+    return [incarnation_id]
 
 
-def read(cell: bytes, stamp: bytes) -> Cell:
+def read(cell: bytes, incarnation_id: bytes) -> Cell:
     """What Python makes of it."""
-    return decode(cell, stamp.decode())
+    return decode(cell, incarnation_id.decode())
 
 
-def write(entry: Entry, stamp: bytes) -> bytes:
+def write(entry: Entry, incarnation_id: bytes) -> bytes:
     """The cell that Python makes of it."""
-    return encode_entry(entry, stamp.decode())
+    return encode_entry(entry, incarnation_id.decode())
 
 
-async def stamp_of(backend: RedisBackend) -> bytes:
+async def incarnation_of(backend: RedisBackend) -> bytes:
     """What that backend has cells begin with."""
     await backend.ping()
     [server] = backend._topology.servers()
-    assert server.stamp is not None
-    return server.stamp.encode()
+    assert server.incarnation_id is not None
+    return server.incarnation_id.encode()
 
 
 # --- cells as they should be, and damage ---
@@ -72,7 +72,7 @@ class Armed:
 
 
 ENTRY = entry_of(1)
-TICKETS = ["r", "w", "w1"]
+TOKENS = ["r", "w", "w1"]
 PICKLE = pickle.dumps(Armed())
 PACKED = gzip.compress(b"[" * 3000, mtime=0)
 BODIES = [b"", b"{}", b"a\n|b", PICKLE, PACKED, PACKED[:-1], PACKED + b"x", gzip.compress(PACKED)]
@@ -92,9 +92,9 @@ nasty = st.sampled_from(NUMBERS + WORDS) | st.binary(max_size=6)
 
 
 @st.composite
-def cells(draw: st.DrawFn, stamp: bytes) -> bytes:
-    """A cell, damaged in up to three places; none: as it should be, but for tickets that repeat."""
-    begin, ticket = lead(stamp), st.sampled_from(TICKETS)
+def cells(draw: st.DrawFn, incarnation_id: bytes) -> bytes:
+    """A cell, damaged in up to three places; none: as it should be, but for tokens that repeat."""
+    begin, token = lead(incarnation_id), st.sampled_from(TOKENS)
     kind = draw(st.sampled_from([b"E1", b"L1", b"F1"]))
     body: bytes | None = None
     if kind == b"E1":
@@ -105,12 +105,12 @@ def cells(draw: st.DrawFn, stamp: bytes) -> bytes:
             encoding=draw(st.sampled_from(["identity", "gzip"])),
             poll_after=draw(st.none() | st.integers(0, 9)),
         )
-        header, _, body = write(whole, stamp).partition(b"\n")
+        header, _, body = write(whole, incarnation_id).partition(b"\n")
         fields = header.split(b"|")
     elif kind == b"L1":
-        fields = [kind, *begin, draw(ticket).encode()]
+        fields = [kind, *begin, draw(token).encode()]
     else:
-        names = draw(st.lists(ticket, min_size=1, max_size=3))
+        names = draw(st.lists(token, min_size=1, max_size=3))
         fields = [kind, *begin, b"%d" % draw(versions), f",{','.join(names)},".encode()]
     for _ in range(draw(st.sampled_from([0, 0, 1, 2, 3]))):
         draw(st.sampled_from([_replace, _swap, _drop, _insert, _exchange_kind]))(draw, fields)
@@ -167,16 +167,16 @@ def _whatever(draw: st.DrawFn, cell: bytes) -> bytes:
 # --- Python ---
 
 
-def remade(cell: Cell, stamp: bytes) -> bytes:
+def remade(cell: Cell, incarnation_id: bytes) -> bytes:
     """The cell written anew."""
     match cell:
         case Lease():
-            return b"|".join([b"L1", *lead(stamp), cell.ticket.encode()])
+            return b"|".join([b"L1", *lead(incarnation_id), cell.token.encode()])
         case Fence():
-            tickets = f",{','.join(sorted(cell.tickets))},".encode()
-            return b"|".join([b"F1", *lead(stamp), b"%d" % cell.floor, tickets])
+            tokens = f",{','.join(sorted(cell.tokens))},".encode()
+            return b"|".join([b"F1", *lead(incarnation_id), b"%d" % cell.fence_version, tokens])
         case Entry():
-            return write(cell, stamp)
+            return write(cell, incarnation_id)
         case None:
             return b""
 
@@ -206,7 +206,7 @@ def read_right_or_not_at_all(cell: bytes) -> None:
         except UnreadableCell:
             assert found.encoding == "gzip"
     elif found is not None:
-        # each lease and fence has one spelling but for the order of tickets and zeros in front
+        # each lease and fence has one spelling but for the order of tokens and zeros in front
         assert sorted(remade(found, b"a1").replace(b"0", b"")) == sorted(cell.replace(b"0", b""))
 
 
@@ -265,14 +265,14 @@ def raw(url: str) -> Iterator[redis.Redis]:
 
 
 operations = st.builds(
-    lambda ticket, version: [
-        ("lease", ticket),
-        ("fence", ticket),
-        ("withdraw", ticket),
-        ("offer", ticket, version),
+    lambda token, version: [
+        ("lease", token),
+        ("fence", token),
+        ("withdraw", token),
+        ("publish", token, version),
         ("purge",),
     ],
-    st.sampled_from(TICKETS),
+    st.sampled_from(TOKENS),
     versions,
 )
 
@@ -280,28 +280,28 @@ operations = st.builds(
 def expected(cell: model.Cell, operation: tuple[object, ...]) -> tuple[model.Cell, object]:
     """What the model makes of a cell that can be read."""
     match operation:
-        case ("lease", str(ticket)):
-            return model.take_lease(cell, ticket)
-        case ("fence", str(ticket)):
-            return model.raise_fence(cell, ticket), None
-        case ("withdraw", str(ticket)):
-            return model.withdraw(cell, ticket)
-        case ("offer", str(ticket), int(version)):
-            return model.offer(cell, ticket, version)
+        case ("lease", str(token)):
+            return model.take_lease(cell, token)
+        case ("fence", str(token)):
+            return model.raise_fence(cell, token), None
+        case ("withdraw", str(token)):
+            return model.withdraw(cell, token)
+        case ("publish", str(token), int(version)):
+            return model.publish(cell, token, version)
     return model.purge(cell)
 
 
 async def done(backend: RedisBackend, operation: tuple[object, ...]) -> object:
     match operation:
-        case ("lease", str(ticket)):
-            found = await backend.lease("k", ticket)
+        case ("lease", str(token)):
+            found = await backend.lease("k", token)
             return found.version if isinstance(found, Entry) else found
-        case ("fence", str(ticket)):
-            return await backend.fence("k", ticket)
-        case ("withdraw", str(ticket)):
-            return await backend.offer("k", ticket, None)
-        case ("offer", str(ticket), int(version)):
-            return await backend.offer("k", ticket, entry_of(version))
+        case ("fence", str(token)):
+            return await backend.fence("k", token)
+        case ("withdraw", str(token)):
+            return await backend.publish("k", token, None)
+        case ("publish", str(token), int(version)):
+            return await backend.publish("k", token, entry_of(version))
     return await backend.purge(["k"])
 
 
@@ -319,21 +319,21 @@ def test_the_scripts_treat_a_cell_as_python_reads_it(
     """
     with asyncio.Runner() as runner:
         backend = RedisBackend(url)
-        stamp = runner.run(stamp_of(backend))
+        incarnation_id = runner.run(incarnation_of(backend))
 
         def after() -> Cell:
             cell = raw.get("k")
-            return None if cell is None else read(cell, stamp)
+            return None if cell is None else read(cell, incarnation_id)
 
         examples = 300 if long else 120
 
         @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
-        @given(cell=cells(stamp), operations=operations)
+        @given(cell=cells(incarnation_id), operations=operations)
         def agree(cell: bytes, operations: list[tuple[object, ...]]) -> None:
             for operation in operations:
                 raw.set("k", cell, px=60_000)
                 try:
-                    found = simple(read(cell, stamp))
+                    found = simple(read(cell, incarnation_id))
                 except UnreadableCell:
                     unreadable(operation)
                     continue
@@ -347,16 +347,20 @@ def test_the_scripts_treat_a_cell_as_python_reads_it(
                     runner.run(done(backend, operation))
                 return
             answer = runner.run(done(backend, operation))
-            assert answer not in {Offered.NOTHING, Standing.NOTHING}
+            assert answer not in {PublishResult.NOTHING, LeaseResult.ACQUIRED}
             try:
                 left = simple(after())
             except UnreadableCell:
                 return
             if operation[0] == "fence":
                 assert isinstance(left, Fence)
-                assert operation[1] in left.tickets
+                assert operation[1] in left.tokens
             else:
-                assert left is None or answer in {Offered.STORED, Offered.PROLONGED, Offered.FENCED}
+                assert left is None or answer in {
+                    PublishResult.STORED,
+                    PublishResult.PROLONGED,
+                    PublishResult.FENCED,
+                }
 
         try:
             agree()

@@ -32,7 +32,16 @@ from jobcache.client import (
     WaitTimeout,
 )
 from jobcache.client.core import rules
-from jobcache.client.core.rules import Answer, Ask, Failure, News, Pause, Reply, Rules, Steps
+from jobcache.client.core.rules import (
+    Reply,
+    Request,
+    Response,
+    Rules,
+    Sleep,
+    Steps,
+    TransportError,
+    Update,
+)
 
 FINAL = {
     301: Refused,
@@ -43,7 +52,7 @@ FINAL = {
     409: Conflict,
     422: Invalid,
 }
-LOST = Failure(ConnectionError("reset"))
+LOST = TransportError(ConnectionError("reset"))
 
 
 def body(version: int, status: str = "rendering", job_id: int = 7) -> bytes:
@@ -61,19 +70,19 @@ def body(version: int, status: str = "rendering", job_id: int = 7) -> bytes:
     ).encode()
 
 
-def document(version: int, status: str = "rendering", **headers: str) -> Answer:
+def document(version: int, status: str = "rendering", **headers: str) -> Response:
     named = {name.replace("_", "-"): text for name, text in headers.items()}
-    return Answer(200, {"etag": f'"{version}-0"'} | named, body(version, status))
+    return Response(200, {"etag": f'"{version}-0"'} | named, body(version, status))
 
 
-def unchanged(**headers: str) -> Answer:
-    return Answer(304, {name.replace("_", "-"): text for name, text in headers.items()}, b"")
+def unchanged(**headers: str) -> Response:
+    return Response(304, {name.replace("_", "-"): text for name, text in headers.items()}, b"")
 
 
-def error(status: int, **headers: str) -> Answer:
+def error(status: int, **headers: str) -> Response:
     problem = {"title": "No", "status": status, "detail": "why"}
     named = {name.replace("_", "-"): text for name, text in headers.items()}
-    return Answer(status, named, json.dumps(problem).encode())
+    return Response(status, named, json.dumps(problem).encode())
 
 
 @dataclass
@@ -83,10 +92,12 @@ class Script:
     replies: list[tuple[float, Reply]]
     chance: float = 0.0
     now: float = 1000.0
-    asked: list[Ask] = field(default_factory=list)
+    asked: list[Request] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
     news: list[Job] = field(default_factory=list)
-    asked_with: list[tuple[Ask, int]] = field(default_factory=list)  # and the newest version then
+    asked_with: list[tuple[Request, int]] = field(
+        default_factory=list
+    )  # and the newest version then
     paused_after: list[tuple[float, float]] = field(default_factory=list)  # and `Retry-After`
 
     def __post_init__(self) -> None:
@@ -105,21 +116,21 @@ class Script:
                 return job
             reply = None
             match step:
-                case Ask():
+                case Request():
                     self.asked.append(step)
                     self.asked_with.append((step, self.versions[-1] if self.news else 0))
                     took, reply = next(replies)
                     if took > step.timeout:
-                        took, reply = step.timeout, Failure(TimeoutError())
+                        took, reply = step.timeout, TransportError(TimeoutError())
                     self.now += took
-                    headers = reply.headers if isinstance(reply, Answer) else {}
+                    headers = reply.headers if isinstance(reply, Response) else {}
                     seconds = headers.get("retry-after", "")
                     told = float(seconds) if seconds.isdigit() else 0.0
-                case Pause(seconds):
+                case Sleep(seconds):
                     self.pauses.append(seconds)
                     self.paused_after.append((seconds, told))
                     self.now += seconds
-                case News(job):
+                case Update(job):
                     self.news.append(job)
 
     def headers(self, name: str) -> list[str | None]:
@@ -294,7 +305,7 @@ def test_what_is_older_than_seen_is_not_taken() -> None:
 
 def test_the_same_version_under_another_tag_is_no_news() -> None:
     """As two releases of the service side by side may answer: not asked without end."""
-    other = Answer(200, {"etag": '"5-2"', "preference-applied": "wait=25"}, body(5))
+    other = Response(200, {"etag": '"5-2"', "preference-applied": "wait=25"}, body(5))
     script = Script([(0, document(5)), (0, other), (0, document(6, "failed"))])
     script.wait()
     assert script.versions == [5, 6]
@@ -305,16 +316,16 @@ def test_the_same_version_under_another_tag_is_no_news() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        Answer(200, {}, b"<html>"),
-        Answer(200, {}, b"\xff"),
-        Answer(200, {}, b"[]"),
-        Answer(200, {}, b'{"id": 7, "version": "5", "status": "x", "terminal": true}'),
-        Answer(200, {}, body(9, "completed", job_id=8)),
-        Answer(204, {}, b""),
+        Response(200, {}, b"<html>"),
+        Response(200, {}, b"\xff"),
+        Response(200, {}, b"[]"),
+        Response(200, {}, b'{"id": 7, "version": "5", "status": "x", "terminal": true}'),
+        Response(200, {}, body(9, "completed", job_id=8)),
+        Response(204, {}, b""),
         unchanged(preference_applied="wait=25"),
     ],
 )
-def test_what_is_no_document_of_the_job_is_a_failure(wrong: Answer) -> None:
+def test_what_is_no_document_of_the_job_is_a_failure(wrong: Response) -> None:
     script = Script([(0, wrong), (0, document(1, "failed"))], chance=0.5)
     script.wait()
     assert script.pauses == [0.25]
@@ -322,7 +333,11 @@ def test_what_is_no_document_of_the_job_is_a_failure(wrong: Answer) -> None:
 
 
 def test_without_a_tag_there_is_no_condition_and_so_no_waiting() -> None:
-    bare = [Answer(200, {}, body(1)), Answer(200, {}, body(2)), Answer(200, {}, body(3, "failed"))]
+    bare = [
+        Response(200, {}, body(1)),
+        Response(200, {}, body(2)),
+        Response(200, {}, body(3, "failed")),
+    ]
     script = Script([(0.0, answer) for answer in bare])
     script.wait()
     assert script.headers("Prefer") == script.headers("If-None-Match") == [None] * 3
@@ -341,7 +356,7 @@ def test_any_other_answer_is_final_and_carries_the_problem(status: int, kind: ty
 def test_a_refusal_without_a_problem_document_is_one_all_the_same() -> None:
     for text in (b"<html>", b"[1]", b""):
         with pytest.raises(NotFound, match="404: no reason given") as refused:
-            Script([(0, Answer(404, {}, text))]).wait()
+            Script([(0, Response(404, {}, text))]).wait()
         assert refused.value.problem == {}
 
 
@@ -383,7 +398,7 @@ def test_time_is_up_while_news_is_being_taken() -> None:
     script = Script([(0, document(1))])
     steps = script.rules.wait_for(7, timeout=5)
     steps.send(None)
-    assert isinstance(steps.send(document(1)), News)
+    assert isinstance(steps.send(document(1)), Update)
     script.now += 6
     with pytest.raises(WaitTimeout):
         steps.send(None)
@@ -442,7 +457,7 @@ APPLIED = st.sampled_from(["wait=25", "wait=10", "wait=0", ""])
 
 
 @st.composite
-def answers(draw: st.DrawFn) -> Answer:
+def answers(draw: st.DrawFn) -> Response:
     headers = draw(
         st.fixed_dictionaries({}, optional={"retry-after": SECONDS, "preference-applied": APPLIED})
     )
@@ -450,12 +465,12 @@ def answers(draw: st.DrawFn) -> Answer:
     kind = draw(st.sampled_from(["document", "document", "unchanged", "error", "wrong"]))
     if kind == "document":
         tag = {"etag": f'"{version}-{draw(st.integers(0, 1))}"'} if draw(st.booleans()) else {}
-        return Answer(200, headers | tag, body(version, draw(STATUSES)))
+        return Response(200, headers | tag, body(version, draw(STATUSES)))
     if kind == "unchanged":
-        return Answer(304, headers, b"")
+        return Response(304, headers, b"")
     if kind == "error":
-        return Answer(draw(st.sampled_from([408, 429, 500, 503])), headers, b"")
-    return Answer(200, headers, draw(st.binary(max_size=9)))
+        return Response(draw(st.sampled_from([408, 429, 500, 503])), headers, b"")
+    return Response(200, headers, draw(st.binary(max_size=9)))
 
 
 REPLIES = st.lists(st.tuples(st.floats(0, 40), st.one_of(answers(), st.just(LOST))), max_size=40)
@@ -548,7 +563,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def scripted(replies: list[Answer | Exception], seen: list[httpx.Request]) -> Handler:
+def scripted(replies: list[Response | Exception], seen: list[httpx.Request]) -> Handler:
     left = iter(replies)
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -614,7 +629,7 @@ async def test_the_asynchronous_client_awaits_on_progress() -> None:
 
 async def test_making_a_job_is_repeated_under_one_key_and_moving_it_is_not(kind: str) -> None:
     seen: list[httpx.Request] = []
-    made = Answer(202, {"etag": '"1-0"'}, body(1, "pending"))
+    made = Response(202, {"etag": '"1-0"'}, body(1, "pending"))
     lost = httpx.ReadError("reset")
     either = Either(kind, scripted([lost, made, made, lost, document(1), lost, lost, lost], seen))
     await either("create", "acme", "A cat.", scenes=2)

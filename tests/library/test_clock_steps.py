@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from jobcache import JobCache, Outcome
-from jobcache.resilience.guarded_backend import Guard
+from jobcache import CacheOutcome, JobCache
+from jobcache.resilience.guarded_backend import GuardedBackend
 from jobcache.testing import conformance
 from tests.library.bench import Bench, document
 from tests.subjects import KEEPING, RedisSubject
@@ -25,14 +25,14 @@ class Guarded:
         self.evict, self.elapse = subject.evict, subject.elapse
         self.backend = subject.backend
         if isinstance(subject, RedisSubject):
-            self.backend = Guard(subject.backend, deadline=5, fence_deadline=5)
+            self.backend = GuardedBackend(subject.backend, deadline=5, fence_deadline=5)
 
 
 @pytest.fixture
 async def bench(subject: conformance.Subject) -> AsyncIterator[Bench]:
     bench = Bench(Guarded(subject))
-    guard = getattr(bench.subject.backend, "_far", bench.subject.backend)
-    if isinstance(guard, Guard):
+    guard = getattr(bench.subject.backend, "_remote", bench.subject.backend)
+    if isinstance(guard, GuardedBackend):
         guard._clock_ms = lambda: bench.now_ms
     bench.source.versions |= {"k": 1, "l": 1}
     yield bench
@@ -41,10 +41,10 @@ async def bench(subject: conformance.Subject) -> AsyncIterator[Bench]:
 
 def outage(bench: Bench) -> None:
     """The store was away, and is back."""
-    guard = getattr(bench.subject.backend, "_far", bench.subject.backend)
-    if isinstance(guard, Guard):
+    guard = getattr(bench.subject.backend, "_remote", bench.subject.backend)
+    if isinstance(guard, GuardedBackend):
         guard._breaker.trip("a test")
-        guard._readmit()
+        guard._close_circuit()
 
 
 async def outcomes(bench: Bench, count: int = 4) -> list[str]:
@@ -62,10 +62,10 @@ async def test_set_back_after_an_outage_each_key_is_loaded_once(
     bench.now_ms -= round(seconds * 1000)
     assert (await outcomes(bench))[1:] == ["hit"] * 3
     many = await bench.cache.read_many(["k", "l"], bench.source.load_many)
-    assert many["k"].outcome is Outcome.HIT
-    assert await bench.read("l") == (1, Outcome.HIT)
+    assert many["k"].outcome is CacheOutcome.HIT
+    assert await bench.read("l") == (1, CacheOutcome.HIT)
     await bench.write("k")
-    assert await bench.read("k") == (2, Outcome.HIT)
+    assert await bench.read("k") == (2, CacheOutcome.HIT)
 
 
 @where_kept
@@ -81,7 +81,7 @@ async def test_set_back_it_serves_nothing_for_longer_than_it_is_fresh(
     await outcomes(bench, looks)
     await bench.elapse(7)
     if not looks:
-        assert await bench.read("k") == (1, Outcome.EXPIRED)
+        assert await bench.read("k") == (1, CacheOutcome.EXPIRED)
     bench.now_ms -= round(seconds * 1000)
     assert (await outcomes(bench))[1:] == ["hit"] * 3
 
@@ -111,15 +111,15 @@ async def test_set_back_while_nobody_asked_it_is_noticed_by_the_monotonic_clock(
     async def load() -> object:
         return document(1)
 
-    async def read() -> Outcome:
+    async def read() -> CacheOutcome:
         return (await cache.read("k", load)).outcome  # type: ignore[arg-type]
 
-    assert [await read() for _ in range(2)] == [Outcome.MISS, Outcome.HIT]
+    assert [await read() for _ in range(2)] == [CacheOutcome.MISS, CacheOutcome.HIT]
     await guarded.elapse(40)
     now["monotonic"] += 40_000
     now["wall"] += 10_000  # set back by 30 s meanwhile
     if hasattr(guarded.backend, "tiers"):
-        guarded.backend._near.drop_all()  # type: ignore[attr-defined] # or it would have expired
-    assert [await read() for _ in range(2)] == [Outcome.EXPIRED, Outcome.HIT]
+        guarded.backend._local.drop_all()  # type: ignore[attr-defined] # or it would have expired
+    assert [await read() for _ in range(2)] == [CacheOutcome.EXPIRED, CacheOutcome.HIT]
     await asyncio.sleep(0)
     await cache.aclose()

@@ -19,7 +19,7 @@ from jobcache import CacheSettings, CacheUnavailable, JobCache, UnreadableCell
 from jobcache.backends.redis.backend import RedisBackend
 from jobcache.backends.registry import make_backend
 from jobcache.backends.tiered import TieredBackend
-from jobcache.protocol.backend import CacheBackend, Offered
+from jobcache.protocol.backend import CacheBackend, PublishResult
 from jobcache.testing import conformance
 from jobcache.testing.conformance import Check
 from jobcache.testing.simulation import entry_of
@@ -80,7 +80,7 @@ async def backend(subject: ClusterSubject) -> RedisBackend:
 
 async def store(backend: CacheBackend, key: str, version: int) -> None:
     await backend.fence(key, f"w{version}")
-    assert await backend.offer(key, f"w{version}", entry_of(version)) is Offered.STORED
+    assert await backend.publish(key, f"w{version}", entry_of(version)) is PublishResult.STORED
 
 
 def name_of(node: RedisServer) -> str:
@@ -216,17 +216,22 @@ async def test_every_primary_is_a_place_to_listen_at_with_a_key_that_lives_there
     cluster: RedisCluster, backend: RedisBackend
 ) -> None:
     before = backend.generation
-    places = await backend.primaries()
-    assert {place.name for place in places} == {name_of(node) for node in primaries(cluster)}
+    endpoints = await backend.primaries()
+    assert {endpoint.name for endpoint in endpoints} == {
+        name_of(node) for node in primaries(cluster)
+    }
     assert backend.generation > before
     before = backend.generation
-    for place in places:
-        connection = place.connect(protocol=3, socket_timeout=5.0)
+    for endpoint in endpoints:
+        connection = endpoint.connect(protocol=3, socket_timeout=5.0)
         await connection.connect()  # type: ignore[no-untyped-call]
-        await connection.send_command("SET", place.beat_key("here"), "1", "PX", 1000)
+        await connection.send_command("SET", endpoint.heartbeat_key("here"), "1", "PX", 1000)
         assert await connection.read_response() == b"OK"
         await connection.disconnect()
-    assert all(place.beat_key("here").startswith("test:jobcache:beat:here") for place in places)
+    assert all(
+        endpoint.heartbeat_key("here").startswith("test:jobcache:beat:here")
+        for endpoint in endpoints
+    )
     await backend.ping()
     assert backend.generation == before
 
@@ -323,7 +328,7 @@ async def test_what_a_node_says_that_no_feed_listens_to_is_to_be_confirmed(
     await store(backend, key, 1)
     moving = cluster.move_slot(slot, newcomer)
     assert [next(moving), next(moving)] == ["announced", "a key moved"]
-    assert await backend.get(key) is None, "it bears the other's stamp"
+    assert await backend.get(key) is None, "it bears the other's id"
     await store(backend, key, 2)
     confirm = entry_of(2).past_its_freshness()
     assert [await backend.get(key), await backend.lease(key, "r")] == [confirm, confirm]
@@ -335,7 +340,7 @@ async def test_what_a_node_says_that_no_feed_listens_to_is_to_be_confirmed(
         while await backend.get(key) != entry_of(2):
             await asyncio.sleep(0.01)
     assert backend.generation > before
-    assert name_of(newcomer) in {place.name for place in await backend.primaries()}
+    assert name_of(newcomer) in {endpoint.name for endpoint in await backend.primaries()}
     list(cluster.move_slot(slot, source))
     await backend.aclose()
 
@@ -348,20 +353,20 @@ async def test_tiers_hear_of_changes_on_a_node_that_gets_its_first_slot(
         here, there = subject.instances
         (key,) = keys_of(cluster, source, 1)
         await store(here, key, 1)
-        await until_near(there, key, 1)
+        await until_local(there, key, 1)
         list(cluster.move_slot(key_slot(key.encode()), newcomer))
         await until(lambda: there.peek(key) is None)  # its old owner has told of its going
         for version in (2, 3):
             await store(here, key, version)
-            await until_near(there, key, version)
+            await until_local(there, key, version)
         assert there.feed().condition().interruptions >= 1
         list(cluster.move_slot(key_slot(key.encode()), source))
 
 
-async def until_near(tiers: TieredBackend, key: str, version: int) -> None:
+async def until_local(tiers: TieredBackend, key: str, version: int) -> None:
     """Until a hit is served from this process, and it is that version."""
     async with asyncio.timeout(60):
-        while (near := tiers.peek(key)) is None or near.version < version:
+        while (local := tiers.peek(key)) is None or local.version < version:
             await tiers.get(key)
             await asyncio.sleep(0.01)
 

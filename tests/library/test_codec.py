@@ -14,7 +14,7 @@ from jobcache.protocol.backend import VERSION_LIMIT, Entry
 from jobcache.protocol.codec import Fence, Lease, compress, decode, encode_entry, identity_body
 from jobcache.testing.simulation import entry_of
 
-STAMP = "s"
+INCARNATION_ID = "s"
 numbers = st.integers(0, VERSION_LIMIT - 1)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 entries = st.builds(
@@ -33,7 +33,7 @@ entries = st.builds(
 
 @given(entries)
 def test_an_entry_comes_back_as_it_went(entry: Entry) -> None:
-    assert decode(encode_entry(entry, STAMP), STAMP) == entry
+    assert decode(encode_entry(entry, INCARNATION_ID), INCARNATION_ID) == entry
 
 
 @given(
@@ -57,22 +57,22 @@ def test_an_entry_comes_back_as_it_went(entry: Entry) -> None:
 @example(b"L1|s|")
 def test_bytes_are_a_cell_or_unreadable_and_nothing_else(cell: bytes) -> None:
     try:
-        found = decode(cell, STAMP)
+        found = decode(cell, INCARNATION_ID)
     except UnreadableCell:
         return
     if isinstance(found, Entry):
-        assert decode(encode_entry(found, STAMP), STAMP) == found
+        assert decode(encode_entry(found, INCARNATION_ID), INCARNATION_ID) == found
 
 
 @given(entries, st.data())
 def test_a_damaged_entry_never_raises_anything_but_unreadable(
     entry: Entry, data: st.DataObject
 ) -> None:
-    cell = bytearray(encode_entry(entry, STAMP))
+    cell = bytearray(encode_entry(entry, INCARNATION_ID))
     at = data.draw(st.integers(0, len(cell) - 1))
     cell[at] = data.draw(st.integers(0, 255))
     try:
-        found = decode(bytes(cell[: data.draw(st.integers(0, len(cell)))]), STAMP)
+        found = decode(bytes(cell[: data.draw(st.integers(0, len(cell)))]), INCARNATION_ID)
         if isinstance(found, Entry):
             identity_body(found)
     except UnreadableCell:
@@ -80,15 +80,15 @@ def test_a_damaged_entry_never_raises_anything_but_unreadable(
 
 
 def test_leases_and_fences_are_told_apart() -> None:
-    assert decode(b"L1|s|abc123", STAMP) == Lease("abc123")
-    assert decode(b"F1|s|7|,a,b,", STAMP) == Fence(7, frozenset({"a", "b"}))
+    assert decode(b"L1|s|abc123", INCARNATION_ID) == Lease("abc123")
+    assert decode(b"F1|s|7|,a,b,", INCARNATION_ID) == Fence(7, frozenset({"a", "b"}))
 
 
 @given(entries)
-def test_a_cell_of_another_life_of_the_store_is_as_good_as_none(entry: Entry) -> None:
-    assert decode(encode_entry(entry, "before"), STAMP) is None
-    assert decode(b"L1|before|abc123", STAMP) is None
-    assert decode(b"F1|before|7|,a,b,", STAMP) is None
+def test_a_cell_of_another_incarnation_of_the_store_is_as_good_as_none(entry: Entry) -> None:
+    assert decode(encode_entry(entry, "before"), INCARNATION_ID) is None
+    assert decode(b"L1|before|abc123", INCARNATION_ID) is None
+    assert decode(b"F1|before|7|,a,b,", INCARNATION_ID) is None
 
 
 @given(st.binary(max_size=5000))

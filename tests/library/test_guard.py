@@ -9,11 +9,11 @@ from functools import partial
 
 import pytest
 
-from jobcache import CacheUnavailable, JobCache, Outcome, UnreadableCell
+from jobcache import CacheOutcome, CacheUnavailable, JobCache, UnreadableCell
 from jobcache.backends.memory import MemoryBackend
 from jobcache.errors import CacheError
-from jobcache.protocol.backend import CLOCK_SKEW_MS, Entry, Offered, Ping, Standing
-from jobcache.resilience.guarded_backend import Guard
+from jobcache.protocol.backend import CLOCK_SKEW_MS, Entry, LeaseResult, PublishResult, SupportsPing
+from jobcache.resilience.guarded_backend import GuardedBackend
 from jobcache.testing.simulation import entry_of
 from tests.library.bench import Source, Transaction, document
 from tests.subjects import FakeClock, MemorySubject
@@ -39,19 +39,19 @@ class Store(MemoryBackend):
         await self._reach()
         return await super().get_many([key for key in keys if key != "garbage"])
 
-    async def lease(self, key: str, ticket: str) -> Entry | Standing:
+    async def lease(self, key: str, token: str) -> Entry | LeaseResult:
         await self._reach()
         if key == "garbage":
             raise UnreadableCell(key)
-        return await super().lease(key, ticket)
+        return await super().lease(key, token)
 
-    async def fence(self, key: str, ticket: str) -> None:
+    async def fence(self, key: str, token: str) -> None:
         await self._reach()
-        await super().fence(key, ticket)
+        await super().fence(key, token)
 
-    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
         await self._reach()
-        return await super().offer(key, ticket, entry)
+        return await super().publish(key, token, entry)
 
     async def purge(self, keys: Sequence[str]) -> int:
         await self._reach()
@@ -108,7 +108,7 @@ class Rig:
         self.pauses = Pauses()
         self.clock = FakeClock()
         self.now_ms = 1_700_000_000_000
-        self.guard = Guard(
+        self.guard = GuardedBackend(
             self.store,
             deadline=0.02,
             fence_deadline=0.02,
@@ -251,7 +251,7 @@ async def test_a_backend_that_cannot_be_asked_so_is_asked_as_ever(rig: Rig) -> N
 
     rig.guard._ask_many = refuses
     await rig.store.lease("k", "r")
-    await rig.store.offer("k", "r", entry_of(3))
+    await rig.store.publish("k", "r", entry_of(3))
     for _ in range(2):
         assert await rig.guard.get("k") == entry_of(3)
     assert next(answers, None) is None
@@ -288,7 +288,7 @@ async def test_who_is_cancelled_as_a_fence_goes_late_is_heard_of_once(
     for _ in range(20):
         await asyncio.sleep(0)
     assert rig.guard._late_fences == {}
-    assert await rig.store.lease("k", "r") is Standing.FENCE, "which its writer withdraws"
+    assert await rig.store.lease("k", "r") is LeaseResult.FENCED, "which its writer withdraws"
     await rig.guard.aclose()
     assert "Error" not in caplog.text
 
@@ -369,7 +369,7 @@ async def test_a_silent_store_that_was_set_aside_a_moment_ago_is_still_fenced(ri
     with pytest.raises(CacheUnavailable, match=r"no answer$"):
         await rig.guard.fence("k", "w")
     with pytest.raises(CacheUnavailable):
-        await rig.guard.offer("k", "w", entry_of(2))
+        await rig.guard.publish("k", "w", entry_of(2))
     assert rig.store.calls == calls + 1
     hangs.set()
 
@@ -377,11 +377,11 @@ async def test_a_silent_store_that_was_set_aside_a_moment_ago_is_still_fenced(ri
 async def test_a_full_store_hears_of_writes_although_it_is_set_aside(rig: Rig) -> None:
     """It empties the cell; another process may still be reading there."""
     await rig.guard.lease("k", "r")
-    await rig.guard.offer("k", "r", entry_of(1))
+    await rig.guard.publish("k", "r", entry_of(1))
     await rig.break_it()
     assert rig.store.away
 
-    async def full(key: str, ticket: str) -> None:
+    async def full(key: str, token: str) -> None:
         await MemoryBackend.purge(rig.store, [key])
         raise CacheUnavailable("OOM")
 
@@ -443,48 +443,48 @@ async def test_probes_come_from_one_task_with_growing_jittered_pauses(rig: Rig) 
 async def test_what_was_missed_is_repeated_before_the_cache_is_read_again(rig: Rig) -> None:
     """Without that, the old version would be served until it expired."""
     await rig.guard.lease("k", "r")
-    await rig.guard.offer("k", "r", entry_of(1))
+    await rig.guard.publish("k", "r", entry_of(1))
     await rig.break_it()
     with pytest.raises(CacheUnavailable):
         await rig.guard.fence("k", "w")
     with pytest.raises(CacheUnavailable):
-        await rig.guard.offer("k", "w", entry_of(2))
-    assert rig.guard.condition().unsettled == 1
+        await rig.guard.publish("k", "w", entry_of(2))
+    assert rig.guard.condition().pending == 1
     rig.store.away = False
     await rig.probe()
     assert rig.guard.condition().available
-    assert rig.guard.condition().unsettled == 0
+    assert rig.guard.condition().pending == 0
     assert await rig.guard.get("k") is None
 
 
 async def test_what_was_stored_before_an_outage_is_confirmed_before_it_is_served(rig: Rig) -> None:
-    """Another process may have missed an offer, and comes back after this one."""
+    """Another process may have missed a publish, and comes back after this one."""
     cache, source = JobCache(rig.guard, clock_ms=lambda: rig.now_ms), Source()
     source.versions |= {"old": 1, "same": 7}
 
-    async def read(key: str) -> tuple[int, Outcome]:
+    async def read(key: str) -> tuple[int, CacheOutcome]:
         answer = await cache.read(key, lambda: source.load(key))
         return answer.entry.version, answer.outcome
 
     for key in source.versions:
         await read(key)
-        assert (await read(key))[1] is Outcome.HIT
+        assert (await read(key))[1] is CacheOutcome.HIT
     await rig.break_it()
-    source.versions["old"] = 2  # by a process that could not offer it, and still cannot
+    source.versions["old"] = 2  # by a process that could not publish it, and still cannot
     rig.store.away = False
     await rig.probe()
     rig.now_ms += 1
-    assert await read("old") == (2, Outcome.EXPIRED)
-    assert await read("same") == (7, Outcome.EXPIRED)
+    assert await read("old") == (2, CacheOutcome.EXPIRED)
+    assert await read("same") == (7, CacheOutcome.EXPIRED)
     batch = await cache.read_many(["same"], source.load_many)
-    assert batch["same"].outcome is Outcome.EXPIRED, "the clocks of hosts differ a little"
+    assert batch["same"].outcome is CacheOutcome.EXPIRED, "the clocks of hosts differ a little"
     rig.now_ms += CLOCK_SKEW_MS
     await read("same")
-    assert await read("same") == (7, Outcome.HIT)
+    assert await read("same") == (7, CacheOutcome.HIT)
     await read("old")
-    assert await read("old") == (2, Outcome.HIT)
+    assert await read("old") == (2, CacheOutcome.HIT)
     source.away = True
-    assert await read("same") == (7, Outcome.HIT)
+    assert await read("same") == (7, CacheOutcome.HIT)
     await cache.aclose()
 
 
@@ -497,7 +497,7 @@ async def test_what_cannot_be_confirmed_is_served_as_stale(rig: Rig) -> None:
     source.away = True
     await rig.probe()
     answer = await cache.read("k", lambda: source.load("k"))
-    assert (answer.entry.version, answer.outcome) == (1, Outcome.STALE)
+    assert (answer.entry.version, answer.outcome) == (1, CacheOutcome.STALE)
     await cache.aclose()
 
 
@@ -509,11 +509,11 @@ async def test_polls_during_an_outage_are_one_note_to_a_key(rig: Rig) -> None:
     for version in (*range(1, 40), 5):
         source.versions["k"] = version
         for _ in range(3):
-            assert (await cache.read("k", lambda: source.load("k"))).outcome is Outcome.BYPASS
+            assert (await cache.read("k", lambda: source.load("k"))).outcome is CacheOutcome.BYPASS
     assert len(rig.guard._missed) == 1
     rig.store.away = False
     await rig.store.lease("k", "elsewhere")
-    await rig.store.offer("k", "elsewhere", entry_of(38))
+    await rig.store.publish("k", "elsewhere", entry_of(38))
     await rig.probe()
     assert await rig.store.get("k") is None, "39 was seen"
     await cache.aclose()
@@ -524,20 +524,20 @@ async def test_polls_while_the_store_is_told_do_not_keep_it_away(rig: Rig) -> No
     cache, source = JobCache(rig.guard), Source()
     source.versions |= {f"k{number}": 1 for number in range(3)}
     await rig.break_it()
-    offer = rig.store.offer
+    publish = rig.store.publish
 
-    async def polled_meanwhile(key: str, ticket: str, entry: Entry | None) -> Offered:
+    async def polled_meanwhile(key: str, token: str, entry: Entry | None) -> PublishResult:
         for other in source.versions:
             await cache.read(other, partial(source.load, other))
-        return await offer(key, ticket, entry)
+        return await publish(key, token, entry)
 
     for key in source.versions:
         await cache.read(key, partial(source.load, key))
-    rig.store.offer = polled_meanwhile  # type: ignore[method-assign]
+    rig.store.publish = polled_meanwhile  # type: ignore[method-assign]
     rig.store.away = False
     await rig.probe()
     assert rig.guard.condition().available
-    assert rig.guard.condition().unsettled == 0
+    assert rig.guard.condition().pending == 0
     await cache.aclose()
 
 
@@ -549,12 +549,12 @@ async def test_a_poll_under_way_while_the_store_was_told_does_not_unsettle_its_k
     rig.guard.remember("k", 2)
     rig.store.away = False
     await rig.probe()
-    assert rig.guard.condition().unsettled == 0
+    assert rig.guard.condition().pending == 0
     rig.guard.remember("k", 2)  # its look was refused before
     rig.guard.remember("k", 1)
-    assert rig.guard.condition().unsettled == 0
+    assert rig.guard.condition().pending == 0
     rig.guard.remember("k", 3)
-    assert rig.guard.condition().unsettled == 1, "of this the store has not heard"
+    assert rig.guard.condition().pending == 1, "of this the store has not heard"
 
 
 async def test_what_a_store_heard_before_it_failed_does_not_count(rig: Rig) -> None:
@@ -566,7 +566,7 @@ async def test_what_a_store_heard_before_it_failed_does_not_count(rig: Rig) -> N
     with pytest.raises(CacheUnavailable):
         await rig.guard.get("k")
     rig.guard.remember("k", 2)
-    assert rig.guard.condition().unsettled == 1
+    assert rig.guard.condition().pending == 1
 
 
 async def test_a_step_given_up_was_not_heard(rig: Rig) -> None:
@@ -574,14 +574,14 @@ async def test_a_step_given_up_was_not_heard(rig: Rig) -> None:
     rig.guard.remember("k", 2)
     rig.store.away = False
 
-    async def refuse(key: str, ticket: str, entry: Entry | None) -> Offered:
+    async def refuse(key: str, token: str, entry: Entry | None) -> PublishResult:
         raise UnreadableCell(key)
 
-    rig.store.offer = refuse  # type: ignore[method-assign]
-    while rig.guard.condition().unsettled:
+    rig.store.publish = refuse  # type: ignore[method-assign]
+    while rig.guard.condition().pending:
         await rig.probe()
     rig.guard.remember("k", 2)
-    assert rig.guard.condition().unsettled == 1
+    assert rig.guard.condition().pending == 1
 
 
 async def test_a_fence_another_writer_left_hears_of_the_missed_version(rig: Rig) -> None:
@@ -591,22 +591,22 @@ async def test_a_fence_another_writer_left_hears_of_the_missed_version(rig: Rig)
     with pytest.raises(CacheUnavailable):
         await rig.guard.fence("k", "w")  # commits v3 here
     with pytest.raises(CacheUnavailable):
-        await rig.guard.offer("k", "w", entry_of(3))
+        await rig.guard.publish("k", "w", entry_of(3))
     rig.store.away = False
     await rig.probe()
-    assert await rig.store.offer("k", "other", entry_of(2)) is Offered.REMOVED
+    assert await rig.store.publish("k", "other", entry_of(2)) is PublishResult.REMOVED
     assert await rig.guard.get("k") is None
 
 
-async def test_one_lost_offer_unsettles_its_key_only_and_only_until_it_is_repeated(
+async def test_one_lost_publish_suspends_its_key_only_and_only_until_it_is_repeated(
     rig: Rig,
 ) -> None:
     for key in ("k", "other"):
         await rig.guard.lease(key, "r")
-        await rig.guard.offer(key, "r", entry_of(1))
+        await rig.guard.publish(key, "r", entry_of(1))
     rig.store.away = True
     with pytest.raises(CacheUnavailable):
-        await rig.guard.offer("k", "w", entry_of(2))
+        await rig.guard.publish("k", "w", entry_of(2))
     rig.store.away = False
     assert rig.guard.condition().available
     with pytest.raises(CacheUnavailable, match="yet to be told of k"):
@@ -616,15 +616,15 @@ async def test_one_lost_offer_unsettles_its_key_only_and_only_until_it_is_repeat
     assert await rig.guard.get_many(["k", "other"]) == {"other": entry_of(1)}
     await rig.probe()
     assert await rig.guard.get("k") is None
-    assert await rig.guard.lease("k", "r2") is Standing.NOTHING
+    assert await rig.guard.lease("k", "r2") is LeaseResult.ACQUIRED
 
 
-async def test_a_lost_fence_unsettles_nothing_for_its_writer_will_offer(rig: Rig) -> None:
+async def test_a_lost_fence_suspends_nothing_for_its_writer_will_publish(rig: Rig) -> None:
     rig.store.away = True
     with pytest.raises(CacheUnavailable):
         await rig.guard.fence("k", "w")
     rig.store.away = False
-    assert rig.guard.condition().unsettled == 0
+    assert rig.guard.condition().pending == 0
     assert await rig.guard.get("k") is None
 
 
@@ -638,11 +638,11 @@ async def test_a_fence_that_lands_after_its_writer_has_gone_is_withdrawn(rig: Ri
     assert await rig.guard.get("other") is None  # the store is not silent
     with pytest.raises(CacheUnavailable):
         await fencing
-    assert await rig.guard.offer("k", "w", entry_of(2)) is Offered.NOTHING
+    assert await rig.guard.publish("k", "w", entry_of(2)) is PublishResult.NOTHING
     hangs.set()
     while rig.guard._running:
         await asyncio.sleep(0)
-    assert await rig.guard.lease("k", "r") is Standing.NOTHING
+    assert await rig.guard.lease("k", "r") is LeaseResult.ACQUIRED
     assert rig.guard._late_fences == {}
 
 
@@ -664,27 +664,27 @@ async def test_a_fence_whose_writer_was_cancelled_meanwhile_is_withdrawn(rig: Ri
     hangs.set()
     while rig.guard._running:
         await asyncio.sleep(0)
-    assert await rig.store.lease("k", "r") is Standing.NOTHING
+    assert await rig.store.lease("k", "r") is LeaseResult.ACQUIRED
     await cache.aclose()
 
 
-async def test_a_late_fence_followed_by_its_late_offer_brings_nothing_old_back(rig: Rig) -> None:
+async def test_a_late_fence_followed_by_its_late_publish_brings_nothing_old_back(rig: Rig) -> None:
     """Nothing fails here but two deadlines; the entry of the second writer is evicted."""
     cache, source = JobCache(rig.guard), Source()
 
     async def write() -> None:
         async with cache.write(Transaction(source, "k"), "k") as write:
-            write.offer("k", document(write.transaction.version))
+            write.publish("k", document(write.transaction.version))
 
     await write()
     rig.store.hangs = hangs = asyncio.Event()
-    await write()  # its fence and its offer hang; it is acknowledged all the same
+    await write()  # its fence and its publish hang; it is acknowledged all the same
     await until_open(rig)
     rig.store.hangs = None
     await rig.probe()
     await write()
     await rig.store.purge(["k"])
-    hangs.set()  # now the late fence lands, and then the late offer
+    hangs.set()  # now the late fence lands, and then the late publish
     while rig.guard._running:
         await asyncio.sleep(0)
     for _ in range(3):
@@ -692,20 +692,20 @@ async def test_a_late_fence_followed_by_its_late_offer_brings_nothing_old_back(r
     await cache.aclose()
 
 
-async def test_a_late_success_settles_what_its_deadline_unsettled(rig: Rig) -> None:
+async def test_a_late_success_settles_what_its_deadline_pending(rig: Rig) -> None:
     rig.store.hangs = asyncio.Event()
     with pytest.raises(CacheUnavailable):
-        await rig.guard.offer("k", "w", entry_of(2))
-    assert rig.guard.condition().unsettled == 1
+        await rig.guard.publish("k", "w", entry_of(2))
+    assert rig.guard.condition().pending == 1
     rig.store.hangs.set()
     while rig.guard._running:
         await asyncio.sleep(0)
-    assert rig.guard.condition().unsettled == 0
+    assert rig.guard.condition().pending == 0
 
 
 async def test_an_operators_purge_is_made_good(rig: Rig) -> None:
     await rig.guard.lease("k", "r")
-    await rig.guard.offer("k", "r", entry_of(1))
+    await rig.guard.publish("k", "r", entry_of(1))
     await rig.break_it()
     with pytest.raises(CacheUnavailable):
         await rig.guard.purge(["k"])
@@ -716,12 +716,12 @@ async def test_an_operators_purge_is_made_good(rig: Rig) -> None:
 
 async def test_too_much_to_remember_empties_the_namespace(rig: Rig) -> None:
     await rig.guard.lease("innocent", "r")
-    await rig.guard.offer("innocent", "r", entry_of(1))
+    await rig.guard.publish("innocent", "r", entry_of(1))
     await rig.break_it()
     for number in range(60):
         with pytest.raises(CacheUnavailable):
-            await rig.guard.offer(f"k{number}", "w", entry_of(2))
-    assert rig.guard.condition().unsettled is None, "all of them"
+            await rig.guard.publish(f"k{number}", "w", entry_of(2))
+    assert rig.guard.condition().pending is None, "all of them"
     rig.store.away = False
     with pytest.raises(CacheUnavailable):
         await rig.guard.get("innocent")
@@ -735,17 +735,17 @@ async def test_what_is_missed_while_everything_is_purged_is_not_forgotten(rig: R
     await rig.break_it()
     for number in range(60):
         with pytest.raises(CacheUnavailable):
-            await rig.guard.offer(f"k{number}", "w", entry_of(2))
+            await rig.guard.publish(f"k{number}", "w", entry_of(2))
     rig.store.away = False
     purge_all = rig.store.purge_all
 
     async def with_a_write_meanwhile() -> int:
         dropped = await purge_all()
         await rig.store.lease("k", "elsewhere")
-        await rig.store.offer("k", "elsewhere", entry_of(1))
+        await rig.store.publish("k", "elsewhere", entry_of(1))
         rig.store.away = True
         with pytest.raises(CacheUnavailable):
-            await rig.guard.offer("k", "w", entry_of(2))
+            await rig.guard.publish("k", "w", entry_of(2))
         rig.store.away = False
         return dropped
 
@@ -759,9 +759,9 @@ async def test_steps_are_bounded_however_few_their_keys(rig: Rig) -> None:
     await rig.break_it()
     for number in range(1000):
         with pytest.raises(CacheUnavailable):
-            await rig.guard.offer("k", f"w{number}", entry_of(number + 1))
+            await rig.guard.publish("k", f"w{number}", entry_of(number + 1))
         assert len(rig.guard._missed) <= 50
-    assert rig.guard.condition().unsettled is None
+    assert rig.guard.condition().pending is None
 
 
 async def test_the_breaker_stays_open_while_the_missed_cannot_be_repeated(
@@ -770,16 +770,16 @@ async def test_the_breaker_stays_open_while_the_missed_cannot_be_repeated(
     await rig.break_it()
     for key in ("poison", "k"):
         with pytest.raises(CacheUnavailable):
-            await rig.guard.offer(key, "w", entry_of(2))
+            await rig.guard.publish(key, "w", entry_of(2))
     rig.store.away = False
-    offer = rig.store.offer
+    publish = rig.store.publish
 
-    async def refused(key: str, ticket: str, entry: Entry | None) -> Offered:
+    async def refused(key: str, token: str, entry: Entry | None) -> PublishResult:
         if key == "poison":
             raise CacheUnavailable("NOPERM")
-        return await offer(key, ticket, entry)
+        return await publish(key, token, entry)
 
-    rig.store.offer = refused  # type: ignore[method-assign]
+    rig.store.publish = refused  # type: ignore[method-assign]
     for _ in range(4):
         await rig.probe()
         assert rig.guard.condition().state == "open"
@@ -852,7 +852,7 @@ async def test_a_bypass_tells_the_cache_what_it_saw(rig: Rig) -> None:
     cache, source = JobCache(rig.guard), Source()
     source.versions["k"] = 1
     await cache.read("k", lambda: source.load("k"))
-    source.versions["k"] = 2  # committed by a writer whose fence was evicted; not offered yet
+    source.versions["k"] = 2  # committed by a writer whose fence was evicted; not published yet
     get_many = rig.store.get_many
     losses = iter([True])
 
@@ -863,7 +863,7 @@ async def test_a_bypass_tells_the_cache_what_it_saw(rig: Rig) -> None:
 
     rig.store.get_many = lost_once  # type: ignore[method-assign]
     first = await cache.read("k", lambda: source.load("k"))
-    assert (first.entry.version, first.outcome) == (2, Outcome.BYPASS)
+    assert (first.entry.version, first.outcome) == (2, CacheOutcome.BYPASS)
     assert (await cache.read("k", lambda: source.load("k"))).entry.version == 2
     await cache.aclose()
 
@@ -872,7 +872,7 @@ async def test_a_closed_guard_starts_nothing_more(rig: Rig) -> None:
     await rig.break_it()
     await rig.guard.aclose()
     with pytest.raises(CacheUnavailable):
-        await rig.guard.offer("k", "w", entry_of(2))
+        await rig.guard.publish("k", "w", entry_of(2))
     recovery = rig.guard._recovery
     assert recovery is None or recovery.done()
     assert rig.guard._running == set()
@@ -908,11 +908,11 @@ async def test_behind_an_open_breaker_reads_and_writes_go_on() -> None:
     await rig.break_it()
     source = Source()
     async with cache.write(Transaction(source, "k"), "k") as write:
-        write.offer("k", document(1))
+        write.publish("k", document(1))
     answer = await cache.read("k", lambda: source.load("k"))
-    assert (answer.entry.version, answer.outcome) == (1, Outcome.BYPASS)
+    assert (answer.entry.version, answer.outcome) == (1, CacheOutcome.BYPASS)
     await cache.aclose()
 
 
 def test_the_memory_backend_needs_no_guard() -> None:
-    assert not isinstance(MemorySubject().backend, Ping)
+    assert not isinstance(MemorySubject().backend, SupportsPing)

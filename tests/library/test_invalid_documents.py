@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from jobcache import (
+    CacheOutcome,
     Document,
     InvalidDocument,
     InvalidKey,
     JobCache,
     JobCacheError,
-    Outcome,
     identity_body,
 )
 from jobcache.protocol.backend import LONGEST_KEY, VERSION_LIMIT
@@ -130,7 +130,7 @@ async def test_a_key_that_cannot_be_used_is_refused(bench: Bench, wrong: Any) ->
     with pytest.raises(InvalidKey):
         await cache.read(wrong, never)
     with pytest.raises(InvalidKey):
-        await cache.wait_newer(wrong, never, 0, 1)
+        await cache.wait_for_newer(wrong, never, 0, 1)
     with pytest.raises(InvalidKey):
         await cache.invalidate("k", wrong)
     with pytest.raises(InvalidKey):
@@ -191,9 +191,9 @@ async def test_a_loader_that_returns_no_document_is_told_so(bench: Bench, wrong:
 
     with pytest.raises(InvalidDocument, match="the loader of 'k' returned a"):
         await bench.cache.read("k", load)
-    assert await bench.read("k") == (1, Outcome.MISS)  # and at once: no lease is left
+    assert await bench.read("k") == (1, CacheOutcome.MISS)  # and at once: no lease is left
     if bench.cache.backend.name != "null":
-        assert await bench.read("k") == (1, Outcome.HIT)
+        assert await bench.read("k") == (1, CacheOutcome.HIT)
 
 
 @everywhere
@@ -212,9 +212,9 @@ async def test_one_of_many_documents_that_is_wrong_spares_the_others(bench: Benc
         with pytest.raises(InvalidDocument, match=f"the loader of '{key}' returned a"):
             answers[key]
     if bench.cache.backend.name != "null":
-        assert await bench.read("k") == (1, Outcome.HIT)
+        assert await bench.read("k") == (1, CacheOutcome.HIT)
     bench.source.versions["dict"] = 1
-    assert await bench.read("dict") == (1, Outcome.MISS)
+    assert await bench.read("dict") == (1, CacheOutcome.MISS)
 
     async def no_mapping(keys: Sequence[str]) -> Any:
         return [document(1) for _ in keys]
@@ -225,10 +225,10 @@ async def test_one_of_many_documents_that_is_wrong_spares_the_others(bench: Benc
 
 @everywhere
 @pytest.mark.parametrize("wrong", [b"{}", "text", {}, 1.0, Decimal(2), True, None], ids=str)
-async def test_a_write_offers_documents_only(bench: Bench, wrong: Any) -> None:
-    for offer in ("offer", "outdate"):
+async def test_a_write_publishes_documents_only(bench: Bench, wrong: Any) -> None:
+    for publish in ("publish", "outdate"):
         with pytest.raises(InvalidDocument, match="k is offered a"):
             async with bench.cache.write(Transaction(bench.source, "k"), "k") as write:
-                getattr(write, offer)("k", wrong)
+                getattr(write, publish)("k", wrong)
     assert bench.source.versions["k"] == 1, "nothing is committed"
     assert (await bench.read("k"))[0] == 1

@@ -12,11 +12,11 @@ import pytest
 
 from jobcache import (
     CacheClosed,
+    CacheOutcome,
     CacheSettings,
     Document,
     JobCache,
     JobCacheError,
-    Outcome,
     SourceUnavailable,
     WrongLoop,
     make_backend,
@@ -37,7 +37,7 @@ async def transaction() -> Any:
 
 async def _write(cache: JobCache) -> None:
     async with cache.write(transaction(), "k") as write:
-        write.offer("k", document(1))
+        write.publish("k", document(1))
 
 
 async def _load_many(_: object) -> dict[str, Document]:
@@ -47,7 +47,7 @@ async def _load_many(_: object) -> dict[str, Document]:
 USES: dict[str, Use] = {
     "read": lambda cache: cache.read("k", load),
     "read_many": lambda cache: cache.read_many(["k"], _load_many),
-    "wait_newer": lambda cache: cache.wait_newer("k", load, 0, 1),
+    "wait_newer": lambda cache: cache.wait_for_newer("k", load, 0, 1),
     "write": _write,
     "invalidate": lambda cache: cache.invalidate("k"),
     "invalidate_all": lambda cache: cache.invalidate_all(),
@@ -131,7 +131,7 @@ async def test_a_read_that_raises_is_counted(cache: JobCache) -> None:
     with pytest.raises(SourceUnavailable):
         await cache.read_many(["k", "l", "k"], away)
     with pytest.raises(ZeroDivisionError):
-        await cache.wait_newer("k", broken, 0, 1)
+        await cache.wait_for_newer("k", broken, 0, 1)
     assert statistics.read_errors == 6
     # Each of several callers who share a load that fails has made a read.
     told = await asyncio.gather(*(cache.read("k", away) for _ in range(3)), return_exceptions=True)
@@ -139,7 +139,7 @@ async def test_a_read_that_raises_is_counted(cache: JobCache) -> None:
     assert statistics.read_errors == 9
     assert statistics.snapshot()["read_errors"] == 9
     assert statistics.snapshot()["total_requests"] == 0, "which counts answers, as it always has"
-    assert (await cache.read("k", load)).outcome is Outcome.MISS
+    assert (await cache.read("k", load)).outcome is CacheOutcome.MISS
     with suppress(SourceUnavailable):
         await cache.read("k", load)
     assert statistics.read_errors == 9

@@ -19,8 +19,8 @@ from sqlalchemy.ext.asyncio import (
 )
 
 from app.devservers import PostgresServer
-from jobcache import Document, JobCache, Outcome, with_session
-from jobcache._engine.watchers import CheckTimes
+from jobcache import CacheOutcome, Document, JobCache, with_session
+from jobcache._engine.watchers import PollIntervals
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.null import NullBackend
 from jobcache.loaders import uses_session
@@ -118,7 +118,7 @@ async def test_cancelled_requests_leak_no_connection(
             elif operation == "read_many":
                 await cache.read_many([key], load_many)
             else:
-                await cache.wait_newer(key, load, 0, 60)
+                await cache.wait_for_newer(key, load, 0, 60)
 
     async with asyncio.timeout(60):
         for number in range(4):
@@ -164,8 +164,8 @@ async def test_whoever_shared_the_load_of_a_cancelled_request_loads_itself(
 async def test_a_check_does_not_use_the_session_of_a_request_that_has_gone(
     engine: AsyncEngine,
 ) -> None:
-    often = CheckTimes(told=0.02, untold=0.02)
-    cache, sessions = JobCache(NullBackend(), check_times=often), async_sessionmaker(engine)
+    often = PollIntervals(told=0.02, untold=0.02)
+    cache, sessions = JobCache(NullBackend(), poll_intervals=often), async_sessionmaker(engine)
     version, closed = 1, set[int]()
 
     async def wait(timeout: float) -> int:  # noqa: ASYNC109
@@ -176,7 +176,7 @@ async def test_a_check_does_not_use_the_session_of_a_request_that_has_gone(
                 await session.execute(text("SELECT 1"))
                 return document(version)
 
-            answer = await cache.wait_newer("k", load, 1, timeout)
+            answer = await cache.wait_for_newer("k", load, 1, timeout)
             closed.add(id(session))
         return 0 if answer is None else answer.entry.version
 
@@ -204,7 +204,7 @@ async def test_a_load_with_a_session_of_its_own_goes_on_for_others(engine: Async
         query.may_end.set()
         assert (await asking[1]).entry.version == 1
     assert query.calls == 1
-    assert (await cache.read("k", load)).outcome is Outcome.HIT
+    assert (await cache.read("k", load)).outcome is CacheOutcome.HIT
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     await cache.aclose()
 

@@ -13,19 +13,19 @@ import pytest
 
 import jobcache.sync
 from jobcache import (
-    Answer,
+    CacheOutcome,
     CacheSettings,
     Document,
     JobCache,
     LoadTimeout,
-    Outcome,
+    ReadResult,
     RecursiveLoad,
     SettingsError,
     SourceUnavailable,
 )
-from jobcache._engine.watchers import CheckTimes
+from jobcache._engine.watchers import PollIntervals
 from jobcache.backends.memory import MemoryBackend
-from jobcache.protocol.backend import Standing
+from jobcache.protocol.backend import LeaseResult
 from jobcache.testing import conformance
 from tests.library.bench import Bench, document
 from tests.subjects import BACKENDS, KEEPING, MemorySubject
@@ -131,7 +131,7 @@ async def test_what_an_abandoned_load_brings_is_stored(bench: Bench) -> None:
     async with asyncio.timeout(10):
         while len(bench.cache._flights):
             await asyncio.sleep(0)
-    assert await bench.read("k") == (1, Outcome.HIT)
+    assert await bench.read("k") == (1, CacheOutcome.HIT)
 
 
 @where_kept
@@ -188,23 +188,23 @@ async def test_past_its_freshness_an_entry_is_served_when_the_load_takes_too_lon
     async with asyncio.timeout(10):
         answer = await quick.cache.read("k", load)
         many = await quick.cache.read_many(["k"], load.many)
-    assert (answer.entry.version, answer.outcome) == (1, Outcome.STALE)
-    assert many["k"].outcome is Outcome.STALE
+    assert (answer.entry.version, answer.outcome) == (1, CacheOutcome.STALE)
+    assert many["k"].outcome is CacheOutcome.STALE
 
 
 @where_kept
 async def test_a_load_that_takes_too_long_leaves_no_lease(quick: Bench) -> None:
     with pytest.raises(LoadTimeout):
         await quick.cache.read("k", Hanging())
-    assert await quick.subject.backend.lease("k", "other") is Standing.NOTHING
+    assert await quick.subject.backend.lease("k", "other") is LeaseResult.ACQUIRED
 
 
 @everywhere
 async def test_whoever_waits_for_a_newer_version_outlasts_a_load_that_hangs(
     subject: conformance.Subject,
 ) -> None:
-    often = CheckTimes(told=0.01, untold=0.01, settle=0.01)
-    bench = Bench(subject, load_timeout=QUICK, check_times=often)
+    often = PollIntervals(told=0.01, untold=0.01, settle=0.01)
+    bench = Bench(subject, load_timeout=QUICK, poll_intervals=often)
     hanging, away, loaded = Hanging(), False, asyncio.Event()
 
     async def load() -> Document:
@@ -216,8 +216,8 @@ async def test_whoever_waits_for_a_newer_version_outlasts_a_load_that_hangs(
     bench.source.versions["k"] = 1
     async with asyncio.timeout(10):
         with pytest.raises(LoadTimeout):
-            await bench.cache.wait_newer("k", hanging, 0, 30)
-        waiting = asyncio.create_task(bench.cache.wait_newer("k", load, 1, 30))
+            await bench.cache.wait_for_newer("k", hanging, 0, 30)
+        waiting = asyncio.create_task(bench.cache.wait_for_newer("k", load, 1, 30))
         await loaded.wait()
         away = True
         await bench.elapse(31)
@@ -237,7 +237,7 @@ async def test_a_comparison_with_the_source_does_not_hang() -> None:
     await bench.read("k")
     load = Hanging()
     for _ in range(4):  # as many as are made at once
-        assert (await bench.cache.read("k", load)).outcome is Outcome.HIT
+        assert (await bench.cache.read("k", load)).outcome is CacheOutcome.HIT
     async with asyncio.timeout(10):
         while load.cancelled < 4:
             await asyncio.sleep(0.01)
@@ -295,20 +295,20 @@ async def test_what_a_slow_load_brings_is_stored(bench: Bench, seconds: float) -
         return dict.fromkeys(keys, document(1))
 
     await bench.cache.read("k", load)
-    assert await bench.read("k") == (1, Outcome.HIT)
+    assert await bench.read("k") == (1, CacheOutcome.HIT)
     await bench.cache.read_many(["a", "b"], load_many)
-    assert await bench.read("a") == (1, Outcome.HIT)
-    assert await bench.read("b") == (1, Outcome.HIT)
+    assert await bench.read("a") == (1, CacheOutcome.HIT)
+    assert await bench.read("b") == (1, CacheOutcome.HIT)
     assert bench.cache.statistics.not_stored == 0
 
 
 @where_kept
 async def test_a_reader_that_died_costs_one_load_more(bench: Bench) -> None:
     await bench.subject.backend.lease("k", "dead")
-    assert (await bench.read("k"))[1] is Outcome.MISS
+    assert (await bench.read("k"))[1] is CacheOutcome.MISS
     assert bench.cache.statistics.not_stored == 1
-    assert (await bench.read("k"))[1] is Outcome.MISS
-    assert (await bench.read("k"))[1] is Outcome.HIT
+    assert (await bench.read("k"))[1] is CacheOutcome.MISS
+    assert (await bench.read("k"))[1] is CacheOutcome.HIT
 
 
 @where_kept
@@ -345,7 +345,7 @@ async def test_a_load_that_reads_its_own_key_is_told_so(bench: Bench) -> None:
         raise AssertionError
 
     async def waits() -> Document:
-        await cache.wait_newer("k", inner, 0, 30)
+        await cache.wait_for_newer("k", inner, 0, 30)
         raise AssertionError
 
     async with asyncio.timeout(10):
@@ -437,10 +437,10 @@ async def test_a_load_may_read_other_keys(bench: Bench) -> None:
 
 @everywhere
 async def test_a_task_that_outlives_its_load_may_read_the_key(bench: Bench) -> None:
-    tasks: list[asyncio.Task[Answer]] = []
+    tasks: list[asyncio.Task[ReadResult]] = []
     ended = asyncio.Event()
 
-    async def later() -> Answer:
+    async def later() -> ReadResult:
         await ended.wait()
         return await bench.cache.read("k", lambda: bench.source.load("k"))
 
@@ -462,7 +462,7 @@ async def test_a_task_that_outlives_its_load_may_read_the_key(bench: Bench) -> N
 async def test_what_a_write_in_a_load_wakes_is_no_part_of_the_load(bench: Bench) -> None:
     bench.source.versions |= {"w": 1}
     waiting = asyncio.create_task(
-        bench.cache.wait_newer("w", lambda: bench.source.load("w"), 1, 30)
+        bench.cache.wait_for_newer("w", lambda: bench.source.load("w"), 1, 30)
     )
     while bench.cache.waiting() != (1, 1):
         await asyncio.sleep(0)
@@ -518,7 +518,7 @@ def test_a_synchronous_load_that_reads_its_own_key_is_told_so(
         raise AssertionError
 
     def waits() -> Document:
-        cache.wait_newer("k", inner, 0, 30)
+        cache.wait_for_newer("k", inner, 0, 30)
         raise AssertionError
 
     for load in (same, through_another, waits):

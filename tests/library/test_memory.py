@@ -10,23 +10,23 @@ from random import Random
 import pytest
 
 from jobcache.backends.memory import MemoryBackend
-from jobcache.protocol.backend import Offered, Standing
+from jobcache.protocol.backend import LeaseResult, PublishResult
 from jobcache.testing.simulation import entry_of
 from tests.subjects import FakeClock
 
 NOISE = Random(7).randbytes(60_000)  # bodies that compression does not make smaller
 
 
-async def store(backend: MemoryBackend, key: str, body: bytes = b"{}") -> Offered:
+async def store(backend: MemoryBackend, key: str, body: bytes = b"{}") -> PublishResult:
     await backend.lease(key, "r")
-    return await backend.offer(key, "r", entry_of(1, body=body))
+    return await backend.publish(key, "r", entry_of(1, body=body))
 
 
 async def test_it_never_holds_more_entries_than_it_may() -> None:
     backend = MemoryBackend(max_entries=100)
     for number in range(1000):
         await store(backend, f"k{number}")
-        assert backend.holdings()[0] <= 100
+        assert backend.size()[0] <= 100
     assert backend.peek("k999") is not None
     assert backend.peek("k899") is None
 
@@ -44,8 +44,8 @@ async def test_it_never_holds_more_bytes_than_it_may() -> None:
     backend = MemoryBackend(max_bytes=1_000_000)
     for number in range(300):
         await store(backend, f"k{number}", NOISE[:20_000])
-        assert backend.holdings()[1] <= 1_000_000
-    assert 40 <= backend.holdings()[0] <= 50
+        assert backend.size()[1] <= 1_000_000
+    assert 40 <= backend.size()[0] <= 50
 
 
 async def test_an_entry_larger_than_everything_is_not_kept_and_leaves_nothing_behind() -> None:
@@ -53,31 +53,31 @@ async def test_an_entry_larger_than_everything_is_not_kept_and_leaves_nothing_be
     await store(backend, "small")
     await backend.lease("large", "r")
     large = entry_of(1, body=NOISE)
-    assert await backend.offer("large", "r", large) is Offered.REMOVED
-    assert await backend.lease("large", "r2") is Standing.NOTHING
-    assert await store(backend, "other") is Offered.STORED
+    assert await backend.publish("large", "r", large) is PublishResult.REMOVED
+    assert await backend.lease("large", "r2") is LeaseResult.ACQUIRED
+    assert await store(backend, "other") is PublishResult.STORED
 
 
 async def test_the_same_entry_again_does_not_count_twice() -> None:
     backend = MemoryBackend()
     await store(backend, "k", NOISE[:1000])
-    held = backend.holdings()
+    held = backend.size()
     for _ in range(10):
-        await backend.offer("k", "r", entry_of(1, body=NOISE[:1000]))
-    assert backend.holdings() == held
+        await backend.publish("k", "r", entry_of(1, body=NOISE[:1000]))
+    assert backend.size() == held
     await backend.purge(["k"])
-    assert backend.holdings() == (0, 0)
+    assert backend.size() == (0, 0)
 
 
 async def test_what_has_expired_is_dropped_when_it_is_met() -> None:
     clock = FakeClock()
     backend = MemoryBackend(clock=clock)
     await backend.lease("k", "r")
-    await backend.offer("k", "r", replace(entry_of(1), keep_ms=1000))
+    await backend.publish("k", "r", replace(entry_of(1), keep_ms=1000))
     clock.now += 1
-    assert backend.holdings()[0] == 1
+    assert backend.size()[0] == 1
     assert backend.peek("k") is None
-    assert backend.holdings()[0] == 0
+    assert backend.size()[0] == 0
 
 
 @pytest.mark.parametrize("bounds", [{"max_entries": 0}, {"max_bytes": 0}])
@@ -93,7 +93,7 @@ async def test_what_is_emptied_as_a_whole_is_given_back_little_by_little() -> No
     for number in range(len(bodies)):
         await store(backend, f"k{number}", bodies[number])
     await backend.purge_all()
-    assert backend.holdings() == (0, 0)
+    assert backend.size() == (0, 0)
     assert backend.peek("k1") is None
     assert held(bodies) == 250
     steps = [250]

@@ -15,12 +15,12 @@ import redis
 from app.devservers import RedisServer
 from app.devservers.cluster import RedisCluster
 from jobcache import (
+    CacheOutcome,
     CacheSettings,
     CacheUnavailable,
     Document,
     JobCache,
     NamespaceConflict,
-    Outcome,
     make_backend,
 )
 from jobcache.backends.redis.backend import RedisBackend
@@ -78,7 +78,7 @@ def loader(owner: str) -> Callable[[], object]:
     return load
 
 
-async def owner_of(cache: JobCache, owner: str, key: str = KEY) -> tuple[str, Outcome]:
+async def owner_of(cache: JobCache, owner: str, key: str = KEY) -> tuple[str, CacheOutcome]:
     answer = await cache.read(key, loader(owner))  # type: ignore[arg-type]
     return answer.entry.owner, answer.outcome
 
@@ -133,10 +133,10 @@ async def test_emptying_a_namespace_leaves_every_other_alone(
             assert after == {key for key in before if b"jobcache:beat" not in key}
             for name, value in foreign.items():
                 assert raw.get(name) == value
-            assert await owner_of(cache, "us") == ("us", Outcome.MISS)
+            assert await owner_of(cache, "us") == ("us", CacheOutcome.MISS)
         for other in others:
             async with cached(url, prefix=other) as cache:
-                assert await owner_of(cache, "them") == ("them", Outcome.HIT)
+                assert await owner_of(cache, "them") == ("them", CacheOutcome.HIT)
 
 
 def cells(raw: redis.Redis) -> dict[bytes, bytes]:
@@ -149,21 +149,21 @@ def cells(raw: redis.Redis) -> dict[bytes, bytes]:
 async def test_a_key_that_two_prefixes_can_make_is_never_read_as_the_others(url: str) -> None:
     """`app` with the key `2:1`, and `app2:` with the key `1`."""
     async with cached(url, prefix="app") as one, cached(url, prefix="app2:") as other:
-        assert await owner_of(one, "one", "2:1") == ("one", Outcome.MISS)
+        assert await owner_of(one, "one", "2:1") == ("one", CacheOutcome.MISS)
         assert (await owner_of(other, "other", "1"))[0] == "other"
         assert (await owner_of(one, "one", "2:1"))[0] == "one"
 
 
 async def test_cells_without_a_prefix_are_as_before_the_upgrade(url: str, raw: redis.Redis) -> None:
-    stamp = raw.info("server")["run_id"][:8] + raw.info("replication")["master_replid"][:8]
-    raw.set("k", encode_entry(entry_of(3), stamp), px=60_000)
+    incarnation_id = raw.info("server")["run_id"][:8] + raw.info("replication")["master_replid"][:8]
+    raw.set("k", encode_entry(entry_of(3), incarnation_id), px=60_000)
     backend = RedisBackend(url)
     assert await backend.get("k") == entry_of(3)
     assert await backend.purge_all() == 1
     await backend.aclose()
 
 
-async def test_emptying_has_no_deadline_and_tells_how_far_it_is(
+async def test_emptying_has_no_deadline_and_tells_how_remote_it_is(
     url: str, raw: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A clock that runs on by three seconds whenever it is asked stands for a large database."""
@@ -203,8 +203,8 @@ async def test_emptying_ends_when_the_server_does_not_answer(program: Path) -> N
                         await cache.invalidate_all()
             finally:
                 server.resume()
-            await until(lambda: cache.condition().available and cache.condition().unsettled == 0)
-            assert (await owner_of(cache, "us"))[1] is not Outcome.HIT, "it was made good"
+            await until(lambda: cache.condition().available and cache.condition().pending == 0)
+            assert (await owner_of(cache, "us"))[1] is not CacheOutcome.HIT, "it was made good"
 
 
 # --- whose a namespace is ---
@@ -221,9 +221,9 @@ async def test_a_service_with_another_database_is_refused_at_start(backend: str,
             await second.start()
         assert "\n" not in str(refusal.value)
         await owner_of(first, "first")
-        assert await owner_of(first, "first") == ("first", Outcome.HIT)
+        assert await owner_of(first, "first") == ("first", CacheOutcome.HIT)
         for _ in range(5):  # even if it goes on all the same
-            assert await owner_of(second, "second") == ("second", Outcome.BYPASS)
+            assert await owner_of(second, "second") == ("second", CacheOutcome.BYPASS)
     async with cached(url, backend=backend, prefix="second:", source_id="second") as second:
         await second.start()
         await owner_of(second, "second")
@@ -234,7 +234,7 @@ async def test_processes_with_the_same_database_agree(url: str, raw: redis.Redis
     async with cached(url, source_id="one") as first, cached(url, source_id="one") as second:
         await asyncio.gather(first.start(), second.start())
         await owner_of(first, "us")
-        assert await owner_of(second, "us") == ("us", Outcome.HIT)
+        assert await owner_of(second, "us") == ("us", CacheOutcome.HIT)
     assert raw.get(MARKER) == b"one"
     assert raw.pttl(MARKER) == -1, "it does not expire"
 
@@ -279,8 +279,8 @@ async def test_who_loses_the_namespace_while_it_runs_sets_the_cache_aside(
             await asyncio.wait_for(set_aside(), 20)
             assert "JOBCACHE_PREFIX" in cache.condition().reason
             for _ in range(5):
-                assert await owner_of(cache, "us") == ("us", Outcome.BYPASS)
-            assert await owner_of(other, "them") == ("them", Outcome.HIT)
+                assert await owner_of(cache, "us") == ("us", CacheOutcome.BYPASS)
+            assert await owner_of(other, "them") == ("them", CacheOutcome.HIT)
         away = [r for r in caplog.records if "cache is away" in r.getMessage()]
         assert len(away) == 1
         raw.delete(MARKER)
@@ -297,7 +297,7 @@ async def test_a_redis_that_turns_out_to_be_anothers_is_not_used(program: Path) 
             with redis.Redis.from_url(server.url) as raw:
                 raw.set(MARKER, "another")
                 for _ in range(20):
-                    assert (await owner_of(cache, "us"))[1] is Outcome.BYPASS
+                    assert (await owner_of(cache, "us"))[1] is CacheOutcome.BYPASS
                 assert raw.keys("job:*") == []
 
 
@@ -329,7 +329,7 @@ async def test_in_a_cluster_one_marker_is_enough(program: Path) -> None:
             await asyncio.gather(one.start(), two.start())
             for number in range(30):
                 await owner_of(one, "us", f"job:{number}:progress")
-                assert (await owner_of(two, "us", f"job:{number}:progress"))[1] is Outcome.HIT
+                assert (await owner_of(two, "us", f"job:{number}:progress"))[1] is CacheOutcome.HIT
             with pytest.raises(NamespaceConflict):
                 await another.start()
             for number in range(30):
@@ -337,4 +337,4 @@ async def test_in_a_cluster_one_marker_is_enough(program: Path) -> None:
             async with cached(cluster.url, prefix="x:") as other:
                 await owner_of(other, "others")
                 assert await one.invalidate_all() == 30
-                assert await owner_of(other, "others") == ("others", Outcome.HIT)
+                assert await owner_of(other, "others") == ("others", CacheOutcome.HIT)

@@ -14,9 +14,9 @@ import redis
 import app
 import jobcache
 from app.devservers import RedisServer, free_port
-from jobcache import CacheUnavailable, Document, JobCache, Lifetimes, Outcome
+from jobcache import CacheOutcome, CacheUnavailable, Document, JobCache, Lifetimes
 from jobcache.backends.redis.backend import RedisBackend
-from jobcache.resilience.guarded_backend import Guard
+from jobcache.resilience.guarded_backend import GuardedBackend
 from jobcache.testing.conformance import Subject
 from tests.library.bench import Source, Transaction, document
 from tests.subjects import BACKENDS, KEEPING, by_the_pool
@@ -34,7 +34,7 @@ async def test_clocks_that_are_hours_apart_cost_loads_and_never_freshness(subjec
     for number in range(40):
         writer = caches[number % 4]
         async with writer.write(Transaction(source, "k"), "k") as write:
-            write.offer("k", document(write.transaction.version))
+            write.publish("k", document(write.transaction.version))
         for reader in caches:
             answer = await reader.read("k", lambda: source.load("k"))
             assert answer.entry.version == number + 1
@@ -49,14 +49,14 @@ async def test_what_python_calls_false_is_a_hit(subject: Subject, body: bytes) -
     async def load() -> Document:
         return Document(1, "", body)
 
-    assert (await cache.read("k", load)).outcome is Outcome.MISS
+    assert (await cache.read("k", load)).outcome is CacheOutcome.MISS
     answer = await cache.read("k", load)
-    assert (answer.outcome, answer.entry.body) == (Outcome.HIT, body)
+    assert (answer.outcome, answer.entry.body) == (CacheOutcome.HIT, body)
 
 
 async def test_a_redis_that_hangs_stops_nothing_else_in_the_process() -> None:
     with RedisServer() as server:
-        guard = Guard(RedisBackend(server.url))
+        guard = GuardedBackend(RedisBackend(server.url))
         await guard.get("k")
         server.pause()
         waiting = asyncio.create_task(guard.get("k"))

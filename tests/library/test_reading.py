@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from jobcache import Document, JobCache, Outcome, SourceUnavailable, identity_body
+from jobcache import CacheOutcome, Document, JobCache, SourceUnavailable, identity_body
 from tests.library.bench import Bench, document
 from tests.subjects import BACKENDS, KEEPING, make_subject
 
@@ -25,8 +25,8 @@ on_keeping = pytest.mark.parametrize("bench", KEEPING, indirect=True)
 @on_keeping
 async def test_the_first_read_loads_and_the_second_hits(bench: Bench) -> None:
     bench.source.versions["k"] = 1
-    assert await bench.read("k") == (1, Outcome.MISS)
-    assert await bench.read("k") == (1, Outcome.HIT)
+    assert await bench.read("k") == (1, CacheOutcome.MISS)
+    assert await bench.read("k") == (1, CacheOutcome.HIT)
     assert bench.source.loads == 1
 
 
@@ -34,7 +34,7 @@ async def test_null_loads_every_time() -> None:
     async for subject in make_subject("null", {}):
         bench = Bench(subject)
         bench.source.versions["k"] = 1
-        assert [await bench.read("k") for _ in range(3)] == [(1, Outcome.MISS)] * 3
+        assert [await bench.read("k") for _ in range(3)] == [(1, CacheOutcome.MISS)] * 3
         assert bench.source.loads == 3
 
 
@@ -49,16 +49,16 @@ async def test_a_read_after_an_acknowledged_write_is_fresh(bench: Bench) -> None
 async def test_a_write_warms_the_cache(bench: Bench) -> None:
     await bench.write("k")
     await bench.write("k")
-    assert await bench.read("k") == (2, Outcome.HIT)
+    assert await bench.read("k") == (2, CacheOutcome.HIT)
     assert bench.source.loads == 0
 
 
 @on_keeping
 async def test_what_does_not_exist_is_remembered_until_it_does(bench: Bench) -> None:
-    assert await bench.read("k") == (0, Outcome.MISS)
-    assert await bench.read("k") == (0, Outcome.HIT)
+    assert await bench.read("k") == (0, CacheOutcome.MISS)
+    assert await bench.read("k") == (0, CacheOutcome.HIT)
     await bench.write("k")
-    assert await bench.read("k") == (1, Outcome.HIT)
+    assert await bench.read("k") == (1, CacheOutcome.HIT)
 
 
 @on_every
@@ -97,19 +97,19 @@ async def test_a_slow_reader_does_not_bring_the_old_version_back(bench: Bench) -
         await asyncio.sleep(0.001)
     await bench.write("k")
     bench.source.gate.set()
-    assert await slow == (1, Outcome.MISS)
-    assert await bench.read("k") == (2, Outcome.HIT)
+    assert await slow == (1, CacheOutcome.MISS)
+    assert await bench.read("k") == (2, CacheOutcome.HIT)
 
 
 @on_keeping
 async def test_an_entry_past_its_freshness_is_read_again_and_prolonged(bench: Bench) -> None:
     await bench.write("k")
     await bench.elapse(31)
-    assert await bench.read("k") == (1, Outcome.EXPIRED)
-    assert await bench.read("k") == (1, Outcome.HIT)
+    assert await bench.read("k") == (1, CacheOutcome.EXPIRED)
+    assert await bench.read("k") == (1, CacheOutcome.HIT)
     await bench.elapse(31)
     bench.source.versions["k"] = 7  # behind the cache's back
-    assert await bench.read("k") == (7, Outcome.EXPIRED)
+    assert await bench.read("k") == (7, CacheOutcome.EXPIRED)
     assert (await bench.read("k"))[0] == 7
 
 
@@ -119,9 +119,9 @@ async def test_while_the_source_is_away_a_fresh_entry_hits_and_an_old_one_is_sta
 ) -> None:
     await bench.write("k")
     bench.source.away = True
-    assert await bench.read("k") == (1, Outcome.HIT)
+    assert await bench.read("k") == (1, CacheOutcome.HIT)
     await bench.elapse(40)
-    assert await bench.read("k") == (1, Outcome.STALE)
+    assert await bench.read("k") == (1, CacheOutcome.STALE)
     assert bench.cache.statistics.stale_served == 1
     await bench.elapse(300)  # the grace is over
     with pytest.raises(SourceUnavailable):
@@ -137,24 +137,24 @@ async def test_while_the_source_is_away_what_is_not_cached_is_an_error(bench: Be
         await bench.read("k")
     bench.source.away = False
     bench.source.versions["k"] = 1
-    assert await bench.read("k") == (1, Outcome.MISS), "the failed load left no lease behind"
+    assert await bench.read("k") == (1, CacheOutcome.MISS), "the failed load left no lease behind"
 
 
 @on_keeping
 async def test_the_floor_is_never_undercut_by_the_cache(bench: Bench) -> None:
     await bench.write("k")
     bench.source.versions["k"] = 5  # another process's write, which this cache was not told of
-    assert await bench.read("k") == (1, Outcome.HIT)
-    assert await bench.read("k", floor=5) == (5, Outcome.EXPIRED)
+    assert await bench.read("k") == (1, CacheOutcome.HIT)
+    assert await bench.read("k", min_version=5) == (5, CacheOutcome.EXPIRED)
     assert (await bench.read("k"))[0] == 5, "and the older entry is gone for everyone"
-    assert (await bench.read("k", floor=999))[0] == 5, "the source's word stands"
+    assert (await bench.read("k", min_version=999))[0] == 5, "the source's word stands"
 
 
 @on_keeping
 async def test_a_floor_is_kept_when_callers_with_lower_ones_ask_first(bench: Bench) -> None:
     await bench.write("k")
     bench.source.versions["k"] = 3
-    answers = await asyncio.gather(bench.read("k"), bench.read("k", floor=3), bench.read("k"))
+    answers = await asyncio.gather(bench.read("k"), bench.read("k", min_version=3), bench.read("k"))
     assert answers[1][0] == 3
 
 
@@ -164,7 +164,7 @@ async def test_below_its_floor_nothing_is_served_stale_either(bench: Bench) -> N
     await bench.elapse(40)
     bench.source.away = True
     with pytest.raises(SourceUnavailable):
-        await bench.read("k", floor=2)
+        await bench.read("k", min_version=2)
 
 
 @on_keeping
@@ -195,16 +195,16 @@ async def test_an_entry_from_the_future_is_not_trusted(bench: Bench) -> None:
     bench.source.versions["k"] = 1
     await bench.read("k")
     bench.now_ms -= 500
-    assert await bench.read("k") == (1, Outcome.HIT)
+    assert await bench.read("k") == (1, CacheOutcome.HIT)
     bench.now_ms -= 3_600_000
     bench.source.versions["k"] = 2
-    assert await bench.read("k") == (2, Outcome.EXPIRED)
+    assert await bench.read("k") == (2, CacheOutcome.EXPIRED)
 
 
 @on_keeping
 async def test_keys_that_look_alike_share_nothing(bench: Bench) -> None:
     bench.source.versions = {"jobs:a": 1, "jobs:a 5": 7}
-    answers = await asyncio.gather(bench.read("jobs:a", floor=5), bench.read("jobs:a 5"))
+    answers = await asyncio.gather(bench.read("jobs:a", min_version=5), bench.read("jobs:a 5"))
     assert [version for version, _ in answers] == [1, 7]
 
 
@@ -217,7 +217,7 @@ async def test_a_cached_entry_does_not_wait_behind_a_load_that_hangs(bench: Benc
         await asyncio.sleep(0.001)
     await bench.write("k")  # as another process would, which is not held up
     async with asyncio.timeout(60):
-        assert await bench.read("k") == (2, Outcome.HIT)
+        assert await bench.read("k") == (2, CacheOutcome.HIT)
     bench.source.gate.set()
     await hanging
 
@@ -268,16 +268,18 @@ async def test_an_error_of_the_loader_is_passed_on_and_leaves_no_lease(bench: Be
     with pytest.raises(ZeroDivisionError):
         await bench.cache.read("k", fails)
     bench.source.versions["k"] = 1
-    assert await bench.read("k") == (1, Outcome.MISS)
+    assert await bench.read("k") == (1, CacheOutcome.MISS)
 
 
 @on_keeping
 async def test_behind_somebody_elses_lease_a_reader_waits_then_loads(bench: Bench) -> None:
     await bench.subject.backend.lease("k", "deadprocess")
     bench.source.versions["k"] = 1
-    assert await bench.read("k") == (1, Outcome.MISS)
+    assert await bench.read("k") == (1, CacheOutcome.MISS)
     assert (await bench.read("k"))[0] == 1
-    assert await bench.read("k") == (1, Outcome.HIT), "the dead reader's lease was cleared away"
+    assert await bench.read("k") == (1, CacheOutcome.HIT), (
+        "the dead reader's lease was cleared away"
+    )
 
 
 @on_keeping
@@ -287,8 +289,8 @@ async def test_behind_somebody_elses_lease_a_reader_takes_what_they_store(bench:
     waiting = asyncio.create_task(bench.read("k"))
     await asyncio.sleep(0.005)
     entry = bench.cache.lifetimes.entry(document(4), bench.now_ms)
-    await backend.offer("k", "other", entry)
-    assert await waiting == (4, Outcome.HIT)
+    await backend.publish("k", "other", entry)
+    assert await waiting == (4, CacheOutcome.HIT)
     assert bench.source.loads == 0
 
 
@@ -305,10 +307,10 @@ async def test_many_keys_cost_one_load(bench: Bench) -> None:
         "b": 2,
     }
     assert list(answers) == ["d", "a", "nothing", "b"]
-    assert answers["a"].outcome is Outcome.HIT
+    assert answers["a"].outcome is CacheOutcome.HIT
     assert bench.source.loads == loads + 1
     again = await bench.cache.read_many(["a", "b", "d", "nothing"], bench.source.load_many)
-    assert {answer.outcome for answer in again.values()} == {Outcome.HIT}
+    assert {answer.outcome for answer in again.values()} == {CacheOutcome.HIT}
     assert bench.source.loads == loads + 1
 
 
@@ -319,7 +321,7 @@ async def test_many_stale_keys_are_served_while_the_source_is_away(bench: Bench)
     await bench.elapse(40)
     bench.source.away = True
     answers = await bench.cache.read_many(["a", "b"], bench.source.load_many)
-    assert {answer.outcome for answer in answers.values()} == {Outcome.STALE}
+    assert {answer.outcome for answer in answers.values()} == {CacheOutcome.STALE}
     with pytest.raises(SourceUnavailable):
         await bench.cache.read_many(["a", "unknown"], bench.source.load_many)
 
@@ -333,9 +335,9 @@ async def test_many_of_nothing_is_nothing(bench: Bench) -> None:
 async def test_invalidation_makes_the_next_read_load(bench: Bench) -> None:
     await bench.write("k")
     assert await bench.cache.invalidate("k") == 1
-    assert await bench.read("k") == (1, Outcome.MISS)
+    assert await bench.read("k") == (1, CacheOutcome.MISS)
     assert await bench.cache.invalidate_all() == 1
-    assert await bench.read("k") == (1, Outcome.MISS)
+    assert await bench.read("k") == (1, CacheOutcome.MISS)
 
 
 @on_every

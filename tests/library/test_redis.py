@@ -11,11 +11,18 @@ import redis
 from redis.asyncio.connection import SSLConnection
 
 from app.devservers import RedisServer
-from jobcache import CacheUnavailable, Document, JobCache, Outcome, SettingsError, UnreadableCell
+from jobcache import (
+    CacheOutcome,
+    CacheUnavailable,
+    Document,
+    JobCache,
+    SettingsError,
+    UnreadableCell,
+)
 from jobcache.backends.redis.backend import RedisBackend, from_settings
 from jobcache.backends.redis.url import read_url
 from jobcache.backends.registry import make_backend
-from jobcache.protocol.backend import Offered, Standing
+from jobcache.protocol.backend import LeaseResult, PublishResult
 from jobcache.protocol.codec import encode_entry
 from jobcache.settings import CacheSettings
 from jobcache.testing.simulation import entry_of
@@ -38,7 +45,7 @@ async def load() -> Document:
     return Document(3, "acme", b"{}", "moving", 2)
 
 
-def stamp(raw: redis.Redis) -> str:
+def incarnation_id(raw: redis.Redis) -> str:
     """Of the life the server is in."""
     return str(raw.info("server")["run_id"][:8] + raw.info("replication")["master_replid"][:8])
 
@@ -54,9 +61,9 @@ def garbage(raw: redis.Redis, kind: str) -> None:
             "noise": b"\x80\x04\x95pickle?",
             "empty": b"",
             "another format": b"E2|9|whatever\n{}",
-            "a cut header": b"E1|%b|9|17" % stamp(raw).encode(),
-            "a cut stamp": b"E1|9",
-            "a changed body": encode_entry(entry_of(9), stamp(raw)) + b"x",
+            "a cut header": b"E1|%b|9|17" % incarnation_id(raw).encode(),
+            "a cut incarnation id": b"E1|9",
+            "a changed body": encode_entry(entry_of(9), incarnation_id(raw)) + b"x",
             "json": b'{"status": "completed"}',
             "a fence of another format": b"F2|x",
         }
@@ -70,7 +77,7 @@ KINDS = [
     "empty",
     "another format",
     "a cut header",
-    "a cut stamp",
+    "a cut incarnation id",
     "a changed body",
     "json",
     "a fence of another format",
@@ -86,9 +93,9 @@ async def test_an_unreadable_cell_is_a_bypass_and_heals(
     with pytest.raises(UnreadableCell):
         await cache.backend.get("job:1:progress")
     answer = await cache.read("job:1:progress", load)
-    assert (answer.entry.version, answer.outcome) == (3, Outcome.BYPASS)
+    assert (answer.entry.version, answer.outcome) == (3, CacheOutcome.BYPASS)
     outcomes = [(await cache.read("job:1:progress", load)).outcome for _ in range(2)]
-    assert outcomes == [Outcome.MISS, Outcome.HIT]
+    assert outcomes == [CacheOutcome.MISS, CacheOutcome.HIT]
     await cache.aclose()
 
 
@@ -105,7 +112,10 @@ async def test_an_unreadable_cell_among_many_spoils_only_itself(
         return {"job:1:progress": await load()}
 
     answers = await cache.read_many(["job:1:progress", "job:2:progress"], load_many)
-    assert [answer.outcome for answer in answers.values()] == [Outcome.BYPASS, Outcome.HIT]
+    assert [answer.outcome for answer in answers.values()] == [
+        CacheOutcome.BYPASS,
+        CacheOutcome.HIT,
+    ]
     await cache.aclose()
 
 
@@ -114,8 +124,8 @@ async def test_a_writer_replaces_an_unreadable_cell(url: str, raw: redis.Redis, 
     backend = RedisBackend(url)
     garbage(raw, kind)
     await backend.fence("job:1:progress", "w")
-    assert await backend.lease("job:1:progress", "r") is Standing.FENCE
-    assert await backend.offer("job:1:progress", "w", entry_of(2)) is Offered.STORED
+    assert await backend.lease("job:1:progress", "r") is LeaseResult.FENCED
+    assert await backend.publish("job:1:progress", "w", entry_of(2)) is PublishResult.STORED
     await backend.aclose()
 
 
@@ -123,9 +133,9 @@ async def test_a_fence_without_an_end_is_none_of_ours_and_can_be_purged(
     url: str, raw: redis.Redis
 ) -> None:
     backend = RedisBackend(url)
-    raw.set("k", f"F1|{stamp(raw)}|0|,w,")
+    raw.set("k", f"F1|{incarnation_id(raw)}|0|,w,")
     assert await backend.purge(["k"]) == 1
-    assert await backend.lease("k", "r") is Standing.NOTHING
+    assert await backend.lease("k", "r") is LeaseResult.ACQUIRED
     await backend.aclose()
 
 
@@ -133,17 +143,20 @@ async def test_cells_are_where_people_look_for_them(url: str, raw: redis.Redis) 
     backend = RedisBackend(url, prefix="video:")
     await backend.lease("job:7:progress", "r")
     # The cell tells the namespace, too: another prefix can make the same key.
-    life = stamp(raw).encode() + sha1(b"video:", usedforsecurity=False).hexdigest()[:8].encode()
-    assert raw.get("video:job:7:progress") == b"L1|%b|r" % life
-    await backend.offer("job:7:progress", "r", entry_of(2, body=b'{"id":7}'))
+    incarnation = (
+        incarnation_id(raw).encode()
+        + sha1(b"video:", usedforsecurity=False).hexdigest()[:8].encode()
+    )
+    assert raw.get("video:job:7:progress") == b"L1|%b|r" % incarnation
+    await backend.publish("job:7:progress", "r", entry_of(2, body=b'{"id":7}'))
     cell = raw.get("video:job:7:progress")
     assert cell is not None
     header = b"E1|%b|2|1700000000000|30000|330000|identity|12075f43|2|moving|acme\n"
-    assert cell.startswith(header % life)
+    assert cell.startswith(header % incarnation)
     assert cell.endswith(b'{"id":7}')
     assert 329_000 < raw.pttl("video:job:7:progress") <= 330_000
     await backend.fence("job:7:progress", "w")
-    assert raw.get("video:job:7:progress") == b"F1|%b|2|,w," % life
+    assert raw.get("video:job:7:progress") == b"F1|%b|2|,w," % incarnation
     assert 29_000 < raw.pttl("video:job:7:progress") <= 30_000
     await backend.aclose()
 
@@ -189,7 +202,7 @@ async def test_gets_of_one_turn_travel_together(url: str, raw: redis.Redis) -> N
     backend = RedisBackend(url)
     for number in range(20):
         await backend.lease(f"k{number}", "r")
-        await backend.offer(f"k{number}", "r", entry_of(number + 1))
+        await backend.publish(f"k{number}", "r", entry_of(number + 1))
     raw.rpush("k list", "x")
     raw.set("k garbage", "x")
 
@@ -216,7 +229,7 @@ async def test_gets_of_one_turn_travel_together(url: str, raw: redis.Redis) -> N
 async def test_a_caller_that_goes_away_takes_nobodys_answer_along(url: str) -> None:
     backend = RedisBackend(url)
     await backend.lease("k", "r")
-    await backend.offer("k", "r", entry_of(1))
+    await backend.publish("k", "r", entry_of(1))
     callers = [asyncio.create_task(backend.get("k")) for _ in range(10)]
     await asyncio.sleep(0)
     for caller in callers[::2]:
@@ -261,7 +274,7 @@ async def test_scripts_survive_a_restart_of_the_server() -> None:
         with pytest.raises(CacheUnavailable):
             await backend.get("k")
         server.start()
-        assert await backend.lease("k", "r") is Standing.NOTHING
+        assert await backend.lease("k", "r") is LeaseResult.ACQUIRED
         await backend.aclose()
 
 
@@ -269,7 +282,7 @@ async def test_without_memory_nothing_old_is_served() -> None:
     with RedisServer() as server, redis.Redis.from_url(server.url) as raw:
         backend = RedisBackend(server.url)
         await backend.lease("k", "r")
-        await backend.offer("k", "r", entry_of(1))
+        await backend.publish("k", "r", entry_of(1))
         raw.config_set("maxmemory-policy", "noeviction")
         raw.config_set("maxmemory", 1)
         with pytest.raises(CacheUnavailable):
@@ -283,7 +296,7 @@ async def test_without_memory_nothing_old_is_served() -> None:
         await backend.fence("k", "w")
         raw.config_set("maxmemory", 1)
         with pytest.raises(CacheUnavailable):
-            await backend.offer("k", "w", entry_of(2))
+            await backend.publish("k", "w", entry_of(2))
         assert raw.exists("k") == 0, "and so is a fence whose entry cannot be stored"
         await backend.aclose()
 
@@ -296,7 +309,7 @@ async def test_a_full_redis_is_set_aside_with_one_line(caplog: pytest.LogCapture
         async with asyncio.timeout(60):
             while cache.condition().available or reads < 200:
                 answer = await cache.read(f"job:{reads}:progress", load)
-                assert answer.outcome is Outcome.BYPASS
+                assert answer.outcome is CacheOutcome.BYPASS
                 reads += 1
         assert len(caplog.records) == 1
         assert "OutOfMemory" in caplog.text
@@ -318,7 +331,7 @@ async def test_a_burst_of_cold_keys_is_no_outage(url: str, raw: redis.Redis) -> 
 async def test_the_protocol_can_be_chosen_in_the_url(url: str, protocol: str) -> None:
     backend = RedisBackend(f"{url}?protocol={protocol}")
     await backend.ping()
-    assert await backend.lease("protocol", "r") in {Standing.NOTHING, Standing.LEASE}
+    assert await backend.lease("protocol", "r") in {LeaseResult.ACQUIRED, LeaseResult.HELD}
     await backend.aclose()
 
 
@@ -372,15 +385,15 @@ def test_a_url_that_cannot_work_is_refused_at_once(url: str) -> None:
 
 
 def test_many_hosts_are_read_with_what_is_meant_for_all_of_them() -> None:
-    where = read_url(
+    location = read_url(
         "rediss+sentinel://me:p%40ss@one,[::1]:7,three:26380/my%20jobs/3"
         "?protocol=2&sentinel_password=theirs&ssl_check_hostname=false"
     )
-    assert (where.kind, where.service) == ("sentinel", "my jobs")
-    assert where.hosts == (("one", 26379), ("::1", 7), ("three", 26380))
-    assert [str(host) for host in where.hosts] == ["one:26379", "[::1]:7", "three:26380"]
-    assert where.sentinel_options == {"password": "theirs"}
-    assert where.options == {
+    assert (location.kind, location.service) == ("sentinel", "my jobs")
+    assert location.hosts == (("one", 26379), ("::1", 7), ("three", 26380))
+    assert [str(host) for host in location.hosts] == ["one:26379", "[::1]:7", "three:26380"]
+    assert location.sentinel_options == {"password": "theirs"}
+    assert location.options == {
         "connection_class": SSLConnection,
         "db": 3,
         "password": "p@ss",
@@ -388,15 +401,15 @@ def test_many_hosts_are_read_with_what_is_meant_for_all_of_them() -> None:
         "ssl_check_hostname": False,
         "username": "me",
     }
-    where = read_url("redis+cluster://one,two:7/0?max_connections=3")
-    assert (where.kind, where.hosts) == ("cluster", (("one", 6379), ("two", 7)))
-    assert where.options == {"db": 0, "max_connections": 3}
+    location = read_url("redis+cluster://one,two:7/0?max_connections=3")
+    assert (location.kind, location.hosts) == ("cluster", (("one", 6379), ("two", 7)))
+    assert location.options == {"db": 0, "max_connections": 3}
     with pytest.raises(ValueError, match="hash tag"):
         RedisBackend("redis+cluster://one", prefix="{app}:")
 
 
 async def test_what_the_settings_make_is_guarded(url: str) -> None:
     backend = make_backend(CacheSettings(backend="redis", redis_url=url))
-    assert type(backend).__name__ == "Guard"
+    assert type(backend).__name__ == "GuardedBackend"
     assert backend.name == "redis"
     await backend.aclose()

@@ -10,10 +10,10 @@ import redis
 
 from app.devservers import RedisServer
 from jobcache.backends.redis.backend import RedisBackend
-from jobcache.backends.redis.pipelined_connection import Lane
+from jobcache.backends.redis.pipelined_connection import PipelinedConnection
 from jobcache.backends.redis.server import Server
 from jobcache.errors import CacheError, CacheUnavailable
-from jobcache.protocol.backend import Entry, Standing
+from jobcache.protocol.backend import Entry, LeaseResult
 from jobcache.testing.simulation import entry_of
 from tests.subjects import by_the_pool
 
@@ -33,7 +33,7 @@ async def backend(redis_server: RedisServer) -> AsyncIterator[RedisBackend]:
     backend = RedisBackend(redis_server.url, prefix="lane:", socket_limit=LIMIT_MS / 1000)
     for number, key in enumerate(KEYS, 1):
         await backend.lease(key, "t")
-        await backend.offer(key, "t", entry_of(number))
+        await backend.publish(key, "t", entry_of(number))
     yield backend
     await backend.purge(KEYS)
     await backend.aclose()
@@ -44,11 +44,11 @@ def server_of(backend: RedisBackend) -> Server:
     return server
 
 
-async def lane_of(backend: RedisBackend) -> Lane:
+async def connection_of(backend: RedisBackend) -> PipelinedConnection:
     await backend.get(KEYS[0])
-    lane = server_of(backend)._reads._lane
-    assert lane is not None
-    return lane
+    pipelined = server_of(backend)._reads._connection
+    assert pipelined is not None
+    return pipelined
 
 
 async def read_in_turns(backend: RedisBackend) -> list[asyncio.Task[Entry | None]]:
@@ -72,17 +72,17 @@ def versions(entries: list[Entry | None]) -> list[int]:
 async def test_reads_follow_each_other_on_one_connection(
     backend: RedisBackend, redis_server: RedisServer
 ) -> None:
-    lane = await lane_of(backend)
+    pipelined = await connection_of(backend)
     entries = await asyncio.gather(*await read_in_turns(backend))
     assert versions(entries) == list(range(1, len(KEYS) + 1))
-    assert server_of(backend)._reads._lane is lane
+    assert server_of(backend)._reads._connection is pipelined
     with redis.Redis.from_url(redis_server.url) as client:
         asked_last = [each["cmd"] for each in client.client_list()]
     assert asked_last.count("get") == 1
 
 
 async def test_who_goes_away_leaves_the_answers_of_the_others_theirs(backend: RedisBackend) -> None:
-    await lane_of(backend)
+    await connection_of(backend)
     tasks = await read_in_turns(backend)
     for task in tasks[::3]:
         task.cancel()
@@ -98,11 +98,11 @@ async def test_who_goes_away_leaves_the_answers_of_the_others_theirs(backend: Re
 async def test_an_overdue_answer_closes_it_and_the_next_ask_on_another(
     backend: RedisBackend, redis_server: RedisServer
 ) -> None:
-    lane = await lane_of(backend)
+    pipelined = await connection_of(backend)
     pause(redis_server, 2 * LIMIT_MS)
     found = await asyncio.gather(*await read_in_turns(backend), return_exceptions=True)
     assert {type(each) for each in found} == {CacheUnavailable}
-    assert not lane.open
+    assert not pipelined.open
     with redis.Redis.from_url(redis_server.url) as client:
         client.ping()  # answered when it is over
     entries = await asyncio.gather(*await read_in_turns(backend))
@@ -112,31 +112,31 @@ async def test_an_overdue_answer_closes_it_and_the_next_ask_on_another(
 async def test_what_is_under_way_on_a_lost_connection_is_asked_again(
     backend: RedisBackend, redis_server: RedisServer
 ) -> None:
-    lane = await lane_of(backend)
+    pipelined = await connection_of(backend)
     pause(redis_server, LIMIT_MS // 3)
     tasks = await read_in_turns(backend)
-    lane._transport.abort()
+    pipelined._transport.abort()
     assert versions(await asyncio.gather(*tasks)) == list(range(1, len(KEYS) + 1))
-    assert not lane.open
+    assert not pipelined.open
 
 
 async def test_what_the_server_says_of_its_own_accord_is_nobodys_answer(
     backend: RedisBackend, redis_server: RedisServer
 ) -> None:
-    lane = await lane_of(backend)
-    await lane.ask([("CLIENT", "TRACKING", "ON", "BCAST")])
+    pipelined = await connection_of(backend)
+    await pipelined.ask([("CLIENT", "TRACKING", "ON", "BCAST")])
     with redis.Redis.from_url(redis_server.url) as client:
         for number in range(20):
             client.set(f"other{number}", "1")
             entries = await asyncio.gather(*(backend.get(key) for key in KEYS))
             assert versions(entries) == list(range(1, len(KEYS) + 1))
-    assert server_of(backend)._reads._lane is lane
+    assert server_of(backend)._reads._connection is pipelined
 
 
 async def test_an_answer_that_nobody_asked_for_is_trusted_no_more(backend: RedisBackend) -> None:
-    lane = await lane_of(backend)
-    lane.data_received(b"$1\r\nx\r\n")
-    assert not lane.open
+    pipelined = await connection_of(backend)
+    pipelined.data_received(b"$1\r\nx\r\n")
+    assert not pipelined.open
     assert versions([await backend.get(KEYS[4])]) == [5]
 
 
@@ -147,23 +147,23 @@ async def test_with_another_parser_all_goes_by_the_pool(
     entries = await asyncio.gather(*await read_in_turns(without))
     assert versions(entries) == list(range(1, len(KEYS) + 1))
     await without.fence(KEYS[0], "w")
-    assert await backend.lease(KEYS[0], "r") is Standing.FENCE
-    await without.offer(KEYS[0], "w", None)
+    assert await backend.lease(KEYS[0], "r") is LeaseResult.FENCED
+    await without.publish(KEYS[0], "w", None)
     server = server_of(without)
-    assert (server._reads._lane, server._scripted._lane) == (None, None)
+    assert (server._reads._connection, server._scripted._connection) == (None, None)
     await without.aclose()
 
 
 async def test_a_server_that_is_let_go_answers_what_it_has_been_asked(
     backend: RedisBackend, redis_server: RedisServer
 ) -> None:
-    lane = await lane_of(backend)
+    pipelined = await connection_of(backend)
     pause(redis_server, LIMIT_MS // 3)
     tasks = await read_in_turns(backend)
     await server_of(backend).retire()
-    assert lane.open
+    assert pipelined.open
     assert versions(await asyncio.gather(*tasks)) == list(range(1, len(KEYS) + 1))
-    assert not lane.open
+    assert not pipelined.open
     assert versions([await backend.get(KEYS[4])]) == [5], "by the pool, for who still knows it"
 
 
@@ -171,10 +171,10 @@ async def test_who_asks_without_a_task_is_answered_over_a_lost_connection(
     backend: RedisBackend, redis_server: RedisServer
 ) -> None:
     told: list[Mapping[str, Entry] | CacheError] = []
-    lane = await lane_of(backend)
+    pipelined = await connection_of(backend)
     pause(redis_server, LIMIT_MS // 3)
     assert backend.ask_many(KEYS, told.append)
-    lane._transport.abort()
+    pipelined._transport.abort()
     async with asyncio.timeout(60):
         while not told:
             await asyncio.sleep(0.001)
@@ -183,22 +183,22 @@ async def test_who_asks_without_a_task_is_answered_over_a_lost_connection(
 
 async def test_who_asks_without_a_task_is_told_what_went_wrong(backend: RedisBackend) -> None:
     with RedisServer() as server:
-        lone = RedisBackend(server.url, socket_limit=LIMIT_MS / 1000)
+        single_server = RedisBackend(server.url, socket_limit=LIMIT_MS / 1000)
         told: list[Mapping[str, Entry] | CacheError] = []
-        assert not lone.ask_many(["k"], told.append), "there is no connection yet"
-        await lone.get("k")
+        assert not single_server.ask_many(["k"], told.append), "there is no connection yet"
+        await single_server.get("k")
         server.pause()
-        assert lone.ask_many(["k"], told.append)
+        assert single_server.ask_many(["k"], told.append)
         while not told:
             await asyncio.sleep(0.01)
         server.resume()
-        await lone.get("k")
+        await single_server.get("k")
         server.pause()
-        assert lone.ask_many(["k"], told.append)
+        assert single_server.ask_many(["k"], told.append)
         server.kill()
         while len(told) < 2:
             await asyncio.sleep(0.01)
-        await lone.aclose()
+        await single_server.aclose()
     assert [type(each) for each in told] == [CacheUnavailable] * 2
     assert "overdue" in str(told[0])
     assert await backend.get(KEYS[0]) == entry_of(1)
@@ -216,11 +216,11 @@ async def test_who_asks_without_a_task_is_told_that_it_closes(redis_server: Redi
 
 async def test_who_asks_again_while_it_closes_is_told(redis_server: RedisServer) -> None:
     backend = RedisBackend(redis_server.url)
-    lane = await lane_of(backend)
+    pipelined = await connection_of(backend)
     told: list[Mapping[str, Entry] | CacheError] = []
     pause(redis_server, LIMIT_MS // 3)
     assert backend.ask_many(["k"], told.append)
-    lane.connection_lost(None)
+    pipelined.connection_lost(None)
     await backend.aclose()
     assert [type(each) for each in told] == [CacheUnavailable]
 
@@ -228,15 +228,15 @@ async def test_who_asks_again_while_it_closes_is_told(redis_server: RedisServer)
 async def test_what_is_lost_while_it_closes_is_not_sent_again(redis_server: RedisServer) -> None:
     backend = RedisBackend(redis_server.url, prefix="closing:")
     await backend.fence("k", "first")
-    server, lane = server_of(backend), server_of(backend)._scripted._lane
-    assert lane is not None
+    server, pipelined = server_of(backend), server_of(backend)._scripted._connection
+    assert pipelined is not None
     pause(redis_server, LIMIT_MS // 3)
     fencing = asyncio.create_task(backend.fence("other", "w"))
     wondering = server._wondering = asyncio.create_task(slow_to_end())
     await asyncio.sleep(0.005)
     closing = asyncio.create_task(backend.aclose())
     await asyncio.sleep(0)
-    lane._transport.abort()
+    pipelined._transport.abort()
     await closing
     assert wondering.cancelled()
     await asyncio.wait({fencing}, timeout=60)
@@ -286,17 +286,17 @@ async def test_what_cannot_be_sent_fails_its_own_turn_and_nobody_waits_for_ever(
     await asyncio.wait({bad, good}, timeout=60)
     assert isinstance(bad.exception(), UnicodeEncodeError)
     assert good.done()
-    assert await backend.lease("better", "r") is Standing.NOTHING
+    assert await backend.lease("better", "r") is LeaseResult.ACQUIRED
     await backend.purge(["k", "good", "better"])
 
 
 async def test_closing_ends_it_and_whoever_waits(
     backend: RedisBackend, redis_server: RedisServer
 ) -> None:
-    lane = await lane_of(backend)
+    pipelined = await connection_of(backend)
     pause(redis_server, LIMIT_MS // 3)
     tasks = await read_in_turns(backend)
     await server_of(backend).aclose()
     await asyncio.wait(tasks)
     assert all(task.cancelled() for task in tasks)
-    assert not lane.open
+    assert not pipelined.open

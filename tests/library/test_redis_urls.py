@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobcache import CacheSettings, JobCache, Outcome, SettingsError, make_backend
+from jobcache import CacheOutcome, CacheSettings, JobCache, SettingsError, make_backend
 from jobcache.backends.redis.url import read_url
 
 BACKENDS = ["redis", "tiered"]
@@ -104,7 +104,7 @@ async def test_valkey_is_spoken_to(backend: str, redis_url: str) -> None:
     try:
         await cache.read("test_valkey_is_spoken_to", load)
         answer = await cache.read("test_valkey_is_spoken_to", load)
-        assert answer.outcome is Outcome.HIT
+        assert answer.outcome is CacheOutcome.HIT
     finally:
         await cache.invalidate("test_valkey_is_spoken_to")
         await cache.aclose()

@@ -13,10 +13,10 @@ import redis
 
 from app.devservers import RedisServer
 from app.devservers.cluster import RedisCluster
-from jobcache import CacheSettings, CacheUnavailable, Document, JobCache, Outcome, make_backend
+from jobcache import CacheOutcome, CacheSettings, CacheUnavailable, Document, JobCache, make_backend
 from jobcache.backends.redis.backend import RedisBackend
 from jobcache.backends.tiered import TieredBackend
-from jobcache.resilience.guarded_backend import Guard
+from jobcache.resilience.guarded_backend import GuardedBackend
 from jobcache.testing.simulation import entry_of
 from tests.subjects import REDIS_SERVERS
 
@@ -56,8 +56,8 @@ async def load() -> Document:
 async def cached(backend: str, url: str) -> AsyncIterator[JobCache]:
     """A cache whose guard asks a Redis that was away, or has refused something, soon again."""
     made = make_backend(CacheSettings(backend=backend, redis_url=url))
-    guard = made._far if isinstance(made, TieredBackend) else made
-    assert isinstance(guard, Guard)
+    guard = made._remote if isinstance(made, TieredBackend) else made
+    assert isinstance(guard, GuardedBackend)
     guard._sleep = lambda seconds: asyncio.sleep(seconds / 20)
     cache = JobCache(made)
     try:
@@ -72,7 +72,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def poll(cache: JobCache) -> list[Outcome]:
+async def poll(cache: JobCache) -> list[CacheOutcome]:
     """What becomes of polls of many keys, each of which is answered."""
     answers = [await cache.read(key, load) for key in KEYS]
     assert all(answer.entry.version == 1 for answer in answers)
@@ -112,7 +112,7 @@ async def test_what_cannot_be_done_without_is_unavailable_and_named_in_one_line(
             await cache.start()
             assert not cache.condition().available
             for _ in range(3):
-                assert set(await poll(cache)) == {Outcome.BYPASS}
+                assert set(await poll(cache)) == {CacheOutcome.BYPASS}
             assert command in cache.condition().reason
             told = [line for line in lines(caplog) if "feed" not in line]
             assert len(told) == 1
@@ -123,7 +123,7 @@ async def test_what_cannot_be_done_without_is_unavailable_and_named_in_one_line(
             if refusal != "scripts":
                 return  # it goes on as after any other
             async with asyncio.timeout(20):  # what is stored now is to be confirmed, for a second
-                while set(await poll(cache)) != {Outcome.HIT}:
+                while set(await poll(cache)) != {CacheOutcome.HIT}:
                     await asyncio.sleep(0.1)
 
 
@@ -135,7 +135,7 @@ async def test_scripts_that_are_refused_later_are_noticed_as_well(
         async with cached("redis", as_user(server)) as cache:
             await cache.start()
             await poll(cache)
-            assert set(await poll(cache)) == {Outcome.HIT}
+            assert set(await poll(cache)) == {CacheOutcome.HIT}
             permit(raw, "-evalsha", "-eval")
             raw.flushall()
             while cache.condition().available:
@@ -156,7 +156,7 @@ async def test_without_script_load_nothing_is_missed(
         async with cached(backend, as_user(server)) as cache:
             await cache.start()
             await poll(cache)
-            assert set(await poll(cache)) == {Outcome.HIT}
+            assert set(await poll(cache)) == {CacheOutcome.HIT}
             assert cache.condition().available
             assert lines(caplog) == []
 
@@ -174,7 +174,7 @@ async def test_without_evalsha_scripts_are_sent_whole(
         async with cached("redis", url) as cache:
             await cache.start()
             await poll(cache)
-            assert set(await poll(cache)) == {Outcome.HIT}
+            assert set(await poll(cache)) == {CacheOutcome.HIT}
             assert len(lines(caplog)) == 1
             assert "refuses EVALSHA" in lines(caplog)[0]
             assert "with EVAL" in lines(caplog)[0]
@@ -187,7 +187,7 @@ async def test_info_alone_may_be_refused_with_one_line(
         async with cached("redis", server.url) as cache:
             await cache.start()
             await poll(cache)
-            assert set(await poll(cache)) == {Outcome.HIT}
+            assert set(await poll(cache)) == {CacheOutcome.HIT}
             assert len(lines(caplog)) == 1
             assert "does not tell its run_id" in lines(caplog)[0]
 
@@ -200,7 +200,7 @@ async def test_a_proxy_that_hides_the_server_is_not_used(
     with serving(program, *hidden) as (server, _):
         async with cached("redis", server.url) as cache:
             await cache.start()
-            assert set(await poll(cache)) == {Outcome.BYPASS}
+            assert set(await poll(cache)) == {CacheOutcome.BYPASS}
             assert not cache.condition().available
             assert len(lines(caplog)) == 1
             assert "refuses INFO and SCRIPT" in lines(caplog)[0]
@@ -213,7 +213,7 @@ async def test_without_hello_the_older_protocol_is_used(
         async with cached("redis", server.url) as cache:
             await cache.start()
             await poll(cache)
-            assert set(await poll(cache)) == {Outcome.HIT}
+            assert set(await poll(cache)) == {CacheOutcome.HIT}
             assert len(lines(caplog)) == 1
             assert "refuses HELLO" in lines(caplog)[0]
 
@@ -246,8 +246,8 @@ async def test_keys_that_are_given_up_are_told_of_together(
             assert cache.condition().available
             for key in KEYS:
                 with pytest.raises(CacheUnavailable):
-                    await cache.backend.offer(key, "w", entry_of(2))
-            await until(lambda: cache.condition().unsettled == 0)
+                    await cache.backend.publish(key, "w", entry_of(2))
+            await until(lambda: cache.condition().pending == 0)
             told = [line for line in lines(caplog) if "cannot be told" in line]
             assert len(told) == 1
             assert len(lines(caplog)) <= 3, "it was set aside, and is back"

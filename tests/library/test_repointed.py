@@ -18,7 +18,7 @@ from jobcache.backends.redis.backend import RedisBackend
 from jobcache.backends.redis.server import Server
 from jobcache.backends.redis.tracking.feed import TrackingFeed
 from jobcache.backends.tiered import TieredBackend
-from jobcache.resilience.guarded_backend import Guard
+from jobcache.resilience.guarded_backend import GuardedBackend
 from loadtests.freshness.proxy import Proxy
 from tests.subjects import REDIS_SERVERS, by_the_pool
 
@@ -94,7 +94,7 @@ class Table:
         following = self.version + 1
         async with cache.write(self.transaction()) as write:
             await write.fence(KEY)
-            write.offer(KEY, Document(following, "acme", b"v%d" % following, "moving", 2))
+            write.publish(KEY, Document(following, "acme", b"v%d" % following, "moving", 2))
         self.superseded[following - 1] = time.monotonic()
 
     async def age_of(self, cache: JobCache) -> float:
@@ -107,7 +107,7 @@ class Table:
 
 def make(backend: str, url: str) -> JobCache:
     if backend == "redis by the pool":
-        return JobCache(Guard(by_the_pool(RedisBackend(url))))
+        return JobCache(GuardedBackend(by_the_pool(RedisBackend(url))))
     return JobCache(make_backend(CacheSettings(backend=backend, redis_url=url)))
 
 
@@ -134,8 +134,8 @@ def server_of(cache: JobCache) -> Server:
     """What the cache's connections lead to."""
     backend = cache.backend
     if isinstance(backend, TieredBackend):
-        backend = backend._far  # type: ignore[assignment]
-    assert isinstance(backend, Guard)
+        backend = backend._remote  # type: ignore[assignment]
+    assert isinstance(backend, GuardedBackend)
     assert isinstance(backend._backend, RedisBackend)
     (server,) = backend._backend._topology.servers()
     assert isinstance(server, Server)
@@ -239,8 +239,8 @@ async def test_one_connection_that_leads_elsewhere_puts_all_others_in_doubt(
             await cache.read(KEY, table.load)
             interruptions = cache.feed().interruptions  # type: ignore[union-attr]
             address.repoint(demoted=False)
-            lane = getattr(server_of(cache), moved)._lane
-            lane.close(redis.exceptions.ConnectionError("reset"))
+            pipelined = getattr(server_of(cache), moved)._connection
+            pipelined.close(redis.exceptions.ConnectionError("reset"))
             await until(lambda: cache.feed().interruptions > interruptions)  # type: ignore[union-attr]
             await until(lambda: is_live(cache))
             with connected(address.old) as raw:
@@ -292,16 +292,16 @@ async def test_without_info_the_feed_still_finds_out_that_reads_go_elsewhere(
         url = address.url.replace("redis://", "redis://app:@")
         cache = make("tiered", url)
         feed = feed_of(cache)
-        feed._beat, feed._silence = feed._beat / 5, feed._silence / 5
+        feed._heartbeat, feed._silence = feed._heartbeat / 5, feed._silence / 5
         await cache.start()
         try:
             await until(lambda: is_live(cache))
             await table.change(cache)
             await cache.read(KEY, table.load)
             address.repoint(demoted=False)
-            lane = server_of(cache)._reads._lane
-            assert lane is not None
-            lane.close(redis.exceptions.ConnectionError("reset"))
+            pipelined = server_of(cache)._reads._connection
+            assert pipelined is not None
+            pipelined.close(redis.exceptions.ConnectionError("reset"))
             with connected(address.old) as raw:
                 await until(lambda: len(raw.client_list(_type="normal")) == 1)
             await until(lambda: is_live(cache))

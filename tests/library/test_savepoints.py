@@ -31,7 +31,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 import jobcache
 from app.devservers import PostgresServer
-from jobcache import CacheSettings, Document, Outcome, WriteMisuse
+from jobcache import CacheOutcome, CacheSettings, Document, WriteMisuse
 from jobcache.backends.memory import MemoryBackend
 from jobcache.sync import JobCache
 from tests.library.bench import document
@@ -94,13 +94,13 @@ def update(
     with cache.write(around()) as write:
         version = query(RAISE)
         write.fence("k")
-        write.offer("k", document(version))
+        write.publish("k", document(version))
 
 
-def elsewhere(cache: JobCache, path: str, key: str = "k") -> tuple[int, Outcome]:
+def elsewhere(cache: JobCache, path: str, key: str = "k") -> tuple[int, CacheOutcome]:
     """What another request is given meanwhile, through a connection of its own."""
 
-    def read() -> tuple[int, Outcome]:
+    def read() -> tuple[int, CacheOutcome]:
         with sqlite3.connect(path) as other:
             answer = cache.read(key, lambda: document(other.execute(SELECT).fetchone()[0]))
         other.close()
@@ -141,9 +141,9 @@ def test_within_another_atomic_block_a_write_is_published_with_the_outer_commit(
     assert cache.read("k", load).entry.version == 1
     with transaction.atomic():
         update(cache, around)
-        assert elsewhere(cache, path_of_django()) == (1, Outcome.BYPASS)
+        assert elsewhere(cache, path_of_django()) == (1, CacheOutcome.BYPASS)
     answer = cache.read("k", load)
-    assert (answer.entry.version, answer.outcome) == (2, Outcome.HIT)
+    assert (answer.entry.version, answer.outcome) == (2, CacheOutcome.HIT)
 
 
 @pytest.mark.parametrize("around", NESTED)
@@ -174,8 +174,8 @@ def test_a_nested_write_that_raises_withdraws_at_once(cache: JobCache, jobs: Non
     with transaction.atomic():
         with pytest.raises(LookupError), cache.write(transaction.atomic(), "k"):
             raise LookupError
-        assert elsewhere(cache, path_of_django()) == (1, Outcome.MISS)
-    assert cache.read("k", load).outcome is Outcome.HIT
+        assert elsewhere(cache, path_of_django()) == (1, CacheOutcome.MISS)
+    assert cache.read("k", load).outcome is CacheOutcome.HIT
 
 
 def test_writes_within_writes_are_published_by_the_outermost(cache: JobCache, jobs: None) -> None:
@@ -183,21 +183,21 @@ def test_writes_within_writes_are_published_by_the_outermost(cache: JobCache, jo
         update(cache)
         update(cache)
         assert elsewhere(cache, path_of_django())[0] == 1
-        outer.offer("outer", document(7))
+        outer.publish("outer", document(7))
     for key, version in (("k", 3), ("outer", 7)):
         answer = cache.read(key, load)
-        assert (answer.entry.version, answer.outcome) == (version, Outcome.HIT)
+        assert (answer.entry.version, answer.outcome) == (version, CacheOutcome.HIT)
 
 
 def test_without_autocommit_a_write_waits_for_the_commit(cache: JobCache, jobs: None) -> None:
     transaction.set_autocommit(False)
     query("UPDATE savepoint_jobs SET id = id")  # or SQLite takes the savepoint for a transaction
     update(cache)
-    assert elsewhere(cache, path_of_django()) == (1, Outcome.BYPASS)
+    assert elsewhere(cache, path_of_django()) == (1, CacheOutcome.BYPASS)
     transaction.commit()
     assert elsewhere(cache, path_of_django())[0] == 2
     transaction.set_autocommit(True)
-    assert cache.read("k", load).outcome is Outcome.HIT
+    assert cache.read("k", load).outcome is CacheOutcome.HIT
 
 
 def test_outermost_blocks_are_published_at_once(cache: JobCache, jobs: None) -> None:
@@ -206,19 +206,19 @@ def test_outermost_blocks_are_published_at_once(cache: JobCache, jobs: None) -> 
         return query(RAISE)
 
     update(cache)
-    assert cache.read("k", load).outcome is Outcome.HIT
+    assert cache.read("k", load).outcome is CacheOutcome.HIT
     update(cache, lambda: transaction.atomic(durable=True))
     with cache.write(transaction.atomic(), "k") as write:
-        write.offer("k", document(decorated()))
+        write.publish("k", document(decorated()))
     answer = cache.read("k", load)
-    assert (answer.entry.version, answer.outcome) == (4, Outcome.HIT)
+    assert (answer.entry.version, answer.outcome) == (4, CacheOutcome.HIT)
     with (
         transaction.atomic(),
         pytest.raises(RuntimeError, match="durable"),
         cache.write(transaction.atomic(durable=True), "k"),
     ):
         pass
-    assert cache.read("k", load).outcome is Outcome.HIT
+    assert cache.read("k", load).outcome is CacheOutcome.HIT
 
 
 def test_the_example_for_django_in_the_documentation(memory: JobCache, jobs: None) -> None:
@@ -234,7 +234,7 @@ def test_the_example_for_django_in_the_documentation(memory: JobCache, jobs: Non
     assert memory.read("export:7", lambda: None).entry.version == 2
     with transaction.atomic():
         names["report"](7, 51)
-        assert elsewhere(memory, path_of_django(), "export:7") == (2, Outcome.BYPASS)
+        assert elsewhere(memory, path_of_django(), "export:7") == (2, CacheOutcome.BYPASS)
     assert memory.read("export:7", lambda: None).entry.version == 3
 
 
@@ -280,7 +280,7 @@ def test_what_does_not_commit_at_the_end_of_its_block_is_refused(
             executes = entered if hasattr(entered, "execute") else session
             version = executes.execute(text(RAISE)).scalar_one()
             write.fence("k")
-            write.offer("k", document(version))
+            write.publish("k", document(version))
         outer.rollback()
         with engine.connect() as other:
             assert other.execute(text(SELECT)).scalar_one() == 1
@@ -311,10 +311,10 @@ def test_what_commits_is_published(memory: JobCache, engine: Engine, how: str) -
         executes = entered if hasattr(entered, "execute") else entered.session
         version = executes.execute(text(RAISE)).scalar_one()
         write.fence("k")
-        write.offer("k", document(version))
+        write.publish("k", document(version))
     with engine.connect() as other:
         assert other.execute(text(SELECT)).scalar_one() == 2
-    assert memory.read("k", lambda: None).outcome is Outcome.HIT
+    assert memory.read("k", lambda: None).outcome is CacheOutcome.HIT
     bind = getattr(executes, "bind", None)
     executes.close()
     if isinstance(bind, Connection):
@@ -335,8 +335,8 @@ def test_a_transaction_of_the_callers_that_commits_and_goes_on_is_published(
 
     with engine.connect() as connection, Session(connection) as session:
         with memory.write(commits(session), "k") as write:
-            write.offer("k", document(session.execute(text(RAISE)).scalar_one()))
-        assert memory.read("k", lambda: None).outcome is Outcome.HIT
+            write.publish("k", document(session.execute(text(RAISE)).scalar_one()))
+        assert memory.read("k", lambda: None).outcome is CacheOutcome.HIT
 
 
 # --- SQLAlchemy and asyncpg, asynchronous ---
@@ -383,7 +383,7 @@ async def test_the_asynchronous_write_refuses_the_same(async_engine: AsyncEngine
                 executes = entered if hasattr(entered, "execute") else entered.session
                 version = (await executes.execute(text(RAISE))).scalar_one()
                 await write.fence("k")
-                write.offer("k", document(version))
+                write.publish("k", document(version))
         await outer.rollback()
 
         async def load() -> Document:
@@ -411,9 +411,9 @@ async def test_the_asynchronous_write_publishes_what_commits(async_engine: Async
             async with cache.write(transaction) as write:
                 version = (await write.transaction.execute(text(RAISE))).scalar_one()
                 await write.fence("k")
-                write.offer("k", document(version))
+                write.publish("k", document(version))
             answer = await cache.read("k", _none)
-            assert (answer.entry.version, answer.outcome) == (number, Outcome.HIT)
+            assert (answer.entry.version, answer.outcome) == (number, CacheOutcome.HIT)
     await cache.aclose()
 
 
@@ -441,8 +441,8 @@ async def test_a_savepoint_of_asyncpg_is_refused(postgres: PostgresServer) -> No
     connection = await asyncpg.connect(postgres.url().replace("+asyncpg", ""))
     try:
         async with cache.write(connection.transaction(), "k") as write:
-            write.offer("k", document(1))
-        assert (await cache.read("k", _none)).outcome is Outcome.HIT
+            write.publish("k", document(1))
+        assert (await cache.read("k", _none)).outcome is CacheOutcome.HIT
         async with connection.transaction():
             with pytest.raises(WriteMisuse, match="savepoint"):
                 async with cache.write(connection.transaction(), "k"):

@@ -12,7 +12,7 @@ from app.devservers.redis import order
 from app.devservers.sentinel import RedisSentinels
 from jobcache import CacheUnavailable
 from jobcache.backends.redis.backend import RedisBackend
-from jobcache.protocol.backend import Offered
+from jobcache.protocol.backend import PublishResult
 from jobcache.testing.simulation import entry_of
 from tests.subjects import REDIS_SERVERS
 
@@ -27,7 +27,7 @@ def sentinels() -> Iterator[RedisSentinels]:
 
 async def store(backend: RedisBackend, key: str, version: int) -> None:
     await backend.fence(key, f"w{version}")
-    assert await backend.offer(key, f"w{version}", entry_of(version)) is Offered.STORED
+    assert await backend.publish(key, f"w{version}", entry_of(version)) is PublishResult.STORED
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -43,8 +43,8 @@ def name_of(server: RedisServer) -> str:
 async def test_one_sentinel_that_is_up_is_enough(sentinels: RedisSentinels) -> None:
     """One hangs, and one is not there."""
     hanging, living, _ = sentinels.sentinels
-    places = f"127.0.0.1:{hanging.port},127.0.0.1:{free_port()},127.0.0.1:{living.port}"
-    backend = RedisBackend(f"redis+sentinel://{places}/{sentinels.service}", socket_limit=60)
+    endpoints = f"127.0.0.1:{hanging.port},127.0.0.1:{free_port()},127.0.0.1:{living.port}"
+    backend = RedisBackend(f"redis+sentinel://{endpoints}/{sentinels.service}", socket_limit=60)
     master = sentinels.master()
     hanging.pause()
     try:
@@ -52,11 +52,11 @@ async def test_one_sentinel_that_is_up_is_enough(sentinels: RedisSentinels) -> N
             await backend.ping()
         await store(backend, "one", 1)
         assert await backend.get("one") == entry_of(1)
-        [place] = await backend.primaries()
-        assert place.name == name_of(master)
-        connection = place.connect(protocol=3, socket_timeout=5.0)
+        [endpoint] = await backend.primaries()
+        assert endpoint.name == name_of(master)
+        connection = endpoint.connect(protocol=3, socket_timeout=5.0)
         await connection.connect()  # type: ignore[no-untyped-call]
-        await connection.send_command("SET", place.beat_key("here"), "1", "PX", 1000)
+        await connection.send_command("SET", endpoint.heartbeat_key("here"), "1", "PX", 1000)
         assert await connection.read_response() == b"OK"
         await connection.disconnect()
     finally:
@@ -113,6 +113,6 @@ async def test_a_master_that_is_deposed_is_left_by_everybody(sentinels: RedisSen
     await here.fence("k", "w3")
     assert await there.get("k") is None
     sentinels.wait_until_another_is_master(than=old)
-    assert [place.name for place in await here.primaries()] == [name_of(sentinels.master())]
+    assert [endpoint.name for endpoint in await here.primaries()] == [name_of(sentinels.master())]
     await here.aclose()
     await there.aclose()

@@ -17,7 +17,7 @@ from app.devservers import RedisServer
 from jobcache import CacheUnavailable
 from jobcache.backends.redis.backend import RedisBackend
 from jobcache.backends.redis.server import Server
-from jobcache.protocol.backend import Offered, Standing
+from jobcache.protocol.backend import LeaseResult, PublishResult
 from jobcache.testing.simulation import entry_of
 from loadtests.freshness.proxy import Proxy
 from tests.subjects import REDIS_SERVERS
@@ -59,7 +59,7 @@ async def drop_connections(backend: RedisBackend) -> None:
 
 async def store(backend: RedisBackend, key: str, version: int) -> None:
     await backend.fence(key, f"w{version}")
-    assert await backend.offer(key, f"w{version}", entry_of(version)) is Offered.STORED
+    assert await backend.publish(key, f"w{version}", entry_of(version)) is PublishResult.STORED
 
 
 def until(condition: str, server: RedisServer) -> None:
@@ -88,8 +88,8 @@ async def test_a_dump_from_before_brings_nothing_back(server: RedisServer) -> No
         raw.save()
     await store(backend, "entry", 2)
     await backend.fence("fence", "w2")
-    await backend.offer("fence", "w2", entry_of(3))
-    await backend.offer("fence", "w1", None)
+    await backend.publish("fence", "w2", entry_of(3))
+    await backend.publish("fence", "w1", None)
     await store(backend, "lease", 2)
     server.kill()
     server.start()
@@ -98,13 +98,13 @@ async def test_a_dump_from_before_brings_nothing_back(server: RedisServer) -> No
         assert sorted(raw.keys("*")) == keys, "the dump was loaded"
     assert await backend.get("entry") is None
     assert await backend.get_many(["entry", "fence", "lease"]) == {}
-    assert await backend.offer("fence", "w1", entry_of(2)) is Offered.NOTHING
-    assert await backend.offer("lease", "r", entry_of(1)) is Offered.NOTHING
+    assert await backend.publish("fence", "w1", entry_of(2)) is PublishResult.NOTHING
+    assert await backend.publish("lease", "r", entry_of(1)) is PublishResult.NOTHING
     assert await backend.get_many(["fence", "lease"]) == {}
     await backend.fence("another fence", "w3")
-    assert await backend.offer("another fence", "w3", entry_of(4)) is Offered.STORED
-    assert await backend.lease("entry", "r2") is Standing.NOTHING
-    assert await backend.offer("entry", "r2", entry_of(2)) is Offered.STORED
+    assert await backend.publish("another fence", "w3", entry_of(4)) is PublishResult.STORED
+    assert await backend.lease("entry", "r2") is LeaseResult.ACQUIRED
+    assert await backend.publish("entry", "r2", entry_of(2)) is PublishResult.STORED
     assert await backend.get("entry") == entry_of(2)
     await backend.aclose()
 
@@ -122,11 +122,13 @@ async def test_a_process_that_was_not_there_before_the_restart_knows_as_well(
     after = RedisBackend(server.url)
     assert await after.get("k") is None
     await after.fence("k", "w")
-    assert await after.offer("k", "w", entry_of(1)) is Offered.STORED, "its floor is not the old"
+    assert await after.publish("k", "w", entry_of(1)) is PublishResult.STORED, (
+        "its floor is not the old"
+    )
     await after.aclose()
 
 
-async def test_a_script_that_crosses_a_restart_bears_the_stamp_of_where_it_arrives(
+async def test_a_script_that_crosses_a_restart_bears_the_incarnation_of_where_it_arrives(
     server: RedisServer,
 ) -> None:
     """It is sent again on a new connection, and made anew for it."""
@@ -135,15 +137,15 @@ async def test_a_script_that_crosses_a_restart_bears_the_stamp_of_where_it_arriv
     server.kill()
     server.start()
     await backend.fence("k", "w")
-    assert await backend.lease("k", "r") is Standing.FENCE
+    assert await backend.lease("k", "r") is LeaseResult.FENCED
     server.kill()
     server.start()
-    assert await backend.offer("k", "w", entry_of(1)) is Offered.NOTHING
-    assert await backend.lease("k", "r") is Standing.NOTHING, "that fence is nobody's"
+    assert await backend.publish("k", "w", entry_of(1)) is PublishResult.NOTHING
+    assert await backend.lease("k", "r") is LeaseResult.ACQUIRED, "that fence is nobody's"
     server.kill()
     server.start()
-    assert await backend.lease("k", "r") is Standing.NOTHING
-    assert await backend.offer("k", "r", entry_of(1)) is Offered.STORED
+    assert await backend.lease("k", "r") is LeaseResult.ACQUIRED
+    assert await backend.publish("k", "r", entry_of(1)) is PublishResult.STORED
     assert await backend.get("k") == entry_of(1)
     await backend.aclose()
 
@@ -193,7 +195,7 @@ async def test_a_master_that_was_demoted_and_promoted_again_serves_nothing_old(
         await here.aclose()
 
 
-async def test_meeting_a_cell_of_another_life_makes_it_ask_which_one_it_is(
+async def test_meeting_a_cell_of_another_incarnation_makes_it_ask_which_one_it_is(
     server: RedisServer,
 ) -> None:
     """A master without replicas changes its replication id after a while; nothing else tells."""
@@ -267,7 +269,7 @@ async def test_a_connection_that_is_lost_while_it_is_made_is_made_again(
     server: RedisServer,
 ) -> None:
     backend = RedisBackend(server.url, connections=1)
-    learn, losses = backend._learn_life, 0
+    learn, losses = backend._learn_incarnation, 0
 
     async def lost(connection: AbstractConnection) -> str:
         nonlocal losses
@@ -279,7 +281,7 @@ async def test_a_connection_that_is_lost_while_it_is_made_is_made_again(
     only_server(backend)._learn = lost
     losses = 1
     await backend.fence("k", "w")
-    assert await backend.lease("k", "r") is Standing.FENCE
+    assert await backend.lease("k", "r") is LeaseResult.FENCED
     losses = 10
     await drop_connections(backend)
     with pytest.raises(CacheUnavailable):
@@ -296,12 +298,12 @@ async def test_a_server_that_takes_no_writes_is_looked_for_on_a_new_connection(
     with client(server) as raw:
         await backend.fence("k", "w")
         raw.replicaof("127.0.0.1", "1")
-        lane = only_server(backend)._scripted._lane
+        pipelined = only_server(backend)._scripted._connection
         raw.config_resetstat()
         with pytest.raises(CacheUnavailable, match="read only replica"):
             await backend.fence("k", "other")
         calls = raw.info("commandstats")["cmdstat_evalsha"]["calls"]
-        again = only_server(backend)._scripted._lane is not lane
+        again = only_server(backend)._scripted._connection is not pipelined
         assert (again, calls) == (True, 2)
         raw.replicaof("NO", "ONE")
     await backend.fence("k", "other")
@@ -328,7 +330,10 @@ def test_an_operation_survives_that_its_connection_was_closed_meanwhile(
                 proxy.cut()
                 for _ in range(version % 3):
                     await asyncio.sleep(0)
-                assert await backend.offer("k", f"w{version}", entry_of(version)) is Offered.STORED
+                assert (
+                    await backend.publish("k", f"w{version}", entry_of(version))
+                    is PublishResult.STORED
+                )
                 proxy.cut()
                 assert await backend.get("k") == entry_of(version)
         finally:

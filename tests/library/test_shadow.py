@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from jobcache import Document, JobCache, Outcome
+from jobcache import CacheOutcome, Document, JobCache
 from jobcache.backends.memory import MemoryBackend
 from jobcache.testing.simulation import entry_of
 from tests.library.bench import Source, Transaction, document
 
 
-class Watched:
+class SupportsHealth:
     """A cache every hit of which is compared, and whose sleeps wait for the test."""
 
     def __init__(self, rate: float = 1.0) -> None:
@@ -28,7 +28,7 @@ class Watched:
         await self.nap_over.wait()
         await asyncio.sleep(0)
 
-    async def read(self) -> Outcome:
+    async def read(self) -> CacheOutcome:
         return (await self.cache.read("k", lambda: self.source.load("k"))).outcome
 
     async def settled(self) -> None:
@@ -43,10 +43,10 @@ class Watched:
 
 
 async def test_hits_that_are_right_are_counted_and_nothing_else() -> None:
-    watched = Watched()
-    assert await watched.read() is Outcome.MISS
+    watched = SupportsHealth()
+    assert await watched.read() is CacheOutcome.MISS
     for _ in range(3):
-        assert await watched.read() is Outcome.HIT
+        assert await watched.read() is CacheOutcome.HIT
         await watched.settled()
     assert watched.counts == (3, 0, 0)
     assert watched.source.loads == 1 + 3
@@ -56,10 +56,10 @@ async def test_hits_that_are_right_are_counted_and_nothing_else() -> None:
 async def test_a_stale_entry_is_counted_and_timed_until_it_is_served_no_more(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    watched = Watched()
+    watched = SupportsHealth()
     await watched.read()
     watched.source.versions["k"] = 2  # behind the cache's back
-    assert await watched.read() is Outcome.HIT
+    assert await watched.read() is CacheOutcome.HIT
     async with asyncio.timeout(60):
         while not watched.naps:
             await asyncio.sleep(0)
@@ -75,10 +75,10 @@ async def test_a_stale_entry_is_counted_and_timed_until_it_is_served_no_more(
     await watched.cache.aclose()
 
 
-@pytest.mark.parametrize("offered", [True, False])
-async def test_a_hit_that_a_writer_overtook_is_not_stale(*, offered: bool) -> None:
-    """When the comparison sees the newer version, that is fenced, or offered by then."""
-    watched = Watched()
+@pytest.mark.parametrize("published", [True, False])
+async def test_a_hit_that_a_writer_overtook_is_not_stale(*, published: bool) -> None:
+    """When the comparison sees the newer version, that is fenced, or published by then."""
+    watched = SupportsHealth()
     await watched.read()
     compare = asyncio.Event()
 
@@ -86,10 +86,10 @@ async def test_a_hit_that_a_writer_overtook_is_not_stale(*, offered: bool) -> No
         await compare.wait()
         return await watched.source.load("k")
 
-    assert (await watched.cache.read("k", load)).outcome is Outcome.HIT
+    assert (await watched.cache.read("k", load)).outcome is CacheOutcome.HIT
     async with watched.cache.write(Transaction(watched.source, "k"), "k") as write:
-        write.offer("k", document(write.transaction.version))
-        if not offered:
+        write.publish("k", document(write.transaction.version))
+        if not published:
             watched.source.versions["k"] = 2  # visible, and on its way
             compare.set()
             await watched.settled()
@@ -100,26 +100,26 @@ async def test_a_hit_that_a_writer_overtook_is_not_stale(*, offered: bool) -> No
 
 
 async def test_it_is_off_unless_asked_for_and_never_a_crowd() -> None:
-    off = Watched(rate=0.0)
+    off = SupportsHealth(rate=0.0)
     await off.read()
     await off.read()
     assert off.source.loads == 1
     await off.cache.aclose()
-    crowd = Watched()
+    crowd = SupportsHealth()
     await crowd.read()
     crowd.source.gate.clear()
     for _ in range(50):
-        assert await crowd.read() is Outcome.HIT
+        assert await crowd.read() is CacheOutcome.HIT
     assert len(crowd.cache._shadow._tasks) == 4
     await crowd.cache.aclose()
     assert not crowd.cache._shadow._tasks
 
 
 async def test_a_comparison_that_fails_is_left_out() -> None:
-    watched = Watched()
+    watched = SupportsHealth()
     await watched.read()
     watched.source.away = True
-    assert await watched.read() is Outcome.HIT
+    assert await watched.read() is CacheOutcome.HIT
     await watched.settled()
     assert watched.counts == (0, 0, 0)
     await watched.cache.aclose()
@@ -133,8 +133,8 @@ def test_a_rate_is_a_part(rate: float) -> None:
 
 async def test_an_entry_past_its_freshness_hides_nothing() -> None:
     """It is not served, unless the source is away."""
-    watched = Watched()
+    watched = SupportsHealth()
     await watched.backend.lease("k", "r")
-    await watched.backend.offer("k", "r", entry_of(1))
+    await watched.backend.publish("k", "r", entry_of(1))
     assert not await watched.cache._shadow._hides("k", 2)
     await watched.cache.aclose()

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from jobcache.protocol.backend import Entry, Offered, Standing
+from jobcache.protocol.backend import Entry, LeaseResult, PublishResult
 from jobcache.testing import model
 from jobcache.testing.conformance import Subject
 from jobcache.testing.simulation import entry_of
@@ -26,7 +26,7 @@ from tests.subjects import (
 
 T = TypeVar("T")
 keys = st.sampled_from(["job:1:progress", "job:2:progress"])
-tickets = st.sampled_from(["r0", "r1", "w0", "w1", "w2"])
+tokens = st.sampled_from(["r0", "r1", "w0", "w1", "w2"])
 versions = st.integers(0, 6)
 
 
@@ -47,38 +47,38 @@ class Machine(RuleBasedStateMachine):
     def run(self, operation: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(operation)
 
-    @rule(key=keys, ticket=tickets)
-    def lease(self, key: str, ticket: str) -> None:
-        self.cells[key], expected = model.take_lease(self.cells.get(key), ticket)
-        found = self.run(self.backend.lease(key, ticket))
+    @rule(key=keys, token=tokens)
+    def lease(self, key: str, token: str) -> None:
+        self.cells[key], expected = model.take_lease(self.cells.get(key), token)
+        found = self.run(self.backend.lease(key, token))
         assert (found.version if isinstance(found, Entry) else found) == expected
 
-    @rule(key=keys, ticket=tickets)
-    def fence(self, key: str, ticket: str) -> None:
-        self.cells[key] = model.raise_fence(self.cells.get(key), ticket)
-        self.run(self.backend.fence(key, ticket))
+    @rule(key=keys, token=tokens)
+    def fence(self, key: str, token: str) -> None:
+        self.cells[key] = model.raise_fence(self.cells.get(key), token)
+        self.run(self.backend.fence(key, token))
 
-    @rule(key=keys, ticket=tickets, version=versions)
-    def offer(self, key: str, ticket: str, version: int) -> None:
-        self.cells[key], expected = model.offer(self.cells.get(key), ticket, version)
-        assert self.run(self.backend.offer(key, ticket, entry_of(version))) is expected
+    @rule(key=keys, token=tokens, version=versions)
+    def publish(self, key: str, token: str, version: int) -> None:
+        self.cells[key], expected = model.publish(self.cells.get(key), token, version)
+        assert self.run(self.backend.publish(key, token, entry_of(version))) is expected
 
-    @rule(key=keys, ticket=tickets, version=versions)
-    def fence_and_offer(self, key: str, ticket: str, version: int) -> None:
+    @rule(key=keys, token=tokens, version=versions)
+    def fence_and_publish(self, key: str, token: str, version: int) -> None:
         """Write as writers do: steps at random seldom replace an entry by another."""
-        self.fence(key, ticket)
-        self.offer(key, ticket, version)
+        self.fence(key, token)
+        self.publish(key, token, version)
 
-    @rule(key=keys, ticket=tickets, version=versions)
-    def lease_and_offer(self, key: str, ticket: str, version: int) -> None:
+    @rule(key=keys, token=tokens, version=versions)
+    def lease_and_publish(self, key: str, token: str, version: int) -> None:
         """Load as readers do."""
-        self.lease(key, ticket)
-        self.offer(key, ticket, version)
+        self.lease(key, token)
+        self.publish(key, token, version)
 
-    @rule(key=keys, ticket=tickets)
-    def withdraw(self, key: str, ticket: str) -> None:
-        self.cells[key], expected = model.withdraw(self.cells.get(key), ticket)
-        assert self.run(self.backend.offer(key, ticket, None)) is expected
+    @rule(key=keys, token=tokens)
+    def withdraw(self, key: str, token: str) -> None:
+        self.cells[key], expected = model.withdraw(self.cells.get(key), token)
+        assert self.run(self.backend.publish(key, token, None)) is expected
 
     @rule(which=st.lists(keys, max_size=3))
     def purge(self, which: list[str]) -> None:
@@ -111,21 +111,23 @@ class Machine(RuleBasedStateMachine):
 class NullMachine(Machine):
     """Nothing is kept: the model's cells stay empty."""
 
-    @rule(key=keys, ticket=tickets)
-    def lease(self, key: str, ticket: str) -> None:
-        assert self.run(self.backend.lease(key, ticket)) is Standing.NOTHING
+    @rule(key=keys, token=tokens)
+    def lease(self, key: str, token: str) -> None:
+        assert self.run(self.backend.lease(key, token)) is LeaseResult.ACQUIRED
 
-    @rule(key=keys, ticket=tickets)
-    def fence(self, key: str, ticket: str) -> None:
-        self.run(self.backend.fence(key, ticket))
+    @rule(key=keys, token=tokens)
+    def fence(self, key: str, token: str) -> None:
+        self.run(self.backend.fence(key, token))
 
-    @rule(key=keys, ticket=tickets, version=versions)
-    def offer(self, key: str, ticket: str, version: int) -> None:
-        assert self.run(self.backend.offer(key, ticket, entry_of(version))) is Offered.NOTHING
+    @rule(key=keys, token=tokens, version=versions)
+    def publish(self, key: str, token: str, version: int) -> None:
+        assert (
+            self.run(self.backend.publish(key, token, entry_of(version))) is PublishResult.NOTHING
+        )
 
-    @rule(key=keys, ticket=tickets)
-    def withdraw(self, key: str, ticket: str) -> None:
-        assert self.run(self.backend.offer(key, ticket, None)) is Offered.NOTHING
+    @rule(key=keys, token=tokens)
+    def withdraw(self, key: str, token: str) -> None:
+        assert self.run(self.backend.publish(key, token, None)) is PublishResult.NOTHING
 
 
 def _run(kind: type[Machine], examples: int) -> None:

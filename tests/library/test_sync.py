@@ -19,15 +19,15 @@ from sqlalchemy import create_engine, text
 
 import jobcache
 from jobcache import (
+    CacheOutcome,
     CacheSettings,
     Document,
     Lifetimes,
-    Outcome,
     SettingsError,
     SourceUnavailable,
     WriteMisuse,
 )
-from jobcache._engine.watchers import CheckTimes
+from jobcache._engine.watchers import PollIntervals
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.null import NullBackend
 from jobcache.sync import CacheClosed, JobCache, Write
@@ -93,22 +93,22 @@ def test_options_are_the_asynchronous_ones() -> None:
 def test_reads_and_writes_mean_the_same(cache: JobCache) -> None:
     source = Source(k=1, other=4)
     cache.start()
-    assert read(cache, source) == (1, Outcome.MISS)
-    assert read(cache, source) == (1, Outcome.HIT)
+    assert read(cache, source) == (1, CacheOutcome.MISS)
+    assert read(cache, source) == (1, CacheOutcome.HIT)
     write(cache, source)
-    assert read(cache, source) == (2, Outcome.HIT)
+    assert read(cache, source) == (2, CacheOutcome.HIT)
     many = cache.read_many(
         iter(["k", "other", "none"]),
         lambda keys: {key: document(4) for key in keys if key != "none"},
     )
     assert [answer.entry.version for answer in many.values()] == [2, 4, 0]
-    assert cache.read("k", source.load, floor=3).entry.version == 2
+    assert cache.read("k", source.load, min_version=3).entry.version == 2
     assert cache.invalidate("k", "nothing") == 1
-    assert read(cache, source) == (2, Outcome.MISS)
+    assert read(cache, source) == (2, CacheOutcome.MISS)
     assert cache.invalidate_all() == 3
     assert cache.condition().available
     assert cache.statistics.hits >= 2
-    assert cache.holdings() in {None, (0, 0)}
+    assert cache.size() in {None, (0, 0)}
     assert source.threads == {threading.get_ident()}
 
 
@@ -125,7 +125,7 @@ def test_what_a_block_does_not_finish_is_rolled_back(cache: JobCache) -> None:
     ):
         w.fence("k")
     with pytest.raises(WriteMisuse, match="never fenced"), cache.write(source.transaction()) as w:
-        w.offer("k", document(3))
+        w.publish("k", document(3))
     with pytest.raises(KeyboardInterrupt), cache.write(source.transaction(), "k"):
         raise KeyboardInterrupt
     assert source.threads == {threading.get_ident()}
@@ -136,11 +136,11 @@ def test_what_a_block_does_not_finish_is_rolled_back(cache: JobCache) -> None:
         WriteMisuse,
         KeyboardInterrupt,
     ]
-    assert read(cache, source) == (2, Outcome.MISS)
+    assert read(cache, source) == (2, CacheOutcome.MISS)
     with cache.write(source.transaction()) as w:
         w.fence("k")
         w.outdate("k", 3)
-    assert read(cache, source) == (3, Outcome.MISS)
+    assert read(cache, source) == (3, CacheOutcome.MISS)
 
 
 def test_a_transaction_may_swallow_what_its_block_raises(memory: JobCache) -> None:
@@ -153,7 +153,7 @@ def test_a_transaction_may_swallow_what_its_block_raises(memory: JobCache) -> No
 
     with memory.write(Swallows(), "k"):
         raise LookupError
-    assert read(memory, Source(k=1)) == (1, Outcome.MISS)
+    assert read(memory, Source(k=1)) == (1, CacheOutcome.MISS)
 
 
 def test_a_transaction_that_cannot_begin_or_commit_says_why(memory: JobCache) -> None:
@@ -168,13 +168,13 @@ def test_a_transaction_that_cannot_begin_or_commit_says_why(memory: JobCache) ->
 
     with pytest.raises(ConnectionError, match="begin"), memory.write(broken(begins=False), "k"):
         pass
-    assert read(memory, source) == (1, Outcome.MISS)
+    assert read(memory, source) == (1, CacheOutcome.MISS)
     with (
         pytest.raises(ConnectionError, match="commit"),
         memory.write(broken(begins=True), "k") as w,
     ):
-        w.offer("k", document(2))
-    assert read(memory, source) == (1, Outcome.BYPASS), "nobody knows, so the fence stays"
+        w.publish("k", document(2))
+    assert read(memory, source) == (1, CacheOutcome.BYPASS), "nobody knows, so the fence stays"
 
 
 def test_drivers_that_are_tied_to_a_thread_and_those_of_sqlalchemy(
@@ -191,16 +191,16 @@ def test_drivers_that_are_tied_to_a_thread_and_those_of_sqlalchemy(
 
     assert memory.read("k", load).entry.version == 1
     with memory.write(database, "k") as writing:
-        writing.offer("k", document(writing.transaction.execute(raises).fetchone()[0]))
+        writing.publish("k", document(writing.transaction.execute(raises).fetchone()[0]))
     with pytest.raises(WriteMisuse), memory.write(database, "other") as writing:
         writing.transaction.execute(raises)
     engine = create_engine(f"sqlite:///{tmp_path / 'jobs.db'}")
     with memory.write(engine.begin()) as through:
         version = through.transaction.execute(text(raises)).scalar_one()
         through.fence("k")
-        through.offer("k", document(version))
+        through.publish("k", document(version))
     answer = memory.read("k", load)
-    assert (answer.outcome, answer.entry.version, load().version) == (Outcome.HIT, 3, 3)
+    assert (answer.outcome, answer.entry.version, load().version) == (CacheOutcome.HIT, 3, 3)
     engine.dispose()
     database.close()
 
@@ -237,7 +237,7 @@ def test_what_makes_a_backend_may_fail_and_is_tried_again() -> None:
     with JobCache(make) as cache:
         with pytest.raises(SettingsError):
             cache.start()
-        assert read(cache, Source(k=1)) == (1, Outcome.MISS)
+        assert read(cache, Source(k=1)) == (1, CacheOutcome.MISS)
 
 
 def test_hits_are_compared_in_a_thread_of_their_own() -> None:
@@ -249,8 +249,8 @@ def test_hits_are_compared_in_a_thread_of_their_own() -> None:
         return source.load()
 
     with JobCache(CacheSettings(backend="memory", shadow_rate=1)) as cache:
-        assert cache.read("k", load).outcome is Outcome.MISS
-        assert cache.read("k", load).outcome is Outcome.HIT
+        assert cache.read("k", load).outcome is CacheOutcome.MISS
+        assert cache.read("k", load).outcome is CacheOutcome.HIT
         assert compared.wait(60)
     assert len(source.threads) == 2
 
@@ -278,9 +278,9 @@ def test_readers_and_writers_in_threads_never_see_an_older_version(cache: JobCac
     def poll() -> int:
         seen = reads = 0
         while not over.is_set() or reads < 10:
-            floor = source.versions["k"]
+            min_version = source.versions["k"]
             version, _ = read(cache, source)
-            assert version >= max(seen, floor)
+            assert version >= max(seen, min_version)
             seen, reads = version, reads + 1
         return seen
 
@@ -302,10 +302,10 @@ def test_readers_and_writers_in_threads_never_see_an_older_version(cache: JobCac
 
 def test_who_waits_is_told_of_a_write_in_another_thread(cache: JobCache) -> None:
     source = Source(k=1)
-    assert cache.wait_newer("k", source.load, 0, timeout=60) is not None, "newer already"
-    assert cache.wait_newer("k", source.load, 1, timeout=0) is None
+    assert cache.wait_for_newer("k", source.load, 0, timeout=60) is not None, "newer already"
+    assert cache.wait_for_newer("k", source.load, 1, timeout=0) is None
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(cache.wait_newer, "k", source.load, 1, timeout=60)
+        waiting = pool.submit(cache.wait_for_newer, "k", source.load, 1, timeout=60)
         while cache.waiting() != (1, 1):
             time.sleep(0.001)
         write(cache, source)
@@ -318,18 +318,18 @@ def test_who_waits_goes_on_with_a_load_of_its_own_when_another_has_left() -> Non
     """Two wait for one key: the checks ask the load of whoever came last."""
     source = Source(k=1)
     threads = set[int]()
-    often = CheckTimes(told=0.02, untold=0.02)
-    with JobCache(NullBackend, check_times=often) as cache, ThreadPoolExecutor(1) as pool:
+    often = PollIntervals(told=0.02, untold=0.02)
+    with JobCache(NullBackend, poll_intervals=often) as cache, ThreadPoolExecutor(1) as pool:
 
         def wait() -> int:
             threads.add(threading.get_ident())
-            answer = cache.wait_newer("k", source.load, 1, timeout=60)
+            answer = cache.wait_for_newer("k", source.load, 1, timeout=60)
             return 0 if answer is None else answer.entry.version
 
         staying = pool.submit(wait)
         while cache.waiting() != (1, 1):
             time.sleep(0.001)
-        assert cache.wait_newer("k", source.load, 1, timeout=0.05) is None
+        assert cache.wait_for_newer("k", source.load, 1, timeout=0.05) is None
         source.versions["k"] = 2
         assert staying.result(10) == 2
     assert source.threads == {threading.get_ident(), *threads}
@@ -337,10 +337,10 @@ def test_who_waits_goes_on_with_a_load_of_its_own_when_another_has_left() -> Non
 
 def test_those_who_wait_are_told_when_nobody_is_to_wait_any_more(memory: JobCache) -> None:
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(memory.wait_newer, "k", Source(k=1).load, 1, timeout=60)
+        waiting = pool.submit(memory.wait_for_newer, "k", Source(k=1).load, 1, timeout=60)
         while memory.waiting() != (1, 1):
             time.sleep(0.001)
-        memory.stop_waiting()
+        memory.cancel_waiters()
         assert waiting.result(10) is None
 
 
@@ -361,7 +361,7 @@ def test_a_closed_cache_says_so_to_those_who_wait_and_those_who_come_later() -> 
         assert loading.wait(60)
         second = pool.submit(cache.read, "k", source.load)
         with cache.write(source.transaction("j"), "j") as writing:
-            writing.offer("j", document(1))
+            writing.publish("j", document(1))
             cache.close()
         assert source.ends == [None], "it costs nobody a commit"
         with pytest.raises(CacheClosed):

@@ -18,7 +18,7 @@ import pytest
 import redis as redis_client
 
 import jobcache
-from jobcache import CacheSettings, Document, Outcome, WriteMisuse
+from jobcache import CacheOutcome, CacheSettings, Document, WriteMisuse
 from jobcache.sync import JobCache
 from tests.library.bench import document
 from tests.library.sync_bench import MEMORY, Source, read, write
@@ -99,7 +99,7 @@ def test_parent_and_children_read_and_write_at_once_on_their_own_connections(
         def work() -> list[int]:
             for version in range(1, 30):
                 write(cache, source, name)
-                assert read(cache, source, name) == (version, Outcome.HIT)
+                assert read(cache, source, name) == (version, CacheOutcome.HIT)
                 assert read(cache, source, "shared")[0] == 7
                 assert read(cache, source)[0] == 1
             ids = sorted(connections(cache))
@@ -116,14 +116,14 @@ def test_parent_and_children_read_and_write_at_once_on_their_own_connections(
             parents = set[int]()
             for version in range(1, 30):
                 write(cache, source, "parent")
-                assert read(cache, source, "parent") == (version, Outcome.HIT)
+                assert read(cache, source, "parent") == (version, CacheOutcome.HIT)
                 parents |= connections(cache)
             owned = [set(each.result()) for each in children]
         finally:
             over.set()
         assert all(poll.result(10) >= 20 for poll in polling)
         for number in range(3):
-            assert read(cache, Source(), f"child{number}") == (29, Outcome.HIT)
+            assert read(cache, Source(), f"child{number}") == (29, CacheOutcome.HIT)
         assert cache.statistics.errors == 0
         everybody = [before | parents, *owned]
         assert len(set.union(*everybody)) == sum(map(len, everybody)), "no connection is shared"
@@ -143,7 +143,7 @@ def test_in_a_child_memory_is_empty_and_its_own(memory: JobCache) -> None:
         )
     )
     assert grandchild.result() == ["miss", "miss"]
-    assert read(memory, source) == (1, Outcome.HIT)
+    assert read(memory, source) == (1, CacheOutcome.HIT)
 
 
 @forking
@@ -193,8 +193,8 @@ def test_a_write_is_the_parents_when_its_block_forks(memory: JobCache) -> None:
             [],
         ]
         assert Child(lambda: leaves_the_block(LookupError())).result() == [False, []]
-        writing.offer("k", document(2))
-    assert read(memory, source) == (2, Outcome.HIT)
+        writing.publish("k", document(2))
+    assert read(memory, source) == (2, CacheOutcome.HIT)
 
 
 @forking

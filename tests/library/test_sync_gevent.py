@@ -105,7 +105,7 @@ print({each.get(timeout=20).entry.version for each in reading})
 with cache.write(transaction.atomic()) as write:
     version = query("UPDATE jobs SET version = version + 1 RETURNING version")
     write.fence("k")
-    write.offer("k", Document(version, "acme", b"v2"))
+    write.publish("k", Document(version, "acme", b"v2"))
 print(cache.read("k", load).outcome.value, cache.read("k", load).entry.version, load().version)
 """
 

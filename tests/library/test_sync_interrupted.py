@@ -16,10 +16,10 @@ from types import FrameType
 
 import pytest
 
-from jobcache import Document, Entry, Outcome
+from jobcache import CacheOutcome, Document, Entry
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.null import NullBackend
-from jobcache.protocol.backend import CacheBackend, Offered, Standing
+from jobcache.protocol.backend import CacheBackend, LeaseResult, PublishResult
 from jobcache.sync import JobCache
 from tests.library.bench import document
 from tests.library.sync_bench import MEMORY, Source, read, write
@@ -48,17 +48,17 @@ class Tripwire(MemoryBackend):
         if self.operations in self.trips:
             interrupt()
 
-    async def lease(self, key: str, ticket: str) -> Entry | Standing:
+    async def lease(self, key: str, token: str) -> Entry | LeaseResult:
         self.step()
-        return await super().lease(key, ticket)
+        return await super().lease(key, token)
 
-    async def fence(self, key: str, ticket: str) -> None:
+    async def fence(self, key: str, token: str) -> None:
         self.step()
-        await super().fence(key, ticket)
+        await super().fence(key, token)
 
-    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
         self.step()
-        return await super().offer(key, ticket, entry)
+        return await super().publish(key, token, entry)
 
 
 def interrupt() -> None:
@@ -85,14 +85,14 @@ def test_a_write_interrupted_at_any_wait_is_whole_or_nothing(trip: int) -> None:
             with cache.write(source.transaction("k"), "k", "j") as writing:
                 writing.fence("i")
                 for key in "kji":
-                    writing.offer(key, document(writing.transaction))
+                    writing.publish(key, document(writing.transaction))
         except Alarm:
             interrupted = True
         assert interrupted == (trip <= backend.operations)
         assert source.open == 0
         assert source.ends == ([Alarm] if trip <= 3 else [None])
         version = source.versions["k"]
-        expected = Outcome.MISS if trip <= 3 else Outcome.HIT
+        expected = CacheOutcome.MISS if trip <= 3 else CacheOutcome.HIT
         assert read(cache, source) == (version, expected), "no fence is left behind"
 
 
@@ -106,13 +106,13 @@ def test_a_commit_that_is_interrupted_leaves_the_fence() -> None:
 
     with JobCache(MEMORY) as cache:
         with pytest.raises(Alarm), cache.write(transaction(), "k") as writing:
-            writing.offer("k", document(2))
-        assert read(cache, source) == (1, Outcome.BYPASS)
+            writing.publish("k", document(2))
+        assert read(cache, source) == (1, CacheOutcome.BYPASS)
 
 
 def test_a_write_that_waits_for_a_store_that_hangs_can_be_interrupted() -> None:
     class Hangs(MemoryBackend):
-        async def fence(self, key: str, ticket: str) -> None:
+        async def fence(self, key: str, token: str) -> None:
             interrupt()
             await asyncio.Event().wait()
 
@@ -139,7 +139,7 @@ def test_who_is_interrupted_waiting_leaves_the_others_load_alone(memory: JobCach
             memory.read("k", source.load)
         may_go_on.set()
         assert other.result(5).entry.version == 1
-    assert read(memory, source) == (1, Outcome.HIT)
+    assert read(memory, source) == (1, CacheOutcome.HIT)
 
 
 def test_a_load_that_is_interrupted_is_replaced_by_that_of_another_who_waits() -> None:
@@ -147,17 +147,17 @@ def test_a_load_that_is_interrupted_is_replaced_by_that_of_another_who_waits() -
     source, asked = Source(k=1), threading.Event()
 
     class Late(MemoryBackend):
-        async def lease(self, key: str, ticket: str) -> Entry | Standing:
+        async def lease(self, key: str, token: str) -> Entry | LeaseResult:
             if not asked.is_set():
                 interrupt()  # which finds the first still waiting, and the other with it
                 asked.set()
                 await asyncio.sleep(0.05)
-            return await super().lease(key, ticket)
+            return await super().lease(key, token)
 
     with JobCache(Late) as cache, ThreadPoolExecutor(2) as pool:
         both_in = threading.Barrier(2)
 
-        def ask() -> tuple[int, Outcome]:
+        def ask() -> tuple[int, CacheOutcome]:
             both_in.wait(60)
             return read(cache, source)
 
@@ -165,7 +165,7 @@ def test_a_load_that_is_interrupted_is_replaced_by_that_of_another_who_waits() -
         both_in.wait(60)
         with pytest.raises(Alarm):
             cache.read("k", source.load)
-        assert other.result(5) == (1, Outcome.MISS)
+        assert other.result(5) == (1, CacheOutcome.MISS)
         assert threading.get_ident() not in source.threads
 
 
@@ -255,7 +255,7 @@ def test_who_waits_for_a_newer_version_can_be_interrupted() -> None:
     with JobCache(MEMORY) as cache:
         threading.Timer(0.02, interrupt).start()
         with pytest.raises(Alarm):
-            cache.wait_newer("k", Source(k=1).load, 1, timeout=60)
+            cache.wait_for_newer("k", Source(k=1).load, 1, timeout=60)
 
 
 LEAVES = """
@@ -266,23 +266,23 @@ from jobcache.backends.memory import MemoryBackend
 from jobcache.sync import JobCache
 
 class Slow(MemoryBackend):
-    async def offer(self, key, ticket, entry):
+    async def publish(self, key, token, entry):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         await asyncio.sleep(0.1)
-        print("offered", entry.version)
-        return await super().offer(key, ticket, entry)
+        print("published", entry.version)
+        return await super().publish(key, token, entry)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 cache = JobCache(Slow)
 try:
     with cache.write(nullcontext(), "k") as write:
-        write.offer("k", Document(1, "acme", b""))
+        write.publish("k", Document(1, "acme", b""))
 except KeyboardInterrupt:
     print("interrupted")
 """
 
 
-def test_an_interpreter_that_exits_loses_no_offer_and_does_not_hang() -> None:
+def test_an_interpreter_that_exits_loses_no_publish_and_does_not_hang() -> None:
     result = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", "-c", LEAVES],
         capture_output=True,
@@ -290,4 +290,4 @@ def test_an_interpreter_that_exits_loses_no_offer_and_does_not_hang() -> None:
         timeout=20,
         check=True,
     )
-    assert (result.stdout, result.stderr) == ("interrupted\noffered 1\n", "")
+    assert (result.stdout, result.stderr) == ("interrupted\npublished 1\n", "")

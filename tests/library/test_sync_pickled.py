@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import redis as redis_client
 
-from jobcache import CacheSettings, Lifetimes, Outcome, Statistics
+from jobcache import CacheOutcome, CacheSettings, Lifetimes, Statistics
 from jobcache.backends.memory import MemoryBackend
 from jobcache.sync import JobCache
 from tests.library.sync_bench import MEMORY, Source, read, write
@@ -36,15 +36,15 @@ def test_a_used_cache_yields_a_fresh_one_with_the_same_settings(
     lifetimes = Lifetimes(default=7, jitter=0, by_status=by_status) if by_status else Lifetimes()
     source, counted = Source(k=1), Statistics()
     with JobCache(backend, lifetimes=lifetimes, statistics=counted) as used:
-        assert read(used, source) == (1, Outcome.MISS)
+        assert read(used, source) == (1, CacheOutcome.MISS)
         with made_by(used) as fresh:
             answer = fresh.read("k", source.load)
-            assert answer.outcome is Outcome.MISS
+            assert answer.outcome is CacheOutcome.MISS
             assert (answer.entry.fresh_ms == 7000) is bool(by_status)
             assert fresh.lifetimes == lifetimes
             assert fresh.statistics.misses == 1
             assert fresh.statistics is not counted
-        assert read(used, source) == (1, Outcome.HIT), "the original goes on"
+        assert read(used, source) == (1, CacheOutcome.HIT), "the original goes on"
         assert used.statistics is counted
         assert counted.misses == 1
 
@@ -54,7 +54,7 @@ def test_a_closed_cache_yields_an_open_one() -> None:
     read(used, Source(k=1))
     used.close()
     with by_pickle(used) as fresh:
-        assert read(fresh, Source(k=1)) == (1, Outcome.MISS)
+        assert read(fresh, Source(k=1)) == (1, CacheOutcome.MISS)
 
 
 class Named(JobCache):
@@ -72,7 +72,7 @@ def test_a_subclass_keeps_what_it_adds() -> None:
         assert isinstance(fresh, Named)
         with fresh:
             assert fresh.name == "exports"
-            assert read(fresh, Source(k=1)) == (1, Outcome.MISS)
+            assert read(fresh, Source(k=1)) == (1, CacheOutcome.MISS)
 
 
 def test_a_backend_that_cannot_be_pickled_says_so() -> None:
@@ -94,8 +94,8 @@ def test_a_task_in_a_spawned_process_may_be_given_the_cache(redis_url: str, back
         raw.flushall()
     settings = CacheSettings(backend=backend, redis_url=redis_url)
     with JobCache(settings) as cache, multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert read(cache, Source(k=1)) == (1, Outcome.MISS)
+        assert read(cache, Source(k=1)) == (1, CacheOutcome.MISS)
         assert pool.apply(report, (cache, 4)) == "hit"
-        answer = cache.wait_newer("k", Source(k=1).load, 4, timeout=60)
+        answer = cache.wait_for_newer("k", Source(k=1).load, 4, timeout=60)
         assert answer is not None
-        assert (answer.entry.version, answer.outcome) == (5, Outcome.HIT)
+        assert (answer.entry.version, answer.outcome) == (5, CacheOutcome.HIT)

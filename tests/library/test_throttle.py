@@ -32,7 +32,7 @@ class Commit:
 
 
 @dataclass
-class World:
+class Simulator:
     """Time that only passes when told to, and a place to commit to that is slow or refuses."""
 
     now: float = 0.0
@@ -122,8 +122,8 @@ class Story:
     """One life of a throttle."""
 
     def __init__(self) -> None:
-        self.world = World()
-        self.throttle = self.world.throttle()
+        self.simulator = Simulator()
+        self.throttle = self.simulator.throttle()
         self.raised: list[BaseException | None] = []
 
     async def tell(self, before: list[Step], end: str, after: list[Step]) -> None:
@@ -133,91 +133,91 @@ class Story:
         elif end == "wait":
             await self.play(after)
             await self.wait()
-        paced = len(self.world.commits)
+        paced = len(self.simulator.commits)
         closing = asyncio.create_task(self.throttle.aclose())
-        self.raised.append(await self.world.ended(closing))
+        self.raised.append(await self.simulator.ended(closing))
         self.check_order(paced)
         self.check_the_end(self.raised[-1])
 
     async def play(self, steps: list[Step], *, late: bool = False) -> None:
         for step, value in steps:
             if step == "report":
-                self.world.newest += not late
-                self.world.reported_at.setdefault(self.world.newest, self.world.now)
+                self.simulator.newest += not late
+                self.simulator.reported_at.setdefault(self.simulator.newest, self.simulator.now)
                 try:
-                    self.throttle.report(LATE if late else self.world.newest)
+                    self.throttle.report(LATE if late else self.simulator.newest)
                 except RefusedError as error:
                     self.raised.append(error)
             elif step == "elapse":
-                await self.world.elapse(value)
+                await self.simulator.elapse(value)
             elif step == "takes":
-                self.world.takes = value
+                self.simulator.takes = value
             else:
-                self.world.refusals += int(value)
+                self.simulator.refusals += int(value)
 
     async def finish(self, after: list[Step]) -> None:
-        world, asked = self.world, self.world.now
+        simulator, asked = self.simulator, self.simulator.now
 
         async def finish() -> None:
-            world.terminal = world.newest = world.newest + 1
-            world.reported_at[world.terminal] = asked
-            await self.throttle.finish(world.terminal)
+            simulator.terminal = simulator.newest = simulator.newest + 1
+            simulator.reported_at[simulator.terminal] = asked
+            await self.throttle.finish(simulator.terminal)
 
         finishing = asyncio.create_task(finish())
         await asyncio.sleep(0)
         await self.play(after, late=True)
-        self.raised.append(await world.ended(finishing))
-        reports = [commit.report for commit in world.commits]
-        first = reports.index(world.terminal)
-        busy_until = world.commits[first - 1].ended if first else 0.0
+        self.raised.append(await simulator.ended(finishing))
+        reports = [commit.report for commit in simulator.commits]
+        first = reports.index(simulator.terminal)
+        busy_until = simulator.commits[first - 1].ended if first else 0.0
         assert busy_until is not None
-        assert world.commits[first].began == max(asked, busy_until), "at once, but for that one"
-        assert set(reports[first:]) == {world.terminal}, "nothing follows it"
+        assert simulator.commits[first].began == max(asked, busy_until), "at once, but for that one"
+        assert set(reports[first:]) == {simulator.terminal}, "nothing follows it"
 
     async def wait(self) -> None:
-        self.world.refusals = 0
-        await self.world.elapse(3 * 6 + 2 * INTERVAL)
-        assert self.world.committed[-1:] == [self.world.newest][: self.world.newest]
+        self.simulator.refusals = 0
+        await self.simulator.elapse(3 * 6 + 2 * INTERVAL)
+        assert self.simulator.committed[-1:] == [self.simulator.newest][: self.simulator.newest]
 
     def check_order(self, paced: int) -> None:
-        world, free_from = self.world, 0.0
-        for number, commit in enumerate(world.commits):
+        simulator, free_from = self.simulator, 0.0
+        for number, commit in enumerate(simulator.commits):
             assert commit.report == commit.newest, "latest wins"
             assert commit.ended is not None
             if number == 0:
-                assert commit.began == world.reported_at[commit.report], "the first at once"
-            elif number < paced and commit.report != world.terminal:
+                assert commit.began == simulator.reported_at[commit.report], "the first at once"
+            elif number < paced and commit.report != simulator.terminal:
                 assert commit.began >= free_from + INTERVAL
             assert commit.began >= free_from, "one at a time"
             free_from = commit.ended
 
     def check_the_end(self, raised: BaseException | None) -> None:
-        commits = self.world.commits
+        commits = self.simulator.commits
         if raised is not None:
             assert commits[-1].error is raised
         if commits:
-            assert commits[-1].report == self.world.newest, "never lost"
+            assert commits[-1].report == self.simulator.newest, "never lost"
             assert commits[-1].error is None or commits[-1].error in self.raised
         else:
-            assert self.world.newest == 0
+            assert self.simulator.newest == 0
 
 
 async def test_an_error_is_raised_to_the_next_report_which_is_taken_all_the_same(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    world = World(refusals=1)
-    throttle = world.throttle()
+    simulator = Simulator(refusals=1)
+    throttle = simulator.throttle()
     throttle.report(1)
-    await world.settle()
+    await simulator.settle()
     with pytest.raises(RefusedError):
         throttle.report(2)
     throttle.report(3)  # told once
-    await world.elapse(INTERVAL)
-    assert world.committed == [3]
-    world.refusals = 1
+    await simulator.elapse(INTERVAL)
+    assert simulator.committed == [3]
+    simulator.refusals = 1
     throttle.report(4)
-    await world.elapse(2 * INTERVAL)
-    assert world.committed == [3, 4], "tried again by itself"
+    await simulator.elapse(2 * INTERVAL)
+    assert simulator.committed == [3, 4], "tried again by itself"
     with caplog.at_level(logging.WARNING):
         throttle.report(4)
     assert len(caplog.records) == 1, "nobody came in time to be told"
@@ -225,83 +225,83 @@ async def test_an_error_is_raised_to_the_next_report_which_is_taken_all_the_same
 
 
 async def test_a_close_tries_once_more_and_says_what_is_lost() -> None:
-    world = World(refusals=2)
-    throttle = world.throttle()
+    simulator = Simulator(refusals=2)
+    throttle = simulator.throttle()
     throttle.report(1)
-    await world.settle()
+    await simulator.settle()
     with pytest.raises(RefusedError):
         await throttle.aclose()
-    assert len(world.commits) == 2
+    assert len(simulator.commits) == 2
     await throttle.aclose()
-    assert len(world.commits) == 2, "a second close has nothing to do"
+    assert len(simulator.commits) == 2, "a second close has nothing to do"
     with pytest.raises(RuntimeError, match="closed"):
         throttle.report(2)
 
 
 async def test_a_close_tries_again_at_once_what_fails_meanwhile() -> None:
-    world = World(takes=1, refusals=1)
-    throttle = world.throttle()
+    simulator = Simulator(takes=1, refusals=1)
+    throttle = simulator.throttle()
     throttle.report(1)
-    await world.settle()
+    await simulator.settle()
     closing = asyncio.create_task(throttle.aclose())
-    assert await world.ended(closing) is None
-    assert [commit.began for commit in world.commits] == [0, 1]
+    assert await simulator.ended(closing) is None
+    assert [commit.began for commit in simulator.commits] == [0, 1]
 
 
 async def test_everybody_who_waits_for_a_commit_is_told_of_its_error() -> None:
-    world = World(takes=1, refusals=1)
-    throttle = world.throttle()
+    simulator = Simulator(takes=1, refusals=1)
+    throttle = simulator.throttle()
     throttle.report(1)
     flushes = [asyncio.create_task(throttle.flush()) for _ in range(2)]
-    assert [type(await world.ended(flush)) for flush in flushes] == [RefusedError] * 2
+    assert [type(await simulator.ended(flush)) for flush in flushes] == [RefusedError] * 2
     throttle.report(2)  # somebody has been told
     closing = asyncio.create_task(throttle.aclose())
-    assert await world.ended(closing) is None
+    assert await simulator.ended(closing) is None
 
 
 async def test_a_block_that_raises_commits_its_last_report_and_goes_on_raising() -> None:
-    world = World()
+    simulator = Simulator()
 
     async def fail() -> None:
-        async with world.throttle() as throttle:
+        async with simulator.throttle() as throttle:
             throttle.report(1)
-            await world.settle()
+            await simulator.settle()
             throttle.report(2)
-            world.refusals = 1
+            simulator.refusals = 1
             raise LookupError
 
     with pytest.raises(LookupError) as caught:
         await fail()
     assert "RefusedError(2)" in caught.value.__notes__[0]
-    async with world.throttle() as throttle:
+    async with simulator.throttle() as throttle:
         throttle.report(1)
-        await world.settle()
+        await simulator.settle()
         throttle.report(2)
-    assert world.committed == [1, 1, 2]
+    assert simulator.committed == [1, 1, 2]
 
 
 async def test_flush_does_not_wait_for_the_interval() -> None:
-    world = World()
-    async with world.throttle() as throttle:
+    simulator = Simulator()
+    async with simulator.throttle() as throttle:
         throttle.report(1)
         await throttle.flush()
         throttle.report(2)
         await throttle.flush()
-        assert world.committed == [1, 2]
-        assert world.now == 0
+        assert simulator.committed == [1, 2]
+        assert simulator.now == 0
 
 
 async def test_who_is_cancelled_while_it_waits_leaves_the_commit_going_on() -> None:
-    world = World(takes=2)
-    throttle = world.throttle()
+    simulator = Simulator(takes=2)
+    throttle = simulator.throttle()
     throttle.report(1)
-    await world.settle()
+    await simulator.settle()
     finishing = asyncio.create_task(throttle.finish(2))
-    await world.settle()
+    await simulator.settle()
     finishing.cancel()
-    await world.elapse(10)
+    await simulator.elapse(10)
     assert finishing.cancelled()
-    assert world.committed == [1, 2]
+    assert simulator.committed == [1, 2]
     closing = asyncio.create_task(throttle.aclose())
     closing.cancel()
     await asyncio.wait([closing])
@@ -309,7 +309,7 @@ async def test_who_is_cancelled_while_it_waits_leaves_the_commit_going_on() -> N
 
 
 async def test_a_commit_cancelled_by_what_it_calls_is_tried_again() -> None:
-    world, attempts = World(), 0
+    simulator, attempts = Simulator(), 0
 
     async def commit(report: int) -> None:
         nonlocal attempts
@@ -317,12 +317,14 @@ async def test_a_commit_cancelled_by_what_it_calls_is_tried_again() -> None:
         if attempts == 1:
             raise asyncio.CancelledError
 
-    throttle = Throttle(commit, interval=INTERVAL, clock=lambda: world.now, sleep=world.sleep)
+    throttle = Throttle(
+        commit, interval=INTERVAL, clock=lambda: simulator.now, sleep=simulator.sleep
+    )
     throttle.report(1)
-    await world.settle()
+    await simulator.settle()
     with pytest.raises(RuntimeError, match="cancelled by what it called"):
         throttle.report(1)
-    await world.elapse(INTERVAL)
+    await simulator.elapse(INTERVAL)
     assert attempts == 2
     await throttle.aclose()
 
@@ -401,7 +403,7 @@ def test_in_a_thread_errors_are_raised_to_who_waits_or_comes_next() -> None:
     throttle = ThreadedThrottle(recorder.commit, interval=1000)
     throttle.report(1)
     with throttle._changed:
-        assert throttle._changed.wait_for(lambda: throttle._pacing._error is not None, 5)
+        assert throttle._changed.wait_for(lambda: throttle._policy._error is not None, 5)
     with pytest.raises(RefusedError):
         throttle.report(2)
     with pytest.raises(RefusedError):

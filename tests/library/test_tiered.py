@@ -13,15 +13,15 @@ from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.tiered import TieredBackend
 from jobcache.errors import CacheUnavailable
 from jobcache.protocol.backend import (
-    Announces,
-    Condition,
+    ChangeListener,
     Entry,
-    FeedCondition,
-    Holdings,
-    Listener,
-    Offered,
-    Standing,
-    Tiers,
+    FeedStatus,
+    Health,
+    LeaseResult,
+    PublishResult,
+    SupportsChangeFeed,
+    SupportsSize,
+    SupportsTiers,
 )
 from jobcache.testing.simulation import entry_of
 from tests.library.bench import Bench
@@ -35,20 +35,20 @@ class HandFeed:
         self.clock = clock
         self.live_until = clock.now + 2
         self.starts = self.closed = 0
-        self.listeners: list[Listener] = []
+        self.listeners: list[ChangeListener] = []
 
     @property
     def live(self) -> bool:
         return self.clock.now < self.live_until
 
-    def listen(self, listener: Listener) -> None:
+    def listen(self, listener: ChangeListener) -> None:
         self.listeners.append(listener)
 
     def start(self) -> None:
         self.starts += 1
 
-    def condition(self) -> FeedCondition:
-        return FeedCondition("live" if self.live else "connecting", 0, "", 0, {})
+    def condition(self) -> FeedStatus:
+        return FeedStatus("live" if self.live else "connecting", 0, "", 0, {})
 
     async def aclose(self) -> None:
         self.closed += 1
@@ -68,8 +68,8 @@ class HandFeed:
             listener.resumed()
 
 
-class GatedFar:
-    """A far tier whose answers wait at a gate once they are found, and that can be away."""
+class GatedRemote:
+    """A remote tier whose answers wait at a gate once they are found, and that can be away."""
 
     name = "far"
 
@@ -100,17 +100,17 @@ class GatedFar:
         async with self._asked() as cells:
             return await cells.get_many(keys)
 
-    async def lease(self, key: str, ticket: str) -> Entry | Standing:
+    async def lease(self, key: str, token: str) -> Entry | LeaseResult:
         async with self._asked() as cells:
-            return await cells.lease(key, ticket)
+            return await cells.lease(key, token)
 
-    async def fence(self, key: str, ticket: str) -> None:
+    async def fence(self, key: str, token: str) -> None:
         async with self._asked() as cells:
-            await cells.fence(key, ticket)
+            await cells.fence(key, token)
 
-    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
         async with self._asked() as cells:
-            return await cells.offer(key, ticket, entry)
+            return await cells.publish(key, token, entry)
 
     async def purge(self, keys: Sequence[str]) -> int:
         async with self._asked() as cells:
@@ -123,8 +123,8 @@ class GatedFar:
     def remember(self, key: str, version: int) -> None:
         self.remembered.append((key, version))
 
-    def condition(self) -> Condition:
-        return Condition(not self.away, "open" if self.away else "closed", 0, "", 0)
+    def condition(self) -> Health:
+        return Health(not self.away, "open" if self.away else "closed", 0, "", 0)
 
     async def start(self) -> None:
         self.starts += 1
@@ -136,7 +136,7 @@ class GatedFar:
         """Another process has stored it; nobody is told yet."""
         await self.cells.purge([key])
         await self.cells.lease(key, "other")
-        await self.cells.offer(key, "other", entry)
+        await self.cells.publish(key, "other", entry)
 
 
 class Tiered:
@@ -145,18 +145,18 @@ class Tiered:
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.feed = HandFeed(self.clock)
-        self.near = MemoryBackend(clock=self.clock)
-        self.far = GatedFar()
-        self.backend = TieredBackend(self.near, self.far, self.feed)
+        self.local = MemoryBackend(clock=self.clock)
+        self.remote = GatedRemote()
+        self.backend = TieredBackend(self.local, self.remote, self.feed)
 
     async def evict(self, key: str) -> None:
-        await self.far.purge([key])
+        await self.remote.purge([key])
 
     async def elapse(self, seconds: float) -> None:
         self.clock.now += seconds
 
     async def fill(self, key: str = "k", version: int = 1) -> None:
-        await self.far.hold(key, entry_of(version))
+        await self.remote.hold(key, entry_of(version))
         assert await self.backend.get(key) is not None
         assert self.version(key) == version
 
@@ -164,10 +164,10 @@ class Tiered:
         entry = self.backend.peek(key)
         return None if entry is None else entry.version
 
-    async def holds_nothing_near(self, key: str = "k") -> bool:
+    async def holds_nothing_local(self, key: str = "k") -> bool:
         """Neither an entry nor somebody's lease."""
-        free = await self.near.lease(key, "probe") is Standing.NOTHING
-        await self.near.offer(key, "probe", None)
+        free = await self.local.lease(key, "probe") is LeaseResult.ACQUIRED
+        await self.local.publish(key, "probe", None)
         return free
 
 
@@ -186,52 +186,52 @@ async def test_each_tier_answers_under_its_own_name() -> None:
     read = lambda: bench.cache.read("k", lambda: bench.source.load("k"))  # noqa: E731 - three times
     assert [(await read()).tier for _ in range(4)] == ["far", "far", "memory", "memory"]
     assert bench.cache.tier_hits() == {"memory": 2, "far": 1}
-    assert isinstance(tiered.backend, Tiers)
+    assert isinstance(tiered.backend, SupportsTiers)
     assert bench.source.loads == 1
 
 
-async def test_a_hit_near_asks_nobody(tiered: Tiered) -> None:
+async def test_a_hit_local_asks_nobody(tiered: Tiered) -> None:
     await tiered.fill()
-    asked = tiered.far.asked
+    asked = tiered.remote.asked
     assert await tiered.backend.get("k") == entry_of(1)
     assert await tiered.backend.get_many(["k"]) == {"k": entry_of(1)}
-    assert tiered.far.asked == asked
+    assert tiered.remote.asked == asked
 
 
-async def test_many_keys_come_from_both_tiers_and_are_all_near_afterwards(tiered: Tiered) -> None:
+async def test_many_keys_come_from_both_tiers_and_are_all_local_afterwards(tiered: Tiered) -> None:
     await tiered.fill("a", 1)
-    await tiered.far.hold("b", entry_of(2))
-    await tiered.far.hold("a", entry_of(7))  # not reported yet
+    await tiered.remote.hold("b", entry_of(2))
+    await tiered.remote.hold("a", entry_of(7))  # not reported yet
     found = await tiered.backend.get_many(["a", "b", "c"])
     assert {key: entry.version for key, entry in found.items()} == {"a": 1, "b": 2}
     assert [tiered.version(key) for key in "abc"] == [1, 2, None]
-    assert await tiered.holds_nothing_near("c")
+    assert await tiered.holds_nothing_local("c")
 
 
-async def test_the_floor_is_kept_although_the_near_tier_lags() -> None:
+async def test_the_floor_is_kept_although_the_local_tier_lags() -> None:
     tiered = Tiered()
     bench = Bench(tiered)
     bench.source.versions["k"] = 1
     for _ in range(2):
         await bench.read("k")
     bench.source.versions["k"] = 2
-    await tiered.far.hold("k", replace(entry_of(2), stored_at_ms=bench.now_ms))
+    await tiered.remote.hold("k", replace(entry_of(2), stored_at_ms=bench.now_ms))
     assert (await bench.read("k"))[0] == 1, "it has not been told"
-    assert (await bench.read("k", floor=2))[0] == 2
+    assert (await bench.read("k", min_version=2))[0] == 2
     assert (await bench.read("k"))[0] == 2, "nobody here steps back"
     assert bench.source.loads == 1
 
 
 @pytest.mark.parametrize("fresh_ms", [0, -1000])
-async def test_what_is_to_be_confirmed_first_is_not_kept_near(
+async def test_what_is_to_be_confirmed_first_is_not_kept_local(
     tiered: Tiered, fresh_ms: int
 ) -> None:
-    await tiered.far.hold("k", replace(entry_of(1), fresh_ms=fresh_ms))
+    await tiered.remote.hold("k", replace(entry_of(1), fresh_ms=fresh_ms))
     entry = await tiered.backend.get("k")
     assert entry is not None
     assert entry.fresh_ms == fresh_ms
     assert entry.keep_ms > 0
-    assert await tiered.holds_nothing_near()
+    assert await tiered.holds_nothing_local()
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
@@ -239,27 +239,27 @@ async def test_what_is_to_be_confirmed_first_is_not_kept_near(
 async def test_a_fill_that_does_not_end_leaves_no_lease_behind(
     tiered: Tiered, how: str, *, many: bool
 ) -> None:
-    await tiered.far.hold("k", entry_of(1))
-    tiered.far.gate.clear()
+    await tiered.remote.hold("k", entry_of(1))
+    tiered.remote.gate.clear()
     backend = tiered.backend
     fill = asyncio.ensure_future(backend.get_many(["k", "l"]) if many else backend.get("k"))
-    await tiered.far.at_gate.wait()
-    assert not await tiered.holds_nothing_near()
-    tiered.far.away = True
+    await tiered.remote.at_gate.wait()
+    assert not await tiered.holds_nothing_local()
+    tiered.remote.away = True
     if how == "cancelled":
         fill.cancel()
         with pytest.raises(asyncio.CancelledError):
             await fill
-        tiered.far.gate.set()  # what is asked for together goes on without one who has gone
+        tiered.remote.gate.set()  # what is asked for together goes on without one who has gone
         async with asyncio.timeout(60):
-            while not await tiered.holds_nothing_near("k"):
+            while not await tiered.holds_nothing_local("k"):
                 await asyncio.sleep(0)
     else:
-        tiered.far.gate.set()
+        tiered.remote.gate.set()
         with pytest.raises(CacheUnavailable):
             await fill
-    assert await tiered.holds_nothing_near("k")
-    assert await tiered.holds_nothing_near("l")
+    assert await tiered.holds_nothing_local("k")
+    assert await tiered.holds_nothing_local("l")
 
 
 # --- what is told ---
@@ -270,20 +270,20 @@ async def test_a_fill_that_does_not_end_leaves_no_lease_behind(
 async def test_a_fill_that_a_report_overtakes_is_not_kept(
     tiered: Tiered, told: str, *, many: bool
 ) -> None:
-    await tiered.far.hold("k", entry_of(1))
-    tiered.far.gate.clear()
+    await tiered.remote.hold("k", entry_of(1))
+    tiered.remote.gate.clear()
     backend = tiered.backend
     fill = asyncio.ensure_future(backend.get_many(["k"]) if many else backend.get("k"))
-    await tiered.far.at_gate.wait()
+    await tiered.remote.at_gate.wait()
     if told == "changed":
         tiered.feed.tell("other", "k")
     else:
         tiered.feed.cut()
         if told == "cut and back":
             tiered.feed.resume()
-    tiered.far.gate.set()
+    tiered.remote.gate.set()
     assert await fill is not None
-    assert await tiered.holds_nothing_near()
+    assert await tiered.holds_nothing_local()
 
 
 async def test_a_report_empties_what_it_names_and_nothing_else(tiered: Tiered) -> None:
@@ -293,24 +293,24 @@ async def test_a_report_empties_what_it_names_and_nothing_else(tiered: Tiered) -
     assert [tiered.version(key) for key in "abc"] == [None, 1, None]
 
 
-async def test_a_cut_sets_the_near_tier_aside_and_it_comes_back_empty(tiered: Tiered) -> None:
+async def test_a_cut_sets_the_local_tier_aside_and_it_comes_back_empty(tiered: Tiered) -> None:
     await tiered.fill()
     tiered.feed.cut()
     assert tiered.version() is None
-    await tiered.far.hold("k", entry_of(2))
+    await tiered.remote.hold("k", entry_of(2))
     assert (await tiered.backend.get("k")) == entry_of(2)
     tiered.feed.resume()
     assert tiered.version() is None
-    assert tiered.backend.holdings() == (0, 0)
+    assert tiered.backend.size() == (0, 0)
     await tiered.fill(version=3)
 
 
-async def test_silence_by_the_clock_sets_the_near_tier_aside(tiered: Tiered) -> None:
+async def test_silence_by_the_clock_sets_the_local_tier_aside(tiered: Tiered) -> None:
     await tiered.fill()
     tiered.clock.now = tiered.feed.live_until
     assert tiered.version() is None
     starts = tiered.feed.starts
-    await tiered.far.hold("k", entry_of(2))
+    await tiered.remote.hold("k", entry_of(2))
     assert (await tiered.backend.get_many(["k"])) == {"k": entry_of(2)}
     assert tiered.feed.starts == starts + 1, "whoever needs it starts it"
     tiered.feed.live_until += 2  # what was changed meanwhile is yet to be told
@@ -320,41 +320,41 @@ async def test_silence_by_the_clock_sets_the_near_tier_aside(tiered: Tiered) -> 
 # --- changing ---
 
 
-@pytest.mark.parametrize("change", ["offer", "purge", "purge all"])
+@pytest.mark.parametrize("change", ["publish", "purge", "purge all"])
 @pytest.mark.parametrize("how", ["made", "failed", "cancelled"])
 async def test_what_is_filled_while_this_process_changes_the_cell_is_not_kept(
     tiered: Tiered, change: str, how: str
 ) -> None:
-    await tiered.far.hold("k", entry_of(1))
+    await tiered.remote.hold("k", entry_of(1))
     changes = {
-        "offer": lambda: tiered.backend.offer("k", "w", entry_of(2)),
+        "publish": lambda: tiered.backend.publish("k", "w", entry_of(2)),
         "purge": lambda: tiered.backend.purge(["k"]),
         "purge all": tiered.backend.purge_all,
     }
-    tiered.far.gate.clear()
+    tiered.remote.gate.clear()
     change_made = asyncio.ensure_future(changes[change]())
-    await tiered.far.at_gate.wait()
+    await tiered.remote.at_gate.wait()
     # Read before the change, and kept after it was made.
-    await tiered.near.lease("k", "r")
-    await tiered.near.offer("k", "r", entry_of(1))
+    await tiered.local.lease("k", "r")
+    await tiered.local.publish("k", "r", entry_of(1))
     assert tiered.version() == 1
     if how == "cancelled":
         change_made.cancel()
-    tiered.far.away = how == "failed"
-    tiered.far.gate.set()
+    tiered.remote.away = how == "failed"
+    tiered.remote.gate.set()
     await asyncio.wait({change_made})
     assert change_made.cancelled() == (how == "cancelled")
     assert tiered.version() is None
 
 
-async def test_what_is_remembered_is_not_hidden_near(tiered: Tiered) -> None:
+async def test_what_is_remembered_is_not_hidden_local(tiered: Tiered) -> None:
     await tiered.fill()
     tiered.backend.remember("k", 2)
     assert tiered.version() is None
-    assert tiered.far.remembered == [("k", 2)]
+    assert tiered.remote.remembered == [("k", 2)]
 
 
-async def test_purged_are_both_tiers_and_the_far_one_counts(tiered: Tiered) -> None:
+async def test_purged_are_both_tiers_and_the_remote_one_counts(tiered: Tiered) -> None:
     for key in ("a", "b", "c"):
         await tiered.fill(key)
     tiered.feed.tell("b")
@@ -367,24 +367,24 @@ async def test_purged_are_both_tiers_and_the_far_one_counts(tiered: Tiered) -> N
 # --- the rest ---
 
 
-async def test_its_condition_is_the_far_tiers_and_its_holdings_the_near_ones(
+async def test_its_condition_is_the_remote_tiers_and_its_size_the_local_ones(
     tiered: Tiered,
 ) -> None:
     await tiered.fill()
     assert tiered.backend.condition().available
-    tiered.far.away = True
+    tiered.remote.away = True
     assert not tiered.backend.condition().available
-    assert isinstance(tiered.backend, Holdings)
-    assert tiered.backend.holdings() == tiered.near.holdings() != (0, 0)
-    assert isinstance(tiered.backend, Announces)
+    assert isinstance(tiered.backend, SupportsSize)
+    assert tiered.backend.size() == tiered.local.size() != (0, 0)
+    assert isinstance(tiered.backend, SupportsChangeFeed)
     assert tiered.backend.feed() is tiered.feed
 
 
 async def test_it_starts_and_closes_all_of_its_parts(tiered: Tiered) -> None:
     await tiered.fill()
     await tiered.backend.start()
-    assert (tiered.feed.starts, tiered.far.starts) == (1, 1)
+    assert (tiered.feed.starts, tiered.remote.starts) == (1, 1)
     await tiered.backend.aclose()
     await tiered.backend.aclose()
-    assert tiered.feed.closed == tiered.far.closed == 2
-    assert tiered.near.holdings() == (0, 0)
+    assert tiered.feed.closed == tiered.remote.closed == 2
+    assert tiered.local.size() == (0, 0)

@@ -55,7 +55,7 @@ def feed_state(cache: JobCache) -> str:
 
 @asynccontextmanager
 async def following(
-    url: str, *, beat: float = 0.02, silence: float = 0.3, clock: FakeClock | None = None
+    url: str, *, heartbeat: float = 0.02, silence: float = 0.3, clock: FakeClock | None = None
 ) -> AsyncIterator[tuple[TrackingFeed, Told]]:
     """A feed of the namespace `test:`, live."""
     backend = RedisBackend(url, prefix="test:")
@@ -63,7 +63,7 @@ async def following(
         backend.primaries,
         generation=lambda: backend.generation,
         prefix="test:",
-        beat=beat,
+        heartbeat=heartbeat,
         silence=silence,
         clock=time.monotonic if clock is None else clock,
     )
@@ -152,7 +152,7 @@ async def test_silence_is_noticed_by_the_clock_alone(program: Path, form: str) -
     """However busy the loop is: what asks `live` is not misled for longer than the limit."""
     clock = FakeClock()
     with serving(program) as (server, _):
-        async with following(server.url + form, beat=1, silence=2, clock=clock) as (feed, _):
+        async with following(server.url + form, heartbeat=1, silence=2, clock=clock) as (feed, _):
             clock.now += 1.9
             assert feed.live
             clock.now += 0.2
@@ -249,7 +249,7 @@ async def test_a_feed_that_is_closed_ends_whatever_it_is_at(redis_url: str, form
     for turns in range(60):
         async with (
             asyncio.timeout(60),
-            following(redis_url + form, beat=0.0, silence=5.0),
+            following(redis_url + form, heartbeat=0.0, silence=5.0),
         ):
             for _ in range(turns % 12):
                 await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""`JobCache.wait_newer`: what wakes a waiter, what it costs, and that nothing is missed."""
+"""`JobCache.wait_for_newer`: what wakes a waiter, what it costs, and that nothing is missed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from jobcache import Answer, Document, JobCache, SourceUnavailable
-from jobcache._engine.watchers import CheckTimes
+from jobcache import Document, JobCache, ReadResult, SourceUnavailable
+from jobcache._engine.watchers import PollIntervals
 from jobcache.backends.memory import MemoryBackend
-from jobcache.protocol.backend import Condition, Entry, FeedCondition, Listener
+from jobcache.protocol.backend import ChangeListener, Entry, FeedStatus, Health
 from tests.library.bench import Bench, Source, document
 from tests.subjects import BACKENDS, MemorySubject, make_subject
 
 LONG = 60.0
-EVEN = CheckTimes(random=lambda: 0.0)
+EVEN = PollIntervals(random=lambda: 0.0)
 
 
 class Timers:
@@ -71,16 +71,16 @@ class HandFeed:
     def __init__(self) -> None:
         self.live = True
         self.started = 0
-        self._listeners: list[Listener] = []
+        self._listeners: list[ChangeListener] = []
 
-    def listen(self, listener: Listener) -> None:
+    def listen(self, listener: ChangeListener) -> None:
         self._listeners.append(listener)
 
     def start(self) -> None:
         self.started += 1
 
-    def condition(self) -> FeedCondition:
-        return FeedCondition("live" if self.live else "connecting", 0.0, "", 0, {})
+    def condition(self) -> FeedStatus:
+        return FeedStatus("live" if self.live else "connecting", 0.0, "", 0, {})
 
     async def aclose(self) -> None:
         """Nothing runs."""
@@ -114,7 +114,7 @@ class Remote:
         self.gets = 0
 
     def __getattr__(self, name: str) -> Any:
-        if name not in {"get_many", "lease", "fence", "offer", "purge", "purge_all", "aclose"}:
+        if name not in {"get_many", "lease", "fence", "publish", "purge", "purge_all", "aclose"}:
             raise AttributeError(name)
         return getattr(self._cells, name)
 
@@ -127,9 +127,9 @@ class Remote:
     def feed(self) -> HandFeed:
         return self._feed
 
-    def condition(self) -> Condition:
+    def condition(self) -> Health:
         state = "closed" if self.available else "open"
-        return Condition(self.available, state, 0.0, "", 0)  # type: ignore[arg-type]
+        return Health(self.available, state, 0.0, "", 0)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -149,14 +149,14 @@ class Two:
             self.backend,  # type: ignore[arg-type]
             lifetimes=self.other.cache.lifetimes,
             clock_ms=lambda: self.other.now_ms,
-            check_times=EVEN,
+            poll_intervals=EVEN,
             later=self.timers,
         )
 
-    async def wait(self, version: int, key: str = "k", seconds: float = LONG) -> Answer | None:
-        return await self.cache.wait_newer(key, lambda: self.source.load(key), version, seconds)
+    async def wait(self, version: int, key: str = "k", seconds: float = LONG) -> ReadResult | None:
+        return await self.cache.wait_for_newer(key, lambda: self.source.load(key), version, seconds)
 
-    async def waiter(self, version: int, key: str = "k") -> asyncio.Task[Answer | None]:
+    async def waiter(self, version: int, key: str = "k") -> asyncio.Task[ReadResult | None]:
         task = asyncio.create_task(self.wait(version, key))
         await turns()
         assert not task.done()
@@ -174,7 +174,7 @@ async def two() -> AsyncIterator[Two]:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def version(answer: Answer | None) -> int | None:
+def version(answer: ReadResult | None) -> int | None:
     return None if answer is None else answer.entry.version
 
 
@@ -184,11 +184,11 @@ def version(answer: Answer | None) -> int | None:
 @pytest.fixture
 async def bench(request: pytest.FixtureRequest, redis_urls: dict[str, str]) -> AsyncIterator[Bench]:
     async for subject in make_subject(request.param, redis_urls):
-        yield Bench(subject, check_times=CheckTimes(told=0.3, untold=0.05))
+        yield Bench(subject, poll_intervals=PollIntervals(told=0.3, untold=0.05))
 
 
-async def wait(bench: Bench, key: str, version: int, seconds: float = LONG) -> Answer | None:
-    return await bench.cache.wait_newer(key, lambda: bench.source.load(key), version, seconds)
+async def wait(bench: Bench, key: str, version: int, seconds: float = LONG) -> ReadResult | None:
+    return await bench.cache.wait_for_newer(key, lambda: bench.source.load(key), version, seconds)
 
 
 @pytest.mark.parametrize("bench", BACKENDS, indirect=True)
@@ -245,7 +245,7 @@ async def test_on_memory_a_waiter_is_answered_before_the_writer() -> None:
 
 async def test_an_invalidation_is_a_reason_to_look() -> None:
     timers = Timers()
-    bench = Bench(MemorySubject(), later=timers, check_times=EVEN)
+    bench = Bench(MemorySubject(), later=timers, poll_intervals=EVEN)
     await bench.write("k")
     for forget in (lambda: bench.cache.invalidate("k"), bench.cache.invalidate_all):
         held = bench.source.versions["k"]
@@ -282,7 +282,7 @@ async def test_a_report_of_a_fence_is_followed_by_a_report_or_by_a_read(two: Two
         await turns()
         assert two.source.loads == 0, "the fence says that the entry is on its way"
         two.source.versions["k"] = 2
-        write.offer("k", document(2))
+        write.publish("k", document(2))
     two.feed.changed("k")
     assert version(await waiter) == 2
     assert two.source.loads == 0
@@ -345,7 +345,7 @@ async def test_what_a_feed_may_have_missed_is_looked_for_soon_but_not_all_at_onc
         two.backend,  # type: ignore[arg-type]
         lifetimes=two.other.cache.lifetimes,
         clock_ms=lambda: two.other.now_ms,
-        check_times=CheckTimes(random=lambda: next(parts)),
+        poll_intervals=PollIntervals(random=lambda: next(parts)),
         later=two.timers,
     )
     keys = [f"k{n}" for n in range(100)]
@@ -377,7 +377,7 @@ async def test_the_more_keys_the_less_often_each_is_polled() -> None:
     await two.timers.elapse(15)
     # the first of each comes as if it were alone; then 200 a second, or every 5 s
     assert two.backend.gets - before <= 1500 * 4
-    two.cache.stop_waiting()
+    two.cache.cancel_waiters()
     assert await asyncio.gather(*waiters) == [None] * 1500
     await two.cache.aclose()
 
@@ -408,7 +408,7 @@ async def test_any_other_error_of_a_load_is_the_waiters(two: Two) -> None:
 
     await two.other.write("k")
     waiters = [await two.waiter(1)]
-    waiters.append(asyncio.create_task(two.cache.wait_newer("k", broken, 1, LONG)))
+    waiters.append(asyncio.create_task(two.cache.wait_for_newer("k", broken, 1, LONG)))
     await turns()
     await two.other.subject.evict("k")
     await two.timers.elapse(EVEN.told)
@@ -465,7 +465,7 @@ async def test_when_waiting_is_stopped_all_are_told_and_nobody_is_held_any_more(
     two.backend.gate.clear()
     two.feed.changed("k")
     await turns()
-    two.cache.stop_waiting()
+    two.cache.cancel_waiters()
     assert await asyncio.gather(*waiters) == [None] * 3
     two.backend.gate.set()
     assert await two.wait(1) is None

@@ -103,7 +103,7 @@ def test_two_tiers_lag_by_no_more_than_they_may_whatever_becomes_of_their_feed(
     assert all(lag["count"] > 10 for lag in seen["lag_us"]["idle"])
 
 
-def test_a_near_tier_that_is_told_nothing_is_found_out(tmp_path: Path) -> None:
+def test_a_local_tier_that_is_told_nothing_is_found_out(tmp_path: Path) -> None:
     # Calm for longer than a feed may lag, so that what it hides is hidden for too long. The first
     # three clients send no ETags: with one, whoever asks has the process look into Redis.
     kind = "older than acknowledged"

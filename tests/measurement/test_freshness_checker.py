@@ -109,9 +109,9 @@ def test_the_age_of_a_stale_answer_begins_with_the_first_that_was_newer(history:
 def test_an_etag_is_a_floor_that_nothing_excuses(history: History) -> None:
     history.read(3)
     findings = history.answer(history.ask(tag=3), 2)
-    assert Kind.FLOOR in kinds(findings)
-    (floor,) = [finding for finding in findings if finding.kind is Kind.FLOOR]
-    assert not is_excused(floor, 1000.0)
+    assert Kind.MIN_VERSION in kinds(findings)
+    (min_version,) = [finding for finding in findings if finding.kind is Kind.MIN_VERSION]
+    assert not is_excused(min_version, 1000.0)
 
 
 def test_not_modified_counts_as_the_version_of_its_tag(history: History) -> None:

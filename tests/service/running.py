@@ -18,7 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app import settings as service_settings
-from app.container import Parts
+from app.container import Services
 from app.devservers import PostgresServer
 from app.main import create_app
 from app.settings import Settings
@@ -59,7 +59,7 @@ class Service:
     """A running service, and a client of it."""
 
     http: httpx.AsyncClient
-    parts: Parts
+    services: Services
     settings: Settings
 
     async def create(self, **fields: Any) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def starting(folder: Path) -> Start:
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
-                yield Service(http, app.state.parts, chosen)
+                yield Service(http, app.state.services, chosen)
 
     return start
 

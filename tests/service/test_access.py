@@ -96,7 +96,7 @@ async def access(
     async with keyed(starting(folder), folder / "keys", **environment) as running:
         await running.service.rendering()
         last = text("UPDATE sqlite_sequence SET seq = :id WHERE name = 'jobs'")
-        await running.service.parts.database.write(last.bindparams(id=FIRST))
+        await running.service.services.database.write(last.bindparams(id=FIRST))
         yield running
 
 
@@ -113,7 +113,7 @@ async def subject(service: Service, path: str) -> int:
         return UNKNOWN
     job_id: int = (await service.rendering())["id"]
     if path.endswith("/video"):
-        await service.parts.jobs.complete(job_id, f"/api/v2/jobs/{job_id}/video", worker=True)
+        await service.services.jobs.complete(job_id, f"/api/v2/jobs/{job_id}/video", worker=True)
         (service.settings.videos / f"{job_id}.mp4").write_bytes(b"not much of a video")
     return job_id
 
@@ -124,7 +124,7 @@ async def prepare(access: Keyed, path: str, job_id: int, *, warm: bool) -> None:
     And if the path reads storyboards, those.
     """
     service = access.service
-    await service.parts.cache.invalidate_all()
+    await service.services.cache.invalidate_all()
     if warm:
         for known in {job_id, UNKNOWN}:
             for part in {"", "/storyboard" if path.endswith("/storyboard") else ""}:
@@ -216,7 +216,7 @@ async def queries(
 ) -> dict[str, int]:
     """What a stranger's call costs; that it leaves the job's entry in its place is seen, too."""
     await prepare(access, path, job_id, warm=warm)
-    purposes = access.service.parts.database.purposes
+    purposes = access.service.services.database.purposes
     before = dict(purposes)
     await access.call("stranger", method, path.format(job_id=asked))
     spent = {name: count - before.get(name, 0) for name, count in purposes.items()}
@@ -230,8 +230,10 @@ async def test_a_storyboard_that_is_not_there_yet_is_not_told_to_strangers(acces
     job = await access.service.create(renderer="external")
     await access.service.until(job["id"], "storyboard_ready")
     gone = update(jobs).where(jobs.c.id == job["id"])
-    await access.service.parts.database.write(gone.values(storyboard=None, storyboard_version=None))
-    await access.service.parts.cache.invalidate_all()
+    await access.service.services.database.write(
+        gone.values(storyboard=None, storyboard_version=None)
+    )
+    await access.service.services.cache.invalidate_all()
     path = f"/api/v2/jobs/{job['id']}/storyboard"
     assert (await access.call("own", "GET", path)).status_code == 409
     assert (await access.call("stranger", "GET", path)).status_code == 404
@@ -280,7 +282,7 @@ async def test_lists_hold_only_what_the_caller_may_see(access: Keyed, *, warm: b
     for params, expected in asked:
         for caller, ids in expected.items():
             if not warm:
-                await service.parts.cache.invalidate_all()
+                await service.services.cache.invalidate_all()
             page = await lists(access, caller, **params)
             found = [item["id"] for item in page["items"] if item["id"] >= everybodys[-1]]
             assert found == ids, (caller, params)
@@ -319,7 +321,7 @@ async def test_anothers_ids_are_missing(access: Keyed, *, warm: bool) -> None:
         ("operator", [theirs, mine], [UNKNOWN]),
     ):
         if not warm:
-            await access.service.parts.cache.invalidate_all()
+            await access.service.services.cache.invalidate_all()
         batch = await lists(access, caller, ids=both)
         assert [item["id"] for item in batch["items"]] == found
         assert batch["missing"] == missing
@@ -333,7 +335,7 @@ async def test_nobody_creates_for_another_client(access: Keyed) -> None:
     refused = await access.call("stranger", "POST", "/api/v2/jobs", json=JOB)
     assert refused.status_code == 403
     assert "client acme" in refused.json()["detail"]
-    await access.service.parts.cache.invalidate_all()
+    await access.service.services.cache.invalidate_all()
     after = [job["id"] for job in (await lists(access, "operator"))["items"]]
     assert after == before
 
@@ -448,5 +450,5 @@ async def test_the_document_says_who_needs_a_key(start: Start, tmp_path: Path) -
 
 
 async def test_the_service_itself_sees_everything() -> None:
-    assert TRUSTED.sees("acme")
+    assert TRUSTED.can_view("acme")
     assert TRUSTED.may()

@@ -58,7 +58,7 @@ async def test_a_cell_with_a_bad_body_is_loaded_again(
             right = (await service.http.get(path)).json()
             together = (await service.http.get(batch)).json()
             spoil(environment["REDIS_URL"], key, *BODIES[bad])
-            service.parts.cache.backend.clock_set_back(0)  # type: ignore[attr-defined] # forget
+            service.services.cache.backend.clock_set_back(0)  # type: ignore[attr-defined] # forget
             for _ in range(3):
                 again = await service.http.get(batch)
                 assert again.status_code == 200
@@ -84,12 +84,12 @@ async def test_a_document_of_65_mib_is_served(
         job = await service.create(renderer="external")
         await service.until(job["id"], "storyboard_ready")
         large = b'{"scenes": "' + bytes([97]) * (65 * 1024 * 1024) + b'"}'
-        async with service.parts.database.transaction() as connection:
+        async with service.services.database.transaction() as connection:
             await connection.execute(
                 text("UPDATE jobs SET storyboard = :large WHERE id = :id"),
                 {"large": large.decode(), "id": job["id"]},
             )
-        await service.parts.cache.invalidate(f"job:{job['id']}:storyboard")
+        await service.services.cache.invalidate(f"job:{job['id']}:storyboard")
         for accepted in ("gzip", "identity"):
             headers = {"accept-encoding": accepted}
             path = f"/api/v2/jobs/{job['id']}/storyboard"

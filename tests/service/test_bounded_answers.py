@@ -172,7 +172,7 @@ async def test_many_who_ask_cost_one_query(clock: list[float], service: Service)
 
 async def test_a_key_file_that_cannot_be_read_is_not_ready(start: Start, tmp_path: Path) -> None:
     async with keyed(start, tmp_path / "keys") as access:
-        keys = access.service.parts.keys
+        keys = access.service.services.keys
         assert keys is not None
         text = access.file.read_text()
         assert (await access.call("none", "GET", "/readyz")).status_code == 200

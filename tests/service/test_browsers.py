@@ -339,7 +339,7 @@ async def test_every_answer_forbids_guessing_its_type(
         async def fails(*_: object, **__: object) -> None:
             raise RuntimeError
 
-        monkeypatch.setattr(service.parts.jobs, "page", fails)
+        monkeypatch.setattr(service.services.jobs, "page", fails)
         got = await service.http.get("/api/v2/jobs")
         assert (got.status_code, got.headers["x-content-type-options"]) == (500, "nosniff")
 

@@ -30,7 +30,7 @@ def test_every_spelling_is_read(spelling: str) -> None:
         f"rubbish, {spelling}",
     ):
         assert (7, 0) in conditions(text).tags, text
-        assert conditions(text).floor == 7, text
+        assert conditions(text).min_version == 7, text
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_every_spelling_is_read(spelling: str) -> None:
     ],
 )
 def test_what_is_no_tag_of_ours_raises_nothing(text: str) -> None:
-    assert conditions(text).floor == 0
+    assert conditions(text).min_version == 0
     assert (7, 0) not in conditions(text).tags
     assert not conditions(text).any
 

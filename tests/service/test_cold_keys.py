@@ -24,9 +24,10 @@ POLLERS = 200
 KEYS = {"short": 4, "long": 8}
 MOST_LOADS = 2
 MOST_STEPS = 20
-"""Leases and offers of a process: its 200 pollers share them. Not so the gets. One is sent for all
-polls of a turn of the loop, and in how many turns 200 polls come in, and how many connections are
-greeted for that, is the machine's affair; no poll has more than two: a look, and the read's."""
+"""Leases and publishes of one process: its 200 pollers share them.
+
+Gets are not bounded so: one is sent for all polls of a turn of the event loop, and the machine
+decides in how many of them 200 polls arrive. No poll needs more than two gets."""
 
 SLOW = 0.1
 """Seconds that a load takes: long enough to spin in, and short of the patience with which a process
@@ -111,7 +112,7 @@ class Cost:
     Attributes:
         loads: from the database, over all processes.
         gets: sent to Redis, by process.
-        steps: leases and offers sent to it, by process.
+        steps: leases and publishes sent to it, by process.
         bypasses: polls that a deadline sent past the cache. Their process was short of CPU, and
             what they load is not shared: that is the guard's doing, not the cold key's.
     """

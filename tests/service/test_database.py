@@ -300,8 +300,8 @@ async def plan(database: Database, run: Callable[[], Awaitable[object]]) -> str:
 async def test_looking_for_work_does_not_read_the_history(database: Database) -> None:
     job_id = await fill(database)
     store = JobStore(database)
-    assert [job.id for job in await store.half_done(1, 100)] == [job_id]
-    said = await plan(database, lambda: store.half_done(1, 100))
+    assert [job.id for job in await store.find_unfinished(1, 100)] == [job_id]
+    said = await plan(database, lambda: store.find_unfinished(1, 100))
     assert "jobs_to_move" in said
     assert "Seq Scan on jobs" not in said
     assert not re.search(r"SCAN jobs(?! USING INDEX jobs_to_move)", said)
@@ -332,7 +332,7 @@ async def test_storyboards_are_read_only_where_they_are_needed(database: Databas
         await store.load(job_id)
         await store.load_many([job_id])
         await store.page(client_id=None, status=None, below=None, limit=5)
-        await store.half_done(1, 5)
+        await store.find_unfinished(1, 5)
         async with database.transaction() as connection:
             assert await store.move(connection, job_id, BEGIN_STORYBOARD, 1, {})
     assert len(sent) == 5

@@ -303,7 +303,7 @@ async def test_a_statement_that_the_server_ends_is_unavailable(
     ):
         if how != "cancelled":
             await connection.execute(f"ALTER ROLE postgres SET {how} = '50ms'")
-            await service.parts.database._engine.dispose()
+            await service.services.database._engine.dispose()
         try:
             async with connection.transaction():
                 await connection.execute("SET LOCAL statement_timeout = 0")
@@ -321,7 +321,7 @@ async def test_a_statement_that_the_server_ends_is_unavailable(
                 unavailable(await asked)
         finally:
             await connection.execute("ALTER ROLE postgres RESET ALL")
-    await service.parts.database._engine.dispose()
+    await service.services.database._engine.dispose()
     for response in await everything(service, job["id"]):
         assert response.status_code in {200, 202}, response.text
 
@@ -457,7 +457,7 @@ async def test_a_file_that_refuses_writes_is_unavailable_for_them(
 ) -> None:
     async with start(JOBCACHE_BACKEND="null", JOBCACHE_CLAIM_SECONDS="600") as service:
         job = await service.rendering()
-        await service.parts.runner.aclose()  # its writes are smaller, and may succeed
+        await service.services.runner.aclose()  # its writes are smaller, and may succeed
         pragmas = [trouble]  # the page count stops at what the file has
 
         def apply(connection: Any, *_: Any) -> None:
@@ -466,7 +466,7 @@ async def test_a_file_that_refuses_writes_is_unavailable_for_them(
                 cursor.execute(pragma)
             cursor.close()
 
-        event.listen(service.parts.database._engine.sync_engine, "checkout", apply)
+        event.listen(service.services.database._engine.sync_engine, "checkout", apply)
         new = {"client_id": "acme", "prompt": "A cat. " * 250, "renderer": "external"}
         async with asyncio.timeout(60):
             while (answer := await service.http.post("/api/v2/jobs", json=new)).status_code == 202:
@@ -501,7 +501,7 @@ async def test_a_connection_is_replaced_when_it_has_become_old(
 ) -> None:
     environment = {"DATABASE_URL": database_url, "JOBCACHE_BACKEND": "null"}
     async with start(**environment, JOBCACHE_POOL_RECYCLE="3600") as service:
-        assert service.parts.database._engine.pool._recycle == 3600
+        assert service.services.database._engine.pool._recycle == 3600
         assert service.settings.pool_recycle == 3600
     database = Database(database_url, pool_recycle=0)
     (first,) = await database.read(text("SELECT pg_backend_pid()"), "test")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.db.outage_logger import Outage
+from app.db.outage_logger import OutageLogger
 from tests.subjects import FakeClock
 
 
@@ -24,7 +24,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
 
 def test_an_outage_that_goes_on_is_logged_again_with_a_count(lines: list[str]) -> None:
     clock = FakeClock(100)
-    outage = Outage(quiet=10, clock=clock)
+    outage = OutageLogger(quiet=10, clock=clock)
     for _ in range(5):
         outage.note("refused")
     clock.now = 109.9
@@ -37,7 +37,7 @@ def test_an_outage_that_goes_on_is_logged_again_with_a_count(lines: list[str]) -
 
 def test_each_outage_has_a_line_for_its_beginning_and_one_for_its_end(lines: list[str]) -> None:
     clock = FakeClock(100)
-    outage = Outage(clock=clock)
+    outage = OutageLogger(clock=clock)
     outage.answered()
     assert lines == []
     for _ in range(2):
@@ -53,7 +53,7 @@ def test_each_outage_has_a_line_for_its_beginning_and_one_for_its_end(lines: lis
 
 def test_an_answer_that_was_on_its_way_does_not_end_an_outage(lines: list[str]) -> None:
     clock = FakeClock(100)
-    outage = Outage(settled=1, clock=clock)
+    outage = OutageLogger(settled=1, clock=clock)
     outage.note("refused")
     clock.now += 0.1
     outage.answered()
@@ -62,7 +62,7 @@ def test_an_answer_that_was_on_its_way_does_not_end_an_outage(lines: list[str]) 
 
 def test_a_database_that_is_full_is_not_said_to_be_back_after_every_read(lines: list[str]) -> None:
     clock = FakeClock(100)
-    outage = Outage(quiet=10, settled=1, clock=clock)
+    outage = OutageLogger(quiet=10, settled=1, clock=clock)
     for _ in range(19):
         outage.note("disk full")
         clock.now += 0.5

@@ -23,7 +23,7 @@ import redis
 from app.db import database as db
 from app.devservers import PostgresServer, RedisServer, free_port
 from app.ops.readiness import Readiness
-from jobcache.resilience.guarded_backend import Guard
+from jobcache.resilience.guarded_backend import GuardedBackend
 from tests.service.running import Service, Start
 
 
@@ -38,7 +38,7 @@ def away_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def back(service: Service) -> None:
     """Wait until the breaker has closed, by itself."""
     async with asyncio.timeout(60):
-        while not service.parts.cache.condition().available:
+        while not service.services.cache.condition().available:
             await asyncio.sleep(0.01)
 
 
@@ -236,8 +236,8 @@ async def chosen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Chosen]:
     # A busy machine makes this process late, and then a hit a bypass. Not here: the cache is well.
-    patient = partial(Guard, deadline=60, fence_deadline=60)
-    monkeypatch.setattr("jobcache.backends.registry.Guard", patient)
+    patient = partial(GuardedBackend, deadline=60, fence_deadline=60)
+    monkeypatch.setattr("jobcache.backends.registry.GuardedBackend", patient)
     # The database is looked at whenever it is asked for, not once a second: `at once` is at once.
     monkeypatch.setattr(Readiness.__init__, "__defaults__", (0.0, time.monotonic))
     durable.create_database(tmp_path.name)
@@ -266,8 +266,8 @@ def each_way(backends: list[str], *first: tuple[str, str]) -> pytest.MarkDecorat
 async def test_while_the_database_is_away_what_is_cached_is_answered(
     chosen: Chosen, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    service, caches = chosen.service, chosen.service.parts.cache.backend.name != "null"
-    outage = service.parts.database._outage
+    service, caches = chosen.service, chosen.service.services.cache.backend.name != "null"
+    outage = service.services.database._outage
     assert outage is not None
     outage._settled = 600.0
     job = await service.rendering()
@@ -318,7 +318,7 @@ async def test_past_its_freshness_an_answer_is_marked_stale(chosen: Chosen, how:
     service = chosen.service
     job = await service.rendering()
     path = f"/api/v2/jobs/{job['id']}"
-    cache = service.parts.cache
+    cache = service.services.cache
     now = cache._clock_ms
     cache._clock_ms = lambda: now() + 45_000
     with gone(chosen.server, how):
@@ -365,10 +365,10 @@ class Load:
 
     async def poll(self, job_id: int) -> None:
         while self.going_on:
-            floor = self.acknowledged[job_id]
+            min_version = self.acknowledged[job_id]
             answer = await self.service.http.get(f"/api/v2/jobs/{job_id}")
             if answer.status_code == 200:
-                assert answer.json()["version"] >= floor
+                assert answer.json()["version"] >= min_version
             else:
                 assert answer.status_code == 503, answer.text
             await asyncio.sleep(0)
@@ -399,7 +399,7 @@ async def test_what_was_acknowledged_under_load_outlives_the_database(
                 await load.until_all(load.refused, 1)
         await load.until_all(load.acknowledged, 5)
         load.going_on = False
-    store = service.parts.jobs._store
+    store = service.services.jobs._store
     for job_id, version in load.acknowledged.items():
         row = await store.load(job_id)
         assert row is not None

@@ -57,7 +57,7 @@ class Connections:
         self.to_database = 0
         self._raw = redis.Redis.from_url(redis_url)
         self._before = self._received()
-        event.listen(service.parts.database._engine.sync_engine, "connect", self._count)
+        event.listen(service.services.database._engine.sync_engine, "connect", self._count)
 
     def _count(self, *_: object) -> None:
         self.to_database += 1
@@ -104,12 +104,12 @@ class Crowd:
         for _ in range(POLLS):
             await asyncio.sleep(dice.uniform(0, 0.5))
             job_id = dice.choice(list(self.versions))
-            floor = self.versions[job_id]
+            min_version = self.versions[job_id]
             reply = await connection.request("GET", f"/api/v2/jobs/{job_id}")
             assert reply.status == 200, reply.body
             job = reply.json()
             assert (job["id"], job["status"]) == (job_id, "rendering")
-            assert job["version"] >= floor
+            assert job["version"] >= min_version
             self.versions[job_id] = max(job["version"], self.versions[job_id])
             self.counts["answered"] += 1
         await connection.aclose()
@@ -174,7 +174,7 @@ async def test_a_third_of_many_pollers_going_away_is_nothing_to_the_others(
     assert crowd.counts["answered"] == POLLS * (pollers - len(range(0, pollers, 3)))
     await nothing_is_left(service, connections)
     for job_id, version in crowd.versions.items():
-        row = await service.parts.jobs._store.load(job_id)
+        row = await service.services.jobs._store.load(job_id)
         assert row is not None
         assert row.version >= version
         assert (await service.job(job_id))["version"] == row.version
@@ -198,7 +198,7 @@ async def nothing_is_left(service: Service, connections: Connections) -> None:
     assert connections.to_redis <= 2 * REDIS_POOL
     assert connections.held_by_redis() <= REDIS_POOL + 1
     assert connections.to_database <= POSTGRES_POOL
-    database = service.parts.database
+    database = service.services.database
     # One is held for as long as the service runs: see `app.db.registration`.
     assert database._engine.pool.checkedout() == 1  # type: ignore[attr-defined]
     busy = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
@@ -290,8 +290,8 @@ async def test_a_request_cancelled_at_any_wait_is_nothing_to_the_others(
                 assert outcome in {200, 202}
                 break
             assert isinstance(outcome, asyncio.CancelledError), outcome
-            await service.parts.database.shelter.settle()
-            row = await service.parts.jobs._store.load(job["id"])
+            await service.services.database.shielded.join()
+            row = await service.services.jobs._store.load(job["id"])
             assert row is not None
             assert (await service.job(job["id"]))["version"] == row.version
         else:

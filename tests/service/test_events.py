@@ -97,7 +97,7 @@ async def test_a_stream_brings_every_version_that_there_is_time_for_and_ends_wit
         assert [event.job["progress"]["percent"] for event in seen] == [0, 10, 20, 30, 100]
         assert seen[-1].job == await service.job(job["id"])
         assert 1000 <= stream.retries[0] <= 3000
-        assert service.parts.cache.waiting() == (0, 0)
+        assert service.services.cache.waiting() == (0, 0)
 
 
 @on_memory
@@ -115,7 +115,7 @@ async def test_a_client_that_comes_again_is_sent_what_is_newer_than_it_says(
         async with reading(port, job["id"], str(newest)) as stream:
             events = aiter(stream)
             waiting = asyncio.ensure_future(anext(events))
-            while service.parts.held.counts()["streams"] != 1:
+            while service.services.held.counts()["streams"] != 1:
                 await asyncio.sleep(0.005)
             done = await service.post(f"{job['id']}/cancel")
             assert (await waiting).job == done
@@ -150,7 +150,7 @@ async def test_who_reads_slowly_is_sent_the_newest_version_and_no_backlog(
     service: Service,
 ) -> None:
     job = await service.rendering()
-    parts, sent, gate = service.parts, [], asyncio.Event()
+    services, sent, gate = service.services, [], asyncio.Event()
     gone: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     async def send(message: dict[str, Any]) -> None:
@@ -160,10 +160,10 @@ async def test_who_reads_slowly_is_sent_the_newest_version_and_no_backlog(
     async def receive() -> Any:
         return await gone
 
-    first = await parts.jobs.poll(job["id"], TRUSTED)
-    events = parts.events.of(job["id"], TRUSTED, first, 0)
+    first = await services.jobs.poll(job["id"], TRUSTED)
+    events = services.events.of(job["id"], TRUSTED, first, 0)
     sending = asyncio.create_task(
-        parts.events.send(events, "", "/", receive, send)  # type: ignore[arg-type]
+        services.events.send(events, "", "/", receive, send)  # type: ignore[arg-type]
     )
     for percent in range(20):
         await service.post(f"{job['id']}/progress", percent=percent)
@@ -191,8 +191,8 @@ async def test_a_stream_outlives_an_outage_of_the_database(
                 raise SourceUnavailable("the database is away")
 
             with monkeypatch.context() as patch:
-                patch.setattr(service.parts.jobs._store, "load", away)
-                await service.parts.cache.invalidate_all()
+                patch.setattr(service.services.jobs._store, "load", away)
+                await service.services.cache.invalidate_all()
                 waiting = asyncio.ensure_future(anext(events))
                 before = stream.comments
                 while stream.comments < before + 5:

@@ -106,15 +106,15 @@ class Clients:
         began = time.monotonic()
         due = began - self._lag[port]
         acknowledged = max(version for at, version in self._acknowledged[job_id] if at <= due)
-        floor = max(acknowledged, self._told[port, job_id])
+        min_version = max(acknowledged, self._told[port, job_id])
         reply = await connection.request("GET", f"/api/v2/jobs/{job_id}")
         assert reply.status == 200, reply
         version = reply.json()["version"]
-        if version < floor:
+        if version < min_version:
             found = reply.headers["cache-status"]
             ago = [(v, round(began - at, 3)) for at, v in self._acknowledged[job_id][-30:]]
             assert not settled, (
-                f"{self._first[port]}, job {job_id}: version {version} after {floor}, of which "
+                f"{self._first[port]}, job {job_id}: v{version} after v{min_version}, of which "
                 f"{acknowledged} was acknowledged, as {found}, after "
                 f"{time.monotonic() - began:.3f} s; acknowledged, and seconds ago: {ago}"
             )
@@ -212,7 +212,7 @@ async def until_all_have_moved_to(clients: Clients, server: RedisServer) -> None
 
 @contextmanager
 def two_services(directory: Path, **environment: str) -> Iterator[list[Process]]:
-    """Two processes of the service on one store, one with a near tier before it."""
+    """Two processes of the service on one store, one with a local tier before it."""
     # On a busy machine a client may leave a connection alone for longer than the default.
     environment["JOBCACHE_KEEP_ALIVE"] = "600"
     with ExitStack() as stack:

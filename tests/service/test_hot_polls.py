@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.main import Application
-from jobcache import Offered, SourceUnavailable, progress_key
+from jobcache import PublishResult, SourceUnavailable, progress_key
 from tests.service.keyed import Keyed, keyed
 from tests.service.running import Service, Start, choosing
 
@@ -42,7 +42,7 @@ class Cold:
         return False
 
 
-class Ask:
+class SendRequest:
     """Sends one request to the application, in both ways."""
 
     def __init__(self, app: Application) -> None:
@@ -113,15 +113,15 @@ class Ask:
 @pytest.fixture(params=["memory", "redis", "null"])
 async def asked(
     start: Start, tmp_path: Path, request: pytest.FixtureRequest
-) -> AsyncIterator[tuple[Keyed, Ask]]:
+) -> AsyncIterator[tuple[Keyed, SendRequest]]:
     environment = choosing(request, request.param)
     async with keyed(start, tmp_path / "keys", **environment) as service:
         transport: Any = service.service.http._transport
         # Two answers to compare are to be of the same age.
         monkeypatch = request.getfixturevalue("monkeypatch")
-        now_ms = service.service.parts.cache._clock_ms() + 1500
-        monkeypatch.setattr(service.service.parts.cache, "_clock_ms", lambda: now_ms)
-        yield service, Ask(transport.app)
+        now_ms = service.service.services.cache._clock_ms() + 1500
+        monkeypatch.setattr(service.service.services.cache, "_clock_ms", lambda: now_ms)
+        yield service, SendRequest(transport.app)
 
 
 def requests(
@@ -146,9 +146,11 @@ async def jobs_of(service: Service) -> dict[str, tuple[str, int]]:
     }
 
 
-async def test_all_ways_answer_alike_to_the_byte(asked: tuple[Keyed, Ask], *, long: bool) -> None:
+async def test_all_ways_answer_alike_to_the_byte(
+    asked: tuple[Keyed, SendRequest], *, long: bool
+) -> None:
     service, ask = asked
-    statistics = service.service.parts.cache.statistics
+    statistics = service.service.services.cache.statistics
     jobs = await jobs_of(service.service)
     jobs["unknown"] = (f"{JOB}/999", 1)
     taken = gzipped = expected = 0
@@ -176,7 +178,7 @@ async def test_all_ways_answer_alike_to_the_byte(asked: tuple[Keyed, Ask], *, lo
     assert taken == expected, "own, worker and operator see both jobs"
 
 
-async def test_what_is_unusual_is_left_to_the_route(asked: tuple[Keyed, Ask]) -> None:
+async def test_what_is_unusual_is_left_to_the_route(asked: tuple[Keyed, SendRequest]) -> None:
     service, ask = asked
     path, version = (await jobs_of(service.service))["small"]
     operator = service.callers["operator"]
@@ -211,7 +213,7 @@ async def test_what_is_unusual_is_left_to_the_route(asked: tuple[Keyed, Ask]) ->
 
 
 async def test_a_plain_poll_does_not_reach_the_framework(
-    asked: tuple[Keyed, Ask], monkeypatch: pytest.MonkeyPatch
+    asked: tuple[Keyed, SendRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service, ask = asked
     path, version = (await jobs_of(service.service))["small"]
@@ -227,7 +229,7 @@ async def test_a_plain_poll_does_not_reach_the_framework(
 
 
 async def test_errors_are_answered_once_and_by_the_application(
-    asked: tuple[Keyed, Ask], monkeypatch: pytest.MonkeyPatch
+    asked: tuple[Keyed, SendRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service, ask = asked
     (path, _), polls = (await jobs_of(service.service))["small"], 0
@@ -237,8 +239,8 @@ async def test_errors_are_answered_once_and_by_the_application(
         polls += 1
         raise SourceUnavailable("gone")
 
-    monkeypatch.setattr(service.service.parts.cache, "_peek", None)
-    monkeypatch.setattr(service.service.parts.jobs, "poll", fails)
+    monkeypatch.setattr(service.service.services.cache, "_peek", None)
+    monkeypatch.setattr(service.service.services.jobs, "poll", fails)
     answer = await ask(path, service.callers["own"], hot=True)
     assert (answer[0]["status"], polls) == (503, 1)
     assert answer == await ask(path, service.callers["own"], hot=False)
@@ -246,13 +248,13 @@ async def test_errors_are_answered_once_and_by_the_application(
 
 @pytest.mark.parametrize("asked", ["memory", "redis"], indirect=True)
 async def test_a_body_that_cannot_be_read_is_answered_by_the_application(
-    asked: tuple[Keyed, Ask],
+    asked: tuple[Keyed, SendRequest],
 ) -> None:
     """In a store elsewhere it is found when the cell is decoded, and loaded again."""
     service, ask = asked
     own = service.callers["own"]
     path, _ = (await jobs_of(service.service))["small"]
-    cache = service.service.parts.cache
+    cache = service.service.services.cache
     key = progress_key(int(path.rsplit("/", 1)[1]))
     whole = await ask(path, own, hot=True)
     answers = []
@@ -260,7 +262,7 @@ async def test_a_body_that_cannot_be_read_is_answered_by_the_application(
         entry = await cache.backend.get(key)
         assert entry is not None
         broken = replace(entry, encoding="gzip", body=b"no gzip at all")
-        assert await cache.backend.offer(key, "t", broken) is Offered.PROLONGED
+        assert await cache.backend.publish(key, "t", broken) is PublishResult.PROLONGED
         answers.append(await ask(path, own, hot=hot))
         if cache.backend.name == "memory":
             continue  # only this process writes there, and nobody looks at the body before
@@ -274,7 +276,9 @@ async def test_a_body_that_cannot_be_read_is_answered_by_the_application(
         assert answers[0][1] == whole[1]
 
 
-async def test_a_changed_list_of_headers_is_the_callers_own(asked: tuple[Keyed, Ask]) -> None:
+async def test_a_changed_list_of_headers_is_the_callers_own(
+    asked: tuple[Keyed, SendRequest],
+) -> None:
     """As middleware does that adds one."""
     service, ask = asked
     path, _ = (await jobs_of(service.service))["small"]

@@ -57,7 +57,7 @@ async def listed(service: Service, **params: Any) -> Any:
 
 
 def cached(service: Service) -> bool:
-    return service.parts.cache.backend.name != "null"
+    return service.services.cache.backend.name != "null"
 
 
 # --- the life of a job ---
@@ -453,10 +453,10 @@ async def test_the_statistics_have_every_field_operators_read(service: Service) 
     assert statistics["total_requests"] == total
     assert statistics["hit_rate"] == round(100 * statistics["hits"] / total, 2)
     assert statistics["ttl_seconds"] == 30
-    remote = service.parts.cache.backend.name in {"redis", "tiered"}
+    remote = service.services.cache.backend.name in {"redis", "tiered"}
     assert (statistics["redis_enabled"], statistics["redis_available"]) == (remote, remote)
     assert statistics["errors"] == 0
-    for name in ("hit", "miss", "offer", "database_load"):
+    for name in ("hit", "miss", "publish", "database_load"):
         assert set(statistics["latency_us"][name]) == {"count", "p50", "p95", "p99", "p99.9"}
     if cached(service):
         assert statistics["hits"] == before + 3
@@ -466,7 +466,7 @@ async def test_the_statistics_have_every_field_operators_read(service: Service) 
 
 
 async def test_invalidation_is_by_job_by_client_or_all(service: Service, client: str) -> None:
-    await service.parts.cache.invalidate_all()
+    await service.services.cache.invalidate_all()
     job = await service.create(renderer="external", client_id=client)
     await service.until(job["id"], "storyboard_ready")
     await listed(service, client_id=client)

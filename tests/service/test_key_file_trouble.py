@@ -99,14 +99,14 @@ async def test_readyz_says_that_the_key_file_cannot_be_used(start: Start, tmp_pa
     async with keyed(start, file) as service:
         assert (await service.call("none", "GET", "/readyz")).status_code == 200
         whole = file.read_text()
-        assert service.service.parts.keys is not None
+        assert service.service.services.keys is not None
         for broken in (b"rubbish", b"", b"\xff"):
             file.write_bytes(broken)
-            await service.service.parts.keys.refresh()
+            await service.service.services.keys.refresh()
             response = await service.call("none", "GET", "/readyz")
             assert response.status_code == 503
             assert "API keys" in response.json()["detail"]
             assert (await service.call("own", "GET", "/api/v2/jobs")).status_code == 200
         file.write_text(whole)
-        await service.service.parts.keys.refresh()
+        await service.service.services.keys.refresh()
         assert (await service.call("none", "GET", "/readyz")).status_code == 200

@@ -66,8 +66,8 @@ def test_an_id_that_nobody_has_is_compared_like_any_other(monkeypatch: pytest.Mo
     key, token = make_key(Role.OPERATOR, None, DAY)
     _, strange = make_key(Role.OPERATOR, None, DAY)
     ring = Keyring([key])
-    for presented in (token, strange, "malformed", ""):
-        ring.identify(presented.encode())
+    for bearer_token in (token, strange, "malformed", ""):
+        ring.identify(bearer_token.encode())
     assert compared == [(32, 32)] * 4
 
 

@@ -24,7 +24,7 @@ KILLS = {"short": 12, "long": 50}
 PROCESSES = 3
 DRIVERS = 10
 POLLERS = 4
-LONGEST_LIFE = {"short": 1.0, "long": 2.0}
+LONGEST_LIFETIME = {"short": 1.0, "long": 2.0}
 """Seconds from its readiness to its death, at most; every third dies before it is ready."""
 LONGEST_START = 0.2
 """Seconds from its start to the death of one that dies before it is ready, at most."""
@@ -104,12 +104,12 @@ class Watch:
     counts: Counter[str] = field(default_factory=Counter)
     going_on: bool = True
 
-    def told(self, job: dict[str, Any], floor: int) -> None:
-        """A client has this answer; when it asked, `floor` was known."""
+    def told(self, job: dict[str, Any], min_version: int) -> None:
+        """A client has this answer; when it asked, `min_version` was known."""
         job_id, version = job["id"], job["version"]
-        if version < floor:
+        if version < min_version:
             # What `docs/promises.md` allows, and nothing else: a writer cut off from Redis.
-            assert self.cut_off(), f"job {job_id}: version {version} after {floor}"
+            assert self.cut_off(), f"job {job_id}: version {version} after {min_version}"
             self.counts["polls behind a writer cut off"] += 1
             return
         self.versions[job_id] = max(version, self.versions.get(job_id, 0))
@@ -122,7 +122,7 @@ class Watch:
 
     async def poll(self, job_id: int) -> dict[str, Any] | None:
         """Ask any process; None if it had no answer."""
-        floor = self.versions[job_id]
+        min_version = self.versions[job_id]
         try:
             reply = await ask_once(self.dice.choice(self.ports), "GET", f"/api/v2/jobs/{job_id}")
         except NoAnswer:
@@ -130,7 +130,7 @@ class Watch:
             return None
         assert reply.status == 200, reply.body
         job: dict[str, Any] = reply.json()
-        self.told(job, floor)
+        self.told(job, min_version)
         self.counts["polls"] += 1
         return job
 
@@ -199,7 +199,7 @@ class Watch:
 
 
 async def hold_up_writes(watch: Watch, url: str) -> None:
-    """Make Redis slow to take fences and offers, so that many a process dies between the two."""
+    """Make Redis slow to take fences and publishes, so that many a process dies between the two."""
     with redis.Redis.from_url(url) as raw:
         while watch.going_on:
             raw.execute_command("CLIENT", "PAUSE", "30", "WRITE")
@@ -207,14 +207,14 @@ async def hold_up_writes(watch: Watch, url: str) -> None:
 
 
 async def kill_again_and_again(
-    target: Target, kills: int, longest_life: float, dice: random.Random
+    target: Target, kills: int, longest_lifetime: float, dice: random.Random
 ) -> None:
     for number in range(kills):
         if number % 3 == 2:
             await asyncio.sleep(dice.uniform(0, LONGEST_START))  # in the middle of its start
         else:
             await target.ready()
-            await asyncio.sleep(dice.uniform(0, longest_life))
+            await asyncio.sleep(dice.uniform(0, longest_lifetime))
         await target.kill()
         target.start()
     await target.ready()
@@ -268,7 +268,7 @@ async def test_kills_lose_no_acknowledged_write_and_leave_no_job_stuck(
                 load.create_task(hold_up_writes(watch, server.url))
                 await asyncio.gather(
                     *(
-                        kill_again_and_again(process, share, LONGEST_LIFE[length], dice)
+                        kill_again_and_again(process, share, LONGEST_LIFETIME[length], dice)
                         for process, share in zip(processes, shares, strict=True)
                     )
                 )

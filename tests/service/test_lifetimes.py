@@ -23,7 +23,7 @@ JITTER = 0.1
 async def stored(service: Service, key: str) -> Entry | None:
     async with asyncio.timeout(10):
         while True:  # a writer's entry may be stored just after its answer has been sent
-            entry = await service.parts.cache.backend.get(key)
+            entry = await service.services.cache.backend.get(key)
             if entry is not None or service.settings.cache.backend == "null":
                 return entry
             await asyncio.sleep(0.01)
@@ -76,7 +76,7 @@ async def test_a_lifetime_of_zero_has_every_poll_ask_the_database(
                 assert "; hit" not in response.headers.get("cache-status", "")
             assert (await service.job(job["id"]))["progress"]["percent"] == percent
         for key in (progress_key(job["id"]), progress_key(999), storyboard_key(job["id"])):
-            assert await service.parts.cache.backend.get(key) is None
+            assert await service.services.cache.backend.get(key) is None
         statistics = (await service.stats())["statistics"]
         assert (statistics["ttl_seconds"], statistics["hits"]) == (0, 0)
 
@@ -93,7 +93,7 @@ async def test_without_grace_nothing_is_kept_past_its_lifetime(
 
 async def test_unless_set_they_are_what_the_first_version_promised(start: Start) -> None:
     async with start() as service:
-        lifetimes = service.parts.cache.lifetimes
+        lifetimes = service.services.cache.lifetimes
         assert (lifetimes.default, lifetimes.gone, lifetimes.grace) == (30, 5, 300)
         assert set(lifetimes.by_status.values()) == {3600}
         assert set(lifetimes.by_status) == {"completed", "failed", "cancelled", "storyboard"}

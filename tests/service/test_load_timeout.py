@@ -16,8 +16,8 @@ async def test_a_poll_whose_load_hangs_is_told_to_come_again(
     async with start(JOBCACHE_BACKEND=backend, JOBCACHE_LOAD_TIMEOUT="0.2") as service:
         job = await service.rendering()
         path = f"/api/v2/jobs/{job['id']}"
-        await service.parts.cache.invalidate(f"job:{job['id']}:progress")
-        store = service.parts.jobs._store
+        await service.services.cache.invalidate(f"job:{job['id']}:progress")
+        store = service.services.jobs._store
 
         async def hang(*_: object) -> None:
             await asyncio.Event().wait()

@@ -69,7 +69,7 @@ async def test_concurrent_polls_and_transitions_succeed(
     """More at once than the pooler has connections: it swaps them between all statements."""
     async with start(DATABASE_URL=pooled_url, **backend_environment) as service:
         await asyncio.gather(*(transitions(service, number) for number in range(12)))
-        assert service.parts.database.pooled
+        assert service.services.database.pooled
         assert (await service.http.get("/readyz")).status_code == 200
 
 
@@ -109,7 +109,7 @@ async def test_connections_that_are_killed_cost_no_request_that_could_be_repeate
                     " WHERE pid <> pg_backend_pid() AND datname = :name"
                 ),
                 "test",
-                name=service.parts.database._engine.url.database,
+                name=service.services.database._engine.url.database,
             )
             await asyncio.sleep(0.02)  # between kills, not instead of a condition
         stop.set()
@@ -163,7 +163,7 @@ async def test_nothing_that_is_prepared_stays_on_the_connections_of_the_pooler(
 ) -> None:
     async with start(DATABASE_URL=pooled_url, JOBCACHE_BACKEND="null") as service:
         await transitions(service, 1)
-        kept = await service.parts.database.read(
+        kept = await service.services.database.read(
             text("SELECT count(*) FROM pg_prepared_statements"), "test"
         )
         assert kept == [(0,)]
@@ -181,13 +181,13 @@ async def test_an_address_that_moves_to_a_pooler_is_noticed(
             JOBCACHE_BACKEND="null",
         ) as service:
             await transitions(service, 1)
-            assert not service.parts.database.pooled
+            assert not service.services.database.pooled
             address.unlink()
             address.symlink_to(pooler.socket_directory)
             small.stop()
             small.start()
             await asyncio.gather(*(transitions(service, number) for number in range(2, 10)))
-            assert service.parts.database.pooled
+            assert service.services.database.pooled
 
 
 def test_two_processes_share_the_pooler(

@@ -28,7 +28,7 @@ async def filmed(service: Service) -> str:
     await service.post(f"{job['id']}/approve")
     await service.post(f"{job['id']}/render", 202)
     url = f"/api/v2/jobs/{job['id']}/video"
-    await service.parts.jobs.complete(job["id"], url, worker=False)
+    await service.services.jobs.complete(job["id"], url, worker=False)
     (service.settings.videos / f"{job['id']}.mp4").write_bytes(FILM)
     return url
 
@@ -291,7 +291,7 @@ async def test_an_error_is_logged_with_one_traceback_which_is_the_servers(
     async def broken(*arguments: object) -> object:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(service.parts.database, "read", broken)
+    monkeypatch.setattr(service.services.database, "read", broken)
     assert (await service.http.get("/readyz")).status_code == 500
     ours = [record for record in caplog.records if record.name == "app"]
     assert [record.getMessage() for record in ours] == ["GET /readyz failed: RuntimeError"]

@@ -234,4 +234,4 @@ async def test_without_keys_addresses_are_counted(start: Start) -> None:
 
 async def test_there_is_no_limit_unless_one_is_set(start: Start) -> None:
     async with start() as service:
-        assert service.parts.rate is None
+        assert service.services.rate is None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.devservers import RedisServer
-from jobcache.resilience.guarded_backend import Guard
+from jobcache.resilience.guarded_backend import GuardedBackend
 from tests.pairs import DATABASES
 from tests.service.running import Service, Start
 
@@ -28,7 +28,7 @@ class Counted:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._backend, name)
-        if name not in {"get", "get_many", "lease", "fence", "offer", "purge", "ping"}:
+        if name not in {"get", "get_many", "lease", "fence", "publish", "purge", "ping"}:
             return found
 
         async def counted(*arguments: Any) -> Any:
@@ -38,9 +38,9 @@ class Counted:
         return counted
 
 
-def guard_of(service: Service) -> Guard:
-    guard = service.parts.cache.backend
-    assert isinstance(guard, Guard)
+def guard_of(service: Service) -> GuardedBackend:
+    guard = service.services.cache.backend
+    assert isinstance(guard, GuardedBackend)
     return guard
 
 
@@ -150,7 +150,7 @@ async def test_while_redis_hangs_many_pollers_are_answered_as_without_a_cache(st
 
 async def statements_of_polls(service: Service, clients: Clients) -> int:
     """How many it takes to answer some polls, a few of each job."""
-    loads = service.parts.database.purposes
+    loads = service.services.database.purposes
     before = loads["load"]
     for job_id in 3 * [*clients.known]:
         assert not await clients.poll(service, job_id)
@@ -167,7 +167,7 @@ async def test_writes_that_wait_for_redis_leave_polls_a_connection_to_the_databa
     ) as service:
         guard, fencing, answered = guard_of(service), 0, asyncio.Event()
 
-        async def fence(key: str, ticket: str) -> None:
+        async def fence(key: str, token: str) -> None:
             nonlocal fencing
             fencing += 1
             await answered.wait()

@@ -226,13 +226,13 @@ async def test_a_lost_lock_is_taken_again_and_entries_are_confirmed_first(
     start: Start, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     distrusted = asyncio.Event()
-    distrust = MemoryBackend.distrust
+    reset = MemoryBackend.reset
 
     def noted(memory: MemoryBackend) -> None:
-        distrust(memory)
+        reset(memory)
         distrusted.set()
 
-    monkeypatch.setattr(MemoryBackend, "distrust", noted)
+    monkeypatch.setattr(MemoryBackend, "reset", noted)
     async with start(DATABASE_URL=database_url, **MEMORY) as service:
         job = await service.rendering()
         for _ in range(3):
@@ -285,7 +285,7 @@ async def test_without_its_lock_a_process_writes_nothing(
         await observer.execute(f"SELECT pg_terminate_backend(pid) {ours} AND granted")
         await waiting
         async with asyncio.timeout(10):
-            while service.parts.registration._hold is not Hold.NONE:
+            while service.services.registration._hold is not Hold.NONE:
                 await asyncio.sleep(0.005)
         path = f"/api/v2/jobs/{job['id']}"
         response = await service.http.post(f"{path}/progress", json={"percent": 1})

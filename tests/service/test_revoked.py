@@ -18,7 +18,7 @@ from tests.service.test_disconnects import listening
 
 
 async def until_held(access: Keyed, waits: int, streams: int) -> None:
-    held = access.service.parts.held
+    held = access.service.services.held
     async with asyncio.timeout(20):
         while held.counts() != {"waits": waits, "streams": streams, "most": held.most}:
             await asyncio.sleep(0.01)
@@ -137,14 +137,14 @@ async def test_a_key_that_stays_is_the_same_caller_and_another_is_not() -> None:
 
 async def test_who_has_lost_its_key_is_not_held(start: Start, tmp_path: Path) -> None:
     async with keyed(start, tmp_path / "keys") as access:
-        parts = access.service.parts
-        assert parts.keys is not None
+        services = access.service.services
+        assert services.keys is not None
         token = access.callers["own"]["Authorization"].removeprefix("Bearer ").encode()
-        caller = parts.keys.ring.identify(token)
+        caller = services.keys.ring.identify(token)
         assert caller is not None
-        with parts.held.place("waits", caller.name, Place(caller)) as held:
+        with services.held.slot("waits", caller.name, Place(caller)) as held:
             assert held
         access.file.write_text(without(access, "own"))
-        await parts.keys.refresh()
-        with parts.held.place("waits", caller.name, Place(caller)) as held:
+        await services.keys.refresh()
+        with services.held.slot("waits", caller.name, Place(caller)) as held:
             assert not held

@@ -142,7 +142,7 @@ async def test_what_waits_for_its_turn_is_not_claimed_nor_queued_twice(rig: Rig)
     waiting = await rig.rendering()
     await rig.claimed_are(at_work)
     for _ in range(5):
-        for job in await rig.store.half_done(0, 10):
+        for job in await rig.store.find_unfinished(0, 10):
             rig.runner.seen(job)
     assert rig.runner._next == {}
     assert await rig.claimed() == [at_work]
@@ -251,7 +251,7 @@ async def test_a_stop_in_the_middle_of_a_claim_gives_it_up(
             await may_go_on.wait()
             return await claim(*arguments)
 
-        return await rig.database.shelter.run(sheltered())
+        return await rig.database.shielded.run(sheltered())
 
     monkeypatch.setattr(rig.store, "claim", slow)
     job = await rig.create()
@@ -261,9 +261,9 @@ async def test_a_stop_in_the_middle_of_a_claim_gives_it_up(
     await asyncio.sleep(0)
     may_go_on.set()
     await stopping
-    await rig.database.shelter.settle()
+    await rig.database.shielded.join()
     assert await rig.claimed() == []
-    assert [found.id for found in await rig.store.half_done(0, 10)] == [job.id]
+    assert [found.id for found in await rig.store.find_unfinished(0, 10)] == [job.id]
 
 
 async def test_a_job_cancelled_before_its_task_began_is_forgotten(rig: Rig) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from app import container as wiring
 from app import settings as service_settings
-from app.auth.middleware import Admission, presented
+from app.auth.middleware import Authenticator, bearer_token
 from app.devservers import RedisServer
 from tests.service.keyed import Keyed, bearer, keyed, write_keys
 from tests.service.process import serving
@@ -49,14 +49,15 @@ async def everything_said(access: Keyed, caplog: pytest.LogCaptureFixture) -> st
         for method, path in PATHS:
             answer = await access.call(caller, method, path, content=b"{")
             said += [answer.text, repr(answer.headers)]
-    parts = access.service.parts
-    ring = parts.keys.ring if parts.keys is not None else None
+    services = access.service.services
+    ring = services.keys.ring if services.keys is not None else None
     for headers in access.callers.values():
-        token = presented([(b"authorization", headers["Authorization"].encode())])
-        said.append(repr(Admission(parts.keys, None).identify(token)))
+        token = bearer_token([(b"authorization", headers["Authorization"].encode())])
+        said.append(repr(Authenticator(services.keys, None).identify(token)))
     settings = access.service.settings
     said += [repr(settings), str(settings), repr(settings.cache), str(await access.service.stats())]
-    said += [repr(part) for part in (parts, ring, *vars(parts).values(), parts.cache.backend)]
+    texts = (services, ring, *vars(services).values(), services.cache.backend)
+    said += [repr(part) for part in texts]
     said += [record.getMessage() + str(record.__dict__) for record in caplog.records]
     return "\n".join([*said, caplog.text])
 
@@ -70,8 +71,8 @@ async def test_no_key_is_ever_repeated(
         secrets = {h["Authorization"].removeprefix("Bearer ") for h in access.callers.values()}
         said = await everything_said(access, caplog)
         (tmp_path / "keys").write_text("\n".join(secrets))
-        assert access.service.parts.keys is not None
-        await access.service.parts.keys.refresh()
+        assert access.service.services.keys is not None
+        await access.service.services.keys.refresh()
         said += caplog.text
     assert "the keys stay as they were" in said
     assert '"status":401' in said
@@ -108,8 +109,8 @@ def test_a_password_of_the_database_is_in_no_repr(
     monkeypatch.setenv("DATABASE_URL", f"postgresql://u:{PASSWORD}@127.0.0.1:1/d")
     chosen = service_settings.load()
     assert PASSWORD in chosen.database_url
-    parts = wiring.build(chosen)
-    for thing in (chosen, parts, *vars(parts).values(), *vars(parts.database).values()):
+    services = wiring.build(chosen)
+    for thing in (chosen, services, *vars(services).values(), *vars(services.database).values()):
         assert PASSWORD not in repr(thing) + str(thing)
 
 

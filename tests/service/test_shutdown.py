@@ -111,7 +111,7 @@ async def ended(service: Service, job: dict[str, int]) -> list[bytes]:
 
     class Protocol(DrainingH11):
         def __init__(self, *arguments: object, app_state: object, **named: object) -> None:
-            state = {"drain": service.parts.held.drain}  # as of a lifespan, which runs already
+            state = {"drain": service.services.held.drain}  # as of a lifespan, which runs already
             super().__init__(*arguments, app_state=state, **named)  # type: ignore[arg-type]
 
     config = uvicorn.Config(app, host=HOST, port=0, lifespan="off", log_config=None, http=Protocol)
@@ -122,7 +122,7 @@ async def ended(service: Service, job: dict[str, int]) -> list[bytes]:
     port = server.servers[0].sockets[0].getsockname()[1]
     async with connected([port] * 2) as connections:
         await hold(connections, 1, job["id"], job["version"])
-        while service.parts.cache.waiting() != (2, 1):
+        while service.services.cache.waiting() != (2, 1):
             await asyncio.sleep(0.005)
         server.should_exit = True
         received = await asyncio.gather(*map(rest, connections))
@@ -134,8 +134,8 @@ async def test_while_it_drains_nobody_is_held_any_more(start: Start) -> None:
     async with start() as service, asyncio.timeout(60):
         job = await service.rendering()
         headers = {"If-None-Match": f'"{job["version"]}-0"', "Prefer": "wait=60"}
-        service.parts.held.drain()
-        service.parts.held.drain()  # each connection says so
+        service.services.held.drain()
+        service.services.held.drain()  # each connection says so
         answer = await service.http.get(f"/api/v2/jobs/{job['id']}", headers=headers)
         assert answer.status_code == 304
         assert "preference-applied" not in answer.headers
@@ -144,4 +144,4 @@ async def test_while_it_drains_nobody_is_held_any_more(start: Start) -> None:
 
 
 def test_the_protocol_is_one_that_drains() -> None:
-    assert protocol().__name__ == "HotWire"
+    assert protocol().__name__ == "FastPathProtocol"

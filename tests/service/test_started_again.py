@@ -46,7 +46,7 @@ async def _run(app: Application) -> None:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             assert (await http.get("/readyz")).status_code == 200
-            assert not app.state.parts.held.draining
+            assert not app.state.services.held.draining
             body = {"client_id": "acme", "prompt": "A cat sits."}
             made = await http.post("/api/v2/jobs", json=body)
             assert made.status_code == 202, made.text
@@ -111,7 +111,7 @@ def test_forked_from_one_application_each_process_has_a_name_of_its_own(tmp_path
 
     async def name() -> str:
         async with app.router.lifespan_context(app):
-            made: str = app.state.parts.runner._name
+            made: str = app.state.services.runner._name
             return made
 
     def tell(connection: Connection) -> None:

@@ -163,11 +163,11 @@ async def test_another_process_wakes_it_through_the_feed(
             await held(one, 1)
             while (await one.stats())["statistics"]["feed"]["state"] != "live":
                 await asyncio.sleep(0.01)
-            loads = one.parts.cache.statistics.database_loads
+            loads = one.services.cache.statistics.database_loads
             done = await other.post(f"{job['id']}/complete")
             answer = await waiting
             assert answer.json() == done
-            assert one.parts.cache.statistics.database_loads == loads
+            assert one.services.cache.statistics.database_loads == loads
 
 
 async def test_strangers_are_told_nothing_and_are_not_held(start: Start, tmp_path: Path) -> None:
@@ -196,10 +196,10 @@ async def test_beyond_the_limit_polls_are_answered_at_once(start: Start, tmp_pat
 
 async def test_one_caller_is_given_half_of_the_places(start: Start, tmp_path: Path) -> None:
     async with keyed(start, tmp_path / "keys", JOBCACHE_HELD="2") as access:
-        held = access.service.parts.held
-        with held.place("waits", "acme") as first, held.place("streams", "acme") as second:
+        held = access.service.services.held
+        with held.slot("waits", "acme") as first, held.slot("streams", "acme") as second:
             assert (first, second) == (True, False)
-            with held.place("waits", "umbrella") as other:
+            with held.slot("waits", "umbrella") as other:
                 assert other
         assert held.counts() == {"waits": 0, "streams": 0, "most": 2}
 
@@ -213,15 +213,19 @@ async def test_a_client_that_leaves_frees_its_place_at_once(start: Start) -> Non
                 client.ask("GET", path, If_None_Match=tag, Prefer="wait=55")
             for client in clients[10:]:
                 client.ask("GET", f"{path}/events")
-            while service.parts.held.counts() != {"waits": 10, "streams": 10, "most": 10_000}:
+            while service.services.held.counts() != {"waits": 10, "streams": 10, "most": 10_000}:
                 await asyncio.sleep(0.005)
-            while service.parts.cache.waiting() != (20, 1):
+            while service.services.cache.waiting() != (20, 1):
                 await asyncio.sleep(0.005)
             for client in clients:
                 client.abandon()
-            while service.parts.cache.waiting() != (0, 0):
+            while service.services.cache.waiting() != (0, 0):
                 await asyncio.sleep(0.005)
-        assert service.parts.held.counts()["waits"] == service.parts.held.counts()["streams"] == 0
+        assert (
+            service.services.held.counts()["waits"]
+            == service.services.held.counts()["streams"]
+            == 0
+        )
 
 
 async def test_while_the_database_is_away_it_is_held_all_the_same(
@@ -235,8 +239,8 @@ async def test_while_the_database_is_away_it_is_held_all_the_same(
 
         waiting = asyncio.create_task(poll(service, job["id"], f'"{job["version"]}-0"', "wait=1"))
         await held(service, 1)
-        monkeypatch.setattr(service.parts.jobs._store, "load", away)
-        await service.parts.cache.invalidate_all()
+        monkeypatch.setattr(service.services.jobs._store, "load", away)
+        await service.services.cache.invalidate_all()
         answer = await waiting
         assert answer.status_code == 304, "it knows of nothing newer"
 

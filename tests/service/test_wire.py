@@ -17,7 +17,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from app.http.body_limits import HEAD_BYTES
-from app.http.fast_path_protocol import HotWire
+from app.http.fast_path_protocol import FastPathProtocol
 from app.http.serving import POLLS
 from tests.service.wires import END, Stream, Wire, answer, get, job_of
 
@@ -187,7 +187,7 @@ async def test_what_goes_wrong_with_a_hit_is_answered_by_the_application(
     def stopped() -> int:
         raise RuntimeError("no clock")
 
-    monkeypatch.setattr(wire.service.parts.cache, "_clock_ms", stopped)
+    monkeypatch.setattr(wire.service.services.cache, "_clock_ms", stopped)
     assert b" 500 " in await wire.say(get(path) + END, short=True)
 
 
@@ -208,7 +208,7 @@ async def test_a_large_body_does_not_count_to_the_head_after_it(wire: Wire) -> N
 
 async def test_what_is_refused_is_counted_once(wire: Wire) -> None:
     """Here a hit, that nothing is made of, is not asked for a second time on the longer way."""
-    statistics = wire.service.parts.cache.statistics
+    statistics = wire.service.services.cache.statistics
     missing = get("/api/v2/jobs/999") + END
     await wire.say(missing, short=True)
     before = statistics.hits
@@ -284,7 +284,7 @@ async def test_the_application_runs_in_the_context_of_its_request_and_not_of_the
     config = uvicorn.Config(application, lifespan="off", log_config=None, access_log=False)
     config.load()
     poll = Elsewhere()
-    protocol = HotWire(config, ServerState(), {POLLS: poll})
+    protocol = FastPathProtocol(config, ServerState(), {POLLS: poll})
     protocol.connection_made(Nowhere())
     copy_context().run(within, "request", lambda: protocol.data_received(get("/api/v2/jobs/1")))
     assert poll.then is not None
@@ -332,7 +332,7 @@ def pause(url: str, milliseconds: int) -> None:
         client.client_pause(milliseconds)
 
 
-async def asking(wire: Wire) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, HotWire]:
+async def asking(wire: Wire) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, FastPathProtocol]:
     """A connection whose poll is under way: the store's answer is held."""
     path, _ = await job_of(wire)
     reader, writer = await wire.connect(short=True)
@@ -395,7 +395,7 @@ async def test_what_the_store_does_not_hold_is_a_miss_once(wire: Wire, redis_url
     path, _ = await job_of(wire)
     with redis.Redis.from_url(redis_url) as client:
         client.flushall()
-    statistics = wire.service.parts.cache.statistics
+    statistics = wire.service.services.cache.statistics
     before = statistics.hits, statistics.misses
     said = await wire.say(get(path) + END, short=True)
     assert said.startswith(b"HTTP/1.1 200")
@@ -409,8 +409,8 @@ async def test_a_store_that_is_silent_is_passed_by(
     wire: Wire, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, _ = await job_of(wire)
-    monkeypatch.setattr(wire.service.parts.cache.backend, "_deadline", 0.1)
-    statistics = wire.service.parts.cache.statistics
+    monkeypatch.setattr(wire.service.services.cache.backend, "_deadline", 0.1)
+    statistics = wire.service.services.cache.statistics
     before = statistics.bypasses
     pause(redis_url, 1000)
     for number in (1, 2):

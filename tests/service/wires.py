@@ -14,10 +14,10 @@ import redis
 import uvicorn
 from uvicorn.server import ServerState
 
-from app.http.fast_path_protocol import HotWire
+from app.http.fast_path_protocol import FastPathProtocol
 from app.http.serving import POLLS
 from app.jobs.conditional_get import Reply
-from app.jobs.poll_fast_path import HotPolls, Poll
+from app.jobs.poll_fast_path import Poll, PollFastPath
 from tests.service.running import Service, Start
 
 END = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -51,7 +51,7 @@ class Counted:
 class CountedPolls:
     """An application's plain polls, each of them counted."""
 
-    def __init__(self, polls: HotPolls, wire: Wire) -> None:
+    def __init__(self, polls: PollFastPath, wire: Wire) -> None:
         self._polls = polls
         self._wire = wire
         self.lines = polls.lines
@@ -77,12 +77,12 @@ class Wire:
     short: int = 0
     held: list[Callable[[], object]] | None = None
     servers: dict[bool, asyncio.Server] = field(default_factory=dict)
-    protocols: list[HotWire] = field(default_factory=list)
+    protocols: list[FastPathProtocol] = field(default_factory=list)
 
-    def polls(self) -> HotPolls:
+    def polls(self) -> PollFastPath:
         """The application's."""
         transport: Any = self.service.http._transport
-        hot: HotPolls = transport.app.hot
+        hot: PollFastPath = transport.app.hot
         return hot
 
     async def serve(self, *, short: bool, logged: bool = False, **options: Any) -> None:
@@ -96,8 +96,8 @@ class Wire:
 
         polls = CountedPolls(app.hot, self)
 
-        def made() -> HotWire:
-            protocol = HotWire(config, state, {POLLS: polls} if short else {})
+        def made() -> FastPathProtocol:
+            protocol = FastPathProtocol(config, state, {POLLS: polls} if short else {})
             protocol.access_log = logged  # or else whether anybody listens decides: pytest does
             self.protocols.append(protocol)
             return protocol
@@ -143,9 +143,9 @@ async def wire(
         for short in (True, False):
             await wire.serve(short=short)
         if wire.elsewhere:  # on a busy machine Redis may take longer than a poll would wait for it
-            monkeypatch.setattr(service.parts.cache.backend, "_deadline", 60.0)
-        now_ms = service.parts.cache._clock_ms()
-        monkeypatch.setattr(service.parts.cache, "_clock_ms", lambda: now_ms)
+            monkeypatch.setattr(service.services.cache.backend, "_deadline", 60.0)
+        now_ms = service.services.cache._clock_ms()
+        monkeypatch.setattr(service.services.cache, "_clock_ms", lambda: now_ms)
         yield wire
         for server in wire.servers.values():
             server.close()

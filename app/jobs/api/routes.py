@@ -23,7 +23,7 @@ from app.auth.callers import Role
 from app.auth.middleware import caller_of, unauthorized
 from app.auth.rules import forbidden, only
 from app.http import openapi
-from app.http.deferred_response import Later
+from app.http.deferred_response import DeferredResponse
 from app.http.problems import problem
 from app.http.routing import name_of
 from app.jobs.api.prefer import LONGEST, wait_asked
@@ -41,7 +41,7 @@ from app.jobs.api.schemas import (
 from app.jobs.conditional_get import conditions, etag, holds, may_wait, respond
 from app.jobs.documents import job_document, with_prefix
 from app.jobs.events import HEADERS, is_terminal, seen_version
-from app.jobs.held_requests import ClientGone, Place, Revoked, unless_gone
+from app.jobs.held_requests import ClientGone, Place, Revoked, cancel_on_disconnect
 from app.jobs.poll_fast_path import raise_failed
 from app.jobs.service import IllegalMove, JobNotFound
 from app.jobs.states import Status
@@ -58,10 +58,10 @@ if TYPE_CHECKING:
     from app.auth.callers import Caller
     from app.jobs.conditional_get import Headers, Reply
     from app.jobs.events import JobEvents
-    from app.jobs.held_requests import Held
+    from app.jobs.held_requests import HeldRequests
     from app.jobs.service import JobService
     from app.jobs.storage import Job
-    from jobcache import Answer
+    from jobcache import ReadResult
 
 
 _ONE_NUMBER = r"[1-9][0-9]{0,18}"
@@ -120,7 +120,7 @@ def router(
         body: CreateJob, request: Request, idempotency_key: IdempotencyKey = None
     ) -> Response:
         """Ask for a video. The same `Idempotency-Key` again finds the job it made before."""
-        if not caller_of(request).sees(body.client_id):
+        if not caller_of(request).can_view(body.client_id):
             raise forbidden(f"This needs a key of client {body.client_id}, or an operator's.")
         digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
         new = NewJob(
@@ -179,7 +179,9 @@ def router(
     ) -> Response:
         """The storyboard, once there is one."""
         held = _joined(if_none_match)
-        answer = await service.storyboard(job_id, caller_of(request), floor=conditions(held).floor)
+        answer = await service.storyboard(
+            job_id, caller_of(request), min_version=conditions(held).min_version
+        )
         return _sent(respond(answer, held, _joined(accept_encoding)))
 
     @routes.get(
@@ -221,13 +223,13 @@ def _add_polls(
         """
         raise_failed(request)
         caller, has = caller_of(request), _joined(if_none_match)
-        answer = await service.poll(job_id, caller, floor=conditions(has).floor)
+        answer = await service.poll(job_id, caller, min_version=conditions(has).min_version)
         accepted = _joined(accept_encoding)
         seconds = wait_asked(_joined(prefer), longest_wait)
         if seconds is None or not may_wait(answer, has):
             return _sent(respond(answer, has, accepted, root_path=_root(request)))
         waiting = _Wait(service, events.held, job_id, caller, seconds, _root(request))
-        return Later(partial(waiting.answer, answer, has, accepted))
+        return DeferredResponse(partial(waiting.answer, answer, has, accepted))
 
     @routes.get("/{job_id}/events", response_class=Response, responses=openapi.EVENTS)
     async def stream(
@@ -240,7 +242,7 @@ def _add_polls(
         end before the job does: come again with `Last-Event-ID`, as browsers do by themselves.
         """
         caller, seen = caller_of(request), seen_version(last_event_id)
-        answer = await service.poll(job_id, caller, floor=seen)
+        answer = await service.poll(job_id, caller, min_version=seen)
         if answer.entry.version < seen:
             seen = 0  # no id of this job's
         if seen == answer.entry.version and is_terminal(answer):
@@ -250,7 +252,7 @@ def _add_polls(
             del head.headers["Content-Length"]  # a stream has none
             return head
         pieces = events.of(job_id, caller, answer, seen, root_path=_root(request))
-        return Later(partial(events.send, pieces, caller.name, caller=caller))
+        return DeferredResponse(partial(events.send, pieces, caller.name, caller=caller))
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,15 +260,15 @@ class _Wait:
     """A poll that may be held."""
 
     service: JobService
-    held: Held
+    held: HeldRequests
     job_id: int
     caller: Caller
     seconds: int
     root_path: str
 
-    async def answer(  # noqa: PLR0917 - the last three are given by `Laters`
+    async def answer(  # noqa: PLR0917 - the last three are given by `DeferredResponseMiddleware`
         self,
-        answer: Answer,
+        answer: ReadResult,
         has: str | None,
         accepted: str | None,
         path: str,
@@ -274,12 +276,12 @@ class _Wait:
         send: Send,
     ) -> None:
         applied: Headers = []
-        place = Place(self.caller)
-        with self.held.place("waits", self.caller.name, place) as has_place:
+        slot = Place(self.caller)
+        with self.held.slot("waits", self.caller.name, slot) as has_place:
             if has_place:
                 applied = [(b"preference-applied", b"wait=%d" % self.seconds)]
                 try:
-                    answer = await self._newer(answer, receive, place)
+                    answer = await self._newer(answer, receive, slot)
                 except Revoked:
                     await unauthorized(path, token=b"")({"type": "http"}, receive, send)
                     return
@@ -287,13 +289,13 @@ class _Wait:
         response.raw_headers += applied
         await response({"type": "http"}, receive, send)
 
-    async def _newer(self, answer: Answer, receive: Receive, place: Place) -> Answer:
+    async def _newer(self, answer: ReadResult, receive: Receive, slot: Place) -> ReadResult:
         version = answer.entry.version
-        waiting = self.service.wait_newer(self.job_id, self.caller, version, self.seconds)
+        waiting = self.service.wait_for_newer(self.job_id, self.caller, version, self.seconds)
         try:
-            newer = await unless_gone(receive, waiting, place)
+            newer = await cancel_on_disconnect(receive, waiting, slot)
             if newer is None:  # as to whoever polls now
-                newer = await self.service.poll(self.job_id, self.caller, floor=version)
+                newer = await self.service.poll(self.job_id, self.caller, min_version=version)
         except (ClientGone, SourceUnavailable, JobNotFound):
             return answer  # to nobody; or it is what was true when this was asked
         return newer

@@ -7,17 +7,17 @@ What travels together is decided in `server`, and which server a key belongs to 
 in a cluster. A slot that has moved, or is on its way, is no failure: whoever has it is asked. A
 lost reply may be followed by a second try, for every operation can be repeated.
 
-Every cell bears the stamp of the server that it was written on, made of its `run_id` and its
-replication id. A server that was restarted from an old dump, or a replica that was promoted, has
-another stamp than the cells that it brings along, and they count as empty:
+Every cell bears the incarnation id of the server that it was written on, made of its `run_id` and
+its replication id. A server that was restarted from an old dump, or a replica that was promoted,
+has another incarnation id than the cells that it brings along, and they count as empty:
 
-    W commits v2, offers it; Redis dies, and comes back with a dump that holds v1
-    every connection has died with it; each new one learns the stamp before it is used
+    W commits v2, publishes it; Redis dies, and comes back with a dump that holds v1
+    every connection has died with it; each new one learns the incarnation id before it is used
 
 So a cell that a slot's move has carried to another node counts as empty there, too.
 
-The stamp also tells the namespace: a prefix adds its hash. Keys alone cannot, for `app2:job:1` may
-be a key of the prefix `app2:`, or one of `app` itself.
+The incarnation id also tells the namespace: a prefix adds its hash. Keys alone cannot, for
+`app2:job:1` may be a key of the prefix `app2:`, or one of `app` itself.
 
 Rejected: to remember the `run_id` and empty the namespace when it has changed. That takes as long
 as there are keys, takes the other processes' fences along, and a process that was started together
@@ -60,7 +60,7 @@ from jobcache.backends.redis.refused_commands import (
     named,
 )
 from jobcache.backends.redis.server import Call, Cells, Server, Told
-from jobcache.backends.redis.tracking.connection import Place
+from jobcache.backends.redis.tracking.connection import Endpoint
 from jobcache.backends.redis.tracking.feed import TrackingFeed
 from jobcache.backends.redis.url import read_url
 from jobcache.errors import (
@@ -71,7 +71,7 @@ from jobcache.errors import (
     UnreadableCell,
     redacted,
 )
-from jobcache.protocol.backend import Entry, Offered, Standing
+from jobcache.protocol.backend import Entry, LeaseResult, PublishResult
 from jobcache.protocol.codec import Decoder, Fence
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jobcache")
 
 _WITHDRAWN = -1
-_NO_STAMP = "none"
+_NO_INCARNATION = "none"
 _REFERRALS = 4
 _EVICTED_TOGETHER = 100  # keys to a script
 _BETWEEN_REPORTS = 5.0  # seconds
@@ -135,8 +135,8 @@ class RedisBackend:
         socket_limit: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        where = read_url(url)
-        if where.kind == "cluster" and "{" in prefix:
+        location = read_url(url)
+        if location.kind == "cluster" and "{" in prefix:
             raise ValueError("a prefix with a hash tag would put all keys on one server")
         self._prefix = prefix
         # Without a prefix, cells are as they have always been.
@@ -150,14 +150,14 @@ class RedisBackend:
         self._lease_ms = round(lease * 1000)
         self._fence_ms = round(fence * 1000)
         self._warned = False
-        self._asks_sentinels = where.kind == "sentinel"
+        self._asks_sentinels = location.kind == "sentinel"
         scripts = {name: _lua(name) for name in _SCRIPTS}
         self._topology = topology_of(
-            where,
+            location,
             serve=partial(
                 Server,
                 scripts=scripts,
-                learn=self._learn_life,
+                learn=self._learn_incarnation,
                 proof=self._proof,
                 check=self._check,
                 clock=clock,
@@ -178,7 +178,7 @@ class RedisBackend:
         if not keys:
             return {}
         names = [self._prefix + key for key in keys]
-        if self._topology.spread:
+        if self._topology.is_sharded:
             return await self._gather(keys, names)
         server = self._topology.servers()[0]
         with _translated():
@@ -188,8 +188,8 @@ class RedisBackend:
     def ask_many(
         self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | CacheError], object]
     ) -> bool:
-        """See `AskMany`."""
-        if self._topology.spread:
+        """See `SupportsCallbackGetMany`."""
+        if self._topology.is_sharded:
             return False
         names = [self._prefix + key for key in keys]
         server = self._topology.servers()[0]
@@ -200,11 +200,11 @@ class RedisBackend:
             elif isinstance(cells, RedisConnectionError):
                 again = asyncio.create_task(self.get_many(keys))
                 self._asking_again.add(again)
-                again.add_done_callback(told_again)
+                again.add_done_callback(reported_again)
             else:
                 then(_as_ours(cells))
 
-        def told_again(again: asyncio.Task[dict[str, Entry]]) -> None:
+        def reported_again(again: asyncio.Task[dict[str, Entry]]) -> None:
             # A callback, and no part of the task: one cancelled before its first step runs none.
             self._asking_again.discard(again)
             error = asyncio.CancelledError() if again.cancelled() else again.exception()
@@ -214,13 +214,13 @@ class RedisBackend:
 
     def _entries(self, keys: Sequence[str], names: Sequence[str], told: Cells) -> dict[str, Entry]:
         """What is readable of what the one server has."""
-        cells, stamp = told
+        cells, incarnation_id = told
         decode, found = self._cells.decode, {}
         for key, name, cell in zip(keys, names, cells, strict=True):
             if cell is None:
                 continue
             try:
-                entry = decode(name, cell, stamp)
+                entry = decode(name, cell, incarnation_id)
             except UnreadableCell:
                 continue
             if isinstance(entry, Entry):
@@ -246,15 +246,15 @@ class RedisBackend:
                 found[key] = entry
         return found
 
-    async def lease(self, key: str, ticket: str) -> Entry | Standing:
+    async def lease(self, key: str, token: str) -> Entry | LeaseResult:
         """See `CacheBackend`."""
-        reply, stamp, server = await self._run("lease", key, ticket, self._lease_ms)
+        reply, incarnation_id, server = await self._run("lease", key, token, self._lease_ms)
         if reply is None:
-            return Standing.NOTHING
-        found = self._cells.decode(self._prefix + key, reply, stamp)
+            return LeaseResult.ACQUIRED
+        found = self._cells.decode(self._prefix + key, reply, incarnation_id)
         if isinstance(found, Entry):
-            return found if server.listed else _unheard_of(found)
-        return Standing.FENCE if isinstance(found, Fence) else Standing.LEASE
+            return found if server.tracked else _unheard_of(found)
+        return LeaseResult.FENCED if isinstance(found, Fence) else LeaseResult.HELD
 
     def set_body_check(self, check: Callable[[str, bytes], object]) -> None:
         """See `SupportsBodyCheck`."""
@@ -264,31 +264,31 @@ class RedisBackend:
         """See `SupportsLeaseTime`."""
         self._lease_ms = max(self._lease_ms, round(seconds * 1000))
 
-    async def fence(self, key: str, ticket: str) -> None:
+    async def fence(self, key: str, token: str) -> None:
         """See `CacheBackend`."""
-        await self._run("fence", key, ticket, self._fence_ms)
+        await self._run("fence", key, token, self._fence_ms)
 
-    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
         """See `CacheBackend`."""
         if entry is None:
-            word, *_ = await self._run("offer", key, ticket, _WITHDRAWN, 0, b"")
+            word, *_ = await self._run("publish", key, token, _WITHDRAWN, 0, b"")
         else:
-            word, *_ = await self._run("offer", key, ticket, entry.version, entry.keep_ms, entry)
-        return Offered(word.decode())
+            word, *_ = await self._run("publish", key, token, entry.version, entry.keep_ms, entry)
+        return PublishResult(word.decode())
 
     async def purge(self, keys: Sequence[str]) -> int:
         """See `CacheBackend`."""
         return await self._drop([self._prefix + key for key in keys], "purge")
 
     async def purge_all(self) -> int:
-        """See `PurgeAll`. Of keys that others keep in the same database, none is touched.
+        """See `SupportsPurgeAll`. Of keys that others keep in the same database, none is touched.
 
         Every step has the limits of its connection, and the log says every few seconds how far it
         has come.
         """
         pattern = f"{_literal(self._prefix)}*"
         with _translated():
-            await self._topology.look()
+            await self._topology.refresh()
         sweep = _Sweep(self._prefix, self._clock)
         for server in self._topology.servers():
             await self._sweep(server, pattern, sweep)
@@ -306,7 +306,7 @@ class RedisBackend:
 
     async def _evict(self, names: Sequence[bytes]) -> int:
         """Empty the cells among these keys that are of this namespace."""
-        most = 1 if self._topology.spread else _EVICTED_TOGETHER
+        most = 1 if self._topology.is_sharded else _EVICTED_TOGETHER
         starts = range(0, len(names), most)
         calls = [
             Call("evict", names[start], (), tuple(names[start + 1 : start + most]))
@@ -322,9 +322,9 @@ class RedisBackend:
         return sum(dropped for dropped, *_ in told)
 
     async def ping(self) -> None:
-        """See `Ping`: of every server that keys belong to."""
+        """See `SupportsPing`: of every server that keys belong to."""
         with _translated():
-            await self._topology.look()
+            await self._topology.refresh()
             pings = (
                 server.ping(self._key_on(server, "ping")) for server in self._topology.servers()
             )
@@ -333,7 +333,7 @@ class RedisBackend:
                     raise error
 
     def identify(self, source_id: str) -> None:
-        """See `Identifies`."""
+        """See `SupportsNamespaceOwner`."""
         self._source.source_id = source_id
 
     @property
@@ -341,33 +341,33 @@ class RedisBackend:
         """Changes whenever `primaries` does."""
         return self._topology.generation
 
-    async def primaries(self) -> Sequence[Place]:
+    async def primaries(self) -> Sequence[Endpoint]:
         """Every server that cells are written on now.
 
         Raises:
             CacheUnavailable: nobody can tell.
         """
         with _translated():
-            await self._topology.look()
+            await self._topology.refresh()
         return [
-            Place(
+            Endpoint(
                 self._topology.name_of(server),
                 server.connection,
-                partial(self._beat_key, server),
-                partial(_beat, server),
+                partial(self._heartbeat_key, server),
+                partial(_heartbeat, server),
                 server.doubt,
             )
             for server in self._topology.servers()
         ]
 
-    def _beat_key(self, server: Server, word: str) -> str:
+    def _heartbeat_key(self, server: Server, word: str) -> str:
         return self._key_on(server, f"beat:{word}")
 
     def _key_on(self, server: Server, word: str) -> str:
         return f"{self._prefix}jobcache:{word}{self._topology.tag_of(server)}"
 
     def feed(self) -> TrackingFeed:
-        """See `Announces`."""
+        """See `SupportsChangeFeed`."""
         return self._feed
 
     async def aclose(self) -> None:
@@ -379,17 +379,17 @@ class RedisBackend:
     # --- cells ---
 
     def _entry(self, name: str, told: Told) -> Entry | None:
-        cell, stamp, server = told
-        found = None if cell is None else self._cells.decode(name, cell, stamp)
+        cell, incarnation_id, server = told
+        found = None if cell is None else self._cells.decode(name, cell, incarnation_id)
         if isinstance(found, Entry):
-            return found if server.listed else _unheard_of(found)
+            return found if server.tracked else _unheard_of(found)
         if found is None and cell is not None:
             self._strange(server)
         return None
 
     def _strange(self, server: Server) -> None:
         """A cell is of another life of the server: maybe ours has ended."""
-        server.wonder(self._key_on(server, "ping"))
+        server.verify_identity(self._key_on(server, "ping"))
 
     async def _run(self, script: str, key: str, *arguments: str | int | bytes | Entry) -> Told:
         name = self._prefix + key
@@ -401,7 +401,7 @@ class RedisBackend:
         try:
             server = self._topology.owner(name)
             if server is None:
-                await self._topology.look()
+                await self._topology.refresh()
                 server = self._topology.owner(name)
             for _ in range(_REFERRALS):
                 if server is None:
@@ -420,27 +420,29 @@ class RedisBackend:
 
     # --- the server's life ---
 
-    async def _learn_life(self, connection: AbstractConnection) -> str:
-        """The stamp of the server that a new connection leads to.
+    async def _learn_incarnation(self, connection: AbstractConnection) -> str:
+        """The incarnation id of the server that a new connection leads to.
 
         Raises:
             NamespaceConflict: the prefix is another source's there.
             RedisError: as redis-py does.
         """
         try:
-            life = await _life_on(connection, master=self._asks_sentinels)
+            incarnation = await _incarnation_on(connection, master=self._asks_sentinels)
         except ResponseError as error:
-            await self._without_life(connection, error)
-            life = _NO_STAMP
+            await self._without_incarnation(connection, error)
+            incarnation = _NO_INCARNATION
         if self._source.source_id:
             await self._source.claim(connection, self._topology.connect)
-        return life + self._namespace
+        return incarnation + self._namespace
 
-    async def _without_life(self, connection: AbstractConnection, error: ResponseError) -> None:
+    async def _without_incarnation(
+        self, connection: AbstractConnection, error: ResponseError
+    ) -> None:
         """Go on without INFO, with one warning, but not behind a proxy.
 
-        Behind one a server can be replaced while the connection stays. That neither the stamp nor
-        a lost connection would tell.
+        Behind one a server can be replaced while the connection stays. That neither the incarnation
+        id nor a lost connection would tell.
         """
         if is_unknown(error) and await _has_no_scripts(connection):
             raise CommandRefused(
@@ -461,7 +463,7 @@ class RedisBackend:
         Deleting a key that is not there changes nothing, and only a primary does it.
         """
         commands: list[Command] = []
-        if not self._topology.spread:
+        if not self._topology.is_sharded:
             commands.append(("DEL", self._key_on(server, "absent")))
         if self._source.source_id and self._topology.owner(self._source.key) is server:
             commands.append(("GET", self._source.key))
@@ -473,7 +475,7 @@ class RedisBackend:
         """See `Server`."""
         for (word, *_), reply in zip(proof, replies, strict=False):
             if isinstance(reply, AskError):
-                if not self._topology.spread:
+                if not self._topology.is_sharded:
                     return cluster_node(reply)
             elif isinstance(reply, Exception):
                 return named(str(word), reply)
@@ -482,7 +484,7 @@ class RedisBackend:
                     if not self._source.owns(reply):
                         self._strange(server)  # evicted, or flushed: to be claimed anew
                 except NamespaceConflict as error:
-                    server.forget()
+                    server.invalidate()
                     return error
         return None
 
@@ -492,12 +494,12 @@ def _unheard_of(entry: Entry) -> Entry:
     return entry.past_its_freshness()
 
 
-async def _beat(server: Server, reads: str, scripted: str) -> None:
+async def _heartbeat(server: Server, reads: str, scripted: str) -> None:
     with _translated():
-        await server.beat(reads, scripted)
+        await server.heartbeat(reads, scripted)
 
 
-_SCRIPTS = ("lease", "fence", "offer", "purge", "evict")
+_SCRIPTS = ("lease", "fence", "publish", "purge", "evict")
 
 
 def _lua(name: str) -> str:
@@ -523,7 +525,7 @@ def _as_ours(error: BaseException) -> CacheError:
     return CacheUnavailable(f"{type(error).__name__}: {error}")
 
 
-async def _life_on(connection: AbstractConnection, *, master: bool) -> str:
+async def _incarnation_on(connection: AbstractConnection, *, master: bool) -> str:
     """What tells the life of the server at the other end from any other's.
 
     Of both ids, as much as makes chance hopeless. The replication id changes whenever a replica is

@@ -14,7 +14,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from jobcache.backends.redis.topology.cluster import Cluster
 from jobcache.backends.redis.topology.sentinel import Sentinels
-from jobcache.backends.redis.topology.single import Lone
+from jobcache.backends.redis.topology.single import SingleServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from jobcache.backends.redis.server import Server
     from jobcache.backends.redis.topology.single import Topology
-    from jobcache.backends.redis.url import Where
+    from jobcache.backends.redis.url import RedisURL
 
 
 def topology_of(
-    where: Where,
+    location: RedisURL,
     *,
     serve: Callable[..., Server],
     connections: int,
@@ -37,8 +37,8 @@ def topology_of(
     """Who knows which server a key belongs to. Nothing is connected yet.
 
     Args:
-        where: what the URL says. Its options win over those given here.
-        serve: makes a server of a pool; takes `spread`.
+        location: what the URL says. Its options win over those given here.
+        serve: makes a server of a pool; takes `is_sharded`.
         connections: the most to each server.
         pool_wait: seconds to wait for a free one.
         socket_limit: seconds to connect, and to wait for a reply.
@@ -56,7 +56,7 @@ def topology_of(
         "driver_info": None,
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
-    options = {**common, **where.options}
+    options = {**common, **location.options}
     kind: type[AbstractConnection] = options.pop("connection_class", Connection)
     most = options.pop("max_connections", connections)
     patience = options.pop("timeout", pool_wait)
@@ -70,27 +70,27 @@ def topology_of(
         timeout=patience,
         **options,
     )
-    if where.kind == "cluster":
+    if location.kind == "cluster":
         return Cluster(
-            where.hosts,
-            serve=lambda at: serve(pool(**at._asdict()), spread=True),
+            location.hosts,
+            serve=lambda at: serve(pool(**at._asdict()), is_sharded=True),
             connect=lambda at: kind(**options, **at._asdict()),
         )
-    if where.kind == "sentinel":
+    if location.kind == "sentinel":
         secrets = {name: value for name, value in options.items() if name.startswith("ssl_")}
-        own = {**common, **secrets, **where.sentinel_options}
+        own = {**common, **secrets, **location.sentinel_options}
         clients = [
-            Redis.from_pool(ConnectionPool(kind, **own, **at._asdict())) for at in where.hosts
+            Redis.from_pool(ConnectionPool(kind, **own, **at._asdict())) for at in location.hosts
         ]
-        sentinels = Sentinels(clients, where.service)
+        sentinels = Sentinels(clients, location.service)
         # (redis-py has not typed this class.)
         to_master = SentinelConnectionPool(  # type: ignore[no-untyped-call]
-            where.service,
+            location.service,
             sentinels,
             ssl=kind is SSLConnection,
             max_connections=most,  # for which callers wait in line, in `Server`
             **options,
         )
-        return Lone(serve(to_master), where.service, sentinels)
+        return SingleServer(serve(to_master), location.service, sentinels)
     server = serve(pool())
-    return Lone(server, server.name)
+    return SingleServer(server, server.name)

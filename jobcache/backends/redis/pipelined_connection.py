@@ -24,7 +24,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from jobcache._concurrency.batching import settle
+from jobcache._concurrency.batching import resolve_future
 
 try:
     from hiredis import PushNotification, pack_command
@@ -45,7 +45,7 @@ _GRACE = 0.05
 """Seconds for an answer that may have come while the loop was busy, but has not been read yet."""
 
 
-class NoLane(RedisConnectionError):  # noqa: N818 - says what is the matter
+class NotPipelinable(RedisConnectionError):  # noqa: N818 - says what is the matter
     """The connection has another parser than hiredis', or another encoding, and can be no lane."""
 
 
@@ -61,13 +61,13 @@ class _Asked:
         self.replies: list[Any] = []
 
 
-class Lane(asyncio.Protocol):
+class PipelinedConnection(asyncio.Protocol):
     """A lane on a connection that redis-py has made, and that nobody else uses.
 
     Args:
         connection: connected; nothing is under way on it.
         limit: seconds to wait for an answer; infinite, if somebody else keeps watch.
-        overhears: is told what the server says of its own accord, and at last why this was closed.
+        on_push: is told what the server says of its own accord, and at last why this was closed.
             It must not raise.
 
     Raises:
@@ -78,14 +78,14 @@ class Lane(asyncio.Protocol):
         self,
         connection: AbstractConnection,
         limit: float,
-        overhears: Callable[[list[Any] | BaseException], None] = lambda _: None,
+        on_push: Callable[[list[Any] | BaseException], None] = lambda _: None,
     ) -> None:
         # Private, and pinned by tests: redis-py hands neither of them out.
         parser: Any = connection._parser  # noqa: SLF001
         writer: Any = connection._writer  # noqa: SLF001
         reader = getattr(parser, "_reader", None)
         if reader is None or connection.encoder.encoding.lower() not in {"utf-8", "utf8"}:
-            raise NoLane  # hiredis itself packs ten times as fast as redis-py, in this encoding
+            raise NotPipelinable  # hiredis packs ten times as fast as redis-py
         self._reader = reader
         # What it says when an answer is not all there yet.
         self._nothing = self._reader.gets()
@@ -93,7 +93,7 @@ class Lane(asyncio.Protocol):
         self._ending = False
         self._connection = connection
         self._limit = limit
-        self._overhears = overhears
+        self._overhears = on_push
         self._loop = asyncio.get_running_loop()
         self._line: deque[_Asked] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -114,7 +114,7 @@ class Lane(asyncio.Protocol):
         """
         done: asyncio.Future[list[Any]] = self._loop.create_future()
         if self.open:
-            self.send(commands, partial(settle, done))
+            self.send(commands, partial(resolve_future, done))
         else:
             done.set_exception(RedisConnectionError("the connection is closed"))
         return done
@@ -129,7 +129,7 @@ class Lane(asyncio.Protocol):
         self._line.append(_Asked(len(commands), self._loop.time(), then))
         self._transport.write(packed)
         if self._timer is None and self._limit < math.inf:
-            self._timer = self._loop.call_later(self._limit, self._look)
+            self._timer = self._loop.call_later(self._limit, self._refresh)
 
     def close_when_idle(self) -> None:
         """Close the connection as soon as all that has been asked is answered."""
@@ -179,7 +179,7 @@ class Lane(asyncio.Protocol):
         """See asyncio."""
         self.close(RedisConnectionError(f"the connection was lost: {error or 'closed'}"))
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         """Whether the first in line has waited for too long."""
         self._timer = None
         if not self._line:
@@ -193,4 +193,4 @@ class Lane(asyncio.Protocol):
         else:
             self.close(RedisTimeoutError("an answer is overdue"))
             return
-        self._timer = self._loop.call_later(left, self._look)
+        self._timer = self._loop.call_later(left, self._refresh)

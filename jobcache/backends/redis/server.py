@@ -3,8 +3,9 @@
 The gets of one turn of the loop are one `MGET`, a single one is a `GET`; the scripts of one turn
 travel in one pipeline. All gets share one connection, all scripts another (`redis_lane`): reads of
 large bodies do not hold up a fence. Every command is made for the connection that it goes out on,
-with the stamp of the server at that connection's other end. So nothing is written with another
-server's stamp, not even where a connection is lost and the second try meets the successor:
+with the incarnation id of the server at that connection's other end. So nothing is written with
+another server's incarnation id, not even where a connection is lost and the second try meets the
+successor:
 
     W's fence is sent to A, which dies; the next connection leads to B: it gets a fence of its own
 
@@ -37,9 +38,13 @@ from weakref import WeakKeyDictionary
 from redis.exceptions import AskError, NoScriptError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from jobcache._concurrency.batching import Together
+from jobcache._concurrency.batching import Batcher
 from jobcache.backends._closing import end_all
-from jobcache.backends.redis.pipelined_connection import Command, Lane, NoLane
+from jobcache.backends.redis.pipelined_connection import (
+    Command,
+    NotPipelinable,
+    PipelinedConnection,
+)
 from jobcache.backends.redis.refused_commands import (
     cluster_node,
     is_refused,
@@ -67,7 +72,7 @@ _CLOSED = "handler is closed"
 _BETWEEN_WONDERS = 1.0  # seconds
 _BETWEEN_DOUBTS = 0.2  # seconds: a server that takes no writes is not reconnected to for each
 _BETWEEN_PROOFS = 0.5  # seconds
-_BEAT_LIFE_MS = 60_000
+_HEARTBEAT_LIFETIME_MS = 60_000
 _PING_MS = 1000
 _SCRIPTS = "EVALSHA and EVAL"
 
@@ -86,7 +91,7 @@ class Call(NamedTuple):
     Attributes:
         script: its name.
         key: the key, prefix and all.
-        arguments: what follows the stamp; an entry is sent as its cell.
+        arguments: what follows the incarnation id; an entry is sent as its cell.
         others: more keys of the same server, for a script that takes any number.
     """
 
@@ -98,10 +103,10 @@ class Call(NamedTuple):
 
 # Plain tuples, for they are made for each get.
 Told: TypeAlias = "tuple[Any, str, Server]"
-"""A reply as redis-py reads it, the stamp of the life that its server was in, and the server."""
+"""A reply as redis-py reads it, the incarnation id of its server, and the server."""
 
 Cells: TypeAlias = "tuple[list[bytes | None], str]"
-"""What is at several keys, and the stamp of the life that the server was in."""
+"""What is at several keys, and the incarnation id of the life that the server was in."""
 
 
 Check: TypeAlias = "Callable[[Server, Sequence[Command], Sequence[Any]], Exception | None]"
@@ -113,18 +118,18 @@ class Server:
     Args:
         pool: its connections.
         scripts: their text, by name.
-        learn: asks a new connection for the stamp of the server that it leads to.
+        learn: asks a new connection for the incarnation id of the server that it leads to.
         proof: the commands with which a connection proves that it leads to a primary of ours.
         check: given these commands and the replies, returns the error if they prove nothing.
-        spread: it holds only some of the keys, so that one command cannot ask for many.
+        is_sharded: it holds only some of the keys, so that one command cannot ask for many.
         clock: monotonic time in seconds.
 
     Attributes:
         host: where it is.
         name: its host and port, for people.
-        stamp: of the life it is in, as far as is known.
-        listed: whether it is among those that a feed of changes listens to.
-        lives: how often another life was met than the one before.
+        incarnation_id: of the life it is in, as far as is known.
+        tracked: whether it is among those that a feed of changes listens to.
+        incarnations: how often another life was met than the one before.
         doubts: how often all connections were put in doubt. One made before the last of these is
             made anew, even if it leads into the same life, as far as can be told.
     """
@@ -137,17 +142,17 @@ class Server:
         learn: Callable[[AbstractConnection], Awaitable[str]],
         proof: Callable[[Server], list[Command]] = lambda _: [],
         check: Check = lambda _server, _proof, _replies: None,
-        spread: bool = False,
+        is_sharded: bool = False,
         clock: Callable[[], float],
     ) -> None:
         options = pool.connection_kwargs
         self.host: str = options.get("host", "localhost")
         self.name: str = options.get("path") or str(Address(self.host, options.get("port", 6379)))
-        self.stamp: str | None = None
+        self.incarnation_id: str | None = None
         self.doubts = 0
-        self.listed = not spread
-        self.lives = 0
-        self._last_life: str | None = None
+        self.tracked = not is_sharded
+        self.incarnations = 0
+        self._last_incarnation: str | None = None
         self._pool = pool
         options["redis_connect_func"] = self._greet
         self._scripts = scripts
@@ -160,18 +165,19 @@ class Server:
         self._learn = learn
         self._proof = proof
         self._check = check
-        self._spread = spread
+        self._is_sharded = is_sharded
         self._clock = clock
-        # By connection: the stamp of the life that it leads into, and `doubts` when it was made.
+        # By connection: the incarnation id of the life that it leads into, and `doubts` when it was
+        # made.
         self._lives: WeakKeyDictionary[AbstractConnection, tuple[str, int]] = WeakKeyDictionary()
         self._proving: WeakKeyDictionary[AbstractConnection, _Proving] = WeakKeyDictionary()
         self._doubt_from = -math.inf
         self._turns = asyncio.Semaphore(pool.max_connections)
-        self._gets: Together[str, Told] = Together(self._get_all, _BATCH)
-        self._calls: Together[Call, Told] = Together(self._call_all, _CALLS, self._call_soon)
-        self._reads, self._scripted = _Way(self), _Way(self)
+        self._gets: Batcher[str, Told] = Batcher(self._get_all, _BATCH)
+        self._calls: Batcher[Call, Told] = Batcher(self._call_all, _CALLS, self._call_soon)
+        self._reads, self._scripted = _ConnectionSlot(self), _ConnectionSlot(self)
         self._laneless = False
-        self._wonder_from = -math.inf
+        self._verify_from = -math.inf
         self._wondering: asyncio.Task[None] | None = None
         self._retired = False
 
@@ -202,19 +208,19 @@ class Server:
     async def get_many(self, keys: Sequence[str]) -> Cells:
         """The cells at these keys, in one command. Raises as `ask` does."""
         command: Command = ("MGET", *keys)
-        (cells,), stamp = await self._exchange(self._reads, lambda _: [command])
+        (cells,), incarnation_id = await self._exchange(self._reads, lambda _: [command])
         if isinstance(cells, Exception):
             raise named("MGET", cells)
-        return cells, stamp
+        return cells, incarnation_id
 
     def ask_many(self, keys: Sequence[str], then: Callable[[Cells | BaseException], None]) -> bool:
-        """As `get_many`, with no task, and no second try; see `Lane.send` for `then`.
+        """Read cells without a task and a retry; `PipelinedConnection.send` explains `then`.
 
         Returns:
             False, and `then` is not called, where there is no connection for it.
         """
-        lane, stamp = self._reads.at_hand()
-        if lane is None or self._retired:
+        pipelined, incarnation_id = self._reads.at_hand()
+        if pipelined is None or self._retired:
             return False
         doubts = self.doubts
 
@@ -225,12 +231,12 @@ class Server:
                 then(RedisConnectionError(f"the server may not be the one it was: {cells}"))
             elif isinstance(cells, BaseException):
                 then(cells)
-            elif stamp != self.stamp or doubts != self.doubts:
+            elif incarnation_id != self.incarnation_id or doubts != self.doubts:
                 then(RedisConnectionError("the server is not the one it was"))
             else:
-                then((cells, stamp))
+                then((cells, incarnation_id))
 
-        self._reads.send(lane, [("MGET", *keys)], told)
+        self._reads.send(pipelined, [("MGET", *keys)], told)
         return True
 
     async def scan(self, cursor: int, pattern: str) -> tuple[int, list[bytes]]:
@@ -261,7 +267,7 @@ class Server:
                 await self._try_out(connection, key)
         except AskError as error:
             # In a cluster it is up: the key's slot has moved, or is about to.
-            if not self._spread:
+            if not self._is_sharded:
                 raise cluster_node(error) from error
         except ResponseError as error:
             if is_suspect(error):
@@ -271,21 +277,21 @@ class Server:
             await connection.disconnect(nowait=True)
 
     async def _try_out(self, connection: AbstractConnection, key: str) -> None:
-        stamp, _ = self._lives[connection]
+        incarnation_id, _ = self._lives[connection]
         # Two keys of different slots: one node of a cluster refuses that.
-        look: Command = ("GET", key) if self._spread else ("MGET", key, f"{key}:")
-        calls = Call("fence", key, ("ping", _PING_MS)), Call("offer", key, ("ping", -1, 0, b""))
+        refresh: Command = ("GET", key) if self._is_sharded else ("MGET", key, f"{key}:")
+        calls = Call("fence", key, ("ping", _PING_MS)), Call("publish", key, ("ping", -1, 0, b""))
         replies = await _replies(
-            connection, [look, *(self._evalsha(call, stamp) for call in calls)]
+            connection, [refresh, *(self._evalsha(call, incarnation_id) for call in calls)]
         )
         if any(isinstance(reply, NoScriptError) or is_refused(reply) for reply in replies[1:]):
-            commands = [self._eval(call, stamp) for call in calls]
+            commands = [self._eval(call, incarnation_id) for call in calls]
             replies[1:] = await _replies(connection, commands)
-        for command, reply in zip((look[0], _SCRIPTS, _SCRIPTS), replies, strict=True):
+        for command, reply in zip((refresh[0], _SCRIPTS, _SCRIPTS), replies, strict=True):
             if isinstance(reply, Exception):
                 raise named(str(command), reply)
 
-    async def beat(self, reads: str, scripted: str) -> None:
+    async def heartbeat(self, reads: str, scripted: str) -> None:
         """Write a key through the connection for reads, another through the one for scripts.
 
         Raises as `ask` does.
@@ -298,8 +304,8 @@ class Server:
             if reply is not None:
                 raise reply
 
-    async def _write(self, way: _Way, key: str) -> None:
-        command: Command = ("SET", key, "1", "PX", _BEAT_LIFE_MS)
+    async def _write(self, way: _ConnectionSlot, key: str) -> None:
+        command: Command = ("SET", key, "1", "PX", _HEARTBEAT_LIFETIME_MS)
         (reply,), _ = await self._exchange(way, lambda _: [command])
         if isinstance(reply, Exception):
             raise named("SET", reply)
@@ -310,26 +316,26 @@ class Server:
         made: AbstractConnection = pool.connection_class(**{**pool.connection_kwargs, **options})
         return made
 
-    def wonder(self, key: str) -> None:
+    def verify_identity(self, key: str) -> None:
         """A cell is of another life: find out, by a ping, whether it is ours that has ended.
 
         Connections outlive it where a server is demoted and promoted again, or forgets its
         replicas; and another process may have learned so before this one.
         """
-        if self._clock() >= self._wonder_from:
-            self._wonder_from = self._clock() + _BETWEEN_WONDERS
+        if self._clock() >= self._verify_from:
+            self._verify_from = self._clock() + _BETWEEN_WONDERS
             self._wondering = asyncio.create_task(self._find_out(key))
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """This may be the server no longer: every connection is made anew before it is used."""
-        self.stamp = None
+        self.incarnation_id = None
         self.doubts += 1
 
     def doubt(self) -> None:
-        """It refuses writes, or is silent: `forget`, but not for each command that it refuses."""
+        """Call `invalidate` for a server that refuses writes, but not for each command."""
         if self._clock() >= self._doubt_from:
             self._doubt_from = self._clock() + _BETWEEN_DOUBTS
-            self.forget()
+            self.invalidate()
 
     def proof(self) -> list[Command]:
         """What a connection sends to prove that it leads to a primary of ours."""
@@ -348,7 +354,7 @@ class Server:
     async def retire(self) -> None:
         """Let go of the connections, each as soon as it is not in use."""
         self._retired = True
-        await self._end_wondering()
+        await self._end_verification()
         for way in (self._reads, self._scripted):
             way.close_when_idle()
         await self._pool.disconnect(inuse_connections=False)
@@ -360,7 +366,7 @@ class Server:
             await way.aclose()  # first, so that nothing more is sent for whoever waits
         await self._gets.aclose()
         await self._calls.aclose()
-        await self._end_wondering()
+        await self._end_verification()
         await self._pool.disconnect()
 
     # --- what travels together ---
@@ -369,21 +375,23 @@ class Server:
         self, keys: Sequence[str], *, asking: bool = False
     ) -> Sequence[Told | Exception]:
         distinct = list(dict.fromkeys(keys))
-        if self._spread or len(distinct) == 1:
+        if self._is_sharded or len(distinct) == 1:
             commands: list[Command] = [("GET", key) for key in distinct]
-            replies, stamp = await self._exchange(self._reads, lambda _: commands, asking=asking)
-            told = [self._told("GET", reply, stamp) for reply in replies]
+            replies, incarnation_id = await self._exchange(
+                self._reads, lambda _: commands, asking=asking
+            )
+            told = [self._told("GET", reply, incarnation_id) for reply in replies]
         else:
-            cells, stamp = await self.get_many(distinct)
-            told = [(cell, stamp, self) for cell in cells]
+            cells, incarnation_id = await self.get_many(distinct)
+            told = [(cell, incarnation_id, self) for cell in cells]
         if len(distinct) == len(keys):
             return told
         found = dict(zip(distinct, told, strict=True))
         return [found[key] for key in keys]
 
     def _call_soon(self, calls: Sequence[Call], then: Then[Told]) -> bool:
-        lane, stamp = self._scripted.at_hand()
-        if lane is None or self._retired:
+        pipelined, incarnation_id = self._scripted.at_hand()
+        if pipelined is None or self._retired:
             return False
         doubts = self.doubts
 
@@ -394,13 +402,17 @@ class Server:
                 self.doubt()
                 then(None)
             elif (
-                stamp != self.stamp or doubts != self.doubts or any(map(self._wants_text, replies))
+                incarnation_id != self.incarnation_id
+                or doubts != self.doubts
+                or any(map(self._wants_text, replies))
             ):
                 then(None)  # all of them once more, for each can be repeated
             else:
-                then([self._told(_SCRIPTS, reply, stamp) for reply in replies])
+                then([self._told(_SCRIPTS, reply, incarnation_id) for reply in replies])
 
-        self._scripted.send(lane, [self._evalsha(call, stamp) for call in calls], told)
+        self._scripted.send(
+            pipelined, [self._evalsha(call, incarnation_id) for call in calls], told
+        )
         return True
 
     async def _call_all(
@@ -421,13 +433,14 @@ class Server:
     async def _evaluate(
         self, calls: Sequence[Call], command: Callable[[Call, str], Command], *, asking: bool
     ) -> list[Told | Exception]:
-        replies, stamp = await self._exchange(
+        replies, incarnation_id = await self._exchange(
             self._scripted,
-            lambda stamp: [command(call, stamp) for call in calls],
+            lambda incarnation_id: [command(call, incarnation_id) for call in calls],
             asking=asking,
         )
         return [
-            reply if isinstance(reply, Exception) else (reply, stamp, self) for reply in replies
+            reply if isinstance(reply, Exception) else (reply, incarnation_id, self)
+            for reply in replies
         ]
 
     def _wants_text(self, reply: object) -> bool:
@@ -442,34 +455,36 @@ class Server:
             )
         self._whole = True
 
-    def _evalsha(self, call: Call, stamp: str) -> Command:
+    def _evalsha(self, call: Call, incarnation_id: str) -> Command:
         if self._whole:
-            return self._eval(call, stamp)
-        return ("EVALSHA", self._digests[call.script], *self._arguments(call, stamp))
+            return self._eval(call, incarnation_id)
+        return ("EVALSHA", self._digests[call.script], *self._arguments(call, incarnation_id))
 
-    def _eval(self, call: Call, stamp: str) -> Command:
-        return ("EVAL", self._scripts[call.script], *self._arguments(call, stamp))
+    def _eval(self, call: Call, incarnation_id: str) -> Command:
+        return ("EVAL", self._scripts[call.script], *self._arguments(call, incarnation_id))
 
-    def _arguments(self, call: Call, stamp: str) -> Command:
+    def _arguments(self, call: Call, incarnation_id: str) -> Command:
         arguments = (
-            encode_entry(argument, stamp) if isinstance(argument, Entry) else argument
+            encode_entry(argument, incarnation_id) if isinstance(argument, Entry) else argument
             for argument in call.arguments
         )
-        return (1 + len(call.others), call.key, *call.others, stamp, *arguments)
+        return (1 + len(call.others), call.key, *call.others, incarnation_id, *arguments)
 
-    def _told(self, command: str, reply: Any, stamp: str) -> Told | Exception:  # noqa: ANN401 - as redis-py reads it
-        return named(command, reply) if isinstance(reply, Exception) else (reply, stamp, self)
+    def _told(self, command: str, reply: Any, incarnation_id: str) -> Told | Exception:  # noqa: ANN401 - as redis-py reads it
+        return (
+            named(command, reply) if isinstance(reply, Exception) else (reply, incarnation_id, self)
+        )
 
     # --- one round trip ---
 
     async def _exchange(
-        self, way: _Way, make: Callable[[str], list[Command]], *, asking: bool = False
+        self, way: _ConnectionSlot, make: Callable[[str], list[Command]], *, asking: bool = False
     ) -> tuple[list[Any], str]:
         """Send commands together, and read the replies, errors among them.
 
         Args:
             way: the one they take.
-            make: makes the commands for the server's stamp.
+            make: makes the commands for the server's incarnation id.
             asking: see `ask`.
 
         Where the connection is lost, or leads to where the server is no longer, they are sent
@@ -482,41 +497,43 @@ class Server:
         return await self._once(way, make, asking=asking)
 
     async def _once(
-        self, way: _Way, make: Callable[[str], list[Command]], *, asking: bool
+        self, way: _ConnectionSlot, make: Callable[[str], list[Command]], *, asking: bool
     ) -> tuple[list[Any], str]:
         if asking:
             plain = make
-            make = lambda stamp: [word for one in plain(stamp) for word in (_ASKING, one)]  # noqa: E731
+            make = lambda incarnation_id: [  # noqa: E731 - one place, two lines
+                word for one in plain(incarnation_id) for word in (_ASKING, one)
+            ]
         doubts = self.doubts
         if self._laneless or self._retired:
-            replies, stamp = await self._by_pool(make)
+            replies, incarnation_id = await self._by_pool(make)
         else:
-            replies, stamp = await way.exchange(make)
+            replies, incarnation_id = await way.exchange(make)
         if any(map(is_suspect, replies)):
             self.doubt()
-        elif stamp != self.stamp or doubts != self.doubts:
+        elif incarnation_id != self.incarnation_id or doubts != self.doubts:
             raise RedisConnectionError("the server is not the one it was")
-        return (replies[1::2] if asking else replies), stamp
+        return (replies[1::2] if asking else replies), incarnation_id
 
-    async def lane(self) -> tuple[Lane, tuple[str, int]]:
-        """A new lane, the stamp of the life of the server that it leads into, and `doubts` then.
+    async def pipelined(self) -> tuple[PipelinedConnection, tuple[str, int]]:
+        """Open a pipelined connection; return it, its server's incarnation id, and `doubts`.
 
         Raises:
-            NoLane: there is none; from now on all goes by the pool.
+            NotPipelinable: there is none; from now on every command uses the pool.
             RedisError: the server is not there.
         """
         connection = self.connection()
         try:
             with closed_is_lost():
                 await connection.connect()  # type: ignore[no-untyped-call] # nor this one
-            lane = Lane(connection, connection.socket_timeout or _PATIENCE)
+            pipelined = PipelinedConnection(connection, connection.socket_timeout or _PATIENCE)
         except BaseException as error:
-            self._laneless |= isinstance(error, NoLane)
+            self._laneless |= isinstance(error, NotPipelinable)
             await connection.disconnect(nowait=True)
             raise
         if self._retired:  # meanwhile
-            lane.close()
-        return lane, self._lives[connection]
+            pipelined.close()
+        return pipelined, self._lives[connection]
 
     async def _by_pool(self, make: Callable[[str], list[Command]]) -> tuple[list[Any], str]:
         """Where there are no lanes, or no more: on one of the pool's connections."""
@@ -527,10 +544,10 @@ class Server:
                 # (redis-py has not typed this method.)
                 connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
                 try:
-                    stamp = await self._life_of(connection)
+                    incarnation_id = await self._incarnation_of(connection)
                     proof = self._proving.setdefault(connection, _Proving(self)).due()
-                    replies = await _replies(connection, [*proof, *make(stamp)])
-                    return (self.proved(proof, replies) if proof else replies), stamp
+                    replies = await _replies(connection, [*proof, *make(incarnation_id)])
+                    return (self.proved(proof, replies) if proof else replies), incarnation_id
                 except BaseException:
                     # What is still on its way is nobody else's answer.
                     await connection.disconnect(nowait=True)
@@ -547,17 +564,17 @@ class Server:
         doubts = self.doubts
         await self._agree_on_protocol(connection)
         try:
-            stamp = await self._learn(connection)
+            incarnation_id = await self._learn(connection)
         except NamespaceConflict:
-            self.forget()  # older connections may lead to the same server
+            self.invalidate()  # older connections may lead to the same server
             raise
         self._proving.pop(connection, None)
         self._whole = False  # it may be another server, or may have been mended
-        self.stamp = stamp
-        self._lives[connection] = stamp, doubts
-        if stamp != self._last_life:
-            self.lives += self._last_life is not None
-            self._last_life = stamp
+        self.incarnation_id = incarnation_id
+        self._lives[connection] = incarnation_id, doubts
+        if incarnation_id != self._last_incarnation:
+            self.incarnations += self._last_incarnation is not None
+            self._last_incarnation = incarnation_id
 
     async def _agree_on_protocol(self, connection: AbstractConnection) -> None:
         try:
@@ -570,24 +587,24 @@ class Server:
             logger.warning("Redis refuses HELLO (%s): the older protocol, RESP2, is used", error)
             raise OlderProtocol("the next connection uses RESP2") from error
 
-    async def _life_of(self, connection: AbstractConnection) -> str:
+    async def _incarnation_of(self, connection: AbstractConnection) -> str:
         """The life a connection leads into; one that may be another than the server's is remade."""
-        if self._lives.get(connection) != (self.stamp, self.doubts):
+        if self._lives.get(connection) != (self.incarnation_id, self.doubts):
             await connection.disconnect(nowait=True)
             await connection.connect()  # type: ignore[no-untyped-call]
-        stamp, _ = self._lives[connection]
-        return stamp
+        incarnation_id, _ = self._lives[connection]
+        return incarnation_id
 
     async def _find_out(self, key: str) -> None:
         with suppress(RedisError, OSError):
             await self.ping(key)
 
-    async def _end_wondering(self) -> None:
+    async def _end_verification(self) -> None:
         if self._wondering is not None:
             await end_all({self._wondering})
 
 
-class _Way:
+class _ConnectionSlot:
     """The way that one kind of command takes to a server: a lane, and a new one where it is lost.
 
     Args:
@@ -596,30 +613,36 @@ class _Way:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._lane: Lane | None = None
+        self._connection: PipelinedConnection | None = None
         self._proving = _Proving(server)
-        self._life = "", 0  # the stamp of the life that it leads into, and `doubts` when made
-        self._laying: asyncio.Task[tuple[Lane, str]] | None = None
+        self._incarnation = (
+            "",
+            0,
+        )  # the incarnation id of the life that it leads into, and `doubts` when made
+        self._laying: asyncio.Task[tuple[PipelinedConnection, str]] | None = None
 
     async def exchange(self, make: Callable[[str], list[Command]]) -> tuple[list[Any], str]:
-        """The replies to what `make` makes, and the stamp it was made for. Raises as a lane."""
-        lane, stamp = self.at_hand()
-        if lane is None:
-            lane, stamp = await self._lay()
+        """Send the commands that `make` makes; return the replies and the incarnation id."""
+        pipelined, incarnation_id = self.at_hand()
+        if pipelined is None:
+            pipelined, incarnation_id = await self._lay()
         proof = self._proving.due()
-        replies = await lane.ask([*proof, *make(stamp)])
-        return (self._server.proved(proof, replies) if proof else replies), stamp
+        replies = await pipelined.ask([*proof, *make(incarnation_id)])
+        return (self._server.proved(proof, replies) if proof else replies), incarnation_id
 
     def send(
-        self, lane: Lane, commands: list[Command], then: Callable[[list[Any] | BaseException], None]
+        self,
+        pipelined: PipelinedConnection,
+        commands: list[Command],
+        then: Callable[[list[Any] | BaseException], None],
     ) -> None:
         """Send commands on the lane at hand, and the proof before them if it is due.
 
-        See `Lane.send`.
+        See `PipelinedConnection.send`.
         """
         proof = self._proving.due()
         if not proof:
-            lane.send(commands, then)
+            pipelined.send(commands, then)
             return
 
         def told(replies: list[Any] | BaseException) -> None:
@@ -627,31 +650,36 @@ class _Way:
                 replies = self._server.proved(proof, replies)
             then(replies)
 
-        lane.send([*proof, *commands], told)
+        pipelined.send([*proof, *commands], told)
 
-    def at_hand(self) -> tuple[Lane | None, str]:
-        """The lane into the life that the server is in, if there is one, and that life's stamp."""
-        lane = self._lane
-        stamp, doubts = self._life
+    def at_hand(self) -> tuple[PipelinedConnection | None, str]:
+        """Return the connection into the current incarnation, if there is one, and its id."""
+        pipelined = self._connection
+        incarnation_id, doubts = self._incarnation
         server = self._server
-        if lane is None or not lane.open or stamp != server.stamp or doubts != server.doubts:
+        if (
+            pipelined is None
+            or not pipelined.open
+            or incarnation_id != server.incarnation_id
+            or doubts != server.doubts
+        ):
             return None, ""
-        return lane, stamp
+        return pipelined, incarnation_id
 
     def close_when_idle(self) -> None:
-        """See `Lane`."""
-        if self._lane is not None:
-            self._lane.close_when_idle()
+        """See `PipelinedConnection`."""
+        if self._connection is not None:
+            self._connection.close_when_idle()
 
     async def aclose(self) -> None:
         """Close the lane. Whoever waits is cancelled."""
         if self._laying is not None:
             await end_all({self._laying})
-        if self._lane is not None:
-            self._lane.close()
+        if self._connection is not None:
+            self._connection.close()
 
-    async def _lay(self) -> tuple[Lane, str]:
-        """A new lane, and its stamp. All who need one meanwhile share the attempt, or its error."""
+    async def _lay(self) -> tuple[PipelinedConnection, str]:
+        """Connect; callers that need a connection meanwhile share the attempt, or its error."""
         if self._laying is None or self._laying.done():
             self._laying = asyncio.create_task(self._lay_one())
             self._laying.add_done_callback(_seen)
@@ -661,12 +689,12 @@ class _Way:
             raise asyncio.CancelledError
         return laying.result()
 
-    async def _lay_one(self) -> tuple[Lane, str]:
-        if self._lane is not None:
-            self._lane.close(RedisConnectionError("the server is not the one it was"))
-        self._lane, self._life = await self._server.lane()
+    async def _lay_one(self) -> tuple[PipelinedConnection, str]:
+        if self._connection is not None:
+            self._connection.close(RedisConnectionError("the server is not the one it was"))
+        self._connection, self._incarnation = await self._server.pipelined()
         self._proving = _Proving(self._server)
-        return self._lane, self._life[0]
+        return self._connection, self._incarnation[0]
 
 
 class _Proving:

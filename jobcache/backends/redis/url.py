@@ -30,7 +30,7 @@ class Address(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Where:
+class RedisURL:
     """What a URL says.
 
     Attributes:
@@ -48,7 +48,7 @@ class Where:
     sentinel_options: dict[str, Any]
 
 
-def read_url(url: str) -> Where:
+def read_url(url: str) -> RedisURL:
     """What `url` says; see `RedisBackend` for what it may.
 
     Raises:
@@ -57,22 +57,22 @@ def read_url(url: str) -> Where:
     if not REDIS_URL.fullmatch(url):
         raise ValueError("it has not the form of a Redis URL")
     url = re.sub("^valkey(s?)(?=[+:])", r"redis\1", url)  # the same protocol
-    where = _parse(url)
-    for name, value in {**where.options, **where.sentinel_options}.items():
+    location = _parse(url)
+    for name, value in {**location.options, **location.sentinel_options}.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             positive = name in _POSITIVE or name.endswith("timeout")
             if not 0 <= value < _ABSURD or (positive and value == 0):
                 raise ValueError(f"{name}={value} cannot be meant")
-    return where
+    return location
 
 
-def _parse(url: str) -> Where:
+def _parse(url: str) -> RedisURL:
     scheme, separator, rest = url.partition("://")
     tls, _, word = scheme.partition("+")
     if word not in _PORTS or tls not in {"redis", "rediss"}:
         if tls != "unix" and urlsplit(url).port == 0:
             raise ValueError("a server has no port 0")  # redis-py would take 6379
-        return Where("", (), "", dict(parse_url(url)), {})
+        return RedisURL("", (), "", dict(parse_url(url)), {})
     kind: Kind = "sentinel" if word == "sentinel" else "cluster"
     netloc = re.split("[/?#]", rest, maxsplit=1)[0]
     path, question, query = rest[len(netloc) :].partition("?")
@@ -91,7 +91,7 @@ def _parse(url: str) -> Where:
         if f"sentinel_{name}" in options
     }
     addresses = tuple(_address(host, _PORTS[kind]) for host in hosts.split(","))
-    return Where(kind, addresses, unquote(service), options, sentinel_options)
+    return RedisURL(kind, addresses, unquote(service), options, sentinel_options)
 
 
 def _address(text: str, default_port: int) -> Address:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import httpx
 
 if TYPE_CHECKING:
-    from jobcache.client.core.rules import Ask, Rules, Steps
+    from jobcache.client.core.rules import Request, Rules, Steps
 
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 """A held request has a connection to itself; httpx's own 100 would let the others wait for one."""
@@ -50,7 +50,7 @@ def move(rules: Rules, job_id: int, step: str) -> Steps:
     return rules.call("POST", f"/api/v2/jobs/{job_id}/{step}", repeatable=False)
 
 
-def request(ask: Ask, address: str, authorization: dict[str, str]) -> dict[str, Any]:
+def request(ask: Request, address: str, authorization: dict[str, str]) -> dict[str, Any]:
     """The arguments of httpx's `request`."""
     return {
         "method": ask.method,

@@ -3,7 +3,7 @@
 `Rules.wait_for` and `Rules.call` are generators. They yield a step, are sent what came of it, and
 return the job in the end:
 
-    Ask     send this request; the reply is an `Answer`, or a `Failure` if there was none
+    Ask     send this request; the reply is an `Response`, or a `TransportError` if there was none
     Pause   sleep; there is nothing to reply
     News    show the job to whoever is waiting; there is nothing to reply
 
@@ -67,7 +67,7 @@ _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,9})', re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Request:
     """Send a request.
 
     Attributes:
@@ -86,21 +86,21 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class Sleep:
     """Sleep for so many seconds."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class Update:
     """A newer version of the job."""
 
     job: Job
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """What the service said. The names of `headers` are in lower case."""
 
     status: int
@@ -109,14 +109,14 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class TransportError:
     """No answer, and why."""
 
     error: Exception
 
 
-Step: TypeAlias = Ask | Pause | News
-Reply: TypeAlias = Answer | Failure | None
+Step: TypeAlias = Request | Sleep | Update
+Reply: TypeAlias = Response | TransportError | None
 Steps: TypeAlias = Generator[Step, Reply, Job]
 
 
@@ -170,7 +170,7 @@ class _Wait:
         """True if the service can be asked to hold a request."""
         return self.hold > 0 and self.seen is not None and self.seen.etag is not None
 
-    def poll(self, now: float) -> Ask:
+    def poll(self, now: float) -> Request:
         """The next request."""
         left = self.deadline - now
         if left <= 0:
@@ -184,7 +184,7 @@ class _Wait:
             hold = min(self.hold, math.ceil(left)) if left < self.hold else self.hold
             headers["Prefer"] = f"wait={hold}"
             limit += hold
-        return Ask("GET", f"/api/v2/jobs/{self.job_id}", headers, None, min(limit, left))
+        return Request("GET", f"/api/v2/jobs/{self.job_id}", headers, None, min(limit, left))
 
 
 class Rules:
@@ -230,7 +230,7 @@ class Rules:
             conditional: False asks for the whole document each time, held by nobody. As above.
 
         Yields:
-            What is to be done. `News` has every newer version once, in order.
+            What is to be done. `Update` has every newer version once, in order.
 
         Returns:
             The job as it was in the end.
@@ -268,13 +268,13 @@ class Rules:
                 before, wait.seen = wait.seen, job
                 wait.failures, wait.error = 0, None
                 newer = before is None or job.version > before.version
-                told = reply.headers if isinstance(reply, Answer) else {}
+                told = reply.headers if isinstance(reply, Response) else {}
                 held = self._was_held(told, ask.headers, sent, newer=newer)
                 if held or not newer:
                     wait.holds = held
                 if newer:
                     self.counts.news += 1
-                    yield News(job)
+                    yield Update(job)
                     if job.terminal or job.status in wait.until:
                         return job
                 # What was newer already says nothing of whether the service would have held.
@@ -283,7 +283,7 @@ class Rules:
             if pause and self._clock() + pause >= wait.deadline:
                 raise WaitTimeout(wait.job_id, wait.seen) from wait.error
             if pause:
-                yield Pause(pause)
+                yield Sleep(pause)
 
     def call(
         self,
@@ -321,7 +321,7 @@ class Rules:
         while True:
             limit = min(ANSWER_WITHIN, deadline - self._clock())
             self.counts.requests += 1
-            reply = yield Ask(method, path, every, body, limit)
+            reply = yield Request(method, path, every, body, limit)
             try:
                 return self._read(reply, None, None, every)
             except _Again as again:
@@ -329,13 +329,13 @@ class Rules:
                 pause = self._after_failure(again, failures)
                 if not repeatable or self._clock() + pause >= deadline:
                     raise Unavailable(f"{method} {path}: {again.error!r}") from again.error
-            yield Pause(pause)
+            yield Sleep(pause)
 
     def _read(
         self, reply: Reply, job_id: int | None, seen: Job | None, asked_with: Mapping[str, str]
     ) -> Job:
         """The job as the reply has it. Raises `Refused`, which is final, or `_Again`."""
-        if not isinstance(reply, Answer):
+        if not isinstance(reply, Response):
             raise _Again(reply.error if reply is not None else Unavailable("no reply"))
         if reply.status == HTTPStatus.NOT_MODIFIED and "If-None-Match" in asked_with and seen:
             self.counts.unchanged += 1
@@ -384,7 +384,7 @@ class Rules:
         return math.inf if timeout is None else self._clock() + timeout
 
 
-def _job(answer: Answer, job_id: int | None) -> Job:
+def _job(answer: Response, job_id: int | None) -> Job:
     """The job that an answer is. Raises `Refused` or `_Again` if it is none."""
     passing = answer.status in _PASSING or answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR
     if passing or answer.status == HTTPStatus.NOT_MODIFIED:  # to a request without a condition
@@ -400,7 +400,7 @@ def _job(answer: Answer, job_id: int | None) -> Job:
     return job
 
 
-def _again(answer: Answer, reason: str) -> _Again:
+def _again(answer: Response, reason: str) -> _Again:
     return _Again(Unavailable(reason), _retry_after(answer.headers))
 
 

@@ -11,11 +11,11 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, cast
 
 from jobcache.backends.memory import MemoryBackend
-from jobcache.protocol.backend import PurgeAll
+from jobcache.protocol.backend import SupportsPurgeAll
 from jobcache.settings import GROUP, CacheSettings, backend_names
 from jobcache.testing.invariants import Violation
 from jobcache.testing.simulation.explorer import Explorer
-from jobcache.testing.simulation.simulator import FAULTS, World
+from jobcache.testing.simulation.simulator import FAULTS, Simulator
 
 if TYPE_CHECKING:
     from jobcache.backends.registry import Factory
@@ -30,7 +30,7 @@ class _Subject:
 
     async def evict(self, key: str) -> None:
         del key
-        assert isinstance(self.backend, PurgeAll)
+        assert isinstance(self.backend, SupportsPurgeAll)
         await self.backend.purge_all()
 
     async def elapse(self, seconds: float) -> None:
@@ -40,19 +40,23 @@ class _Subject:
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m jobcache.testing.simulation",
-        description="Run the real cache on a backend through the schedules of a small world.",
+        description="Run the real cache on a backend through schedules of a few processes.",
     )
     add = parser.add_argument
     add("--backend", default="memory", choices=backend_names())
     add("--redis-url", default=CacheSettings.redis_url, help="for redis; a prefix keeps off others")
-    add("--world", default="R R W W", help='its processes, such as "RRW W"; default: %(default)s')
+    add(
+        "--processes",
+        default="R R W W",
+        help='its processes, such as "RRW W"; default: %(default)s',
+    )
     add("--faults", type=int, default=2, help="in one schedule; default: %(default)s")
     add("--kinds", default=",".join(sorted(FAULTS)), help="of faults; default: %(default)s")
     add("--reads", type=int, default=1, help="each reader makes; default: %(default)s")
     add("--warm", action="store_true", help="the cell holds an entry at the beginning")
     add("--late-fence", action="store_true", help="writers change the row before they fence")
     add("--guarded", action="store_true", help="each process has a guard")
-    add("--tiered", action="store_true", help="each process has a near tier before it, and a feed")
+    add("--tiered", action="store_true", help="each process has a local tier in front, and a feed")
     add("--seed", help="of the search; a new one, printed, if it is left out")
     add("--runs", type=int, default=1000, help="schedules to search; default: %(default)s")
     add("--exhaust", action="store_true", help="play all schedules instead")
@@ -74,7 +78,7 @@ def _explorer(chosen: argparse.Namespace) -> Explorer:
         prefix=f"jobcache-schedules-{secrets.token_hex(4)}:",
     )
     backend = cast("Factory", point.load())(settings)
-    if not isinstance(backend, PurgeAll):
+    if not isinstance(backend, SupportsPurgeAll):
         sys.exit(f"{chosen.backend} has no purge_all to lose a cell with: call Explorer from code")
     return Explorer(_Subject(backend))
 
@@ -83,8 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Explore as told. Returns 1 if something is wrong, else 0."""
     chosen = _arguments(arguments)
     try:
-        world = World(
-            processes=tuple(chosen.world.split()),
+        simulator = Simulator(
+            processes=tuple(chosen.processes.split()),
             faults=chosen.faults,
             kinds=frozenset(filter(None, chosen.kinds.split(","))),
             reads=chosen.reads,
@@ -94,22 +98,22 @@ def main(arguments: list[str] | None = None) -> int:
             tiered=chosen.tiered,
         )
     except ValueError as error:
-        sys.exit(f"--world, --kinds: {error}")
+        sys.exit(f"--processes, --kinds: {error}")
     logging.getLogger("jobcache").setLevel(logging.CRITICAL)  # a guard tells of every fault
     with _explorer(chosen) as explorer:
         if chosen.schedule is not None:
             try:
-                explorer.replay(replace(world, faults=len(chosen.schedule)), chosen.schedule)
+                explorer.replay(replace(simulator, faults=len(chosen.schedule)), chosen.schedule)
             except (Violation, LookupError) as error:
                 sys.stdout.write(f"WRONG: {error}\n")
                 return 1
             sys.stdout.write("nothing wrong\n")
             return 0
         if chosen.exhaust:
-            report = explorer.exhaust(world, switches=chosen.switches, most=chosen.most)
+            report = explorer.exhaust(simulator, switches=chosen.switches, most=chosen.most)
         else:
             seed = secrets.token_hex(4) if chosen.seed is None else chosen.seed
-            report = explorer.search(world, seed=seed, runs=chosen.runs)
+            report = explorer.search(simulator, seed=seed, runs=chosen.runs)
             sys.stdout.write(f"seed {seed}: ")
     sys.stdout.write(f"{report}\n")
     return 0 if report.finding is None else 1

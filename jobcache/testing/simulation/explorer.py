@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from jobcache.testing.invariants import Violation
-from jobcache.testing.simulation.simulator import Parts, Run, World
+from jobcache.testing.simulation.simulator import Components, Run, Simulator
 from jobcache.testing.simulation.virtual_loop import at_once
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ ARROW = " -> "
 class Finding:
     """A schedule that goes wrong, and how."""
 
-    world: World
+    simulator: Simulator
     schedule: tuple[str, ...]
     reason: str
     seed: str = ""
@@ -44,7 +44,7 @@ class Report:
     """What was gone through.
 
     Attributes:
-        world: where.
+        simulator: where.
         schedules: how many were played, in whole or to where a state was met again.
         steps: how many steps of them were new.
         states: how many different states were met; 0 where they were not told apart.
@@ -52,7 +52,7 @@ class Report:
         finding: the first that went wrong, made short; None if none did.
     """
 
-    world: World
+    simulator: Simulator
     schedules: int
     steps: int
     states: int
@@ -64,7 +64,7 @@ class Report:
         what = "every schedule" if self.complete else "not all"
         counts = f"{self.schedules} schedules, {self.steps} steps{met} ({what})"
         end = "nothing wrong" if self.finding is None else f"WRONG: {self.finding}"
-        return f"{self.world}, {self.world.faults} faults: {counts}: {end}"
+        return f"{self.simulator}, {self.simulator.faults} faults: {counts}: {end}"
 
 
 @dataclass(slots=True)
@@ -120,7 +120,7 @@ class Explorer:
         *,
         waits: bool = True,
         snapshot: Callable[[str], Hashable] | None = None,
-        parts: Parts | None = None,
+        parts: Components | None = None,
     ) -> None:
         self._subject = subject
         self._loop = asyncio.new_event_loop() if waits else None
@@ -141,11 +141,11 @@ class Explorer:
         if self._loop is not None:
             self._loop.close()
 
-    def _start(self, world: World) -> Run:
+    def _start(self, simulator: Simulator) -> Run:
         self._keys += 1
         key = f"job:{self._keys}:progress"
         return Run(
-            world,
+            simulator,
             self._subject,
             key,
             self._carry_out,
@@ -156,15 +156,15 @@ class Explorer:
     # --- all schedules ---
 
     def exhaust(
-        self, world: World, *, switches: int | None = None, most: int | None = None
+        self, simulator: Simulator, *, switches: int | None = None, most: int | None = None
     ) -> Report:
-        """Play every schedule of `world`.
+        """Play every schedule of `simulator`.
 
         Depth first, in the order of the options. Two states are one if the cell, the source and
         all that anybody was told in them, in order, are the same.
 
         Args:
-            world: what is explored.
+            simulator: what is explored.
             switches: leave out schedules in which somebody who could go on has to wait for
                 another more often than this. Most faults need few.
             most: give up after so many schedules.
@@ -174,7 +174,7 @@ class Explorer:
         schedules = steps = 0
         complete = False
         while most is None or schedules < most:
-            run = self._start(world)
+            run = self._start(simulator)
             schedules += 1
             try:
                 for known in path:
@@ -196,8 +196,10 @@ class Explorer:
                     steps += 1
                     run.take(fork.option)
             except Violation as violation:
-                finding = self._shorten(Finding(world, tuple(run.taken), str(violation)))
-                return Report(world, schedules, steps, len(met), complete=False, finding=finding)
+                finding = self._shorten(Finding(simulator, tuple(run.taken), str(violation)))
+                return Report(
+                    simulator, schedules, steps, len(met), complete=False, finding=finding
+                )
             finally:
                 run.close()
             while path and not path[-1].turn():
@@ -205,31 +207,31 @@ class Explorer:
             if not path:
                 complete = switches is None
                 break
-        return Report(world, schedules, steps, len(met), complete=complete, finding=None)
+        return Report(simulator, schedules, steps, len(met), complete=complete, finding=None)
 
     # --- some schedules ---
 
-    def search(self, world: World, *, seed: int | str, runs: int) -> Report:
+    def search(self, simulator: Simulator, *, seed: int | str, runs: int) -> Report:
         """Play `runs` schedules picked at random; the same ones for the same seed."""
         steps = 0
         for number in range(runs):
             name = f"{seed}.{number}"
-            finding, taken = self._wander(world, name)
+            finding, taken = self._wander(simulator, name)
             steps += taken
             if finding is not None:
-                return Report(world, number + 1, steps, 0, complete=False, finding=finding)
-        return Report(world, runs, steps, 0, complete=False, finding=None)
+                return Report(simulator, number + 1, steps, 0, complete=False, finding=finding)
+        return Report(simulator, runs, steps, 0, complete=False, finding=None)
 
-    def _wander(self, world: World, seed: str) -> tuple[Finding | None, int]:
+    def _wander(self, simulator: Simulator, seed: str) -> tuple[Finding | None, int]:
         chance = random.Random(seed)  # noqa: S311 - it is to be repeated
         # Each run has a character of its own: few kinds of faults, and so more of each; more or
         # fewer of them; and how often whoever moved last moves again.
-        kinds = sorted(world.kinds if world.tiered else world.kinds - {"feed"})
+        kinds = sorted(simulator.kinds if simulator.tiered else simulator.kinds - {"feed"})
         kinds = chance.sample(kinds, min(len(kinds), chance.choice((1, 2, 3, len(kinds)))))
         faulty = chance.choice((0.05, 0.15, 0.4))
         faithful = chance.choice((0.0, 0.5, 0.8, 0.95))
-        lagging = chance.choice((0.0, 0.8, 0.95)) if world.tiered else 0.0
-        run = self._start(world)
+        lagging = chance.choice((0.0, 0.8, 0.95)) if simulator.tiered else 0.0
+        run = self._start(simulator)
         last = ""
         try:
             while options := run.options():
@@ -248,7 +250,7 @@ class Explorer:
                 run.take(option)
             run.finish()
         except Violation as violation:
-            finding = Finding(world, tuple(run.taken), str(violation), seed)
+            finding = Finding(simulator, tuple(run.taken), str(violation), seed)
             return self._shorten(finding), len(run.taken)
         finally:
             run.close()
@@ -256,7 +258,7 @@ class Explorer:
 
     # --- one schedule ---
 
-    def replay(self, world: World, schedule: str | Sequence[str]) -> None:
+    def replay(self, simulator: Simulator, schedule: str | Sequence[str]) -> None:
         """Play one schedule, as it was printed, and go on without faults to its end.
 
         Raises:
@@ -264,7 +266,7 @@ class Explorer:
             LookupError: it has a step that cannot be taken there.
         """
         labels = schedule.split(ARROW) if isinstance(schedule, str) else schedule
-        run = self._start(world)
+        run = self._start(simulator)
         try:
             for label in labels:
                 self._follow(run, label)
@@ -303,7 +305,7 @@ class Explorer:
 
     def _try(self, finding: Finding) -> Finding | None:
         """Play as much of the schedule as can be played."""
-        run = self._start(finding.world)
+        run = self._start(finding.simulator)
         try:
             for label in finding.schedule:
                 for option in run.options():

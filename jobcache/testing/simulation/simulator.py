@@ -17,7 +17,7 @@ and, as faults, of which a world allows only so many:
     W0 fence is lost      it fails, and has not happened
     W0 fence unanswered   it happens, and fails: the reply is lost
     W0 fence is late      it fails, and happens at some other time
-    W0 offer is slow      it happens, and the reply comes at some other time
+    W0 publish is slow      it happens, and the reply comes at some other time
     cancel W0             what it waits for itself has not happened; sent: it has; late: it will
     W0 dies               its process takes no further step
     evict, age            the cell is lost; what it holds is no longer fresh
@@ -44,16 +44,16 @@ from jobcache.errors import CacheError, CacheUnavailable, LoadTimeout, SourceUna
 from jobcache.lifetimes import Lifetimes
 from jobcache.protocol.backend import Document, Entry
 from jobcache.protocol.codec import Fence, Lease
-from jobcache.resilience.guarded_backend import Guard
+from jobcache.resilience.guarded_backend import GuardedBackend
 from jobcache.testing import model
-from jobcache.testing.invariants import Commit, Promise, Violation
+from jobcache.testing.invariants import Commit, Invariants, Violation
 from jobcache.testing.simulation.stepped_feed import SteppedFeed
 from jobcache.testing.simulation.virtual_loop import VirtualLoop, at_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from jobcache.protocol.backend import Offered, Standing
+    from jobcache.protocol.backend import LeaseResult, PublishResult
     from jobcache.testing.subject import Subject
 
 T = TypeVar("T")
@@ -63,8 +63,8 @@ FAULTS = frozenset(
 )
 """Every kind of fault. `lose` is of the backend's operations, answered or not; `time` (a deadline
 that passes while something is under way, a load's as well) occurs behind a guard only, `slow` there
-and behind a near tier. `feed` occurs in a tiered world; `lose` and `late` do not, unless it is
-guarded: a far tier is a guarded one."""
+and behind a local tier. `feed` occurs in a tiered world; `lose` and `late` do not, unless it is
+guarded: a remote tier is a guarded one."""
 
 _ACTOR: contextvars.ContextVar[Actor] = contextvars.ContextVar("actor")
 _START_MS = 1_700_000_000_000
@@ -81,7 +81,7 @@ class CarryOut(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class Simulator:
     """What is explored.
 
     Attributes:
@@ -92,8 +92,8 @@ class World:
         kinds: which; a subset of `FAULTS`.
         warm: whether the cell holds an entry at the beginning.
         late_fence: writers change the row first and fence before they commit.
-        guarded: each process has a `Guard` between its cache and the store.
-        tiered: each process has a near tier before that, and a feed; `warm` warms both tiers.
+        guarded: each process has a `GuardedBackend` between its cache and the store.
+        tiered: each process has a local tier before that, and a feed; `warm` warms both tiers.
         reads: how many each reader makes, one after the other.
     """
 
@@ -120,17 +120,17 @@ class World:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class Components:
     """What is put together in each process; a test puts something broken in.
 
     Attributes:
         cache: takes a backend and the keyword arguments of `JobCache`.
-        guard: takes a backend and the keyword arguments of `Guard`.
+        guard: takes a backend and the keyword arguments of `GuardedBackend`.
         tiered: takes the arguments of `TieredBackend`.
     """
 
     cache: Callable[..., JobCache] = JobCache
-    guard: Callable[..., Guard] = Guard
+    guard: Callable[..., GuardedBackend] = GuardedBackend
     tiered: Callable[..., TieredBackend] = TieredBackend
 
 
@@ -139,18 +139,18 @@ class Front:
     """What a process of a tiered world has before the store.
 
     Attributes:
-        near: its near tier.
+        local: its local tier.
         feed: what is told to it.
-        backend: both, before the far tier.
+        backend: both, before the remote tier.
     """
 
-    near: MemoryBackend
+    local: MemoryBackend
     feed: SteppedFeed
     backend: TieredBackend
 
     def held(self, key: str) -> Hashable:
-        """What the near cell holds, a lease included."""
-        return self.near._cell(key)  # noqa: SLF001 - nobody else may look at a lease
+        """What the local cell holds, a lease included."""
+        return self.local._cell(key)  # noqa: SLF001 - nobody else may look at a lease
 
 
 @dataclass(eq=False, slots=True)
@@ -162,7 +162,7 @@ class Process:
     """Whether there are readers in it."""
     dead: bool = False
     failed: set[int] = field(default_factory=set)
-    """The versions of its offers that failed."""
+    """The versions of its publishes that failed."""
     front: Front | None = None
     cache: JobCache = field(init=False)
 
@@ -188,7 +188,7 @@ class Actor:
     turns_left: int
     memory: Memory
     task: asyncio.Task[int] | None = None
-    floor: int = 0
+    min_version: int = 0
     errors: int = 0
     begun: bool = False
     fenced: bool = False
@@ -204,7 +204,7 @@ class Actor:
 
 
 @dataclass(eq=False, slots=True)
-class Step:
+class Choice:
     """Something that is waited for."""
 
     label: str
@@ -220,7 +220,7 @@ class Step:
     changes: bool = False
     """Whether it changes the store or the source."""
     version: int | None = None
-    """Of an offer."""
+    """Of a publish."""
     ready: Callable[[], bool] | None = None
     abandon: Callable[[], None] = lambda: None
     """Called if it will never happen."""
@@ -268,7 +268,7 @@ class Run:
     """One schedule in the making.
 
     Args:
-        world: what is explored.
+        simulator: what is explored.
         subject: the backend, and a way to lose a cell.
         key: whose cell; empty.
         carry_out: runs one operation of the subject to its end.
@@ -278,15 +278,15 @@ class Run:
 
     def __init__(
         self,
-        world: World,
+        simulator: Simulator,
         subject: Subject,
         key: str,
         carry_out: CarryOut,
         *,
         snapshot: Callable[[str], Hashable] | None = None,
-        parts: Parts | None = None,
+        parts: Components | None = None,
     ) -> None:
-        self.world = world
+        self.simulator = simulator
         self.subject = subject
         self.key = key
         self.carry_out = carry_out
@@ -294,68 +294,68 @@ class Run:
         self._seen: Hashable = None
         self._unseen = True
         self.loop = VirtualLoop()  # type: ignore[abstract] # there is nothing to read or to signal
-        self.promise = Promise(remembers=world.guarded or world.tiered)
+        self.invariants = Invariants(remembers=simulator.guarded or simulator.tiered)
         self.database = 1
         self.cell: model.Cell = None
         self.now_ms = _START_MS
         self.taken: list[str] = []
-        self.faults_left = world.faults
+        self.faults_left = simulator.faults
         self.row_lock: _Transaction | None = None
-        self.tickets: dict[str, Actor] = {}
-        self.pending: list[Step] = []
+        self.tokens: dict[str, Actor] = {}
+        self.pending: list[Choice] = []
         self._load_failed = False
         self._focus: Actor | None = None
         self._closing = False
-        self._parts = Parts() if parts is None else parts
+        self._parts = Components() if parts is None else parts
         self.processes: list[Process] = []
         self.actors: list[Actor] = []
         self._populate()
 
     def _populate(self) -> None:
         numbers = {kind: count() for kind in "RMW"}
-        for index, word in enumerate(self.world.processes):
+        for index, word in enumerate(self.simulator.processes):
             names = [f"{kind}{next(numbers[kind])}" for kind in word]
             process = Process(names[0] if len(names) == 1 else f"P{index}", word.strip("W") != "")
             store = Store(self, process)
-            tickets = map(f"{process.name}x{{}}".format, count())
+            tokens = map(f"{process.name}x{{}}".format, count())
             backend = (
                 self._parts.guard(store, clock=self.loop.time, sleep=partial(self._pause, "probes"))
-                if self.world.guarded
+                if self.simulator.guarded
                 else store
             )
-            if self.world.tiered:
+            if self.simulator.tiered:
                 process.front = self._front(backend)
             process.cache = self._parts.cache(
                 backend if process.front is None else process.front.backend,
                 lifetimes=Lifetimes(default=_FRESH, jitter=0),
                 # Without a guard time does not pass, and timers would only be in the way.
-                load_timeout=_LOAD_TIMEOUT if self.world.guarded else None,
+                load_timeout=_LOAD_TIMEOUT if self.simulator.guarded else None,
                 clock_ms=lambda: self.now_ms,
-                ticket=partial(next, tickets),
+                token=partial(next, tokens),
                 sleep=partial(self._pause, "pause"),
             )
             self.processes.append(process)
             shared = Memory()
             for name in names:
-                alone = name[0] == "W" and not self.world.guarded
+                alone = name[0] == "W" and not self.simulator.guarded
                 memory = Memory() if alone else shared
-                turns = 1 if name[0] == "W" else self.world.reads
+                turns = 1 if name[0] == "W" else self.simulator.reads
                 actor = Actor(name, process, turns, memory)
                 memory.actors.append(actor)
                 self.actors.append(actor)
-        if self.world.warm:
+        if self.simulator.warm:
             entry = Lifetimes(default=_FRESH, jitter=0).entry(document(1), self.now_ms)
             self.carry_out(self.subject.backend.lease(self.key, "first"))
-            self.carry_out(self.subject.backend.offer(self.key, "first", entry))
+            self.carry_out(self.subject.backend.publish(self.key, "first", entry))
             self.cell = 1
             for process in self.processes:
                 if process.front is not None and process.reads:
-                    at_once(process.front.near.lease(self.key, "first"))
-                    at_once(process.front.near.offer(self.key, "first", entry))
+                    at_once(process.front.local.lease(self.key, "first"))
+                    at_once(process.front.local.publish(self.key, "first", entry))
 
-    def _front(self, far: Any) -> Front:  # noqa: ANN401 - a test may put anything there
-        near, feed = MemoryBackend(clock=self.loop.time), SteppedFeed(self.key)
-        return Front(near, feed, self._parts.tiered(near, far, feed))
+    def _front(self, remote: Any) -> Front:  # noqa: ANN401 - a test may put anything there
+        local, feed = MemoryBackend(clock=self.loop.time), SteppedFeed(self.key)
+        return Front(local, feed, self._parts.tiered(local, remote, feed))
 
     # --- what can be done next ---
 
@@ -367,7 +367,7 @@ class Run:
             if ours:
                 return [*self._plain(ours), *self._failing(ours), *self._deadline(ours)]
             self._focus = None
-        if not self.world.guarded:
+        if not self.simulator.guarded:
             settled = [(name, step) for name, step in steps if self._is_nobodys_business(step)]
             if settled:
                 return [*self._plain(settled[:1]), *self._failing(settled[:1])]
@@ -380,9 +380,9 @@ class Run:
             options.extend(self._elsewhere(steps))
         return options
 
-    def _steps(self) -> list[tuple[str, Step]]:
+    def _steps(self) -> list[tuple[str, Choice]]:
         """The steps that can be taken, each under a name of its own."""
-        named: dict[str, Step] = {}
+        named: dict[str, Choice] = {}
         for step in self.pending:
             if self._lives(step) and (step.ready is None or step.ready()):
                 name, number = step.label, 1
@@ -392,16 +392,20 @@ class Run:
                 named[name] = step
         return list(named.items())
 
-    def _lives(self, step: Step) -> bool:
+    def _lives(self, step: Choice) -> bool:
         return step.reply is None or not step.actor.process.dead
 
-    def _is_nobodys_business(self, step: Step) -> bool:
+    def _is_nobodys_business(self, step: Choice) -> bool:
         """Whether it makes no difference to anything else when `step` is taken; then it is at once.
 
         So it is with a load once nothing more can be committed, if nobody shares it and its reader
         cannot be cancelled meanwhile.
         """
-        if step.reply is None or not step.label.endswith(" load") or "cancel" in self.world.kinds:
+        if (
+            step.reply is None
+            or not step.label.endswith(" load")
+            or "cancel" in self.simulator.kinds
+        ):
             return False
         if any(other.process is step.actor.process for other in self._others(step.actor)):
             return False
@@ -425,7 +429,7 @@ class Run:
                 if alike and not actor.begun:
                     unused.add(actor.name[0])
 
-    def _plain(self, steps: list[tuple[str, Step]]) -> Iterator[Option]:
+    def _plain(self, steps: list[tuple[str, Choice]]) -> Iterator[Option]:
         for name, step in steps:
             if not step.pause:
                 yield Option(name, "step", name)
@@ -435,19 +439,19 @@ class Run:
                 yield Option(f"{step.actor.name} looks again", "look", name)
             yield Option(f"{step.actor.name} waits no longer", "wait", name)
 
-    def _failing(self, steps: list[tuple[str, Step]]) -> Iterator[Option]:
+    def _failing(self, steps: list[tuple[str, Choice]]) -> Iterator[Option]:
         if self.faults_left:
             for name, step in steps:
                 for fate in step.faults:
                     yield Option(f"{name} {_WORDS[fate]}", "step", name, fate, step.kind(fate))
 
-    def _deadline(self, steps: list[tuple[str, Step]]) -> Iterator[Option]:
-        possible = "time" in self.world.kinds and self.world.guarded
+    def _deadline(self, steps: list[tuple[str, Choice]]) -> Iterator[Option]:
+        possible = "time" in self.simulator.kinds and self.simulator.guarded
         if possible and self.faults_left and steps and self.loop.waits_for_time():
             yield Option("time passes", "time", fault="time")
 
-    def _elsewhere(self, steps: list[tuple[str, Step]]) -> Iterator[Option]:
-        kinds = self.world.kinds
+    def _elsewhere(self, steps: list[tuple[str, Choice]]) -> Iterator[Option]:
+        kinds = self.simulator.kinds
         if "evict" in kinds and self.look() is not None:
             yield Option("evict", "evict", fault="evict")
         if "age" in kinds and self.look() is not None:
@@ -595,7 +599,7 @@ class Run:
                 self.look(),
                 self.cell,
                 self.database,
-                self.promise.state(),
+                self.invariants.state(),
                 self.now_ms,
                 self.faults_left,
                 None if self.row_lock is None else self.row_lock.actor.name,
@@ -605,21 +609,21 @@ class Run:
                     (
                         actor.turns_left,
                         actor.process.dead,
-                        actor.task is not None and actor.floor,
+                        actor.task is not None and actor.min_version,
                         actor.task is not None and self._refused(actor),
                         actor.unknown,
                         not actor.process.dead and frozenset(actor.process.failed),
                     )
                     for actor in self.actors
                 ),
-                tuple(self._in_front()) if self.world.tiered else None,
+                tuple(self._in_front()) if self.simulator.tiered else None,
                 self._focus and self._focus.name,
             )
         )
 
     def _remembered(self) -> Iterator[int]:
         for memory in dict.fromkeys(actor.memory for actor in self.actors):
-            awake = self.world.guarded or any(actor.task is not None for actor in memory.actors)
+            awake = self.simulator.guarded or any(actor.task is not None for actor in memory.actors)
             waited_for = {step.actor for step in self.pending if step.reply is not None}
             dead = memory.actors[0].process.dead
             done = dead or not (awake or waited_for.intersection(memory.actors))
@@ -635,12 +639,14 @@ class Run:
             else:
                 yield front.held(self.key), bool(front.feed.waiting)
 
-    def _floor(self, process: Process) -> int:
+    def _min_version(self, process: Process) -> int:
         front = process.front
-        return self.promise.floor(process.name, None if front is None else front.feed.heard)
+        return self.invariants.min_version(
+            process.name, None if front is None else front.feed.heard
+        )
 
     def _begin(self, actor: Actor) -> None:
-        actor.floor = self._floor(actor.process)
+        actor.min_version = self._min_version(actor.process)
         actor.errors = actor.process.cache.statistics.errors
         actor.begun, actor.turns_left = True, actor.turns_left - 1
         self._note(actor, f"{actor.name} begins", None)
@@ -649,12 +655,12 @@ class Run:
         work = self._write(actor) if actor.writes else self._read(actor)
         actor.task = self.loop.create_task(work, context=context)
         # Nobody notices a beginning, so it is put off until the first step. But two readers of one
-        # process may come to share what neither has begun, and a near tier is touched at once.
+        # process may come to share what neither has begun, and a local tier is touched at once.
         alone = all(other.process is not actor.process for other in self._others(actor))
-        if alone or (actor.writes and not self.world.tiered):
+        if alone or (actor.writes and not self.simulator.tiered):
             self._focus = actor
 
-    def _take(self, step: Step, fate: str) -> None:
+    def _take(self, step: Choice, fate: str) -> None:
         self.pending.remove(step)
         happens = fate in {"", "unanswered", "slow"}
         error: BaseException | None = None
@@ -679,15 +685,15 @@ class Run:
         elif fate == "slow":
             self._note(step.actor, f"{step.label} slow", _word(result))
             given = partial(_give, result, error)
-            reply = Step(f"{step.label} reply", step.identity, step.actor, given, step.reply)
+            reply = Choice(f"{step.label} reply", step.identity, step.actor, given, step.reply)
             self.pending.append(reply)
             return
         self._answer(step, fate, result, error)
 
-    def _send_late(self, step: Step) -> None:
-        self.pending.append(Step(f"late {step.label}", step.identity, step.actor, step.act, None))
+    def _send_late(self, step: Choice) -> None:
+        self.pending.append(Choice(f"late {step.label}", step.identity, step.actor, step.act, None))
 
-    def _answer(self, step: Step, fate: str, result: object, error: BaseException | None) -> None:
+    def _answer(self, step: Choice, fate: str, result: object, error: BaseException | None) -> None:
         if step.reply is None:
             return
         word: Hashable = _word(result) if error is None else type(error).__name__
@@ -702,17 +708,17 @@ class Run:
     def _note(self, actor: Actor, what: str, result: Hashable) -> None:
         memory, front = actor.memory, actor.process.front
         # What is near is seen without a step, but only by a reader, and only as it moves.
-        near: Hashable = None
+        local: Hashable = None
         if front is not None and not actor.writes:
-            near = front.held(self.key), front.feed.live
-        memory.hash = hash((memory.hash, what, result, near, self.now_ms, self.loop.time()))
+            local = front.held(self.key), front.feed.live
+        memory.hash = hash((memory.hash, what, result, local, self.now_ms, self.loop.time()))
 
-    def _look_again(self, step: Step) -> None:
+    def _look_again(self, step: Choice) -> None:
         self._take(step, "")
         self._focus = step.actor
 
-    def _wait_out(self, step: Step) -> None:
-        waiting: Step | None = step
+    def _wait_out(self, step: Choice) -> None:
+        waiting: Choice | None = step
         while waiting is not None:
             self._take(waiting, "")
             self.loop.settle()
@@ -757,7 +763,7 @@ class Run:
             feed.come_back()
             for actor in self.actors:
                 if actor.process is process and actor.task is not None:
-                    actor.floor = min(actor.floor, self._floor(process))
+                    actor.min_version = min(actor.min_version, self._min_version(process))
 
     def _tell_all(self) -> None:
         for process in self.processes:
@@ -769,7 +775,7 @@ class Run:
             while front.feed.waiting:
                 front.feed.deliver()
             front.feed.come_back()
-            self._check_near(process, front, quiet=True)
+            self._check_local(process, front, quiet=True)
 
     def _die(self, name: str) -> None:
         process = next(process for process in self.processes if process.name == name)
@@ -813,22 +819,25 @@ class Run:
         quiet = self._quiet()
         if quiet:
             entry = self.carry_out(self.subject.backend.get(self.key))
-            hidden = None if entry is None else self.promise.hidden(entry.version)
+            hidden = None if entry is None else self.invariants.hidden(entry.version)
             if entry is not None and hidden is not None:
                 raise Violation(f"v{entry.version} stays in the cache, and hides v{hidden}")
         for process in self.processes:
             if process.front is not None and not process.dead:
-                self._check_near(process, process.front, quiet=quiet)
+                self._check_local(process, process.front, quiet=quiet)
 
-    def _check_near(self, process: Process, front: Front, *, quiet: bool) -> None:
+    def _check_local(self, process: Process, front: Front, *, quiet: bool) -> None:
         """What a read that began now would be given."""
         entry = front.backend.peek(self.key)
         if entry is None:
             return
-        floor, held = self._floor(process), f"v{entry.version} stays near {process.name}"
-        if entry.version < floor:
-            raise Violation(f"{held}, although v{floor} was visible")
-        hidden = self.promise.hidden(entry.version)
+        min_version, held = (
+            self._min_version(process),
+            f"v{entry.version} stays near {process.name}",
+        )
+        if entry.version < min_version:
+            raise Violation(f"{held}, although v{min_version} was visible")
+        hidden = self.invariants.hidden(entry.version)
         if quiet and not front.feed.waiting and hidden is not None:
             raise Violation(f"{held}, and hides v{hidden}")
 
@@ -849,19 +858,21 @@ class Run:
                 raise Violation(f"{actor.name} raised {error!r}") from error
             return
         version = task.result()
-        if not actor.writes and version < actor.floor:
+        if not actor.writes and version < actor.min_version:
             raise Violation(
-                f"{actor.name} returns v{version}, although v{actor.floor} was visible when"
+                f"{actor.name} returns v{version}, although v{actor.min_version} was visible when"
                 " it began"
             )
-        refused = self._refused(actor) if self.world.guarded else version in actor.process.failed
-        self.promise.seen(actor.process.name, version, refused=refused)
+        refused = (
+            self._refused(actor) if self.simulator.guarded else version in actor.process.failed
+        )
+        self.invariants.seen(actor.process.name, version, refused=refused)
 
     def _quiet(self) -> bool:
         """Whether no writer is at work, nor anything that one has left behind."""
         if any(actor.writes and self._at_work(actor) for actor in self.actors):
             return False
-        if self.world.guarded:
+        if self.simulator.guarded:
             return not any(self._lives(step) for step in self.pending)
         return not any(step.actor.writes and self._lives(step) for step in self.pending)
 
@@ -872,7 +883,7 @@ class Run:
         """Whether a writer has become unable to tell the store that it committed `version`."""
         if actor.process.dead or actor.unknown:
             return True
-        return not self.world.guarded and version in actor.process.failed
+        return not self.simulator.guarded and version in actor.process.failed
 
     def _refused(self, actor: Actor) -> bool:
         return actor.process.cache.statistics.errors > actor.errors
@@ -881,10 +892,10 @@ class Run:
 
     def ask(self, operation: Coroutine[Any, Any, T]) -> T:
         """Carry out an operation of the backend that may change the cell."""
-        if not self.world.tiered:
+        if not self.simulator.tiered:
             self._unseen = True
             return self.carry_out(operation)
-        before, visible = self.look(), self.promise.visible
+        before, visible = self.look(), self.invariants.visible
         self._unseen = True
         result = self.carry_out(operation)
         if self._snapshot is None or self.look() != before:
@@ -913,7 +924,7 @@ class Run:
         actor = _ACTOR.get()
         reply: asyncio.Future[T] = self.loop.create_future()
         name = f"{actor.name} {label}"
-        step = Step(
+        step = Choice(
             name,
             name + detail,
             actor,
@@ -941,8 +952,8 @@ class Run:
 
     def fates(self, *, changes: bool) -> Iterator[str]:
         """How an operation of the backend can fail."""
-        kinds = self.world.kinds
-        guarded, tiered = self.world.guarded, self.world.tiered
+        kinds = self.simulator.kinds
+        guarded, tiered = self.simulator.guarded, self.simulator.tiered
         if "lose" in kinds and (guarded or not tiered):
             yield "lost"
             if changes:
@@ -956,7 +967,7 @@ class Run:
 
     async def _read(self, actor: Actor) -> int:
         async def load() -> Document:
-            fates = ("lost",) if "load" in self.world.kinds else ()
+            fates = ("lost",) if "load" in self.simulator.kinds else ()
             error = SourceUnavailable
             return document(
                 await self.step("load", lambda: self.database, error=error, faults=fates)
@@ -972,12 +983,12 @@ class Run:
 
     async def _write(self, actor: Actor) -> int:
         transaction = _Transaction(self, actor)
-        keys = () if self.world.late_fence else (self.key,)
+        keys = () if self.simulator.late_fence else (self.key,)
         async with actor.process.cache.write(transaction, *keys) as write:
             version = await transaction.update()
-            if self.world.late_fence:
+            if self.simulator.late_fence:
                 await write.fence(self.key)
-            write.offer(self.key, document(version))
+            write.publish(self.key, document(version))
         return version
 
 
@@ -998,7 +1009,7 @@ class _Transaction:
             run.row_lock = self
             return run.database + 1
 
-        faults = ("lost",) if "commit" in run.world.kinds else ()
+        faults = ("lost",) if "commit" in run.simulator.kinds else ()
         free = lambda: run.row_lock is None  # noqa: E731 - reads best beside its use
         return await run.step("update", lock, error=_UpdateFailedError, faults=faults, ready=free)
 
@@ -1006,7 +1017,7 @@ class _Transaction:
         if kind is not None:
             self.roll_back()
             return
-        faults = ("lost", "unanswered", "late") if "commit" in self.run.world.kinds else ()
+        faults = ("lost", "unanswered", "late") if "commit" in self.run.simulator.kinds else ()
         await self.run.step(
             "commit",
             self.commit,
@@ -1020,11 +1031,11 @@ class _Transaction:
         """The new version is there for everybody to see."""
         run = self.run
         stands = isinstance(run.cell, Fence) and any(
-            run.tickets.get(ticket) is self.actor for ticket in run.cell.tickets
+            run.tokens.get(token) is self.actor for token in run.cell.tokens
         )
         run.database += 1
         run.row_lock = None
-        run.promise.committed(
+        run.invariants.committed(
             Commit(run.database, stands, partial(run.cut_off, self.actor, run.database))
         )
 
@@ -1080,47 +1091,47 @@ class Store:
             "get", lambda: run.carry_out(run.subject.backend.get_many(keys)), changes=False
         )
 
-    async def lease(self, key: str, ticket: str) -> Entry | Standing:
+    async def lease(self, key: str, token: str) -> Entry | LeaseResult:
         """See `CacheBackend`."""
         run = self._run
 
-        def act() -> Entry | Standing:
-            run.cell, _ = model.take_lease(run.cell, ticket)
-            return run.ask(run.subject.backend.lease(key, ticket))
+        def act() -> Entry | LeaseResult:
+            run.cell, _ = model.take_lease(run.cell, token)
+            return run.ask(run.subject.backend.lease(key, token))
 
-        return await self._step("lease", act, detail=f" {ticket}")
+        return await self._step("lease", act, detail=f" {token}")
 
-    async def fence(self, key: str, ticket: str) -> None:
+    async def fence(self, key: str, token: str) -> None:
         """See `CacheBackend`."""
         run = self._run
-        actor = run.tickets[ticket] = _ACTOR.get()
+        actor = run.tokens[token] = _ACTOR.get()
 
         def act() -> None:
             actor.fenced = True
-            run.cell = model.raise_fence(run.cell, ticket)
-            run.ask(run.subject.backend.fence(key, ticket))
+            run.cell = model.raise_fence(run.cell, token)
+            run.ask(run.subject.backend.fence(key, token))
 
-        await self._step("fence", act, detail=f" {ticket}")
+        await self._step("fence", act, detail=f" {token}")
 
-    async def offer(self, key: str, ticket: str, entry: Entry | None) -> Offered:
+    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
         """See `CacheBackend`."""
         run = self._run
 
-        def act() -> Offered:
+        def act() -> PublishResult:
             if entry is None:
-                run.cell, _ = model.withdraw(run.cell, ticket)
+                run.cell, _ = model.withdraw(run.cell, token)
             else:
                 before = run.cell
-                run.cell, _ = model.offer(before, ticket, entry.version)
+                run.cell, _ = model.publish(before, token, entry.version)
                 if isinstance(run.cell, int) and run.cell == entry.version and not entry.keep_ms:
                     run.cell = None
-            offered = run.ask(run.subject.backend.offer(key, ticket, entry))
+            published = run.ask(run.subject.backend.publish(key, token, entry))
             if entry is not None:
-                run.promise.told(entry.version)
-            return offered
+                run.invariants.told(entry.version)
+            return published
 
-        label = "withdraw" if entry is None else f"offer v{entry.version}"
-        detail = f" {ticket}" if entry is None else f" {ticket} {entry.keep_ms}"
+        label = "withdraw" if entry is None else f"publish v{entry.version}"
+        detail = f" {token}" if entry is None else f" {token} {entry.keep_ms}"
         version = None if entry is None else entry.version
         return await self._step(label, act, detail=detail, version=version)
 
@@ -1135,7 +1146,7 @@ class Store:
         return await self._step("purge", act)
 
     async def purge_all(self) -> int:
-        """See `PurgeAll`: of all the keys there are, this world knows one."""
+        """See `SupportsPurgeAll`: of all the keys there are, this world knows one."""
         run = self._run
 
         def act() -> int:
@@ -1145,7 +1156,7 @@ class Store:
         return await self._step("purge all", act)
 
     async def ping(self) -> None:
-        """See `Ping`."""
+        """See `SupportsPing`."""
         await self._step("ping", lambda: None, changes=False)
 
     async def aclose(self) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Literal
 
-from jobcache.protocol.backend import FeedCondition
+from jobcache.protocol.backend import FeedStatus
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from jobcache.protocol.backend import Listener
+    from jobcache.protocol.backend import ChangeListener
 
 
 class SteppedFeed:
-    """A `Feed` of one cell.
+    """A `ChangeFeed` of one cell.
 
     Attributes:
         state: "live"; "silent", when by the clock it is not, though nothing is lost: what has
@@ -24,28 +24,28 @@ class SteppedFeed:
 
     def __init__(self, key: str) -> None:
         self._key = key
-        self._listeners: list[Listener] = []
+        self._listeners: list[ChangeListener] = []
         self.state: Literal["live", "silent", "cut"] = "live"
         self.waiting: deque[int] = deque()
 
-    # --- see `Feed` ---
+    # --- see `ChangeFeed` ---
 
     @property
     def live(self) -> bool:
-        """See `Feed`."""
+        """See `ChangeFeed`."""
         return self.state == "live"
 
-    def listen(self, listener: Listener) -> None:
-        """See `Feed`."""
+    def listen(self, listener: ChangeListener) -> None:
+        """See `ChangeFeed`."""
         self._listeners.append(listener)
 
     def start(self) -> None:
         """It has begun."""
 
-    def condition(self) -> FeedCondition:
-        """See `Feed`."""
+    def condition(self) -> FeedStatus:
+        """See `ChangeFeed`."""
         state: Literal["live", "connecting"] = "live" if self.live else "connecting"
-        return FeedCondition(state, 0.0, "", 0, {})
+        return FeedStatus(state, 0.0, "", 0, {})
 
     async def aclose(self) -> None:
         """There is nothing to end."""

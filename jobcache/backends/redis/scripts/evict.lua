@@ -1,5 +1,5 @@
 -- Empty the cells among these keys that are of our namespace, in the server's present life.
--- KEYS the keys, of one server   ARGV[1] the stamp
+-- KEYS the keys, of one server   ARGV[1] the incarnation_id
 -- Returns how many cells were emptied.
 local dropped = 0
 for _, key in ipairs(KEYS) do

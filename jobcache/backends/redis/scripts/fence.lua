@@ -1,25 +1,25 @@
--- Nothing in this cell is served until every ticket has left the fence.
--- KEYS[1] the cell   ARGV[1] the server's stamp   ARGV[2] ticket   ARGV[3] a new fence's life in ms
-local stamp, ticket = ARGV[1], ARGV[2]
+-- Nothing in this cell is served until every token has left the fence.
+-- KEYS[1] the cell   ARGV[1] the server's incarnation_id   ARGV[2] token   ARGV[3] a new fence's life in ms
+local incarnation_id, token = ARGV[1], ARGV[2]
 local cell = redis.pcall('GET', KEYS[1]) -- of a wrong type: an error, and replaced
 if type(cell) ~= 'string' then
   cell = ''
 end
 local written = cell:match('^[ELF]1|(%w+)|')
-if written and written ~= stamp then
+if written and written ~= incarnation_id then
   cell = '' -- of another server's life
 end
 local done
-local floor, tickets = cell:match('^F1|%w+|(%d+)|(,[%w,]+,)$')
-if floor then
+local fence_version, tokens = cell:match('^F1|%w+|(%d+)|(,[%w,]+,)$')
+if fence_version then
   -- A standing fence keeps its deadline, or a writer that died would hold up a busy key for ever.
-  if not tickets:find(',' .. ticket .. ',', 1, true) then
-    tickets = tickets .. ticket .. ','
+  if not tokens:find(',' .. token .. ',', 1, true) then
+    tokens = tokens .. token .. ','
   end
-  done = redis.pcall('SET', KEYS[1], 'F1|' .. stamp .. '|' .. floor .. '|' .. tickets, 'KEEPTTL')
+  done = redis.pcall('SET', KEYS[1], 'F1|' .. incarnation_id .. '|' .. fence_version .. '|' .. tokens, 'KEEPTTL')
 else
-  floor = cell:match('^E1|%w+|(%d+)|%d+|%d+|%d+|%l+|%x+|[%d-]+|[^|\n]*|[^|\n]*\n') or '0'
-  done = redis.pcall('SET', KEYS[1], 'F1|' .. stamp .. '|' .. floor .. '|,' .. ticket .. ',', 'PX', ARGV[3])
+  fence_version = cell:match('^E1|%w+|(%d+)|%d+|%d+|%d+|%l+|%x+|[%d-]+|[^|\n]*|[^|\n]*\n') or '0'
+  done = redis.pcall('SET', KEYS[1], 'F1|' .. incarnation_id .. '|' .. fence_version .. '|,' .. token .. ',', 'PX', ARGV[3])
 end
 if done.err then
   redis.call('DEL', KEYS[1]) -- no memory for a fence: at least nothing old is served

@@ -1,5 +1,5 @@
 -- Empty the cell, but for a fence, which stays.
--- KEYS[1] the cell   ARGV[1] the server's stamp
+-- KEYS[1] the cell   ARGV[1] the server's incarnation_id
 -- Returns 1 if it held something to drop, else 0.
 local cell = redis.pcall('GET', KEYS[1]) -- of a wrong type: an error, and dropped
 if cell == false then

@@ -49,7 +49,7 @@ class Cluster:
         connect: makes a connection to an address, not yet connected.
     """
 
-    spread = True
+    is_sharded = True
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Cluster:
         if self._mending is None or self._mending.done():
             self._mending = self._keep(self._mend())
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """See `Topology`. Who asks while one looks already is content with that."""
         if self._looking is None or self._looking.done():
             self._looking = self._keep(self._learn())
@@ -122,7 +122,7 @@ class Cluster:
         while self._doubtful:
             self._doubtful = False
             with suppress(RedisError, OSError):
-                await self.look()
+                await self.refresh()
             await asyncio.sleep(_BETWEEN_LOOKS)
 
     async def _learn(self) -> None:
@@ -193,7 +193,7 @@ class Cluster:
         }
         if tags != self._tags:
             for server in {*self._tags, *tags}:
-                server.listed = server in tags
+                server.tracked = server in tags
             self._tags = tags
             self.generation += 1
 

@@ -5,7 +5,7 @@ counts. They are listened to as well, for a master that is deposed while it live
 connections for some seconds:
 
     the sentinels promote B; A has not been told yet
-    a new process offers v2 to B; the old ones would go on reading v1 from A
+    a new process publishes v2 to B; the old ones would go on reading v1 from A
 
 Rejected: redis-py's `Sentinel`. It believes whichever sentinel answers first in the order of its
 list, waits for each that hangs, and hears of no failover.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Topology(Protocol):
     """Which server a key belongs to."""
 
-    spread: bool
+    is_sharded: bool
     """Whether there is more than one server, so that no command can be of several keys."""
 
     @property
@@ -49,14 +49,14 @@ class Topology(Protocol):
     def doubt(self) -> None:
         """A server has failed: what is known is learned anew, soon."""
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Learn it anew, now. Raises `RedisError` where nobody can tell."""
 
     async def aclose(self) -> None:
         """Close the servers."""
 
 
-class Lone:
+class SingleServer:
     """One server for all keys.
 
     Args:
@@ -65,7 +65,7 @@ class Lone:
         sentinels: those who name it, if any do: it may be another one at any time.
     """
 
-    spread = False
+    is_sharded = False
     connect: None = None
 
     def __init__(self, server: Server, name: str, sentinels: Sentinels | None = None) -> None:
@@ -73,13 +73,13 @@ class Lone:
         self._name = name
         self._sentinels = sentinels
         if sentinels is not None:
-            sentinels.deposed.append(server.forget)
+            sentinels.deposed.append(server.invalidate)
 
     @property
     def generation(self) -> int:
         """See `Topology`."""
         switches = 0 if self._sentinels is None else self._sentinels.switches
-        return switches + self._server.lives
+        return switches + self._server.incarnations
 
     def owner(self, key: str | bytes) -> Server:  # noqa: ARG002 - whatever the key
         """See `Topology`."""
@@ -106,7 +106,7 @@ class Lone:
     def doubt(self) -> None:
         """See `Topology`. There is nothing to learn but by connecting."""
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """See `Topology`."""
         if self._sentinels is not None:
             await self._sentinels.discover_master(self._name)

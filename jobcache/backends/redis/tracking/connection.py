@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from redis.exceptions import RedisError, ResponseError
 
-from jobcache.backends.redis.pipelined_connection import Command, Lane, NoLane
+from jobcache.backends.redis.pipelined_connection import (
+    Command,
+    NotPipelinable,
+    PipelinedConnection,
+)
 from jobcache.errors import CacheError
 
 if TYPE_CHECKING:
@@ -34,23 +38,25 @@ _CHANNEL = b"__redis__:invalidate"
 
 
 @dataclass(frozen=True)
-class Place:
+class Endpoint:
     """A primary: a server that cells are written on.
 
     Attributes:
         name: its host and port, for people.
         connect: makes a new connection to it, not yet connected. Takes redis-py's options of one,
             which win over the backend's own.
-        beat_key: a key that lives there, with a word of the caller's in it; no cell is ever there.
-        beat: writes two such keys, one through the connection for reads, the other through the one
+        heartbeat_key: a key that lives there, with a word of the caller's in it; no cell is ever
+            there.
+        heartbeat: writes two such keys, one through the connection for reads, the other through the
+            one
             for scripts. Raises `CacheUnavailable`.
         doubt: has these two connections made anew before they are used again.
     """
 
     name: str
     connect: Callable[..., AbstractConnection]
-    beat_key: Callable[[str], str]
-    beat: Callable[[str, str], Coroutine[Any, Any, None]]
+    heartbeat_key: Callable[[str], str]
+    heartbeat: Callable[[str, str], Coroutine[Any, Any, None]]
     doubt: Callable[[], None]
 
 
@@ -79,11 +85,11 @@ class Line(Protocol):
 
 
 @asynccontextmanager
-async def opened(place: Place, prefix: bytes, at_once: AtOnce) -> AsyncIterator[Line]:
+async def opened(endpoint: Endpoint, prefix: bytes, at_once: AtOnce) -> AsyncIterator[Line]:
     """A line to a primary.
 
     Args:
-        place: the primary.
+        endpoint: the primary.
         prefix: of the keys whose changes are to be reported.
         at_once: may be given a report where it comes in, before those that wait to be asked for.
             Returns whether that was all; else the report waits, too. It must not raise.
@@ -96,31 +102,35 @@ async def opened(place: Place, prefix: bytes, at_once: AtOnce) -> AsyncIterator[
         try:
             try:
                 async with asyncio.timeout(HANDSHAKE):
-                    line = await _handshake(place, prefix, at_once, stack)
+                    line = await _handshake(endpoint, prefix, at_once, stack)
             except TimeoutError as error:
-                raise Lost(f"{place.name} does not answer") from error
+                raise Lost(f"{endpoint.name} does not answer") from error
             yield line
         except (RedisError, OSError, CacheError) as error:
-            raise Lost(f"{place.name}: {error}") from error
+            raise Lost(f"{endpoint.name}: {error}") from error
         except RuntimeError as error:
             if "is closed" not in str(error):
                 raise
-            raise Lost(f"{place.name}: {error}") from error  # uvloop's word for a reset connection
+            raise Lost(
+                f"{endpoint.name}: {error}"
+            ) from error  # uvloop's word for a reset connection
 
 
-async def _handshake(place: Place, prefix: bytes, at_once: AtOnce, stack: AsyncExitStack) -> Line:
+async def _handshake(
+    endpoint: Endpoint, prefix: bytes, at_once: AtOnce, stack: AsyncExitStack
+) -> Line:
     track: Command = ("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", prefix)
-    own = place.connect()
+    own = endpoint.connect()
     stack.push_async_callback(_let_go, own)
     if str(own.protocol) != "2":
-        with suppress(ResponseError, NoLane):  # an old server, or a proxy; or no hiredis
+        with suppress(ResponseError, NotPipelinable):  # an old server, or a proxy; or no hiredis
             await _connect(own)
             pushed = Pushed(own, at_once)
             stack.callback(pushed.close)
             await pushed.order(track)
             return pushed
         await _let_go(own)
-    tracked, subscribed = place.connect(protocol=2), place.connect(protocol=2)
+    tracked, subscribed = endpoint.connect(protocol=2), endpoint.connect(protocol=2)
     for connection in (tracked, subscribed):
         stack.push_async_callback(_let_go, connection)
     try:
@@ -131,7 +141,7 @@ async def _handshake(place: Place, prefix: bytes, at_once: AtOnce, stack: AsyncE
         await _connect(tracked)
         await _order(tracked, *track[:3], "REDIRECT", number, *track[3:])
     except ResponseError as error:
-        raise Refused(f"{place.name}: {error}") from error
+        raise Refused(f"{endpoint.name}: {error}") from error
     return Redirected(tracked, subscribed)
 
 
@@ -165,11 +175,11 @@ class Pushed:
         self._reports: deque[list[bytes] | None] = deque()
         self._error: BaseException | None = None
         self._news = asyncio.Event()
-        self._lane = Lane(connection, math.inf, self._heard)
+        self._connection = PipelinedConnection(connection, math.inf, self._heard)
 
     async def order(self, command: Command) -> None:
         """Give the server a command. Raises `ResponseError` if it refuses."""
-        (reply,) = await self._lane.ask([command])
+        (reply,) = await self._connection.ask([command])
         if isinstance(reply, Exception):
             raise reply
 
@@ -193,7 +203,7 @@ class Pushed:
 
     def close(self) -> None:
         """Close the connection."""
-        self._lane.close()
+        self._connection.close()
 
     def _heard(self, message: list[Any] | BaseException) -> None:
         if isinstance(message, BaseException):

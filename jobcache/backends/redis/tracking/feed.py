@@ -33,16 +33,16 @@ import time
 from typing import TYPE_CHECKING
 
 from jobcache.backends._closing import end_all
-from jobcache.backends.redis.tracking.connection import HANDSHAKE, Lost, Place, Refused, opened
+from jobcache.backends.redis.tracking.connection import HANDSHAKE, Endpoint, Lost, Refused, opened
 from jobcache.errors import CacheError
 from jobcache.observability.statistics import Histogram
-from jobcache.protocol.backend import FeedCondition
+from jobcache.protocol.backend import FeedStatus
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from typing import Literal
 
-    from jobcache.protocol.backend import Listener
+    from jobcache.protocol.backend import ChangeListener
 
 logger = logging.getLogger("jobcache")
 
@@ -51,13 +51,13 @@ _REFUSED_PAUSE = 30.0  # the same, after a server that has no such thing
 
 
 class TrackingFeed:
-    """A `Feed` of one namespace.
+    """A `ChangeFeed` of one namespace.
 
     Args:
         primaries: finds the primaries there are now.
         generation: changes whenever they do; the feed then begins anew.
         prefix: of the namespace.
-        beat: seconds between two beats.
+        heartbeat: seconds between two beats.
         silence: seconds after the sending of the last proven beat for which the feed is live.
         clock: monotonic time in seconds.
         sleep: waits for the given seconds.
@@ -65,11 +65,11 @@ class TrackingFeed:
 
     def __init__(
         self,
-        primaries: Callable[[], Awaitable[Sequence[Place]]],
+        primaries: Callable[[], Awaitable[Sequence[Endpoint]]],
         *,
         generation: Callable[[], int],
         prefix: str = "",
-        beat: float = 0.5,
+        heartbeat: float = 0.5,
         silence: float = 2.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
@@ -77,11 +77,11 @@ class TrackingFeed:
         self._primaries = primaries
         self._generation = generation
         self._prefix = prefix.encode("ascii")
-        self._beat = beat
+        self._heartbeat = heartbeat
         self._silence = silence
         self._clock = clock
         self._sleep = sleep
-        self._listeners: list[Listener] = []
+        self._listeners: list[ChangeListener] = []
         self._token = f"{random.getrandbits(64):016x}"
         # By primary, until when its last beat vouches for what it has told; 0 before the first.
         self._vouched: dict[str, float] = {}
@@ -95,26 +95,26 @@ class TrackingFeed:
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
-    # --- see `Feed` ---
+    # --- see `ChangeFeed` ---
 
     @property
     def live(self) -> bool:
-        """See `Feed`. Asked before every hit, so nothing but a look at the clock."""
+        """See `ChangeFeed`. Asked before every hit, so nothing but a look at the clock."""
         return self._clock() < self._live_until
 
-    def listen(self, listener: Listener) -> None:
-        """See `Feed`."""
+    def listen(self, listener: ChangeListener) -> None:
+        """See `ChangeFeed`."""
         self._listeners.append(listener)
 
     def start(self) -> None:
-        """See `Feed`."""
+        """See `ChangeFeed`."""
         if self._task is None and not self._closed:
             self._enter("connecting", "not connected yet")
             self._task = asyncio.create_task(self._run())
 
-    def condition(self) -> FeedCondition:
-        """See `Feed`."""
-        return FeedCondition(
+    def condition(self) -> FeedStatus:
+        """See `ChangeFeed`."""
+        return FeedStatus(
             state=self._state,
             age=self._clock() - self._since,
             reason=self._reason,
@@ -123,7 +123,7 @@ class TrackingFeed:
         )
 
     async def aclose(self) -> None:
-        """See `Feed`."""
+        """See `ChangeFeed`."""
         self._closed = True
         self._live_until = 0.0
         if self._task is not None:
@@ -157,14 +157,14 @@ class TrackingFeed:
         """
         generation = self._generation()
         try:
-            places = await self._primaries()
+            endpoints = await self._primaries()
         except CacheError as error:
             raise Lost(str(error)) from error
         _heed_cancellation()
-        self._vouched = {place.name: 0.0 for place in places}
+        self._vouched = {endpoint.name: 0.0 for endpoint in endpoints}
         following = {
-            asyncio.create_task(self._follow(place, generation), name=place.name)
-            for place in places
+            asyncio.create_task(self._follow(endpoint, generation), name=endpoint.name)
+            for endpoint in endpoints
         }
         try:
             done, _ = await asyncio.wait(following, return_when=asyncio.FIRST_COMPLETED)
@@ -175,8 +175,8 @@ class TrackingFeed:
         for task in done:
             task.result()  # which raises
 
-    async def _follow(self, place: Place, generation: int) -> None:
-        beats = _Beats(place, self._token, self._beat, self._silence, self._clock)
+    async def _follow(self, endpoint: Endpoint, generation: int) -> None:
+        beats = _Heartbeats(endpoint, self._token, self._heartbeat, self._silence, self._clock)
 
         def at_once(keys: Sequence[bytes]) -> bool:
             """Tell a report where it comes in. One with a beat in it proves something, too."""
@@ -184,7 +184,7 @@ class TrackingFeed:
             return beats.names.isdisjoint(keys)
 
         try:
-            async with opened(place, self._prefix, at_once) as line:
+            async with opened(endpoint, self._prefix, at_once) as line:
                 while True:
                     _heed_cancellation()
                     if generation != self._generation():
@@ -200,14 +200,14 @@ class TrackingFeed:
                     took = beats.came_back(keys)
                     if took is not None:
                         self._lag.record(round(took * 1e9))
-                        self._vouch(place, beats.deadline)
+                        self._confirm(endpoint, beats.deadline)
         finally:
             await beats.aclose()
 
     # --- what is told ---
 
-    def _vouch(self, place: Place, until: float) -> None:
-        self._vouched[place.name] = until
+    def _confirm(self, endpoint: Endpoint, until: float) -> None:
+        self._vouched[endpoint.name] = until
         weakest = min(self._vouched.values())
         if weakest == 0.0:
             return  # another primary has not been heard of yet
@@ -256,11 +256,11 @@ class TrackingFeed:
         self._reason = reason
 
 
-class _Beats:
+class _Heartbeats:
     """The beats that prove one line: the last one sent, and whether it has come back.
 
     Args:
-        place: the primary.
+        endpoint: the primary.
         token: tells this feed's keys from others'.
         every: seconds between two beats.
         silence: seconds after the sending of a beat that came back until the next must have.
@@ -272,10 +272,15 @@ class _Beats:
     """
 
     def __init__(
-        self, place: Place, token: str, every: float, silence: float, clock: Callable[[], float]
+        self,
+        endpoint: Endpoint,
+        token: str,
+        every: float,
+        silence: float,
+        clock: Callable[[], float],
     ) -> None:
-        self._place = place
-        self._keys = place.beat_key(f"{token}r"), place.beat_key(f"{token}s")
+        self._endpoint = endpoint
+        self._keys = endpoint.heartbeat_key(f"{token}r"), endpoint.heartbeat_key(f"{token}s")
         self._every = every
         self._silence = silence
         self._clock = clock
@@ -300,21 +305,21 @@ class _Beats:
             self._see_to_refusal(self._beating)
             self._beating = None
         if now >= self.deadline:
-            self._place.doubt()
-            raise Lost(f"{self._place.name} has been silent for {self._silence:g} s")
+            self._endpoint.doubt()
+            raise Lost(f"{self._endpoint.name} has been silent for {self._silence:g} s")
         if self._sent is not None or now < self._due:
             return False
         self._sent, self._due, self._awaited = now, now + self._every, set(self.names)
-        self._beating = asyncio.create_task(self._place.beat(*self._keys))
+        self._beating = asyncio.create_task(self._endpoint.heartbeat(*self._keys))
         self._beating.add_done_callback(lambda _: wake())
         return True
 
     def _see_to_refusal(self, beating: asyncio.Task[None]) -> None:
         if beating.cancelled():
-            raise Lost(f"{self._place.name} is not used any more")
+            raise Lost(f"{self._endpoint.name} is not used any more")
         error = beating.exception()
         if error is not None:
-            raise Lost(f"{self._place.name}: {error}") from error
+            raise Lost(f"{self._endpoint.name}: {error}") from error
 
     def patience(self) -> float:
         """Seconds until there is something to do, if no report comes before."""

@@ -1,8 +1,8 @@
 -- Hand over a committed version, or withdraw.
--- KEYS[1] the cell   ARGV[1] the server's stamp   ARGV[2] ticket
+-- KEYS[1] the cell   ARGV[1] the server's incarnation_id   ARGV[2] token
 -- ARGV[3] version, -1 to withdraw   ARGV[4] life in ms   ARGV[5] the entry's cell
 -- Returns a word of `Offered`.
-local key, stamp, ticket, version = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
+local key, incarnation_id, token, version = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
 local withdrawn = version < 0
 
 local function remove()
@@ -30,30 +30,30 @@ if type(cell) ~= 'string' then
   return remove() -- of a wrong type
 end
 local written = cell:match('^[ELF]1|(%w+)|')
-if written and written ~= stamp then
+if written and written ~= incarnation_id then
   redis.call('DEL', key) -- of another server's life
   return 'nothing'
 end
 
-local floor, tickets = cell:match('^F1|%w+|(%d+)|(,[%w,]+,)$')
-if floor then
-  floor = tonumber(floor)
-  if version > floor then
-    floor = version
+local fence_version, tokens = cell:match('^F1|%w+|(%d+)|(,[%w,]+,)$')
+if fence_version then
+  fence_version = tonumber(fence_version)
+  if version > fence_version then
+    fence_version = version
   end
-  tickets = tickets:gsub(',' .. ticket .. ',', ',')
-  if tickets ~= ',' then
-    redis.call('SET', key, string.format('F1|%s|%.0f|%s', stamp, floor, tickets), 'KEEPTTL')
+  tokens = tokens:gsub(',' .. token .. ',', ',')
+  if tokens ~= ',' then
+    redis.call('SET', key, string.format('F1|%s|%.0f|%s', incarnation_id, fence_version, tokens), 'KEEPTTL')
     return 'fenced'
   end
-  if version < floor then
+  if version < fence_version then
     return remove()
   end
   return store('stored')
 end
 
 if cell:sub(1, 3) == 'L1|' then
-  if cell == 'L1|' .. stamp .. '|' .. ticket then
+  if cell == 'L1|' .. incarnation_id .. '|' .. token then
     return store('stored')
   end
   if withdrawn then
