@@ -125,7 +125,7 @@ async def test_while_redis_hangs_many_pollers_are_answered_as_without_a_cache(st
             server.pause()
             asked = counted(service)
             async with busy.polling(service):
-                await until(lambda: guard._breaker.silent)
+                await until(lambda: guard._breaker.unresponsive)
                 await asyncio.gather(*(quiet.poll(service, job_id) for job_id in quiet.known))
                 await until(lambda: guard.condition().state == "open")
                 assert asked["get"] <= JOBS, "it was asked again although it owed an answer"
