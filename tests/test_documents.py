@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import pytest
 
-from tests.service.process import clean_environment, serving
+from tests.app.process import clean_environment, serving
 
 ROOT = Path(__file__).parent.parent
 

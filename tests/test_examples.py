@@ -8,7 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.service.process import clean_environment, serving
+from tests.app.process import clean_environment, serving
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

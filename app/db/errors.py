@@ -1,7 +1,7 @@
 """What an error of the database driver means for a request: one table per database.
 
 A request that meets `Failure.BUG` is answered with 500, every other one with 503 and Retry-After,
-unless another attempt succeeds first. `tests/service/test_database_errors.py` has a test per row.
+unless another attempt succeeds first. `tests/app/db/test_database_errors.py` has a test per row.
 """
 
 from __future__ import annotations

@@ -1,0 +1,252 @@
+"""Start `python -m app` by a fork of a process that has imported it once.
+
+Most of the time that a start takes, Python imports. A fork server does that once for each worker
+of the tests; each service is a child that it forks, and otherwise a process like any other: of its
+own directory, environment, output, signal handlers and exit status.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).parents[2]
+LONGEST_REQUEST = 2**20
+
+
+class Forked:
+    """A child of the fork server, with the interface of `subprocess.Popen` that tests use."""
+
+    def __init__(self, arguments: Sequence[str], said: int) -> None:
+        """Args: the arguments; a pipe on which its id comes, and its exit status once it ends."""
+        self.args = arguments
+        self.returncode: int | None = None
+        self._said = open(said, "rb", buffering=0)  # noqa: SIM115 - until it ends
+        self._lock = threading.Lock()
+        self.pid = self._number()
+
+    def poll(self) -> int | None:
+        """Return the exit status if it has ended."""
+        with self._lock:
+            if self.returncode is None and self._told(0):
+                self.returncode = self._number()
+                self._said.close()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not ended in so many seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            status = self.poll()
+            if status is not None:
+                return status
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise subprocess.TimeoutExpired(list(self.args), timeout or 0)
+            self._told(left)
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it."""
+        self.send_signal(signal.SIGKILL)
+
+    def _told(self, seconds: float | None) -> bool:
+        waiting = select.poll()  # unlike select.select, for descriptors of any number
+        waiting.register(self._said, select.POLLIN)
+        return bool(waiting.poll(None if seconds is None else seconds * 1000))
+
+    def _number(self) -> int:
+        text = b""
+        while not text.endswith(b"\n"):
+            piece = self._said.read(1)
+            if not piece:
+                raise RuntimeError("the fork server has died")
+            text += piece
+        return int(text)
+
+
+def fork(
+    directory: Path, arguments: Sequence[str], environment: Mapping[str, str], output: IO[bytes]
+) -> Forked:
+    """Run `python -m app` with these arguments in `directory`."""
+    request = json.dumps([str(directory), list(arguments), dict(environment)]).encode()
+    said, to_say = os.pipe()
+    try:
+        socket.send_fds(_server(), [request], [output.fileno(), to_say])
+    finally:
+        os.close(to_say)
+    return Forked(arguments, said)
+
+
+@functools.cache
+def _server() -> socket.socket:
+    """Start the fork server, which ends with this process at the latest."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("JOBCACHE_")
+        and name not in {"DATABASE_URL", "REDIS_URL", "COVERAGE_PROCESS_CONFIG"}
+    }
+    with its:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tests.app.forking", str(its.fileno())],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[its.fileno()],
+        )
+
+    def end() -> None:
+        ours.close()
+        server.wait()
+
+    atexit.register(end)
+    return ours
+
+
+@dataclass
+class Start:
+    """What a child is to run, and where."""
+
+    directory: str
+    arguments: list[str]
+    environment: dict[str, str]
+    output: int
+    to_say: int
+
+
+def main() -> None:
+    """Be the fork server; and in each of its children, the program."""
+    import_app()
+    with socket.socket(fileno=int(sys.argv[1])) as requests:
+        start = serve(requests)
+    if start is not None:
+        run(start)
+
+
+def import_app() -> None:
+    """Import what a service imports until it is ready, and keep that out of later collections."""
+    for name in (
+        "app.__main__",
+        "app.main",
+        "app.http.fast_path_protocol",
+        "aiosqlite",
+        "asyncpg",
+        "jobcache.backends.memory",
+        "jobcache.backends.null",
+        "jobcache.backends.redis.backend",
+        "jobcache.backends.tiered",
+        "pydantic.v1",
+        "throttled.rate_limiter.quota_parser",
+        "uvicorn.lifespan.on",
+        "uvicorn.loops.auto",
+    ):
+        importlib.import_module(name)
+    del sys.modules["app.__main__"]  # each child runs it anew, by the name of __main__
+    if threading.active_count() > 1:
+        raise RuntimeError("a thread runs, which no child would have")
+    gc.collect()
+    gc.freeze()
+
+
+def serve(requests: socket.socket) -> Start | None:
+    """Fork for each request, until there can be none any more. Returns in children, too."""
+    children: dict[int, int] = {}  # the pipe on which to tell of its end, by process id
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the tests end first
+    woken, wake = os.pipe()
+    os.set_blocking(woken, False)
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake)
+    waiting = select.poll()
+    waiting.register(requests, select.POLLIN)
+    waiting.register(woken, select.POLLIN)
+    while True:
+        ready = {number for number, _ in waiting.poll()}
+        if woken in ready:
+            os.read(woken, 1000)
+            tell_ends(children)
+        if requests.fileno() not in ready:
+            continue
+        message, descriptors, _, _ = socket.recv_fds(requests, LONGEST_REQUEST, 2)
+        if not message:
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+            return None
+        start = Start(*json.loads(message), *descriptors)
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for descriptor in (woken, wake, start.to_say, *children.values()):
+                os.close(descriptor)
+            return start
+        children[pid] = start.to_say
+        os.close(start.output)
+        with contextlib.suppress(BrokenPipeError):
+            os.write(start.to_say, b"%d\n" % pid)
+
+
+def tell_ends(children: dict[int, int]) -> None:
+    """Pass on how children have ended."""
+    while children:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        to_say = children.pop(pid)
+        with contextlib.suppress(BrokenPipeError):
+            os.write(to_say, b"%d\n" % os.waitstatus_to_exitcode(status))
+        os.close(to_say)
+
+
+def run(start: Start) -> None:
+    """Do in a child what `python -m app` does; ends the process as that does."""
+    os.dup2(start.output, 1)
+    os.dup2(start.output, 2)
+    os.close(start.output)
+    os.chdir(start.directory)
+    os.environ.clear()
+    os.environ.update(start.environment)
+    time.tzset()
+    tempfile.tempdir = None  # which depends on the environment
+    sys.path[0] = start.directory
+    sys.argv = ["app", *start.arguments]
+    runpy.run_module("app", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""`jobcache.client` and the real service: a job's whole life, keys, and a service that dies."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import pytest
+
+from app.devservers import free_port
+from jobcache.client import (
+    AsyncJobs,
+    Conflict,
+    Forbidden,
+    Invalid,
+    Job,
+    Jobs,
+    JobsError,
+    NotFound,
+    Unauthorized,
+    WaitTimeout,
+)
+from jobcache.client.core.rules import Rules
+from tests.app.keyed import keyed
+from tests.app.process import Process, launch
+from tests.app.running import Start
+
+
+async def test_a_job_from_its_prompt_to_its_end(start: Start) -> None:
+    async with start() as service, AsyncJobs("", http=service.http) as jobs:
+        made = await jobs.create("acme", "A cat sits. A dog runs.", idempotency_key="one")
+        again = await jobs.create("acme", "A cat sits. A dog runs.", idempotency_key="one")
+        assert again.id == made.id
+        ready = await jobs.wait_for(made.id, until={"storyboard_ready"}, timeout=20)
+        assert (ready.status, ready.terminal) == ("storyboard_ready", False)
+        assert (await jobs.approve(made.id)).status == "approved"
+        assert (await jobs.render(made.id)).status == "rendering"
+        seen: list[Job] = []
+        done = await jobs.wait_for(made.id, on_progress=seen.append, timeout=20)
+        assert (done.status, done.percent) == ("completed", 100)
+        assert done == seen[-1]
+        versions = [job.version for job in seen]
+        assert versions == sorted(set(versions))
+        assert len(versions) > 1
+        assert (await jobs.get(made.id)).version == done.version
+        unfinished = await jobs.create("acme", "Another.", renderer="external")
+        assert (await jobs.cancel(unfinished.id)).status == "cancelled"
+        assert jobs.counts.failed == 0
+
+
+async def test_what_the_service_refuses_is_an_error_of_its_own_kind(
+    start: Start, tmp_path: Path
+) -> None:
+    async with keyed(start, tmp_path / "keys.txt") as service:
+        http = service.service.http
+        tokens = {
+            name: headers["Authorization"].removeprefix("Bearer ")
+            for name, headers in service.callers.items()
+        }
+
+        def of(caller: str) -> AsyncJobs:
+            return AsyncJobs("", tokens[caller], http=http)
+
+        job = await of("own").create("acme", "A cat.", renderer="external")
+        expected: dict[str, type[JobsError]] = {
+            "wrong": Unauthorized,
+            "malformed": Unauthorized,
+            "stranger": NotFound,
+        }
+        for caller, kind in expected.items():
+            with pytest.raises(kind):
+                await of(caller).wait_for(job.id, timeout=5)
+        with pytest.raises(Forbidden):
+            await of("stranger").create("acme", "A cat.")
+        with pytest.raises(Invalid) as invalid:
+            await of("own").create("acme", " ")
+        assert "prompt" in str(invalid.value.problem)
+        await of("own").wait_for(job.id, until={"storyboard_ready"}, timeout=20)
+        with pytest.raises(Conflict, match="storyboard_ready"):
+            await of("own").render(job.id)
+        with pytest.raises(WaitTimeout) as up:
+            await of("own").wait_for(job.id, timeout=0.1)
+        assert up.value.job is not None
+        assert up.value.job.status == "storyboard_ready"
+
+
+async def test_a_service_killed_in_the_middle_is_waited_for_and_nothing_is_missed(
+    tmp_path: Path,
+) -> None:
+    port, log = free_port(), tmp_path / "log.txt"
+    first = Process(launch(tmp_path, port, log, measured=False), port, log)
+    processes = [first]
+    try:
+        first.wait_until_ready()
+        job_id = first.rendering(renderer="external")
+        soon = Rules(chance=lambda: 0.1), Rules(chance=lambda: 0.1)
+        seen: list[list[int]] = [[], []]
+        with Jobs(first.url, rules=soon[0]) as jobs:
+            async with AsyncJobs(first.url, rules=soon[1]) as async_jobs, asyncio.timeout(60):
+                waiting = [
+                    asyncio.create_task(
+                        asyncio.to_thread(
+                            jobs.wait_for,
+                            job_id,
+                            on_progress=lambda job: seen[0].append(job.version),
+                        )
+                    ),
+                    asyncio.create_task(
+                        async_jobs.wait_for(
+                            job_id, on_progress=lambda job: seen[1].append(job.version)
+                        )
+                    ),
+                ]
+                while not all(seen):
+                    await asyncio.sleep(0.01)
+                report = {"percent": 50}
+                first.http.post(f"/api/v2/jobs/{job_id}/progress", json=report).raise_for_status()
+                first.stop(signal.SIGKILL)
+                while not all(rules.counts.failed for rules in soon):
+                    await asyncio.sleep(0.01)
+                second = Process(launch(tmp_path, port, log, measured=False), port, log)
+                processes.append(second)
+                await asyncio.to_thread(second.wait_until_ready)
+                second.http.post(f"/api/v2/jobs/{job_id}/complete").raise_for_status()
+                ends = await asyncio.gather(*waiting)
+        assert [job.status for job in ends] == ["completed", "completed"]
+        for job, versions in zip(ends, seen, strict=True):
+            assert versions == sorted(set(versions))
+            assert versions[-1] == job.version
+    finally:
+        for process in processes:
+            process.stop(signal.SIGKILL)

@@ -1,0 +1,390 @@
+"""What only two tiers do: whose answer it is, what is kept near, and when that is let go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from jobcache.backends.memory import MemoryBackend
+from jobcache.backends.tiered import TieredBackend
+from jobcache.errors import CacheUnavailable
+from jobcache.protocol.backend import (
+    ChangeListener,
+    Entry,
+    FeedStatus,
+    Health,
+    LeaseResult,
+    PublishResult,
+    SupportsChangeFeed,
+    SupportsSize,
+    SupportsTiers,
+)
+from jobcache.testing.simulation import entry_of
+from tests.jobcache.bench import Bench
+from tests.subjects import FakeClock
+
+
+class HandFeed:
+    """A feed that tells what a test says, and is live until the hour a test sets."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.live_until = clock.now + 2
+        self.starts = self.closed = 0
+        self.listeners: list[ChangeListener] = []
+
+    @property
+    def live(self) -> bool:
+        return self.clock.now < self.live_until
+
+    def listen(self, listener: ChangeListener) -> None:
+        self.listeners.append(listener)
+
+    def start(self) -> None:
+        self.starts += 1
+
+    def condition(self) -> FeedStatus:
+        return FeedStatus("live" if self.live else "connecting", 0, "", 0, {})
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+    def tell(self, *keys: str) -> None:
+        for listener in self.listeners:
+            listener.changed(keys)
+
+    def cut(self) -> None:
+        self.live_until = 0
+        for listener in self.listeners:
+            listener.interrupted()
+
+    def resume(self) -> None:
+        self.live_until = self.clock.now + 2
+        for listener in self.listeners:
+            listener.resumed()
+
+
+class GatedRemote:
+    """A remote tier whose answers wait at a gate once they are found, and that can be away."""
+
+    name = "far"
+
+    def __init__(self) -> None:
+        self.cells = MemoryBackend()
+        self.away = False
+        self.asked = 0
+        self.starts = self.closed = 0
+        self.remembered: list[tuple[str, int]] = []
+        self.at_gate = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    @asynccontextmanager
+    async def _asked(self) -> AsyncIterator[MemoryBackend]:
+        self.asked += 1
+        yield self.cells
+        self.at_gate.set()
+        await self.gate.wait()
+        if self.away:
+            raise CacheUnavailable("the store is away")
+
+    async def get(self, key: str) -> Entry | None:
+        async with self._asked() as cells:
+            return await cells.get(key)
+
+    async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
+        async with self._asked() as cells:
+            return await cells.get_many(keys)
+
+    async def lease(self, key: str, token: str) -> Entry | LeaseResult:
+        async with self._asked() as cells:
+            return await cells.lease(key, token)
+
+    async def fence(self, key: str, token: str) -> None:
+        async with self._asked() as cells:
+            await cells.fence(key, token)
+
+    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
+        async with self._asked() as cells:
+            return await cells.publish(key, token, entry)
+
+    async def purge(self, keys: Sequence[str]) -> int:
+        async with self._asked() as cells:
+            return await cells.purge(keys)
+
+    async def purge_all(self) -> int:
+        async with self._asked() as cells:
+            return await cells.purge_all()
+
+    def remember(self, key: str, version: int) -> None:
+        self.remembered.append((key, version))
+
+    def condition(self) -> Health:
+        return Health(not self.away, "open" if self.away else "closed", 0, "", 0)
+
+    async def start(self) -> None:
+        self.starts += 1
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+    async def hold(self, key: str, entry: Entry) -> None:
+        """Another process has stored it; nobody is told yet."""
+        await self.cells.purge([key])
+        await self.cells.lease(key, "other")
+        await self.cells.publish(key, "other", entry)
+
+
+class Tiered:
+    """Two tiers of which a test moves everything."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.feed = HandFeed(self.clock)
+        self.local = MemoryBackend(clock=self.clock)
+        self.remote = GatedRemote()
+        self.backend = TieredBackend(self.local, self.remote, self.feed)
+
+    async def evict(self, key: str) -> None:
+        await self.remote.purge([key])
+
+    async def elapse(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    async def fill(self, key: str = "k", version: int = 1) -> None:
+        await self.remote.hold(key, entry_of(version))
+        assert await self.backend.get(key) is not None
+        assert self.version(key) == version
+
+    def version(self, key: str = "k") -> int | None:
+        entry = self.backend.peek(key)
+        return None if entry is None else entry.version
+
+    async def holds_nothing_local(self, key: str = "k") -> bool:
+        """Neither an entry nor somebody's lease."""
+        free = await self.local.lease(key, "probe") is LeaseResult.ACQUIRED
+        await self.local.publish(key, "probe", None)
+        return free
+
+
+@pytest.fixture
+def tiered() -> Tiered:
+    return Tiered()
+
+
+# --- reading ---
+
+
+async def test_each_tier_answers_under_its_own_name() -> None:
+    tiered = Tiered()
+    bench = Bench(tiered)
+    bench.source.versions["k"] = 1
+    read = lambda: bench.cache.read("k", lambda: bench.source.load("k"))  # noqa: E731 - three times
+    assert [(await read()).tier for _ in range(4)] == ["far", "far", "memory", "memory"]
+    assert bench.cache.tier_hits() == {"memory": 2, "far": 1}
+    assert isinstance(tiered.backend, SupportsTiers)
+    assert bench.source.loads == 1
+
+
+async def test_a_hit_local_asks_nobody(tiered: Tiered) -> None:
+    await tiered.fill()
+    asked = tiered.remote.asked
+    assert await tiered.backend.get("k") == entry_of(1)
+    assert await tiered.backend.get_many(["k"]) == {"k": entry_of(1)}
+    assert tiered.remote.asked == asked
+
+
+async def test_many_keys_come_from_both_tiers_and_are_all_local_afterwards(tiered: Tiered) -> None:
+    await tiered.fill("a", 1)
+    await tiered.remote.hold("b", entry_of(2))
+    await tiered.remote.hold("a", entry_of(7))  # not reported yet
+    found = await tiered.backend.get_many(["a", "b", "c"])
+    assert {key: entry.version for key, entry in found.items()} == {"a": 1, "b": 2}
+    assert [tiered.version(key) for key in "abc"] == [1, 2, None]
+    assert await tiered.holds_nothing_local("c")
+
+
+async def test_the_floor_is_kept_although_the_local_tier_lags() -> None:
+    tiered = Tiered()
+    bench = Bench(tiered)
+    bench.source.versions["k"] = 1
+    for _ in range(2):
+        await bench.read("k")
+    bench.source.versions["k"] = 2
+    await tiered.remote.hold("k", replace(entry_of(2), stored_at_ms=bench.now_ms))
+    assert (await bench.read("k"))[0] == 1, "it has not been told"
+    assert (await bench.read("k", min_version=2))[0] == 2
+    assert (await bench.read("k"))[0] == 2, "nobody here steps back"
+    assert bench.source.loads == 1
+
+
+@pytest.mark.parametrize("fresh_ms", [0, -1000])
+async def test_what_is_to_be_confirmed_first_is_not_kept_local(
+    tiered: Tiered, fresh_ms: int
+) -> None:
+    await tiered.remote.hold("k", replace(entry_of(1), fresh_ms=fresh_ms))
+    entry = await tiered.backend.get("k")
+    assert entry is not None
+    assert entry.fresh_ms == fresh_ms
+    assert entry.keep_ms > 0
+    assert await tiered.holds_nothing_local()
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+async def test_a_fill_that_does_not_end_leaves_no_lease_behind(
+    tiered: Tiered, how: str, *, many: bool
+) -> None:
+    await tiered.remote.hold("k", entry_of(1))
+    tiered.remote.gate.clear()
+    backend = tiered.backend
+    fill = asyncio.ensure_future(backend.get_many(["k", "l"]) if many else backend.get("k"))
+    await tiered.remote.at_gate.wait()
+    assert not await tiered.holds_nothing_local()
+    tiered.remote.away = True
+    if how == "cancelled":
+        fill.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fill
+        tiered.remote.gate.set()  # what is asked for together goes on without one who has gone
+        async with asyncio.timeout(60):
+            while not await tiered.holds_nothing_local("k"):
+                await asyncio.sleep(0)
+    else:
+        tiered.remote.gate.set()
+        with pytest.raises(CacheUnavailable):
+            await fill
+    assert await tiered.holds_nothing_local("k")
+    assert await tiered.holds_nothing_local("l")
+
+
+# --- what is told ---
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+@pytest.mark.parametrize("told", ["changed", "cut", "cut and back"])
+async def test_a_fill_that_a_report_overtakes_is_not_kept(
+    tiered: Tiered, told: str, *, many: bool
+) -> None:
+    await tiered.remote.hold("k", entry_of(1))
+    tiered.remote.gate.clear()
+    backend = tiered.backend
+    fill = asyncio.ensure_future(backend.get_many(["k"]) if many else backend.get("k"))
+    await tiered.remote.at_gate.wait()
+    if told == "changed":
+        tiered.feed.tell("other", "k")
+    else:
+        tiered.feed.cut()
+        if told == "cut and back":
+            tiered.feed.resume()
+    tiered.remote.gate.set()
+    assert await fill is not None
+    assert await tiered.holds_nothing_local()
+
+
+async def test_a_report_empties_what_it_names_and_nothing_else(tiered: Tiered) -> None:
+    for key in ("a", "b", "c"):
+        await tiered.fill(key)
+    tiered.feed.tell("a", "c", "unheard of")
+    assert [tiered.version(key) for key in "abc"] == [None, 1, None]
+
+
+async def test_a_cut_sets_the_local_tier_aside_and_it_comes_back_empty(tiered: Tiered) -> None:
+    await tiered.fill()
+    tiered.feed.cut()
+    assert tiered.version() is None
+    await tiered.remote.hold("k", entry_of(2))
+    assert (await tiered.backend.get("k")) == entry_of(2)
+    tiered.feed.resume()
+    assert tiered.version() is None
+    assert tiered.backend.size() == (0, 0)
+    await tiered.fill(version=3)
+
+
+async def test_silence_by_the_clock_sets_the_local_tier_aside(tiered: Tiered) -> None:
+    await tiered.fill()
+    tiered.clock.now = tiered.feed.live_until
+    assert tiered.version() is None
+    starts = tiered.feed.starts
+    await tiered.remote.hold("k", entry_of(2))
+    assert (await tiered.backend.get_many(["k"])) == {"k": entry_of(2)}
+    assert tiered.feed.starts == starts + 1, "whoever needs it starts it"
+    tiered.feed.live_until += 2  # what was changed meanwhile is yet to be told
+    assert tiered.version() is None, "what was read meanwhile is known here"
+
+
+# --- changing ---
+
+
+@pytest.mark.parametrize("change", ["publish", "purge", "purge all"])
+@pytest.mark.parametrize("how", ["made", "failed", "cancelled"])
+async def test_what_is_filled_while_this_process_changes_the_cell_is_not_kept(
+    tiered: Tiered, change: str, how: str
+) -> None:
+    await tiered.remote.hold("k", entry_of(1))
+    changes = {
+        "publish": lambda: tiered.backend.publish("k", "w", entry_of(2)),
+        "purge": lambda: tiered.backend.purge(["k"]),
+        "purge all": tiered.backend.purge_all,
+    }
+    tiered.remote.gate.clear()
+    change_made = asyncio.ensure_future(changes[change]())
+    await tiered.remote.at_gate.wait()
+    # Read before the change, and kept after it was made.
+    await tiered.local.lease("k", "r")
+    await tiered.local.publish("k", "r", entry_of(1))
+    assert tiered.version() == 1
+    if how == "cancelled":
+        change_made.cancel()
+    tiered.remote.away = how == "failed"
+    tiered.remote.gate.set()
+    await asyncio.wait({change_made})
+    assert change_made.cancelled() == (how == "cancelled")
+    assert tiered.version() is None
+
+
+async def test_what_is_remembered_is_not_hidden_local(tiered: Tiered) -> None:
+    await tiered.fill()
+    tiered.backend.remember("k", 2)
+    assert tiered.version() is None
+    assert tiered.remote.remembered == [("k", 2)]
+
+
+async def test_purged_are_both_tiers_and_the_remote_one_counts(tiered: Tiered) -> None:
+    for key in ("a", "b", "c"):
+        await tiered.fill(key)
+    tiered.feed.tell("b")
+    assert await tiered.backend.purge(["a", "b", "nothing"]) == 2
+    assert [tiered.version(key) for key in "abc"] == [None, None, 1]
+    assert await tiered.backend.purge_all() == 1
+    assert await tiered.backend.get_many(["a", "b", "c"]) == {}
+
+
+# --- the rest ---
+
+
+async def test_its_condition_is_the_remote_tiers_and_its_size_the_local_ones(
+    tiered: Tiered,
+) -> None:
+    await tiered.fill()
+    assert tiered.backend.condition().available
+    tiered.remote.away = True
+    assert not tiered.backend.condition().available
+    assert isinstance(tiered.backend, SupportsSize)
+    assert tiered.backend.size() == tiered.local.size() != (0, 0)
+    assert isinstance(tiered.backend, SupportsChangeFeed)
+    assert tiered.backend.feed() is tiered.feed
+
+
+async def test_it_starts_and_closes_all_of_its_parts(tiered: Tiered) -> None:
+    await tiered.fill()
+    await tiered.backend.start()
+    assert (tiered.feed.starts, tiered.remote.starts) == (1, 1)
+    await tiered.backend.aclose()
+    await tiered.backend.aclose()
+    assert tiered.feed.closed == tiered.remote.closed == 2
+    assert tiered.local.size() == (0, 0)

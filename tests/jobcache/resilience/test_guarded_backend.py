@@ -1,0 +1,918 @@
+"""The guard: deadlines, the breaker, and telling the store what it missed before it is used."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
+
+import pytest
+
+from jobcache import CacheOutcome, CacheUnavailable, JobCache, UnreadableCell
+from jobcache.backends.memory import MemoryBackend
+from jobcache.errors import CacheError
+from jobcache.protocol.backend import CLOCK_SKEW_MS, Entry, LeaseResult, PublishResult, SupportsPing
+from jobcache.resilience.guarded_backend import GuardedBackend
+from jobcache.testing.simulation import entry_of
+from tests.jobcache.bench import Source, Transaction, document
+from tests.subjects import FakeClock, MemorySubject
+
+
+class Store(MemoryBackend):
+    """A store that can be away, hang, or answer late, as the test says."""
+
+    def __init__(self) -> None:
+        super().__init__(clock=FakeClock())
+        self.away = False
+        self.hangs: asyncio.Event | None = None
+        self.calls = 0
+
+    async def _reach(self) -> None:
+        self.calls += 1
+        if self.hangs is not None:
+            await self.hangs.wait()
+        if self.away:
+            raise CacheUnavailable("connection refused")
+
+    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        await self._reach()
+        return await super().get_many([key for key in keys if key != "garbage"])
+
+    async def lease(self, key: str, token: str) -> Entry | LeaseResult:
+        await self._reach()
+        if key == "garbage":
+            raise UnreadableCell(key)
+        return await super().lease(key, token)
+
+    async def fence(self, key: str, token: str) -> None:
+        await self._reach()
+        await super().fence(key, token)
+
+    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
+        await self._reach()
+        return await super().publish(key, token, entry)
+
+    async def purge(self, keys: Sequence[str]) -> int:
+        await self._reach()
+        return await super().purge(keys)
+
+    async def purge_all(self) -> int:
+        await self._reach()
+        return await super().purge_all()
+
+    async def ping(self) -> None:
+        await self._reach()
+
+
+class Pauses:
+    """Stands in for sleep: the recovery waits until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+        self.gate = asyncio.Semaphore(0)
+
+    async def __call__(self, seconds: float) -> None:
+        self.asked.append(seconds)
+        await self.gate.acquire()
+
+
+class AskedStore(Store):
+    """The same, which can be asked without a task of the guard's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asking: set[asyncio.Task[None]] = set()
+
+    def ask_many(
+        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | Exception], object]
+    ) -> bool:
+        asking = asyncio.create_task(self._ask(keys, then))
+        self.asking.add(asking)
+        asking.add_done_callback(self.asking.discard)
+        return True
+
+    async def _ask(
+        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | Exception], object]
+    ) -> None:
+        try:
+            found: Mapping[str, Entry] | Exception = await self.get_many(keys)
+        except Exception as error:  # noqa: BLE001 - told
+            found = error
+        then(found)
+
+
+class Rig:
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.pauses = Pauses()
+        self.clock = FakeClock()
+        self.now_ms = 1_700_000_000_000
+        self.guard = GuardedBackend(
+            self.store,
+            deadline=0.02,
+            fence_deadline=0.02,
+            clock=self.clock,
+            clock_ms=lambda: self.now_ms,
+            sleep=self.pauses,
+            most_missed=50,
+        )
+
+    async def probe(self) -> None:
+        """Let the recovery make its next attempt, and wait until it has."""
+        before = len(self.pauses.asked)
+        self.pauses.gate.release()
+        for _ in range(200):
+            await asyncio.sleep(0)
+            recovery = self.guard._recovery
+            if len(self.pauses.asked) > before or recovery is None or recovery.done():
+                return
+        raise AssertionError("the recovery makes no attempt")
+
+    async def break_it(self) -> None:
+        self.store.away = True
+        for _ in range(3):
+            with pytest.raises(CacheUnavailable):
+                await self.guard.get("k")
+        assert self.guard.condition().state == "open"
+
+
+@pytest.fixture(params=[Store, AskedStore])
+async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    rig = Rig(request.param())
+    yield rig
+    await rig.guard.aclose()
+
+
+async def test_a_few_failures_in_a_row_open_the_breaker(rig: Rig) -> None:
+    rig.store.away = True
+    for _ in range(2):
+        with pytest.raises(CacheUnavailable):
+            await rig.guard.get("k")
+    assert rig.guard.condition().available
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.get("k")
+    condition = rig.guard.condition()
+    assert (condition.available, condition.state) == (False, "open")
+    assert condition.reason == "connection refused"
+    calls = rig.store.calls
+    for _ in range(100):
+        with pytest.raises(CacheUnavailable):
+            await rig.guard.get("k")
+    assert rig.store.calls == calls, "an open breaker asks the store nothing"
+
+
+async def test_a_store_that_failed_without_a_word_is_set_aside_like_any_other(rig: Rig) -> None:
+    async def get_many(keys: Sequence[str]) -> Mapping[str, Entry]:
+        rig.store.calls += 1
+        raise CacheUnavailable
+
+    rig.store.get_many = get_many  # type: ignore[method-assign]
+    for _ in range(5):
+        with pytest.raises(CacheUnavailable):
+            await rig.guard.get("k")
+    assert rig.store.calls == 3
+
+
+async def test_a_success_in_between_starts_the_count_anew(rig: Rig) -> None:
+    for _ in range(5):
+        rig.store.away = True
+        for _ in range(2):
+            with pytest.raises(CacheUnavailable):
+                await rig.guard.get("k")
+        rig.store.away = False
+        assert await rig.guard.get("k") is None
+    assert rig.guard.condition().available
+
+
+async def test_an_unreadable_cell_is_no_failure_of_the_store(rig: Rig) -> None:
+    for _ in range(10):
+        assert await rig.guard.get("garbage") is None
+        with pytest.raises(UnreadableCell):
+            await rig.guard.lease("garbage", "r")
+    assert rig.guard.condition().available
+
+
+async def test_nobody_waits_longer_than_the_deadline(rig: Rig) -> None:
+    rig.store.hangs = asyncio.Event()
+    with pytest.raises(CacheUnavailable, match=r"no answer within 0\.02 s"):
+        await rig.guard.get("k")
+    asking = rig.store.asking if isinstance(rig.store, AskedStore) else rig.guard._running
+    left = [task for task in asking if "ping" not in repr(task.get_coro())]
+    assert len(left) == 1, "the operation itself is left to end by itself"
+    rig.store.hangs.set()
+    while rig.guard._running:
+        await asyncio.sleep(0)
+
+
+async def test_an_answer_after_the_deadline_is_nobodys(rig: Rig) -> None:
+    rig.store.hangs = asyncio.Event()
+    told: list[Entry | CacheError | None] = []
+    assert rig.guard.ask("k", told.append)
+    while not told:
+        await asyncio.sleep(0.001)
+    rig.store.hangs.set()
+    await asyncio.sleep(0.01)
+    assert [str(each) for each in told] == ["no answer within 0.02 s"]
+
+
+async def test_who_has_gone_or_fails_takes_nobody_else_along(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_: object) -> None:
+        raise ZeroDivisionError
+
+    rig.store.hangs = asyncio.Event()
+    gone = asyncio.create_task(rig.guard.get("k"))
+    stays = asyncio.create_task(rig.guard.get("k"))
+    await asyncio.sleep(0)
+    assert rig.guard.ask("k", fails)
+    told: list[Entry | CacheError | None] = []
+    assert rig.guard.ask("k", told.append)
+    await asyncio.sleep(0)
+    gone.cancel()
+    rig.store.hangs.set()
+    assert await stays is None
+    assert gone.cancelled()
+    assert told == [None]
+    assert rig.store.calls == 1
+    assert "who asked for 'k' could not be told" in caplog.text
+    assert "InvalidStateError" not in caplog.text
+
+
+async def test_a_backend_that_cannot_be_asked_so_is_asked_as_ever(rig: Rig) -> None:
+    answers = iter([False, ZeroDivisionError])
+
+    def refuses(keys: Sequence[str], then: object) -> bool:
+        answer = next(answers)
+        if isinstance(answer, bool):
+            return answer
+        raise answer
+
+    rig.guard._ask_many = refuses
+    await rig.store.lease("k", "r")
+    await rig.store.publish("k", "r", entry_of(3))
+    for _ in range(2):
+        assert await rig.guard.get("k") == entry_of(3)
+    assert next(answers, None) is None
+
+
+async def test_who_waits_while_it_closes_is_told(rig: Rig) -> None:
+    rig.store.hangs = asyncio.Event()
+    waiting = [asyncio.create_task(rig.guard.get("k"))]
+    await asyncio.sleep(0.005)
+    waiting.append(asyncio.create_task(rig.guard.get("k")))
+    await asyncio.sleep(0)
+    await rig.guard.aclose()
+    await asyncio.wait(waiting, timeout=60)
+    assert {type(task.exception()) for task in waiting} == {CacheUnavailable}
+    rig.store.hangs.set()
+
+
+async def test_who_is_cancelled_as_a_fence_goes_late_is_heard_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = Rig(Store())
+    rig.store.hangs = asyncio.Event()
+    given_up = rig.guard._given_up
+
+    def and_cancelled(number: int, limit: float) -> CacheUnavailable:
+        asyncio.get_running_loop().call_soon(fencing.cancel)  # before it learns of it
+        return given_up(number, limit)
+
+    rig.guard._given_up = and_cancelled  # type: ignore[method-assign]
+    fencing = asyncio.create_task(rig.guard.fence("k", "w"))
+    await asyncio.wait({fencing})
+    assert fencing.cancelled()
+    rig.store.hangs.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert rig.guard._late_fences == {}
+    assert await rig.store.lease("k", "r") is LeaseResult.FENCED, "which its writer withdraws"
+    await rig.guard.aclose()
+    assert "Error" not in caplog.text
+
+
+async def test_after_a_deadline_of_silence_reads_do_not_wait_and_one_probe_decides(
+    rig: Rig,
+) -> None:
+    """Or polls that come one after the other would each wait for a deadline of their own."""
+    rig.store.hangs = hangs = asyncio.Event()
+    waiting = [asyncio.create_task(rig.guard.get(f"k{number}")) for number in range(5)]
+    await asyncio.wait(waiting)
+    assert {type(task.exception()) for task in waiting} == {CacheUnavailable}
+    await asyncio.sleep(0)
+    calls = rig.store.calls
+    assert calls == 1 + 1
+    for read in (rig.guard.get("k"), rig.guard.lease("k", "r"), rig.guard.get_many(["k"])):
+        with pytest.raises(CacheUnavailable, match="overdue"):
+            await read
+    assert rig.store.calls == calls
+    assert rig.guard.condition().available, "nothing is said before the probe has failed"
+    await until_open(rig)
+    assert rig.store.calls == calls, "and no more than the one probe, which followed at once"
+    assert len(rig.pauses.asked) == 1
+    hangs.set()
+
+
+async def test_an_answer_to_what_began_earlier_does_not_put_off_the_probe(rig: Rig) -> None:
+    """The store hangs between two answers, as it does where there is always something under way."""
+    rig.store.hangs = first = asyncio.Event()
+    answered = asyncio.create_task(rig.guard.get("k"))
+    while rig.store.calls < 1:
+        await asyncio.sleep(0)
+    rig.store.hangs = rest = asyncio.Event()
+    overdue = asyncio.create_task(rig.guard.get("k"))
+    while rig.store.calls < 2:
+        await asyncio.sleep(0)
+    first.set()
+    assert await answered is None
+    with pytest.raises(CacheUnavailable):
+        await overdue
+    await until_open(rig)
+    assert len(rig.pauses.asked) <= 1, "the probe that found it out did not pause before"
+    rest.set()
+
+
+async def test_a_silence_that_ends_before_the_probe_does_is_no_outage(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.store.hangs = hangs = asyncio.Event()
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.get("k")
+    rig.store.hangs = None
+    hangs.set()
+    async with asyncio.timeout(60):
+        while rig.guard._recovery is not None and not rig.guard._recovery.done():
+            await asyncio.sleep(0)
+    assert await rig.guard.get("k") is None
+    assert caplog.records == []
+
+
+async def until_open(rig: Rig) -> None:
+    async with asyncio.timeout(60):
+        while rig.guard.condition().available:
+            await asyncio.sleep(0.001)
+
+
+async def test_a_silent_store_that_was_set_aside_a_moment_ago_is_still_fenced(rig: Rig) -> None:
+    """So that others have noticed, too, before something is committed that they do not hear of."""
+    rig.store.hangs = hangs = asyncio.Event()
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.get("k")
+    await until_open(rig)
+    calls = rig.store.calls
+    with pytest.raises(CacheUnavailable, match="no answer within"):
+        await rig.guard.fence("k", "w")
+    assert rig.store.calls == calls + 1
+    rig.clock.now += 0.03
+    with pytest.raises(CacheUnavailable, match=r"no answer$"):
+        await rig.guard.fence("k", "w")
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.publish("k", "w", entry_of(2))
+    assert rig.store.calls == calls + 1
+    hangs.set()
+
+
+async def test_a_full_store_hears_of_writes_although_it_is_set_aside(rig: Rig) -> None:
+    """It empties the cell; another process may still be reading there."""
+    await rig.guard.lease("k", "r")
+    await rig.guard.publish("k", "r", entry_of(1))
+    await rig.break_it()
+    assert rig.store.away
+
+    async def full(key: str, token: str) -> None:
+        await MemoryBackend.purge(rig.store, [key])
+        raise CacheUnavailable("OOM")
+
+    rig.store.fence = full  # type: ignore[method-assign]
+    with pytest.raises(CacheUnavailable, match="OOM"):
+        await rig.guard.fence("k", "w")
+    assert rig.guard.condition().state == "open"
+    rig.store.away = False
+    assert await rig.store.get("k") is None
+
+
+async def test_one_operation_that_hangs_while_others_are_answered_is_no_outage(rig: Rig) -> None:
+    for attempt in range(5):
+        rig.store.hangs = hangs = asyncio.Event()
+        calls = rig.store.calls
+        stuck = asyncio.create_task(rig.guard.get("k"))
+        while rig.store.calls == calls:
+            await asyncio.sleep(0)
+        rig.store.hangs = None
+        assert await rig.guard.get("other") is None
+        with pytest.raises(CacheUnavailable):
+            await stuck
+        hangs.set()
+        assert rig.guard.condition().available, attempt
+
+
+async def test_each_change_of_state_is_one_line_in_the_log(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "jobcache")
+    await rig.break_it()
+    for _ in range(50):
+        with pytest.raises(CacheUnavailable):
+            await rig.guard.get("k")
+    await rig.probe()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == (
+        "the memory cache is away (connection refused): polls are answered from the source until"
+        " it is back"
+    )
+    rig.store.away = False
+    rig.clock.now += 12.5
+    await rig.probe()
+    assert caplog.records[-1].getMessage() == "the memory cache is back after 12.5 s"
+    assert len(caplog.records) == 2
+
+
+async def test_probes_come_from_one_task_with_growing_jittered_pauses(rig: Rig) -> None:
+    await rig.break_it()
+    for _ in range(8):
+        await rig.probe()
+    pauses = rig.pauses.asked
+    assert 0.05 <= pauses[0] <= 0.1
+    assert all(pause <= 0.5 for pause in pauses)
+    assert all(pause >= 0.25 for pause in pauses[5:])
+    assert len(set(pauses)) > 5, "they are jittered"
+
+
+async def test_what_was_missed_is_repeated_before_the_cache_is_read_again(rig: Rig) -> None:
+    """Without that, the old version would be served until it expired."""
+    await rig.guard.lease("k", "r")
+    await rig.guard.publish("k", "r", entry_of(1))
+    await rig.break_it()
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.fence("k", "w")
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.publish("k", "w", entry_of(2))
+    assert rig.guard.condition().pending == 1
+    rig.store.away = False
+    await rig.probe()
+    assert rig.guard.condition().available
+    assert rig.guard.condition().pending == 0
+    assert await rig.guard.get("k") is None
+
+
+async def test_what_was_stored_before_an_outage_is_confirmed_before_it_is_served(rig: Rig) -> None:
+    """Another process may have missed a publish, and comes back after this one."""
+    cache, source = JobCache(rig.guard, clock_ms=lambda: rig.now_ms), Source()
+    source.versions |= {"old": 1, "same": 7}
+
+    async def read(key: str) -> tuple[int, CacheOutcome]:
+        answer = await cache.read(key, lambda: source.load(key))
+        return answer.entry.version, answer.outcome
+
+    for key in source.versions:
+        await read(key)
+        assert (await read(key))[1] is CacheOutcome.HIT
+    await rig.break_it()
+    source.versions["old"] = 2  # by a process that could not publish it, and still cannot
+    rig.store.away = False
+    await rig.probe()
+    rig.now_ms += 1
+    assert await read("old") == (2, CacheOutcome.EXPIRED)
+    assert await read("same") == (7, CacheOutcome.EXPIRED)
+    batch = await cache.read_many(["same"], source.load_many)
+    assert batch["same"].outcome is CacheOutcome.EXPIRED, "the clocks of hosts differ a little"
+    rig.now_ms += CLOCK_SKEW_MS
+    await read("same")
+    assert await read("same") == (7, CacheOutcome.HIT)
+    await read("old")
+    assert await read("old") == (2, CacheOutcome.HIT)
+    source.away = True
+    assert await read("same") == (7, CacheOutcome.HIT)
+    await cache.aclose()
+
+
+async def test_what_cannot_be_confirmed_is_served_as_stale(rig: Rig) -> None:
+    cache, source = JobCache(rig.guard, clock_ms=lambda: rig.now_ms), Source()
+    source.versions["k"] = 1
+    await cache.read("k", lambda: source.load("k"))
+    await rig.break_it()
+    rig.store.away = False
+    source.away = True
+    await rig.probe()
+    answer = await cache.read("k", lambda: source.load("k"))
+    assert (answer.entry.version, answer.outcome) == (1, CacheOutcome.STALE)
+    await cache.aclose()
+
+
+async def test_polls_during_an_outage_are_one_note_to_a_key(rig: Rig) -> None:
+    """Or a busy job alone would be too much to remember, and cost everybody the whole cache."""
+    cache, source = JobCache(rig.guard), Source()
+    source.versions["k"] = 1
+    await rig.break_it()
+    for version in (*range(1, 40), 5):
+        source.versions["k"] = version
+        for _ in range(3):
+            assert (await cache.read("k", lambda: source.load("k"))).outcome is CacheOutcome.BYPASS
+    assert len(rig.guard._missed) == 1
+    rig.store.away = False
+    await rig.store.lease("k", "elsewhere")
+    await rig.store.publish("k", "elsewhere", entry_of(38))
+    await rig.probe()
+    assert await rig.store.get("k") is None, "39 was seen"
+    await cache.aclose()
+
+
+async def test_polls_while_the_store_is_told_do_not_keep_it_away(rig: Rig) -> None:
+    """A key noted anew while its note is repeated does not begin the round again."""
+    cache, source = JobCache(rig.guard), Source()
+    source.versions |= {f"k{number}": 1 for number in range(3)}
+    await rig.break_it()
+    publish = rig.store.publish
+
+    async def polled_meanwhile(key: str, token: str, entry: Entry | None) -> PublishResult:
+        for other in source.versions:
+            await cache.read(other, partial(source.load, other))
+        return await publish(key, token, entry)
+
+    for key in source.versions:
+        await cache.read(key, partial(source.load, key))
+    rig.store.publish = polled_meanwhile  # type: ignore[method-assign]
+    rig.store.away = False
+    await rig.probe()
+    assert rig.guard.condition().available
+    assert rig.guard.condition().pending == 0
+    await cache.aclose()
+
+
+async def test_a_poll_under_way_while_the_store_was_told_does_not_unsettle_its_key(
+    rig: Rig,
+) -> None:
+    """Of a job that is polled all the time some poll always is, and no hit would ever come back."""
+    await rig.break_it()
+    rig.guard.remember("k", 2)
+    rig.store.away = False
+    await rig.probe()
+    assert rig.guard.condition().pending == 0
+    rig.guard.remember("k", 2)  # its look was refused before
+    rig.guard.remember("k", 1)
+    assert rig.guard.condition().pending == 0
+    rig.guard.remember("k", 3)
+    assert rig.guard.condition().pending == 1, "of this the store has not heard"
+
+
+async def test_what_a_store_heard_before_it_failed_does_not_count(rig: Rig) -> None:
+    await rig.break_it()
+    rig.guard.remember("k", 2)
+    rig.store.away = False
+    await rig.probe()
+    rig.store.away = True
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.get("k")
+    rig.guard.remember("k", 2)
+    assert rig.guard.condition().pending == 1
+
+
+async def test_a_step_given_up_was_not_heard(rig: Rig) -> None:
+    await rig.break_it()
+    rig.guard.remember("k", 2)
+    rig.store.away = False
+
+    async def refuse(key: str, token: str, entry: Entry | None) -> PublishResult:
+        raise UnreadableCell(key)
+
+    rig.store.publish = refuse  # type: ignore[method-assign]
+    while rig.guard.condition().pending:
+        await rig.probe()
+    rig.guard.remember("k", 2)
+    assert rig.guard.condition().pending == 1
+
+
+async def test_a_fence_another_writer_left_hears_of_the_missed_version(rig: Rig) -> None:
+    """A purge would leave that fence as it is, and its writer would bring the old version back."""
+    await rig.store.fence("k", "other")  # commits v2 in another process
+    await rig.break_it()
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.fence("k", "w")  # commits v3 here
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.publish("k", "w", entry_of(3))
+    rig.store.away = False
+    await rig.probe()
+    assert await rig.store.publish("k", "other", entry_of(2)) is PublishResult.REMOVED
+    assert await rig.guard.get("k") is None
+
+
+async def test_one_lost_publish_suspends_its_key_only_and_only_until_it_is_repeated(
+    rig: Rig,
+) -> None:
+    for key in ("k", "other"):
+        await rig.guard.lease(key, "r")
+        await rig.guard.publish(key, "r", entry_of(1))
+    rig.store.away = True
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.publish("k", "w", entry_of(2))
+    rig.store.away = False
+    assert rig.guard.condition().available
+    with pytest.raises(CacheUnavailable, match="yet to be told of k"):
+        await rig.guard.get("k")
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.lease("k", "r2")
+    assert await rig.guard.get_many(["k", "other"]) == {"other": entry_of(1)}
+    await rig.probe()
+    assert await rig.guard.get("k") is None
+    assert await rig.guard.lease("k", "r2") is LeaseResult.ACQUIRED
+
+
+async def test_a_lost_fence_suspends_nothing_for_its_writer_will_publish(rig: Rig) -> None:
+    rig.store.away = True
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.fence("k", "w")
+    rig.store.away = False
+    assert rig.guard.condition().pending == 0
+    assert await rig.guard.get("k") is None
+
+
+async def test_a_fence_that_lands_after_its_writer_has_gone_is_withdrawn(rig: Rig) -> None:
+    """Or it would hold up its key for as long as a fence lives."""
+    rig.store.hangs = hangs = asyncio.Event()
+    fencing = asyncio.create_task(rig.guard.fence("k", "w"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    rig.store.hangs = None
+    assert await rig.guard.get("other") is None  # the store is not silent
+    with pytest.raises(CacheUnavailable):
+        await fencing
+    assert await rig.guard.publish("k", "w", entry_of(2)) is PublishResult.NOTHING
+    hangs.set()
+    while rig.guard._running:
+        await asyncio.sleep(0)
+    assert await rig.guard.lease("k", "r") is LeaseResult.ACQUIRED
+    assert rig.guard._late_fences == {}
+
+
+async def test_a_fence_whose_writer_was_cancelled_meanwhile_is_withdrawn(rig: Rig) -> None:
+    """Its withdrawal overtakes it; it would then hold up its key for as long as a fence lives."""
+    cache = JobCache(rig.guard)
+    rig.store.hangs = hangs = asyncio.Event()
+
+    async def write() -> None:
+        async with cache.write(Transaction(Source(), "k"), "k"):
+            raise AssertionError("the fence is not up yet")
+
+    writing = asyncio.create_task(write())
+    while rig.store.calls == 0:
+        await asyncio.sleep(0)
+    rig.store.hangs = None
+    writing.cancel()
+    await asyncio.wait({writing})
+    hangs.set()
+    while rig.guard._running:
+        await asyncio.sleep(0)
+    assert await rig.store.lease("k", "r") is LeaseResult.ACQUIRED
+    await cache.aclose()
+
+
+async def test_a_late_fence_followed_by_its_late_publish_brings_nothing_old_back(rig: Rig) -> None:
+    """Nothing fails here but two deadlines; the entry of the second writer is evicted."""
+    cache, source = JobCache(rig.guard), Source()
+
+    async def write() -> None:
+        async with cache.write(Transaction(source, "k"), "k") as write:
+            write.publish("k", document(write.transaction.version))
+
+    await write()
+    rig.store.hangs = hangs = asyncio.Event()
+    await write()  # its fence and its publish hang; it is acknowledged all the same
+    await until_open(rig)
+    rig.store.hangs = None
+    await rig.probe()
+    await write()
+    await rig.store.purge(["k"])
+    hangs.set()  # now the late fence lands, and then the late publish
+    while rig.guard._running:
+        await asyncio.sleep(0)
+    for _ in range(3):
+        assert (await cache.read("k", lambda: source.load("k"))).entry.version == 3
+    await cache.aclose()
+
+
+async def test_a_late_success_settles_what_its_deadline_pending(rig: Rig) -> None:
+    rig.store.hangs = asyncio.Event()
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.publish("k", "w", entry_of(2))
+    assert rig.guard.condition().pending == 1
+    rig.store.hangs.set()
+    while rig.guard._running:
+        await asyncio.sleep(0)
+    assert rig.guard.condition().pending == 0
+
+
+async def test_an_operators_purge_is_made_good(rig: Rig) -> None:
+    await rig.guard.lease("k", "r")
+    await rig.guard.publish("k", "r", entry_of(1))
+    await rig.break_it()
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.purge(["k"])
+    rig.store.away = False
+    await rig.probe()
+    assert await rig.guard.get("k") is None
+
+
+async def test_too_much_to_remember_empties_the_namespace(rig: Rig) -> None:
+    await rig.guard.lease("innocent", "r")
+    await rig.guard.publish("innocent", "r", entry_of(1))
+    await rig.break_it()
+    for number in range(60):
+        with pytest.raises(CacheUnavailable):
+            await rig.guard.publish(f"k{number}", "w", entry_of(2))
+    assert rig.guard.condition().pending is None, "all of them"
+    rig.store.away = False
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.get("innocent")
+    await rig.probe()
+    assert rig.guard.condition().available
+    assert await rig.guard.get("innocent") is None
+
+
+async def test_what_is_missed_while_everything_is_purged_is_not_forgotten(rig: Rig) -> None:
+    """Another process stores the old version behind the purge, and a write goes by it."""
+    await rig.break_it()
+    for number in range(60):
+        with pytest.raises(CacheUnavailable):
+            await rig.guard.publish(f"k{number}", "w", entry_of(2))
+    rig.store.away = False
+    purge_all = rig.store.purge_all
+
+    async def with_a_write_meanwhile() -> int:
+        dropped = await purge_all()
+        await rig.store.lease("k", "elsewhere")
+        await rig.store.publish("k", "elsewhere", entry_of(1))
+        rig.store.away = True
+        with pytest.raises(CacheUnavailable):
+            await rig.guard.publish("k", "w", entry_of(2))
+        rig.store.away = False
+        return dropped
+
+    rig.store.purge_all = with_a_write_meanwhile  # type: ignore[method-assign]
+    await rig.probe()
+    assert rig.guard.condition().available
+    assert await rig.guard.get("k") is None
+
+
+async def test_steps_are_bounded_however_few_their_keys(rig: Rig) -> None:
+    await rig.break_it()
+    for number in range(1000):
+        with pytest.raises(CacheUnavailable):
+            await rig.guard.publish("k", f"w{number}", entry_of(number + 1))
+        assert len(rig.guard._missed) <= 50
+    assert rig.guard.condition().pending is None
+
+
+async def test_the_breaker_stays_open_while_the_missed_cannot_be_repeated(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    await rig.break_it()
+    for key in ("poison", "k"):
+        with pytest.raises(CacheUnavailable):
+            await rig.guard.publish(key, "w", entry_of(2))
+    rig.store.away = False
+    publish = rig.store.publish
+
+    async def refused(key: str, token: str, entry: Entry | None) -> PublishResult:
+        if key == "poison":
+            raise CacheUnavailable("NOPERM")
+        return await publish(key, token, entry)
+
+    rig.store.publish = refused  # type: ignore[method-assign]
+    for _ in range(4):
+        await rig.probe()
+        assert rig.guard.condition().state == "open"
+    await rig.probe()
+    assert rig.guard.condition().state == "closed", "one key is not worth the whole cache"
+    assert "cannot be told of 'poison' (NOPERM)" in caplog.text
+
+
+async def test_a_sweep_may_take_longer_than_a_probe() -> None:
+    rig = Rig(Store())
+    rig.guard._probe_limit = 0.01
+    await rig.break_it()
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.purge_all()
+    rig.store.away = False
+    sweeps = 0
+
+    async def slow() -> int:
+        nonlocal sweeps
+        sweeps += 1
+        await asyncio.sleep(0.05)
+        return 0
+
+    rig.store.purge_all = slow  # type: ignore[method-assign]
+    rig.pauses.gate.release()
+    async with asyncio.timeout(60):
+        while not rig.guard.condition().available:
+            await asyncio.sleep(0.001)
+    assert sweeps == 1
+    await rig.guard.aclose()
+
+
+async def test_a_burst_that_fails_together_is_one_failure(rig: Rig) -> None:
+    rig.store.away = True
+    results = await asyncio.gather(
+        *(rig.guard.get(f"k{number}") for number in range(100)), return_exceptions=True
+    )
+    assert {type(result) for result in results} == {CacheUnavailable}
+    assert rig.guard.condition().available
+
+
+async def test_a_store_that_is_always_late_is_away(rig: Rig) -> None:
+    reach = rig.store._reach
+
+    async def slowly() -> None:
+        await asyncio.sleep(0.05)
+        await reach()
+
+    rig.store._reach = slowly  # type: ignore[method-assign]
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.get("k")
+    await until_open(rig)
+
+
+async def test_whatever_a_backend_raises_is_an_error_of_the_cache(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def buggy(keys: Sequence[str]) -> Mapping[str, Entry]:
+        raise TypeError(*keys)
+
+    rig.store.get_many = buggy  # type: ignore[method-assign]
+    for number in range(2):
+        with pytest.raises(CacheUnavailable, match="TypeError"):
+            await rig.guard.get(f"k{number}")
+    assert caplog.text.count("in a way it should not") == 1
+
+
+async def test_a_bypass_tells_the_cache_what_it_saw(rig: Rig) -> None:
+    """One get is lost; what its reader then loads and returns is not undercut by the next read."""
+    cache, source = JobCache(rig.guard), Source()
+    source.versions["k"] = 1
+    await cache.read("k", lambda: source.load("k"))
+    source.versions["k"] = 2  # committed by a writer whose fence was evicted; not published yet
+    get_many = rig.store.get_many
+    losses = iter([True])
+
+    async def lost_once(keys: Sequence[str]) -> Mapping[str, Entry]:
+        if next(losses, False):
+            raise CacheUnavailable("reset")
+        return await get_many(keys)
+
+    rig.store.get_many = lost_once  # type: ignore[method-assign]
+    first = await cache.read("k", lambda: source.load("k"))
+    assert (first.entry.version, first.outcome) == (2, CacheOutcome.BYPASS)
+    assert (await cache.read("k", lambda: source.load("k"))).entry.version == 2
+    await cache.aclose()
+
+
+async def test_a_closed_guard_starts_nothing_more(rig: Rig) -> None:
+    await rig.break_it()
+    await rig.guard.aclose()
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.publish("k", "w", entry_of(2))
+    recovery = rig.guard._recovery
+    assert recovery is None or recovery.done()
+    assert rig.guard._running == set()
+
+
+async def test_a_store_that_is_away_at_the_start_is_known_at_once(rig: Rig) -> None:
+    rig.store.away = True
+    await rig.guard.start()
+    assert rig.guard.condition().state == "open"
+
+
+async def test_a_bug_in_the_backend_does_not_end_the_recovery(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    await rig.break_it()
+    ping = rig.store.ping
+
+    async def buggy() -> None:
+        raise ZeroDivisionError
+
+    rig.store.ping = buggy  # type: ignore[method-assign]
+    rig.store.away = False
+    await rig.probe()
+    rig.store.ping = ping  # type: ignore[method-assign]
+    await rig.probe()
+    assert rig.guard.condition().state == "closed"
+    assert "probing the memory cache failed" in caplog.text
+
+
+async def test_behind_an_open_breaker_reads_and_writes_go_on() -> None:
+    rig = Rig(Store())
+    cache = JobCache(rig.guard)
+    await rig.break_it()
+    source = Source()
+    async with cache.write(Transaction(source, "k"), "k") as write:
+        write.publish("k", document(1))
+    answer = await cache.read("k", lambda: source.load("k"))
+    assert (answer.entry.version, answer.outcome) == (1, CacheOutcome.BYPASS)
+    await cache.aclose()
+
+
+def test_the_memory_backend_needs_no_guard() -> None:
+    assert not isinstance(MemorySubject().backend, SupportsPing)

@@ -1,0 +1,146 @@
+"""A cache, its event loop and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from jobcache import (
+    CacheClosed,
+    CacheOutcome,
+    CacheSettings,
+    Document,
+    JobCache,
+    JobCacheError,
+    SourceUnavailable,
+    WrongLoop,
+    make_backend,
+)
+from tests.jobcache.bench import document
+
+Use = Callable[[JobCache], Coroutine[Any, Any, object]]
+
+
+async def load() -> Document:
+    return document(1)
+
+
+@asynccontextmanager
+async def transaction() -> Any:
+    yield None
+
+
+async def _write(cache: JobCache) -> None:
+    async with cache.write(transaction(), "k") as write:
+        write.publish("k", document(1))
+
+
+async def _load_many(_: object) -> dict[str, Document]:
+    return {"k": document(1)}
+
+
+USES: dict[str, Use] = {
+    "read": lambda cache: cache.read("k", load),
+    "read_many": lambda cache: cache.read_many(["k"], _load_many),
+    "wait_newer": lambda cache: cache.wait_for_newer("k", load, 0, 1),
+    "write": _write,
+    "invalidate": lambda cache: cache.invalidate("k"),
+    "invalidate_all": lambda cache: cache.invalidate_all(),
+    "start": lambda cache: cache.start(),
+}
+
+
+@pytest.fixture(params=["null", "memory", "redis", "tiered"])
+def cache(request: pytest.FixtureRequest) -> JobCache:
+    url = request.getfixturevalue("redis_url") if request.param in {"redis", "tiered"} else ""
+    prefix = f"{uuid.uuid4().hex}:"
+    settings = CacheSettings(backend=request.param, redis_url=url or "redis://", prefix=prefix)
+    return JobCache(make_backend(settings))
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("closed", ["", "closed"])
+def test_in_another_loop_it_says_what_is_wrong(cache: JobCache, use: str, closed: str) -> None:
+    async def first() -> None:
+        assert (await cache.read("k", load)).entry.version == 1
+        if closed:
+            await cache.aclose()
+
+    expected: type[JobCacheError] = CacheClosed if closed else WrongLoop
+    with asyncio.Runner() as runner:
+        runner.run(first())
+        for _ in range(2):
+            with pytest.raises(expected) as caught:
+                asyncio.run(_used(cache, use))
+            assert isinstance(caught.value, JobCacheError)
+        if not closed:
+            with pytest.raises(WrongLoop, match=r"jobcache\.sync"):
+                asyncio.run(cache.aclose())
+            assert runner.run(cache.read("k", load)).entry.version == 1, "here it is as it was"
+            runner.run(cache.aclose())
+
+
+async def _used(cache: JobCache, use: str) -> None:
+    told: list[object] = []
+    assert not cache.ask("k", load, 0, told.append)
+    await USES[use](cache)
+
+
+def test_it_belongs_to_the_loop_that_uses_it_first(cache: JobCache) -> None:
+    async def make_and_do_nothing() -> None:
+        assert cache.condition() is not None
+
+    async def use() -> None:
+        await cache.start()
+        for each in USES.values():
+            await each(cache)
+        await cache.aclose()
+
+    asyncio.run(make_and_do_nothing())
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize("use", USES)
+async def test_once_it_is_closed_it_says_so(cache: JobCache, use: str) -> None:
+    await cache.read("k", load)
+    await cache.aclose()
+    await cache.aclose()
+    with pytest.raises(CacheClosed):
+        await USES[use](cache)
+    assert cache.peek("k", load) is None
+    assert not cache.ask("k", load, 0, print)
+
+
+async def test_a_read_that_raises_is_counted(cache: JobCache) -> None:
+    async def away(*_: object) -> Any:
+        raise SourceUnavailable("away")
+
+    async def broken(*_: object) -> Any:
+        raise ZeroDivisionError
+
+    statistics = cache.statistics
+    for number, each in enumerate((away, broken, away), start=1):
+        with pytest.raises((SourceUnavailable, ZeroDivisionError)):
+            await cache.read("k", each)
+        assert statistics.read_errors == number
+    with pytest.raises(SourceUnavailable):
+        await cache.read_many(["k", "l", "k"], away)
+    with pytest.raises(ZeroDivisionError):
+        await cache.wait_for_newer("k", broken, 0, 1)
+    assert statistics.read_errors == 6
+    # Each of several callers who share a load that fails has made a read.
+    told = await asyncio.gather(*(cache.read("k", away) for _ in range(3)), return_exceptions=True)
+    assert [type(each) for each in told] == [SourceUnavailable] * 3
+    assert statistics.read_errors == 9
+    assert statistics.snapshot()["read_errors"] == 9
+    assert statistics.snapshot()["total_requests"] == 0, "which counts answers, as it always has"
+    assert (await cache.read("k", load)).outcome is CacheOutcome.MISS
+    with suppress(SourceUnavailable):
+        await cache.read("k", load)
+    assert statistics.read_errors == 9
+    await cache.aclose()

@@ -1,0 +1,186 @@
+"""`JobCache.write`: what is cached after a commit, a rollback, and when nobody knows which."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from jobcache import CacheOutcome, LeaseResult, WriteMisuse
+from jobcache.protocol.backend import Entry, PublishResult
+from tests.jobcache.bench import Bench, Transaction, document
+from tests.subjects import KEEPING, MemorySubject, make_subject
+
+
+@pytest.fixture
+async def bench(request: pytest.FixtureRequest, redis_urls: dict[str, str]) -> AsyncIterator[Bench]:
+    async for subject in make_subject(request.param, redis_urls):
+        yield Bench(subject)
+
+
+on_keeping = pytest.mark.parametrize("bench", KEEPING, indirect=True)
+
+
+@on_keeping
+async def test_behind_the_fence_readers_ask_the_source(bench: Bench) -> None:
+    await bench.write("k")
+    async with bench.cache.write(Transaction(bench.source, "k"), "k") as write:
+        assert await bench.read("k") == (1, CacheOutcome.BYPASS)
+        write.publish("k", document(2))
+    assert await bench.read("k") == (2, CacheOutcome.HIT)
+
+
+@on_keeping
+async def test_a_read_during_a_short_write_waits_for_it_and_costs_no_load(bench: Bench) -> None:
+    await bench.write("k")
+    async with bench.cache.write(Transaction(bench.source, "k"), "k") as write:
+        reading = asyncio.create_task(bench.read("k"))
+        many = asyncio.create_task(bench.cache.read_many(["k"], bench.source.load_many))
+        await asyncio.sleep(0.005)
+        write.publish("k", document(2))
+    assert await reading == (2, CacheOutcome.HIT)
+    assert (await many)["k"].entry.version == 2
+    assert bench.source.loads == 0
+
+
+@on_keeping
+async def test_a_block_that_raises_leaves_nothing_behind(bench: Bench) -> None:
+    await bench.write("k")
+    with pytest.raises(LookupError):
+        async with bench.cache.write(Transaction(bench.source, "k"), "k"):
+            raise LookupError
+    assert bench.source.versions["k"] == 1
+    assert await bench.read("k") == (1, CacheOutcome.MISS), (
+        "the fence is withdrawn, the cell is empty"
+    )
+    assert await bench.read("k") == (1, CacheOutcome.HIT)
+
+
+@on_keeping
+@pytest.mark.parametrize("fails", ["before", "after"])
+async def test_while_nobody_knows_whether_it_committed_the_fence_stays(
+    bench: Bench, fails: str
+) -> None:
+    await bench.write("k")
+    with pytest.raises(ConnectionError):
+        await bench.write("k", fails=fails)
+    now = bench.source.versions["k"]
+    for _ in range(3):
+        assert await bench.read("k") == (now, CacheOutcome.BYPASS)
+    await bench.elapse(31)
+    assert await bench.read("k") == (now, CacheOutcome.MISS)
+    assert await bench.read("k") == (now, CacheOutcome.HIT)
+
+
+@on_keeping
+async def test_two_writers_at_once_leave_the_newer_version(bench: Bench) -> None:
+    await bench.write("k")
+    both_in = asyncio.Barrier(2)
+
+    async def update(version: int) -> None:
+        transaction = Transaction(bench.source, "k")
+        transaction.version = version
+        async with bench.cache.write(transaction, "k") as write:
+            await both_in.wait()
+            write.publish("k", document(version))
+
+    await asyncio.gather(update(2), update(3))
+    bench.source.versions["k"] = 3
+    assert (await bench.read("k"))[0] == 3
+
+
+@on_keeping
+async def test_a_key_can_be_fenced_in_the_middle_of_the_transaction(bench: Bench) -> None:
+    assert await bench.read("new") == (0, CacheOutcome.MISS)
+    async with bench.cache.write(Transaction(bench.source, "new")) as write:
+        await write.fence("new")
+        write.publish("new", document(1))
+    assert await bench.read("new") == (1, CacheOutcome.HIT)
+
+
+@on_keeping
+async def test_what_is_only_outdated_is_loaded_again(bench: Bench) -> None:
+    await bench.write("list")
+    async with bench.cache.write(Transaction(bench.source, "list"), "list") as write:
+        write.outdate("list", 2)
+    assert await bench.read("list") == (2, CacheOutcome.MISS)
+
+
+@on_keeping
+async def test_a_list_outdated_by_one_writer_is_not_brought_back_by_another(bench: Bench) -> None:
+    """W0 commits v2, W1 commits v3 and only says so; W0's late publish of v2 must not be served."""
+    backend = bench.subject.backend
+    await backend.fence("list", "w0")
+    bench.source.versions["list"] = 2
+    async with bench.cache.write(Transaction(bench.source, "list"), "list") as write:
+        write.outdate("list", 3)
+    entry = bench.cache.lifetimes.entry(document(2), bench.now_ms)
+    assert await backend.publish("list", "w0", entry) is PublishResult.REMOVED
+    assert await bench.read("list") == (3, CacheOutcome.MISS)
+
+
+@on_keeping
+async def test_a_fenced_key_must_be_published_or_nothing_commits(bench: Bench) -> None:
+    with pytest.raises(WriteMisuse, match="never offered: k"):
+        async with bench.cache.write(Transaction(bench.source, "k"), "k"):
+            pass
+    assert "k" not in bench.source.versions
+    assert await bench.subject.backend.lease("k", "r") is LeaseResult.ACQUIRED
+
+
+@on_keeping
+async def test_what_was_not_fenced_cannot_be_published(bench: Bench) -> None:
+    with pytest.raises(WriteMisuse, match="other is offered but was never fenced"):
+        async with bench.cache.write(Transaction(bench.source, "k"), "k") as write:
+            write.publish("other", document(1))
+    with pytest.raises(WriteMisuse, match="version 0"):
+        async with bench.cache.write(Transaction(bench.source, "k"), "k") as write:
+            write.publish("k", document(0))
+    assert bench.source.versions == {}
+
+
+class SlowPublish(MemorySubject):
+    """A memory backend whose publishes wait for the test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offering, self.gate = asyncio.Event(), asyncio.Event()
+        publish = self.backend.publish
+
+        async def slow(key: str, token: str, entry: Entry | None) -> PublishResult:
+            self.offering.set()
+            await self.gate.wait()
+            return await publish(key, token, entry)
+
+        self.backend.publish = slow  # type: ignore[method-assign]
+
+
+async def test_a_writer_cancelled_between_commit_and_publish_still_publishes() -> None:
+    subject = SlowPublish()
+    bench = Bench(subject)
+    writer = asyncio.create_task(bench.write("k"))
+    await subject.offering.wait()
+    writer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writer
+    subject.gate.set()
+    await bench.cache._publisher.join()
+    assert await bench.read("k") == (1, CacheOutcome.HIT)
+
+
+async def test_a_writer_cancelled_in_its_block_withdraws() -> None:
+    bench = Bench(MemorySubject())
+    inside = asyncio.Event()
+
+    async def update() -> None:
+        async with bench.cache.write(Transaction(bench.source, "k"), "k"):
+            inside.set()
+            await asyncio.Event().wait()
+
+    writer = asyncio.create_task(update())
+    await inside.wait()
+    writer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writer
+    assert await bench.subject.backend.lease("k", "r") is LeaseResult.ACQUIRED
