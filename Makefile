@@ -75,7 +75,7 @@ outage: $(VENV)/installed ## what polls lose while Redis is away, beside null; A
 	$(BIN)/python -m benchmarks.outage $(ARGS)
 
 held: $(VENV)/installed ## hold 5,000 requests: who is told, how soon, at what cost; ARGS="--backend tiered"
-	$(BIN)/python -m benchmarks.held $(ARGS)
+	$(BIN)/python -m benchmarks.long_poll_scale $(ARGS)
 
 freshness: $(VENV)/installed ## check a million polls while Redis and processes fail; ARGS="--quick"
 	$(BIN)/python -m loadtests.freshness $(ARGS)

@@ -32,14 +32,14 @@ from benchmarks import results, tables
 from benchmarks.drivers import DriverMissing, driver
 from benchmarks.generator import WrongAnswer
 from benchmarks.machine import surroundings
-from benchmarks.measured import keys, polls, wire
-from benchmarks.measured.gets import gets
-from benchmarks.measured.lookups import lookups
-from benchmarks.measured.operations import operations
-from benchmarks.measured.updates import updates
 from benchmarks.peers.table import absent, versions
 from benchmarks.results import Missing, NoResults, Run, Section, Series
 from benchmarks.service import ServiceFailed
+from benchmarks.suites import keys, polls, wire
+from benchmarks.suites.gets import gets
+from benchmarks.suites.lookups import lookups
+from benchmarks.suites.operations import operations
+from benchmarks.suites.updates import updates
 from benchmarks.verdicts import verdicts
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Measurement:
     def _keys(self) -> list[Section]:
         counts = (100, 1000) if self._options.quick else keys.COUNTS
         command = [
-            *(sys.executable, "-m", "benchmarks.measured.keys"),
+            *(sys.executable, "-m", "benchmarks.suites.keys"),
             *("--counts", ",".join(map(str, counts)), "--turns", str(self._options.turns)),
             *("--operations", "1000" if self._options.quick else "20000"),
         ]

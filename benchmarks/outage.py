@@ -39,14 +39,14 @@ import uvloop
 
 from app.devservers import PostgresServer, RedisServer
 from benchmarks.machine import surroundings
+from benchmarks.open_loop import Side, steady_load
 from benchmarks.service import Service, ServiceFailed
-from benchmarks.steady import Side, steady_load
 from jobcache.resilience.guarded_backend import GuardedBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from benchmarks.steady import Poll
+    from benchmarks.open_loop import Poll
 
 OPEN_WITHIN_MS = 300.0
 """From the beginning of an outage to the breaker being open."""

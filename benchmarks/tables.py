@@ -14,8 +14,8 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks import results
-from benchmarks.measured import keys
 from benchmarks.results import NoResults, Run, Section, Series, ratios, rows, spread
+from benchmarks.suites import keys
 from benchmarks.verdicts import verdicts
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks.measured import gets, keys, lookups, polls, updates, wire
 from benchmarks.results import NoResults, Run, Section, Series, ratios, spread
+from benchmarks.suites import gets, keys, lookups, polls, updates, wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -17,9 +17,9 @@ from httpx import ASGITransport, AsyncClient
 from benchmarks import instructions, results, tables
 from benchmarks.__main__ import SECTIONS
 from benchmarks.handwritten import Jobs
-from benchmarks.measured import polls
 from benchmarks.nginx import nginx_program
 from benchmarks.peers import routes, table
+from benchmarks.suites import polls
 
 ROOT = Path(__file__).parents[2]
 

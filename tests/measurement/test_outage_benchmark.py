@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks import outage
-from benchmarks.steady import UNANSWERED, Poll, Side
+from benchmarks.open_loop import UNANSWERED, Poll, Side
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import compare, instructions, results, tables
-from benchmarks.measured import gets, keys, lookups, polls
+from benchmarks.interleaving import Subject, take_turns
 from benchmarks.results import Kind, Missing, NoResults, Run, Section, Series, ratios
-from benchmarks.turns import Subject, take_turns
+from benchmarks.suites import gets, keys, lookups, polls
 from benchmarks.verdicts import Verdict, verdicts
 
 

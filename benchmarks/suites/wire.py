@@ -22,8 +22,8 @@ from app.http.serving import POLLS
 from app.main import create_app
 from app.settings import Settings
 from benchmarks.document import DOCUMENT
+from benchmarks.interleaving import Subject, cost, take_turns
 from benchmarks.results import Section
-from benchmarks.turns import Subject, cost, take_turns
 from jobcache import CacheSettings, progress_key
 
 if TYPE_CHECKING:

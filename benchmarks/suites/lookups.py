@@ -11,9 +11,9 @@ from cachetools import LRUCache, TTLCache
 
 from benchmarks.backends import ready_backend
 from benchmarks.document import DOCUMENT
+from benchmarks.interleaving import Subject, cost, take_turns
 from benchmarks.peers.table import absent
 from benchmarks.results import Section
-from benchmarks.turns import Subject, cost, take_turns
 from jobcache import CacheOutcome, JobCache, Lifetimes, progress_key
 
 if TYPE_CHECKING:

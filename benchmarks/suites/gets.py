@@ -12,10 +12,10 @@ from redis.asyncio import Redis
 
 from benchmarks.backends import ready_backend
 from benchmarks.document import DOCUMENT
-from benchmarks.measured.lookups import BODY
+from benchmarks.interleaving import Subject, take_turns
 from benchmarks.peers.table import absent
 from benchmarks.results import Missing, Section
-from benchmarks.turns import Subject, take_turns
+from benchmarks.suites.lookups import BODY
 from jobcache import Document, JobCache, LeaseResult, Lifetimes, PublishResult, progress_key
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from app.auth.callers import TRUSTED
 from app.jobs.states import WORKER_PROGRESS, Status
 from app.jobs.storage import NewJob, moving
 from app.settings import Settings
+from benchmarks.interleaving import Subject, cost, take_turns
 from benchmarks.results import Section
-from benchmarks.turns import Subject, cost, take_turns
 from jobcache import CacheSettings
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from benchmarks.backends import NEEDS_REDIS
 from benchmarks.constant import constant_server
 from benchmarks.generator import WrongAnswer
 from benchmarks.handwritten import DATABASE
+from benchmarks.interleaving import Subject, take_turns
 from benchmarks.nginx import micro_cache, nginx_program
 from benchmarks.peers.routes import REDIS, ROUTE
 from benchmarks.peers.table import ROUTES, absent
+from benchmarks.process_cpu import processor_seconds
 from benchmarks.results import Missing, Section
 from benchmarks.service import HOST, Service
-from benchmarks.turns import Subject, take_turns
-from benchmarks.usage import processor_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

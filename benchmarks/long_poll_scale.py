@@ -32,8 +32,8 @@ import uvloop
 
 from app.devservers import PostgresServer, RedisServer
 from benchmarks.machine import surroundings
+from benchmarks.process_cpu import processor_seconds, resident
 from benchmarks.service import HOST, Service, ServiceFailed
-from benchmarks.usage import processor_seconds, resident
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -401,7 +401,7 @@ def main(arguments: Sequence[str]) -> int:
     lines = [
         *report(result, options.backend),
         f"Taken with: {', '.join(f'{k} {v}' for k, v in around.items())}.",
-        f"Command: `python -m benchmarks.held {shlex.join(arguments)}".rstrip() + "`",
+        f"Command: `python -m benchmarks.long_poll_scale {shlex.join(arguments)}".rstrip() + "`",
         f"Load of the machine: {load:.1f} before, {os.getloadavg()[0]:.1f} at the end.",
         *([""] if broken else []),
         *broken,
@@ -412,7 +412,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.held",
+        prog="python -m benchmarks.long_poll_scale",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,6 +1,6 @@
 """What a hit costs, and how much memory an entry takes, by how many there are.
 
-    python -m benchmarks.measured.keys --counts 100,1000000
+    python -m benchmarks.suites.keys --counts 100,1000000
 
 In a process of its own, which ends with a section of the results as JSON: what a million entries
 leave behind must not weigh on what is measured after it.
@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from app.http.serving import tune_garbage_collection
-from benchmarks.measured.lookups import BODY
+from benchmarks.interleaving import Subject, cost, take_turns
+from benchmarks.process_cpu import resident
 from benchmarks.results import Section
-from benchmarks.turns import Subject, cost, take_turns
-from benchmarks.usage import resident
+from benchmarks.suites.lookups import BODY
 from jobcache import CacheOutcome, Document, JobCache, Lifetimes, progress_key
 from jobcache.backends.memory import MemoryBackend
 
@@ -174,7 +174,7 @@ async def _pauses(
 
 def main() -> None:
     """Measure, and print the section."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.measured.keys", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.suites.keys", description=__doc__)
     parser.add_argument("--counts", default=",".join(map(str, COUNTS)))
     parser.add_argument("--operations", type=int, default=20_000)
     parser.add_argument("--turns", type=int, default=7)
