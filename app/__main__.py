@@ -20,8 +20,8 @@ from app import settings
 from app.auth import commands
 from app.auth.key_file import KeyFile
 from app.db.database import Database, DatabaseUnavailable
-from app.http.body_limits import HEAD_BYTES
 from app.http.descriptors import allow_connections
+from app.http.limits import HEAD_BYTES
 from app.http.listening import BACKLOG, CannotListen, listening
 from app.http.serving import protocol
 from app.ops.greeting import greeting

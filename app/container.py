@@ -15,9 +15,9 @@ from app.db.registration import Registration
 from app.jobs.documents import check_body, lifetimes
 from app.jobs.events import JobEvents
 from app.jobs.held_requests import HeldRequests
+from app.jobs.runner import Runner
 from app.jobs.service import JobService
 from app.jobs.storage import JobStore
-from app.rendering.runner import Runner
 from app.rendering.simulated import SimulatedRenderer
 from app.rendering.video import VideoRenderer
 from jobcache import JobCache, make_backend

@@ -14,12 +14,12 @@ from app import container, settings
 from app.auth.middleware import Authenticator, AuthMiddleware
 from app.auth.openapi import describe
 from app.http import loopback_only, openapi, problems
-from app.http.body_limits import BodyLimit
 from app.http.deferred_response import DeferredResponseMiddleware
 from app.http.draining import ListeningWatch
 from app.http.forwarded import TrustedProxies, read_prefix
 from app.http.front import Front, common_headers, read_origins
 from app.http.hosts import LOOPBACK, AllowedHosts, read_hosts
+from app.http.limits import BodyLimit
 from app.http.routing import with_heads
 from app.http.serving import DRAIN, LIMITS, POLLS, tune_garbage_collection
 from app.jobs.api import routes as jobs

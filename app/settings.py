@@ -18,11 +18,11 @@ from sqlalchemy.exc import ArgumentError
 
 from app.auth.rate_limit import MOST_CALLS, read_rate
 from app.db.url import read_postgres_url, with_one_host
-from app.http.body_limits import ConnectionLimits
 from app.http.descriptors import affordable_connections
 from app.http.forwarded import TrustedProxies, read_prefix
 from app.http.front import read_origins
 from app.http.hosts import read_hosts
+from app.http.limits import ConnectionLimits
 from app.jobs.api.prefer import LONGEST
 from jobcache import CacheSettings, SettingsError
 from jobcache.settings import Setting

@@ -7,7 +7,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
-from app.http.body_limits import BODY_BYTES, HEAD_BYTES, HEADERS, URL_BYTES
+from app.http.limits import BODY_BYTES, HEAD_BYTES, HEADERS, URL_BYTES
 from app.http.problems import problem
 
 if TYPE_CHECKING:

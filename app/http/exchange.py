@@ -32,10 +32,10 @@ from typing import TYPE_CHECKING, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.http.body_limits import BACKLOG_BYTES, BODY_BYTES, HEAD_BYTES, HEADERS, ConnectionLimits
 from app.http.early_responses import EarlyResponses, announced
 from app.http.graceful_close import GracefulTransport
 from app.http.keep_alive_timer import KeepAliveTimer
+from app.http.limits import BACKLOG_BYTES, BODY_BYTES, HEAD_BYTES, HEADERS, ConnectionLimits
 from app.http.serving import LIMITS, drain
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from app.http.body_limits import ConnectionLimits
+    from app.http.limits import ConnectionLimits
 
 _REFUSED_AT_ONCE = 32
 """Connections over the limit that are told so; further ones are just closed."""

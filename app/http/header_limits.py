@@ -6,8 +6,8 @@ is given: a middleware would come too late.
 
 from __future__ import annotations
 
-from app.http.body_limits import HEAD_BYTES, HEADERS, URL_BYTES
 from app.http.exchange import Exchange, Refused
+from app.http.limits import HEAD_BYTES, HEADERS, URL_BYTES
 
 
 class HeaderLimits(Exchange):

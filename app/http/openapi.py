@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.jobs.api.schemas import LARGEST_ID, MOST_ERRORS
+from app.jobs.schemas import LARGEST_ID, MOST_ERRORS
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app.jobs.api.schemas import MOST_ERRORS
+from app.jobs.schemas import MOST_ERRORS
 from app.jobs.service import IllegalMove, JobNotFound, RepeatMismatch, TooManyJobs
 from jobcache import CacheError, SourceUnavailable
 

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from app.http.body_limits import (
+from app.http.early_responses import EarlyResponses
+from app.http.graceful_close import GracefulTransport
+from app.http.keep_alive_timer import KeepAliveTimer
+from app.http.limits import (
     BACKLOG_BYTES,
     BODY_BYTES,
     HEAD_BYTES,
@@ -24,9 +27,6 @@ from app.http.body_limits import (
     URL_BYTES,
     ConnectionLimits,
 )
-from app.http.early_responses import EarlyResponses
-from app.http.graceful_close import GracefulTransport
-from app.http.keep_alive_timer import KeepAliveTimer
 
 if TYPE_CHECKING:
     import asyncio

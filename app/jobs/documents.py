@@ -7,7 +7,7 @@ import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from app.jobs.api.schemas import JobBody, ProgressBody
+from app.jobs.schemas import JobBody, ProgressBody
 from app.jobs.states import TERMINAL, Status
 from jobcache import Document, Lifetimes, jobs_key
 

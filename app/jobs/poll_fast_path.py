@@ -17,8 +17,8 @@ import re
 from typing import TYPE_CHECKING
 
 from app.auth.callers import Caller
-from app.jobs.api.schemas import LARGEST_ID
 from app.jobs.conditional_get import Representation, conditions, respond
+from app.jobs.schemas import LARGEST_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

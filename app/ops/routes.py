@@ -13,7 +13,7 @@ from app.auth.rules import only
 from app.http.openapi import problems, without_null
 from app.http.problems import problem
 from app.http.routing import name_of
-from app.jobs.api.schemas import ClientId, JobId, RequestBody
+from app.jobs.schemas import ClientId, JobId, RequestBody
 from app.ops.readiness import Readiness
 from jobcache import jobs_key, progress_key, storyboard_key
 

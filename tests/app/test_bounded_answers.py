@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from app.jobs.api.schemas import CreateJob
+from app.jobs.schemas import CreateJob
 from app.ops.readiness import Readiness
 from jobcache import SourceUnavailable
 from tests.app.keyed import keyed

@@ -27,7 +27,12 @@ from app.http.deferred_response import DeferredResponse
 from app.http.problems import problem
 from app.http.routing import name_of
 from app.jobs.api.prefer import LONGEST, wait_asked
-from app.jobs.api.schemas import (
+from app.jobs.conditional_get import conditions, etag, holds, may_wait, respond
+from app.jobs.documents import job_document, with_prefix
+from app.jobs.events import HEADERS, is_terminal, seen_version
+from app.jobs.held_requests import ClientGone, Place, Revoked, cancel_on_disconnect
+from app.jobs.poll_fast_path import raise_failed
+from app.jobs.schemas import (
     LARGEST_ID,
     ClientId,
     Complete,
@@ -38,11 +43,6 @@ from app.jobs.api.schemas import (
     JobPage,
     ReportProgress,
 )
-from app.jobs.conditional_get import conditions, etag, holds, may_wait, respond
-from app.jobs.documents import job_document, with_prefix
-from app.jobs.events import HEADERS, is_terminal, seen_version
-from app.jobs.held_requests import ClientGone, Place, Revoked, cancel_on_disconnect
-from app.jobs.poll_fast_path import raise_failed
 from app.jobs.service import IllegalMove, JobNotFound
 from app.jobs.states import Status
 from app.jobs.storage import NewJob

@@ -20,7 +20,7 @@ from random import Random
 import psutil
 import pytest
 
-from app.http.body_limits import HEADERS
+from app.http.limits import HEADERS
 from tests.app.keyed import write_keys
 from tests.app.process import Process, serving
 

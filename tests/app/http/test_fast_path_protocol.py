@@ -16,8 +16,8 @@ import redis
 import uvicorn
 from uvicorn.server import ServerState
 
-from app.http.body_limits import HEAD_BYTES
 from app.http.fast_path_protocol import FastPathProtocol
+from app.http.limits import HEAD_BYTES
 from app.http.serving import POLLS
 from tests.app.wires import END, Stream, Wire, answer, get, job_of
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.http.body_limits import HEAD_BYTES, HEADERS, URL_BYTES
+from app.http.limits import HEAD_BYTES, HEADERS, URL_BYTES
 from tests.app.process import Process, serving
 
 MOST = 64 * 1024 * 1024

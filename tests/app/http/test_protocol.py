@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from app.jobs.api.schemas import LARGEST_ID
+from app.jobs.schemas import LARGEST_ID
 from jobcache.protocol.backend import VERSION_LIMIT
 from tests.app.running import Service, Start
 

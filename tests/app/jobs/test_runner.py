@@ -13,11 +13,11 @@ from sqlalchemy import select
 
 from app.auth.callers import TRUSTED
 from app.db.database import Database, claims
+from app.jobs.runner import Runner
 from app.jobs.service import JobService
 from app.jobs.states import Status
 from app.jobs.storage import Job, JobStore, NewJob
 from app.rendering.renderer import Progress, RenderTask
-from app.rendering.runner import Runner
 from jobcache import JobCache, SourceUnavailable
 from jobcache.backends.null import NullBackend
 from tests.pairs import DATABASES
