@@ -207,8 +207,8 @@ def _save(run: Run, options: argparse.Namespace) -> None:
     if options.results is not None:
         results.save(run, options.results)
     else:
-        stamp = "".join(c for c in run.surroundings["date"] if c.isdigit())
-        results.save(run, RESULTS / f"{stamp}-{run.surroundings['commit']}.json")
+        taken = "".join(c for c in run.surroundings["date"] if c.isdigit())
+        results.save(run, RESULTS / f"{taken}-{run.surroundings['commit']}.json")
         results.save(run, RESULTS / "latest.json")
     if options.write:
         tables.write(run)

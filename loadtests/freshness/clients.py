@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loadtests.freshness.checker import Asked, Finding, Kind, Ledger
-from loadtests.freshness.connection import Connection, NoAnswer, ReadResult, get, post
+from loadtests.freshness.connection import Connection, NoAnswer, Response, get, post
 from loadtests.freshness.tally import Scope, Tally
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Watch:
 
     async def change(
         self, asked: Asked, line: Connection, service: Service, request: bytes, *, changes: bool
-    ) -> ReadResult | None:
+    ) -> Response | None:
         """One write, checked. Returns the answer; None if nobody knows what became of it."""
         scope = self.scope
         answer = await self._write(asked, line, service, request)
@@ -179,7 +179,7 @@ class Watch:
 
     async def _write(
         self, asked: Asked, line: Connection, service: Service, request: bytes
-    ) -> ReadResult | None:
+    ) -> Response | None:
         """The answer to a write; None if it does not say whether the write was made."""
         scope = self.scope
         tally = self.tallies[scope.fault]
@@ -196,7 +196,7 @@ class Watch:
 
     async def _send(
         self, asked: Asked, line: Connection, service: Service, request: bytes
-    ) -> ReadResult | None:
+    ) -> Response | None:
         """The answer; None if there was none."""
         scope, doomed = self.scope, service.doomed
         try:
@@ -212,7 +212,7 @@ class Watch:
     # --- judging ---
 
     def judge(
-        self, findings: Iterable[Finding], began: Scope, service: Service, answer: ReadResult | None
+        self, findings: Iterable[Finding], began: Scope, service: Service, answer: Response | None
     ) -> None:
         """Count findings under the fault whose promise is the weaker, of where it began and is."""
         scope = self.scope
@@ -223,7 +223,7 @@ class Watch:
             at += f", {answer.status} {answer.how.decode(errors='replace') or 'in a list'}"
         self.tallies[scope.fault].judge(findings, scope, service.number, at)
 
-    def _refused(self, asked: Asked, answer: ReadResult, began: Scope) -> list[Finding]:
+    def _refused(self, asked: Asked, answer: Response, began: Scope) -> list[Finding]:
         if answer.status == _NOT_FOUND:
             return self.ledger.not_found(asked)
         away = began.source_away or self.scope.source_away

@@ -26,7 +26,7 @@ class NoAnswer(Exception):  # noqa: N818 - says what is the matter
 
 
 @dataclass(frozen=True, slots=True)
-class ReadResult:
+class Response:
     """What came back.
 
     Attributes:
@@ -67,7 +67,7 @@ class Connection:
         self._port = port
         self._wire: _Wire | None = None
 
-    async def ask(self, request: bytes) -> ReadResult:
+    async def ask(self, request: bytes) -> Response:
         """Send a request and wait for the whole answer.
 
         Raises:
@@ -99,10 +99,10 @@ class _Wire(asyncio.Protocol):
     def __init__(self) -> None:
         self.lost = False
         self._received = b""
-        self._answer: asyncio.Future[ReadResult] | None = None
+        self._answer: asyncio.Future[Response] | None = None
         self._asked_at = 0.0
 
-    async def ask(self, request: bytes) -> ReadResult:
+    async def ask(self, request: bytes) -> Response:
         if self.lost:
             raise NoAnswer("the connection was lost at once")
         self._answer = asyncio.get_running_loop().create_future()
@@ -156,7 +156,7 @@ class _Wire(asyncio.Protocol):
             return
         tag = _VERSION.match(fields.get(b"etag", b""))
         self._answer.set_result(
-            ReadResult(
+            Response(
                 status=status,
                 version=0 if tag is None else int(tag[1]),
                 how=fields.get(b"cache-status", b""),

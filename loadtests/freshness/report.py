@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from loadtests.freshness.run import CacheOutcome, Plan
+    from loadtests.freshness.run import Plan, RunResult
     from loadtests.freshness.tally import Phase
 
 _STALE = (Kind.STALE_ACKNOWLEDGED, Kind.STALE_SEEN)
@@ -74,7 +74,7 @@ _COLUMNS: dict[str, Callable[[Tally], str]] = {
 }
 
 
-def publish(plan: Plan, outcome: CacheOutcome, command: str, results: Path) -> int:
+def publish(plan: Plan, outcome: RunResult, command: str, results: Path) -> int:
     """Print the table, and keep it with its JSON under `results`. Returns the exit status."""
     around = surroundings()
     tallies = outcome.tallies
@@ -129,7 +129,7 @@ def publish(plan: Plan, outcome: CacheOutcome, command: str, results: Path) -> i
     return 1 if broken or outcome.complaints else 0
 
 
-def _lagged(plan: Plan, outcome: CacheOutcome) -> list[str]:
+def _lagged(plan: Plan, outcome: RunResult) -> list[str]:
     if plan.lag is None:
         return []
     invariants = (

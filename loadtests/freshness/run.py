@@ -87,7 +87,7 @@ class Plan:
 
 
 @dataclass(slots=True)
-class CacheOutcome:
+class RunResult:
     """What a run came to.
 
     Attributes:
@@ -111,7 +111,7 @@ class CacheOutcome:
     complaints: list[str] = field(default_factory=list)
 
 
-async def run(plan: Plan, cluster: Cluster) -> CacheOutcome:
+async def run(plan: Plan, cluster: Cluster) -> RunResult:
     """Run it. An interrupt ends the load, and what was seen until then is the outcome.
 
     Raises:
@@ -131,7 +131,7 @@ async def run(plan: Plan, cluster: Cluster) -> CacheOutcome:
         loop.add_signal_handler(number, interrupt)
     async with cluster:
         watch = Watch(cluster.services)
-        outcome = CacheOutcome(watch.tallies)
+        outcome = RunResult(watch.tallies)
         watch.scope = Scope(lag=plan.lag)
         if plan.lag is not None:
             await asyncio.sleep(plan.idle)
@@ -149,7 +149,7 @@ async def run(plan: Plan, cluster: Cluster) -> CacheOutcome:
 
 
 async def _load(
-    plan: Plan, cluster: Cluster, watch: Watch, outcome: CacheOutcome, driving: asyncio.Task[None]
+    plan: Plan, cluster: Cluster, watch: Watch, outcome: RunResult, driving: asyncio.Task[None]
 ) -> bool:
     """Clients at work while faults are injected; then the last jobs are ended.
 
@@ -221,7 +221,7 @@ def _raise_errors(tasks: Sequence[asyncio.Task[None]]) -> None:
             task.result()  # a client that failed has checked nothing since
 
 
-def _complain(plan: Plan, watch: Watch, outcome: CacheOutcome) -> None:
+def _complain(plan: Plan, watch: Watch, outcome: RunResult) -> None:
     if watch.reads < plan.reads:
         outcome.complaints.append(f"{watch.reads} reads were checked, of {plan.reads}")
     for name in plan.faults:
@@ -230,7 +230,7 @@ def _complain(plan: Plan, watch: Watch, outcome: CacheOutcome) -> None:
             outcome.complaints.append(f"{name} was injected {injected} times, of {plan.rounds}")
 
 
-async def _drive(plan: Plan, cluster: Cluster, watch: Watch, outcome: CacheOutcome) -> None:
+async def _drive(plan: Plan, cluster: Cluster, watch: Watch, outcome: RunResult) -> None:
     chance = random.Random(f"{plan.seed} faults")  # noqa: S311 - to be repeatable
     deadline = time.monotonic() + plan.limit
 
@@ -257,7 +257,7 @@ async def _one(  # noqa: PLR0917 - each is another thing
     cluster: Cluster,
     watch: Watch,
     chance: random.Random,
-    outcome: CacheOutcome,
+    outcome: RunResult,
 ) -> None:
     fault = FAULTS[name]
     victim = chance.choice(cluster.services)
@@ -305,7 +305,7 @@ async def _watch_breakers(cluster: Cluster, watch: Watch) -> None:
     await asyncio.Event().wait()  # there is none
 
 
-async def _until_back(name: str, cluster: Cluster, outcome: CacheOutcome) -> None:
+async def _until_back(name: str, cluster: Cluster, outcome: RunResult) -> None:
     """Wait until every process uses its cache again: the next fault needs something to break."""
     if not cluster.proxies:
         return

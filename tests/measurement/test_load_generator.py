@@ -26,7 +26,7 @@ def asks(request: pytest.FixtureRequest) -> Iterator[Driver]:
         yield made
 
 
-class ReadResults(BaseHTTPRequestHandler):
+class StubHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     served: list[str]
     numbers: list[str]
@@ -65,8 +65,8 @@ class ReadResults(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    ReadResults.served, ReadResults.numbers = [], []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), ReadResults)
+    StubHandler.served, StubHandler.numbers = [], []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StubHandler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server.server_port
@@ -78,7 +78,7 @@ def port() -> Iterator[int]:
 @pytest.mark.parametrize("path", ["/right", "/in_pieces", "/not_modified"])
 def test_every_answer_is_counted_once(port: int, path: str) -> None:
     found = load(port, [get(path, 'If-None-Match: "7-0"')] * 4, 0.2)
-    assert found.answers == len(ReadResults.served) >= 4
+    assert found.answers == len(StubHandler.served) >= 4
     assert found.seconds > 0.19
     assert found.per_second == found.answers / found.seconds
     assert found.busy > 0
@@ -89,7 +89,7 @@ def test_every_answer_is_counted_once(port: int, path: str) -> None:
 def test_fewer_connections_than_requests_go_through_them_all(port: int) -> None:
     not_modified = get("/not_modified", 'If-None-Match: "7-0"')
     load(port, [get("/right"), get("/in_pieces"), not_modified], 0.2, 1)
-    assert set(ReadResults.served) == {"/right", "/in_pieces", "/not_modified"}
+    assert set(StubHandler.served) == {"/right", "/in_pieces", "/not_modified"}
 
 
 def test_every_driver_says_the_same_of_a_server_of_constant_bytes(asks: Driver) -> None:
@@ -108,8 +108,8 @@ def test_every_driver_says_the_same_of_a_server_of_constant_bytes(asks: Driver) 
 def test_numbers_are_not_given_twice(port: int, asks: Driver) -> None:
     for _ in range(2):
         asks.load(port, [("/numbered", "X-Number: a%d")], connections=2, seconds=0.2)
-    assert len(set(ReadResults.numbers)) == len(ReadResults.numbers) > 10
-    assert all(number[1:].isdigit() for number in ReadResults.numbers)
+    assert len(set(StubHandler.numbers)) == len(StubHandler.numbers) > 10
+    assert all(number[1:].isdigit() for number in StubHandler.numbers)
 
 
 def test_no_driver_takes_failures_for_answers(port: int, asks: Driver) -> None:

@@ -121,7 +121,7 @@ def test_hits_are_steady_from_where_all_but_one_in_twenty_are() -> None:
     assert outage._hits(polls[:1]) == (None, None)
 
 
-class ReadResults(BaseHTTPRequestHandler):
+class StubHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     given: Iterator[tuple[int, int, str]]
 
@@ -145,8 +145,8 @@ class ReadResults(BaseHTTPRequestHandler):
 
 async def test_an_answer_older_than_what_was_known_when_it_was_asked_for_is_stale() -> None:
     polled = [(200, 3, "fwd=miss"), (200, 3, "hit"), (200, 5, "hit"), (200, 4, "hit"), (500, 5, "")]
-    ReadResults.given = iter([polled[0], (200, 4, ""), *polled[1:]])
-    server = ThreadingHTTPServer(("127.0.0.1", 0), ReadResults)
+    StubHandler.given = iter([polled[0], (200, 4, ""), *polled[1:]])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StubHandler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     port = server.server_port
