@@ -136,7 +136,7 @@ class CacheSettings:
     redis_url: str = _setting(
         "REDIS_URL",
         "redis://127.0.0.1:6379/0",
-        "Where Redis is: a server, sentinels or a cluster; see [backends](backends.md).",
+        "Where Redis is: a server, sentinels or a cluster; see [Redis](redis.md).",
         read=_redis_url,
         topic="Redis",
     )
