@@ -1,4 +1,4 @@
-"""Many clients on plain sockets: a client library would need more time than what it asks."""
+"""HTTP clients on plain sockets: a client library would need more time than the service does."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Connection:
         return cls(*await asyncio.open_connection(HOST, port))
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> None:
-        """Send a request, and wait for nothing."""
+        """Send a request without waiting for the answer."""
         content = b"" if body is None else json.dumps(body).encode()
         lines = [f"{method} {path} HTTP/1.1", f"Host: {HOST}", f"Content-Length: {len(content)}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -45,7 +45,7 @@ class Connection:
         self._writer.write("\r\n".join([*lines, "", ""]).encode() + content)
 
     async def answer(self) -> Reply:
-        """What came back for `ask`."""
+        """Return the answer to the request that `ask` sent."""
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *lines = head.rstrip().split("\r\n")
         headers = {}
@@ -60,18 +60,51 @@ class Connection:
         return await self.answer()
 
     def abandon(self) -> None:
-        """Go away at once, as a client does whose user has closed the page."""
+        """Reset the connection, as a client does whose user has closed the page."""
         self._writer.transport.abort()
 
     async def aclose(self) -> None:
         self._writer.close()
-        with suppress(ConnectionError):  # the other side was quicker
+        with suppress(ConnectionError):  # the server closed first
             await self._writer.wait_closed()
+
+
+class Client:
+    """A client of one server, on a connection that it opens when it first has a request.
+
+    A server closes a connection that is idle for too long, and one that never sent a request even
+    sooner. So a GET on a connection that was used before is sent again on a new one, if no byte of
+    an answer came (RFC 9112, section 9.3.1).
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._connection: Connection | None = None
+
+    async def request(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
+        kept, self._connection = self._connection, None
+        if kept is not None:
+            try:
+                reply = await kept.request(method, path, body, **headers)
+            except (asyncio.IncompleteReadError, ConnectionError) as error:
+                kept.abandon()
+                if method != "GET" or getattr(error, "partial", b""):
+                    raise
+            else:
+                self._connection = kept
+                return reply
+        self._connection = await Connection.open(self.port)
+        return await self._connection.request(method, path, body, **headers)
+
+    def abandon(self) -> None:
+        """Reset the connection."""
+        if self._connection is not None:
+            self._connection.abandon()
 
 
 @asynccontextmanager
 async def connected(ports: Iterable[int]) -> AsyncIterator[list[Connection]]:
-    """A connection to each port; one that occurs twice gets two."""
+    """Open a connection for each item of `ports`, and close them at the end."""
     connections: list[Connection] = []
     try:
         for port in ports:

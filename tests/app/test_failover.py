@@ -18,7 +18,7 @@ import pytest
 from app.devservers import PostgresServer, RedisServer
 from app.devservers.cluster import RedisCluster
 from app.devservers.sentinel import RedisSentinels
-from tests.app.connections import Connection
+from tests.app.connections import Client
 from tests.app.process import Process, serving
 from tests.subjects import REDIS_SERVERS
 
@@ -55,7 +55,7 @@ class Clients:
         self._told: Counter[tuple[int, int]] = Counter()  # the newest version, by process and job
         # By job, when which version was acknowledged.
         self._acknowledged: dict[int, list[tuple[float, int]]] = {}
-        self._connections: list[Connection] = []
+        self._clients: list[Client] = []
         self._probes: list[int] = []
 
     @asynccontextmanager
@@ -76,38 +76,38 @@ class Clients:
                 self._going_on = False
             await self._until_all_are_new_hits(jobs)
         finally:
-            for connection in self._connections:
-                connection.abandon()
+            for client in self._clients:
+                client.abandon()
 
     async def _keep_polling(self, job_id: int) -> None:
-        connections = await self._connect()
+        clients = self._one_for_each_process()
         while self._going_on:
-            port = random.choice(list(connections))
-            await self._poll(port, connections[port], job_id)
+            await self._poll(random.choice(clients), job_id)
             await asyncio.sleep(0.005)
 
     async def _keep_reporting(self, job_id: int) -> None:
-        connections = list((await self._connect()).values())
+        clients = self._one_for_each_process()
         while self._going_on:
-            await self._report(random.choice(connections), job_id)
+            await self._report(random.choice(clients), job_id)
             await asyncio.sleep(0.02)
 
-    async def _report(self, connection: Connection, job_id: int) -> None:
+    async def _report(self, client: Client, job_id: int) -> None:
         self.counts["reports"] += 1
         path, body = f"/api/v2/jobs/{job_id}/progress", {"percent": self.counts["reports"] % 100}
-        reply = await connection.request("POST", path, body)
+        reply = await client.request("POST", path, body)
         assert reply.status == 200, reply
         version = reply.json()["version"]
         self._acknowledged[job_id].append((time.monotonic(), version))
 
-    async def _poll(self, port: int, connection: Connection, job_id: int) -> bool:
+    async def _poll(self, client: Client, job_id: int) -> bool:
         """Whether it was a hit, in the tier that is asked first, and the newest there is."""
+        port = client.port
         settled = self.settled  # as it was when it was asked
         began = time.monotonic()
         due = began - self._lag[port]
         acknowledged = max(version for at, version in self._acknowledged[job_id] if at <= due)
         min_version = max(acknowledged, self._told[port, job_id])
-        reply = await connection.request("GET", f"/api/v2/jobs/{job_id}")
+        reply = await client.request("GET", f"/api/v2/jobs/{job_id}")
         assert reply.status == 200, reply
         version = reply.json()["version"]
         if version < min_version:
@@ -125,11 +125,10 @@ class Clients:
         hit = re.search(f"; hit;.* detail={self._first[port]}$", reply.headers["cache-status"])
         return hit is not None and version == newest
 
-    async def _connect(self) -> dict[int, Connection]:
-        """One connection to each process, by its port."""
-        made = {service.port: await Connection.open(service.port) for service in self.services}
-        self._connections += made.values()
-        return made
+    def _one_for_each_process(self) -> list[Client]:
+        clients = [Client(service.port) for service in self.services]
+        self._clients += clients
+        return clients
 
     async def until_all_agree(self) -> None:
         """Until each process shows from its cache what another one has written."""
@@ -137,24 +136,22 @@ class Clients:
 
     async def _until_all_are_new_hits(self, jobs: list[int]) -> None:
         """In each process, twice: what it holds then is changed by the first of them meanwhile."""
-        connections = await self._connect()
-        writer = next(iter(connections.values()))
+        clients = self._one_for_each_process()
         async with asyncio.timeout(60):
-            for port, connection in [*connections.items()] * 2:
+            for client in clients * 2:
                 for job_id in jobs:
-                    await self._report(writer, job_id)
-                while not all([await self._poll(port, connection, job) for job in jobs]):
+                    await self._report(clients[0], job_id)
+                while not all([await self._poll(client, job) for job in jobs]):
                     await asyncio.sleep(0.02)
 
     async def until_all_are_available(self) -> None:
-        connections = await self._connect()
-        for connection in connections.values():
-            await until(lambda each=connection: available(each))
+        for client in self._one_for_each_process():
+            await until(lambda each=client: available(each))
 
 
-async def available(connection: Connection) -> bool:
+async def available(client: Client) -> bool:
     """Whether the process there uses its cache."""
-    reply = await connection.request("GET", "/api/v2/cache/stats")
+    reply = await client.request("GET", "/api/v2/cache/stats")
     answer: bool = reply.json()["statistics"]["redis_available"]
     return answer
 
@@ -213,7 +210,8 @@ async def until_all_have_moved_to(clients: Clients, server: RedisServer) -> None
 @contextmanager
 def two_services(directory: Path, **environment: str) -> Iterator[list[Process]]:
     """Two processes of the service on one store, one with a local tier before it."""
-    # On a busy machine a client may leave a connection alone for longer than the default.
+    # On a busy machine a connection may be idle for longer than the default between two reports,
+    # which are not sent again.
     environment["JOBCACHE_KEEP_ALIVE"] = "600"
     with ExitStack() as stack:
         yield [

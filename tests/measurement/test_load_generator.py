@@ -26,13 +26,25 @@ def asks(request: pytest.FixtureRequest) -> Iterator[Driver]:
         yield made
 
 
+class StubServer(ThreadingHTTPServer):
+    """A server that keeps the paths and numbers of the requests that it got.
+
+    It keeps them itself: a handler of an earlier test may still be at a request that its client
+    sent before it gave up.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), StubHandler)
+        self.served: list[str] = []
+        self.numbers: list[str] = []
+
+
 class StubHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    served: list[str]
-    numbers: list[str]
+    server: StubServer
 
     def do_GET(self) -> None:
-        self.served.append(self.path)
+        self.server.served.append(self.path)
         getattr(self, self.path.removeprefix("/"))()
 
     def right(self) -> None:
@@ -49,7 +61,7 @@ class StubHandler(BaseHTTPRequestHandler):
         self.wfile.write(b"HTTP/1.1 304 Not Modified\r\n\r\n")
 
     def numbered(self) -> None:
-        self.numbers.append(self.headers["X-Number"])
+        self.server.numbers.append(self.headers["X-Number"])
         self.right()
 
     def missing(self) -> None:
@@ -64,21 +76,20 @@ class StubHandler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def port() -> Iterator[int]:
-    StubHandler.served, StubHandler.numbers = [], []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), StubHandler)
+def server() -> Iterator[StubServer]:
+    server = StubServer()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield server.server_port
+    yield server
     server.shutdown()
     thread.join()
     server.server_close()
 
 
 @pytest.mark.parametrize("path", ["/right", "/in_pieces", "/not_modified"])
-def test_every_answer_is_counted_once(port: int, path: str) -> None:
-    found = load(port, [get(path, 'If-None-Match: "7-0"')] * 4, 0.2)
-    assert found.answers == len(StubHandler.served) >= 4
+def test_every_answer_is_counted_once(server: StubServer, path: str) -> None:
+    found = load(server.server_port, [get(path, 'If-None-Match: "7-0"')] * 4, 0.2)
+    assert found.answers == len(server.served) >= 4
     assert found.seconds > 0.19
     assert found.per_second == found.answers / found.seconds
     assert found.busy > 0
@@ -86,16 +97,16 @@ def test_every_answer_is_counted_once(port: int, path: str) -> None:
     assert 0 < min(found.latencies_ms) <= max(found.latencies_ms) < 1000 * found.seconds + 1
 
 
-def test_fewer_connections_than_requests_go_through_them_all(port: int) -> None:
+def test_fewer_connections_than_requests_go_through_them_all(server: StubServer) -> None:
     not_modified = get("/not_modified", 'If-None-Match: "7-0"')
-    load(port, [get("/right"), get("/in_pieces"), not_modified], 0.2, 1)
-    assert set(StubHandler.served) == {"/right", "/in_pieces", "/not_modified"}
+    load(server.server_port, [get("/right"), get("/in_pieces"), not_modified], 0.2, 1)
+    assert set(server.served) == {"/right", "/in_pieces", "/not_modified"}
 
 
 def test_every_driver_says_the_same_of_a_server_of_constant_bytes(asks: Driver) -> None:
-    with constant_server() as server:
+    with constant_server() as constant:
         pace = asks.load(
-            server.port, [("/1", ""), ("/2", 'If-None-Match: "7-0"')], connections=4, seconds=0.2
+            constant.port, [("/1", ""), ("/2", 'If-None-Match: "7-0"')], connections=4, seconds=0.2
         )
         assert pace.answers > 100
         assert len(DOCUMENT.body) < pace.bytes < len(DOCUMENT.body) + 400
@@ -105,19 +116,19 @@ def test_every_driver_says_the_same_of_a_server_of_constant_bytes(asks: Driver) 
         assert 0 < pace.busy < 2
 
 
-def test_numbers_are_not_given_twice(port: int, asks: Driver) -> None:
+def test_numbers_are_not_given_twice(server: StubServer, asks: Driver) -> None:
     for _ in range(2):
-        asks.load(port, [("/numbered", "X-Number: a%d")], connections=2, seconds=0.2)
-    assert len(set(StubHandler.numbers)) == len(StubHandler.numbers) > 10
-    assert all(number[1:].isdigit() for number in StubHandler.numbers)
+        asks.load(server.server_port, [("/numbered", "X-Number: a%d")], connections=2, seconds=0.2)
+    assert len(set(server.numbers)) == len(server.numbers) > 10
+    assert all(number[1:].isdigit() for number in server.numbers)
 
 
-def test_no_driver_takes_failures_for_answers(port: int, asks: Driver) -> None:
+def test_no_driver_takes_failures_for_answers(server: StubServer, asks: Driver) -> None:
     with pytest.raises(WrongAnswer):
-        asks.load(port, [("/missing", "")], connections=2, seconds=0.2)
+        asks.load(server.server_port, [("/missing", "")], connections=2, seconds=0.2)
 
 
 @pytest.mark.parametrize(("path", "reason"), [("/missing", "404"), ("/cut_off", "closed")])
-def test_anything_else_ends_the_run(port: int, path: str, reason: str) -> None:
+def test_anything_else_ends_the_run(server: StubServer, path: str, reason: str) -> None:
     with pytest.raises(WrongAnswer, match=reason):
-        load(port, [get("/right"), get(path)], 5)
+        load(server.server_port, [get("/right"), get(path)], 5)
