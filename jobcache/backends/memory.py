@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobcache.protocol.backend import CLOCK_SKEW_MS, Entry, Health, LeaseResult, PublishResult
-from jobcache.protocol.codec import Fence, Lease
+from jobcache.protocol.cell import Fence, Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

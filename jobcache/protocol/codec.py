@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from jobcache.errors import UnreadableCell
 from jobcache.protocol.backend import VERSION_LIMIT, Entry
+from jobcache.protocol.cell import Fence, Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,21 +42,6 @@ _LARGEST_KNOWN = 8192
 _MAX_IDENTITY_BYTES = 64 * 1024 * 1024
 # Larger bodies are not given to a caller's check, which may take long and blocks the event loop.
 _LARGEST_CHECKED = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A cell in which one reader has noted that it is loading the key."""
-
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fence:
-    """A cell in which writers have noted that a version above `fence_version` may be committed."""
-
-    fence_version: int
-    tokens: frozenset[str]
 
 
 def fits(body: bytes) -> bool:

@@ -27,8 +27,8 @@ way when the feed is live again may be answered as if it had begun then. All of 
 the local tier would serve, whether or not somebody reads just then; and once everything is told, it
 hides no more than the remote tier may.
 
-Whether a fence stands is asked of the model that runs beside the backend, and not of the backend:
-a fence that is missing by mistake exempts nothing.
+Whether a fence stands is asked of the transition table that runs beside the backend, and not of the
+backend: a fence that is missing by mistake exempts nothing.
 """
 
 from __future__ import annotations

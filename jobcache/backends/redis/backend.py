@@ -72,7 +72,8 @@ from jobcache.errors import (
     redacted,
 )
 from jobcache.protocol.backend import Entry, LeaseResult, PublishResult
-from jobcache.protocol.codec import Decoder, Fence
+from jobcache.protocol.cell import Fence
+from jobcache.protocol.codec import Decoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

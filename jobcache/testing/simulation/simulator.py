@@ -42,10 +42,10 @@ from jobcache.backends.tiered import TieredBackend
 from jobcache.cache import JobCache
 from jobcache.errors import CacheError, CacheUnavailable, LoadTimeout, SourceUnavailable
 from jobcache.lifetimes import Lifetimes
+from jobcache.protocol import cell
 from jobcache.protocol.backend import Document, Entry
-from jobcache.protocol.codec import Fence, Lease
+from jobcache.protocol.cell import Fence, Lease
 from jobcache.resilience.guarded_backend import GuardedBackend
-from jobcache.testing import model
 from jobcache.testing.invariants import Commit, Invariants, Violation
 from jobcache.testing.simulation.stepped_feed import SteppedFeed
 from jobcache.testing.simulation.virtual_loop import VirtualLoop, at_once
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from jobcache.protocol.backend import LeaseResult, PublishResult
+    from jobcache.protocol.cell import Cell
     from jobcache.testing.subject import Subject
 
 T = TypeVar("T")
@@ -272,7 +273,7 @@ class Run:
         subject: the backend, and a way to lose a cell.
         key: whose cell; empty.
         carry_out: runs one operation of the subject to its end.
-        snapshot: what a cell holds, for whoever can tell; else the model's word is taken.
+        snapshot: what a cell holds, for whoever can tell; else what the transition table says.
         parts: what processes are made of.
     """
 
@@ -296,7 +297,7 @@ class Run:
         self.loop = VirtualLoop()  # type: ignore[abstract] # there is nothing to read or to signal
         self.invariants = Invariants(remembers=simulator.guarded or simulator.tiered)
         self.database = 1
-        self.cell: model.Cell = None
+        self.cell: Cell = None
         self.now_ms = _START_MS
         self.taken: list[str] = []
         self.faults_left = simulator.faults
@@ -347,7 +348,7 @@ class Run:
             entry = Lifetimes(default=_FRESH, jitter=0).entry(document(1), self.now_ms)
             self.carry_out(self.subject.backend.lease(self.key, "first"))
             self.carry_out(self.subject.backend.publish(self.key, "first", entry))
-            self.cell = 1
+            self.cell = entry
             for process in self.processes:
                 if process.front is not None and process.reads:
                     at_once(process.front.local.lease(self.key, "first"))
@@ -597,7 +598,7 @@ class Run:
         return hash(
             (
                 self.look(),
-                self.cell,
+                _word(self.cell),
                 self.database,
                 self.invariants.state(),
                 self.now_ms,
@@ -1096,7 +1097,7 @@ class Store:
         run = self._run
 
         def act() -> Entry | LeaseResult:
-            run.cell, _ = model.take_lease(run.cell, token)
+            run.cell = cell.lease(run.cell, token).cell
             return run.ask(run.subject.backend.lease(key, token))
 
         return await self._step("lease", act, detail=f" {token}")
@@ -1108,7 +1109,7 @@ class Store:
 
         def act() -> None:
             actor.fenced = True
-            run.cell = model.raise_fence(run.cell, token)
+            run.cell = cell.fence(run.cell, token).cell
             run.ask(run.subject.backend.fence(key, token))
 
         await self._step("fence", act, detail=f" {token}")
@@ -1118,13 +1119,7 @@ class Store:
         run = self._run
 
         def act() -> PublishResult:
-            if entry is None:
-                run.cell, _ = model.withdraw(run.cell, token)
-            else:
-                before = run.cell
-                run.cell, _ = model.publish(before, token, entry.version)
-                if isinstance(run.cell, int) and run.cell == entry.version and not entry.keep_ms:
-                    run.cell = None
+            run.cell = cell.publish(run.cell, token, entry).cell
             published = run.ask(run.subject.backend.publish(key, token, entry))
             if entry is not None:
                 run.invariants.told(entry.version)
@@ -1140,7 +1135,7 @@ class Store:
         run = self._run
 
         def act() -> int:
-            run.cell, _ = model.purge(run.cell)
+            run.cell = cell.purge(run.cell).cell
             return run.ask(run.subject.backend.purge(keys))
 
         return await self._step("purge", act)

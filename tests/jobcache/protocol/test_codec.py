@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from jobcache.errors import UnreadableCell
 from jobcache.protocol.backend import VERSION_LIMIT, Entry
-from jobcache.protocol.codec import Fence, Lease, compress, decode, encode_entry, identity_body
+from jobcache.protocol.cell import Fence, Lease
+from jobcache.protocol.codec import compress, decode, encode_entry, identity_body
 from jobcache.testing.simulation import entry_of
 
 INCARNATION_ID = "s"

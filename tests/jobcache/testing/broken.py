@@ -9,7 +9,7 @@ from types import ModuleType
 
 from jobcache.backends.memory import MemoryBackend
 from jobcache.protocol.backend import Entry, PublishResult
-from jobcache.protocol.codec import Fence, Lease
+from jobcache.protocol.cell import Fence, Lease
 from jobcache.testing.simulation import GUARDS, Components
 
 # --- backends, by the guard that is missing ---

@@ -1,4 +1,4 @@
-"""Random operations on every backend, compared step by step with the model of one cell."""
+"""Random operations on every backend, compared step by step with the transition table."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from jobcache.protocol import cell
 from jobcache.protocol.backend import Entry, LeaseResult, PublishResult
-from jobcache.testing import model
+from jobcache.protocol.cell import Cell, CellStep
 from jobcache.testing.conformance import Subject
 from jobcache.testing.simulation import entry_of
 from tests.subjects import (
@@ -42,26 +43,31 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.subject = self.make()
         self.backend = self.subject.backend
-        self.cells: dict[str, model.Cell] = {}
+        self.cells: dict[str, Cell] = {}
 
     def run(self, operation: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(operation)
 
+    def expect(self, key: str, step: CellStep[T]) -> T:
+        """Remember what the cell holds now, and return what the operation has to return."""
+        self.cells[key] = step.cell
+        return step.result
+
     @rule(key=keys, token=tokens)
     def lease(self, key: str, token: str) -> None:
-        self.cells[key], expected = model.take_lease(self.cells.get(key), token)
-        found = self.run(self.backend.lease(key, token))
-        assert (found.version if isinstance(found, Entry) else found) == expected
+        expected = self.expect(key, cell.lease(self.cells.get(key), token))
+        assert self.run(self.backend.lease(key, token)) == expected
 
     @rule(key=keys, token=tokens)
     def fence(self, key: str, token: str) -> None:
-        self.cells[key] = model.raise_fence(self.cells.get(key), token)
+        self.expect(key, cell.fence(self.cells.get(key), token))
         self.run(self.backend.fence(key, token))
 
     @rule(key=keys, token=tokens, version=versions)
     def publish(self, key: str, token: str, version: int) -> None:
-        self.cells[key], expected = model.publish(self.cells.get(key), token, version)
-        assert self.run(self.backend.publish(key, token, entry_of(version))) is expected
+        entry = entry_of(version)
+        expected = self.expect(key, cell.publish(self.cells.get(key), token, entry))
+        assert self.run(self.backend.publish(key, token, entry)) is expected
 
     @rule(key=keys, token=tokens, version=versions)
     def fence_and_publish(self, key: str, token: str, version: int) -> None:
@@ -77,16 +83,15 @@ class Machine(RuleBasedStateMachine):
 
     @rule(key=keys, token=tokens)
     def withdraw(self, key: str, token: str) -> None:
-        self.cells[key], expected = model.withdraw(self.cells.get(key), token)
+        expected = self.expect(key, cell.publish(self.cells.get(key), token, None))
         assert self.run(self.backend.publish(key, token, None)) is expected
 
     @rule(which=st.lists(keys, max_size=3))
     def purge(self, which: list[str]) -> None:
-        expected = 0
-        for key in dict.fromkeys(which):
-            self.cells[key], dropped = model.purge(self.cells.get(key))
-            expected += dropped
-        assert self.run(self.backend.purge(which)) == expected
+        dropped = [
+            self.expect(key, cell.purge(self.cells.get(key))) for key in dict.fromkeys(which)
+        ]
+        assert self.run(self.backend.purge(which)) == sum(dropped)
 
     @rule(key=keys)
     def evict(self, key: str) -> None:
@@ -94,10 +99,8 @@ class Machine(RuleBasedStateMachine):
         self.run(self.subject.evict(key))
 
     @invariant()
-    def serves_what_the_model_serves(self) -> None:
-        expected = {
-            key: entry_of(cell) for key, cell in self.cells.items() if isinstance(cell, int)
-        }
+    def serves_the_entries_of_the_table(self) -> None:
+        expected = {key: held for key, held in self.cells.items() if isinstance(held, Entry)}
         both = ["job:1:progress", "job:2:progress"]
         assert self.run(self.backend.get_many(both)) == expected
         for key in both:
@@ -109,7 +112,7 @@ class Machine(RuleBasedStateMachine):
 
 
 class NullMachine(Machine):
-    """Nothing is kept: the model's cells stay empty."""
+    """Nothing is kept: the cells stay empty."""
 
     @rule(key=keys, token=tokens)
     def lease(self, key: str, token: str) -> None:
@@ -144,12 +147,12 @@ def _run(kind: type[Machine], examples: int) -> None:
         )
 
 
-def test_null_agrees_with_an_empty_model() -> None:
+def test_null_agrees_with_empty_cells() -> None:
     _run(type("Null", (NullMachine,), {"make": lambda _: NullSubject()}), 20)
 
 
 @pytest.mark.parametrize("name", [*KEEPING, *PAIRS])
-def test_the_backend_agrees_with_the_model(
+def test_the_backend_agrees_with_the_transition_table(
     name: str, redis_urls: dict[str, str], *, long: bool
 ) -> None:
     kind, _, server = name.partition(" on ")
