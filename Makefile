@@ -17,15 +17,20 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-$(VENV)/installed: pyproject.toml constraints.txt
+# The service needs less than its tests.
+RUNS := $(if $(wildcard $(VENV)/installed),$(VENV)/installed,$(VENV)/runs)
+
+$(VENV)/runs: EXTRAS := client,redis,servers,service
+$(VENV)/installed: EXTRAS := dev
+$(VENV)/runs $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; name one with 'make PYTHON=python3.12 ...'" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable '.[dev]'
+	  --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
-run: $(VENV)/installed ## start the service; BACKEND=null|memory|redis|tiered DATABASE=sqlite|postgres
+run: $(RUNS) ## start the service; BACKEND=null|memory|redis|tiered DATABASE=sqlite|postgres
 	$(BIN)/python -m app dev $(if $(BACKEND),--backend '$(BACKEND)') $(if $(DATABASE),--database '$(DATABASE)')
 
 test: $(VENV)/installed ## run the tests; ARGS="-k poll" and the like, ARGS=--cov for coverage
@@ -61,7 +66,7 @@ $(PEERS)/installed: pyproject.toml constraints.txt benchmarks/peers/constraints.
 	  echo "$$peer cannot be installed here; the results will name it" >&2; done
 	@touch $@
 
-settings: $(VENV)/installed ## write the tables of docs/settings.md from the code
+settings: $(RUNS) ## write the tables of docs/settings.md from the code
 	@sed -i.old '/^## Service/,$$d' docs/settings.md && rm docs/settings.md.old
 	$(BIN)/python -m app settings >> docs/settings.md
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 _STOP = 15.0  # seconds to end when asked to, before it is killed
 _LINES = 20
+_ROOT = Path(__file__).parents[1]
 
 
 class Process:
@@ -25,7 +27,9 @@ class Process:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._command = command
-        self._environment = environment
+        # The project's programs are not installed, but for the library.
+        path = [str(_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+        self._environment = {**environment, "PYTHONPATH": os.pathsep.join(path)}
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:

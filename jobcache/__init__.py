@@ -41,6 +41,8 @@ from jobcache.protocol.backend import (
 from jobcache.protocol.codec import identity_body
 from jobcache.settings import CacheSettings
 
+__version__ = "0.1.0"
+
 __all__ = [
     "CacheBackend",
     "CacheClosed",

@@ -27,7 +27,6 @@ SCENARIOS = {"own": "OwnJob", "shared": "SharedJob"}
 MODES = ("plain", "etag", "wait")
 """How users ask: for all of it, for what is new, or for what is new once there is something."""
 
-_ROOT = Path(__file__).parents[1]
 _SPARE = 60.0  # seconds beyond a job's for starting, agreeing to storyboards, and the last polls
 _STOP = 30.0  # seconds for Locust to start, and to end once its time is up
 
@@ -102,7 +101,7 @@ def _poll(plan: Plan, mode: str, users: int, url: str) -> dict[str, Any]:
             *("--mode", mode, "--interval", str(plan.interval), "--report", str(report)),
         ]
         kept = {name: text for name, text in os.environ.items() if not name.startswith("LOCUST_")}
-        with Process(command, {**kept, "PYTHONPATH": str(_ROOT)}) as locust:
+        with Process(command, kept) as locust:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 locust.wait(limit + _STOP)
             if not report.exists():

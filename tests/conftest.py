@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,7 +27,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+ROOT = Path(__file__).parents[1]
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    # Tests start the service in directories of their own, and it is not installed.
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path)
     # How long an example takes is the machine's affair.
     settings.register_profile(
         "tests", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]

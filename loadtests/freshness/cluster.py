@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import Redis
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
     from app.devservers import PostgresServer
 
-_ROOT = Path(__file__).parents[2]
 _START = 60.0  # seconds for a service to become ready
 _OK = 200
 _PAUSE = 0.02  # seconds between two looks
@@ -61,7 +59,6 @@ class Service:
         kept = {name: text for name, text in os.environ.items() if not name.startswith(_OURS)}
         self._environment = {
             **kept,
-            "PYTHONPATH": str(_ROOT),
             "JOBCACHE_PORT": str(self.port),
             **settings,
         }
