@@ -6,6 +6,11 @@
 Install it with `jobcache[client]`. What to ask and when is decided in `rules`, which does no I/O.
 """
 
+from importlib.util import find_spec
+
+if find_spec("httpx") is None:
+    raise ImportError("jobcache.client needs httpx; pip install 'jobcache[client]'")
+
 from jobcache.client.aio import AsyncJobs
 from jobcache.client.core.errors import (
     Conflict,

@@ -1,0 +1,174 @@
+"""The wheel: installed in an empty environment, it brings the library and its dependency only."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import venv
+from importlib.metadata import Distribution, distribution, version
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+import jobcache
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+DEPENDENCIES = {
+    re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in PROJECT["dependencies"]
+}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's wheel, built from a copy: the build leaves files beside its sources."""
+    source = tmp_path_factory.mktemp("source")
+    for folder in ("jobcache", "app", "benchmarks", "loadtests", "examples"):
+        shutil.copytree(
+            ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", "results")
+        )
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
+    built = tmp_path_factory.mktemp("built")
+    run_pip("wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", built, source)
+    (found,) = built.iterdir()
+    return found
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
+    """An environment with a package `app` of its user's, in which the wheel was installed."""
+    directory = tmp_path_factory.mktemp("user")
+    venv.create(directory, with_pip=False)
+    app = site_packages(directory) / "app"
+    app.mkdir()
+    (app / "__init__.py").write_text("OWNER = 'the user'\n")
+    wheels = tmp_path_factory.mktemp("wheels")
+    for name in DEPENDENCIES:
+        pack(distribution(name), wheels)
+    offline = ("--no-index", "--find-links", wheels)
+    run_pip("--python", directory, "install", "--no-compile", *offline, wheel)
+    return directory
+
+
+def run_pip(*arguments: str | Path) -> None:
+    """Run pip without the settings of this machine, and without the checkout on its path."""
+    result = subprocess.run(
+        [sys.executable, "-m", "pip", "--isolated", "--disable-pip-version-check", *arguments],
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def pack(installed: Distribution, directory: Path) -> None:
+    """Make a wheel of an installed distribution, so that a test needs no network."""
+    name = installed.name.replace("-", "_")
+    with ZipFile(directory / f"{name}-{installed.version}-py3-none-any.whl", "w") as archive:
+        for file in installed.files or []:
+            if ".." not in file.parts and file.suffix != ".pyc":
+                archive.write(str(file.locate()), str(file))
+
+
+def site_packages(environment: Path) -> Path:
+    (found,) = environment.glob("lib/python*/site-packages")
+    return found
+
+
+def run_python(environment: Path, program: str) -> str:
+    """Run a program in the environment, and in it alone."""
+    return subprocess.run(
+        [environment / "bin" / "python", "-I", "-W", "error", "-c", program],
+        cwd=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+
+
+def test_an_empty_environment_holds_the_library_and_its_dependency_only(user: Path) -> None:
+    names = {path.name for path in site_packages(user).iterdir()}
+    infos = {f"jobcache-{jobcache.__version__}.dist-info"} | {
+        f"{name}-{version(name)}.dist-info" for name in DEPENDENCIES
+    }
+    assert names == {"jobcache", "app", *DEPENDENCIES, *infos}
+
+
+def test_a_package_of_the_user_named_app_is_untouched(user: Path) -> None:
+    app = site_packages(user) / "app"
+    assert [path.name for path in app.iterdir()] == ["__init__.py"]
+    assert run_python(user, "import app; print(app.OWNER)") == "the user\n"
+
+
+LOADED = """
+import sys
+before = set(sys.modules)
+import jobcache
+loaded = {name.partition(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names
+"""
+
+
+def test_importing_the_library_loads_no_other_third_party_package(user: Path) -> None:
+    found, *loaded = run_python(user, f"{LOADED}print(jobcache.__version__, *loaded)").split()
+    assert found == jobcache.__version__
+    assert {"jobcache"} <= set(loaded) <= {"jobcache", *DEPENDENCIES}
+
+
+def test_importing_the_library_loads_no_extra_that_is_installed() -> None:
+    program = f"{LOADED}print(*loaded)"
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert set(result.stdout.split()) <= {"jobcache", *DEPENDENCIES}
+
+
+def test_an_example_runs_where_only_the_wheel_is_installed(user: Path) -> None:
+    printed = run_python(user, (ROOT / "examples" / "embedded.py").read_text("utf-8"))
+    assert "hit rate" in printed
+
+
+def test_the_wheel_says_what_it_is(wheel: Path) -> None:
+    with ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        text = archive.read(metadata).decode()
+    assert "jobcache/py.typed" in names
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "jobcache").rglob("*.lua")}
+    assert sources
+    assert sources <= set(names)
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    assert "License-Expression: MIT\n" in text
+    assert "Author: the jobcache authors\n" in text
+    for extra in ("client", "redis"):
+        assert f"Provides-Extra: {extra}\n" in text
+
+
+@pytest.mark.parametrize("backend", ["redis", "tiered"])
+def test_a_missing_extra_is_named(user: Path, backend: str) -> None:
+    program = f"""
+from jobcache import CacheSettings, SettingsError, make_backend
+try:
+    make_backend(CacheSettings(backend="{backend}"))
+except SettingsError as error:
+    print(error)
+"""
+    assert "pip install 'jobcache[redis]'" in run_python(user, program)
+
+
+def test_the_client_names_its_extra(user: Path) -> None:
+    program = """
+try:
+    import jobcache.client
+except ImportError as error:
+    print(error)
+"""
+    assert "pip install 'jobcache[client]'" in run_python(user, program)
