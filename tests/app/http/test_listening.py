@@ -122,6 +122,15 @@ def test_a_name_with_several_addresses_is_listened_on_at_each() -> None:
         assert shown(sockets).count("http://") == len(sockets)
 
 
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_every_address_of_ipv6_includes_those_of_ipv4() -> None:
+    with (
+        listening("::", 0, None) as (one,),
+        socket.create_connection(("127.0.0.1", one.getsockname()[1]), timeout=30) as caller,
+    ):
+        assert caller.getpeername()[0] == "127.0.0.1"
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_unix_socket_serves_and_is_removed(tmp_path: Path, workers: str) -> None:
     path = tmp_path / "service.sock"
