@@ -6,12 +6,13 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from jobcache.errors import InvalidDocument
     from jobcache.protocol.backend import Document, Entry
 
     Load = Callable[[], Awaitable[Document | None]]
+    LoadMany = Callable[[Sequence[str]], Awaitable[Mapping[str, Document]]]
 
 
 class CacheOutcome(Enum):

@@ -141,7 +141,7 @@ class JobService:
         """The same for a job that is polled again and again: what can be made once is made once."""
         key, load = progress_key(job_id), partial(self._load, job_id)
         cache = self._cache
-        return Polled(partial(cache.peek, key, load), partial(cache.ask, key, load))
+        return Polled(partial(cache.reads.peek, key, load), partial(cache.reads.ask, key, load))
 
     async def wait_for_newer(
         self,

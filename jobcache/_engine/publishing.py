@@ -45,7 +45,7 @@ class Publisher:
         """As `make`, to its end even if the caller is cancelled meanwhile."""
         await self._shielded.run(self.publish(token, entries))
 
-    async def tell(self, entries: Mapping[str, Entry]) -> None:
+    async def hint(self, entries: Mapping[str, Entry]) -> None:
         """Tell of versions that were loaded although the store could not be asked.
 
         They are not to be stored: there may be a lease of the reader's that has gone stale on its

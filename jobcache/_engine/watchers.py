@@ -30,12 +30,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from jobcache._engine.loading import be_independent
 from jobcache.errors import SourceUnavailable
+from jobcache.loaders import LoaderLeft, attended
 from jobcache.protocol.backend import SupportsChangeFeed, SupportsHealth, SupportsPeek
 
 if TYPE_CHECKING:
@@ -80,12 +82,12 @@ class Readers:
 
     Attributes:
         peek: the entry that is at hand in this very turn, if it would be served.
-        glance: the entry that the cache holds, if it would be served; asks no source.
+        lookup: the entry that the cache holds, if it would be served; asks no source.
         read: as `JobCache.read`.
     """
 
     peek: Callable[[str, Load, int], ReadResult | None]
-    glance: Callable[[str, Load, int], Awaitable[ReadResult | None]]
+    lookup: Callable[[str, Load, int], Awaitable[ReadResult | None]]
     read: Callable[[str, Load, int], Awaitable[ReadResult]]
 
 
@@ -162,6 +164,26 @@ class Watchers:
             self._feed.listen(self)
 
     # --- waiters ---
+
+    async def wait_for_newer(
+        self,
+        key: str,
+        load: Load,
+        version: int,
+        timeout: float,  # noqa: ASYNC109 - it ends with a value, and costs no task
+    ) -> ReadResult | None:
+        """Return the document at `key` once it is newer than `version`; see `JobCache`."""
+        until, left = time.monotonic() + timeout, timeout
+        async with attended(load) as attended_load:
+            while True:
+                with self.registered(key, attended_load, version, left) as waiter:
+                    result = await self._readers.read(key, attended_load, version)
+                    if result.entry.version > version:
+                        return result
+                    try:
+                        return await waiter.answered
+                    except LoaderLeft:  # a check used the load of a caller who has gone
+                        left = until - time.monotonic()
 
     @contextmanager
     def registered(self, key: str, load: Load, version: int, timeout: float) -> Iterator[Waiter]:
@@ -261,7 +283,7 @@ class Watchers:
             if whole:
                 answer = await self._readers.read(watch.key, watch.load, watch.min_version)
             else:
-                answer = await self._readers.glance(watch.key, watch.load, watch.min_version)
+                answer = await self._readers.lookup(watch.key, watch.load, watch.min_version)
         except SourceUnavailable:
             whole = True  # to be asked again, at the usual time
         except Exception as error:  # noqa: BLE001 - it is the waiters' to handle

@@ -319,8 +319,8 @@ async def test_past_its_freshness_an_answer_is_marked_stale(chosen: Chosen, how:
     job = await service.rendering()
     path = f"/api/v2/jobs/{job['id']}"
     cache = service.services.cache
-    now = cache._clock_ms
-    cache._clock_ms = lambda: now() + 45_000
+    now = cache._clock.now_ms
+    cache._clock.now_ms = lambda: now() + 45_000
     with gone(chosen.server, how):
         async with asyncio.timeout(BOUND):
             answers = await asyncio.gather(*(service.http.get(path) for _ in range(20)))

@@ -144,8 +144,8 @@ async def wire(
             await wire.serve(short=short)
         if wire.elsewhere:  # on a busy machine Redis may take longer than a poll would wait for it
             monkeypatch.setattr(service.services.cache.backend, "_deadline", 60.0)
-        now_ms = service.services.cache._clock_ms()
-        monkeypatch.setattr(service.services.cache, "_clock_ms", lambda: now_ms)
+        now_ms = service.services.cache._clock.now_ms()
+        monkeypatch.setattr(service.services.cache._clock, "now_ms", lambda: now_ms)
         yield wire
         for server in wire.servers.values():
             server.close()

@@ -227,7 +227,7 @@ async def cancel_one(
         seen = await asyncio.gather(*earlier, *later)
         await asyncio.gather(*case.others)
         await bench.cache._publisher.join()
-        while bench.cache._flights or bench.cache._batches:
+        while bench.cache.reads.in_flight():
             await asyncio.sleep(0)
     assert all(1 <= version <= versions[case.key] for version in seen)
     unknown = any(transaction.interrupted for transaction in case.transactions)

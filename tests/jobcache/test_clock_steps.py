@@ -103,8 +103,8 @@ async def test_set_back_while_nobody_asked_it_is_noticed_by_the_monotonic_clock(
     subject: conformance.Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = {"wall": 1_700_000_000_000, "monotonic": 5_000}
-    monkeypatch.setattr("jobcache.cache._wall_clock_ms", lambda: now["wall"])
-    monkeypatch.setattr("jobcache.cache._monotonic_ms", lambda: now["monotonic"])
+    monkeypatch.setattr("jobcache._engine.clock._wall_clock_ms", lambda: now["wall"])
+    monkeypatch.setattr("jobcache._engine.clock._monotonic_ms", lambda: now["monotonic"])
     guarded = Guarded(subject)
     cache = JobCache(guarded.backend)
 

@@ -129,7 +129,7 @@ async def test_what_an_abandoned_load_brings_is_stored(bench: Bench) -> None:
     await asyncio.wait([caller])
     bench.source.gate.set()
     async with asyncio.timeout(10):
-        while len(bench.cache._flights):
+        while bench.cache.reads.in_flight():
             await asyncio.sleep(0)
     assert await bench.read("k") == (1, CacheOutcome.HIT)
 
@@ -150,7 +150,7 @@ async def test_an_abandoned_load_brings_nothing_old_back(bench: Bench) -> None:
     assert (await bench.cache.read("k", load)).entry.version == 2
     bench.source.gate.set()  # the abandoned one returns version 1 now
     async with asyncio.timeout(10):
-        while len(bench.cache._flights):
+        while bench.cache.reads.in_flight():
             await asyncio.sleep(0)
     assert (await bench.read("k"))[0] == 2
 

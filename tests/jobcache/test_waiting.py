@@ -240,7 +240,7 @@ async def test_on_memory_a_waiter_is_answered_before_the_writer() -> None:
     await writer
     await turns()
     assert sorted(order) == ["waiter", "writer"]
-    assert bench.cache._waiting.checks == bench.source.loads == 0
+    assert bench.cache._watchers.checks == bench.source.loads == 0
 
 
 async def test_an_invalidation_is_a_reason_to_look() -> None:

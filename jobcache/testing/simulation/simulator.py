@@ -36,7 +36,6 @@ from itertools import count
 from operator import is_
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from jobcache._engine.single_flight import SingleFlight
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.tiered import TieredBackend
 from jobcache.cache import JobCache
@@ -575,11 +574,8 @@ class Run:
         if left:
             raise Violation(f"{len(left)} tasks were left behind: {left[0].get_coro()}")
         for process in self.processes:
-            for part in vars(process.cache).values():
-                # By its name: a test may have put a broken one in.
-                flights = type(part).__name__ == SingleFlight.__name__
-                if flights and len(part) and not process.dead:
-                    raise Violation(f"{process.name} still has a call under way")
+            if process.cache.reads.in_flight() and not process.dead:
+                raise Violation(f"{process.name} still has a call under way")
         self._tell_all()
 
     def close(self) -> None:

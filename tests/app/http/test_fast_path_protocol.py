@@ -187,7 +187,7 @@ async def test_what_goes_wrong_with_a_hit_is_answered_by_the_application(
     def stopped() -> int:
         raise RuntimeError("no clock")
 
-    monkeypatch.setattr(wire.service.services.cache, "_clock_ms", stopped)
+    monkeypatch.setattr(wire.service.services.cache._clock, "now_ms", stopped)
     assert b" 500 " in await wire.say(get(path) + END, short=True)
 
 

@@ -119,8 +119,8 @@ async def asked(
         transport: Any = service.service.http._transport
         # Two answers to compare are to be of the same age.
         monkeypatch = request.getfixturevalue("monkeypatch")
-        now_ms = service.service.services.cache._clock_ms() + 1500
-        monkeypatch.setattr(service.service.services.cache, "_clock_ms", lambda: now_ms)
+        now_ms = service.service.services.cache._clock.now_ms() + 1500
+        monkeypatch.setattr(service.service.services.cache._clock, "now_ms", lambda: now_ms)
         yield service, SendRequest(transport.app)
 
 
@@ -239,7 +239,7 @@ async def test_errors_are_answered_once_and_by_the_application(
         polls += 1
         raise SourceUnavailable("gone")
 
-    monkeypatch.setattr(service.service.services.cache, "_peek", None)
+    monkeypatch.setattr(service.service.services.cache.reads, "_peek", None)
     monkeypatch.setattr(service.service.services.jobs, "poll", fails)
     answer = await ask(path, service.callers["own"], hot=True)
     assert (answer[0]["status"], polls) == (503, 1)

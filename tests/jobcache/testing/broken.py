@@ -143,11 +143,11 @@ CACHE = {
         ),
     ),
     "a reader returns before it publishes": Fault(
-        "cache",
+        "_engine.fetching",
         (
             (
-                "await asyncio.gather(self._publisher.publish(token, sure),",
-                "self._later = asyncio.gather(self._publisher.publish(token, sure),",
+                "await asyncio.gather(\n            self._pub",
+                "asyncio.gather(\n            self._pub",
             ),
         ),
     ),
@@ -164,7 +164,8 @@ CACHE = {
         "_engine.writing", (("version_only(entry) if key in self._unsure else entry", "entry"),)
     ),
     "an unsure reader publishes nothing": Fault(
-        "cache", (("for key in loaded if key not in sure}", "for key in ()}"),)
+        "_engine.fetching",
+        (("for key in loaded if key not in publishable}", "for key in ()}"),),
     ),
     "a writer withdraws although its commit may have happened": Fault(
         "_engine.writing",
@@ -326,18 +327,25 @@ TIERED = {
 """In `TieredBackend`."""
 
 
+_USED_BY = {
+    "_engine.single_flight": ("SingleFlight", "_engine.reading"),
+    "_engine.reading": ("Reads", "cache"),
+    "_engine.fetching": ("Fetcher", "cache"),
+    "_engine.writing": ("WriteCoordinator", "cache"),
+}
+"""By module: the class that it defines, and the module that uses this class."""
+
+
 def parts(fault: Fault) -> Components:
     """Processes in which `fault` is."""
-    module = fault.load()
-    if fault.module == "resilience.guarded_backend":
+    name, module = fault.module, fault.load()
+    if name == "resilience.guarded_backend":
         return Components(guard=module.GuardedBackend)
-    if fault.module == "backends.tiered":
+    if name == "backends.tiered":
         return Components(tiered=module.TieredBackend)
-    if fault.module == "cache":
-        return Components(cache=module.JobCache)
-    cache = Fault("cache", ()).load()
-    name = {"_engine.single_flight": "SingleFlight", "_engine.writing": "WriteCoordinator"}[
-        fault.module
-    ]
-    setattr(cache, name, getattr(module, name))
-    return Components(cache=cache.JobCache)
+    while name != "cache":
+        attribute, name = _USED_BY[name]
+        user = Fault(name, ()).load()
+        setattr(user, attribute, getattr(module, attribute))
+        module = user
+    return Components(cache=module.JobCache)

@@ -1,0 +1,247 @@
+"""What a read does when the cache has no entry to serve: lease, load, publish.
+
+    nothing                       take the lease, load, publish
+    a fence, or another's lease   wait briefly for the entry; then load and publish
+    the cache is away             load
+
+Why each step is there, and which schedule goes stale without it, is in `docs/coherence.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from jobcache.errors import CacheError, InvalidDocument, SourceUnavailable, UnreadableCell
+from jobcache.models import CacheOutcome
+from jobcache.protocol.backend import GONE, CacheBackend, Document, Entry, LeaseResult
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Sequence
+
+    from jobcache._engine.clock import WallClock
+    from jobcache._engine.loading import Loads
+    from jobcache._engine.publishing import Publisher
+    from jobcache.lifetimes import Lifetimes
+    from jobcache.models import Load, LoadMany
+    from jobcache.observability.statistics import Statistics
+
+    Fetched = tuple[Entry, CacheOutcome]
+
+PAUSES = tuple(0.002 * 2**n for n in range(7))
+"""Seconds that a reader waits between two attempts to lease a cell that others are working on."""
+
+ATTEMPTS = {LeaseResult.ACQUIRED: 0, LeaseResult.FENCED: 5, LeaseResult.HELD: len(PAUSES)}
+"""How many of those pauses a reader makes before it asks the source itself: 62 ms behind a fence,
+254 ms behind a lease. The entry that it waits for is on its way; but its writer may be dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the cache held before a load.
+
+    Attributes:
+        entry: the entry, if there is one.
+        outcome: how a read is counted that is answered from here, or by a load.
+        failed: True if the backend failed, so nobody knows what the cell holds.
+    """
+
+    entry: Entry | None
+    outcome: CacheOutcome
+    failed: bool = False
+
+
+class Fetcher:
+    """Loads documents that the cache lacks, and publishes them.
+
+    Args:
+        backend: where entries live.
+        statistics: counted into.
+        clock: decides whether an entry is fresh.
+        lifetimes: of the entries that are loaded.
+        loads: runs loaders.
+        publisher: hands over what was loaded.
+        token: makes unique tokens.
+        sleep: waits for the given seconds.
+    """
+
+    def __init__(
+        self,
+        backend: CacheBackend,
+        *,
+        statistics: Statistics,
+        clock: WallClock,
+        lifetimes: Lifetimes,
+        loads: Loads,
+        publisher: Publisher,
+        token: Callable[[], str],
+        sleep: Callable[[float], Awaitable[object]],
+    ) -> None:
+        self._backend = backend
+        self._statistics = statistics
+        self._clock = clock
+        self._lifetimes = lifetimes
+        self._loads = loads
+        self._publisher = publisher
+        self._token = token
+        self._sleep = sleep
+
+    async def find(self, key: str) -> Finding | None:
+        """Return what the cache holds at `key`; None if it holds no entry."""
+        try:
+            entry = await self._backend.get(key)
+        except CacheError as error:
+            return await self._failed(error, key)
+        return None if entry is None else self._judge(entry, 0)
+
+    async def fetch(
+        self, key: str, load: Load, min_version: int, failed: Finding | None
+    ) -> Fetched:
+        """Return the entry at `key`, from the cache if another caller has stored it meanwhile.
+
+        Args:
+            key: the key.
+            load: as for `JobCache.read`.
+            min_version: as for `JobCache.read`.
+            failed: the result of `find` if it failed: the backend is not asked again.
+        """
+
+        async def load_one() -> dict[str, Document]:
+            document = await load()
+            return {} if document is None else {key: document}
+
+        token = self._token()
+        found = failed
+        if found is None:
+            found = await self._take_lease(key, token, min_version)
+        if found.entry is not None and found.outcome is CacheOutcome.HIT:
+            return found.entry, CacheOutcome.HIT
+        fetched = (await self._fill(token, {key: found}, load_one, min_version))[key]
+        if isinstance(fetched, InvalidDocument):
+            raise fetched
+        return fetched
+
+    async def fetch_many(
+        self, keys: Sequence[str], load_many: LoadMany
+    ) -> dict[str, Fetched | InvalidDocument]:
+        """Return the entries at `keys`, with one batched get and at most one load."""
+        token = self._token()
+        try:
+            entries = await self._backend.get_many(keys)
+        except CacheError as error:
+            unknown = await self._failed(error)
+            findings = dict.fromkeys(keys, unknown)
+        else:
+            findings = {key: self._judge(entry, 0) for key, entry in entries.items()}
+            absent = [key for key in keys if key not in findings]
+            leased = await asyncio.gather(*(self._take_lease(key, token, 0) for key in absent))
+            findings.update(zip(absent, leased, strict=True))
+        fetched: dict[str, Fetched | InvalidDocument] = {}
+        lacking: dict[str, Finding] = {}
+        for key, found in findings.items():
+            if found.entry is not None and found.outcome is CacheOutcome.HIT:
+                fetched[key] = found.entry, CacheOutcome.HIT
+            else:
+                lacking[key] = found
+        if lacking:
+            load = partial(load_many, tuple(lacking))
+            fetched.update(await self._fill(token, lacking, load, 0))
+        return fetched
+
+    async def _take_lease(self, key: str, token: str, min_version: int) -> Finding:
+        """Take the lease of an empty cell; behind others, wait a moment for their entry."""
+        try:
+            found = await self._backend.lease(key, token)
+            for number, pause in enumerate(PAUSES):
+                if isinstance(found, Entry) or number >= ATTEMPTS[found]:
+                    break
+                await self._sleep(pause)
+                found = await self._backend.lease(key, token)
+        except CacheError as error:
+            return await self._failed(error, key)
+        return self._judge(found, min_version)
+
+    async def _failed(self, error: CacheError, *keys: str) -> Finding:
+        self._statistics.errors += 1
+        emptied = False
+        if isinstance(error, UnreadableCell):
+            with suppress(CacheError):
+                await self._backend.purge(keys)  # or every read would fail there
+                emptied = True
+        return Finding(None, CacheOutcome.BYPASS, failed=not emptied)
+
+    def _judge(self, found: Entry | LeaseResult, min_version: int) -> Finding:
+        if isinstance(found, Entry):
+            served = found.version >= min_version and self._clock.is_fresh(found)
+            return Finding(found, CacheOutcome.HIT if served else CacheOutcome.EXPIRED)
+        fenced = found is LeaseResult.FENCED
+        return Finding(None, CacheOutcome.BYPASS if fenced else CacheOutcome.MISS)
+
+    async def _fill(
+        self,
+        token: str,
+        lacking: Mapping[str, Finding],
+        load: Callable[[], Awaitable[Mapping[str, Document]]],
+        min_version: int,
+    ) -> dict[str, Fetched | InvalidDocument]:
+        """Load what the cache lacks, and publish it."""
+        try:
+            loaded, invalid = await self._load(load, lacking)
+        except BaseException as error:
+            leased = [
+                key for key, found in lacking.items() if not found.failed and found.entry is None
+            ]
+            await self._publisher.publish_shielded(token, dict.fromkeys(leased))
+            kept: dict[str, Fetched | InvalidDocument] = {
+                key: (entry, CacheOutcome.STALE)
+                for key, found in lacking.items()
+                if (entry := found.entry) is not None
+                and not entry.gone
+                and entry.version >= min_version
+            }
+            if isinstance(error, SourceUnavailable) and len(kept) == len(lacking):
+                return kept
+            raise
+        # Publish before anybody sees what was loaded:
+        #   R loads v2 and returns it, unpublished; the cell still holds v1; the next read gets v1
+        publishable = {key: loaded.get(key) for key, found in lacking.items() if not found.failed}
+        hints = {key: loaded[key] for key in loaded if key not in publishable}
+        await asyncio.gather(
+            self._publisher.publish(token, publishable), self._publisher.hint(hints)
+        )
+        return {
+            key: invalid[key] if key in invalid else (loaded[key], found.outcome)
+            for key, found in lacking.items()
+        }
+
+    async def _load(
+        self, load: Callable[[], Awaitable[Mapping[str, Document]]], keys: Collection[str]
+    ) -> tuple[dict[str, Entry], dict[str, InvalidDocument]]:
+        """Return the entries that `load` has loaded, and an error for each invalid document."""
+        self._statistics.database_loads += 1
+        now_ms = self._clock.now_ms()  # before the snapshot: an age is never understated
+        began = time.perf_counter_ns()
+        documents = await self._loads.run(keys, load)
+        self._statistics.database_load.record(time.perf_counter_ns() - began)
+        if not isinstance(documents, Mapping):
+            raise InvalidDocument(f"a loader of many returned a {type(documents).__name__}")
+        loaded: dict[str, Entry] = {}
+        invalid: dict[str, InvalidDocument] = {}
+        for key in keys:
+            document = documents.get(key)
+            if document is None:
+                document = GONE
+            if not isinstance(document, Document):
+                kind = f"a {type(document).__name__}; it must be a Document, or None"
+                invalid[key] = InvalidDocument(f"the loader of {key!r} returned {kind}")
+            elif document.version == 0 and document.body:
+                what = "a body with version 0, which means that there is no document"
+                invalid[key] = InvalidDocument(f"the loader of {key!r} returned {what}")
+            else:
+                loaded[key] = self._lifetimes.entry(document, now_ms)
+        return loaded, invalid
