@@ -163,7 +163,7 @@ async def test_cells_without_a_prefix_are_as_before_the_upgrade(url: str, raw: r
     await backend.aclose()
 
 
-async def test_emptying_has_no_deadline_and_tells_how_remote_it_is(
+async def test_emptying_has_no_deadline_and_reports_its_progress(
     url: str, raw: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A clock that runs on by three seconds whenever it is asked stands for a large database."""

@@ -145,9 +145,7 @@ def test_the_body_of_connect_is_not_a_request(service: Process, job: int) -> Non
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_job_is_created_by_a_client_that_publishes_http2(
-    service: Process, *, chunked: bool
-) -> None:
+def test_a_job_is_created_by_a_client_that_offers_http2(service: Process, *, chunked: bool) -> None:
     body = b'{"client_id":"acme","prompt":"A cat sits.","renderer":"external"}'
     headers = H2C + b"Content-Type: application/json\r\n"
     sent = request(b"POST", b"/api/v2/jobs", body, headers, chunked=chunked)

@@ -94,7 +94,7 @@ def test_a_sentence_is_cut_at_its_comma_if_more_scenes_are_wanted() -> None:
     assert [scene.text for scene in made.scenes] == ["When the old sun rises,", "ships sail away."]
 
 
-def test_a_text_without_commas_is_cut_between_the_words_local_its_middle() -> None:
+def test_a_text_without_commas_is_cut_between_the_words_near_its_middle() -> None:
     made = make_storyboard("one two three four five six", scenes=2)
     assert [scene.text for scene in made.scenes] == ["one two three", "four five six"]
 

@@ -190,7 +190,7 @@ async def test_each_tier_answers_under_its_own_name() -> None:
     assert bench.source.loads == 1
 
 
-async def test_a_hit_local_asks_nobody(tiered: Tiered) -> None:
+async def test_a_local_hit_asks_no_server(tiered: Tiered) -> None:
     await tiered.fill()
     asked = tiered.remote.asked
     assert await tiered.backend.get("k") == entry_of(1)
@@ -208,7 +208,7 @@ async def test_many_keys_come_from_both_tiers_and_are_all_local_afterwards(tiere
     assert await tiered.holds_nothing_local("c")
 
 
-async def test_the_floor_is_kept_although_the_local_tier_lags() -> None:
+async def test_the_min_version_is_kept_although_the_local_tier_lags() -> None:
     tiered = Tiered()
     bench = Bench(tiered)
     bench.source.versions["k"] = 1
@@ -223,7 +223,7 @@ async def test_the_floor_is_kept_although_the_local_tier_lags() -> None:
 
 
 @pytest.mark.parametrize("fresh_ms", [0, -1000])
-async def test_what_is_to_be_confirmed_first_is_not_kept_local(
+async def test_an_entry_to_be_confirmed_first_is_not_kept_locally(
     tiered: Tiered, fresh_ms: int
 ) -> None:
     await tiered.remote.hold("k", replace(entry_of(1), fresh_ms=fresh_ms))
@@ -347,7 +347,7 @@ async def test_what_is_filled_while_this_process_changes_the_cell_is_not_kept(
     assert tiered.version() is None
 
 
-async def test_what_is_remembered_is_not_hidden_local(tiered: Tiered) -> None:
+async def test_a_remembered_version_is_not_hidden_by_the_local_tier(tiered: Tiered) -> None:
     await tiered.fill()
     tiered.backend.remember("k", 2)
     assert tiered.version() is None
@@ -367,7 +367,7 @@ async def test_purged_are_both_tiers_and_the_remote_one_counts(tiered: Tiered) -
 # --- the rest ---
 
 
-async def test_its_condition_is_the_remote_tiers_and_its_size_the_local_ones(
+async def test_its_health_is_the_remote_tiers_and_its_size_the_local_ones(
     tiered: Tiered,
 ) -> None:
     await tiered.fill()

@@ -692,7 +692,7 @@ async def test_a_late_fence_followed_by_its_late_publish_brings_nothing_old_back
     await cache.aclose()
 
 
-async def test_a_late_success_settles_what_its_deadline_pending(rig: Rig) -> None:
+async def test_a_late_success_settles_an_operation_that_its_deadline_left_pending(rig: Rig) -> None:
     rig.store.hangs = asyncio.Event()
     with pytest.raises(CacheUnavailable):
         await rig.guard.publish("k", "w", entry_of(2))

@@ -96,7 +96,7 @@ def in_order(report: Report) -> None:
     ],
     ids=str,
 )
-def test_no_schedule_of_a_small_simulator_goes_wrong(small: Simulator, states: int) -> None:
+def test_no_schedule_of_few_processes_goes_wrong(small: Simulator, states: int) -> None:
     with in_memory() as explorer:
         report = explorer.exhaust(small)
     in_order(report)
@@ -165,7 +165,7 @@ def test_no_schedule_found_at_random_goes_wrong_on_redis(
         in_order(explorer.search(large, seed=secrets.token_hex(4), runs=60 if long else 30))
 
 
-def test_no_schedule_of_a_small_simulator_goes_wrong_on_redis(redis_url: str) -> None:
+def test_no_schedule_of_few_processes_goes_wrong_on_redis(redis_url: str) -> None:
     with on_redis(redis_url) as explorer:
         report = explorer.exhaust(simulator("R W", 1, "evict die lose late"))
     in_order(report)
