@@ -14,14 +14,18 @@ from app import container, settings
 from app.auth.middleware import Authenticator, AuthMiddleware
 from app.auth.openapi import describe
 from app.http import loopback_only, openapi, problems
+from app.http.body_limit import BodyLimit
+from app.http.common_headers import CommonHeaders
 from app.http.deferred_response import DeferredResponseMiddleware
 from app.http.draining import ListeningWatch
 from app.http.forwarded import TrustedProxies, read_prefix
-from app.http.front import Front, common_headers, read_origins
+from app.http.front import Front
+from app.http.garbage_collection import tune_garbage_collection
 from app.http.hosts import LOOPBACK, AllowedHosts, read_hosts
-from app.http.limits import BodyLimit
+from app.http.lifespan_state import DRAIN, FAST_PATH, LIMITS
+from app.http.origins import read_origins
 from app.http.routing import with_heads
-from app.http.serving import DRAIN, LIMITS, POLLS, tune_garbage_collection
+from app.jobs import problems as job_problems
 from app.jobs.api import routes as jobs
 from app.jobs.poll_fast_path import PollFastPath
 from app.ops import page
@@ -48,14 +52,14 @@ class Application(FastAPI):
     """FastAPI, behind the polls that need nothing of it.
 
     Attributes:
-        hot: answers them.
+        fast_path: answers them.
         front: what every other request passes first.
         local_only: whether to answer on loopback only.
         watch: notices when the server stops listening.
         started: True once it has been started. It may be stopped, and started again.
     """
 
-    hot: PollFastPath
+    fast_path: PollFastPath
     front: Front
     local_only: bool
     watch: ListeningWatch
@@ -68,14 +72,14 @@ class Application(FastAPI):
             return
         if not self.watch.begun:
             self.watch.begin(scope.get("server"))
-        if self.local_only and not loopback_only.is_local(scope):
+        if self.local_only and not loopback_only.is_local(scope.get("server")):
             await loopback_only.refuse(scope, receive, send)
         else:
             await self.front(scope, receive, send)
 
     async def admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what the front has let through."""
-        if await self.hot.answered(scope, send):
+        if await self.fast_path.answer(scope, send):
             return
         if page.is_asked_for(scope):
             await page.lead_to_docs(scope, receive, send)
@@ -103,12 +107,20 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
     """
     services = container.build(chosen)
     proxies = TrustedProxies(chosen.forwarded_allow_ips)
-    admission = Authenticator(services.keys, services.rate, proxies)
+    authenticator = Authenticator(services.keys, services.rate, proxies)
     keyed = services.keys is not None
     hosts = AllowedHosts(_hosts(chosen, keyed=keyed))
     origins = read_origins(chosen.cors_origins)
     root_path = read_prefix(chosen.root_path)
-    hot = PollFastPath(services.jobs, admission, hosts, common_headers(origins), root_path)
+    local_only = not keyed and not chosen.insecure
+    fast_path = PollFastPath(
+        services.jobs,
+        authenticator,
+        hosts,
+        CommonHeaders(origins),
+        root_path,
+        local_only=local_only,
+    )
     limits = chosen.connection_limits
 
     @asynccontextmanager
@@ -124,7 +136,7 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
         this.started = True
         try:
             async with container.running(services):
-                yield {DRAIN: services.held.drain, POLLS: hot, LIMITS: limits}
+                yield {DRAIN: services.held.drain, FAST_PATH: fast_path, LIMITS: limits}
         finally:
             this.watch.close()
 
@@ -137,8 +149,8 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
     app.state.services = services
     app.add_middleware(DeferredResponseMiddleware)
     app.add_middleware(BodyLimit)  # outside of the one above, and so on
-    app.add_middleware(AuthMiddleware, admission=admission)
-    app.hot = hot
+    app.add_middleware(AuthMiddleware, authenticator=authenticator)
+    app.fast_path = fast_path
     app.front = Front(
         app.admitted,
         hosts,
@@ -148,9 +160,10 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
         root_path=root_path,
         closes_upgrades=closes_upgrades,
     )
-    app.local_only = services.keys is None and not chosen.insecure
+    app.local_only = local_only
     app.watch = ListeningWatch(services.held.drain)
     problems.install(app)
+    job_problems.install(app)
     for router in (
         jobs.router(services.jobs, services.events, chosen.videos, longest_wait=chosen.max_wait),
         ops.router(services.cache, services.database, services.held, services.keys),

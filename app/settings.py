@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from dotenv import load_dotenv
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
 
 from app.auth.rate_limit import MOST_CALLS, read_rate
 from app.db.url import read_postgres_url, with_one_host
 from app.http.descriptors import affordable_connections
 from app.http.forwarded import TrustedProxies, read_prefix
-from app.http.front import read_origins
 from app.http.hosts import read_hosts
 from app.http.limits import ConnectionLimits
+from app.http.origins import read_origins
 from app.jobs.api.prefer import LONGEST
 from jobcache import CacheSettings, SettingsError
 from jobcache.settings import Setting
@@ -576,6 +574,8 @@ def _shown(default: object) -> str:
 
 def scheme_and_host(database_url: str) -> str:
     """What of a database's URL is fit for logs and errors: its options may hold a password."""
+    from sqlalchemy.engine import make_url  # noqa: PLC0415 - takes half a second to import
+
     url = make_url(database_url)
     if url.get_backend_name() == "sqlite" and url.database is not None:
         return f"{url.drivername}:///{url.database}"
@@ -592,6 +592,9 @@ def _is_loopback(host: str) -> bool:
 
 
 def _database_url(text: str, var_dir: Path) -> str:
+    from sqlalchemy.engine import URL, make_url  # noqa: PLC0415 - takes half a second to import
+    from sqlalchemy.exc import ArgumentError  # noqa: PLC0415 - as above
+
     if not text:
         url = URL.create("sqlite+aiosqlite", database=str(var_dir / "jobcache.db"))
         try:

@@ -26,7 +26,6 @@ OPEN = HEALTH | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 """Paths that hold no data and ask for no key."""
 
 _CALLER = "app.caller"
-_VERDICT = "app.verdict"
 _CHALLENGE = 'Bearer realm="jobcache"'  # RFC 6750, 3
 _MISSING = "This service needs a key: Authorization: Bearer <key>."
 _WRONG = "The key is not one that this service knows, or knows any more."
@@ -68,31 +67,23 @@ class Authenticator:
         self._rate = rate
         self._proxies = TrustedProxies() if proxies is None else proxies
 
-    @property
-    def counts(self) -> bool:
-        """Whether calls are counted, and so must not be judged more than once each."""
-        return self._rate is not None
-
     def identify(self, token: bytes | None) -> Caller | None:
         """Whoever presents this token now, and may call; None: nobody. Nothing is counted."""
         if self._keys is None:
             return TRUSTED
         return None if token is None else self._keys.ring.identify(token)
 
-    def judge(self, scope: Scope) -> Caller | JSONResponse | None:
-        """The caller, or how the request is refused; None: nobody, where none is asked for.
+    def judge(self, scope: Scope, path: str) -> Caller | JSONResponse | None:
+        """Return the caller, or the refusal; None: nobody, at a path that is open to everybody.
 
-        Decided, and counted, once for each request, however often this is asked.
+        The call is counted, so a request must be judged only once.
+
+        Args:
+            scope: of ASGI.
+            path: of the request, without the prefix under which a proxy has the service.
         """
         if self._keys is None and self._rate is None:
             return TRUSTED
-        if _VERDICT not in scope:
-            scope[_VERDICT] = self._judge(scope)
-        verdict: Caller | JSONResponse | None = scope[_VERDICT]
-        return verdict
-
-    def _judge(self, scope: Scope) -> Caller | JSONResponse | None:
-        path = get_route_path(scope)
         token = bearer_token(scope["headers"])
         caller = self.identify(token)
         if self._rate is not None and path not in HEALTH:
@@ -130,14 +121,14 @@ def unauthorized(path: str, token: bytes | None) -> JSONResponse:
 class AuthMiddleware:
     """ASGI middleware that names the caller to what is behind it, or sends the request away."""
 
-    def __init__(self, app: ASGIApp, admission: Authenticator) -> None:
+    def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
         self._app = app
-        self._admission = admission
+        self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] == "http":
-            verdict = self._admission.judge(scope)
+            verdict = self._authenticator.judge(scope, get_route_path(scope))
             if isinstance(verdict, JSONResponse):
                 await verdict(scope, receive, send)
                 return

@@ -13,7 +13,7 @@ from collections import Counter
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.base import Executable
 
     from app.db.outage_logger import OutageLogger
-    from app.db.registration import Registration
 
     Options = dict[str, Any]
 
@@ -175,6 +174,13 @@ class Session:
     driver: Any
 
 
+class WritePermission(Protocol):
+    """What a write needs first: the registration of this process, see `app.db.registration`."""
+
+    async def wait(self) -> None:
+        """Return once this process may write."""
+
+
 class Database:
     """Connections to one database, SQLite or PostgreSQL.
 
@@ -209,7 +215,7 @@ class Database:
         self.statements: Counter[str] = Counter()
         self.purposes: Counter[str] = Counter()
         self.shielded = ShieldedTasks()
-        self.registration: Registration | None = None
+        self.registration: WritePermission | None = None
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         parsed = make_url(url)
         arguments: dict[str, Any] = {"timeout": _LONGEST_WAIT}

@@ -7,6 +7,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
+from app.http.common_headers import NOSNIFF
 from app.http.limits import BODY_BYTES, HEAD_BYTES, HEADERS, URL_BYTES
 from app.http.problems import problem
 
@@ -31,7 +32,7 @@ _CLOSE = (b"connection", b"close")
 def refusal(status: int) -> bytes:
     """A whole response, after which the connection is closed."""
     said = problem(status, DETAILS[status], instance="")
-    headers = [*said.raw_headers, _CLOSE]
+    headers = [*said.raw_headers, NOSNIFF, _CLOSE]
     if status == 503:  # noqa: PLR2004 - HTTP's number
         headers.append((b"retry-after", b"5"))
     head = b"".join(b"%b: %b\r\n" % header for header in headers)
@@ -83,6 +84,7 @@ class EarlyResponses:
             send = partial(self._send, cycle, announced(headers) > BODY_BYTES, send)
         if any(name == b"upgrade" and value.lower() == b"websocket" for name, value in headers):
             refused = problem(400, "There are no WebSockets here.", instance=scope["path"])
+            refused.raw_headers.append(NOSNIFF)
             return refused(scope, receive, send)
         return self._app(scope, receive, send)
 

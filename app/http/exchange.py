@@ -32,21 +32,22 @@ from typing import TYPE_CHECKING, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.http.early_responses import EarlyResponses, announced
-from app.http.graceful_close import GracefulTransport
-from app.http.keep_alive_timer import KeepAliveTimer
-from app.http.limits import BACKLOG_BYTES, BODY_BYTES, HEAD_BYTES, HEADERS, ConnectionLimits
-from app.http.serving import LIMITS, drain
+from app.http.early_responses import announced
+from app.http.lifespan_state import drain
+from app.http.limited_connection import DEFAULT_LIMITS, limit_connection
+from app.http.limits import BACKLOG_BYTES, BODY_BYTES, HEAD_BYTES, HEADERS, Wait
 
 if TYPE_CHECKING:
     import asyncio
 
-    from starlette.types import ASGIApp
-    from uvicorn._types import ASGI3Application, HTTPScope
+    from uvicorn._types import HTTPScope
+
+    from app.http.graceful_close import GracefulTransport
+    from app.http.keep_alive_timer import KeepAliveTimer
+    from app.http.limits import ConnectionLimits
 
 _AT_ONCE = 64
 """Pieces that are parsed before other connections have a turn."""
-_DEFAULTS = ConnectionLimits()
 _BLANK = re.compile(rb"[\r\n]*")
 
 
@@ -56,17 +57,6 @@ class Stage(Enum):
     HEAD = auto()
     BODY = auto()
     ANSWER = auto()
-
-
-class Wait(Enum):
-    """What the connection's time limit is for."""
-
-    NOTHING = auto()
-    KEEP_ALIVE = auto()
-    HEAD = auto()
-    BODY = auto()
-    REST = auto()
-    SEND = auto()
 
 
 # Globals are quicker than members, and polls look at them.
@@ -90,7 +80,7 @@ class Exchange(HttpToolsProtocol):
     """uvicorn's protocol, which parses one request at a time."""
 
     url = b""  # until the parser has begun to read one
-    _limits: ConnectionLimits = _DEFAULTS
+    _limits: ConnectionLimits = DEFAULT_LIMITS
     _guarded: GracefulTransport
     _timer: KeepAliveTimer
     _wait = Wait.NOTHING
@@ -110,16 +100,16 @@ class Exchange(HttpToolsProtocol):
     _announced: int | None = None  # its whole body; -1: in chunks; None: not looked up
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """See asyncio."""
-        self._limits = limits = self.app_state.get(LIMITS, _DEFAULTS)
-        guarded = GracefulTransport(transport, self.loop, limits, self._unread)
+        """Set up the limits of a new connection, or refuse it if there are too many."""
+        self._limits, guarded, self._timer = limit_connection(
+            self,
+            transport,
+            unread=self._unread,
+            overdue=self._overdue,
+            body_size=lambda: self._body_size,
+        )
         self._guarded = guarded
         super().connection_made(cast("asyncio.Transport", guarded))
-        self._timer = KeepAliveTimer(self.loop, self.timeout_keep_alive, self._overdue)
-        early = EarlyResponses(
-            cast("ASGIApp", self.app), lambda: self.cycle, lambda: self._body_size
-        )
-        self.app = cast("ASGI3Application", early)
         if guarded.admit(len(self.connections)):
             self._watch(Wait.HEAD)
 
@@ -300,26 +290,19 @@ class Exchange(HttpToolsProtocol):
     def _watch(self, wait: Wait) -> None:
         """Set the time limit for what the connection waits for."""
         self._wait = wait
-        if wait is _KEEP_ALIVE:
-            self._timer.begin()
-        elif wait is Wait.HEAD:
-            self._timer.begin(self._limits.head_seconds)
-        elif wait is Wait.BODY:
-            self._stalled = self.flow.read_paused
-            self._timer.begin(self._limits.body_seconds)
-        elif wait is Wait.REST:  # of a body that nobody wants
-            self._timer.begin(self._limits.discard_seconds)
-        elif wait is Wait.SEND:
-            self._timer.begin(self._limits.send_seconds)
-        else:
+        if wait is Wait.NOTHING:
             self._timer.cancel()
+            return
+        if wait is Wait.BODY:
+            self._stalled = self.flow.read_paused
+        self._timer.begin(self._limits.seconds(wait))
 
     def _rewatch(self) -> None:
         """Set the time limit that fits the state. That of a head is set once, whatever comes."""
         if self.flow.write_paused:
             wait = Wait.SEND
         elif self._stage is _BODY and self.cycle.response_complete:
-            wait = Wait.REST
+            wait = Wait.DISCARD
         elif self._stage is _BODY:
             self._watch(Wait.BODY)  # anew with each read
             return
@@ -336,7 +319,7 @@ class Exchange(HttpToolsProtocol):
 
     def _overdue(self) -> None:
         """The time limit is over."""
-        if self._wait in {Wait.SEND, Wait.REST}:
+        if self._wait in {Wait.SEND, Wait.DISCARD}:
             self._guarded.abort()
         elif self._wait is Wait.BODY and self._stalled:
             self._watch(Wait.BODY)  # part of the time, nobody read

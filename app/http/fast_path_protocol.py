@@ -1,105 +1,136 @@
-"""The shortest way there is: a hit is written to the connection that its poll was read from.
+"""uvicorn's protocol, with a shortcut: a hit is written to the connection its poll was read from.
 
-For each request uvicorn makes a response cycle, an event and a task, and looks at every header that
-is sent; all of that together costs more than a hit. So where the whole answer is at hand as soon as
-the head of a poll has been read, its bytes are written there and then. Where one look at a store
-elsewhere is needed, they are written when it has answered, and there is no task. Nothing else is
-different: the answer is what the application would say (`app.jobs.poll_fast_path`), and whenever
-anything is in the way, such as an answer before it on the same connection, the application says it.
+For each request uvicorn creates a response cycle, an event and a task, and checks every header that
+is sent. All of that together costs more than a hit. So if the whole answer is at hand as soon as
+the head of a poll has been read, this class writes it there and then. If the entry is in another
+store, it is written when the store has answered, without a task. All else is the same: the answer
+is the one that the application would give (`app.jobs.poll_fast_path`), and whenever anything is in
+the way, such as an earlier answer on the same connection, uvicorn and the application answer.
 
-Where httptools is missing, and under other servers, there is no such way, and all works without it.
+This class is optional. It overrides private methods of uvicorn, so it works only with the versions
+it was tested with, `TESTED_VERSIONS`; with others it logs one line and changes nothing. The setting
+JOBCACHE_FAST_PROTOCOL=0 disables it, and other servers do without it.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, cast
 
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from app.http.exchange import Stage, Wait
+from app.http.exchange import Stage
+from app.http.fast_path import MATCHED
 from app.http.header_limits import HeaderLimits
-from app.http.serving import POLLS
+from app.http.lifespan_state import FAST_PATH
+from app.http.limits import Wait
+from app.http.reply import Reply
 
 if TYPE_CHECKING:
     import asyncio
 
+    from starlette.types import Scope
     from uvicorn._types import ASGI3Application
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-    from app.jobs.conditional_get import Reply
-    from app.jobs.poll_fast_path import Poll, PollFastPath
+    from app.http.fast_path import FastPath, PendingPoll
+
+logger = logging.getLogger("app")
+
+TESTED_VERSIONS = ("0.54.",)
+"""Beginnings of the versions of uvicorn that this class was tested with."""
 
 _NOT_A_PATH = frozenset(b"?%#")
 # Globals are quicker than members.
 _HEAD, _KEEP_ALIVE = Stage.HEAD, Wait.KEEP_ALIVE
 
 
+@functools.cache  # one log line for each process
+def is_tested(version: str) -> bool:
+    """Return True if this class was tested with a version of uvicorn; else log that it was not."""
+    tested = version.startswith(TESTED_VERSIONS)
+    if not tested:
+        logger.warning(
+            "The fast protocol is disabled: it was tested with uvicorn %sx, not with %s",
+            "x, ".join(TESTED_VERSIONS),
+            version,
+        )
+    return tested
+
+
 class FastPathProtocol(HeaderLimits):
     """uvicorn's protocol, which writes hits itself."""
 
-    _polls: PollFastPath | None = None
-    _asking: Poll | None = None  # what is to be asked for instead of the application
+    _enabled = False
+    _fast_path: FastPath
+    _pending: PendingPoll | None = None  # answers the request instead of the application
     _written = False  # the answer to the request that is being read
     _defaults: list[tuple[bytes, bytes]] | None = None
     _default_lines = b""
-    _common = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """See asyncio."""
+        """Decide for a new connection whether its polls take the shortcut."""
         super().connection_made(transport)
-        if not self.access_log and self.limit_concurrency is None:  # which are uvicorn's to heed
-            self._polls = self.app_state.get(POLLS)
-            if self._polls is not None:
-                self._common = self._polls.lines
+        fast_path: FastPath | None = self.app_state.get(FAST_PATH)
+        # uvicorn has to see each request that it logs, counts, or adds its own prefix to.
+        seen_by_uvicorn = self.access_log or self.limit_concurrency is not None or self.root_path
+        if fast_path is None or seen_by_uvicorn or not is_tested(uvicorn.__version__):
+            return
+        if fast_path.admit(self.server):
+            self._enabled, self._fast_path = True, fast_path
 
     def on_headers_complete(self) -> None:
-        """See uvicorn."""
-        poll = self._poll()
-        reply = None if poll is None else poll.at_once()
-        if reply is None:
-            self._asking = poll
-            super().on_headers_complete()
-            return
-        self._pending = 0
+        """Answer a poll whose answer is at hand; leave any other request to uvicorn."""
+        poll = self._match()
+        reply: Reply | None
+        if isinstance(poll, Reply):
+            reply = poll
+        else:
+            reply = None if poll is None else poll.peek()
+            if reply is None:
+                self._pending = poll
+                super().on_headers_complete()
+                return
+        self._unparsed = 0
         self._written = True
         self._write(reply)
 
     def on_message_complete(self) -> None:
-        """See uvicorn."""
+        """Finish a request; one that is answered already needs nothing of uvicorn."""
         if not self._written:
             super().on_message_complete()
             return
         self._ended = self.scope
         self._written = False
-        self._rest()
+        self._response_written()
 
-    # Private to uvicorn: if it starts its tasks in another way, the application says more, and the
-    # tests that count what is said here turn red.
+    # Private to uvicorn. If a version starts its tasks in another way, the application answers more
+    # requests, and the tests that count the replies of this class fail.
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        poll, self._asking = self._asking, None
+        poll, self._pending = self._pending, None
         if poll is None:
             super()._start_asgi_task(cycle, app)
             return
-        # Answers of the store come in the context of whoever has connected to it.
+        # The store's answers arrive in the context of the request that has connected to it.
         context = copy_context()
-        if not poll.ask(lambda reply: context.run(self._asked, cycle, app, reply)):
-            super()._start_asgi_task(cycle, app)
+        if not poll.ask(lambda reply: context.run(self._receive, cycle, poll, reply)):
+            super()._start_asgi_task(cycle, cast("ASGI3Application", poll))
 
-    def _asked(
-        self, cycle: RequestResponseCycle, app: ASGI3Application, reply: Reply | None
-    ) -> None:
+    def _receive(self, cycle: RequestResponseCycle, poll: PendingPoll, reply: Reply | None) -> None:
         if cycle.disconnected:
             return
         if reply is None or not cycle.keep_alive or not self._writable():
-            super()._start_asgi_task(cycle, app)
+            super()._start_asgi_task(cycle, cast("ASGI3Application", poll))
             return
         cycle.response_started = cycle.response_complete = True
         self._write(reply)
-        self._rest()
+        self._response_written()
 
-    def _rest(self) -> None:
-        """What is done once a response is complete, for one that was written here."""
+    def _response_written(self) -> None:
+        """Do what is due when a response is complete, for one that was written here."""
         self.server_state.total_requests += 1
         self._stage, self._wait = _HEAD, _KEEP_ALIVE
         self._timer.begin()
@@ -110,22 +141,21 @@ class FastPathProtocol(HeaderLimits):
 
     def _write(self, reply: Reply) -> None:
         defaults = self.server_state.default_headers
-        if defaults is not self._defaults:  # uvicorn makes them anew every second, for the date
+        if defaults is not self._defaults:  # uvicorn makes a new list each second, for the date
             self._defaults = defaults
             self._default_lines = b"".join(b"%b: %b\r\n" % header for header in defaults)
         self.transport.write(
-            b"%b%b%b%b\r\n%b"
+            b"%b%b%b\r\n%b"
             % (
                 STATUS_LINE[reply.status],
                 self._default_lines,
-                reply.lines,
-                self._common,
+                self._fast_path.header_lines(reply),
                 reply.body,
             )
         )
 
-    def _poll(self) -> Poll | None:
-        if self._polls is None or self._bare or self._queued:
+    def _match(self) -> PendingPoll | Reply | None:
+        if not self._enabled or self._bare or self._queued:
             return None
         if self._large() or not self._writable():
             return None
@@ -141,8 +171,11 @@ class FastPathProtocol(HeaderLimits):
             return None
         scope = cast("dict[str, Any]", self.scope)
         scope |= {"method": "GET", "path": self.url.decode("latin-1"), "query_string": b""}
-        return self._polls.plain(scope)
+        poll = self._fast_path.match(cast("Scope", scope))
+        if poll is None:
+            scope["extensions"] = {MATCHED: {}}
+        return poll
 
     def _writable(self) -> bool:
-        """Whether the client reads what is written. No other response is under way."""
+        """Return True if the client reads what is written. No other response is under way."""
         return not (self.flow.write_paused or self.transport.is_closing())

@@ -9,10 +9,11 @@ answered before the application is asked follow the same rules: see `PollFastPat
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from starlette.middleware.cors import CORSMiddleware
 
+from app.http.common_headers import NOSNIFF
+from app.http.origins import is_same_origin
 from app.http.problems import problem
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from app.http.forwarded import TrustedProxies
     from app.http.hosts import AllowedHosts
 
-NOSNIFF = (b"x-content-type-options", b"nosniff")
-_VARY = (b"vary", b"Origin")
 _CLOSE = (b"connection", b"close")
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -49,35 +48,6 @@ _SHOWN = (
     "Retry-After",
     "WWW-Authenticate",
 )
-_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
-
-
-def read_origins(text: str) -> list[str]:
-    """Read a list of origins, `scheme://host` or `scheme://host:port`, or `*` for any.
-
-    Raises:
-        ValueError: a part is none.
-    """
-    return [_origin(part) for part in map(str.strip, text.split(",")) if part]
-
-
-def _origin(text: str) -> str:
-    if text == "*":
-        return text
-    parts = urlsplit(text)
-    plain = text.isascii() and text.isprintable() and " " not in text
-    # A port that is no number raises here, too.
-    if not plain or not parts.hostname or parts.port == 0 or "@" in parts.netloc or "*" in text:
-        raise ValueError(text)
-    if text.lower() != f"{parts.scheme}://{parts.netloc}".lower():
-        raise ValueError(text)
-    # As browsers write it: in small letters, without the scheme's own port.
-    return text.lower().removesuffix(_DEFAULT_PORTS.get(parts.scheme, "/"))
-
-
-def common_headers(origins: Collection[str]) -> list[tuple[bytes, bytes]]:
-    """Return what every answer carries to a request that names no origin."""
-    return [NOSNIFF, _VARY] if origins else [NOSNIFF]
 
 
 class Front:
@@ -184,15 +154,7 @@ class Front:
         if not origins:
             return False
         host = dict(headers).get(b"host", b"").decode("latin-1")
-        return len(origins) > 1 or not _same(origins[0], host)
-
-
-def _same(origin: str, host: str) -> bool:
-    scheme, _, named = origin.lower().partition("://")
-    port = _DEFAULT_PORTS.get(scheme)
-    if port is None:  # "null", and the schemes of browser extensions
-        return False
-    return named.removesuffix(port) == host.lower().removesuffix(port)
+        return len(origins) > 1 or not is_same_origin(origins[0], host)
 
 
 def _is_from_test_client(scope: Scope, host: bytes) -> bool:

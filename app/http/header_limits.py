@@ -18,35 +18,35 @@ class HeaderLimits(Exchange):
     whole is refused when more has been read than a head may have.
     """
 
-    _pending = 0  # bytes since a head was complete, or a piece of a body came
+    _unparsed = 0  # bytes since a head was complete, or a piece of a body came
 
     def _feed(self, piece: bytes) -> None:
-        self._pending += len(piece)
+        self._unparsed += len(piece)
         super()._feed(piece)
         # The parser itself holds a header until it is complete, and skips some things in silence.
-        if self._pending > HEAD_BYTES:
+        if self._unparsed > HEAD_BYTES:
             self._fail(414 if len(self.url) > URL_BYTES else 431)
 
     def on_headers_complete(self) -> None:
         """See uvicorn. What is too large gets no further."""
         if self._large():
             self._weigh()
-        self._pending = 0
+        self._unparsed = 0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """See uvicorn, which bounds what it holds of bodies."""
-        self._pending = 0
+        self._unparsed = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """See uvicorn."""
-        self._pending = 0
+        self._unparsed = 0
         super().on_message_complete()
 
     def _large(self) -> bool:
         """Whether the head might be too large."""
-        return self._pending > URL_BYTES or len(self.headers) > HEADERS
+        return self._unparsed > URL_BYTES or len(self.headers) > HEADERS
 
     def _weigh(self) -> None:
         headers = self.headers

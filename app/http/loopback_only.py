@@ -1,4 +1,4 @@
-"""Keeps a service without API keys to this machine, whatever address its server listens on.
+"""Restriction of a service without API keys to this machine, whatever address it listens on.
 
 `python -m app serve` refuses any but loopback. Other servers have options of their own, and
 `fastapi run` listens on all addresses unless it is told otherwise.
@@ -10,6 +10,7 @@ import ipaddress
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from app.http.common_headers import NOSNIFF
 from app.http.problems import problem
 
 if TYPE_CHECKING:
@@ -21,9 +22,12 @@ _REFUSED = (
 )
 
 
-def is_local(scope: Scope) -> bool:
-    """Return False for a connection to an address of this machine that others may reach."""
-    server = scope.get("server")
+def is_local(server: tuple[str, int | None] | None) -> bool:
+    """Return False for a connection to an address of this machine that others may reach.
+
+    Args:
+        server: the local address of the connection, as `scope["server"]` of ASGI has it.
+    """
     return server is None or _is_local(server[0])
 
 
@@ -38,8 +42,10 @@ def _is_local(host: str) -> bool:
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request that came in where this service does not answer."""
+    """Refuse a request that came to an address of which this service answers nothing."""
     if scope["type"] == "http":
-        await problem(403, _REFUSED, instance=scope["path"])(scope, receive, send)
+        refusal = problem(403, _REFUSED, instance=scope["path"])
+        refusal.raw_headers.append(NOSNIFF)
+        await refusal(scope, receive, send)
     else:
         await send({"type": "websocket.close", "code": 1008})

@@ -12,8 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app.jobs.schemas import MOST_ERRORS
-from app.jobs.service import IllegalMove, JobNotFound, RepeatMismatch, TooManyJobs
+from app.http.request_body import MOST_ERRORS
 from jobcache import CacheError, SourceUnavailable
 
 if TYPE_CHECKING:
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("app")
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _LONGEST_FIELD, _LONGEST_MESSAGE = 100, 500
-_FULL_RETRY_AFTER = "30"  # seconds: about what a job needs to end
-_RETRY_AFTER = "2"  # seconds: about what a database or cache that restarts needs
+_RETRY_AFTER = "2"  # seconds: about how long a database or cache takes to restart
 
 
 def problem(
@@ -36,7 +34,15 @@ def problem(
     headers: Mapping[str, str] | None = None,
     **members: Any,  # noqa: ANN401 - extension members are the caller's
 ) -> JSONResponse:
-    """A problem document."""
+    """Return a problem document as a response.
+
+    Args:
+        status: the HTTP status.
+        detail: what went wrong, for people.
+        instance: the path of the request.
+        headers: further headers of the response.
+        members: extension members of the document.
+    """
     content = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -45,34 +51,31 @@ def problem(
         "instance": instance,
         **members,
     }
-    # Some of these are sent without the application, which adds this to all other answers.
-    headers = {**(headers or {}), "X-Content-Type-Options": "nosniff"}
     return JSONResponse(content, status, headers=headers, media_type="application/problem+json")
 
 
+def unavailable(error: Exception, path: str) -> JSONResponse:
+    """Return 503 for a database or a cache that cannot be reached; both log that themselves."""
+    part = "database" if isinstance(error, SourceUnavailable) else "cache"
+    detail = f"The {part} cannot be reached; try again soon."
+    return problem(503, detail, instance=path, headers={"Retry-After": _RETRY_AFTER})
+
+
+def internal_error(error: Exception, method: str, path: str) -> JSONResponse:
+    """Log an unexpected error in one line, and return 500."""
+    logger.error("%s %s failed: %s", method, path, type(error).__name__)
+    return problem(500, "The service failed; its log says why.", instance=path)
+
+
 def install(app: FastAPI) -> None:
-    """Answer every error of the service with a problem document."""
+    """Answer every error that FastAPI, the cache or a bug raises with a problem document."""
 
-    async def simple(request: Request, error: Exception) -> JSONResponse:
-        return problem(_STATUS[type(error)], str(error), instance=request.url.path)
-
-    async def full(request: Request, error: Exception) -> JSONResponse:
-        headers = {"Retry-After": _FULL_RETRY_AFTER}
-        return problem(429, str(error), instance=request.url.path, headers=headers)
-
-    async def unavailable(request: Request, error: Exception) -> JSONResponse:
-        # Both say so in the log themselves.
-        what = "database" if isinstance(error, SourceUnavailable) else "cache"
-        return problem(
-            503,
-            f"The {what} cannot be reached; try again soon.",
-            instance=request.url.path,
-            headers={"Retry-After": _RETRY_AFTER},
-        )
+    async def source_or_cache(request: Request, error: Exception) -> JSONResponse:
+        return unavailable(error, request.url.path)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         failure = cast("RequestValidationError", error)
-        # A client's own words may be long, and many.
+        # The texts that a client sent may be long, and many.
         errors = [
             {
                 "field": ".".join(map(str, item["loc"]))[:_LONGEST_FIELD],
@@ -91,7 +94,7 @@ def install(app: FastAPI) -> None:
     async def http(request: Request, error: Exception) -> JSONResponse:
         failure = cast("HTTPException", error)
         if failure.status_code == HTTPStatus.BAD_REQUEST:
-            # FastAPI's word for a body that breaks its parser; to the client it is as any other.
+            # FastAPI's answer to a body that breaks its parser; to clients it is invalid input.
             errors = [{"field": "body", "message": str(failure.detail)}]
             return problem(422, str(failure.detail), instance=request.url.path, errors=errors)
         headers = failure.headers
@@ -105,32 +108,25 @@ def install(app: FastAPI) -> None:
         )
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        # Without the traceback: the error goes on to the server, which logs that.
-        logger.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)
-        return problem(500, "The service failed; its log says why.", instance=request.url.path)
+        # Starlette raises the error again after this, and the server logs its traceback.
+        return internal_error(error, request.method, request.url.path)
 
-    for kind in _STATUS:
-        app.add_exception_handler(kind, simple)
-    app.add_exception_handler(TooManyJobs, full)
-    app.add_exception_handler(SourceUnavailable, unavailable)
-    app.add_exception_handler(CacheError, unavailable)
+    app.add_exception_handler(SourceUnavailable, source_or_cache)
+    app.add_exception_handler(CacheError, source_or_cache)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, unexpected)
 
 
 def _allowed(request: Request) -> list[str]:
-    # Each method has a route of its own, and the router names that of the first it finds only.
-    asked = {name: request.scope.get(name, "") for name in ("path", "root_path")}
+    # Each method has its own route, and the router names only the method of the first match.
+    target = {name: request.scope.get(name, "") for name in ("path", "root_path")}
     return [
         method
         for method in _METHODS
         if any(
-            route.matches({"type": "http", "method": method, "headers": [], **asked})[0]
+            route.matches({"type": "http", "method": method, "headers": [], **target})[0]
             is Match.FULL
             for route in request.app.routes
         )
     ]
-
-
-_STATUS: dict[type[Exception], int] = {JobNotFound: 404, IllegalMove: 409, RepeatMismatch: 422}

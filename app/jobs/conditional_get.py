@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from app.http.reply import Reply
 from app.jobs.documents import with_prefix
 from jobcache import CacheOutcome, identity_body
 from jobcache.protocol.backend import VERSION_LIMIT
@@ -124,31 +125,6 @@ def may_wait(answer: ReadResult, if_none_match: str | None) -> bool:
 
 def _n(*, gzip: bool) -> int:
     return FORMAT << 1 | gzip
-
-
-class Reply:
-    """A response, to be sent as often as it is right: nobody changes it.
-
-    Attributes:
-        status: 200 or 304.
-        headers: as ASGI has them.
-        body: what follows.
-    """
-
-    __slots__ = ("_lines", "body", "headers", "status")
-
-    def __init__(self, status: int, headers: Headers, body: bytes) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
-        self._lines = b""
-
-    @property
-    def lines(self) -> bytes:
-        """The headers as they go over the wire."""
-        if not self._lines:
-            self._lines = b"".join(b"%b: %b\r\n" % header for header in self.headers)
-        return self._lines
 
 
 class Representation:

@@ -1,227 +1,47 @@
-"""The hot path: plain polls, answered before the framework has seen them.
+"""The fast path: plain polls, answered before the framework sees them.
 
-Routing, validating and injecting cost several times what a hit does. So a GET of one job's status
-that says nothing beyond `If-None-Match` and `Accept-Encoding` is answered here. Whatever is unusual
-goes on to the route, untouched. The two cannot differ in what they decide, for both ask the same:
-`Authenticator` who is calling, `JobService` what there is for this caller, `respond` how that is
-said.
+Routing, validating and injecting cost several times as much as a hit. So a GET of one job's status
+with no headers of interest beyond `If-None-Match` and `Accept-Encoding` is answered here, errors
+included. Whatever is unusual goes on to the route, untouched. The two cannot decide differently,
+because they use the same parts: `Authenticator` for the caller, `JobService` for the job,
+`respond` for the answer, `to_problem` for errors. A test compares them byte for byte.
 
-    plain       a poll, for our own protocol, `app.http.fast_path_protocol`: it answers a hit in
-                this process at once, and one in a store elsewhere without a task
-    answered    any plain poll: for the application, whatever server it runs on
+    answer      answers a poll by ASGI, under any server
+    match       finds a poll for the service's own protocol, `app.http.fast_path_protocol`, which
+                writes a hit of this process at once, and one of another store without a task
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import TYPE_CHECKING
 
 from app.auth.callers import Caller
+from app.http import loopback_only
+from app.http.fast_path import MATCHED
+from app.http.problems import internal_error
+from app.http.reply import Reply
 from app.jobs.conditional_get import Representation, conditions, respond
+from app.jobs.problems import to_problem
 from app.jobs.schemas import LARGEST_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from fastapi import Request
-    from starlette.types import Scope, Send
+    from starlette.types import Receive, Scope, Send
 
     from app.auth.middleware import Authenticator
+    from app.http.common_headers import CommonHeaders
     from app.http.hosts import AllowedHosts
-    from app.jobs.conditional_get import Reply
     from app.jobs.service import JobService
     from jobcache import Entry, ReadResult
 
+logger = logging.getLogger("app")
+
 _PATH = re.compile(r"/api/v2/jobs/([1-9][0-9]{0,18})", re.ASCII)
 _JOBS = 4096
-"""Jobs that are kept at hand."""
-
-_FAILED = "app.poll_failed"
-
-
-class _Job:
-    """A job that is polled: all that is the same from one poll to the next."""
-
-    __slots__ = ("ask", "id", "peek", "representation", "root_path", "service")
-
-    def __init__(self, service: JobService, job_id: int, root_path: str) -> None:
-        self.service = service
-        self.root_path = root_path
-        self.id = job_id
-        self.peek, self.ask = service.polled(job_id)
-        self.representation: Representation | None = None
-
-    def represent(self, entry: Entry) -> Representation:
-        """The entry, in the coding it is stored in."""
-        kept = self.representation
-        if kept is None or kept.entry is not entry:
-            gzip = entry.encoding == "gzip" and not self.root_path
-            kept = Representation(entry, gzip=gzip, root_path=self.root_path)
-            self.representation = kept
-        return kept
-
-    def shown(
-        self, caller: Caller, answer: ReadResult, seen: str | None, accepted: str | None
-    ) -> Reply:
-        """The reply, if the caller may see the job."""
-        self.service.require_visible(caller, self.id, answer)
-        return respond(answer, seen, accepted, self.represent(answer.entry), self.root_path)
-
-
-class Poll:
-    """A plain poll: who asks for what, and what they say of themselves.
-
-    Attributes:
-        scope: of its request.
-    """
-
-    __slots__ = ("_accepted", "_caller", "_job", "_min_version", "_seen", "scope")
-
-    def __init__(
-        self, scope: Scope, job: _Job, caller: Caller, seen: str | None, accepted: str | None
-    ) -> None:
-        self.scope = scope
-        self._job = job
-        self._caller = caller
-        self._seen = seen
-        self._accepted = accepted
-        self._min_version = 0 if seen is None else conditions(seen).min_version
-
-    def at_once(self) -> Reply | None:
-        """The reply, if it is a hit in this process; None: look elsewhere."""
-        try:
-            answer = self._job.peek(self._min_version)
-            return None if answer is None else self._shown(answer)
-        except Exception as error:  # noqa: BLE001 - raised again where errors are answered
-            self.scope[_FAILED] = error
-            return None
-
-    def ask(self, then: Callable[[Reply | None], object]) -> bool:
-        """Look once in a store elsewhere.
-
-        Args:
-            then: called in a later turn of the loop with the reply, if it is a hit; with None: ask
-                the application.
-
-        Returns:
-            False, and `then` is not called: ask the application at once.
-        """
-
-        def answered(answer: ReadResult | None) -> None:
-            reply = None
-            try:
-                reply = None if answer is None else self._shown(answer)
-            except Exception as error:  # noqa: BLE001 - raised again where errors are answered
-                self.scope[_FAILED] = error
-            then(reply)
-
-        return _FAILED not in self.scope and self._job.ask(self._min_version, answered)
-
-    async def answered(self) -> Reply | None:
-        """The reply; None if it has failed, which is to be told where errors are."""
-        try:
-            answer = await self._job.service.poll(
-                self._job.id, self._caller, min_version=self._min_version
-            )
-            job = self._job
-            kept = job.represent(answer.entry)
-            return respond(answer, self._seen, self._accepted, kept, job.root_path)
-        except Exception as error:  # noqa: BLE001 - raised again where errors are answered
-            self.scope[_FAILED] = error
-            return None
-
-    def _shown(self, answer: ReadResult) -> Reply:
-        return self._job.shown(self._caller, answer, self._seen, self._accepted)
-
-
-class PollFastPath:
-    """Answers plain polls.
-
-    Args:
-        service: what is polled.
-        admission: who may.
-        hosts: which requests may ask for.
-        common: headers that every answer carries.
-        root_path: what links begin with.
-
-    Attributes:
-        lines: the common headers as they go over the wire.
-    """
-
-    def __init__(
-        self,
-        service: JobService,
-        admission: Authenticator,
-        hosts: AllowedHosts,
-        common: Sequence[tuple[bytes, bytes]],
-        root_path: str = "",
-    ) -> None:
-        self._root_path = root_path
-        self._service = service
-        self._admission = admission
-        self._allows = hosts.allows
-        self.lines = b"".join(b"%b: %b\r\n" % header for header in common)
-        self._jobs: dict[str, _Job] = {}
-
-    async def answered(self, scope: Scope, send: Send) -> bool:
-        """Answer a request, if it is a plain poll; else return False, and nothing has been sent."""
-        poll = self.plain(scope) if scope["type"] == "http" else None
-        if poll is None or _FAILED in scope:
-            return False
-        reply = await poll.answered()
-        if reply is None:
-            return False
-        headers = [*reply.headers]  # of their own, for middleware around us may add some
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": reply.body})
-        return True
-
-    def plain(self, scope: Scope) -> Poll | None:
-        """The poll that a request is; None if it is another, or has something unusual about it.
-
-        Args:
-            scope: of ASGI; of it `path`, `method`, `query_string`, `root_path`, `headers`, and
-                `client` are looked at.
-        """
-        job = self.job(scope["path"])
-        if job is None or scope["method"] != "GET" or scope["query_string"]:
-            return None
-        # Empty, where our own protocol asks: the front has not yet put it there.
-        if scope["root_path"] and scope["root_path"] != self._root_path:
-            return None
-        host = seen = accepted = None
-        for name, value in scope["headers"]:
-            if name == b"host" and host is None:
-                host = value
-            elif name == b"if-none-match" and seen is None:
-                seen = value.decode("latin-1")
-            elif name == b"accept-encoding" and accepted is None:
-                accepted = value.decode("latin-1")
-            elif name in _UNUSUAL:
-                return None
-        if host is None or not self._allows(host):
-            return None
-        caller = self._admission.judge(scope)
-        if not isinstance(caller, Caller):
-            return None
-        return Poll(scope, job, caller, seen, accepted)
-
-    def job(self, path: str) -> _Job | None:
-        """The job whose status has this path, whether there is one or not; None: another path."""
-        return self._jobs.get(path) or self._find(path)
-
-    def _find(self, path: str) -> _Job | None:
-        root = self._root_path
-        match = _PATH.fullmatch(path.removeprefix(root) if root else path)
-        if match is None or int(match[1]) > LARGEST_ID:
-            return None
-        if len(self._jobs) >= _JOBS:
-            self._jobs.clear()
-        job_id = int(match[1])
-        job = self._jobs[path] = _Job(self._service, job_id, self._root_path)
-        return job
-
-
+"""The most jobs whose `_Job` is kept."""
 _UNUSUAL = frozenset(
     {
         b"prefer",
@@ -234,12 +54,228 @@ _UNUSUAL = frozenset(
         b"transfer-encoding",
     }
 )
-"""What the application is to look at: a wish to be held, a page of another origin, a second line of
-the others, a body."""
+"""Headers that leave a request to the application: a wish to be held, a page of another origin, a
+body, or a second line of a header that the fast path reads."""
 
 
-def raise_failed(request: Request) -> None:
-    """What a poll failed with here, for the application to answer as it answers every error."""
-    error = request.scope.pop(_FAILED, None)
-    if error is not None:
-        raise error
+class _Job:
+    """A polled job: all that is the same from one poll to the next.
+
+    Attributes:
+        path: as requests have it.
+        route_path: the same without the prefix under which a proxy has the service.
+    """
+
+    __slots__ = (
+        "ask",
+        "id",
+        "path",
+        "peek",
+        "representation",
+        "root_path",
+        "route_path",
+        "service",
+    )
+
+    def __init__(self, service: JobService, job_id: int, path: str, root_path: str) -> None:
+        self.service = service
+        self.root_path = root_path
+        self.path = path
+        self.route_path = path.removeprefix(root_path)
+        self.id = job_id
+        self.peek, self.ask = service.polled(job_id)
+        self.representation: Representation | None = None
+
+    def represent(self, entry: Entry) -> Representation:
+        """Return the representation of an entry in the coding that it is stored in."""
+        kept = self.representation
+        if kept is None or kept.entry is not entry:
+            gzip = entry.encoding == "gzip" and not self.root_path
+            kept = Representation(entry, gzip=gzip, root_path=self.root_path)
+            self.representation = kept
+        return kept
+
+
+class Poll:
+    """A poll by a caller who may call, and how it is answered."""
+
+    __slots__ = (
+        "_accept_encoding",
+        "_caller",
+        "_common_headers",
+        "_if_none_match",
+        "_job",
+        "_min_version",
+    )
+
+    def __init__(
+        self,
+        job: _Job,
+        caller: Caller,
+        if_none_match: str | None,
+        accept_encoding: str | None,
+        common_headers: CommonHeaders,
+    ) -> None:
+        self._job = job
+        self._caller = caller
+        self._if_none_match = if_none_match
+        self._accept_encoding = accept_encoding
+        self._common_headers = common_headers
+        self._min_version = 0 if if_none_match is None else conditions(if_none_match).min_version
+
+    def peek(self) -> Reply | None:
+        """Return the reply if the entry is in this process; None: read it elsewhere."""
+        try:
+            result = self._job.peek(self._min_version)
+            return None if result is None else self._reply(result)
+        except Exception as error:  # noqa: BLE001 - answered as the route would
+            return self._failed(error)
+
+    def ask(self, on_result: Callable[[Reply | None], object]) -> bool:
+        """Read a store elsewhere once, without a task; see `PendingPoll`."""
+
+        def receive(result: ReadResult | None) -> None:
+            try:
+                reply = None if result is None else self._reply(result)
+            except Exception as error:  # noqa: BLE001 - answered as the route would
+                reply = self._failed(error)
+            on_result(reply)
+
+        return self._job.ask(self._min_version, receive)
+
+    async def read(self) -> Reply:
+        """Return the reply, whatever it takes: a load from the database, or an error."""
+        job = self._job
+        try:
+            result = await job.service.poll(job.id, self._caller, min_version=self._min_version)
+            return self._respond(result)
+        except Exception as error:  # noqa: BLE001 - answered as the route would
+            return self._failed(error)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Answer by ASGI, instead of the whole application and with the headers that it adds."""
+        reply = await self.read()
+        headers = self._common_headers.added(reply.headers)
+        await Reply(reply.status, headers, reply.body).send(send)
+
+    def _reply(self, result: ReadResult) -> Reply:
+        job = self._job
+        job.service.require_visible(self._caller, job.id, result)
+        return self._respond(result)
+
+    def _respond(self, result: ReadResult) -> Reply:
+        job = self._job
+        return respond(
+            result,
+            self._if_none_match,
+            self._accept_encoding,
+            job.represent(result.entry),
+            job.root_path,
+        )
+
+    def _failed(self, error: Exception) -> Reply:
+        path = self._job.path
+        answer = to_problem(error, path)
+        if answer is None:
+            answer = internal_error(error, "GET", path)
+            logger.error("Error on the fast path", exc_info=error)
+        return Reply.of(answer)
+
+
+class PollFastPath:
+    """Answers plain polls.
+
+    Args:
+        service: for the jobs.
+        authenticator: for the callers.
+        hosts: those that requests may name.
+        common_headers: those of every answer.
+        root_path: the prefix of links.
+        local_only: whether to answer on loopback only.
+    """
+
+    def __init__(
+        self,
+        service: JobService,
+        authenticator: Authenticator,
+        hosts: AllowedHosts,
+        common_headers: CommonHeaders,
+        root_path: str = "",
+        *,
+        local_only: bool = False,
+    ) -> None:
+        self._root_path = root_path
+        self._service = service
+        self._authenticator = authenticator
+        self._allows = hosts.allows
+        self._common_headers = common_headers
+        self._local_only = local_only
+        self._jobs: dict[str, _Job] = {}
+
+    def admit(self, server: tuple[str, int | None] | None) -> bool:
+        """Return True if connections to this address of the machine may be answered."""
+        return not self._local_only or loopback_only.is_local(server)
+
+    def header_lines(self, reply: Reply) -> bytes:
+        """Return the headers of a reply, with the common ones, as they go over the wire."""
+        lines = reply.lines
+        if not lines:
+            headers = self._common_headers.added(reply.headers)
+            lines = reply.lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        return lines
+
+    async def answer(self, scope: Scope, send: Send) -> bool:
+        """Answer a request if it is a plain poll; else return False, and send nothing."""
+        if scope["type"] != "http" or MATCHED in scope.get("extensions", ()):
+            return False
+        poll = self.match(scope)
+        if poll is None:
+            return False
+        reply = poll if isinstance(poll, Reply) else await poll.read()
+        await reply.send(send)
+        return True
+
+    def match(self, scope: Scope) -> Poll | Reply | None:
+        """Return the poll that a request is, or the refusal of it; None for any other request.
+
+        A request that is neither refused nor None has been counted against its caller's rate. So
+        the caller is judged last, and the request must not be judged again.
+
+        Args:
+            scope: of ASGI; of it `path`, `method`, `query_string`, `root_path`, `headers`, and
+                `client` are used.
+        """
+        path = scope["path"]
+        job = self._jobs.get(path) or self._find(path)
+        if job is None or scope["method"] != "GET" or scope["query_string"]:
+            return None
+        # Empty if the service's own protocol calls this: `Front` has not set it yet.
+        if scope["root_path"] and scope["root_path"] != self._root_path:
+            return None
+        host = if_none_match = accept_encoding = None
+        for name, value in scope["headers"]:
+            if name == b"host" and host is None:
+                host = value
+            elif name == b"if-none-match" and if_none_match is None:
+                if_none_match = value.decode("latin-1")
+            elif name == b"accept-encoding" and accept_encoding is None:
+                accept_encoding = value.decode("latin-1")
+            elif name in _UNUSUAL:
+                return None
+        if host is None or not self._allows(host):
+            return None
+        caller = self._authenticator.judge(scope, job.route_path)
+        if isinstance(caller, Caller):
+            return Poll(job, caller, if_none_match, accept_encoding, self._common_headers)
+        return None if caller is None else Reply.of(caller)
+
+    def _find(self, path: str) -> _Job | None:
+        """Return the job of a path, whether it exists or not; None for any other path."""
+        root = self._root_path
+        match = _PATH.fullmatch(path.removeprefix(root) if root else path)
+        if match is None or int(match[1]) > LARGEST_ID:
+            return None
+        if len(self._jobs) >= _JOBS:
+            self._jobs.clear()
+        job = self._jobs[path] = _Job(self._service, int(match[1]), path, root)
+        return job

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -12,18 +11,15 @@ from pydantic import (
     AnyHttpUrl,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StringConstraints,
     TypeAdapter,
-    model_validator,
 )
 
 from app.auth.callers import CLIENT_ID
+from app.http.request_body import RequestBody
 from app.jobs.states import Status
 
-MOST_ERRORS = 20
-"""Of one request, that an answer lists."""
 LARGEST_ID = 2**53 - 1
 """The largest number that every reader of JSON holds exactly (RFC 7493, 2.2)."""
 
@@ -70,22 +66,6 @@ Url = Annotated[str, AfterValidator(_http_url), _described(_URL)]
 ClientId = Annotated[str, StringConstraints(pattern=CLIENT_ID)]
 Whole = BeforeValidator(_whole)
 JobId = Annotated[int, Field(strict=True, ge=1, le=LARGEST_ID), Whole]
-
-
-class RequestBody(BaseModel):
-    """A body of a request. Unknown fields are errors, of which only the first few are looked at."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _few_unknown(cls, given: object) -> object:
-        # Thousands would each become an error, which takes far longer than to read them.
-        if not isinstance(given, dict) or len(given) <= len(cls.model_fields) + MOST_ERRORS:
-            return given
-        known = {name: given[name] for name in cls.model_fields if name in given}
-        unknown = (name for name in given if name not in known)
-        return known | dict.fromkeys(islice(unknown, MOST_ERRORS))
 
 
 class CreateJob(RequestBody):

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from app.auth.rules import only
 from app.http.openapi import problems, without_null
 from app.http.problems import problem
+from app.http.request_body import RequestBody
 from app.http.routing import name_of
-from app.jobs.schemas import ClientId, JobId, RequestBody
+from app.jobs.schemas import ClientId, JobId
 from app.ops.readiness import Readiness
 from jobcache import jobs_key, progress_key, storyboard_key
 

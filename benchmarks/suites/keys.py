@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from app.http.serving import tune_garbage_collection
+from app.http.garbage_collection import tune_garbage_collection
 from benchmarks.interleaving import Subject, cost, take_turns
 from benchmarks.process_cpu import resident
 from benchmarks.results import Section

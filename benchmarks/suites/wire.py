@@ -18,7 +18,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from app.http.fast_path_protocol import FastPathProtocol
-from app.http.serving import POLLS
+from app.http.lifespan_state import FAST_PATH
 from app.main import create_app
 from app.settings import Settings
 from benchmarks.document import DOCUMENT
@@ -81,7 +81,10 @@ async def wired() -> AsyncIterator[Callable[[], tuple[FastPathProtocol, Sink]]]:
         config.load()
 
         def connect() -> tuple[FastPathProtocol, Sink]:
-            protocol, sink = FastPathProtocol(config, ServerState(), {POLLS: app.hot}), Sink()
+            protocol, sink = (
+                FastPathProtocol(config, ServerState(), {FAST_PATH: app.fast_path}),
+                Sink(),
+            )
             protocol.connection_made(sink)
             return protocol, sink
 

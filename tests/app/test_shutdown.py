@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from app.http.serving import DrainingH11, protocol
+from app.http.h11_protocol import LimitedH11Protocol
+from app.http.serving import protocol
 from tests.app.connections import HOST, Connection, connected
 from tests.app.process import serving
 from tests.app.running import Service, Start
@@ -109,7 +110,7 @@ async def ended(service: Service, job: dict[str, int]) -> list[bytes]:
     """What a stream and a wait receive from a server of h11 that is told to end."""
     app = service.http._transport.app  # type: ignore[attr-defined]
 
-    class Protocol(DrainingH11):
+    class Protocol(LimitedH11Protocol):
         def __init__(self, *arguments: object, app_state: object, **named: object) -> None:
             state = {"drain": service.services.held.drain}  # as of a lifespan, which runs already
             super().__init__(*arguments, app_state=state, **named)  # type: ignore[arg-type]

@@ -15,8 +15,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from app.http.fast_path_protocol import FastPathProtocol
-from app.http.serving import POLLS
-from app.jobs.conditional_get import Reply
+from app.http.lifespan_state import FAST_PATH
+from app.http.reply import Reply
 from app.jobs.poll_fast_path import Poll, PollFastPath
 from tests.app.running import Service, Start
 
@@ -30,18 +30,21 @@ class Counted:
         self.poll = poll
         self._wire = wire
 
-    def at_once(self) -> Reply | None:
-        return self._count(self.poll.at_once())
+    def peek(self) -> Reply | None:
+        return self._count(self.poll.peek())
 
-    def ask(self, then: Callable[[Reply | None], object]) -> bool:
-        def answered(reply: Reply | None) -> None:
+    def ask(self, on_result: Callable[[Reply | None], object]) -> bool:
+        def receive(reply: Reply | None) -> None:
             self._count(reply)
             if self._wire.held is None:
-                then(reply)
+                on_result(reply)
             else:
-                self._wire.held.append(partial(then, reply))
+                self._wire.held.append(partial(on_result, reply))
 
-        return self.poll.ask(answered)
+        return self.poll.ask(receive)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.poll(scope, receive, send)
 
     def _count(self, reply: Reply | None) -> Reply | None:
         self._wire.short += reply is not None
@@ -49,16 +52,20 @@ class Counted:
 
 
 class CountedPolls:
-    """An application's plain polls, each of them counted."""
+    """An application's fast path, whose polls are counted."""
 
     def __init__(self, polls: PollFastPath, wire: Wire) -> None:
-        self._polls = polls
         self._wire = wire
-        self.lines = polls.lines
+        self._polls = polls
+        self.admit = polls.admit
+        self.header_lines = polls.header_lines
 
-    def plain(self, scope: Any) -> Counted | None:
-        poll = self._polls.plain(scope)
-        return None if poll is None else Counted(poll, self._wire)
+    def match(self, scope: Any) -> Counted | Reply | None:
+        self._wire.matched += 1
+        poll = self._polls.match(scope)
+        if isinstance(poll, Reply):
+            self._wire.short += 1
+        return Counted(poll, self._wire) if isinstance(poll, Poll) else poll
 
 
 @dataclass
@@ -69,12 +76,14 @@ class Wire:
         service: the application.
         elsewhere: whether its cache is not in the process.
         short: how many polls the short way has answered.
+        matched: how many requests it has examined.
         held: what the store has answered, if it is to come later.
     """
 
     service: Service
     elsewhere: bool
     short: int = 0
+    matched: int = 0
     held: list[Callable[[], object]] | None = None
     servers: dict[bool, asyncio.Server] = field(default_factory=dict)
     protocols: list[FastPathProtocol] = field(default_factory=list)
@@ -82,7 +91,7 @@ class Wire:
     def polls(self) -> PollFastPath:
         """The application's."""
         transport: Any = self.service.http._transport
-        hot: PollFastPath = transport.app.hot
+        hot: PollFastPath = transport.app.fast_path
         return hot
 
     async def serve(self, *, short: bool, logged: bool = False, **options: Any) -> None:
@@ -94,10 +103,10 @@ class Wire:
         state = ServerState()
         state.default_headers = [(b"server", b"under test")]
 
-        polls = CountedPolls(app.hot, self)
+        polls = CountedPolls(app.fast_path, self)
 
         def made() -> FastPathProtocol:
-            protocol = FastPathProtocol(config, state, {POLLS: polls} if short else {})
+            protocol = FastPathProtocol(config, state, {FAST_PATH: polls} if short else {})
             protocol.access_log = logged  # or else whether anybody listens decides: pytest does
             self.protocols.append(protocol)
             return protocol

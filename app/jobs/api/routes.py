@@ -22,16 +22,15 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from app.auth.callers import Role
 from app.auth.middleware import caller_of, unauthorized
 from app.auth.rules import forbidden, only
-from app.http import openapi
 from app.http.deferred_response import DeferredResponse
 from app.http.problems import problem
 from app.http.routing import name_of
+from app.jobs.api import responses
 from app.jobs.api.prefer import LONGEST, wait_asked
 from app.jobs.conditional_get import conditions, etag, holds, may_wait, respond
 from app.jobs.documents import job_document, with_prefix
 from app.jobs.events import HEADERS, is_terminal, seen_version
 from app.jobs.held_requests import ClientGone, Place, Revoked, cancel_on_disconnect
-from app.jobs.poll_fast_path import raise_failed
 from app.jobs.schemas import (
     LARGEST_ID,
     ClientId,
@@ -56,7 +55,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from app.auth.callers import Caller
-    from app.jobs.conditional_get import Headers, Reply
+    from app.http.reply import Headers, Reply
     from app.jobs.events import JobEvents
     from app.jobs.held_requests import HeldRequests
     from app.jobs.service import JobService
@@ -114,7 +113,7 @@ def router(
     routes = APIRouter(prefix="/api/v2/jobs", tags=["jobs"], generate_unique_id_function=name_of)
 
     @routes.post(
-        "", status_code=202, response_model=JobBody, **only(Role.CLIENT, answers=openapi.CREATED)
+        "", status_code=202, response_model=JobBody, **only(Role.CLIENT, answers=responses.CREATED)
     )
     async def create(
         body: CreateJob, request: Request, idempotency_key: IdempotencyKey = None
@@ -139,8 +138,8 @@ def router(
     @routes.get(
         "",
         response_model=JobPage | JobBatch,
-        responses=openapi.FOUND,
-        openapi_extra=openapi.IDS,
+        responses=responses.FOUND,
+        openapi_extra=responses.IDS,
     )
     async def find(
         *,
@@ -170,7 +169,7 @@ def router(
         following = None if page.next_below is None else _cursor(page.next_below)
         return _items(request, page.bodies, "next_cursor", following)
 
-    @routes.get("/{job_id}/storyboard", response_model=Storyboard, responses=openapi.STORYBOARD)
+    @routes.get("/{job_id}/storyboard", response_model=Storyboard, responses=responses.STORYBOARD)
     async def storyboard(
         job_id: JobIdInPath,
         request: Request,
@@ -187,8 +186,8 @@ def router(
     @routes.get(
         "/{job_id}/video",
         response_class=FileResponse,
-        responses=openapi.VIDEO,
-        openapi_extra=openapi.RANGE,
+        responses=responses.VIDEO,
+        openapi_extra=responses.RANGE,
     )
     async def video(
         job_id: JobIdInPath, request: Request, if_none_match: IfNoneMatch = None
@@ -208,7 +207,7 @@ def router(
 def _add_polls(
     routes: APIRouter, service: JobService, events: JobEvents, longest_wait: int
 ) -> None:
-    @routes.get("/{job_id}", response_model=JobBody, responses=openapi.POLLED)
+    @routes.get("/{job_id}", response_model=JobBody, responses=responses.POLLED)
     async def poll(
         job_id: JobIdInPath,
         request: Request,
@@ -221,7 +220,6 @@ def _add_polls(
         With `Prefer: wait` and the version in `If-None-Match`, the answer comes when there is a
         newer one, or else when the time is up; `Preference-Applied` says that it was so.
         """
-        raise_failed(request)
         caller, has = caller_of(request), _joined(if_none_match)
         answer = await service.poll(job_id, caller, min_version=conditions(has).min_version)
         accepted = _joined(accept_encoding)
@@ -231,7 +229,7 @@ def _add_polls(
         waiting = _Wait(service, events.held, job_id, caller, seconds, _root(request))
         return DeferredResponse(partial(waiting.answer, answer, has, accepted))
 
-    @routes.get("/{job_id}/events", response_class=Response, responses=openapi.EVENTS)
+    @routes.get("/{job_id}/events", response_class=Response, responses=responses.EVENTS)
     async def stream(
         job_id: JobIdInPath, request: Request, last_event_id: LastEventId = None
     ) -> Response:
@@ -303,7 +301,7 @@ class _Wait:
 
 def _add_moves(routes: APIRouter, service: JobService) -> None:
     @routes.post(
-        "/{job_id}/approve", response_model=JobBody, **only(Role.CLIENT, answers=openapi.CHANGED)
+        "/{job_id}/approve", response_model=JobBody, **only(Role.CLIENT, answers=responses.CHANGED)
     )
     async def approve(job_id: JobIdInPath, request: Request) -> Response:
         """The storyboard is as it should be."""
@@ -313,21 +311,21 @@ def _add_moves(routes: APIRouter, service: JobService) -> None:
         "/{job_id}/render",
         status_code=202,
         response_model=JobBody,
-        **only(Role.CLIENT, answers=openapi.BEGUN),
+        **only(Role.CLIENT, answers=responses.BEGUN),
     )
     async def render(job_id: JobIdInPath, request: Request) -> Response:
         """Begin to render."""
         return _changed(await service.render(job_id, caller_of(request)), request, 202)
 
     @routes.post(
-        "/{job_id}/cancel", response_model=JobBody, **only(Role.CLIENT, answers=openapi.CHANGED)
+        "/{job_id}/cancel", response_model=JobBody, **only(Role.CLIENT, answers=responses.CHANGED)
     )
     async def cancel(job_id: JobIdInPath, request: Request) -> Response:
         """Stop the job, whatever it is at."""
         return _changed(await service.cancel(job_id, caller_of(request)), request)
 
     @routes.post(
-        "/{job_id}/progress", response_model=JobBody, **only(Role.WORKER, answers=openapi.CHANGED)
+        "/{job_id}/progress", response_model=JobBody, **only(Role.WORKER, answers=responses.CHANGED)
     )
     async def progress(job_id: JobIdInPath, body: ReportProgress, request: Request) -> Response:
         """A worker says how far it is."""
@@ -337,7 +335,7 @@ def _add_moves(routes: APIRouter, service: JobService) -> None:
         return _changed(job, request)
 
     @routes.post(
-        "/{job_id}/complete", response_model=JobBody, **only(Role.WORKER, answers=openapi.CHANGED)
+        "/{job_id}/complete", response_model=JobBody, **only(Role.WORKER, answers=responses.CHANGED)
     )
     async def complete(
         job_id: JobIdInPath, request: Request, body: Complete | None = None
@@ -347,7 +345,7 @@ def _add_moves(routes: APIRouter, service: JobService) -> None:
         return _changed(await service.complete(job_id, video_url, worker=True), request)
 
     @routes.post(
-        "/{job_id}/fail", response_model=JobBody, **only(Role.WORKER, answers=openapi.CHANGED)
+        "/{job_id}/fail", response_model=JobBody, **only(Role.WORKER, answers=responses.CHANGED)
     )
     async def fail(job_id: JobIdInPath, body: Fail, request: Request) -> Response:
         """A worker has given up."""

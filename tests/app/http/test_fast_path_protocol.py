@@ -17,8 +17,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from app.http.fast_path_protocol import FastPathProtocol
+from app.http.lifespan_state import FAST_PATH
 from app.http.limits import HEAD_BYTES
-from app.http.serving import POLLS
 from tests.app.wires import END, Stream, Wire, answer, get, job_of
 
 # What is sent, and how much of it is answered by the short way. Where the cache is elsewhere, only
@@ -239,20 +239,25 @@ async def test_a_request_that_comes_with_a_hit_does_not_count_as_idle(wire: Wire
 class Elsewhere:
     """A poll whose answer is in a store, and not heard of yet; and every poll is this one."""
 
-    lines = b""
+    def __init__(self, application: Any) -> None:
+        self.on_result: Callable[[None], object] | None = None
+        self._application = application
 
-    def __init__(self) -> None:
-        self.then: Callable[[None], object] | None = None
+    def admit(self, _server: object) -> bool:
+        return True
 
-    def plain(self, _scope: object) -> Elsewhere:
+    def match(self, _scope: object) -> Elsewhere:
         return self
 
-    def at_once(self) -> None:
+    def peek(self) -> None:
         return None
 
-    def ask(self, then: Callable[[None], object]) -> bool:
-        self.then = then
+    def ask(self, on_result: Callable[[None], object]) -> bool:
+        self.on_result = on_result
         return True
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._application(scope, receive, send)
 
 
 class Nowhere(asyncio.Transport):
@@ -283,12 +288,12 @@ async def test_the_application_runs_in_the_context_of_its_request_and_not_of_the
 
     config = uvicorn.Config(application, lifespan="off", log_config=None, access_log=False)
     config.load()
-    poll = Elsewhere()
-    protocol = FastPathProtocol(config, ServerState(), {POLLS: poll})
+    poll = Elsewhere(application)
+    protocol = FastPathProtocol(config, ServerState(), {FAST_PATH: poll})
     protocol.connection_made(Nowhere())
     copy_context().run(within, "request", lambda: protocol.data_received(get("/api/v2/jobs/1")))
-    assert poll.then is not None
-    copy_context().run(within, "store", partial(poll.then, None))
+    assert poll.on_result is not None
+    copy_context().run(within, "store", partial(poll.on_result, None))
     while not seen:
         await asyncio.sleep(0)
     assert seen == ["request"]

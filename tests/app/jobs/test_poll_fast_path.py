@@ -38,7 +38,7 @@ Messages = list[dict[str, Any]]
 class Cold:
     """Answers no poll: all of them go to the route."""
 
-    async def answered(self, *_: object) -> bool:
+    async def answer(self, *_: object) -> bool:
         return False
 
 
@@ -102,11 +102,11 @@ class SendRequest:
         if hot:
             await self._app(scope, receive, send)
         else:
-            hot, self._app.hot = self._app.hot, Cold()  # type: ignore[assignment]
+            hot, self._app.fast_path = self._app.fast_path, Cold()  # type: ignore[assignment]
             try:
                 await self._app(scope, receive, send)
             finally:
-                self._app.hot = hot
+                self._app.fast_path = hot
         return sent
 
 

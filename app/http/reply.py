@@ -1,0 +1,42 @@
+"""A response as plain bytes: what the fast path keeps, and sends as often as it fits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+    from starlette.types import Send
+
+    Headers = list[tuple[bytes, bytes]]
+
+
+class Reply:
+    """A response that may be sent many times, so nobody may change it.
+
+    Attributes:
+        status: the HTTP status.
+        headers: as ASGI has them.
+        body: the bytes that follow.
+        lines: headers as they go over the wire, with the common ones, without the server's;
+            empty until the fast path needs them.
+    """
+
+    __slots__ = ("body", "headers", "lines", "status")
+
+    def __init__(self, status: int, headers: Headers, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+        self.lines = b""
+
+    @classmethod
+    def of(cls, response: Response) -> Reply:
+        """Return the reply that a response of Starlette would send."""
+        return cls(response.status_code, [*response.raw_headers], bytes(response.body))
+
+    async def send(self, send: Send) -> None:
+        """Send this reply by ASGI."""
+        headers = [*self.headers]  # a copy, because middleware around this may add some
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
