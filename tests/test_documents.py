@@ -390,6 +390,19 @@ def test_paths_links_and_names_in_the_documents_exist(page: str) -> None:
     assert missing == []
 
 
+def test_contributing_names_every_package_and_module_of_the_first_level() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    unnamed = [
+        path.relative_to(ROOT).as_posix()
+        for package in ("jobcache", "app")
+        for path in sorted((ROOT / package).iterdir())
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+        if not path.name.startswith("__")
+        if f"`{path.relative_to(ROOT).as_posix()}" not in text
+    ]
+    assert unnamed == []
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
