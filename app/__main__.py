@@ -1,4 +1,4 @@
-"""The command line: `python -m app serve`, `dev` with servers of its own, and `keys`."""
+"""The command line of the service: `python -m app serve`, `dev`, `keys` and `settings`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from app import settings
+from app import environment, settings
 from app.auth import commands
 from app.auth.key_file import KeyFile
 from app.db.database import Database, DatabaseUnavailable
@@ -52,15 +52,15 @@ _FLAGS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the service until it is told to stop, or see to its keys. Returns the exit status."""
+    """Run a command of the service and return its exit status."""
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
     except tuple(_FAILURES) as error:
-        status, words = next(
+        status, prefix = next(
             line for failure, line in _FAILURES.items() if isinstance(error, failure)
         )
-        print(f"{words}{error}", file=sys.stderr)  # noqa: T201 - the one line that was promised
+        print(f"{prefix}{error}", file=sys.stderr)  # noqa: T201 - one line, without a traceback
     except KeyboardInterrupt:
         return 130
     return status
@@ -72,43 +72,43 @@ _FAILURES: dict[type[Exception], tuple[int, str]] = {
     NamespaceConflict: (2, ""),
     CannotListen: (4, "Cannot listen on "),
 }
-"""The exit status of each failure to start, and how its line begins."""
+"""For each failure to start: the exit status, and how the error message begins."""
 
 
 def _keys(options: argparse.Namespace) -> int:
-    settings.read_env_file()
+    environment.read_env_file()
     return commands.run(options)
 
 
 def _settings(_: argparse.Namespace) -> int:
-    print(settings.document(), end="")  # noqa: T201 - what was asked for
+    print(settings.document(), end="")  # noqa: T201 - the output of the command
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings.prepare()
-    # Workers are processes of their own and read the environment: flags go there.
-    for flag, variable in _FLAGS.items():
-        value = getattr(options, flag)
-        if value is not None:
-            os.environ[variable] = value
+    flags = {
+        variable: value
+        for flag, variable in _FLAGS.items()
+        if (value := getattr(options, flag)) is not None
+    }
     if options.insecure:
-        os.environ["JOBCACHE_INSECURE"] = "1"
-    asked = settings.load()
+        flags["JOBCACHE_INSECURE"] = "1"
+    environment.prepare(flags)
+    chosen = settings.load()
     with ExitStack() as stack:
-        # uvicorn ends by raising the signal again, which by default unwinds nothing.
+        # uvicorn raises the signal again when it has stopped; by default nothing would be unwound.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        sockets = stack.enter_context(listening(asked.host, asked.port, asked.uds))
+        sockets = stack.enter_context(listening(chosen.host, chosen.port, chosen.uds))
         if options.command == "dev":
             _start_servers(stack, options.database)
-        return _serve(sockets)
+            chosen = settings.load()  # with the URLs of the servers that were started
+        return _serve(chosen, sockets)
 
 
-def _serve(sockets: list[socket.socket]) -> int:
-    chosen = settings.load()  # once more: the servers of `dev` have put their URLs there
-    asyncio.run(_try_out(chosen))
+def _serve(chosen: Settings, sockets: list[socket.socket]) -> int:
+    asyncio.run(_check(chosen))
     allow_connections(chosen.wanted_connections)
-    # uvicorn raises the signal again once it has ended in order; that is no failure then.
+    # uvicorn raises the signal again when it has stopped in order, which is not a failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = uvicorn.Config(
         "app.main:worker",
@@ -118,10 +118,10 @@ def _serve(sockets: list[socket.socket]) -> int:
         log_config=None,
         backlog=BACKLOG,
         timeout_graceful_shutdown=10,
-        timeout_worker_healthcheck=60,  # a busy machine is no reason to kill a worker that starts
+        timeout_worker_healthcheck=60,  # on a busy machine a worker may take long to start
         http=protocol(),
         h11_max_incomplete_event_size=HEAD_BYTES,
-        timeout_keep_alive=cast("int", chosen.keep_alive),  # any number of seconds
+        timeout_keep_alive=cast("int", chosen.keep_alive),  # uvicorn accepts fractions, too
         ws="none",
         proxy_headers=False,  # the application reads them, for every path: app/http/forwarded.py
     )
@@ -132,18 +132,18 @@ def _serve(sockets: list[socket.socket]) -> int:
             return 0
         server = uvicorn.Server(config)
         server.run(sockets=sockets)
-    except SystemExit as stopped:  # after the servers of `dev` have ended, too
+    except SystemExit as stopped:  # of a signal that came after the server had stopped
         return stopped.code if isinstance(stopped.code, int) else 1
     return 0 if server.started else 1
 
 
-async def _try_out(chosen: Settings) -> None:
-    """Find out now what uvicorn would report with a traceback, once for every worker.
+async def _check(chosen: Settings) -> None:
+    """Check that the settings can be used: uvicorn reports errors of workers with a traceback.
 
     Raises:
-        SettingsError: a setting that can be read cannot be used.
-        DatabaseUnavailable: the database does not answer, or does not let us in.
-        NamespaceConflict: the cache's store belongs to a service with another database.
+        SettingsError: a setting cannot be used.
+        DatabaseUnavailable: the database does not answer, or refuses the connection.
+        NamespaceConflict: the store of the cache belongs to a service with another database.
     """
     chosen.make_directories()
     if chosen.api_keys is not None:
@@ -158,17 +158,17 @@ async def _try_out(chosen: Settings) -> None:
         finally:
             await database.aclose()
     except (TypeError, ValueError) as error:
-        # of options in the URL, which go to the driver as they are
+        # The driver gets the options of the URL unchanged.
         raise SettingsError("DATABASE_URL", shown, f"the driver refuses it: {error}") from error
-    except Exception as error:  # drivers raise what they like: a wrong password has its own type
+    except Exception as error:  # drivers have many types of errors: one for a wrong password
         raise DatabaseUnavailable(f"{shown}: {str(error).splitlines()[0]}") from error
     if chosen.cache.backend in REMOTE:
         await check_namespace(replace(chosen.cache, source_id=source_id))
 
 
 def _start_servers(servers: ExitStack, database: str | None) -> None:
-    """Start what the chosen backend and database need and no URL names, for as long as we run."""
-    # Development only: not a part of the service.
+    """Start Redis and PostgreSQL where they are needed and no URL is set; stop them at the end."""
+    # For development only: the service must not import it.
     from app.devservers import (  # noqa: PLC0415
         PostgresServer,
         RedisServer,
@@ -181,13 +181,15 @@ def _start_servers(servers: ExitStack, database: str | None) -> None:
         if backend in {"redis", "tiered"} and not os.environ.get("REDIS_URL"):
             redis = servers.enter_context(RedisServer())
             os.environ["REDIS_URL"] = redis.url
-            logger.info("started a Redis-compatible server at %s, until this ends", redis.url)
+            logger.info(
+                "started a Redis-compatible server at %s; it stops with the service", redis.url
+            )
         if database == "postgres" and not os.environ.get("DATABASE_URL"):
             data = Path(os.environ.get("JOBCACHE_VAR_DIR") or "var") / "postgres"
             data.parent.mkdir(parents=True, exist_ok=True)
             postgres = servers.enter_context(PostgresServer(data))
             os.environ["DATABASE_URL"] = postgres.url()
-            logger.info("started PostgreSQL on %s, until this ends", data)
+            logger.info("started PostgreSQL on %s; it stops with the service", data)
     except (ServerFailed, ServerMissing) as error:
         raise SystemExit(str(error)) from error
 
@@ -196,8 +198,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m app", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     serve = subparsers.add_parser("serve", help="run the service")
-    dev = subparsers.add_parser("dev", help="run it with Redis and PostgreSQL servers of its own")
-    keys = subparsers.add_parser("keys", help="make API keys, list them, take them back")
+    dev = subparsers.add_parser(
+        "dev", help="run the service, and start Redis and PostgreSQL for it"
+    )
+    keys = subparsers.add_parser("keys", help="add, list and revoke API keys")
     commands.add_to(keys)
     keys.set_defaults(run=_keys)
     subparsers.add_parser("settings", help="list all settings").set_defaults(run=_settings)
@@ -205,19 +209,21 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=_run)
         command.add_argument("--host")
         command.add_argument("--port")
-        command.add_argument("--root-path", help="the path under which a proxy has the service")
+        command.add_argument("--root-path", help="the path under which a proxy serves the service")
         command.add_argument("--uds", help="the path of a Unix socket, instead of host and port")
         command.add_argument("--backend", help=", ".join(backend_names()))
         command.add_argument("--workers")
         command.add_argument("--database-url")
         command.add_argument("--redis-url")
-        command.add_argument("--renderer", help="video, or paced for load tests")
-        command.add_argument("--var-dir", help="where the database and the videos are")
+        command.add_argument("--renderer", help="video, or simulated for load tests")
+        command.add_argument("--var-dir", help="the directory of the database and of the videos")
         command.add_argument(
-            "--insecure", action="store_true", help="listen beyond loopback without API keys"
+            "--insecure", action="store_true", help="listen on any address without API keys"
         )
     dev.add_argument(
-        "--database", choices=["sqlite", "postgres"], help="started unless DATABASE_URL is set"
+        "--database",
+        choices=["sqlite", "postgres"],
+        help="the database to start, unless DATABASE_URL is set",
     )
     return parser
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from app.rendering.renderer import Renderer
     from app.settings import Settings
 
-_PACED_AT_ONCE = 10_000  # they need no CPU
+_SIMULATED_AT_ONCE = 10_000  # they need no CPU
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def build(settings: Settings) -> Services:
     registration = Registration(database, memory)
     store = JobStore(database)
     jobs = JobService(database, store, cache, most_unfinished=settings.max_unfinished_jobs)
-    held = HeldRequests(settings.held, cache.cancel_waiters)
+    held = HeldRequests(settings.max_held_requests, cache.cancel_waiters)
     if keys is not None:
         held.admits = keys.admits
         keys.on_change.append(held.review)
@@ -99,8 +99,10 @@ def build(settings: Settings) -> Services:
 
 
 def _renderer(settings: Settings) -> tuple[Renderer, int]:
-    if settings.renderer == "paced":
-        return SimulatedRenderer(settings.paced_seconds, settings.paced_updates), _PACED_AT_ONCE
+    if settings.renderer == "simulated":
+        return SimulatedRenderer(
+            settings.simulated_seconds, settings.simulated_updates
+        ), _SIMULATED_AT_ONCE
     processors = os.cpu_count()
     spare = max(1, (1 if processors is None else processors) - 1)
     return VideoRenderer(), settings.renders if settings.renders > 0 else spare

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from app import container, settings
+from app import container, environment, settings
 from app.auth.middleware import Authenticator, AuthMiddleware
 from app.auth.openapi import describe
 from app.http import loopback_only, openapi, problems
@@ -187,7 +187,7 @@ def _hosts(chosen: Settings, *, keyed: bool) -> list[str]:
 
 def worker() -> Application:
     """Return the service, in a process of `python -m app serve`, which has prepared all else."""
-    settings.configure_logging()  # for workers are not forked but begun anew
+    environment.configure_logging()  # for workers are not forked but begun anew
     return _made(settings.load())
 
 
@@ -206,7 +206,7 @@ def from_environment() -> Application:
             without a traceback, and take the status for one that a new attempt cannot mend.
     """
     try:
-        settings.prepare()
+        environment.prepare()
         chosen = settings.load()
         made = _made(chosen, closes_upgrades=True)
     except SettingsError as error:

@@ -1,16 +1,12 @@
-"""The service's settings, from the environment; flags and `.env` have been put there before."""
+"""The service's settings: each is declared here once, and read from the environment."""
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
-import logging
 import os
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from dotenv import load_dotenv
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -26,13 +22,9 @@ from jobcache import CacheSettings, SettingsError
 from jobcache.settings import Setting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-logger = logging.getLogger("app")
-
-_PREFIX = "JOBCACHE_"
-_OF_CLIENTS = frozenset({"JOBCACHE_KEY"})  # read by the example client
-_NOT_HELD = 1000  # connections beside those whose requests are held
+_NOT_HELD = 1000  # connections beyond those of held requests
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
@@ -43,6 +35,17 @@ _DRIVERS = {
 
 _LONGEST_TTL = 365 * 86400
 
+RENAMED_VARIABLES = {
+    "JOBCACHE_HEAD_TIMEOUT": "JOBCACHE_HEADER_TIMEOUT",
+    "JOBCACHE_HELD": "JOBCACHE_MAX_HELD_REQUESTS",
+    "JOBCACHE_PACED_SECONDS": "JOBCACHE_SIMULATED_SECONDS",
+    "JOBCACHE_PACED_UPDATES": "JOBCACHE_SIMULATED_UPDATES",
+}
+"""Old names of variables, which still work, with a warning; and the names that replaced them."""
+
+RENAMED_VALUES = {("JOBCACHE_RENDERER", "paced"): "simulated"}
+"""Old values of a variable, in the same way."""
+
 
 def _setting(
     variable: str,
@@ -52,7 +55,7 @@ def _setting(
     topic: str,
     unit: str = "",
     repr: bool = True,  # noqa: A002 - as in pydantic
-    **constraints: Any,  # noqa: ANN401 - of pydantic's
+    **constraints: Any,  # noqa: ANN401 - like pydantic's Field
 ) -> Any:  # noqa: ANN401 - like pydantic's Field
     """Declare a field of `Settings` and its variable.
 
@@ -61,9 +64,9 @@ def _setting(
         default: the value when the variable is missing or empty.
         meaning: one sentence for docs/settings.md, which `make settings` writes.
         topic: the table of that page that lists it, one of `TOPICS`.
-        unit: of the value.
-        repr: False for what may hold a password.
-        constraints: what pydantic checks, such as `ge=0, le=3600`.
+        unit: the unit of the value.
+        repr: False if the value may hold a password.
+        constraints: limits for pydantic to check, such as `ge=0, le=3600`.
     """
     return Field(
         default,
@@ -76,7 +79,7 @@ def _setting(
 
 
 def _without_brackets(host: str) -> str:
-    # as URLs write IPv6 addresses: [::1]
+    # URLs write IPv6 addresses in brackets: [::1]
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
@@ -93,7 +96,7 @@ TOPICS = (
 
 
 class Settings(BaseSettings):
-    """How the service runs. Each field declares its environment variable, and what it means."""
+    """The settings of the service. Each field declares an environment variable and its meaning."""
 
     model_config = SettingsConfigDict(
         case_sensitive=True, env_ignore_empty=True, frozen=True, extra="ignore"
@@ -102,13 +105,13 @@ class Settings(BaseSettings):
     host: Annotated[str, AfterValidator(_without_brackets)] = _setting(
         "JOBCACHE_HOST",
         "127.0.0.1",
-        "The address to listen on; anything but loopback needs keys or `JOBCACHE_INSECURE`.",
+        "The address to listen on. Any address but loopback needs API keys or `JOBCACHE_INSECURE`.",
         topic="Service",
     )
     port: int = _setting(
         "JOBCACHE_PORT",
         8000,
-        "The port to listen on; 0: any free port.",
+        "The port to listen on; 0 chooses a free port.",
         topic="Service",
         ge=0,
         le=65535,
@@ -122,7 +125,7 @@ class Settings(BaseSettings):
     workers: int = _setting(
         "JOBCACHE_WORKERS",
         1,
-        "How many processes serve; more than one needs another backend than `memory`.",
+        "The number of worker processes. More than one needs a backend other than `memory`.",
         topic="Service",
         unit="processes",
         ge=1,
@@ -131,14 +134,14 @@ class Settings(BaseSettings):
     var_dir: Path = _setting(
         "JOBCACHE_VAR_DIR",
         Path("var"),
-        "The directory of the SQLite database and the videos.",
+        "The directory of the SQLite database and of the videos.",
         topic="Service",
     )
-    held: int = _setting(
-        "JOBCACHE_HELD",
+    max_held_requests: int = _setting(
+        "JOBCACHE_MAX_HELD_REQUESTS",
         10_000,
-        "The most requests that a process holds open, long polls and event streams together;"
-        " each takes up to 40 kB and a file descriptor.",
+        "The largest number of requests that a process holds open: long polls and event"
+        " streams. Each takes up to 40 kB and a file descriptor.",
         topic="HTTP limits",
         unit="requests",
         ge=0,
@@ -147,8 +150,8 @@ class Settings(BaseSettings):
     max_wait: int = _setting(
         "JOBCACHE_MAX_WAIT",
         LONGEST,
-        "The longest time that `Prefer: wait` holds a request; shorter than what proxies on the way"
-        " wait for an answer, which in nginx is 60 s.",
+        "The longest time that `Prefer: wait` holds a request. Keep it below the time that"
+        " proxies in front wait for a response; nginx waits 60 s.",
         topic="HTTP limits",
         unit="seconds",
         ge=1,
@@ -157,8 +160,8 @@ class Settings(BaseSettings):
     max_connections: int = _setting(
         "JOBCACHE_MAX_CONNECTIONS",
         0,
-        "The most connections of a process; further ones get 503. 0: `JOBCACHE_HELD` and 1,000"
-        " more. Fewer if the process may not have as many files open.",
+        "The largest number of connections of a process; further ones get 503. 0 means"
+        " `JOBCACHE_MAX_HELD_REQUESTS` plus 1,000. The limit on open files can lower it.",
         topic="HTTP limits",
         unit="connections",
         ge=0,
@@ -167,17 +170,17 @@ class Settings(BaseSettings):
     keep_alive: float = _setting(
         "JOBCACHE_KEEP_ALIVE",
         75.0,
-        "How long a connection may be idle between two requests; longer than the idle time of a"
-        " load balancer in front.",
+        "How long a connection may be idle between two requests. Keep it above the idle"
+        " timeout of a load balancer in front.",
         topic="HTTP limits",
         unit="seconds",
         ge=0,
         le=3600,
     )
-    head_timeout: float = _setting(
-        "JOBCACHE_HEAD_TIMEOUT",
+    header_timeout: float = _setting(
+        "JOBCACHE_HEADER_TIMEOUT",
         20.0,
-        "How long a client may take to send URL and headers, however often it sends a byte.",
+        "How long a client may take to send the request line and the headers.",
         topic="HTTP limits",
         unit="seconds",
         gt=0,
@@ -186,7 +189,7 @@ class Settings(BaseSettings):
     body_timeout: float = _setting(
         "JOBCACHE_BODY_TIMEOUT",
         30.0,
-        "How long a client may send nothing in the middle of a body.",
+        "How long a client may pause while it sends a body.",
         topic="HTTP limits",
         unit="seconds",
         gt=0,
@@ -195,7 +198,7 @@ class Settings(BaseSettings):
     send_timeout: float = _setting(
         "JOBCACHE_SEND_TIMEOUT",
         30.0,
-        "How long a client may not read while a response waits for it.",
+        "How long a client may pause while it reads a response.",
         topic="HTTP limits",
         unit="seconds",
         gt=0,
@@ -204,8 +207,8 @@ class Settings(BaseSettings):
     discard_bytes: int = _setting(
         "JOBCACHE_DISCARD_BYTES",
         16 * 1024 * 1024,
-        "How much of a refused request is read, so that its client sees the refusal, before the"
-        " connection is closed.",
+        "How many bytes of a refused request are read before the connection is closed, so"
+        " that the client can read the response.",
         topic="HTTP limits",
         unit="bytes",
         ge=0,
@@ -213,7 +216,7 @@ class Settings(BaseSettings):
     discard_timeout: float = _setting(
         "JOBCACHE_DISCARD_TIMEOUT",
         10.0,
-        "For how long it is read.",
+        "How long the rest of a refused request is read.",
         topic="HTTP limits",
         unit="seconds",
         gt=0,
@@ -222,8 +225,8 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = _setting(
         "JOBCACHE_HEARTBEAT_SECONDS",
         15.0,
-        "The time between two signs of life of a quiet event stream; proxies close what is silent"
-        " for a minute, or less.",
+        "The time between two heartbeats of an event stream without events. Proxies close a"
+        " silent connection after a minute or less.",
         topic="HTTP limits",
         unit="seconds",
         ge=0.05,
@@ -241,41 +244,41 @@ class Settings(BaseSettings):
     api_keys: Path | None = _setting(
         "JOBCACHE_API_KEYS",
         None,
-        "The file of API keys; without one the service is open to everybody who reaches it.",
+        "The file of API keys. Without it, everybody who reaches the service may use it.",
         topic="Access",
     )
     insecure: bool = _setting(
         "JOBCACHE_INSECURE",
         default=False,
-        meaning="Listen beyond loopback without API keys: anybody who reaches the port may do"
+        meaning="Listen on any address without API keys: everybody who reaches the port may do"
         " anything.",
         topic="Access",
     )
     rate_limit: str = _setting(
         "JOBCACHE_RATE_LIMIT",
         "",
-        "How often each key, or each address without one, may call, such as `100/second burst 200`"
-        " or `5 per minute`; empty: no limit.",
+        "How often each API key, or each address without a key, may call, such as `100/second"
+        " burst 200` or `5 per minute`. Empty means no limit.",
         topic="Access",
     )
     forwarded_allow_ips: str = _setting(
         "FORWARDED_ALLOW_IPS",
         "127.0.0.1,::1",
-        "The proxies whose `X-Forwarded-*` headers are believed: addresses and networks,"
-        " or `*` for every hop; a Unix socket always is.",
+        "The proxies whose `X-Forwarded-*` headers are trusted: addresses and networks, or"
+        " `*` for all. Connections over a Unix socket are always trusted.",
         topic="Access",
     )
     root_path: str = _setting(
         "JOBCACHE_ROOT_PATH",
         "",
-        "The path under which a proxy has the service, such as `/video`; a trusted proxy may name"
-        " another in `X-Forwarded-Prefix`.",
+        "The path under which a proxy serves the service, such as `/video`. A trusted proxy"
+        " may send another path in `X-Forwarded-Prefix`.",
         topic="Service",
     )
     max_unfinished_jobs: int = _setting(
         "JOBCACHE_MAX_UNFINISHED_JOBS",
         1000,
-        "The most jobs of one client that have not ended; 0: no limit.",
+        "The largest number of unfinished jobs of one client; 0 means no limit.",
         topic="Access",
         unit="jobs",
         ge=0,
@@ -284,21 +287,22 @@ class Settings(BaseSettings):
     allowed_hosts: str = _setting(
         "JOBCACHE_ALLOWED_HOSTS",
         "",
-        "The hosts that requests may name besides those of loopback: `jobs.example.com`,"
-        " `*.example.com`, `*` for any; empty: any with API keys, none without.",
+        "The values of the `Host` header that are accepted besides those of loopback:"
+        " `jobs.example.com`, `*.example.com`, or `*` for any. Empty means any with API keys,"
+        " and none without.",
         topic="Access",
     )
     cors_origins: str = _setting(
         "JOBCACHE_CORS_ORIGINS",
         "",
-        "The origins whose web pages may use the service, such as `https://app.example.com`; `*`"
-        " for any; empty: none but its own.",
+        "The origins whose web pages may use the service, such as `https://app.example.com`,"
+        " or `*` for any. Empty means only its own origin.",
         topic="Access",
     )
     database_url: str = _setting(
         "DATABASE_URL",
         "",
-        "`sqlite:///path` or `postgresql://user:password@host/name`; empty: SQLite in"
+        "`sqlite:///path` or `postgresql://user:password@host/name`. Empty means SQLite in"
         " `JOBCACHE_VAR_DIR`.",
         topic="Database",
         repr=False,
@@ -306,14 +310,14 @@ class Settings(BaseSettings):
     pooler: Literal["auto", "none", "transaction"] = _setting(
         "JOBCACHE_DATABASE_POOLER",
         "auto",
-        "Whether a pooler such as PgBouncer in transaction mode stands before PostgreSQL:"
-        " `transaction`, `none`, or `auto`, which finds out.",
+        "Whether PostgreSQL is behind a pooler in transaction mode, such as PgBouncer:"
+        " `transaction`, `none`, or `auto`, which detects it.",
         topic="Database",
     )
     pool_recycle: float = _setting(
         "JOBCACHE_POOL_RECYCLE",
         1800.0,
-        "How long a connection to the database is used before a new one replaces it.",
+        "How long a database connection is used before a new one replaces it.",
         topic="Database",
         unit="seconds",
         ge=1,
@@ -322,8 +326,8 @@ class Settings(BaseSettings):
     ttl: float = _setting(
         "JOBCACHE_TTL",
         30.0,
-        "How long a cached answer about a job that can still change, or about a list, is served"
-        " without asking the database; 0: always ask.",
+        "How long a cached status of an unfinished job, or a cached list, is served without a"
+        " database query. 0 queries the database for each poll.",
         topic="Lifetimes",
         unit="seconds",
         ge=0,
@@ -332,7 +336,7 @@ class Settings(BaseSettings):
     ttl_terminal: float = _setting(
         "JOBCACHE_TTL_TERMINAL",
         3600.0,
-        "The same, for jobs that have ended and for storyboards, which do not change any more.",
+        "The same for finished jobs and for storyboards, which do not change.",
         topic="Lifetimes",
         unit="seconds",
         ge=0,
@@ -341,7 +345,7 @@ class Settings(BaseSettings):
     ttl_unknown: float = _setting(
         "JOBCACHE_TTL_UNKNOWN",
         5.0,
-        "The same, for the note that a job or a client does not exist.",
+        "The same for the entry which says that a job or a client does not exist.",
         topic="Lifetimes",
         unit="seconds",
         ge=0,
@@ -350,41 +354,42 @@ class Settings(BaseSettings):
     grace: float = _setting(
         "JOBCACHE_GRACE",
         300.0,
-        "How much longer an answer is kept, to be served, marked as stale, while the database is"
-        " away; 0: not at all.",
+        "How long an expired entry is kept, to be served as stale while the database is"
+        " unavailable. 0 disables it.",
         topic="Lifetimes",
         unit="seconds",
         ge=0,
         le=_LONGEST_TTL,
     )
-    renderer: Literal["video", "paced"] = _setting(
+    renderer: Literal["video", "simulated"] = _setting(
         "JOBCACHE_RENDERER",
         "video",
-        "`video`; or `paced`, which makes no video and uses no CPU, for load tests.",
+        "`video`, or `simulated`, which makes no video and uses no CPU, for load tests.",
         topic="Rendering",
     )
     renders: int = _setting(
         "JOBCACHE_RENDERS",
         0,
-        "How many videos a process renders at a time; 0: one less than there are processors.",
+        "How many videos a process renders at the same time. 0 means one less than the number"
+        " of processors.",
         topic="Rendering",
         unit="videos",
         ge=0,
         le=64,
     )
-    paced_seconds: float = _setting(
-        "JOBCACHE_PACED_SECONDS",
+    simulated_seconds: float = _setting(
+        "JOBCACHE_SIMULATED_SECONDS",
         120.0,
-        "How long a `paced` job takes.",
+        "How long a job takes with the `simulated` renderer.",
         topic="Rendering",
         unit="seconds",
         gt=0,
         le=86400,
     )
-    paced_updates: int = _setting(
-        "JOBCACHE_PACED_UPDATES",
+    simulated_updates: int = _setting(
+        "JOBCACHE_SIMULATED_UPDATES",
         20,
-        "How many progress reports a `paced` job makes.",
+        "How many progress updates a job makes with the `simulated` renderer.",
         topic="Rendering",
         unit="reports",
         ge=1,
@@ -393,7 +398,7 @@ class Settings(BaseSettings):
     claim_seconds: float = _setting(
         "JOBCACHE_CLAIM_SECONDS",
         10.0,
-        "How long after the death of a process its jobs wait for another process to take them.",
+        "How long other processes wait before they take over the jobs of a process that died.",
         topic="Rendering",
         unit="seconds",
         ge=0.5,
@@ -403,10 +408,10 @@ class Settings(BaseSettings):
 
     @property
     def connection_limits(self) -> ConnectionLimits:
-        """What each connection may take."""
+        """The limits of each connection."""
         return ConnectionLimits(
             connections=affordable_connections(self.wanted_connections),
-            head_seconds=self.head_timeout,
+            head_seconds=self.header_timeout,
             body_seconds=self.body_timeout,
             send_seconds=self.send_timeout,
             discard_bytes=self.discard_bytes,
@@ -415,76 +420,33 @@ class Settings(BaseSettings):
 
     @property
     def wanted_connections(self) -> int:
-        """How many connections there may be, if as many files may be open."""
-        return self.max_connections or self.held + _NOT_HELD
+        """The largest number of connections, unless the limit on open files is lower."""
+        return self.max_connections or self.max_held_requests + _NOT_HELD
 
     @property
     def videos(self) -> Path:
-        """Where finished videos are."""
+        """The directory of finished videos."""
         return self.var_dir / "videos"
 
     def make_directories(self) -> None:
-        """Make the directories that the service writes to.
+        """Create the directories that the service writes to.
 
         Raises:
-            SettingsError: one cannot be made.
+            SettingsError: a directory cannot be created.
         """
         try:
             self.videos.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            allowed = f"a directory that can be made ({error.strerror})"
+            allowed = f"a directory that can be created ({error.strerror})"
             raise SettingsError("JOBCACHE_VAR_DIR", self.var_dir, allowed) from error
 
 
-def configure_logging() -> None:
-    """Log to standard error, unless logging is configured already."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-
-
-def prepare() -> None:
-    """Configure logging, read `.env`, and warn of misspelt variables: what each start does first.
-
-    Raises:
-        SettingsError: `.env` cannot be read.
-    """
-    configure_logging()
-    read_env_file()
-    for name, nearest in unknown_variables(os.environ):
-        logger.warning("%s is not a setting; did you mean %s?", name, nearest)
-
-
-def read_env_file() -> None:
-    """Add the variables of `.env` in the working directory to the environment, which wins.
-
-    Raises:
-        SettingsError: the file is there and cannot be read, or is not text in UTF-8.
-    """
-    try:
-        text = Path(".env").read_text(encoding="utf-8-sig")
-        if "\0" in text:  # as in UTF-16 without a byte order mark
-            raise ValueError("it has null characters")  # noqa: TRY301
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        raise SettingsError(".env", "(unreadable)", f"a text file in UTF-8 ({error})") from error
-    load_dotenv(stream=StringIO(text))
-
-
-def unknown_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield each `JOBCACHE_*` variable that is no setting, and the nearest name of a setting."""
-    known = [each.variable for each in listed() if each.variable.startswith(_PREFIX)]
-    for name in sorted(environment):
-        if name.upper().startswith(_PREFIX) and name not in {*known, *_OF_CLIENTS}:
-            yield name, difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)[0]
-
-
 def load() -> Settings:
-    """The settings that the environment holds.
+    """Read the settings from the environment.
 
     Raises:
-        SettingsError: one is wrong. The message names the variable, the value and what is allowed.
+        SettingsError: a value is not allowed. The message names the variable, the value and the
+            allowed values.
     """
     cache = CacheSettings.from_environment(os.environ)
     try:
@@ -527,7 +489,7 @@ def load() -> Settings:
             )
             raise SettingsError("JOBCACHE_RATE_LIMIT", settings.rate_limit, allowed) from error
     if settings.workers > 1 and cache.backend == "memory":
-        # Each process would hold entries that another's writes do not reach.
+        # A write in one process would not reach the entries that another process holds.
         allowed = "the memory backend is right for one process only; take redis, tiered or null"
         raise SettingsError("JOBCACHE_WORKERS", settings.workers, allowed)
     url = _database_url(settings.database_url, settings.var_dir)
@@ -535,7 +497,7 @@ def load() -> Settings:
 
 
 def listed() -> Iterator[Setting]:
-    """Yield every setting of the service and of its cache, as the documentation lists it."""
+    """Yield every setting of the service and of its cache, for the documentation."""
     for declared in Settings.model_fields.values():
         extra = declared.json_schema_extra
         if isinstance(extra, dict):
@@ -550,7 +512,7 @@ def listed() -> Iterator[Setting]:
 
 
 def document() -> str:
-    """Return all settings as tables in Markdown, one per topic."""
+    """Return all settings as tables in Markdown, one for each topic, and the old names."""
     tables = []
     for topic in TOPICS:
         rows = [
@@ -561,6 +523,12 @@ def document() -> str:
         if rows:
             head = "| variable | meaning | unit | default |\n| --- | --- | --- | --- |\n"
             tables.append(f"## {topic}\n\n{head}{''.join(rows)}")
+    renamed = RENAMED_VARIABLES | {
+        f"{variable}={old}": f"{variable}={new}" for (variable, old), new in RENAMED_VALUES.items()
+    }
+    rows = [f"| `{old}` | `{new}` |\n" for old, new in renamed.items()]
+    head = "Old names still work, with a warning in the log.\n\n| old | new |\n| --- | --- |\n"
+    tables.append(f"## Renamed settings\n\n{head}{''.join(rows)}")
     return "\n".join(tables)
 
 
@@ -573,7 +541,7 @@ def _shown(default: object) -> str:
 
 
 def scheme_and_host(database_url: str) -> str:
-    """What of a database's URL is fit for logs and errors: its options may hold a password."""
+    """Return the parts of a database URL that may be logged: its options may hold a password."""
     from sqlalchemy.engine import make_url  # noqa: PLC0415 - takes half a second to import
 
     url = make_url(database_url)
@@ -604,8 +572,8 @@ def _database_url(text: str, var_dir: Path) -> str:
     allowed = "a URL that begins with sqlite:/// or postgresql://"
     try:
         url = make_url(with_one_host(text))
-    except (ArgumentError, ValueError) as error:  # the latter of a port that is no number
-        # not the text: what cannot be parsed may hold a password
+    except (ArgumentError, ValueError) as error:  # ValueError: the port is not a number
+        # The text is not shown, because it may hold a password.
         raise SettingsError("DATABASE_URL", "(unreadable)", allowed) from error
     driver = _DRIVERS.get(url.drivername)
     if driver is None or (driver.startswith("sqlite") and url.database in {None, "", ":memory:"}):

@@ -78,7 +78,7 @@ async def poll(count: int) -> None:
         update = {
             "var_dir": Path(place),
             "database_url": f"sqlite+aiosqlite:///{place}/jobcache.db",
-            "renderer": "paced",
+            "renderer": "simulated",
         }
         settings = Settings(cache=CacheSettings(backend="memory")).model_copy(update=update)
         app = create_app(settings)

@@ -383,7 +383,7 @@ def main(arguments: Sequence[str]) -> int:
     _allow_files(options.held + _OTHER_FILES)
     try:
         with contextlib.ExitStack() as stack:
-            settings = {"JOBCACHE_BACKEND": options.backend, "JOBCACHE_RENDERER": "paced"}
+            settings = {"JOBCACHE_BACKEND": options.backend, "JOBCACHE_RENDERER": "simulated"}
             services = 1
             if options.backend != "memory":
                 services = 2

@@ -130,7 +130,7 @@ class CacheSettings:
     backend: str = _setting(
         "JOBCACHE_BACKEND",
         "memory",
-        "The backend: `null`, `memory`, `redis`, `tiered`, or one that a plug-in brings.",
+        "The backend: `null`, `memory`, `redis`, `tiered`, or the name of a plug-in.",
         read=_backend,
     )
     redis_url: str = _setting(
@@ -143,7 +143,7 @@ class CacheSettings:
     prefix: str = _setting(
         "JOBCACHE_PREFIX",
         "",
-        "Put before every key in a store that is shared with other programs.",
+        "A prefix of every key, for a store that is shared with other programs.",
         read=_prefix,
         topic="Redis",
     )
@@ -157,15 +157,14 @@ class CacheSettings:
     max_bytes: int = _setting(
         "JOBCACHE_MAX_BYTES",
         256 * 1024 * 1024,
-        "About the most memory that the entries of a process take.",
+        "The approximate limit of the memory that the entries of a process take.",
         unit="bytes",
         read=_positive,
     )
     load_timeout: float = _setting(
         "JOBCACHE_LOAD_TIMEOUT",
         30.0,
-        "How long a load may take; then it is cancelled, and its callers are told that the database"
-        " is unavailable.",
+        "How long a load may take before it is cancelled and reported as an unavailable database.",
         unit="seconds",
         read=_load_timeout,
     )

@@ -70,9 +70,9 @@ def run(
     """
     settings = {
         "JOBCACHE_BACKEND": backend,
-        "JOBCACHE_RENDERER": "paced",
-        "JOBCACHE_PACED_SECONDS": str(plan.seconds),
-        "JOBCACHE_PACED_UPDATES": str(plan.updates),
+        "JOBCACHE_RENDERER": "simulated",
+        "JOBCACHE_SIMULATED_SECONDS": str(plan.seconds),
+        "JOBCACHE_SIMULATED_UPDATES": str(plan.updates),
     }
     with ExitStack() as stack:
         if NEEDS_REDIS[backend]:

@@ -103,7 +103,7 @@ def test_code_that_is_tested_elsewhere_is() -> None:
 def test_the_polling_example_follows_a_job_to_its_end(tmp_path: Path) -> None:
     (program,) = blocks("docs/polling.md", "python")
     assert "http://127.0.0.1:8000" in program
-    simulated = {"JOBCACHE_RENDERER": "paced", "JOBCACHE_PACED_SECONDS": "1"}
+    simulated = {"JOBCACHE_RENDERER": "simulated", "JOBCACHE_SIMULATED_SECONDS": "1"}
     with serving(tmp_path, measured=False, **simulated) as service:
         result = subprocess.run(
             [

@@ -28,8 +28,8 @@ def run(name: str, *arguments: str) -> list[str]:
 
 
 def test_the_poller_follows_a_job_to_its_end(tmp_path: Path) -> None:
-    paced = {"JOBCACHE_RENDERER": "paced", "JOBCACHE_PACED_SECONDS": "1"}
-    with serving(tmp_path, measured=False, **paced) as service:
+    simulated = {"JOBCACHE_RENDERER": "simulated", "JOBCACHE_SIMULATED_SECONDS": "1"}
+    with serving(tmp_path, measured=False, **simulated) as service:
         with ThreadPoolExecutor() as both:
             begun = [
                 both.submit(run, "poller.py", "--url", service.url, *options, "A cat sits.")

@@ -52,7 +52,7 @@ async def updates(
         for name in BACKENDS:
             cache = CacheSettings(backend=name, redis_url=redis_url, prefix=f"update-{name}:")
             settings = Settings(cache=cache).model_copy(
-                update={"database_url": url, "var_dir": place, "renderer": "paced"}
+                update={"database_url": url, "var_dir": place, "renderer": "simulated"}
             )
             services = container.build(settings)
             await stack.enter_async_context(container.running(services))

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     sys.stderr.write(f"seed {plan.seed}\n")
     settings = {
         "JOBCACHE_BACKEND": options.backend,
-        "JOBCACHE_RENDERER": "paced",
+        "JOBCACHE_RENDERER": "simulated",
         "JOBCACHE_CLAIM_SECONDS": "2",
         "FRESHNESS_SECONDS": str(plan.freshness),
         "FRESHNESS_BREAK": options.broken or "",

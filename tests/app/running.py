@@ -129,9 +129,9 @@ def starting(folder: Path) -> Start:
     async def start(**environment: str) -> AsyncIterator[Service]:
         defaults = {
             "JOBCACHE_VAR_DIR": str(folder / "var"),
-            "JOBCACHE_RENDERER": "paced",
-            "JOBCACHE_PACED_SECONDS": "0.9",
-            "JOBCACHE_PACED_UPDATES": "3",
+            "JOBCACHE_RENDERER": "simulated",
+            "JOBCACHE_SIMULATED_SECONDS": "0.9",
+            "JOBCACHE_SIMULATED_UPDATES": "3",
         }
         with pytest.MonkeyPatch.context() as patch:
             for variable, value in (defaults | environment).items():

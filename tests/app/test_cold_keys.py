@@ -94,7 +94,7 @@ def processes(
             "JOBCACHE_BACKEND": "redis",
             "REDIS_URL": server.url,
             "DATABASE_URL": postgres.url(tmp_path.name),
-            "JOBCACHE_RENDERER": "paced",
+            "JOBCACHE_RENDERER": "simulated",
         }
         yield (
             [

@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 
 from app import __main__ as command
-from app import settings
+from app import environment, settings
 from app.__main__ import main
 from tests.app.process import clean_environment, serving
 from tests.app.running import Start
@@ -108,9 +108,62 @@ def test_a_misspelt_variable_is_one_warning_with_the_nearest_name(
     assert "s3cret" not in caplog.text
 
 
+@pytest.mark.parametrize("place", ["environment", "file", "both"])
+def test_an_old_name_works_with_one_warning(
+    directory: Path, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, (old, new) in enumerate(settings.RENAMED_VARIABLES.items(), 1):
+        with (directory / ".env").open("a") as file:
+            if place == "file":
+                file.write(f"{old}={number}\n")
+            elif place == "both":
+                file.write(f"{new}={10 * number}\n")
+        if place != "file":
+            os.environ[old] = str(number)
+    environment.prepare()
+    for number, (old, new) in enumerate(settings.RENAMED_VARIABLES.items(), 1):
+        assert old not in os.environ
+        assert os.environ[new] == str(number), "the environment takes precedence over .env"
+        said = [each for each in caplog.messages if each.startswith(f"{old} is now {new}")]
+        assert said == [f"{old} is now {new}; the old name still works"]
+    chosen = settings.load()
+    assert (chosen.header_timeout, chosen.max_held_requests) == (1, 2)
+    assert (chosen.simulated_seconds, chosen.simulated_updates) == (3, 4)
+
+
+def test_a_new_name_takes_precedence_over_the_old_one(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.environ |= {"JOBCACHE_PACED_SECONDS": "1", "JOBCACHE_SIMULATED_SECONDS": "2"}
+    environment.prepare()
+    assert settings.load().simulated_seconds == 2
+    (record,) = caplog.records
+    assert record.getMessage().startswith("JOBCACHE_PACED_SECONDS is now JOBCACHE_SIMULATED_SECON")
+    assert record.getMessage().endswith("the old one is ignored")
+
+
+@pytest.mark.parametrize("place", ["environment", "flag"])
+def test_an_old_value_works_with_a_warning(
+    directory: Path, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = {}
+    if place == "flag":
+        flags["JOBCACHE_RENDERER"] = "paced"
+    else:
+        os.environ["JOBCACHE_RENDERER"] = "paced"
+    environment.prepare(flags)
+    assert settings.load().renderer == "simulated"
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "JOBCACHE_RENDERER=paced is now simulated; the old value still works"
+    )
+
+
 def test_every_setting_and_the_key_of_a_client_are_known(directory: Path) -> None:
     known = {each.variable: "" for each in settings.listed()}
-    assert list(settings.unknown_variables(known | {"JOBCACHE_KEY": "x", "REDIS_HOST": ""})) == []
+    assert (
+        list(environment.unknown_variables(known | {"JOBCACHE_KEY": "x", "REDIS_HOST": ""})) == []
+    )
 
 
 @pytest.mark.parametrize("backend", ["redis", "tiered"])

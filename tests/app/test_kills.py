@@ -246,10 +246,10 @@ async def test_kills_lose_no_acknowledged_write_and_leave_no_job_stuck(
             "JOBCACHE_BACKEND": "redis",
             "REDIS_URL": server.url,
             "DATABASE_URL": postgres.url(tmp_path.name),
-            "JOBCACHE_RENDERER": "paced",
+            "JOBCACHE_RENDERER": "simulated",
             "JOBCACHE_CLAIM_SECONDS": "1.5",
-            "JOBCACHE_PACED_SECONDS": "0.6",
-            "JOBCACHE_PACED_UPDATES": "3",
+            "JOBCACHE_SIMULATED_SECONDS": "0.6",
+            "JOBCACHE_SIMULATED_UPDATES": "3",
         }
         async with targets(tmp_path, environment) as processes:
             for process in processes:

@@ -15,7 +15,11 @@ import pytest
 
 from tests.app.process import run, serving
 
-PACED = {"JOBCACHE_RENDERER": "paced", "JOBCACHE_PACED_SECONDS": "1", "JOBCACHE_PACED_UPDATES": "3"}
+SIMULATED = {
+    "JOBCACHE_RENDERER": "simulated",
+    "JOBCACHE_SIMULATED_SECONDS": "1",
+    "JOBCACHE_SIMULATED_UPDATES": "3",
+}
 
 
 def refused(directory: Path, *flags: str, anew: bool = False, **environment: str) -> str:
@@ -126,7 +130,7 @@ def test_what_a_dead_process_left_half_done_is_taken_up_again(
 
 
 def test_a_job_that_keeps_killing_its_process_is_failed(tmp_path: Path) -> None:
-    environment = PACED | {"JOBCACHE_PACED_SECONDS": "600"}
+    environment = SIMULATED | {"JOBCACHE_SIMULATED_SECONDS": "600"}
     with serving(tmp_path, **environment) as service:
         job_id = service.rendering()
         service.stop(signal.SIGKILL)
@@ -153,7 +157,7 @@ def attempts(directory: Path) -> int:
 
 
 def test_two_processes_share_the_work_and_the_truth(tmp_path: Path, redis_url: str) -> None:
-    environment = PACED | {
+    environment = SIMULATED | {
         "JOBCACHE_BACKEND": "redis",
         "REDIS_URL": redis_url,
         "JOBCACHE_PREFIX": f"{tmp_path.name}:",
@@ -181,7 +185,7 @@ def test_two_processes_share_the_work_and_the_truth(tmp_path: Path, redis_url: s
 
 
 def test_several_workers_serve_one_port(tmp_path: Path, redis_url: str) -> None:
-    environment = PACED | {
+    environment = SIMULATED | {
         "JOBCACHE_WORKERS": "2",
         "JOBCACHE_BACKEND": "redis",
         "REDIS_URL": redis_url,
@@ -200,7 +204,9 @@ def test_dev_starts_the_servers_that_are_missing_and_ends_them(tmp_path: Path) -
     # PostgreSQL does not run as root, nor in a directory that only root may enter.
     with tempfile.TemporaryDirectory() as var:
         Path(var).chmod(0o755)
-        with serving(tmp_path, *arguments, JOBCACHE_VAR_DIR=var, TMPDIR=var, **PACED) as service:
+        with serving(
+            tmp_path, *arguments, JOBCACHE_VAR_DIR=var, TMPDIR=var, **SIMULATED
+        ) as service:
             job_id = service.rendering()
             service.until(job_id, "completed")
             log = service.log.read_text()

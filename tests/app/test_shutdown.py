@@ -54,7 +54,7 @@ async def test_a_deploy_does_not_hang_on_held_requests(tmp_path: Path, workers: 
     waits, streams = (200, 50) if workers == 1 else (40, 10)
     backend = "memory" if workers == 1 else "null"
     environment = {"JOBCACHE_WORKERS": str(workers), "JOBCACHE_BACKEND": backend}
-    with serving(tmp_path, **environment, JOBCACHE_RENDERER="paced") as process:
+    with serving(tmp_path, **environment, JOBCACHE_RENDERER="simulated") as process:
         job_id = await asyncio.to_thread(external, process)
         version = process.http.get(f"/api/v2/jobs/{job_id}").json()["version"]
         async with connected([process.port] * (waits + streams)) as connections:

@@ -28,9 +28,9 @@ def application(
             **backend_environment,
             "DATABASE_URL": database_url,
             "JOBCACHE_VAR_DIR": str(tmp_path / "var"),
-            "JOBCACHE_RENDERER": "paced",
-            "JOBCACHE_PACED_SECONDS": "0.1",
-            "JOBCACHE_PACED_UPDATES": "1",
+            "JOBCACHE_RENDERER": "simulated",
+            "JOBCACHE_SIMULATED_SECONDS": "0.1",
+            "JOBCACHE_SIMULATED_UPDATES": "1",
         }
         with monkeypatch.context() as patch:
             for variable, value in environment.items():
@@ -89,7 +89,7 @@ async def test_a_start_that_fails_can_be_tried_again(tmp_path: Path) -> None:
     chosen = settings.Settings(
         JOBCACHE_VAR_DIR=tmp_path / "var",
         DATABASE_URL=f"sqlite+aiosqlite:///{place / 'jobs.db'}",
-        JOBCACHE_RENDERER="paced",
+        JOBCACHE_RENDERER="simulated",
     )
     app = create_app(chosen)
     with pytest.raises(Exception, match="unable to open"):
@@ -104,7 +104,7 @@ def test_forked_from_one_application_each_process_has_a_name_of_its_own(tmp_path
     chosen = settings.Settings(
         JOBCACHE_VAR_DIR=tmp_path / "var",
         DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path / 'jobs.db'}",
-        JOBCACHE_RENDERER="paced",
+        JOBCACHE_RENDERER="simulated",
         cache={"backend": "null"},
     )
     app = create_app(chosen)

@@ -16,9 +16,9 @@ from tests.app.http.test_exchange import connected, rest, statuses, without_http
 from tests.app.process import Process, serving
 
 SHORT = {
-    "JOBCACHE_RENDERER": "paced",
-    "JOBCACHE_PACED_SECONDS": "600",
-    "JOBCACHE_HEAD_TIMEOUT": "0.6",
+    "JOBCACHE_RENDERER": "simulated",
+    "JOBCACHE_SIMULATED_SECONDS": "600",
+    "JOBCACHE_HEADER_TIMEOUT": "0.6",
     "JOBCACHE_BODY_TIMEOUT": "0.6",
     "JOBCACHE_SEND_TIMEOUT": "0.6",
     "JOBCACHE_DISCARD_TIMEOUT": "0.6",
@@ -189,7 +189,7 @@ def test_few_descriptors_leave_some_free(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard not in (-1, soft) and hard < 4096:
         pytest.skip("the limit is low already")
-    environment = {"JOBCACHE_RENDERER": "paced"}
+    environment = {"JOBCACHE_RENDERER": "simulated"}
     script = "import resource,sys; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))"
     (tmp_path / "sitecustomize.py").write_text(script)
     environment["PYTHONPATH"] = f"{tmp_path}:{Path(__file__).parents[2]}"

@@ -197,8 +197,8 @@ def test_two_processes_share_the_pooler(
     environment = {
         "DATABASE_URL": pooled_url,
         "JOBCACHE_BACKEND": "null",
-        "JOBCACHE_RENDERER": "paced",
-        "JOBCACHE_PACED_SECONDS": "0.2",
+        "JOBCACHE_RENDERER": "simulated",
+        "JOBCACHE_SIMULATED_SECONDS": "0.2",
     }
     with (
         serving(directory, **environment) as one,

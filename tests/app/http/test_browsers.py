@@ -345,7 +345,7 @@ async def test_every_answer_forbids_guessing_its_type(
 
 
 def test_malformed_requests_do_not_fill_the_log(tmp_path: Path) -> None:
-    with serving(tmp_path, JOBCACHE_RENDERER="paced") as service:
+    with serving(tmp_path, JOBCACHE_RENDERER="simulated") as service:
         for _ in range(200):
             with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
                 connection.sendall(b"\x16\x03\x01 nonsense\r\n\r\n")

@@ -25,8 +25,8 @@ from tests.app.keyed import write_keys
 from tests.app.process import Process, serving
 
 LIMITS = {
-    "JOBCACHE_RENDERER": "paced",
-    "JOBCACHE_PACED_SECONDS": "600",
+    "JOBCACHE_RENDERER": "simulated",
+    "JOBCACHE_SIMULATED_SECONDS": "600",
     "JOBCACHE_DISCARD_BYTES": str(12 * 1024 * 1024),
 }
 END = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"

@@ -158,7 +158,7 @@ def test_each_forwarded_address_has_its_own_count_on_every_path(
 ) -> None:
     environment = {
         "JOBCACHE_RATE_LIMIT": "3/hour",
-        "JOBCACHE_RENDERER": "paced",
+        "JOBCACHE_RENDERER": "simulated",
         "JOBCACHE_BACKEND": backend,
     }
     if backend == "redis":
@@ -192,7 +192,7 @@ def test_a_forwarded_address_never_names_a_key(tmp_path: Path) -> None:
     tokens = write_keys(file)
     key_id = tokens["stranger"].split("_")[1]
     environment = {"JOBCACHE_API_KEYS": str(file), "JOBCACHE_RATE_LIMIT": "2/hour"}
-    with serving(tmp_path, JOBCACHE_RENDERER="paced", **environment) as service:
+    with serving(tmp_path, JOBCACHE_RENDERER="simulated", **environment) as service:
         for spelling in (key_id, f"key:{key_id}", f"address:{key_id}"):
             for path in ("/api/v2/jobs", "/api/v2/jobs/1"):
                 service.http.get(path, headers={"X-Forwarded-For": spelling})
@@ -201,7 +201,7 @@ def test_a_forwarded_address_never_names_a_key(tmp_path: Path) -> None:
 
 
 def test_garbage_gives_no_new_count(tmp_path: Path) -> None:
-    with serving(tmp_path, JOBCACHE_RENDERER="paced", JOBCACHE_RATE_LIMIT="5/hour") as service:
+    with serving(tmp_path, JOBCACHE_RENDERER="simulated", JOBCACHE_RATE_LIMIT="5/hour") as service:
         statuses = [
             service.http.get(path, headers={"X-Forwarded-For": f"junk{number}"}).status_code
             for number in range(5)

@@ -140,7 +140,7 @@ def test_a_unix_socket_serves_and_is_removed(tmp_path: Path, workers: str) -> No
     log = tmp_path / "log"
     arguments = ("serve", "--uds", str(path), "--backend", "null", *several(workers))
     everywhere = ("--host", "0.0.0.0")  # noqa: S104
-    child = start(tmp_path, log, *arguments, *everywhere, JOBCACHE_RENDERER="paced")
+    child = start(tmp_path, log, *arguments, *everywhere, JOBCACHE_RENDERER="simulated")
     try:
         until_listening(child, log)
         transport = httpx.HTTPTransport(uds=str(path))

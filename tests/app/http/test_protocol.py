@@ -17,7 +17,7 @@ FILM = b"0123456789" * 10
 
 @pytest.fixture
 async def service(start: Start) -> AsyncIterator[Service]:
-    async with start(JOBCACHE_PACED_SECONDS="600") as running:
+    async with start(JOBCACHE_SIMULATED_SECONDS="600") as running:
         yield running
 
 

@@ -100,7 +100,7 @@ async def test_location_page_and_document(start: Start, way: str) -> None:
 
 
 async def test_the_video_of_a_finished_job(start: Start) -> None:
-    async with start(JOBCACHE_PACED_SECONDS="0.1") as service:
+    async with start(JOBCACHE_SIMULATED_SECONDS="0.1") as service:
         job = await service.create()
         await service.until(job["id"], "storyboard_ready")
         await service.post(f"{job['id']}/approve")
@@ -195,7 +195,7 @@ async def test_the_short_way_knows_the_configured_path(wire: Wire) -> None:
 
 def test_a_process_under_a_path(tmp_path: Path) -> None:
     arguments = ("serve", "--root-path", "/video")
-    with serving(tmp_path, *arguments, JOBCACHE_RENDERER="paced") as service:
+    with serving(tmp_path, *arguments, JOBCACHE_RENDERER="simulated") as service:
         job_id = service.rendering(renderer="external")
         for path in (f"/api/v2/jobs/{job_id}", f"/video/api/v2/jobs/{job_id}"):
             for _ in range(4):
@@ -204,7 +204,7 @@ def test_a_process_under_a_path(tmp_path: Path) -> None:
 
 
 def test_under_uvicorn_a_trusted_proxy_is_believed(tmp_path: Path) -> None:
-    with under_uvicorn(tmp_path, JOBCACHE_RENDERER="paced") as service:
+    with under_uvicorn(tmp_path, JOBCACHE_RENDERER="simulated") as service:
         job_id = service.rendering(renderer="external")
         for more in ({}, {"X-Forwarded-For": "203.0.113.9"}):
             answer = service.http.get(f"/api/v2/jobs/{job_id}", headers=forwarded("/video") | more)

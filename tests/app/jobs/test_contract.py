@@ -134,9 +134,9 @@ def test_schemathesis_finds_no_answer_outside_the_contract(
     environment = {
         "JOBCACHE_BACKEND": "memory",
         "DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path / 'jobs.db'}",
-        "JOBCACHE_RENDERER": "paced",
-        "JOBCACHE_PACED_SECONDS": "0.2",
-        "JOBCACHE_PACED_UPDATES": "2",
+        "JOBCACHE_RENDERER": "simulated",
+        "JOBCACHE_SIMULATED_SECONDS": "0.2",
+        "JOBCACHE_SIMULATED_UPDATES": "2",
         "JOBCACHE_STREAM_SECONDS": "0.1",  # or nobody would see the end of one
     }
     if kind == "redis on PostgreSQL":

@@ -179,7 +179,7 @@ async def test_strangers_are_told_nothing_and_are_not_held(start: Start, tmp_pat
 
 
 async def test_beyond_the_limit_polls_are_answered_at_once(start: Start, tmp_path: Path) -> None:
-    async with start(JOBCACHE_HELD="2") as service, asyncio.timeout(60):
+    async with start(JOBCACHE_MAX_HELD_REQUESTS="2") as service, asyncio.timeout(60):
         job = await service.rendering()
         tag = f'"{job["version"]}-0"'
         waiting = [asyncio.create_task(poll(service, job["id"], tag, "wait=55")) for _ in range(2)]
@@ -195,7 +195,7 @@ async def test_beyond_the_limit_polls_are_answered_at_once(start: Start, tmp_pat
 
 
 async def test_one_caller_is_given_half_of_the_places(start: Start, tmp_path: Path) -> None:
-    async with keyed(start, tmp_path / "keys", JOBCACHE_HELD="2") as access:
+    async with keyed(start, tmp_path / "keys", JOBCACHE_MAX_HELD_REQUESTS="2") as access:
         held = access.service.services.held
         with held.slot("waits", "acme") as first, held.slot("streams", "acme") as second:
             assert (first, second) == (True, False)

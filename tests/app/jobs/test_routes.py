@@ -32,7 +32,7 @@ async def shared(
     """A service of each backend and database, in which tests find each other's jobs."""
     folder = tmp_path_factory.mktemp("http")
     url = await empty_database(request, database, folder)
-    environment = choosing(request, request.param) | {"JOBCACHE_PACED_SECONDS": "0.3"}
+    environment = choosing(request, request.param) | {"JOBCACHE_SIMULATED_SECONDS": "0.3"}
     async with starting(folder)(DATABASE_URL=url, **environment) as running:
         yield running
 

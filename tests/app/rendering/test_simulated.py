@@ -1,4 +1,4 @@
-"""The paced renderer keeps its schedule."""
+"""The simulated renderer keeps its schedule."""
 
 from __future__ import annotations
 
