@@ -25,8 +25,9 @@ from app.http.limits import HEAD_BYTES
 from app.http.listening import BACKLOG, CannotListen, listening
 from app.http.serving import protocol
 from app.ops.greeting import greeting
-from jobcache import NamespaceConflict, SettingsError, make_backend
-from jobcache.backends.registry import REMOTE, check_namespace
+from jobcache import SettingsError
+from jobcache.backends.registry import REMOTE, check_namespace, make_backend
+from jobcache.errors import NamespaceConflict
 from jobcache.settings import backend_names
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from app.jobs.service import JobService
 from app.jobs.storage import JobStore
 from app.rendering.simulated import SimulatedRenderer
 from app.rendering.video import VideoRenderer
-from jobcache import JobCache, make_backend
+from jobcache import JobCache
 from jobcache.backends.memory import MemoryBackend
+from jobcache.backends.registry import make_backend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

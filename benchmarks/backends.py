@@ -6,7 +6,8 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from jobcache import CacheSettings, make_backend
+from jobcache import CacheSettings
+from jobcache.backends.registry import make_backend
 from jobcache.protocol.backend import (
     SupportsChangeFeed,
     SupportsHealth,
@@ -17,7 +18,7 @@ from jobcache.protocol.backend import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from jobcache import CacheBackend
+    from jobcache.protocol.backend import CacheBackend
 
 NEEDS_REDIS = {
     "null": False,

@@ -69,10 +69,11 @@ async def hit(count: int) -> None:
 
 async def poll(count: int) -> None:
     """Poll hits of the ASGI application, called as a server calls it."""
+    from app.jobs.cache_keys import progress_key  # noqa: PLC0415
     from app.main import create_app  # noqa: PLC0415
     from app.settings import Settings  # noqa: PLC0415
     from benchmarks.document import DOCUMENT  # noqa: PLC0415
-    from jobcache import CacheOutcome, CacheSettings, progress_key  # noqa: PLC0415
+    from jobcache import CacheOutcome, CacheSettings  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory(prefix="jobcache-") as place:
         update = {

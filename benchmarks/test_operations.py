@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from app.jobs.cache_keys import progress_key
 from benchmarks.backends import NEEDS_REDIS, ready_backend
 from benchmarks.document import DOCUMENT
-from jobcache import CacheOutcome, JobCache, LeaseResult, Lifetimes, PublishResult, progress_key
+from jobcache import CacheOutcome, JobCache, Lifetimes
+from jobcache.protocol.backend import LeaseResult, PublishResult
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine, Iterator
 
     from benchmarks.conftest import Benchmark
-    from jobcache import CacheBackend, Document
+    from jobcache import Document
+    from jobcache.protocol.backend import CacheBackend
 
     Measure = Callable[[str, Callable[[], Coroutine[object, object, None]]], None]
 

@@ -14,7 +14,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from jobcache import CacheSettings, Document, JobCache, Lifetimes, SourceUnavailable, make_backend
+from jobcache import CacheSettings, Document, JobCache, Lifetimes, SourceUnavailable
+from jobcache.backends.registry import make_backend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -94,11 +95,10 @@ async def poll(exports: Exports, *, tell: bool) -> None:
     """Somebody who waits for the export, and asks every 20 ms how far it is."""
     version, status = 0, ""
     while status != "done":
-        answer = await exports.poll(version)
-        entry = answer.entry
-        if tell and entry.version > version:
-            print(f"{answer.outcome.value}: {entry.body.decode()}")
-        version, status = entry.version, entry.status
+        result = await exports.poll(version)
+        if tell and result.version > version:
+            print(f"{result.outcome.value}: {result.body.decode()}")
+        version, status = result.version, result.entry.status
         await asyncio.sleep(0.02)
 
 

@@ -20,7 +20,8 @@ from fastapi import FastAPI, Response
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
-from jobcache import CacheSettings, Document, JobCache, make_backend, with_session
+from jobcache import CacheSettings, Document, JobCache, with_session
+from jobcache.backends.registry import make_backend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -52,11 +53,11 @@ def make_app(engine: AsyncEngine, cache: JobCache) -> FastAPI:
 
     @app.get("/jobs/{job_id}")
     async def poll(job_id: int) -> Response:
-        answer = await cache.read(f"job:{job_id}", partial(load, job_id))
-        if answer.entry.gone:
+        result = await cache.read(f"job:{job_id}", partial(load, job_id))
+        if result.missing:
             return Response(status_code=404)
-        headers = {"X-Cache": answer.outcome.value}
-        return Response(answer.entry.body, media_type="application/json", headers=headers)
+        headers = {"X-Cache": result.outcome.value}
+        return Response(result.body, media_type="application/json", headers=headers)
 
     return app
 

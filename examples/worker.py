@@ -90,10 +90,10 @@ def follow(jobs: Jobs, job_id: int) -> int:
     """Print the job whenever it changes, to its end. Returns its last version."""
     version, status = 0, ""
     while status != "done":
-        answer = jobs.newer(job_id, version)
-        if answer is not None:
-            version, status = answer.entry.version, answer.entry.status
-            print(f"{answer.entry.body.decode()} {answer.outcome.value}", flush=True)
+        result = jobs.newer(job_id, version)
+        if result is not None:
+            version, status = result.version, result.entry.status
+            print(f"{result.body.decode()} {result.outcome.value}", flush=True)
     return version
 
 

@@ -1,81 +1,47 @@
 """A coherent, pluggable cache for polled job status.
 
-    cache = JobCache(make_backend(CacheSettings(backend="memory")))
-    answer = await cache.read(progress_key(7), load)
+    async with JobCache.from_url("memory://") as cache:
+        result = await cache.read("job:7", load)
+        print(result.json())
 
-See `JobCache` for reading and writing, `protocol` for the contract of a backend.
+`JobCache` reads and writes; `jobcache.sync.JobCache` does the same for threads. All other names
+are in submodules: `jobcache.errors`, `jobcache.protocol` (what a backend is), `jobcache.backends`,
+`jobcache.throttle`, `jobcache.client`, `jobcache.testing`.
 """
 
 from jobcache._engine.writing import Write
-from jobcache.backends.registry import make_backend
 from jobcache.cache import JobCache
 from jobcache.errors import (
-    CacheClosed,
-    CacheError,
     CacheUnavailable,
+    DocumentMissing,
     InvalidDocument,
-    InvalidKey,
     JobCacheError,
-    LoadTimeout,
-    NamespaceConflict,
-    RecursiveLoad,
     SettingsError,
     SourceUnavailable,
-    UnreadableCell,
-    WriteMisuse,
-    WrongLoop,
 )
-from jobcache.keys import jobs_key, progress_key, storyboard_key
 from jobcache.lifetimes import Lifetimes
 from jobcache.loaders import with_session
-from jobcache.models import CacheOutcome, ReadResult, ReadResults
-from jobcache.observability.statistics import Statistics
-from jobcache.protocol.backend import (
-    CacheBackend,
-    Document,
-    Entry,
-    Health,
-    LeaseResult,
-    PublishResult,
-)
-from jobcache.protocol.codec import identity_body
+from jobcache.models import CacheOutcome, ReadResult
+from jobcache.protocol.backend import Document, Entry
 from jobcache.settings import CacheSettings
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "CacheBackend",
-    "CacheClosed",
-    "CacheError",
     "CacheOutcome",
     "CacheSettings",
     "CacheUnavailable",
     "Document",
+    "DocumentMissing",
     "Entry",
-    "Health",
     "InvalidDocument",
-    "InvalidKey",
     "JobCache",
     "JobCacheError",
-    "LeaseResult",
     "Lifetimes",
-    "LoadTimeout",
-    "NamespaceConflict",
-    "PublishResult",
     "ReadResult",
-    "ReadResults",
-    "RecursiveLoad",
     "SettingsError",
     "SourceUnavailable",
-    "Statistics",
-    "UnreadableCell",
     "Write",
-    "WriteMisuse",
-    "WrongLoop",
-    "identity_body",
-    "jobs_key",
-    "make_backend",
-    "progress_key",
-    "storyboard_key",
+    "__version__",
     "with_session",
 ]

@@ -71,6 +71,10 @@ class RecursiveLoad(JobCacheError, RuntimeError):  # noqa: N818 - names the mist
         )
 
 
+class DocumentMissing(JobCacheError, LookupError):  # noqa: N818 - reads as the state it reports
+    """The body of a result was asked for, but the source has no such document."""
+
+
 class InvalidDocument(JobCacheError, ValueError):  # noqa: N818 - names the thing found
     """A document, or the value a loader returned in place of one, cannot be cached."""
 

@@ -78,7 +78,7 @@ class Lifetimes:
             owner=document.owner,
             status=document.status,
             poll_after=document.poll_after,
-            body=body,
+            encoded_body=body,
             encoding=encoding,
             stored_at_ms=now_ms,
             fresh_ms=round(fresh * 1000),

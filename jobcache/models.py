@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jobcache.errors import DocumentMissing
+from jobcache.protocol.codec import identity_body
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -31,10 +35,12 @@ class CacheOutcome(Enum):
 
 
 class ReadResult(NamedTuple):
-    """What a read returns. A tuple, for one is made for every poll.
+    """The result of a read.
+
+    A tuple, because one is made for every poll.
 
     Attributes:
-        entry: the entry; `entry.gone` where the source knows no such document.
+        entry: the entry as it is stored: the version, the owner, the body in its encoding.
         outcome: where it came from.
         coalesced: True if a load that served it was asked for by another caller.
         tier: the backend, or the tier of it, that answered, or would have.
@@ -46,6 +52,42 @@ class ReadResult(NamedTuple):
     coalesced: bool
     tier: str
     age_ms: int
+
+    @property
+    def missing(self) -> bool:
+        """True if the source has no such document: the loader returned None."""
+        return self.entry.version == 0
+
+    @property
+    def version(self) -> int:
+        """The version of the document; 0 if it is missing."""
+        return self.entry.version
+
+    @property
+    def body(self) -> bytes:
+        """The body of the document, as it was loaded or published.
+
+        A body that is stored as gzip is decompressed at each access.
+
+        Raises:
+            DocumentMissing: the source has no such document.
+            UnreadableCell: the stored body is damaged.
+        """
+        if self.entry.version == 0:
+            raise DocumentMissing(
+                "the source has no such document: look at `missing` before the body"
+            )
+        return identity_body(self.entry)
+
+    def json(self) -> Any:  # noqa: ANN401 - whatever the JSON says
+        """Return the value of a body that is JSON.
+
+        Raises:
+            DocumentMissing: the source has no such document.
+            UnreadableCell: the stored body is damaged.
+            ValueError: the body is not JSON.
+        """
+        return json.loads(self.body)
 
 
 class ReadResults(dict[str, ReadResult]):

@@ -155,7 +155,8 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
 @pytest.mark.parametrize("backend", ["redis", "tiered"])
 def test_a_missing_extra_is_named(user: Path, backend: str) -> None:
     program = f"""
-from jobcache import CacheSettings, SettingsError, make_backend
+from jobcache import CacheSettings, SettingsError
+from jobcache.backends.registry import make_backend
 try:
     make_backend(CacheSettings(backend="{backend}"))
 except SettingsError as error:

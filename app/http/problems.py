@@ -13,7 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from app.http.request_body import MOST_ERRORS
-from jobcache import CacheError, SourceUnavailable
+from jobcache import SourceUnavailable
+from jobcache.errors import CacheError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

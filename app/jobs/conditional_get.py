@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from app.http.reply import Reply
 from app.jobs.documents import with_prefix
-from jobcache import CacheOutcome, identity_body
+from jobcache import CacheOutcome
 from jobcache.protocol.backend import VERSION_LIMIT
+from jobcache.protocol.codec import identity_body
 
 if TYPE_CHECKING:
     from jobcache import Entry, ReadResult
@@ -180,7 +181,7 @@ class Representation:
         headers.append((b"content-type", b"application/json"))
         if self.gzip:
             headers.append((b"content-encoding", b"gzip"))
-            body = entry.body
+            body = entry.encoded_body
         else:
             body = with_prefix(identity_body(entry), self.root_path)
         headers.append((b"content-length", b"%d" % len(body)))

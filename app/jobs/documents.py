@@ -7,9 +7,10 @@ import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from app.jobs.cache_keys import jobs_key
 from app.jobs.schemas import JobBody, ProgressBody
 from app.jobs.states import TERMINAL, Status
-from jobcache import Document, Lifetimes, jobs_key
+from jobcache import Document, Lifetimes
 
 if TYPE_CHECKING:
     from app.jobs.storage import Job, JobList, StoredStoryboard

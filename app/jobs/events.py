@@ -22,7 +22,7 @@ from app.http.problems import problem
 from app.jobs.documents import with_prefix
 from app.jobs.held_requests import ClientGone, Place, Revoked, cancel_on_disconnect
 from app.jobs.states import TERMINAL
-from jobcache import SourceUnavailable, identity_body
+from jobcache import SourceUnavailable
 from jobcache.protocol.backend import VERSION_LIMIT
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def is_terminal(answer: ReadResult) -> bool:
 
 def event(answer: ReadResult, root_path: str = "") -> bytes:
     """One event: `data` is the body of a poll, which JSON keeps on one line."""
-    body = with_prefix(identity_body(answer.entry), root_path)
+    body = with_prefix(answer.body, root_path)
     return b"id: %d\nevent: status\ndata: %b\n\n" % (answer.entry.version, body)
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from app.http.problems import problem, unavailable
 from app.jobs.service import IllegalMove, JobNotFound, RepeatMismatch, TooManyJobs
-from jobcache import CacheError, SourceUnavailable
+from jobcache import SourceUnavailable
+from jobcache.errors import CacheError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request

@@ -6,7 +6,6 @@ beside each entry, on a hit as on a miss, and by the condition of the statement 
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -14,17 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from app.auth.callers import TRUSTED
 from app.jobs import states
+from app.jobs.cache_keys import jobs_key, progress_key, storyboard_key
 from app.jobs.documents import job_document, list_document, storyboard_document
 from app.jobs.storage import StoredStoryboard, progress_values
-from jobcache import (
-    Document,
-    JobCache,
-    ReadResult,
-    identity_body,
-    jobs_key,
-    progress_key,
-    storyboard_key,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +25,7 @@ if TYPE_CHECKING:
     from app.jobs.states import Status, Transition
     from app.jobs.storage import Job, JobStore, NewJob
     from app.rendering.storyboard import Storyboard
+    from jobcache import Document, JobCache, ReadResult
 
 LISTED = 1000
 """How many of a client's newest job ids the cache holds; older pages come from the database."""
@@ -170,7 +162,9 @@ class JobService:
         Raises:
             JobNotFound: nothing.
         """
-        if answer.entry.gone or not caller.can_view(answer.entry.owner):
+        entry = answer.entry
+        # Not `answer.missing`: this is on the path of every poll, and a property is a call.
+        if entry.version == 0 or not caller.can_view(entry.owner):
             raise JobNotFound(job_id)
         return answer
 
@@ -184,9 +178,9 @@ class JobService:
 
         answers = await self._cache.read_many(ids, load)
         return {
-            ids[key]: identity_body(answer.entry)
+            ids[key]: answer.body
             for key, answer in answers.items()
-            if not answer.entry.gone and caller.can_view(answer.entry.owner)
+            if not answer.missing and caller.can_view(answer.entry.owner)
         }
 
     async def storyboard(self, job_id: int, caller: Caller, *, min_version: int = 0) -> ReadResult:
@@ -202,7 +196,7 @@ class JobService:
             return None if stored is None else storyboard_document(stored)
 
         answer = await self._cache.read(storyboard_key(job_id), load, min_version=min_version)
-        if answer.entry.gone:
+        if answer.missing:
             status = (await self.poll(job_id, caller)).entry.status
             raise IllegalMove(f"Job {job_id} has no storyboard yet: it is {status}.")
         if not caller.can_view(answer.entry.owner):
@@ -243,9 +237,9 @@ class JobService:
             return list_document(client_id, await self._store.load_list(client_id, LISTED))
 
         answer = await self._cache.read(jobs_key(client_id), load)
-        if answer.entry.gone:
+        if answer.missing:
             return {"ids": [], "complete": True}
-        listed: dict[str, Any] = json.loads(identity_body(answer.entry))
+        listed: dict[str, Any] = answer.json()
         return listed
 
     # --- changing ---

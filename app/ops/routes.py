@@ -14,9 +14,9 @@ from app.http.openapi import problems, without_null
 from app.http.problems import problem
 from app.http.request_body import RequestBody
 from app.http.routing import name_of
+from app.jobs.cache_keys import jobs_key, progress_key, storyboard_key
 from app.jobs.schemas import ClientId, JobId
 from app.ops.readiness import Readiness
-from jobcache import jobs_key, progress_key, storyboard_key
 
 if TYPE_CHECKING:
     from app.auth.key_file import KeyFile

@@ -10,13 +10,15 @@ from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 
+from app.jobs.cache_keys import progress_key
 from benchmarks.backends import ready_backend
 from benchmarks.document import DOCUMENT
 from benchmarks.interleaving import Subject, take_turns
 from benchmarks.peers.table import absent
 from benchmarks.results import Missing, Section
 from benchmarks.suites.lookups import BODY
-from jobcache import Document, JobCache, LeaseResult, Lifetimes, PublishResult, progress_key
+from jobcache import Document, JobCache, Lifetimes
+from jobcache.protocol.backend import LeaseResult, PublishResult
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

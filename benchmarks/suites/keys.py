@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from app.http.garbage_collection import tune_garbage_collection
+from app.jobs.cache_keys import progress_key
 from benchmarks.interleaving import Subject, cost, take_turns
 from benchmarks.process_cpu import resident
 from benchmarks.results import Section
 from benchmarks.suites.lookups import BODY
-from jobcache import CacheOutcome, Document, JobCache, Lifetimes, progress_key
+from jobcache import CacheOutcome, Document, JobCache, Lifetimes
 from jobcache.backends.memory import MemoryBackend
 
 if TYPE_CHECKING:

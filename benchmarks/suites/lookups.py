@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from cachetools import LRUCache, TTLCache
 
+from app.jobs.cache_keys import progress_key
 from benchmarks.backends import ready_backend
 from benchmarks.document import DOCUMENT
 from benchmarks.interleaving import Subject, cost, take_turns
 from benchmarks.peers.table import absent
 from benchmarks.results import Section
-from jobcache import CacheOutcome, JobCache, Lifetimes, progress_key
+from jobcache import CacheOutcome, JobCache, Lifetimes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

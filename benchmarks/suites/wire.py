@@ -19,12 +19,13 @@ from uvicorn.server import ServerState
 
 from app.http.fast_path_protocol import FastPathProtocol
 from app.http.lifespan_state import FAST_PATH
+from app.jobs.cache_keys import progress_key
 from app.main import create_app
 from app.settings import Settings
 from benchmarks.document import DOCUMENT
 from benchmarks.interleaving import Subject, cost, take_turns
 from benchmarks.results import Section
-from jobcache import CacheSettings, progress_key
+from jobcache import CacheSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

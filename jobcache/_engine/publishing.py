@@ -77,4 +77,4 @@ class Publisher:
 
 def version_only(entry: Entry) -> Entry:
     """The same version, not to be stored: only what is older than it is removed."""
-    return replace(entry, body=b"", encoding="identity", keep_ms=0)
+    return replace(entry, encoded_body=b"", encoding="identity", keep_ms=0)

@@ -305,7 +305,7 @@ class MemoryBackend:
         if self._set_aside:
             self._free_some()
         slots = self._slots
-        body = len(cell.body) if isinstance(cell, Entry) else 0
+        body = len(cell.encoded_body) if isinstance(cell, Entry) else 0
         needed = _SLOT_BYTES + len(key) + body
         if key in slots:
             self._remove(key)

@@ -140,8 +140,8 @@ class Entry:
         owner: see `Document`.
         status: see `Document`.
         poll_after: see `Document`.
-        body: the answer's bytes, in `encoding`.
-        encoding: "gzip" where the body was large enough to be worth it.
+        encoded_body: the body, in `encoding`; `ReadResult.body` is the body without it.
+        encoding: "gzip" where the body was large enough to be worth it, else "identity".
         stored_at_ms: wall-clock time of the load or commit, in milliseconds since the epoch. It
             only feeds ages shown to people and `fresh_ms`; no decision about order rests on it.
         fresh_ms: for how long after that it is served without asking the source.
@@ -152,7 +152,7 @@ class Entry:
     owner: str
     status: str
     poll_after: int | None
-    body: bytes
+    encoded_body: bytes
     encoding: Encoding
     stored_at_ms: int
     fresh_ms: int

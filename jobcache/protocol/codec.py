@@ -69,11 +69,11 @@ def identity_body(entry: Entry) -> bytes:
         UnreadableCell: the body is not what its encoding says.
     """
     if entry.encoding == "identity":
-        return entry.body
+        return entry.encoded_body
     unpacker = zlib.decompressobj(_GZIP)
     try:
         # One byte more: with its last byte a body that just fits would not come to its end.
-        body = unpacker.decompress(entry.body, _MAX_IDENTITY_BYTES + 1)
+        body = unpacker.decompress(entry.encoded_body, _MAX_IDENTITY_BYTES + 1)
     except zlib.error as error:
         raise UnreadableCell(f"an entry's gzip body cannot be read: {error}") from error
     if not unpacker.eof or not fits(body) or unpacker.unused_data:
@@ -86,9 +86,9 @@ def encode_entry(entry: Entry, incarnation_id: str) -> bytes:
     poll_after = "-" if entry.poll_after is None else entry.poll_after
     header = (
         f"E1|{incarnation_id}|{entry.version}|{entry.stored_at_ms}|{entry.fresh_ms}|{entry.keep_ms}"
-        f"|{entry.encoding}|{zlib.crc32(entry.body):08x}|{poll_after}|{quote(entry.status)}|{quote(entry.owner)}\n"
+        f"|{entry.encoding}|{zlib.crc32(entry.encoded_body):08x}|{poll_after}|{quote(entry.status)}|{quote(entry.owner)}\n"
     )
-    return header.encode("ascii") + entry.body
+    return header.encode("ascii") + entry.encoded_body
 
 
 def decode(cell: bytes, incarnation_id: str) -> Entry | Lease | Fence | None:
@@ -160,7 +160,7 @@ class Decoder:
                 self._last.clear()
             self._last[name] = cell, incarnation_id, found
             return found
-        header = cell[: len(cell) - len(found.body)]
+        header = cell[: len(cell) - len(found.encoded_body)]
         if self._read.get(name) != header:
             self._read_body(name, found)
             if len(self._read) >= _KNOWN:

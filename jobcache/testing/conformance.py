@@ -306,7 +306,7 @@ async def keys_are_independent(subject: Subject) -> None:
 
 async def a_large_body_is_kept_whole(subject: Subject) -> None:
     """A megabyte, with every byte value."""
-    entry = replace(entry_of(1), body=bytes(range(256)) * 4096)
+    entry = replace(entry_of(1), encoded_body=bytes(range(256)) * 4096)
     await subject.backend.lease("k", "r")
     await subject.backend.publish("k", "r", entry)
     assert await subject.backend.get("k") == entry

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 import redis
 
-from jobcache import SettingsError, jobs_key, progress_key, storyboard_key
+from app.jobs.cache_keys import jobs_key, progress_key, storyboard_key
+from jobcache import SettingsError
 from jobcache.protocol.backend import Entry
 from tests.app.running import Service, Start
 

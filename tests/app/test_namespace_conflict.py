@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.db.database import Database, identity
 from app.devservers import free_port
-from jobcache import NamespaceConflict
+from jobcache.errors import NamespaceConflict
 from tests.app.process import launch
 from tests.app.running import Start, choosing
 from tests.pairs import DATABASES

@@ -15,9 +15,9 @@ from typing import Any, Self
 
 import pytest
 
-from jobcache import CacheOutcome, LeaseResult
+from jobcache import CacheOutcome
 from jobcache.backends._closing import end_all
-from jobcache.protocol.backend import Entry
+from jobcache.protocol.backend import Entry, LeaseResult
 from jobcache.resilience.guarded_backend import GuardedBackend
 from tests.cancelling import CancelledAt
 from tests.jobcache.bench import Bench, Transaction, document

@@ -12,16 +12,10 @@ from typing import Any
 
 import pytest
 
-from jobcache import (
-    CacheOutcome,
-    Document,
-    InvalidDocument,
-    InvalidKey,
-    JobCache,
-    JobCacheError,
-    identity_body,
-)
+from jobcache import CacheOutcome, Document, InvalidDocument, JobCache, JobCacheError
+from jobcache.errors import InvalidKey
 from jobcache.protocol.backend import LONGEST_KEY, VERSION_LIMIT
+from jobcache.protocol.codec import identity_body
 from jobcache.testing import conformance
 from tests.jobcache.bench import Bench, Transaction, document
 from tests.subjects import BACKENDS

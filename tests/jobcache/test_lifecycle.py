@@ -11,16 +11,15 @@ from typing import Any
 import pytest
 
 from jobcache import (
-    CacheClosed,
     CacheOutcome,
     CacheSettings,
     Document,
     JobCache,
     JobCacheError,
     SourceUnavailable,
-    WrongLoop,
-    make_backend,
 )
+from jobcache.backends.registry import make_backend
+from jobcache.errors import CacheClosed, WrongLoop
 from tests.jobcache.bench import document
 
 Use = Callable[[JobCache], Coroutine[Any, Any, object]]

@@ -17,14 +17,13 @@ from jobcache import (
     CacheSettings,
     Document,
     JobCache,
-    LoadTimeout,
     ReadResult,
-    RecursiveLoad,
     SettingsError,
     SourceUnavailable,
 )
 from jobcache._engine.watchers import PollIntervals
 from jobcache.backends.memory import MemoryBackend
+from jobcache.errors import LoadTimeout, RecursiveLoad
 from jobcache.protocol.backend import LeaseResult
 from jobcache.testing import conformance
 from tests.jobcache.bench import Bench, document

@@ -14,16 +14,10 @@ import redis
 
 from app.devservers import RedisServer
 from app.devservers.cluster import RedisCluster
-from jobcache import (
-    CacheOutcome,
-    CacheSettings,
-    CacheUnavailable,
-    Document,
-    JobCache,
-    NamespaceConflict,
-    make_backend,
-)
+from jobcache import CacheOutcome, CacheSettings, CacheUnavailable, Document, JobCache
 from jobcache.backends.redis.backend import RedisBackend
+from jobcache.backends.registry import make_backend
+from jobcache.errors import NamespaceConflict
 from jobcache.protocol.codec import encode_entry
 from jobcache.testing.simulation import entry_of
 from tests.subjects import REDIS_SERVERS, FakeClock

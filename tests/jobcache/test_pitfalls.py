@@ -51,7 +51,7 @@ async def test_what_python_calls_false_is_a_hit(subject: Subject, body: bytes) -
 
     assert (await cache.read("k", load)).outcome is CacheOutcome.MISS
     answer = await cache.read("k", load)
-    assert (answer.outcome, answer.entry.body) == (CacheOutcome.HIT, body)
+    assert (answer.outcome, answer.body) == (CacheOutcome.HIT, body)
 
 
 async def test_a_redis_that_hangs_stops_nothing_else_in_the_process() -> None:

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from jobcache import CacheOutcome, Document, JobCache, SourceUnavailable, identity_body
+from jobcache import CacheOutcome, Document, DocumentMissing, JobCache, SourceUnavailable
+from jobcache.protocol.codec import identity_body
 from tests.jobcache.bench import Bench, document
 from tests.subjects import BACKENDS, KEEPING, make_subject
 
@@ -361,7 +362,33 @@ async def test_a_large_body_is_stored_compressed_and_read_back() -> None:
         async def load(body: bytes = body) -> Document:
             return Document(1, "acme", body, "storyboard")
 
-        entry = (await cache.read("k", load)).entry
+        result = await cache.read("k", load)
+        entry = result.entry
         assert entry.encoding == "gzip"
-        assert len(entry.body) < len(body) / 10
+        assert len(entry.encoded_body) < len(body) / 10
+        assert result.body == body, "decoded by default"
+        assert result.json() == {"scene": "a cat " * 1000}
         assert identity_body(entry) == body
+
+
+async def test_a_missing_document_is_not_taken_for_an_empty_one() -> None:
+    async for subject in make_subject("memory", {}):
+        cache = JobCache(subject.backend)
+
+        async def missing() -> None:
+            return None
+
+        async def empty() -> Document:
+            return Document(1, "acme", b"")
+
+        for _ in range(2):  # loaded, and from the cache
+            result = await cache.read("missing", missing)
+            assert (result.missing, result.version) == (True, 0)
+            with pytest.raises(DocumentMissing, match="look at `missing`"):
+                _ = result.body
+            with pytest.raises(DocumentMissing):
+                result.json()
+            result = await cache.read("empty", empty)
+            assert (result.missing, result.version, result.body) == (False, 1, b"")
+        assert result.outcome is CacheOutcome.HIT
+        await cache.aclose()

@@ -31,8 +31,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 import jobcache
 from app.devservers import PostgresServer
-from jobcache import CacheOutcome, CacheSettings, Document, WriteMisuse
+from jobcache import CacheOutcome, CacheSettings, Document
 from jobcache.backends.memory import MemoryBackend
+from jobcache.errors import WriteMisuse
 from jobcache.sync import JobCache
 from tests.jobcache.bench import document
 from tests.test_documents import blocks

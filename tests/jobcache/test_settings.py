@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from jobcache import CacheSettings, SettingsError, make_backend, settings
+from jobcache import CacheSettings, SettingsError, settings
 from jobcache.backends import registry
 from jobcache.backends.null import NullBackend
+from jobcache.backends.registry import make_backend
 
 
 def test_names_lead_to_backends() -> None:

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from jobcache import CacheOutcome, LeaseResult, WriteMisuse
-from jobcache.protocol.backend import Entry, PublishResult
+from jobcache import CacheOutcome
+from jobcache.errors import WriteMisuse
+from jobcache.protocol.backend import Entry, LeaseResult, PublishResult
 from tests.jobcache.bench import Bench, Transaction, document
 from tests.subjects import KEEPING, MemorySubject, make_subject
 

@@ -46,7 +46,7 @@ from app.jobs.service import IllegalMove, JobNotFound
 from app.jobs.states import Status
 from app.jobs.storage import NewJob
 from app.rendering.storyboard import Storyboard
-from jobcache import SourceUnavailable, identity_body
+from jobcache import SourceUnavailable
 
 if TYPE_CHECKING:
     import os
@@ -194,7 +194,7 @@ def router(
     ) -> Response:
         """The video of a completed job, whole or by `Range`."""
         answer = await service.poll(job_id, caller_of(request))
-        job = json.loads(identity_body(answer.entry))
+        job = answer.json()
         if job["status"] != Status.COMPLETED:
             raise IllegalMove(f"Job {job_id} has no video yet: it is {job['status']}.")
         return await _stored(job, videos / f"{job_id}.mp4", _joined(if_none_match))

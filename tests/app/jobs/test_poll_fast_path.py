@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
+from app.jobs.cache_keys import progress_key
 from app.main import Application
-from jobcache import PublishResult, SourceUnavailable, progress_key
+from jobcache import SourceUnavailable
+from jobcache.protocol.backend import PublishResult
 from tests.app.keyed import Keyed, keyed
 from tests.app.running import Service, Start, choosing
 
@@ -261,7 +263,7 @@ async def test_a_body_that_cannot_be_read_is_answered_by_the_application(
     for hot in (True, False):
         entry = await cache.backend.get(key)
         assert entry is not None
-        broken = replace(entry, encoding="gzip", body=b"no gzip at all")
+        broken = replace(entry, encoding="gzip", encoded_body=b"no gzip at all")
         assert await cache.backend.publish(key, "t", broken) is PublishResult.PROLONGED
         answers.append(await ask(path, own, hot=hot))
         if cache.backend.name == "memory":

@@ -13,17 +13,11 @@ from typing import Any
 import pytest
 import redis as redis_client
 
-from jobcache import (
-    CacheOutcome,
-    CacheSettings,
-    Document,
-    JobCache,
-    UnreadableCell,
-    identity_body,
-    make_backend,
-)
+from jobcache import CacheOutcome, CacheSettings, Document, JobCache
+from jobcache.backends.registry import make_backend
+from jobcache.errors import UnreadableCell
 from jobcache.protocol.backend import Entry
-from jobcache.protocol.codec import Decoder, encode_entry
+from jobcache.protocol.codec import Decoder, encode_entry, identity_body
 from jobcache.testing import conformance
 from tests.jobcache.bench import Bench
 from tests.subjects import BACKENDS
@@ -105,7 +99,7 @@ async def test_a_body_that_cannot_be_read_is_loaded_again(
     outcomes = []
     for _ in range(4):
         answer = await read()
-        assert identity_body(answer.entry) == GOOD
+        assert answer.body == GOOD
         outcomes.append(answer.outcome)
     assert outcomes[0] is not CacheOutcome.HIT
     assert outcomes[2:] == [CacheOutcome.HIT] * 2
@@ -171,9 +165,9 @@ async def test_a_document_that_is_too_large_to_be_stored_is_served(
     for _ in range(2):
         answer = await bench.cache.read("k", load)
         assert answer.outcome is CacheOutcome.MISS
-        assert identity_body(answer.entry) == body
+        assert answer.body == body
     many = await bench.cache.read_many(["k"], lambda _: _many(load))
-    assert len(identity_body(many["k"].entry)) == len(body)
+    assert len(many["k"].body) == len(body)
     bench.source.versions["k"] = version
     transaction_version = await bench.write("k")
     version = transaction_version + 1

@@ -24,7 +24,7 @@ entries = st.builds(
     owner=texts,
     status=texts,
     poll_after=st.none() | numbers,
-    body=st.binary(max_size=300),
+    encoded_body=st.binary(max_size=300),
     encoding=st.sampled_from(["identity", "gzip"]),
     stored_at_ms=numbers,
     fresh_ms=numbers,
@@ -96,7 +96,7 @@ def test_a_cell_of_another_incarnation_of_the_store_is_as_good_as_none(entry: En
 def test_a_compressed_body_comes_back(body: bytes) -> None:
     stored, encoding = compress(body)
     assert len(stored) <= len(body)
-    entry = replace(entry_of(1), body=stored, encoding=encoding)
+    entry = replace(entry_of(1), encoded_body=stored, encoding=encoding)
     assert identity_body(entry) == body
     assert compress(body) == (stored, encoding), "the same bytes in every process, at any time"
 
@@ -112,4 +112,4 @@ def test_a_bomb_is_unreadable_not_unpacked() -> None:
     packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
     bomb = packer.compress(b"\0" * (65 * 1024 * 1024)) + packer.flush()
     with pytest.raises(UnreadableCell, match="too large"):
-        identity_body(replace(entry_of(1), body=bomb, encoding="gzip"))
+        identity_body(replace(entry_of(1), encoded_body=bomb, encoding="gzip"))

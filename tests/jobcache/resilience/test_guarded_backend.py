@@ -9,9 +9,9 @@ from functools import partial
 
 import pytest
 
-from jobcache import CacheOutcome, CacheUnavailable, JobCache, UnreadableCell
+from jobcache import CacheOutcome, CacheUnavailable, JobCache
 from jobcache.backends.memory import MemoryBackend
-from jobcache.errors import CacheError
+from jobcache.errors import CacheError, UnreadableCell
 from jobcache.protocol.backend import CLOCK_SKEW_MS, Entry, LeaseResult, PublishResult, SupportsPing
 from jobcache.resilience.guarded_backend import GuardedBackend
 from jobcache.testing.simulation import entry_of

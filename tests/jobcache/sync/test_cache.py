@@ -25,11 +25,11 @@ from jobcache import (
     Lifetimes,
     SettingsError,
     SourceUnavailable,
-    WriteMisuse,
 )
 from jobcache._engine.watchers import PollIntervals
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.null import NullBackend
+from jobcache.errors import WriteMisuse
 from jobcache.sync import CacheClosed, JobCache, Write
 from tests.jobcache.bench import document
 from tests.jobcache.sync.sync_bench import MEMORY, Source, read, write

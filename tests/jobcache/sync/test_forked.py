@@ -18,7 +18,8 @@ import pytest
 import redis as redis_client
 
 import jobcache
-from jobcache import CacheOutcome, CacheSettings, Document, WriteMisuse
+from jobcache import CacheOutcome, CacheSettings, Document
+from jobcache.errors import WriteMisuse
 from jobcache.sync import JobCache
 from tests.jobcache.bench import document
 from tests.jobcache.sync.sync_bench import MEMORY, Source, read, write

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import pytest
 import redis as redis_client
 
-from jobcache import CacheOutcome, CacheSettings, Lifetimes, Statistics
+from jobcache import CacheOutcome, CacheSettings, Lifetimes
 from jobcache.backends.memory import MemoryBackend
+from jobcache.observability.statistics import Statistics
 from jobcache.sync import JobCache
 from tests.jobcache.sync.sync_bench import MEMORY, Source, read, write
 

@@ -11,17 +11,11 @@ import redis
 from redis.asyncio.connection import SSLConnection
 
 from app.devservers import RedisServer
-from jobcache import (
-    CacheOutcome,
-    CacheUnavailable,
-    Document,
-    JobCache,
-    SettingsError,
-    UnreadableCell,
-)
+from jobcache import CacheOutcome, CacheUnavailable, Document, JobCache, SettingsError
 from jobcache.backends.redis.backend import RedisBackend, from_settings
 from jobcache.backends.redis.url import read_url
 from jobcache.backends.registry import make_backend
+from jobcache.errors import UnreadableCell
 from jobcache.protocol.backend import LeaseResult, PublishResult
 from jobcache.protocol.codec import encode_entry
 from jobcache.settings import CacheSettings

@@ -20,8 +20,8 @@ import redis
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from jobcache import UnreadableCell
 from jobcache.backends.redis.backend import RedisBackend
+from jobcache.errors import UnreadableCell
 from jobcache.protocol import cell as table
 from jobcache.protocol.backend import VERSION_LIMIT, Entry, LeaseResult, PublishResult
 from jobcache.protocol.cell import Cell, CellStep, Effect, Fence, Lease
@@ -103,7 +103,7 @@ def cells(draw: st.DrawFn, incarnation_id: bytes) -> bytes:
         whole = replace(
             ENTRY,
             version=draw(versions),
-            body=draw(st.sampled_from(BODIES) | st.binary(max_size=20)),
+            encoded_body=draw(st.sampled_from(BODIES) | st.binary(max_size=20)),
             encoding=draw(st.sampled_from(["identity", "gzip"])),
             poll_after=draw(st.none() | st.integers(0, 9)),
         )
@@ -239,7 +239,7 @@ def test_a_bomb_among_cells_costs_what_the_limit_says() -> None:
     packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
     mebibyte = bytes(1024 * 1024)
     bomb = b"".join([packer.compress(mebibyte) for _ in range(160)]) + packer.flush()
-    cell = write(replace(entry_of(1), body=bomb, encoding="gzip"), b"a1")
+    cell = write(replace(entry_of(1), encoded_body=bomb, encoding="gzip"), b"a1")
     tracemalloc.start()
     try:
         found = read(cell, b"a1")

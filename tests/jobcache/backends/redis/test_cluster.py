@@ -15,10 +15,11 @@ from redis.crc import key_slot
 
 from app.devservers import RedisServer, free_port
 from app.devservers.cluster import SLOTS, RedisCluster
-from jobcache import CacheSettings, CacheUnavailable, JobCache, UnreadableCell
+from jobcache import CacheSettings, CacheUnavailable, JobCache
 from jobcache.backends.redis.backend import RedisBackend
 from jobcache.backends.registry import make_backend
 from jobcache.backends.tiered import TieredBackend
+from jobcache.errors import UnreadableCell
 from jobcache.protocol.backend import CacheBackend, PublishResult
 from jobcache.testing import conformance
 from jobcache.testing.conformance import Check

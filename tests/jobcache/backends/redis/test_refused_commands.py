@@ -13,8 +13,9 @@ import redis
 
 from app.devservers import RedisServer
 from app.devservers.cluster import RedisCluster
-from jobcache import CacheOutcome, CacheSettings, CacheUnavailable, Document, JobCache, make_backend
+from jobcache import CacheOutcome, CacheSettings, CacheUnavailable, Document, JobCache
 from jobcache.backends.redis.backend import RedisBackend
+from jobcache.backends.registry import make_backend
 from jobcache.backends.tiered import TieredBackend
 from jobcache.resilience.guarded_backend import GuardedBackend
 from jobcache.testing.simulation import entry_of

@@ -13,10 +13,11 @@ import pytest
 import redis
 
 from app.devservers import RedisServer
-from jobcache import CacheSettings, Document, JobCache, make_backend
+from jobcache import CacheSettings, Document, JobCache
 from jobcache.backends.redis.backend import RedisBackend
 from jobcache.backends.redis.server import Server
 from jobcache.backends.redis.tracking.feed import TrackingFeed
+from jobcache.backends.registry import make_backend
 from jobcache.backends.tiered import TieredBackend
 from jobcache.resilience.guarded_backend import GuardedBackend
 from loadtests.freshness.proxy import Proxy

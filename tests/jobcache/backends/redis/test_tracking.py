@@ -13,9 +13,10 @@ import pytest
 import redis
 
 from app.devservers import RedisServer
-from jobcache import CacheSettings, Document, JobCache, make_backend
+from jobcache import CacheSettings, Document, JobCache
 from jobcache.backends.redis.backend import RedisBackend
 from jobcache.backends.redis.tracking.feed import TrackingFeed
+from jobcache.backends.registry import make_backend
 from tests.subjects import REDIS_SERVERS, FakeClock
 
 FORMS = {"resp3": "", "resp2": "?protocol=2"}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from jobcache import CacheOutcome, CacheSettings, JobCache, SettingsError, make_backend
+from jobcache import CacheOutcome, CacheSettings, JobCache, SettingsError
 from jobcache.backends.redis.url import read_url
+from jobcache.backends.registry import make_backend
 
 BACKENDS = ["redis", "tiered"]
 
