@@ -136,7 +136,8 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
         this.started = True
         try:
             async with container.running(services):
-                yield {DRAIN: services.held.drain, FAST_PATH: fast_path, LIMITS: limits}
+                state: dict[str, Any] = {DRAIN: services.held.drain, LIMITS: limits}
+                yield {**state, FAST_PATH: fast_path} if chosen.fast_protocol else state
         finally:
             this.watch.close()
 

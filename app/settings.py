@@ -131,6 +131,13 @@ class Settings(BaseSettings):
         ge=1,
         le=64,
     )
+    fast_protocol: bool = _setting(
+        "JOBCACHE_FAST_PROTOCOL",
+        default=True,
+        meaning="Whether uvicorn's connections write hits themselves, without a task for each; it"
+        " disables itself under a version of uvicorn that it was not tested with.",
+        topic="Service",
+    )
     var_dir: Path = _setting(
         "JOBCACHE_VAR_DIR",
         Path("var"),
