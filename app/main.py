@@ -136,8 +136,8 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
         this.started = True
         try:
             async with container.running(services):
-                state: dict[str, Any] = {DRAIN: services.held.drain, LIMITS: limits}
-                yield {**state, FAST_PATH: fast_path} if chosen.fast_protocol else state
+                shared: dict[str, Any] = {DRAIN: services.held.drain, LIMITS: limits}
+                yield {**shared, FAST_PATH: fast_path} if chosen.fast_protocol else shared
         finally:
             this.watch.close()
 
