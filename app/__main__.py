@@ -19,7 +19,8 @@ from uvicorn.supervisors import Multiprocess
 from app import environment, settings
 from app.auth import commands
 from app.auth.key_file import KeyFile
-from app.db.database import Database, DatabaseUnavailable
+from app.db.database import Database
+from app.db.errors import DatabaseUnavailable
 from app.http.descriptors import allow_connections
 from app.http.limits import HEAD_BYTES
 from app.http.listening import BACKLOG, CannotListen, listening

@@ -14,7 +14,7 @@ from fastapi import FastAPI, HTTPException, Response
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.db.database import jobs
+from app.db.tables import jobs
 from app.jobs.documents import job_document
 from app.jobs.states import Status
 from app.jobs.storage import Job

@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from app.db.database import RUNNABLE, Database, claims, clients, jobs
+from app.db.tables import RUNNABLE, claims, clients, jobs
 from app.jobs.states import MOVING, TERMINAL, Status, Transition
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import BindParameter, ColumnElement, Row, Update
     from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from app.db.database import Database
 
 
 @dataclass(frozen=True, slots=True)

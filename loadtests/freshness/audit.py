@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from app.db.database import RUNNABLE, Database, jobs
+from app.db.database import Database
+from app.db.tables import RUNNABLE, jobs
 from app.jobs.states import TERMINAL
 from loadtests.freshness.checker import Finding, Kind
 from loadtests.freshness.connection import NoAnswer, get

@@ -57,7 +57,9 @@ class Connections:
         self.to_database = 0
         self._raw = redis.Redis.from_url(redis_url)
         self._before = self._received()
-        event.listen(service.services.database._engine.sync_engine, "connect", self._count)
+        event.listen(
+            service.services.database.connections.engine.sync_engine, "connect", self._count
+        )
 
     def _count(self, *_: object) -> None:
         self.to_database += 1
@@ -200,7 +202,7 @@ async def nothing_is_left(service: Service, connections: Connections) -> None:
     assert connections.to_database <= POSTGRES_POOL
     database = service.services.database
     # One is held for as long as the service runs: see `app.db.registration`.
-    assert database._engine.pool.checkedout() == 1  # type: ignore[attr-defined]
+    assert database.connections.engine.pool.checkedout() == 1  # type: ignore[attr-defined]
     busy = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
     async with asyncio.timeout(60):
         while True:

@@ -15,7 +15,8 @@ from typing import Any
 import redis
 from sqlalchemy import select
 
-from app.db.database import Database, jobs
+from app.db.database import Database
+from app.db.tables import jobs
 from app.devservers import PostgresServer, RedisServer, free_port
 from tests.app.connections import Connection, Reply
 from tests.app.process import launch

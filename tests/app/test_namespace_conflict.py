@@ -11,7 +11,8 @@ import redis as redis_client
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.db.database import Database, identity
+from app.db.database import Database
+from app.db.tables import identity
 from app.devservers import free_port
 from jobcache.errors import NamespaceConflict
 from tests.app.process import launch

@@ -14,7 +14,7 @@ from fastapi.routing import iter_route_contexts
 from sqlalchemy import text, update
 
 from app.auth.callers import TRUSTED
-from app.db.database import jobs
+from app.db.tables import jobs
 from app.main import create_app
 from tests.app.keyed import CLIENTS, Keyed, keyed
 from tests.app.running import Service, Start, choosing, starting

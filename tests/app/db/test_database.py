@@ -16,7 +16,10 @@ import pytest
 from sqlalchemy import event, exc, text
 
 from app.db import database as db
-from app.db.database import Database, DatabaseUnavailable, jobs
+from app.db import tables
+from app.db.database import Database
+from app.db.errors import DatabaseUnavailable, translating
+from app.db.tables import jobs
 from app.jobs.states import BEGIN_STORYBOARD
 from app.jobs.storage import JobStore, NewJob
 from tests.pairs import DATABASES
@@ -51,7 +54,7 @@ def executed(database: Database) -> Iterator[list[tuple[str, Any]]]:
     def note(*arguments: Any) -> None:
         sent.append((arguments[2], arguments[3]))
 
-    engine = database._engine.sync_engine
+    engine = database.connections.engine.sync_engine
     event.listen(engine, "before_cursor_execute", note)
     yield sent
     event.remove(engine, "before_cursor_execute", note)
@@ -133,7 +136,7 @@ async def test_nothing_fails_because_idle_connections_have_been_ended(
         return database.write(one) if writes else database.read(one, "test")
 
     await asyncio.gather(*(use() for _ in range(5)))
-    killer = await asyncpg.connect(str(database._engine.url.set(drivername="postgresql")))
+    killer = await asyncpg.connect(str(database.connections.url.set(drivername="postgresql")))
     await killer.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE pid <> pg_backend_pid() AND datname = current_database()"
@@ -158,7 +161,7 @@ async def test_a_transaction_that_takes_too_long_is_ended_and_its_connection_is_
     async with asyncio.timeout(60):
         while await database.read(text(f"{counted} AND pid <> pg_backend_pid()"), "test") != [(0,)]:
             await asyncio.sleep(0.01)
-    assert await database.read(db.clients.select(), "test") == []
+    assert await database.read(tables.clients.select(), "test") == []
 
 
 @pytest.mark.parametrize(
@@ -184,7 +187,7 @@ async def test_what_the_driver_raises_while_it_connects_is_understood(
     with pytest.raises(DatabaseUnavailable):
         await database.write(text("SELECT 1"))
     # SQLAlchemy 2.0 passes it on as it is, 2.1 wraps it.
-    with pytest.raises(DatabaseUnavailable), db._translating():
+    with pytest.raises(DatabaseUnavailable), translating():
         raise error
     await closed(database)
 
@@ -193,7 +196,7 @@ async def test_what_the_driver_raises_while_it_connects_is_understood(
 async def test_an_error_does_not_quote_what_clients_wrote(database: Database) -> None:
     with pytest.raises(exc.DBAPIError) as caught:
         await database.write(
-            db.clients.insert().values([{"id": "s3cret", "version": 1}] * 2)  # a duplicate
+            tables.clients.insert().values([{"id": "s3cret", "version": 1}] * 2)  # a duplicate
         )
     assert "s3cret" not in str(caught.value).split("DETAIL:")[0]
 
@@ -202,7 +205,7 @@ async def test_a_write_does_not_wait_without_end(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(db, "_LONGEST_WAIT", 0.05)
-    raised = db.clients.insert().values(id="acme", version=1)
+    raised = tables.clients.insert().values(id="acme", version=1)
     async with database.transaction(), asyncio.timeout(9):  # less than the limit it has
         with pytest.raises(DatabaseUnavailable):
             await database.write(raised)
@@ -261,7 +264,7 @@ async def fill(database: Database) -> int:
     store = JobStore(database)
     async with database.transaction() as connection:
         await connection.execute(
-            db.clients.insert(), [{"id": f"c{n}", "version": 1} for n in range(100)]
+            tables.clients.insert(), [{"id": f"c{n}", "version": 1} for n in range(100)]
         )
         old = {
             "prompt": "x" * 100,
@@ -291,7 +294,7 @@ async def plan(database: Database, run: Callable[[], Awaitable[object]]) -> str:
         await run()
     ((statement, parameters),) = sent
     explain = "EXPLAIN QUERY PLAN " if database.is_sqlite else "EXPLAIN "
-    async with database._reader.connect() as connection:
+    async with database.connections.reader.connect() as connection:
         rows = (await connection.exec_driver_sql(explain + statement, parameters)).all()
     return "\n".join(str(row[-1]) for row in rows)
 

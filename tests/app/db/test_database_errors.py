@@ -19,8 +19,9 @@ import pytest
 from sqlalchemy import event, exc, text
 
 from app.db import database as db
-from app.db.database import Database, DatabaseUnavailable
-from app.db.errors import POSTGRES, SQLITE, Failure, classify
+from app.db.database import Database
+from app.db.driver_errors import POSTGRES, SQLITE, Failure, classify
+from app.db.errors import DatabaseUnavailable
 from app.devservers import PostgresServer
 from app.ops.readiness import Readiness
 from tests.app.db.test_database import closed, make_function
@@ -158,7 +159,7 @@ async def test_a_wrong_argument_is_a_bug_and_a_connection_in_use_is_not(
 ) -> None:
     with pytest.raises(exc.DBAPIError):
         await database.read(text("SELECT CAST(:x AS int)"), "test", x="no number")
-    async with database._engine.connect() as connection:
+    async with database.connections.engine.connect() as connection:
         raw = (await connection.get_raw_connection()).driver_connection
         assert raw is not None
         busy = asyncio.create_task(raw.fetch("SELECT pg_sleep(0.2)"))
@@ -303,7 +304,7 @@ async def test_a_statement_that_the_server_ends_is_unavailable(
     ):
         if how != "cancelled":
             await connection.execute(f"ALTER ROLE postgres SET {how} = '50ms'")
-            await service.services.database._engine.dispose()
+            await service.services.database.connections.engine.dispose()
         try:
             async with connection.transaction():
                 await connection.execute("SET LOCAL statement_timeout = 0")
@@ -321,7 +322,7 @@ async def test_a_statement_that_the_server_ends_is_unavailable(
                 unavailable(await asked)
         finally:
             await connection.execute("ALTER ROLE postgres RESET ALL")
-    await service.services.database._engine.dispose()
+    await service.services.database.connections.engine.dispose()
     for response in await everything(service, job["id"]):
         assert response.status_code in {200, 202}, response.text
 
@@ -466,7 +467,7 @@ async def test_a_file_that_refuses_writes_is_unavailable_for_them(
                 cursor.execute(pragma)
             cursor.close()
 
-        event.listen(service.services.database._engine.sync_engine, "checkout", apply)
+        event.listen(service.services.database.connections.engine.sync_engine, "checkout", apply)
         new = {"client_id": "acme", "prompt": "A cat. " * 250, "renderer": "external"}
         async with asyncio.timeout(60):
             while (answer := await service.http.post("/api/v2/jobs", json=new)).status_code == 202:
@@ -501,7 +502,7 @@ async def test_a_connection_is_replaced_when_it_has_become_old(
 ) -> None:
     environment = {"DATABASE_URL": database_url, "JOBCACHE_BACKEND": "null"}
     async with start(**environment, JOBCACHE_POOL_RECYCLE="3600") as service:
-        assert service.services.database._engine.pool._recycle == 3600
+        assert service.services.database.connections.engine.pool._recycle == 3600
         assert service.settings.pool_recycle == 3600
     database = Database(database_url, pool_recycle=0)
     (first,) = await database.read(text("SELECT pg_backend_pid()"), "test")

@@ -16,7 +16,8 @@ import trustme
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
-from app.db.database import Database, DatabaseUnavailable
+from app.db.database import Database
+from app.db.errors import DatabaseUnavailable
 from app.db.url import SSL_MODES, read_postgres_url, with_one_host
 from app.devservers import PgBouncerServer, PostgresServer, free_port
 from tests.app.db.test_database import closed

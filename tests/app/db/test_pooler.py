@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import text
 
-from app.db.database import Database, Pooler
+from app.db.connections import Pooler
+from app.db.database import Database
 from app.devservers import PgBouncerServer, PostgresServer
 from app.ops.readiness import Readiness
 from tests.app.db.test_database import closed
@@ -69,7 +70,7 @@ async def test_concurrent_polls_and_transitions_succeed(
     """More at once than the pooler has connections: it swaps them between all statements."""
     async with start(DATABASE_URL=pooled_url, **backend_environment) as service:
         await asyncio.gather(*(transitions(service, number) for number in range(12)))
-        assert service.services.database.pooled
+        assert service.services.database.connections.pooled
         assert (await service.http.get("/readyz")).status_code == 200
 
 
@@ -109,7 +110,7 @@ async def test_connections_that_are_killed_cost_no_request_that_could_be_repeate
                     " WHERE pid <> pg_backend_pid() AND datname = :name"
                 ),
                 "test",
-                name=service.services.database._engine.url.database,
+                name=service.services.database.connections.engine.url.database,
             )
             await asyncio.sleep(0.02)  # between kills, not instead of a condition
         stop.set()
@@ -152,7 +153,7 @@ async def test_a_direct_connection_keeps_prepared_statements_unless_it_may_not(
     database = Database(postgres_url + options, pooler=pooler)
     for _ in range(3):
         await database.read(text("SELECT 1"), "test")
-    assert database.pooled is pooled
+    assert database.connections.pooled is pooled
     kept = await database.read(text("SELECT count(*) FROM pg_prepared_statements"), "test")
     assert (kept != [(0,)]) is not pooled
     await closed(database)
@@ -181,13 +182,13 @@ async def test_an_address_that_moves_to_a_pooler_is_noticed(
             JOBCACHE_BACKEND="null",
         ) as service:
             await transitions(service, 1)
-            assert not service.services.database.pooled
+            assert not service.services.database.connections.pooled
             address.unlink()
             address.symlink_to(pooler.socket_directory)
             small.stop()
             small.start()
             await asyncio.gather(*(transitions(service, number) for number in range(2, 10)))
-            assert service.services.database.pooled
+            assert service.services.database.connections.pooled
 
 
 def test_two_processes_share_the_pooler(

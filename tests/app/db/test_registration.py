@@ -14,8 +14,11 @@ import httpx
 import pytest
 
 from app.db import registration
-from app.db.database import PROCESSES_KEY, Database, DatabaseUnavailable
-from app.db.registration import Hold, PostgresLock, ProcessLock, SqliteLock
+from app.db.database import Database
+from app.db.errors import DatabaseUnavailable
+from app.db.postgres_lock import LOCK_KEY, PostgresLock
+from app.db.process_lock import Hold, ProcessLock
+from app.db.sqlite_lock import SqliteLock
 from app.devservers import PgBouncerServer, PostgresServer, free_port
 from jobcache.backends.memory import MemoryBackend
 from tests.app.db.test_database import closed
@@ -60,8 +63,8 @@ async def in_step(writer: Service, reader: Service, job_id: int) -> None:
 
 def lock_of(database: Database) -> ProcessLock:
     if database.is_sqlite:
-        return SqliteLock(str(database.url.database))
-    return PostgresLock(database, lambda: None)
+        return SqliteLock(str(database.connections.url.database))
+    return PostgresLock(database.connections, lambda: None)
 
 
 @pytest.fixture
@@ -274,7 +277,7 @@ async def test_without_its_lock_a_process_writes_nothing(
         job = await service.rendering()
         plain = database_url.replace("+asyncpg", "")
         faster, observer = await asyncpg.connect(plain), await asyncpg.connect(plain)
-        waiting = asyncio.create_task(faster.execute(f"SELECT pg_advisory_lock({PROCESSES_KEY})"))
+        waiting = asyncio.create_task(faster.execute(f"SELECT pg_advisory_lock({LOCK_KEY})"))
         ours = (
             "FROM pg_locks WHERE locktype = 'advisory'"
             " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"

@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import select
 
 from app.auth.callers import TRUSTED
-from app.db.database import Database, claims
+from app.db.database import Database
+from app.db.tables import claims
 from app.jobs.runner import Runner
 from app.jobs.service import JobService
 from app.jobs.states import Status

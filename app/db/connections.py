@@ -1,0 +1,184 @@
+"""The pool of connections to SQLite or PostgreSQL, and a count of every statement sent."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from sqlalchemy import event
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.util import await_only
+
+from app.db.driver_errors import Failure, classify
+from app.db.url import read_postgres_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import URL, Dialect, ExceptionContext
+
+    Options = dict[str, Any]
+
+Pooler: TypeAlias = Literal["auto", "none", "transaction"]
+logger = logging.getLogger("app")
+
+_UNPREPARED: Final = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+_CONNECTIONS: Final = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A connection that is kept, to hold what a session of PostgreSQL holds.
+
+    Attributes:
+        connection: SQLAlchemy's.
+        driver: asyncpg's.
+    """
+
+    connection: AsyncConnection
+    driver: Any
+
+
+class Connections:
+    """A pool of connections to one database.
+
+    Args:
+        url: an SQLAlchemy URL with an asyncio driver.
+        recycle: seconds after which a connection is replaced instead of used again.
+        pooler: as for `Database`.
+        sqlite_lock_wait: seconds for which SQLite waits for another process's lock.
+
+    Raises:
+        ValueError: a parameter of a PostgreSQL URL cannot be used.
+
+    Attributes:
+        engine: for transactions.
+        reader: the same engine; each statement is a snapshot of its own, without BEGIN and
+            ROLLBACK around it.
+        is_sqlite: True for SQLite, False for PostgreSQL.
+        statements: how many were sent, by verb: "select", "update", and so on.
+        purposes: how many were sent, by the execution option "purpose"; "write" without one.
+    """
+
+    def __init__(
+        self, url: str, *, recycle: float, pooler: Pooler, sqlite_lock_wait: float
+    ) -> None:
+        self.statements: Counter[str] = Counter()
+        self.purposes: Counter[str] = Counter()
+        parsed = make_url(url)
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        arguments: dict[str, Any] = {"timeout": sqlite_lock_wait}
+        if not self.is_sqlite:
+            address = read_postgres_url(parsed)
+            parsed = address.url
+            arguments = {"timeout": 5, "command_timeout": 10, **address.arguments}
+            if address.pooled:
+                pooler = "transaction"
+            if address.warning:
+                logger.warning(address.warning)
+        self._detects_pooler = pooler == "auto"
+        self._pooled = pooler != "none"  # until a connection has shown that there is none
+        self.engine = create_async_engine(
+            parsed,
+            connect_args=arguments,
+            # All kept: connections beyond a pool's size are opened and closed under load.
+            pool_size=_CONNECTIONS + 1,  # for the session of the registration
+            max_overflow=0,
+            pool_timeout=10,
+            pool_recycle=recycle,
+            hide_parameters=True,  # an error goes into the log; a client's prompt does not
+        )
+        self.reader = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        engine = self.engine.sync_engine
+        event.listen(engine, "before_cursor_execute", self._count)
+        event.listen(engine, "handle_error", _notice_disconnect)
+        if self.is_sqlite:
+            event.listen(engine, "connect", _prepare_sqlite)
+        else:
+            event.listen(engine, "do_connect", self._connect)
+
+    @property
+    def url(self) -> URL:
+        """The address, as SQLAlchemy has it."""
+        return self.engine.url
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a pooler, such as PgBouncer, may give each transaction another session."""
+        return not self.is_sqlite and self._pooled
+
+    async def open_session(self, on_end: Callable[[object], None]) -> Session:
+        """Open a connection to PostgreSQL that stays with the caller, until `close_session`.
+
+        Args:
+            on_end: called with the driver's connection when it has been closed or lost.
+        """
+        connection = await self.reader.connect()
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        driver.add_termination_listener(on_end)
+        return Session(connection, driver)
+
+    async def close_session(self, session: Session) -> None:
+        """Close the connection instead of returning it to the pool: with it goes what it holds."""
+        await session.connection.invalidate()
+        await session.connection.close()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self.engine.dispose()
+
+    def _count(self, *arguments: Any) -> None:  # noqa: ANN401 - SQLAlchemy's signature
+        _, _, statement, _, context, _ = arguments
+        self.statements[statement.split(None, 1)[0].lower()] += 1
+        options = context.execution_options if context is not None else {}
+        self.purposes[options.get("purpose", "write")] += 1
+
+    def _connect(self, dialect: Dialect, _record: object, _: object, options: Options) -> object:
+        """Connect to PostgreSQL, and find out whether a pooler stands before it.
+
+        A statement that was prepared on one connection of a pooler does not exist on the next, or
+        has been prepared by another client. So none is kept then, which costs each query a little.
+        """
+        pooled = self._pooled
+        connection: Any = dialect.connect(**{**options, **(_UNPREPARED if pooled else {})})
+        if not self._detects_pooler:
+            return connection
+        try:
+            self._pooled = await_only(_is_pooled(connection.driver_connection))
+        except BaseException:
+            connection.terminate()
+            raise
+        if self._pooled is pooled:
+            return connection
+        connection.close()
+        if self._pooled:
+            logger.info("a pooler stands before the database: statements are not kept prepared")
+        return dialect.connect(**{**options, **(_UNPREPARED if self._pooled else {})})
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:  # noqa: ANN401 - SQLAlchemy's signature
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")  # in WAL, safe against the death of the process
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+async def _is_pooled(connection: Any) -> bool:  # noqa: ANN401 - asyncpg has no types
+    """Return whether the process that answers is another one than the one we connected to.
+
+    A pooler has invented the process id that came with the connection. The simple query protocol
+    prepares nothing, and asyncpg returns no rows from it, so the answer is their number.
+    """
+    pid = int(connection.get_server_pid())
+    status = await connection.execute(f"SELECT 1 WHERE pg_backend_pid() = {pid}")
+    return bool(status != "SELECT 1")
+
+
+def _notice_disconnect(context: ExceptionContext) -> None:
+    """Tell the pool to discard connections that the driver itself takes to be usable."""
+    if classify(context.original_exception) is Failure.DISCONNECTED:
+        context.is_disconnect = True
