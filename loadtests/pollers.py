@@ -27,16 +27,9 @@ from geventhttpclient.connectionpool import ConnectionPool
 from locust import FastHttpUser, events, task
 from locust.exception import StopUser
 
-from jobcache.client.core.rules import (
-    ANSWER_WITHIN,
-    Request,
-    Response,
-    Rules,
-    Sleep,
-    TransportError,
-    Update,
-)
-from jobcache.client.jobs import Job
+from jobcache.client.core.messages import Request, Response, Sleep, TransportError, Update
+from jobcache.client.core.rules import ANSWER_WITHIN, Rules
+from jobcache.client.jobs import Job, wait_for
 from loadtests.record import Record
 
 if TYPE_CHECKING:
@@ -45,7 +38,7 @@ if TYPE_CHECKING:
     from locust.argument_parser import LocustArgumentParser
     from locust.env import Environment
 
-    from jobcache.client.core.rules import Reply, Steps
+    from jobcache.client.core.messages import Reply, Steps
 
 PROMPT = "A fox crosses a frozen river at night, meets a bear and shares its fish."
 _HOLD = 25  # seconds, what `jobcache.client` asks for unless told
@@ -119,7 +112,7 @@ class Poller(FastHttpUser):
         # Neither in step with each other nor, by and by, with the updates: where polls come at
         # set times, either none ever meets a change that is being committed, or the same always.
         chance = random.Random(number)  # noqa: S311 - the same in every run
-        self._rules = Rules(chance=chance.random)
+        self._rules = Rules(random=chance.random)
         self._seen: Job | None = None
         self._cache_status = ""
         time.sleep(chance.uniform(0, run.interval))
@@ -150,10 +143,11 @@ class Poller(FastHttpUser):
         agreed = self.post(f"{path}/approve", "approve", 200) is not None
         return job.id if agreed and self.post(f"{path}/render", "render", 202) is not None else 0
 
-    def wait_for(self, job_id: int, interval: float, *, agreeable: bool = False) -> Steps:
+    def wait_for(self, job_id: int, interval: float, *, agreeable: bool = False) -> Steps[Job]:
         """The steps of waiting, as the mode has them."""
         mode = self.run_of_all.mode
-        return self._rules.wait_for(
+        return wait_for(
+            self._rules,
             job_id,
             until={"storyboard_ready"} if agreeable else (),
             wait=mode.hold,
@@ -177,7 +171,7 @@ class Poller(FastHttpUser):
         polls = self._rules.counts.requests - before
         run.record.followed(polls=polls, updates=news[-1].version - news[0].version)
 
-    def run_steps(self, steps: Steps, note: Callable[[Job], None] | None = None) -> None:
+    def run_steps(self, steps: Steps[Job], note: Callable[[Job], None] | None = None) -> None:
         """Do what the rules say, to the end."""
         reply: Reply = None
         while True:
@@ -191,9 +185,9 @@ class Poller(FastHttpUser):
             elif isinstance(step, Sleep):
                 time.sleep(step.seconds)
             elif isinstance(step, Update):
-                self.hear(step.job)
+                self.hear(step.document)
                 if note is not None:
-                    note(step.job)
+                    note(step.document)
 
     def poll(self, ask: Request) -> Response | TransportError:
         """Send a request of the rules. What should not be answered is a failure of the run, too."""

@@ -1,9 +1,9 @@
-"""A client of the service for whoever waits for a job: asynchronous and synchronous, over httpx.
+"""Clients that create jobs and wait for them: asynchronous and synchronous, over httpx.
 
     async with AsyncJobs("https://videos.example", key="...") as jobs:
         job = await jobs.wait_for(7, on_progress=print)
 
-Install it with `jobcache[client]`. What to ask and when is decided in `rules`, which does no I/O.
+Install them with `jobcache[client]`. `core` decides what to send and when, without I/O.
 """
 
 from importlib.util import find_spec
@@ -13,29 +13,28 @@ if find_spec("httpx") is None:
 
 from jobcache.client.aio import AsyncJobs
 from jobcache.client.core.errors import (
+    ClientError,
     Conflict,
     Forbidden,
     Invalid,
-    JobsError,
     NotFound,
     Refused,
     Unauthorized,
     Unavailable,
-    WaitTimeout,
 )
-from jobcache.client.core.rules import Counts
-from jobcache.client.jobs import Job
+from jobcache.client.core.messages import Counts
+from jobcache.client.jobs import Job, WaitTimeout
 from jobcache.client.sync import Jobs
 
 __all__ = [
     "AsyncJobs",
+    "ClientError",
     "Conflict",
     "Counts",
     "Forbidden",
     "Invalid",
     "Job",
     "Jobs",
-    "JobsError",
     "NotFound",
     "Refused",
     "Unauthorized",

@@ -1,4 +1,4 @@
-"""The rules, run by asyncio over httpx."""
+"""The asynchronous client: the rules, run by asyncio over httpx."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 import httpx
 
-from jobcache.client.core import requests
-from jobcache.client.core.rules import Request, Response, Rules, Sleep, TransportError
+from jobcache.client import _httpx, jobs
+from jobcache.client.core.messages import Request, Response, Sleep, TransportError, Update
+from jobcache.client.core.rules import Rules
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
-    from jobcache.client.core.rules import Counts, Reply, Steps
+    from jobcache.client.core.messages import Counts, Reply, Steps
     from jobcache.client.jobs import Job
 
 
 class AsyncJobs:
-    """Jobs of one service, asked for by any number of tasks of one event loop.
+    """A client of one service, for any number of tasks of one event loop.
 
     Args:
         address: of the service, such as `https://videos.example`; may be empty if `http` has a
             `base_url`.
-        key: an API key; None where the service has none.
-        http: a client to send with, which stays open when this one is closed. Each job that is
-            waited for takes one of its connections, so raise its limit (100 unless told).
-        rules: with another clock or chance, for tests.
-        sleep: as above.
+        key: an API key; None if the service needs none.
+        http: sends the requests, and stays open when this client is closed. Each job that is
+            waited for takes one of its connections, so raise its limit (100 by default).
+        rules: with another clock or random numbers, for tests.
+        sleep: for tests, too.
     """
 
     def __init__(
@@ -41,9 +42,9 @@ class AsyncJobs:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._address = address.rstrip("/")
-        self._authorization = requests.authorization(key)
+        self._credentials = _httpx.credentials(key)
         self._ours = http is None
-        self._http = httpx.AsyncClient(limits=requests.LIMITS) if http is None else http
+        self._http = httpx.AsyncClient(limits=_httpx.LIMITS) if http is None else http
         self._rules = Rules() if rules is None else rules
         self._sleep = sleep
 
@@ -54,13 +55,13 @@ class AsyncJobs:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         if self._ours:
             await self._http.aclose()
 
     @property
     def counts(self) -> Counts:
-        """What it has done so far."""
+        """What this client has done so far."""
         return self._rules.counts
 
     async def wait_for(
@@ -69,35 +70,40 @@ class AsyncJobs:
         *,
         on_progress: Callable[[Job], object] | None = None,
         until: Collection[str] = (),
-        timeout: float | None = None,  # noqa: ASYNC109 - what is left of it goes into requests
+        timeout: float | None = None,  # noqa: ASYNC109 - requests get what is left of it
         wait: int = 25,
     ) -> Job:
-        """Wait until a job is terminal, whatever becomes of connections and of the service.
+        """Wait until a job is terminal, through lost connections and restarts of the service.
 
         Args:
-            job_id: which.
+            job_id: the number of the job.
             on_progress: called with the first version seen and every newer one, in order, each
-                once; versions that come between two answers are left out. It may be asynchronous,
-                and is awaited before the next request. What it raises ends the wait.
-            until: statuses that end it, too, such as `storyboard_ready`.
-            timeout: seconds for all of it, or None for as long as it takes.
-            wait: seconds for which the service is asked to hold each request, up to 60; 0 is not
-                to. Less than what lies between here and the service cuts idle connections after.
+                once; versions that come between two responses are left out. It may be
+                asynchronous, and is awaited before the next request. Its exceptions end the wait.
+            until: statuses that end the wait, too, such as `storyboard_ready`.
+            timeout: seconds for all of it, or None for no limit.
+            wait: seconds for which the service is asked to hold each request, up to 60; 0 does not
+                ask for it. Choose less than the idle limit of every proxy before the service.
 
         Returns:
-            The job as it was in the end.
+            The last version of the job.
 
         Raises:
-            Refused: the service will not show this job: `Unauthorized`, `NotFound` and so on.
-            WaitTimeout: the time is up, or will be before the service may be asked again.
+            Refused: the service refuses to show this job: `Unauthorized`, `NotFound` and so on.
+            WaitTimeout: the time is over, or will be before the service may be polled again.
             ValueError: an argument is out of range.
         """
-        steps = self._rules.wait_for(job_id, until=until, timeout=timeout, wait=wait)
+        steps = jobs.wait_for(self._rules, job_id, until=until, timeout=timeout, wait=wait)
         return await self._run(steps, on_progress)
 
     async def get(self, job_id: int) -> Job:
-        """A job as it is now. Tried again for half a minute, then `Unavailable`; or `Refused`."""
-        return await self._run(requests.get(self._rules, job_id))
+        """Return the current version of a job.
+
+        Raises:
+            Refused: the service refuses to show this job.
+            Unavailable: temporary failures went on for half a minute.
+        """
+        return await self._run(jobs.get(self._rules, job_id))
 
     async def create(
         self,
@@ -105,33 +111,35 @@ class AsyncJobs:
         prompt: str,
         *,
         idempotency_key: str | None = None,
-        **fields: Unpack[requests.NewJob],
+        **fields: Unpack[jobs.NewJob],
     ) -> Job:
-        """Ask for a video. Tried again as `get`: its key makes one job of all tries.
+        """Create a job. It is retried as `get` is: its key makes one job of all attempts.
 
         Args:
-            client_id: whose it is.
-            prompt: what it is about.
-            idempotency_key: finds the job of an earlier call with the same key; None for a new one.
-            fields: see `NewJob`.
+            client_id: the owner.
+            prompt: the text of the video.
+            idempotency_key: the same key returns the job of an earlier call; None makes a new key.
+            fields: optional ones, see `NewJob`.
         """
         return await self._run(
-            requests.create(self._rules, client_id, prompt, idempotency_key, **fields)
+            jobs.create(self._rules, client_id, prompt, idempotency_key, **fields)
         )
 
     async def approve(self, job_id: int) -> Job:
-        """The storyboard is as it should be. Sent once; after `Unavailable`, repeating is fine."""
-        return await self._run(requests.move(self._rules, job_id, "approve"))
+        """Approve the storyboard. Sent once; after `Unavailable` you may call it again."""
+        return await self._run(jobs.command(self._rules, job_id, "approve"))
 
     async def render(self, job_id: int) -> Job:
-        """Begin to render. Sent once, as `approve`."""
-        return await self._run(requests.move(self._rules, job_id, "render"))
+        """Start rendering. Sent once, as `approve`."""
+        return await self._run(jobs.command(self._rules, job_id, "render"))
 
     async def cancel(self, job_id: int) -> Job:
-        """Stop the job, whatever it is at. Sent once, as `approve`."""
-        return await self._run(requests.move(self._rules, job_id, "cancel"))
+        """Cancel the job, whatever its status. Sent once, as `approve`."""
+        return await self._run(jobs.command(self._rules, job_id, "cancel"))
 
-    async def _run(self, steps: Steps, on_progress: Callable[[Job], object] | None = None) -> Job:
+    async def _run(
+        self, steps: Steps[Job], on_progress: Callable[[Job], object] | None = None
+    ) -> Job:
         reply: Reply = None
         while True:
             try:
@@ -141,24 +149,23 @@ class AsyncJobs:
                 return job
             reply = None
             if isinstance(step, Request):
-                reply = await self._ask(step)
+                reply = await self._send(step)
             elif isinstance(step, Sleep):
                 await self._sleep(step.seconds)
-            elif on_progress is not None:
-                heard = on_progress(step.job)
-                if inspect.isawaitable(heard):
-                    await heard
+            elif isinstance(step, Update) and on_progress is not None:
+                result = on_progress(step.document)
+                if inspect.isawaitable(result):
+                    await result
 
-    async def _ask(self, ask: Request) -> Response | TransportError:
+    async def _send(self, request: Request) -> Response | TransportError:
         try:
-            # httpx times each read; this, an answer that drips.
-            async with asyncio.timeout(ask.timeout):
+            # httpx limits each read, but not the sum of many small ones.
+            async with asyncio.timeout(request.timeout):
                 response = await self._http.request(
-                    **requests.request(ask, self._address, self._authorization)
+                    **_httpx.arguments(request, self._address, self._credentials)
                 )
-        except requests.MISTAKES:
+        except _httpx.MISTAKES:
             raise
         except (httpx.RequestError, TimeoutError) as error:
             return TransportError(error)
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return Response(response.status_code, headers, response.content)
+        return _httpx.response_of(response)

@@ -1,10 +1,22 @@
-"""The document of a job, as a client sees it."""
+"""Jobs of the service: their document, their paths, and the requests about them."""
 
 from __future__ import annotations
 
 import json
+import uuid
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+
+from jobcache.client.core.errors import ClientError
+from jobcache.client.core.rules import Followed
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from jobcache.client.core.messages import Steps
+    from jobcache.client.core.rules import Rules
+
+_JOBS = "/api/v2/jobs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +27,9 @@ class Job:
         id: its number.
         version: grows with every change.
         status: such as `rendering`.
-        terminal: True if nothing more will happen to it.
-        document: all that the service said, these fields included.
-        etag: the entity tag of the answer it came in; None if that had none.
+        terminal: True if the job will not change any more.
+        document: the whole document, these fields included.
+        etag: the entity tag of the response; None if it had none.
     """
 
     id: int
@@ -29,18 +41,18 @@ class Job:
 
     @property
     def percent(self) -> float:
-        """How far it is, 0 to 100."""
+        """The progress, 0 to 100."""
         return float(self.document["progress"]["percent"])
 
     @property
     def error(self) -> str | None:
-        """Why it failed."""
+        """Why the job failed; None if it did not."""
         error: str | None = self.document.get("error")
         return error
 
     @property
     def video_url(self) -> str | None:
-        """Where its video is, once there is one."""
+        """The URL of the video; None until there is one."""
         url: str | None = self.document.get("video_url")
         return url
 
@@ -53,9 +65,101 @@ class Job:
         """
         document = json.loads(body)
         if not isinstance(document, dict):
-            raise ValueError("the answer is not the document of a job")  # noqa: TRY004 - see above
+            raise ValueError("the response is not the document of a job")  # noqa: TRY004 - see above
         found = [document.get(name) for name in ("id", "version", "status", "terminal")]
         match found:
             case [int(number), int(version), str(status), bool(terminal)]:
                 return cls(number, version, status, terminal, document, etag)
         raise ValueError(f"id, version, status and terminal of a job cannot be {found}")
+
+
+class WaitTimeout(ClientError, TimeoutError):  # noqa: N818 - as in asyncio and httpx
+    """The job did not reach the awaited status in time. `__cause__` is the last error, if any.
+
+    Attributes:
+        job: the newest version that was seen; None if there was none.
+    """
+
+    def __init__(self, job_id: int, job: Job | None) -> None:
+        self.job = job
+        seen = "no version was seen" if job is None else f"last seen {job.status}"
+        super().__init__(f"job {job_id}: the time to wait is over, {seen}")
+
+
+class NewJob(TypedDict, total=False):
+    """Optional fields of a new job; the service has defaults."""
+
+    scenes: int
+    seconds_per_scene: float
+    renderer: str
+
+
+def wait_for(
+    rules: Rules,
+    job_id: int,
+    *,
+    until: Collection[str] = (),
+    timeout: float | None = None,
+    wait: int = 25,
+    interval: float | None = None,
+    conditional: bool = True,
+) -> Steps[Job]:
+    """Follow a job until it is terminal.
+
+    Args:
+        rules: what decides.
+        job_id: the number of the job.
+        until: statuses that end the wait, too.
+        timeout: as for `Rules.follow`, and so are the others.
+        wait: seconds to hold each request.
+        interval: seconds between polls.
+        conditional: whether requests name the version seen last.
+
+    Raises:
+        Refused: the service refuses to show this job.
+        WaitTimeout: the time is over, or will be before the service may be polled again.
+        ValueError: an argument is out of range.
+    """
+    if job_id < 1:
+        raise ValueError(f"no job has the number {job_id}")
+    statuses = frozenset(until)
+
+    def parse(body: bytes, etag: str | None) -> Job:
+        job = Job.parse(body, etag)
+        if job.id != job_id:
+            raise ValueError(f"the response is job {job.id}")
+        return job
+
+    followed = Followed(
+        path=f"{_JOBS}/{job_id}",
+        parse=parse,
+        is_last=lambda job: job.terminal or job.status in statuses,
+        expired=lambda seen: WaitTimeout(job_id, seen),
+    )
+    return rules.follow(
+        followed, timeout=timeout, wait=wait, interval=interval, conditional=conditional
+    )
+
+
+def create(
+    rules: Rules, client_id: str, prompt: str, key: str | None, **fields: Unpack[NewJob]
+) -> Steps[Job]:
+    """Create a job. Its `Idempotency-Key` lets the request be sent again."""
+    return rules.call(
+        "POST",
+        _JOBS,
+        Job.parse,
+        {"client_id": client_id, "prompt": prompt, **fields},
+        headers={"Idempotency-Key": uuid.uuid4().hex if key is None else key},
+        repeatable=True,
+    )
+
+
+def get(rules: Rules, job_id: int) -> Steps[Job]:
+    """Get the current version of a job."""
+    return rules.call("GET", f"{_JOBS}/{job_id}", Job.parse, repeatable=True)
+
+
+def command(rules: Rules, job_id: int, name: str) -> Steps[Job]:
+    """Approve, render or cancel a job: sent once, for it has no key that makes one of two."""
+    return rules.call("POST", f"{_JOBS}/{job_id}/{name}", Job.parse, repeatable=False)

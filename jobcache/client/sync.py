@@ -1,4 +1,4 @@
-"""The rules, run by a thread over httpx."""
+"""The synchronous client: the rules, run by threads over httpx."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 import httpx
 
-from jobcache.client.core import requests
-from jobcache.client.core.rules import Request, Response, Rules, Sleep, TransportError
+from jobcache.client import _httpx, jobs
+from jobcache.client.core.messages import Request, Response, Sleep, TransportError, Update
+from jobcache.client.core.rules import Rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from jobcache.client.core.rules import Counts, Reply, Steps
+    from jobcache.client.core.messages import Counts, Reply, Steps
     from jobcache.client.jobs import Job
 
 
 class Jobs:
-    """Jobs of one service, asked for by any number of threads. See `AsyncJobs` for the methods.
+    """A client of one service, for any number of threads. `AsyncJobs` explains the methods.
 
     Args:
         address: of the service, such as `https://videos.example`; may be empty if `http` has a
             `base_url`.
-        key: an API key; None where the service has none.
-        http: a client to send with, which stays open when this one is closed. Each job that is
-            waited for takes one of its connections, so raise its limit (100 unless told).
-        rules: with another clock or chance, for tests.
-        sleep: as above.
+        key: an API key; None if the service needs none.
+        http: sends the requests, and stays open when this client is closed. Each job that is
+            waited for takes one of its connections, so raise its limit (100 by default).
+        rules: with another clock or random numbers, for tests.
+        sleep: for tests, too.
     """
 
     def __init__(
@@ -40,9 +41,9 @@ class Jobs:
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self._address = address.rstrip("/")
-        self._authorization = requests.authorization(key)
+        self._credentials = _httpx.credentials(key)
         self._ours = http is None
-        self._http = httpx.Client(limits=requests.LIMITS) if http is None else http
+        self._http = httpx.Client(limits=_httpx.LIMITS) if http is None else http
         self._rules = Rules() if rules is None else rules
         self._sleep = sleep
 
@@ -53,13 +54,13 @@ class Jobs:
         self.close()
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         if self._ours:
             self._http.close()
 
     @property
     def counts(self) -> Counts:
-        """What it has done so far."""
+        """What this client has done so far."""
         return self._rules.counts
 
     def wait_for(
@@ -71,16 +72,16 @@ class Jobs:
         timeout: float | None = None,
         wait: int = 25,
     ) -> Job:
-        """Wait until a job is terminal; see `AsyncJobs.wait_for`.
+        """Wait until a job is terminal, as `AsyncJobs.wait_for` does.
 
-        `timeout` holds but for an answer that drips: httpx times each read, not all of them.
+        A response that comes byte by byte can exceed `timeout`: httpx limits each read only.
         """
-        steps = self._rules.wait_for(job_id, until=until, timeout=timeout, wait=wait)
+        steps = jobs.wait_for(self._rules, job_id, until=until, timeout=timeout, wait=wait)
         return self._run(steps, on_progress)
 
     def get(self, job_id: int) -> Job:
-        """A job as it is now."""
-        return self._run(requests.get(self._rules, job_id))
+        """Return the current version of a job."""
+        return self._run(jobs.get(self._rules, job_id))
 
     def create(
         self,
@@ -88,24 +89,24 @@ class Jobs:
         prompt: str,
         *,
         idempotency_key: str | None = None,
-        **fields: Unpack[requests.NewJob],
+        **fields: Unpack[jobs.NewJob],
     ) -> Job:
-        """Ask for a video."""
-        return self._run(requests.create(self._rules, client_id, prompt, idempotency_key, **fields))
+        """Create a job."""
+        return self._run(jobs.create(self._rules, client_id, prompt, idempotency_key, **fields))
 
     def approve(self, job_id: int) -> Job:
-        """The storyboard is as it should be."""
-        return self._run(requests.move(self._rules, job_id, "approve"))
+        """Approve the storyboard."""
+        return self._run(jobs.command(self._rules, job_id, "approve"))
 
     def render(self, job_id: int) -> Job:
-        """Begin to render."""
-        return self._run(requests.move(self._rules, job_id, "render"))
+        """Start rendering."""
+        return self._run(jobs.command(self._rules, job_id, "render"))
 
     def cancel(self, job_id: int) -> Job:
-        """Stop the job, whatever it is at."""
-        return self._run(requests.move(self._rules, job_id, "cancel"))
+        """Cancel the job, whatever its status."""
+        return self._run(jobs.command(self._rules, job_id, "cancel"))
 
-    def _run(self, steps: Steps, on_progress: Callable[[Job], object] | None = None) -> Job:
+    def _run(self, steps: Steps[Job], on_progress: Callable[[Job], object] | None = None) -> Job:
         reply: Reply = None
         while True:
             try:
@@ -115,20 +116,19 @@ class Jobs:
                 return job
             reply = None
             if isinstance(step, Request):
-                reply = self._ask(step)
+                reply = self._send(step)
             elif isinstance(step, Sleep):
                 self._sleep(step.seconds)
-            elif on_progress is not None:
-                on_progress(step.job)
+            elif isinstance(step, Update) and on_progress is not None:
+                on_progress(step.document)
 
-    def _ask(self, ask: Request) -> Response | TransportError:
+    def _send(self, request: Request) -> Response | TransportError:
         try:
             response = self._http.request(
-                **requests.request(ask, self._address, self._authorization)
+                **_httpx.arguments(request, self._address, self._credentials)
             )
-        except requests.MISTAKES:
+        except _httpx.MISTAKES:
             raise
         except httpx.RequestError as error:
             return TransportError(error)
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return Response(response.status_code, headers, response.content)
+        return _httpx.response_of(response)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from jobcache.client import AsyncJobs, Job, JobsError
+from jobcache.client import AsyncJobs, ClientError, Job
 from loadtests.restart.balancer import HOST, Balancer
 from loadtests.restart.node import Node
 
@@ -105,7 +105,7 @@ class _Work:
         async with AsyncJobs(self._url) as jobs:
             try:
                 job = await jobs.wait_for(self.job_id, on_progress=note, timeout=_WITHIN)
-            except JobsError as error:
+            except ClientError as error:
                 report.failures.append(f"job {self.job_id}: {error!r}")
             else:
                 ended = datetime.fromisoformat(job.document["updated_at"])
@@ -114,7 +114,7 @@ class _Work:
                     report.failures.append(f"job {self.job_id} ended {job.status}")
                 if versions != sorted(set(versions)):
                     report.failures.append(f"job {self.job_id}: versions went {versions}")
-            report.news += jobs.counts.news
+            report.news += jobs.counts.updates
             report.requests += jobs.counts.requests
             report.reconnects += jobs.counts.failed
 

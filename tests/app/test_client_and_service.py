@@ -11,12 +11,12 @@ import pytest
 from app.devservers import free_port
 from jobcache.client import (
     AsyncJobs,
+    ClientError,
     Conflict,
     Forbidden,
     Invalid,
     Job,
     Jobs,
-    JobsError,
     NotFound,
     Unauthorized,
     WaitTimeout,
@@ -63,7 +63,7 @@ async def test_what_the_service_refuses_is_an_error_of_its_own_kind(
             return AsyncJobs("", tokens[caller], http=http)
 
         job = await of("own").create("acme", "A cat.", renderer="external")
-        expected: dict[str, type[JobsError]] = {
+        expected: dict[str, type[ClientError]] = {
             "wrong": Unauthorized,
             "malformed": Unauthorized,
             "stranger": NotFound,
@@ -94,7 +94,7 @@ async def test_a_service_killed_in_the_middle_is_waited_for_and_nothing_is_misse
     try:
         first.wait_until_ready()
         job_id = first.rendering(renderer="external")
-        soon = Rules(chance=lambda: 0.1), Rules(chance=lambda: 0.1)
+        soon = Rules(random=lambda: 0.1), Rules(random=lambda: 0.1)
         seen: list[list[int]] = [[], []]
         with Jobs(first.url, rules=soon[0]) as jobs:
             async with AsyncJobs(first.url, rules=soon[1]) as async_jobs, asyncio.timeout(60):

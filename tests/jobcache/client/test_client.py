@@ -31,17 +31,18 @@ from jobcache.client import (
     Unavailable,
     WaitTimeout,
 )
-from jobcache.client.core import rules
-from jobcache.client.core.rules import (
+from jobcache.client.core import pacing
+from jobcache.client.core.messages import (
     Reply,
     Request,
     Response,
-    Rules,
     Sleep,
     Steps,
     TransportError,
     Update,
 )
+from jobcache.client.core.rules import Rules
+from jobcache.client.jobs import wait_for
 
 FINAL = {
     301: Refused,
@@ -92,22 +93,20 @@ class Script:
     replies: list[tuple[float, Reply]]
     chance: float = 0.0
     now: float = 1000.0
-    asked: list[Request] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
-    news: list[Job] = field(default_factory=list)
-    asked_with: list[tuple[Request, int]] = field(
-        default_factory=list
-    )  # and the newest version then
+    updates: list[Job] = field(default_factory=list)
+    newest_at: list[tuple[Request, int]] = field(default_factory=list)  # version at each request
     paused_after: list[tuple[float, float]] = field(default_factory=list)  # and `Retry-After`
 
     def __post_init__(self) -> None:
-        self.rules = Rules(clock=lambda: self.now, chance=lambda: self.chance)
+        self.rules = Rules(clock=lambda: self.now, random=lambda: self.chance)
 
     def wait(self, **options: Any) -> Job:
-        return self.run(self.rules.wait_for(7, **options))
+        return self.run(wait_for(self.rules, 7, **options))
 
-    def run(self, steps: Steps) -> Job:
-        replies, reply, told = iter(self.replies), None, 0.0
+    def run(self, steps: Steps[Job]) -> Job:
+        replies, reply, retry_after = iter(self.replies), None, 0.0
         while True:
             try:
                 step = steps.send(reply)
@@ -117,28 +116,28 @@ class Script:
             reply = None
             match step:
                 case Request():
-                    self.asked.append(step)
-                    self.asked_with.append((step, self.versions[-1] if self.news else 0))
+                    self.requests.append(step)
+                    self.newest_at.append((step, self.versions[-1] if self.updates else 0))
                     took, reply = next(replies)
                     if took > step.timeout:
                         took, reply = step.timeout, TransportError(TimeoutError())
                     self.now += took
                     headers = reply.headers if isinstance(reply, Response) else {}
                     seconds = headers.get("retry-after", "")
-                    told = float(seconds) if seconds.isdigit() else 0.0
+                    retry_after = float(seconds) if seconds.isdigit() else 0.0
                 case Sleep(seconds):
                     self.pauses.append(seconds)
-                    self.paused_after.append((seconds, told))
+                    self.paused_after.append((seconds, retry_after))
                     self.now += seconds
                 case Update(job):
-                    self.news.append(job)
+                    self.updates.append(job)
 
     def headers(self, name: str) -> list[str | None]:
-        return [ask.headers.get(name) for ask in self.asked]
+        return [request.headers.get(name) for request in self.requests]
 
     @property
     def versions(self) -> list[int]:
-        return [job.version for job in self.news]
+        return [job.version for job in self.updates]
 
 
 def test_a_service_that_holds_is_asked_again_at_once_with_what_was_seen() -> None:
@@ -157,9 +156,9 @@ def test_a_service_that_holds_is_asked_again_at_once_with_what_was_seen() -> Non
     assert script.pauses == []
     assert script.headers("If-None-Match") == [None, '"1-0"', '"2-0"', '"2-0"']
     assert script.headers("Prefer") == [None, *["wait=25"] * 3]
-    assert [ask.timeout for ask in script.asked] == [10, 35, 35, 35]
+    assert [request.timeout for request in script.requests] == [10, 35, 35, 35]
     counts = script.rules.counts
-    assert (counts.requests, counts.held, counts.unchanged, counts.news) == (4, 3, 1, 3)
+    assert (counts.requests, counts.held, counts.unchanged, counts.updates) == (4, 3, 1, 3)
 
 
 @pytest.mark.parametrize(("chance", "pause"), [(0.0, 6.0), (0.5, 6.6)])
@@ -223,7 +222,7 @@ def test_a_service_may_hold_for_less_than_it_was_asked_to() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "pause"),
+    ("headers", "pause"),
     [
         ({}, 2),
         ({"retry_after": "soon"}, 2),
@@ -239,8 +238,8 @@ def test_a_service_may_hold_for_less_than_it_was_asked_to() -> None:
         ),
     ],
 )
-def test_retry_after_is_read_as_it_comes(told: dict[str, str], pause: float) -> None:
-    script = Script([(0, document(1)), (0, unchanged(**told)), (0, document(2, "failed"))])
+def test_retry_after_is_read_as_it_comes(headers: dict[str, str], pause: float) -> None:
+    script = Script([(0, document(1)), (0, unchanged(**headers)), (0, document(2, "failed"))])
     script.wait()
     assert script.pauses == [pause]
 
@@ -303,8 +302,8 @@ def test_what_is_older_than_seen_is_not_taken() -> None:
     assert script.rules.counts.older == 2
 
 
-def test_the_same_version_under_another_tag_is_no_news() -> None:
-    """As two releases of the service side by side may answer: not asked without end."""
+def test_the_same_version_under_another_tag_is_no_update() -> None:
+    """As two releases of the service side by side may answer: not polled without a pause."""
     other = Response(200, {"etag": '"5-2"', "preference-applied": "wait=25"}, body(5))
     script = Script([(0, document(5)), (0, other), (0, document(6, "failed"))])
     script.wait()
@@ -368,7 +367,7 @@ def test_a_status_may_end_it_too() -> None:
 def test_time_is_up_while_a_request_is_held() -> None:
     script = Script([(0.5, document(1)), (1e6, None)])
     with pytest.raises(
-        WaitTimeout, match="job 7: the time to wait is up, last seen rendering"
+        WaitTimeout, match="job 7: the time to wait is over, last seen rendering"
     ) as up:
         script.wait(timeout=8)
     assert up.value.job is not None
@@ -387,16 +386,16 @@ def test_time_is_up_before_the_service_may_be_asked_again() -> None:
 
 def test_time_is_up_and_nothing_was_ever_answered() -> None:
     script = Script([(1.0, LOST)] * 20, chance=0.5)
-    with pytest.raises(WaitTimeout, match="nothing was seen") as up:
+    with pytest.raises(WaitTimeout, match="no version was seen") as up:
         script.wait(timeout=10)
     assert up.value.job is None
     assert up.value.__cause__ is LOST.error
     assert script.now <= 1010
 
 
-def test_time_is_up_while_news_is_being_taken() -> None:
+def test_time_is_up_while_an_update_is_being_handled() -> None:
     script = Script([(0, document(1))])
-    steps = script.rules.wait_for(7, timeout=5)
+    steps = wait_for(script.rules, 7, timeout=5)
     steps.send(None)
     assert isinstance(steps.send(document(1)), Update)
     script.now += 6
@@ -426,28 +425,27 @@ def test_polling_at_an_interval_keeps_it() -> None:
 )
 def test_arguments_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
-        Rules().wait_for(7, **options)
+        wait_for(Rules(), 7, **options)
     with pytest.raises(ValueError, match="0"):
-        Rules().wait_for(0)
+        wait_for(Rules(), 0)
 
 
 def test_one_request_is_repeated_only_if_it_may_be() -> None:
     script = Script([(0, LOST), (0, error(503, retry_after="2")), (0, document(1))], chance=0.5)
     call = script.rules.call
-    assert (
-        script.run(call("POST", "/x", {"a": 1}, headers={"K": "v"}, repeatable=True)).version == 1
-    )
+    steps = call("POST", "/x", Job.parse, {"a": 1}, headers={"K": "v"}, repeatable=True)
+    assert script.run(steps).version == 1
     assert script.pauses == pytest.approx([0.25, 2.2])
-    assert {(a.method, a.path, a.headers["K"], a.timeout) for a in script.asked} == {
+    assert {(a.method, a.path, a.headers["K"], a.timeout) for a in script.requests} == {
         ("POST", "/x", "v", 10)
     }
     once = Script([(0, LOST), (0, document(1))])
     with pytest.raises(Unavailable) as unavailable:
-        once.run(once.rules.call("POST", "/x", repeatable=False))
+        once.run(once.rules.call("POST", "/x", Job.parse, repeatable=False))
     assert unavailable.value.__cause__ is LOST.error
     late = Script([(3, LOST)] * 9, chance=0.5)
     with pytest.raises(Unavailable):
-        late.run(late.rules.call("GET", "/x", repeatable=True, timeout=10))
+        late.run(late.rules.call("GET", "/x", Job.parse, repeatable=True, timeout=10))
     assert late.now <= 1010
 
 
@@ -485,33 +483,33 @@ REPLIES = st.lists(st.tuples(st.floats(0, 40), st.one_of(answers(), st.just(LOST
 def test_whatever_comes(
     replies: list[tuple[float, Reply]], chances: list[float], wait: int, timeout: float | None
 ) -> None:
-    """Versions only grow, a terminal one ends it, and nobody is asked sooner than they allow."""
+    """Versions only grow, a terminal one ends it, and nobody is asked sooner than it allows."""
     # The end of every script is a good one, or the wait would not end.
     script = Script([*replies, (0.0, document(99, "completed"))])
     chance = itertools.cycle(chances)
-    script.rules = Rules(clock=lambda: script.now, chance=lambda: next(chance))
+    script.rules = Rules(clock=lambda: script.now, random=lambda: next(chance))
     try:
         job = script.wait(wait=wait, timeout=timeout)
     except WaitTimeout as up:
         job = up.job
         assert timeout is not None
-        assert not any(job.terminal for job in script.news)
+        assert not any(job.terminal for job in script.updates)
     else:
         assert job.terminal
     assert script.versions == sorted(set(script.versions))
-    assert (job is None) == (script.news == [])
+    assert (job is None) == (script.updates == [])
     assert job is None or job.version == script.versions[-1]
-    assert not any(job.terminal for job in script.news[:-1])
+    assert not any(job.terminal for job in script.updates[:-1])
     assert timeout is None or script.now <= 1000 + timeout + 1e-6
-    for ask, newest in script.asked_with:
-        tag = ask.headers.get("If-None-Match")
+    for request, newest in script.newest_at:
+        tag = request.headers.get("If-None-Match")
         assert tag is None or tag.startswith(f'"{newest}-')
-        assert "Prefer" not in ask.headers or (wait and tag)
-        assert 0 < ask.timeout <= wait + 10
-    for pause, told in script.paused_after:
-        assert told <= pause <= max(told * 1.2, rules.LONGEST_BACKOFF)
+        assert "Prefer" not in request.headers or (wait and tag)
+        assert 0 < request.timeout <= wait + 10
+    for pause, retry_after in script.paused_after:
+        assert retry_after <= pause <= max(retry_after * 1.2, pacing.LONGEST_BACKOFF)
     counts = script.rules.counts
-    assert counts.requests - 1 - len(script.pauses) <= counts.news + counts.held
+    assert counts.requests - 1 - len(script.pauses) <= counts.updates + counts.held
 
 
 # Both ways of running the rules
@@ -587,9 +585,9 @@ async def test_a_job_is_followed_through_failures(kind: str) -> None:
         document(2, "completed"),
     ]
     either = Either(kind, scripted(replies, seen), key="secret")
-    news: list[int] = []
-    job = await either("wait_for", 7, on_progress=lambda job: news.append(job.version))
-    assert (job.version, news) == (2, [1, 2])
+    versions: list[int] = []
+    job = await either("wait_for", 7, on_progress=lambda job: versions.append(job.version))
+    assert (job.version, versions) == (2, [1, 2])
     assert len(either.sleeps.taken) == 4
     assert either.sleeps.taken[3] >= 3
     assert {str(request.url) for request in seen} == {"http://test/api/v2/jobs/7"}
@@ -614,17 +612,17 @@ async def test_the_asynchronous_client_awaits_on_progress() -> None:
 
     async def on_progress(job: Job) -> None:
         await asyncio.sleep(0)
-        order.append(f"told {job.version}")
+        order.append(f"version {job.version}")
 
     replies = [document(1), document(2, "failed", preference_applied="wait=25")]
     handle = scripted(list(replies), [])
 
     def noted(request: httpx.Request) -> httpx.Response:
-        order.append("asked")
+        order.append("request")
         return handle(request)
 
     await Either("async", noted)("wait_for", 7, on_progress=on_progress)
-    assert order == ["asked", "told 1", "asked", "told 2"]
+    assert order == ["request", "version 1", "request", "version 2"]
 
 
 async def test_making_a_job_is_repeated_under_one_key_and_moving_it_is_not(kind: str) -> None:
@@ -709,7 +707,7 @@ def test_the_library_needs_no_httpx() -> None:
 
 
 def test_pauses_are_bounded() -> None:
-    assert rules.FIRST_BACKOFF < rules.LONGEST_BACKOFF
+    assert pacing.FIRST_BACKOFF < pacing.LONGEST_BACKOFF
     script = Script([(0.0, LOST)] * 200 + [(0.0, document(1, "failed"))], chance=1.0)
     script.wait()
-    assert max(script.pauses) == rules.LONGEST_BACKOFF
+    assert max(script.pauses) == pacing.LONGEST_BACKOFF
