@@ -272,7 +272,7 @@ async def test_while_locks_are_lost_again_and_again_nothing_old_is_shown(
 async def test_without_its_lock_a_process_writes_nothing(
     start: Start, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registration, "_ANSWERS_WITHIN", 0.3)
+    monkeypatch.setattr(registration, "_PATIENCE_LATER", 0.3)
     async with start(DATABASE_URL=database_url, JOBCACHE_BACKEND="null") as service:
         job = await service.rendering()
         plain = database_url.replace("+asyncpg", "")
