@@ -1,23 +1,25 @@
-# Everything happens in .venv; a machine needs Python 3.11 or newer, and make.
+# Needs Python 3.11 or newer. Everything is installed into .venv.
 
 PYTHON ?= python3
 VENV := .venv
 PEERS := .venv-peers
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
-# Of the tests: one for each core.
-WORKERS ?= logical
+# Tests wait a fifth of their time for other processes, so one worker more than there are
+# processors is faster than one for each.
+WORKERS ?= $(shell expr $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)
 PARALLEL := --numprocesses $(WORKERS) --dist worksteal --benchmark-disable
 
-# Tests start hundreds of processes, each of which would compile the project anew.
+# Tests start hundreds of processes. Without bytecode files each would compile the project again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long check format bench bench-peers settings instructions loadtest outage held freshness clean
+.PHONY: help run test test-long test-lowest check format bench bench-peers settings instructions loadtest outage held freshness clean
 
-help: ## show this
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-# The service needs less than its tests.
+# `make run` installs what the service needs, unless the tools of development are there already.
 RUNS := $(if $(wildcard $(VENV)/installed),$(VENV)/installed,$(VENV)/runs)
 
 $(VENV)/runs: EXTRAS := client,redis,servers,service
@@ -33,29 +35,39 @@ $(VENV)/runs $(VENV)/installed: pyproject.toml constraints.txt
 run: $(RUNS) ## start the service; BACKEND=null|memory|redis|tiered DATABASE=sqlite|postgres
 	$(BIN)/python -m app dev $(if $(BACKEND),--backend '$(BACKEND)') $(if $(DATABASE),--database '$(DATABASE)')
 
-test: $(VENV)/installed ## run the tests; ARGS="-k poll" and the like, ARGS=--cov for coverage
+test: $(VENV)/installed ## run the tests; ARGS="-k poll" selects some, ARGS=--cov measures coverage
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
-test-long: $(VENV)/installed ## the same at full length: more faults, kills, examples and load
+test-long: $(VENV)/installed ## run the tests at full length: more faults, kills, examples and load
 	$(BIN)/python -m pytest --long --timeout 900 -o faulthandler_timeout=960 $(PARALLEL) $(ARGS)
 
-check: $(VENV)/installed ## ruff, mypy and the import contracts
+test-lowest: $(LOWEST)/installed ## test the library with the lowest versions that pyproject.toml allows
+	$(LOWEST)/bin/python -m pytest $(PARALLEL) tests/jobcache $(ARGS)
+
+$(LOWEST)/installed: pyproject.toml constraints.txt .ci/lowest.py
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) .ci/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint $(LOWEST)/constraints.txt --editable '.[dev]'
+	@touch $@
+
+check: $(VENV)/installed ## run ruff, mypy and the import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(VENV)/installed ## let ruff write
+format: $(VENV)/installed ## format with ruff, and let it fix what it can
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-bench: $(VENV)/installed ## measure, write benchmarks/RESULTS.md; ARGS="--quick"
+bench: $(VENV)/installed ## run the benchmarks and write benchmarks/RESULTS.md; ARGS="--quick"
 	$(BIN)/python -m benchmarks --write $(ARGS)
 
-bench-peers: $(PEERS)/installed ## the same, and the same work through other caches; ARGS="--quick"
+bench-peers: $(PEERS)/installed ## the same, and compare with other caches; ARGS="--quick"
 	$(PEERS)/bin/python -m benchmarks --peers --write $(ARGS)
 
-# Beside the peers the project itself, so that all are measured in one run.
+# The project is installed beside the other caches, so that one run measures them all.
 $(PEERS)/installed: pyproject.toml constraints.txt benchmarks/peers/constraints.txt benchmarks/peers/requirements.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
@@ -70,21 +82,21 @@ settings: $(RUNS) ## write the tables of docs/settings.md from the code
 	@sed -i.old '/^## Service/,$$d' docs/settings.md && rm docs/settings.md.old
 	$(BIN)/python -m app settings >> docs/settings.md
 
-instructions: $(VENV)/installed ## count those of the hottest paths, compare; ARGS="--store"
+instructions: $(VENV)/installed ## count the instructions of the hottest paths and compare them; ARGS="--store"
 	$(BIN)/python -m benchmarks.instructions $(ARGS)
 
-loadtest: $(VENV)/installed ## simulate pollers on each backend, print the table; ARGS="--users 10"
+loadtest: $(VENV)/installed ## simulate clients that poll, on each backend; ARGS="--users 10"
 	$(BIN)/python -m loadtests $(ARGS)
 
-outage: $(VENV)/installed ## what polls lose while Redis is away, beside null; ARGS="--rounds 2"
+outage: $(VENV)/installed ## measure polls while Redis is unavailable; ARGS="--rounds 2"
 	$(BIN)/python -m benchmarks.outage $(ARGS)
 
-held: $(VENV)/installed ## hold 5,000 requests: who is told, how soon, at what cost; ARGS="--backend tiered"
+held: $(VENV)/installed ## measure 5,000 long polls: delay and cost; ARGS="--backend tiered"
 	$(BIN)/python -m benchmarks.long_poll_scale $(ARGS)
 
-freshness: $(VENV)/installed ## check a million polls while Redis and processes fail; ARGS="--quick"
+freshness: $(VENV)/installed ## check a million polls for old answers while Redis and processes fail; ARGS="--quick"
 	$(BIN)/python -m loadtests.freshness $(ARGS)
 
-clean: ## remove what the above made, but for var/
-	rm -rf $(VENV) $(PEERS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks .coverage benchmarks/results loadtests/results
+clean: ## remove generated files, except var/
+	rm -rf $(VENV) $(PEERS) $(LOWEST) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks .coverage benchmarks/results loadtests/results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -54,7 +54,7 @@ def configure_logging() -> None:
 
 
 def read_env_file() -> None:
-    """Add the variables of `.env` in the working directory; those that are set already stay.
+    """Add the variables of `.env` in the working directory; it overrides none that is set.
 
     Raises:
         SettingsError: the file exists and cannot be read, or is not text in UTF-8.

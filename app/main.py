@@ -31,7 +31,7 @@ from app.jobs.poll_fast_path import PollFastPath
 from app.ops import page
 from app.ops import routes as ops
 from app.ops.greeting import greeting_elsewhere
-from app.ops.quiet_logging import quiet_malformed_requests
+from app.ops.log_limit import limit_request_logs
 from jobcache import JobCacheError, SettingsError
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ class Application(FastAPI):
         """Answer what the front has let through."""
         if await self.fast_path.answer(scope, send):
             return
-        if page.is_asked_for(scope):
-            await page.lead_to_docs(scope, receive, send)
+        if page.is_browser_at_root(scope):
+            await page.redirect_to_docs(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
@@ -193,7 +193,7 @@ def worker() -> Application:
 
 
 def _made(chosen: Settings, *, closes_upgrades: bool = False) -> Application:
-    quiet_malformed_requests()
+    limit_request_logs()
     made = create_app(chosen, closes_upgrades=closes_upgrades)
     tune_garbage_collection()
     return made

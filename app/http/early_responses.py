@@ -41,7 +41,7 @@ def refusal(status: int) -> bytes:
 
 
 def log_refusal(status: int) -> None:
-    """Log that a connection was refused or cut off; `quiet_logging` limits the lines."""
+    """Log that a connection was refused or cut off; `log_limit` limits the lines."""
     what = "Invalid HTTP request received." if status == 400 else "Refused a request."  # noqa: PLR2004 - HTTP's number
     logger.warning(f"{what} {status}: {DETAILS[status]}")  # noqa: G004 - told apart by how it begins
 

@@ -1,1 +1,1 @@
-"""What operators read and do."""
+"""Operation of the service: statistics, invalidation, health checks, and lines of the log."""

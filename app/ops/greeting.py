@@ -1,4 +1,4 @@
-"""The line that a start writes to the log: what serves, from where, and where to look at it."""
+"""The log line of a start: where the service listens, its pages, its backend and its database."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _PAGES = {"page": "/", "API": "/docs", "statistics": "/api/v2/cache/stats"}
 def greeting(chosen: Settings, sockets: Sequence[socket.socket]) -> str:
     """Return the line of `python -m app serve`."""
     processes = "1 worker" if chosen.workers == 1 else f"{chosen.workers} workers"
-    pages = _pages(_reachable(sockets[0]))
-    return f"listening on {shown(sockets)}: {pages}; {_parts(chosen)}, {processes}"
+    pages = _pages(_base_url(sockets[0]))
+    return f"listening on {shown(sockets)}: {pages}; {_stores(chosen)}, {processes}"
 
 
 def greeting_elsewhere(chosen: Settings) -> str:
-    """Return the line under a server that knows by itself where it listens, and with how many."""
-    return f"serving {_pages('')}; {_parts(chosen)}"
+    """Return the line for another server, which itself chooses addresses and workers."""
+    return f"serving {_pages('')}; {_stores(chosen)}"
 
 
-def _parts(chosen: Settings) -> str:
+def _stores(chosen: Settings) -> str:
     backend = chosen.cache.backend
     if backend in REMOTE:
         backend += f" ({redacted(chosen.cache.redis_url)})"
@@ -42,12 +42,12 @@ def _pages(base: str) -> str:
     return ", ".join(f"{name} {base}{path}" for name, path in _PAGES.items())
 
 
-def _reachable(each: socket.socket) -> str:
+def _base_url(listener: socket.socket) -> str:
     """Return the beginning of a URL that can be opened on this machine."""
-    if each.family not in {socket.AF_INET, socket.AF_INET6}:
-        return "http://localhost"  # any will do, as with `curl --unix-socket`
-    host, port = each.getsockname()[:2]
+    if listener.family not in {socket.AF_INET, socket.AF_INET6}:
+        return "http://localhost"  # a client of a Unix socket may name any host
+    host, port = listener.getsockname()[:2]
     address = ipaddress.ip_address(host.partition("%")[0])
-    if address.is_unspecified:  # all addresses: one of them is loopback
-        host = "127.0.0.1" if address.version == 4 else "::1"  # noqa: PLR2004 - of IP
+    if address.is_unspecified:  # all addresses, loopback among them
+        host = "127.0.0.1" if address.version == 4 else "::1"  # noqa: PLR2004 - IPv4
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

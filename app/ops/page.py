@@ -1,4 +1,4 @@
-"""What a browser finds at the root: the page of the API, until there is one of its own."""
+"""A browser that opens the root is redirected to the page of the API."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from fastapi.responses import RedirectResponse
 if TYPE_CHECKING:
     from starlette.types import Scope
 
-lead_to_docs = RedirectResponse("docs")  # relative, whatever path a proxy puts before it
+redirect_to_docs = RedirectResponse("docs")  # relative: a proxy may add a path in front
 
 
-def is_asked_for(scope: Scope) -> bool:
-    """True for a browser at the root. To programs there is nothing at that path."""
+def is_browser_at_root(scope: Scope) -> bool:
+    """Return whether a browser requests the root; other programs get 404 there."""
     if scope["type"] != "http" or scope["path"] != scope.get("root_path", "") + "/":
         return False
     accepted = (value for name, value in scope["headers"] if name == b"accept")

@@ -1,4 +1,4 @@
-"""Whether the service can answer, found out at most once a second, however often it is asked."""
+"""The readiness check of the service, run at most once a second, however many requests ask."""
 
 from __future__ import annotations
 
@@ -9,44 +9,46 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-_EVERY = 1.0
+_INTERVAL = 1.0
 
 
 class Readiness:
-    """Shares the result of a check among all who ask while it runs, and for a while after.
+    """Share the result of a check among all requests that come while it runs, and shortly after.
 
     Args:
-        check: raises if the service cannot answer.
-        every: seconds from the beginning of one check to that of the next, at least.
+        check: raises an error if the service cannot answer.
+        interval: the least number of seconds from the start of one check to that of the next.
         clock: seconds, monotonic.
     """
 
     def __init__(
         self,
         check: Callable[[], Awaitable[object]],
-        every: float = _EVERY,
+        interval: float = _INTERVAL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._check = check
-        self._every = every
+        self._interval = interval
         self._clock = clock
-        self._began = 0.0
+        self._started_at = 0.0
         self._running: asyncio.Task[Exception | None] | None = None
 
     async def check(self) -> None:
-        """Return if the newest check passed; raise what it raised if not."""
+        """Return if the newest check passed; otherwise raise its error."""
         running = self._running
-        if running is None or (running.done() and self._clock() - self._began >= self._every):
-            self._began = self._clock()
+        if running is None or (
+            running.done() and self._clock() - self._started_at >= self._interval
+        ):
+            self._started_at = self._clock()
             running = self._running = asyncio.create_task(self._run())
-        # Shielded: who hangs up does not end it for the others.
+        # Shielded: a client that disconnects must not cancel the check for the others.
         error = await asyncio.shield(running)
         if error is not None:
-            raise error.with_traceback(None)  # it is raised again and again, and would grow
+            raise error.with_traceback(None)  # each raise would make the traceback longer
 
     async def _run(self) -> Exception | None:
         try:
             await self._check()
-        except Exception as error:  # noqa: BLE001 - for those who ask
+        except Exception as error:  # noqa: BLE001 - `check` raises it
             return error
         return None

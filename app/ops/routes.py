@@ -1,4 +1,4 @@
-"""What operators read and do: statistics, invalidation, health."""
+"""The routes for operators: statistics, invalidation, health checks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jobcache import JobCache
     from jobcache.protocol.backend import FeedStatus
 
-_REMOTE = {"redis", "tiered"}
+_WITH_REDIS = {"redis", "tiered"}
 
 
 def _one_and_no_null(schema: dict[str, Any]) -> None:
@@ -35,7 +35,7 @@ def _one_and_no_null(schema: dict[str, Any]) -> None:
 
 
 class Invalidate(RequestBody):
-    """What to drop from the cache: one job, one client's list, or everything."""
+    """What to remove from the cache: one job, one client's list, or everything."""
 
     model_config = ConfigDict(json_schema_extra=_one_and_no_null)
 
@@ -45,7 +45,7 @@ class Invalidate(RequestBody):
 
     @model_validator(mode="after")
     def _one(self) -> Invalidate:
-        # A null is as good as nothing, and nothing must never be taken for everything.
+        # A null counts as missing, and a missing value must never mean everything.
         given = [value for value in (self.job_id, self.client_id, self.all) if value is not None]
         if len(self.model_fields_set) != 1 or not given:
             raise ValueError("give one of job_id, client_id and all")
@@ -53,7 +53,7 @@ class Invalidate(RequestBody):
 
 
 class Purged(BaseModel):
-    """How many entries were dropped."""
+    """How many entries were removed."""
 
     purged: int
 
@@ -61,18 +61,18 @@ class Purged(BaseModel):
 def router(
     cache: JobCache, database: Database, held: HeldRequests, keys: KeyFile | None = None
 ) -> APIRouter:
-    """Statistics, invalidation and health."""
+    """Return the routes for operators."""
     routes = APIRouter(tags=["operations"], generate_unique_id_function=name_of)
     readiness = Readiness(database.check)
 
     @routes.get("/api/v2/cache/stats", **only())
     async def stats() -> dict[str, Any]:
-        """What the cache of this process has done since it started."""
+        """Return statistics of this process since its start."""
         return snapshot(cache, database, held)
 
     @routes.post("/api/v2/cache/invalidate", **only(answers=problems(413, 422, 503)))
     async def invalidate(body: Invalidate) -> Purged:
-        """Drop entries; the next polls ask the database."""
+        """Remove entries from the cache; the next polls query the database."""
         if body.job_id is not None:
             keys = progress_key(body.job_id), storyboard_key(body.job_id)
             return Purged(purged=await cache.invalidate(*keys))
@@ -82,14 +82,14 @@ def router(
 
     @routes.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """The process is alive."""
+        """Return 200 while the process is alive."""
         return {"status": "alive"}
 
     @routes.get("/readyz", responses={200: {"model": dict[str, str]}, **problems(503)})
     async def readyz(request: Request) -> Response:
-        """The service can answer: its database takes reads and writes, its keys can be read.
+        """Return 200 if the database accepts reads and writes and the API keys can be read.
 
-        The database is asked once a second at most.
+        The database is checked at most once a second.
         """
         if keys is not None and keys.problem:
             detail = f"The file of API keys cannot be used: {keys.problem}."
@@ -102,11 +102,11 @@ def router(
 
 
 def snapshot(cache: JobCache, database: Database, held: HeldRequests) -> dict[str, Any]:
-    """The document of `/api/v2/cache/stats`."""
+    """Return the document of `/api/v2/cache/stats`."""
     backend = cache.backend.name
     condition = cache.condition()
     enabled = backend != "null"
-    remote = backend in _REMOTE
+    remote = backend in _WITH_REDIS
     size = cache.size()
     entries, held_bytes = size if size is not None else (None, None)
     counts = cache.statistics.snapshot()
@@ -116,14 +116,14 @@ def snapshot(cache: JobCache, database: Database, held: HeldRequests) -> dict[st
             **counts,
             "redis_enabled": remote,
             "redis_available": remote and condition.available,
-            "ttl_seconds": _plain(cache.lifetimes.default),
+            "ttl_seconds": _shortest(cache.lifetimes.default),
             "backend": backend,
             "tier_hits": cache.tier_hits(),
             "feed": _feed(cache.feed()),
             "breaker": {
                 "state": condition.state,
                 "age_seconds": round(condition.age, 3),
-                "unsettled": condition.pending,
+                "pending": condition.pending,
             },
             "entries": entries,
             "bytes": held_bytes,
@@ -155,8 +155,8 @@ def _waiting(cache: JobCache) -> dict[str, int]:
     return {"waiters": waiters, "keys": keys}
 
 
-def _plain(number: float) -> float:
-    # the first version showed a whole number
+def _shortest(number: float) -> float:
+    # The first version of the service showed whole numbers without a fraction.
     return int(number) if number == int(number) else number
 
 

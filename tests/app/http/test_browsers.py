@@ -12,7 +12,7 @@ import pytest
 
 from app import settings
 from app.http.hosts import AllowedHosts, host_name, read_hosts
-from app.ops.quiet_logging import Seldom
+from app.ops.log_limit import LogLimit
 from jobcache import SettingsError
 from tests.app.keyed import keyed
 from tests.app.process import serving
@@ -357,11 +357,11 @@ def test_malformed_requests_do_not_fill_the_log(tmp_path: Path) -> None:
 
 def test_what_is_left_out_is_counted() -> None:
     now = 0.0
-    seldom = Seldom(("Invalid",), 10, lambda: now)
+    limit = LogLimit(("Invalid",), 10, lambda: now)
 
     def said(message: str) -> str | None:
         record = logging.LogRecord("x", logging.WARNING, "", 1, message, (), None)
-        return record.getMessage() if seldom.filter(record) else None
+        return record.getMessage() if limit.filter(record) else None
 
     assert said("Invalid thing") == "Invalid thing"
     assert [said("Invalid thing") for _ in range(5)] == [None] * 5
