@@ -161,7 +161,11 @@ class Exchange(HttpToolsProtocol):
             self._queued = self._kept and (self._queued or self._stage is _ANSWER)
             self._guarded.set_backlog(len(self._held) - self._at > BACKLOG_BYTES)
         # Most often a whole poll has been answered: then its time limit is set.
-        if self._wait is not _KEEP_ALIVE or self._stage is not _HEAD or self._begun():
+        if (
+            self._wait is not _KEEP_ALIVE
+            or self._stage is not _HEAD
+            or self.scope is not self._ended  # as `_begun` has it
+        ):
             self._rewatch()
 
     def _take(self) -> bytes:

@@ -50,4 +50,4 @@ class FastPath(Protocol):
         """Return the poll that a request is, or the refusal of it; None for any other request."""
 
     def header_lines(self, reply: Reply) -> bytes:
-        """Return the headers of a reply, with the common ones, as they go over the wire."""
+        """Return the headers of a reply as they go over the wire, and keep them in the reply."""

@@ -26,13 +26,12 @@ from app.http.exchange import Stage
 from app.http.fast_path import MATCHED
 from app.http.header_limits import HeaderLimits
 from app.http.lifespan_state import FAST_PATH
-from app.http.limits import Wait
+from app.http.limits import HEADERS, URL_BYTES, Wait
 from app.http.reply import Reply
 
 if TYPE_CHECKING:
     import asyncio
 
-    from starlette.types import Scope
     from uvicorn._types import ASGI3Application
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
@@ -149,7 +148,7 @@ class FastPathProtocol(HeaderLimits):
             % (
                 STATUS_LINE[reply.status],
                 self._default_lines,
-                self._fast_path.header_lines(reply),
+                reply.lines or self._fast_path.header_lines(reply),
                 reply.body,
             )
         )
@@ -157,7 +156,10 @@ class FastPathProtocol(HeaderLimits):
     def _match(self) -> PendingPoll | Reply | None:
         if not self._enabled or self._bare or self._queued:
             return None
-        if self._large() or not self._writable():
+        # As `_large` and `_writable` have it; every poll would pay for the calls.
+        if self._unparsed > URL_BYTES or len(self.headers) > HEADERS:
+            return None
+        if self.flow.write_paused or self.transport.is_closing():
             return None
         parser = self.parser
         if (
@@ -169,9 +171,10 @@ class FastPathProtocol(HeaderLimits):
             or not _NOT_A_PATH.isdisjoint(self.url)
         ):
             return None
-        scope = cast("dict[str, Any]", self.scope)
-        scope |= {"method": "GET", "path": self.url.decode("latin-1"), "query_string": b""}
-        poll = self._fast_path.match(cast("Scope", scope))
+        scope: Any = self.scope
+        scope["method"], scope["query_string"] = "GET", b""
+        scope["path"] = self.url.decode("latin-1")
+        poll = self._fast_path.match(scope)
         if poll is None:
             scope["extensions"] = {MATCHED: {}}
         return poll

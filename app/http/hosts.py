@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 LOOPBACK = ("localhost", "*.localhost", "127.0.0.1", "[::1]")
 _PORT = r"(?::[0-9]{0,5})?"
@@ -40,6 +40,10 @@ class AllowedHosts:
 
     Args:
         patterns: as `read_hosts` returns them.
+
+    Attributes:
+        decisions: by Host header, made when they are first looked up; the fast path looks them up
+            without a call.
     """
 
     def __init__(self, patterns: Iterable[str] = ("*",)) -> None:
@@ -47,23 +51,32 @@ class AllowedHosts:
         self._any = "*" in names
         self._below = tuple(name[1:] for name in names if name.startswith("*."))
         self._names = {name for name in names if not name.startswith("*")}
-        self._decided: dict[bytes, bool] = {}
+        self.decisions = _Decisions(self._decide)
 
     def allows(self, host: bytes) -> bool:
-        """True for a Host header that can be read, and names one of the hosts."""
-        decided = self._decided.get(host)
-        if decided is None:
-            decided = self._decide(host)
-            if len(self._decided) >= _KEPT:
-                self._decided.clear()
-            self._decided[bytes(host)] = decided
-        return decided
+        """Return True for a Host header that can be read, and names one of the hosts."""
+        return self.decisions[host]
 
     def _decide(self, host: bytes) -> bool:
         name = host_name(host)
         if name is None:
             return False
         return self._any or name in self._names or name.endswith(self._below)
+
+
+class _Decisions(dict[bytes, bool]):
+    """Decisions that were made, a limited number of them."""
+
+    def __init__(self, decide: Callable[[bytes], bool]) -> None:
+        super().__init__()
+        self._decide = decide
+
+    def __missing__(self, host: bytes) -> bool:
+        decided = self._decide(host)
+        if len(self) >= _KEPT:
+            self.clear()
+        self[bytes(host)] = decided
+        return decided
 
 
 def host_name(host: bytes) -> str | None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from app.http.common_headers import CommonHeaders
     from app.http.hosts import AllowedHosts
     from app.jobs.service import JobService
-    from jobcache import Entry, ReadResult
+    from jobcache import ReadResult
 
 logger = logging.getLogger("app")
 
@@ -85,15 +85,6 @@ class _Job:
         self.id = job_id
         self.peek, self.ask = service.polled(job_id)
         self.representation: Representation | None = None
-
-    def represent(self, entry: Entry) -> Representation:
-        """Return the representation of an entry in the coding that it is stored in."""
-        kept = self.representation
-        if kept is None or kept.entry is not entry:
-            gzip = entry.encoding == "gzip" and not self.root_path
-            kept = Representation(entry, gzip=gzip, root_path=self.root_path)
-            self.representation = kept
-        return kept
 
 
 class Poll:
@@ -148,7 +139,7 @@ class Poll:
         job = self._job
         try:
             result = await job.service.poll(job.id, self._caller, min_version=self._min_version)
-            return self._respond(result)
+            return self._reply(result)
         except Exception as error:  # noqa: BLE001 - answered as the route would
             return self._failed(error)
 
@@ -159,19 +150,14 @@ class Poll:
         await Reply(reply.status, headers, reply.body).send(send)
 
     def _reply(self, result: ReadResult) -> Reply:
-        job = self._job
+        job, entry = self._job, result.entry
         job.service.require_visible(self._caller, job.id, result)
-        return self._respond(result)
-
-    def _respond(self, result: ReadResult) -> Reply:
-        job = self._job
-        return respond(
-            result,
-            self._if_none_match,
-            self._accept_encoding,
-            job.represent(result.entry),
-            job.root_path,
-        )
+        kept = job.representation
+        if kept is None or kept.entry is not entry:  # keep it in the coding it is stored in
+            gzip = entry.encoding == "gzip" and not job.root_path
+            kept = Representation(entry, gzip=gzip, root_path=job.root_path)
+            job.representation = kept
+        return respond(result, self._if_none_match, self._accept_encoding, kept, job.root_path)
 
     def _failed(self, error: Exception) -> Reply:
         path = self._job.path
@@ -207,7 +193,7 @@ class PollFastPath:
         self._root_path = root_path
         self._service = service
         self._authenticator = authenticator
-        self._allows = hosts.allows
+        self._allowed = hosts.decisions
         self._common_headers = common_headers
         self._local_only = local_only
         self._jobs: dict[str, _Job] = {}
@@ -217,12 +203,10 @@ class PollFastPath:
         return not self._local_only or loopback_only.is_local(server)
 
     def header_lines(self, reply: Reply) -> bytes:
-        """Return the headers of a reply, with the common ones, as they go over the wire."""
-        lines = reply.lines
-        if not lines:
-            headers = self._common_headers.added(reply.headers)
-            lines = reply.lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-        return lines
+        """Return the headers of a reply as they go over the wire, and keep them in the reply."""
+        headers = self._common_headers.added(reply.headers)
+        reply.lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        return reply.lines
 
     async def answer(self, scope: Scope, send: Send) -> bool:
         """Answer a request if it is a plain poll; else return False, and send nothing."""
@@ -262,7 +246,7 @@ class PollFastPath:
                 accept_encoding = value.decode("latin-1")
             elif name in _UNUSUAL:
                 return None
-        if host is None or not self._allows(host):
+        if host is None or not self._allowed[host]:
             return None
         caller = self._authenticator.judge(scope, job.route_path)
         if isinstance(caller, Caller):

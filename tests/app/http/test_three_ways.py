@@ -23,8 +23,8 @@ from app.db.database import DatabaseUnavailable
 from app.http.fast_path import MATCHED
 from app.http.fast_path_protocol import FastPathProtocol, is_tested
 from app.http.lifespan_state import FAST_PATH
+from app.jobs.cache_keys import progress_key
 from app.jobs.poll_fast_path import PollFastPath
-from jobcache import progress_key
 from tests.app.keyed import Keyed, keyed
 from tests.app.running import Service, Start, choosing
 from tests.app.wires import END, get
