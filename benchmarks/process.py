@@ -1,4 +1,4 @@
-"""A child process that runs for as long as a `with` block, and whose words are kept."""
+"""A child process that runs for as long as a `with` block, and whose output is kept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,6 +15,30 @@ if TYPE_CHECKING:
 _STOP = 15.0  # seconds to end when asked to, before it is killed
 _LINES = 20
 _ROOT = Path(__file__).parents[1]
+
+
+class Child(Protocol):
+    """What is used of `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+
+    def poll(self) -> int | None:
+        """Return the exit status; None while the process runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end, and return the exit status.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not ended in so many seconds.
+        """
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
 
 
 class Process:
@@ -36,15 +60,7 @@ class Process:
         with contextlib.ExitStack() as stack:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jobcache-")))
             self._log = place / "log"
-            self._child = subprocess.Popen(  # noqa: S603 - the project's own programs
-                self._command,
-                cwd=place,  # where there is no .env
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=stack.enter_context(self._log.open("wb")),
-                stderr=subprocess.STDOUT,
-                process_group=0,  # Ctrl-C is for the owner, who then ends it in order
-            )
+            self._child = self._start(place, stack.enter_context(self._log.open("wb")))
             stack.callback(self._end)
             self._stack = stack.pop_all()
         return self
@@ -63,7 +79,7 @@ class Process:
         return self._child.poll() is None
 
     def wait(self, seconds: float) -> int:
-        """Its exit status, once it has ended by itself.
+        """Wait until the process has ended by itself, and return its exit status.
 
         Raises:
             subprocess.TimeoutExpired: it has not, in so many seconds.
@@ -71,9 +87,20 @@ class Process:
         return self._child.wait(seconds)
 
     def last_words(self) -> str:
-        """The last lines it has written."""
+        """Return the last lines that the process has written."""
         lines = self._log.read_text(errors="replace").strip().splitlines()
         return "\n".join(lines[-_LINES:])
+
+    def _start(self, directory: Path, output: IO[bytes]) -> Child:
+        return subprocess.Popen(  # noqa: S603 - the project's own programs
+            self._command,
+            cwd=directory,  # where there is no .env
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            process_group=0,  # Ctrl-C is for the owner, who then ends it in order
+        )
 
     def _end(self) -> None:
         self._child.terminate()

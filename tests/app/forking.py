@@ -1,8 +1,8 @@
-"""Start `python -m app` by a fork of a process that has imported it once.
+"""Start a module of the project by a fork of a process that has imported it once.
 
-Most of the time that a start takes, Python imports. A fork server does that once for each worker
-of the tests; each service is a child that it forks, and otherwise a process like any other: of its
-own directory, environment, output, signal handlers and exit status.
+A start spends most of its time in imports. A fork server does them once for each worker of the
+tests. Each service is a child that it forks, and otherwise a process like any other, with its own
+directory, environment, output, signal handlers and exit status.
 """
 
 from __future__ import annotations
@@ -97,21 +97,25 @@ class Forked:
 
 
 def fork(
-    directory: Path, arguments: Sequence[str], environment: Mapping[str, str], output: IO[bytes]
+    directory: Path,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    output: IO[bytes],
+    module: str = "app",
 ) -> Forked:
-    """Run `python -m app` with these arguments in `directory`."""
+    """Run `python -m module` with these arguments in `directory`."""
     request = json.dumps([str(directory), list(arguments), dict(environment)]).encode()
     said, to_say = os.pipe()
     try:
-        socket.send_fds(_server(), [request], [output.fileno(), to_say])
+        socket.send_fds(_server(module), [request], [output.fileno(), to_say])
     finally:
         os.close(to_say)
     return Forked(arguments, said)
 
 
 @functools.cache
-def _server() -> socket.socket:
-    """Start the fork server, which ends with this process at the latest."""
+def _server(module: str) -> socket.socket:
+    """Start the fork server of a module, which ends with this process at the latest."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     environment = {
         name: value
@@ -121,7 +125,7 @@ def _server() -> socket.socket:
     }
     with its:
         server = subprocess.Popen(
-            [sys.executable, "-m", "tests.app.forking", str(its.fileno())],
+            [sys.executable, "-m", "tests.app.forking", str(its.fileno()), module],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -150,17 +154,19 @@ class Start:
 
 def main() -> None:
     """Be the fork server; and in each of its children, the program."""
-    import_app()
-    with socket.socket(fileno=int(sys.argv[1])) as requests:
+    descriptor, module = sys.argv[1:]
+    import_all(module)
+    with socket.socket(fileno=int(descriptor)) as requests:
         start = serve(requests)
     if start is not None:
-        run(start)
+        run(start, module)
 
 
-def import_app() -> None:
+def import_all(module: str) -> None:
     """Import what a service imports until it is ready, and keep that out of later collections."""
+    program = "app.__main__" if module == "app" else module
     for name in (
-        "app.__main__",
+        program,
         "app.main",
         "app.http.fast_path_protocol",
         "aiosqlite",
@@ -175,7 +181,7 @@ def import_app() -> None:
         "uvicorn.loops.auto",
     ):
         importlib.import_module(name)
-    del sys.modules["app.__main__"]  # each child runs it anew, by the name of __main__
+    del sys.modules[program]  # each child runs it anew, by the name of __main__
     if threading.active_count() > 1:
         raise RuntimeError("a thread runs, which no child would have")
     gc.collect()
@@ -233,8 +239,8 @@ def tell_ends(children: dict[int, int]) -> None:
         os.close(to_say)
 
 
-def run(start: Start) -> None:
-    """Do in a child what `python -m app` does; ends the process as that does."""
+def run(start: Start, module: str) -> None:
+    """Do in a child what `python -m module` does, and end as that does."""
     os.dup2(start.output, 1)
     os.dup2(start.output, 2)
     os.close(start.output)
@@ -244,8 +250,8 @@ def run(start: Start) -> None:
     time.tzset()
     tempfile.tempdir = None  # which depends on the environment
     sys.path[0] = start.directory
-    sys.argv = ["app", *start.arguments]
-    runpy.run_module("app", run_name="__main__", alter_sys=True)
+    sys.argv = [module, *start.arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
+from loadtests.freshness.__main__ import main
 from loadtests.freshness.faults import FAULTS
+from tests.measurement.in_process import Command
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 600  # seconds; a quiet machine needs a seventh of it
@@ -41,6 +43,12 @@ def finish(child: subprocess.Popen[str]) -> str:
     return said + complained
 
 
+def check(command: Command, results: Path, *options: str) -> tuple[int, str]:
+    """Run it in this process. Return its exit status, and all that it says."""
+    status, said, complained = command.run(main, *options, "--results", str(results))
+    return status, said + complained
+
+
 def document(results: Path) -> dict[str, Any]:
     (path,) = results.glob("*.json")
     found: dict[str, Any] = json.loads(path.read_text())
@@ -58,10 +66,13 @@ ONE_OF_EACH_KIND = "kill-service,restart,pause,full,promote,cut,black-hole-for-o
 network fails all, or one; the source is away. `--long` injects every fault."""
 
 
-def test_no_promise_is_broken_whatever_fails(tmp_path: Path, *, long: bool) -> None:
-    child = start(tmp_path, *(["--quick"] if long else [*SHORT, "--faults", ONE_OF_EACH_KIND]))
-    said = finish(child)
-    assert child.returncode == 0, said
+def test_no_promise_is_broken_whatever_fails(
+    command: Command, tmp_path: Path, *, long: bool
+) -> None:
+    status, said = check(
+        command, tmp_path, *(["--quick"] if long else [*SHORT, "--faults", ONE_OF_EACH_KIND])
+    )
+    assert status == 0, said
     seen = document(tmp_path)
     assert seen["all"]["reads"] >= (100_000 if long else 1000)
     expected = {name for name, fault in FAULTS.items() if not fault.needs_feed}
@@ -83,7 +94,7 @@ def test_no_promise_is_broken_whatever_fails(tmp_path: Path, *, long: bool) -> N
 
 
 def test_two_tiers_lag_by_no_more_than_they_may_whatever_becomes_of_their_feed(
-    tmp_path: Path, *, long: bool
+    command: Command, tmp_path: Path, *, long: bool
 ) -> None:
     faults = ["feed-killed", "feed-black-hole", "hello-refused", "pause"]
     load, processes = ("--quick", "--reads", "20000"), 3
@@ -91,9 +102,10 @@ def test_two_tiers_lag_by_no_more_than_they_may_whatever_becomes_of_their_feed(
         # Fresh for longer than a feed may lag, or nothing old would be shown for too long.
         load, processes = (*SHORT, "--freshness", "4", "--pause", "1"), 2
         del faults[2:]
-    child = start(tmp_path, "--backend", "tiered", *load, "--faults", ",".join(faults))
-    said = finish(child)
-    assert child.returncode == 0, said
+    status, said = check(
+        command, tmp_path, "--backend", "tiered", *load, "--faults", ",".join(faults)
+    )
+    assert status == 0, said
     seen = document(tmp_path)
     assert seen["all"]["violations"] == {}
     for name in faults:
@@ -103,30 +115,30 @@ def test_two_tiers_lag_by_no_more_than_they_may_whatever_becomes_of_their_feed(
     assert all(lag["count"] > 10 for lag in seen["lag_us"]["idle"])
 
 
-def test_a_local_tier_that_is_told_nothing_is_found_out(tmp_path: Path) -> None:
+def test_a_local_tier_that_is_told_nothing_is_found_out(command: Command, tmp_path: Path) -> None:
     # Calm for longer than a feed may lag, so that what it hides is hidden for too long. The first
     # three clients send no ETags: with one, whoever asks has the process look into Redis.
     kind = "older than acknowledged"
     options = ("--backend", "tiered", "--break", "report", "--freshness", "20", "--calm", "30")
     load = ("--processes", "2", "--pollers", "3", "--breath", "0.02", "--pause", "1")
     load = (*load, "--until", kind, "--reads", "2000")
-    child = start(tmp_path, *options, "--quick", "--idle", "0.1", "--faults", "pause", *load)
-    said = finish(child)
-    assert child.returncode == 1, said
+    status, said = check(
+        command, tmp_path, *options, "--quick", "--idle", "0.1", "--faults", "pause", *load
+    )
+    assert status == 1, said
     seen = document(tmp_path)
     assert seen["complaints"] == [], "it failed for what it saw, and for nothing else"
     assert seen["all"]["violations"][kind] > 0
 
 
-def test_a_cache_without_fences_is_found_out(tmp_path: Path) -> None:
+def test_a_cache_without_fences_is_found_out(command: Command, tmp_path: Path) -> None:
     # Few jobs, seldom changed: what a dead process has hidden stays hidden for longer.
     kind = "older than seen"
     load = ("--processes", "2", "--pollers", "8", "--breath", "0.02", "--jobs", "4", "--pause", "1")
     load = (*load, "--calm", "0.3", "--freshness", "5")
     options = ("--break", "fence", "--faults", "kill-service", "--rounds", "20", "--until", kind)
-    child = start(tmp_path, *options, *load, "--reads", "2000")
-    said = finish(child)
-    assert child.returncode == 1, said
+    status, said = check(command, tmp_path, *options, *load, "--reads", "2000")
+    assert status == 1, said
     assert "BROKEN ON PURPOSE: fence" in said
     seen = document(tmp_path)
     assert seen["complaints"] == [], "it failed for what it saw, and for nothing else"
@@ -134,12 +146,15 @@ def test_a_cache_without_fences_is_found_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["memory", pytest.param("null", marks=pytest.mark.long)])
-def test_other_backends_are_checked_as_well(tmp_path: Path, backend: str, *, long: bool) -> None:
+def test_other_backends_are_checked_as_well(
+    command: Command, tmp_path: Path, backend: str, *, long: bool
+) -> None:
     faults = ["kill-service", "database"] if long else ["database"]
     load = ("--quick",) if long else (*SHORT, "--processes", "1", "--reads", "500")
-    child = start(tmp_path, "--backend", backend, *load, "--faults", ",".join(faults))
-    said = finish(child)
-    assert child.returncode == 0, said
+    status, said = check(
+        command, tmp_path, "--backend", backend, *load, "--faults", ",".join(faults)
+    )
+    assert status == 0, said
     seen = document(tmp_path)
     assert set(seen["faults"]) == {*faults, "between, and the end"}
     assert (seen["all"]["hits"] > 0) == (backend == "memory")

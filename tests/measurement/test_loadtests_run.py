@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from loadtests.__main__ import main
+from tests.measurement.in_process import Command
 
 
-def test_the_command_shows_backends_side_by_side(tmp_path: Path) -> None:
+def test_the_command_shows_backends_side_by_side(command: Command, tmp_path: Path) -> None:
     options = "--backends null,memory --database sqlite --users 3 --seconds 1.5 --interval 0.15"
-    child = subprocess.Popen(
-        [sys.executable, "-m", "loadtests", *options.split(), "--updates=6", "--results", tmp_path],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    status, said, complained = command.run(
+        main, *options.split(), "--updates=6", "--results", str(tmp_path)
     )
-    try:
-        said, complained = child.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        child.terminate()  # so that it ends its servers
-        said, complained = child.communicate(timeout=60)
-    assert child.returncode == 0, said + complained
+    assert status == 0, said + complained
     assert "| 3 | null | plain | " in said
     assert "| 3 | memory | plain | " in said
     (markdown,) = tmp_path.glob("*.md")

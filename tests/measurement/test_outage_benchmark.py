@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,8 +13,7 @@ import pytest
 
 from benchmarks import outage
 from benchmarks.open_loop import UNANSWERED, Poll, Side
-
-ROOT = Path(__file__).parents[2]
+from tests.measurement.in_process import Command
 
 COUNTS = {"polls": 900, "errors": 0, "others": 0, "stale": 0, "longest_ms": 30.0}
 ROUND = {
@@ -36,27 +33,18 @@ UNTOLD = 2
 """The status of a run in which the machine was too busy for anything to be told."""
 
 
-def measure(results: Path, times: str) -> tuple[int, str]:
+def measure(command: Command, results: Path, times: str) -> tuple[int, str]:
     options = f"--rounds 1 {times} --polls 40 --writes 4 --jobs 4"
-    child = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.outage", *options.split(), "--results", results],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        said, complained = child.communicate(timeout=150)
-    except subprocess.TimeoutExpired:
-        child.terminate()  # so that it ends its servers
-        said, complained = child.communicate(timeout=20)
-    return child.returncode, said + complained
+    status, said, complained = command.run(outage.main, *options.split(), "--results", str(results))
+    return status, said + complained
 
 
-def test_the_command_measures_an_outage_of_each_kind(tmp_path: Path, *, long: bool) -> None:
+def test_the_command_measures_an_outage_of_each_kind(
+    command: Command, tmp_path: Path, *, long: bool
+) -> None:
     """A short one, under a light load: what it finds is for a quiet machine to say."""
     for times in (LONG if long else SHORT, LONGER):
-        status, said = measure(tmp_path, times)
+        status, said = measure(command, tmp_path, times)
         if status != UNTOLD:
             break
     assert status in {0, 1}, said

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Generic
 
-from jobcache.client.core import pacing
+from jobcache.client.core import intervals
 from jobcache.client.core.errors import Unavailable
 from jobcache.client.core.messages import Counts, Request, Response, Sleep, T, Update
 from jobcache.client.core.responses import Unusable, read, received, unusable
@@ -182,7 +182,7 @@ class Rules:
                 before, progress.seen = progress.seen, document
                 progress.failures, progress.error = 0, None
                 newer = before is None or document.version > before.version
-                held = pacing.was_held(
+                held = intervals.was_held(
                     request.headers, response.headers, self._clock() - sent, newer=newer
                 )
                 self.counts.held += held
@@ -270,12 +270,12 @@ class Rules:
         self.counts.failed += 1
         if failures == 2:  # noqa: PLR2004 - the first is often a kept connection that was closed
             logger.warning("no usable response, retrying: %r", failure.error)
-        return pacing.after_failure(failures, failure.retry_after, self._random)
+        return intervals.after_failure(failures, failure.retry_after, self._random)
 
     def _after_response(self, response: Response, sent: float, interval: float | None) -> float:
         if interval is None:
-            return pacing.after_response(response.headers, self._random)
-        return max(0.0, sent + pacing.between(interval, self._random) - self._clock())
+            return intervals.after_response(response.headers, self._random)
+        return max(0.0, sent + intervals.between(interval, self._random) - self._clock())
 
     def _deadline(self, timeout: float | None) -> float:
         return math.inf if timeout is None else self._clock() + timeout

@@ -31,7 +31,7 @@ from jobcache.client import (
     Unavailable,
     WaitTimeout,
 )
-from jobcache.client.core import pacing
+from jobcache.client.core import intervals
 from jobcache.client.core.messages import (
     Reply,
     Request,
@@ -507,7 +507,7 @@ def test_whatever_comes(
         assert "Prefer" not in request.headers or (wait and tag)
         assert 0 < request.timeout <= wait + 10
     for pause, retry_after in script.paused_after:
-        assert retry_after <= pause <= max(retry_after * 1.2, pacing.LONGEST_BACKOFF)
+        assert retry_after <= pause <= max(retry_after * 1.2, intervals.LONGEST_BACKOFF)
     counts = script.rules.counts
     assert counts.requests - 1 - len(script.pauses) <= counts.updates + counts.held
 
@@ -707,7 +707,7 @@ def test_the_library_needs_no_httpx() -> None:
 
 
 def test_pauses_are_bounded() -> None:
-    assert pacing.FIRST_BACKOFF < pacing.LONGEST_BACKOFF
+    assert intervals.FIRST_BACKOFF < intervals.LONGEST_BACKOFF
     script = Script([(0.0, LOST)] * 200 + [(0.0, document(1, "failed"))], chance=1.0)
     script.wait()
-    assert max(script.pauses) == pacing.LONGEST_BACKOFF
+    assert max(script.pauses) == intervals.LONGEST_BACKOFF

@@ -1,0 +1,41 @@
+"""Runs a command of the measurements in this process, with services that are forked.
+
+A command imports most of what the tests have imported already, and each service that it starts
+imports everything once more: far more work than the short runs of the tests do themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from benchmarks import process
+from tests.app.forking import fork
+
+FORKED = {"app", "loadtests.freshness.service"}
+
+
+class ForkedProcess(process.Process):
+    """A child of the fork server, if its command is a module that can be forked."""
+
+    def _start(self, directory: Path, output: IO[bytes]) -> process.Child:
+        _, option, module, *arguments = self._command
+        if option == "-m" and module in FORKED:
+            return fork(directory, arguments, self._environment, output, module)
+        return super()._start(directory, output)
+
+
+class Command:
+    """Runs `main` functions of modules, and keeps what they write."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self._capture = capture
+
+    def run(self, main: Callable[[Sequence[str]], int], *arguments: str) -> tuple[int, str, str]:
+        """Return the exit status, and what was written to stdout and stderr."""
+        self._capture.readouterr()
+        status = main(arguments)
+        return (status, *self._capture.readouterr())
