@@ -1,4 +1,4 @@
-"""Start a module of the project by a fork of a process that has imported it once.
+"""Start a module by a fork of a process that has imported the service once.
 
 A start spends most of its time in imports. A fork server does them once for each worker of the
 tests. Each service is a child that it forks, and otherwise a process like any other, with its own
@@ -104,18 +104,18 @@ def fork(
     module: str = "app",
 ) -> Forked:
     """Run `python -m module` with these arguments in `directory`."""
-    request = json.dumps([str(directory), list(arguments), dict(environment)]).encode()
+    request = json.dumps([str(directory), module, list(arguments), dict(environment)]).encode()
     said, to_say = os.pipe()
     try:
-        socket.send_fds(_server(module), [request], [output.fileno(), to_say])
+        socket.send_fds(_server(), [request], [output.fileno(), to_say])
     finally:
         os.close(to_say)
     return Forked(arguments, said)
 
 
 @functools.cache
-def _server(module: str) -> socket.socket:
-    """Start the fork server of a module, which ends with this process at the latest."""
+def _server() -> socket.socket:
+    """Start the fork server, which ends with this process at the latest."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     environment = {
         name: value
@@ -125,7 +125,7 @@ def _server(module: str) -> socket.socket:
     }
     with its:
         server = subprocess.Popen(
-            [sys.executable, "-m", "tests.app.forking", str(its.fileno()), module],
+            [sys.executable, "-m", "tests.app.forking", str(its.fileno())],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -146,6 +146,7 @@ class Start:
     """What a child is to run, and where."""
 
     directory: str
+    module: str
     arguments: list[str]
     environment: dict[str, str]
     output: int
@@ -154,19 +155,17 @@ class Start:
 
 def main() -> None:
     """Be the fork server; and in each of its children, the program."""
-    descriptor, module = sys.argv[1:]
-    import_all(module)
-    with socket.socket(fileno=int(descriptor)) as requests:
+    import_app()
+    with socket.socket(fileno=int(sys.argv[1])) as requests:
         start = serve(requests)
     if start is not None:
-        run(start, module)
+        run(start)
 
 
-def import_all(module: str) -> None:
+def import_app() -> None:
     """Import what a service imports until it is ready, and keep that out of later collections."""
-    program = "app.__main__" if module == "app" else module
     for name in (
-        program,
+        "app.__main__",
         "app.main",
         "app.http.fast_path_protocol",
         "aiosqlite",
@@ -181,7 +180,7 @@ def import_all(module: str) -> None:
         "uvicorn.loops.auto",
     ):
         importlib.import_module(name)
-    del sys.modules[program]  # each child runs it anew, by the name of __main__
+    del sys.modules["app.__main__"]  # each child runs it anew, by the name of __main__
     if threading.active_count() > 1:
         raise RuntimeError("a thread runs, which no child would have")
     gc.collect()
@@ -239,7 +238,7 @@ def tell_ends(children: dict[int, int]) -> None:
         os.close(to_say)
 
 
-def run(start: Start, module: str) -> None:
+def run(start: Start) -> None:
     """Do in a child what `python -m module` does, and end as that does."""
     os.dup2(start.output, 1)
     os.dup2(start.output, 2)
@@ -249,9 +248,10 @@ def run(start: Start, module: str) -> None:
     os.environ.update(start.environment)
     time.tzset()
     tempfile.tempdir = None  # which depends on the environment
-    sys.path[0] = start.directory
-    sys.argv = [module, *start.arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    path = start.environment.get("PYTHONPATH", "")
+    sys.path[:1] = [start.directory, *filter(None, path.split(os.pathsep))]
+    sys.argv = [start.module, *start.arguments]
+    runpy.run_module(start.module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

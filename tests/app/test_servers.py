@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from fastapi import FastAPI
 
 from app.devservers import free_port
 from tests.app.connections import Connection, connected
-from tests.app.process import Process, clean_environment
+from tests.app.forking import fork
+from tests.app.process import Child, Process, clean_environment
 from tests.app.test_shutdown import check_stream, check_wait, external, hold, rest
 
 ROOT = Path(__file__).parents[2]
@@ -52,20 +53,43 @@ JOBCACHE_PREFX=misspelt
 """
 
 
+def start(
+    directory: Path, command: Sequence[str], log: Path, *, anew: bool = False, **environment: str
+) -> Child:
+    """Start a server: a fork of a process that has imported the service, unless `anew`.
+
+    `test_a_server_ends_in_order_with_requests_held_open` starts each kind anew.
+    """
+    words = [part.format(port=free_port()) for part in command]
+    variables = clean_environment() | {"PYTHONPATH": str(ROOT)} | environment
+    with log.open("ab") as output:
+        if not anew and sys.platform == "linux" and "COVERAGE_PROCESS_CONFIG" not in variables:
+            return fork(directory, words[3:], variables, output, words[2])
+        return subprocess.Popen(
+            words, cwd=directory, env=variables, stdout=output, stderr=subprocess.STDOUT
+        )
+
+
+def ended(child: Child, log: Path) -> tuple[int, str]:
+    """Wait until a server has ended. Return its exit status, and all that it says."""
+    try:
+        # uvicorn's parent may wait for a minute for a worker that has ended.
+        return child.wait(150), log.read_text()
+    finally:
+        child.kill()
+        child.wait()
+
+
 @contextmanager
-def served(directory: Path, command: tuple[str, ...], **environment: str) -> Iterator[Process]:
+def served(
+    directory: Path, command: tuple[str, ...], *, anew: bool = False, **environment: str
+) -> Iterator[Process]:
     """Run a server in a directory with a `.env`, and the package where `fastapi run` looks."""
     (directory / ".env").write_text(SETTINGS)
     (directory / "app").symlink_to(ROOT / "app")
     port, log = free_port(), directory / "log.txt"
-    with log.open("ab") as output:
-        child = subprocess.Popen(
-            [part.format(port=port) for part in command],
-            cwd=directory,
-            env=clean_environment() | {"PYTHONPATH": str(ROOT)} | environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+    bound = [part.format(port=port) for part in command]
+    child = start(directory, bound, log, anew=anew, **environment)
     process = Process(child, port, log)
     try:
         process.wait_until_ready()
@@ -97,7 +121,7 @@ async def held(process: Process, expected: int) -> None:
     ],
 )
 async def test_a_server_ends_in_order_with_requests_held_open(tmp_path: Path, server: str) -> None:
-    with served(tmp_path, SERVERS[server], JOBCACHE_BACKEND="null") as process:
+    with served(tmp_path, SERVERS[server], anew=True, JOBCACHE_BACKEND="null") as process:
         job_id = await asyncio.to_thread(external, process)
         version = process.http.get(f"/api/v2/jobs/{job_id}").json()["version"]
         async with connected([process.port] * 12) as connections:
@@ -140,20 +164,10 @@ async def test_a_server_that_has_served_enough_ends_without_a_signal(tmp_path: P
         check_wait(answer, version)
 
 
-def start_on(path: Path, directory: Path) -> subprocess.Popen[bytes]:
-    with (directory / "log.txt").open("ab") as output:
-        return subprocess.Popen(
-            [*PYTHON, "uvicorn", "app.main:app", "--uds", str(path)],
-            cwd=directory,
-            env=clean_environment(),
-            stdout=output,
-            stderr=output,
-        )
-
-
 async def test_over_a_unix_socket_it_ends_in_order_as_well(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    child = start_on(path, tmp_path)
+    command = (*PYTHON, "uvicorn", "app.main:app", "--uds", str(path))
+    child = start(tmp_path, command, tmp_path / "log.txt")
     try:
         transport = httpx.AsyncHTTPTransport(uds=str(path))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
@@ -191,37 +205,23 @@ async def test_over_a_unix_socket_it_ends_in_order_as_well(tmp_path: Path) -> No
 )
 def test_a_wrong_setting_is_one_line_and_ends_the_server(tmp_path: Path, server: str) -> None:
     (tmp_path / "app").symlink_to(ROOT / "app")
-    result = subprocess.run(
-        [part.format(port=free_port()) for part in SERVERS[server]],
-        cwd=tmp_path,
-        env=clean_environment() | {"JOBCACHE_TTL": "soon"},
-        capture_output=True,
-        text=True,
-        timeout=150,  # uvicorn's parent may wait for a minute for a worker that has ended
-        check=False,
-    )
-    said = result.stdout + result.stderr
+    log = tmp_path / "log.txt"
+    anew = server == "uvicorn, 2 workers"  # which starts Python again by itself
+    status, said = ended(start(tmp_path, SERVERS[server], log, anew=anew, JOBCACHE_TTL="soon"), log)
     if server != "uvicorn, 2 workers":  # the parent ends as if all was well
-        assert result.returncode != 0
+        assert status != 0
     assert "JOBCACHE_TTL=soon: " in said
     assert "Traceback" not in said
 
 
 def test_a_database_that_is_away_is_one_line(tmp_path: Path) -> None:
     url = f"postgresql://u:s3cret@127.0.0.1:{free_port()}/d"
-    result = subprocess.run(
-        [part.format(port=free_port()) for part in UVICORN],
-        cwd=tmp_path,
-        env=clean_environment() | {"DATABASE_URL": url},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert result.returncode == 3
-    assert "The service cannot start: " in result.stderr
-    assert "Traceback" not in result.stderr
-    assert "s3cret" not in result.stderr
+    log = tmp_path / "log.txt"
+    status, said = ended(start(tmp_path, UVICORN, log, DATABASE_URL=url), log)
+    assert status == 3
+    assert "The service cannot start: " in said
+    assert "Traceback" not in said
+    assert "s3cret" not in said
 
 
 def test_importing_the_module_does_nothing_and_the_app_is_made_once(tmp_path: Path) -> None:
