@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import service
+from benchmarks import asgi, service
 from loadtests.freshness import cluster
 from tests.measurement.in_process import Command, ForkedProcess
 
@@ -15,6 +15,6 @@ from tests.measurement.in_process import Command, ForkedProcess
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     if sys.platform == "linux" and "COVERAGE_PROCESS_CONFIG" not in os.environ:
-        monkeypatch.setattr(service, "Process", ForkedProcess)
-        monkeypatch.setattr(cluster, "Process", ForkedProcess)
+        for module in (asgi, service, cluster):
+            monkeypatch.setattr(module, "Process", ForkedProcess)
     return Command(capsys)

@@ -6,6 +6,7 @@ imports everything once more: far more work than the short runs of the tests do 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
@@ -15,17 +16,17 @@ import pytest
 from benchmarks import process
 from tests.app.forking import fork
 
-FORKED = {"app", "loadtests.freshness.service"}
-
 
 class ForkedProcess(process.Process):
-    """A child of the fork server, if its command is a module that can be forked."""
+    """A child of the fork server, if its program is Python."""
 
     def _start(self, directory: Path, output: IO[bytes]) -> process.Child:
-        _, option, module, *arguments = self._command
-        if option == "-m" and module in FORKED:
-            return fork(directory, arguments, self._environment, output, module)
-        return super()._start(directory, output)
+        program, *options = self._command
+        if program != sys.executable:
+            return super()._start(directory, output)
+        option, module, *arguments = options
+        assert option == "-m"
+        return fork(directory, arguments, self._environment, output, module)
 
 
 class Command:
