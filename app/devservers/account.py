@@ -1,4 +1,4 @@
-"""Whom a server of root's runs as, where it refuses to run as root, and what that one may reach."""
+"""The account of a server that refuses to run as root, and access to its files."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 
 class Account(NamedTuple):
-    """The identity of a child process, in the words of `subprocess.Popen`."""
+    """The identity of a child process, as arguments of `subprocess.Popen`."""
 
     user: int
     group: int
     extra_groups: tuple[()] = ()
 
     def take(self, path: Path) -> None:
-        """Make `path` this account's."""
+        """Make this account the owner of `path`."""
         os.chown(path, self.user, self.group, follow_symlinks=False)
 
     def may_enter(self, directory: Path) -> bool:
-        """Whether this account may go to `directory`.
+        """Return whether this account may enter `directory`.
 
-        Asked of the kernel, since modes alone do not tell: there are groups and access lists.
+        The kernel decides, because modes are not enough: there are groups and access lists.
         """
         command = ["test", "-x", str(directory)]
         asked = subprocess.run(command, check=False, **self._asdict())  # noqa: S603 - a constant
@@ -34,9 +34,9 @@ class Account(NamedTuple):
 
 
 def account_for(data: Path | None) -> Account | None:
-    """Return whom to run as instead of root: the owner of `data`, or ``nobody`` for new data.
+    """Return the account to use instead of root: the owner of `data`, or ``nobody`` for new data.
 
-    ``None`` where this process is not root, and its servers run as the user it runs as.
+    Return ``None`` if this process is not root; its servers then run as the same user.
     """
     if os.geteuid() != 0:
         return None
@@ -50,13 +50,12 @@ def account_for(data: Path | None) -> Account | None:
 def copy_install(install: Path, into: Path, account: Account) -> Path:
     """Copy a PostgreSQL of the development extra for `account`; return the copy.
 
-    An environment below /root is closed to other accounts, and opening /root to everybody is not
-    for a test to do.
+    Other accounts cannot enter an environment below /root, and a test must not open /root.
     """
     package = install.parent
     copy = into / package.name / install.name
     shutil.copytree(install, copy, ignore=shutil.ignore_patterns("include"))
-    # The programs look for the libraries that were bundled with them beside the package.
+    # The programs expect their bundled libraries beside the package.
     libraries = package.with_name(f"{package.name}.libs")
     if libraries.is_dir():
         shutil.copytree(libraries, into / libraries.name)

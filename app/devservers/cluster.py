@@ -1,4 +1,4 @@
-"""A Redis Cluster of one's own."""
+"""A private Redis Cluster."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class RedisCluster(Started):
 
     Args:
         program: The server program; ``None`` takes the first of `redis_servers`.
-        primaries: How many.
-        replicas: How many for each primary.
-        spares: How many nodes that own no slots, and are nobody's replica.
+        primaries: The number of primaries.
+        replicas: The number of replicas of each primary.
+        spares: The number of nodes without slots that are no replicas.
         node_timeout: Seconds after which a node that does not answer counts as failed.
 
     Attributes:
-        nodes: The servers: primaries, replicas, spares, as they were at first; settled once
-            `start` has returned. Each can be killed, paused and started again, and comes back as
-            what the others say it is.
+        nodes: The servers in their first roles: primaries, replicas, spares; complete once `start`
+            has returned. Each can be killed, paused and started again, and comes back in the role
+            that the other nodes give it.
 
     Raises:
         ServerMissing: If no program is given and none is installed.
@@ -63,21 +63,21 @@ class RedisCluster(Started):
         self._arguments = (
             *("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"),
             *("--cluster-node-timeout", str(round(node_timeout * 1000))),
-            # No node becomes a replica because it has lost its last slot.
+            # A node that has lost its last slot must not become a replica.
             *("--cluster-allow-replica-migration", "no"),
-            # A replica is promoted however long it has been cut off, and syncs at once.
+            # A replica is promoted even after a long disconnection, and syncs at once.
             *("--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0"),
         )
         self.nodes = self._nodes(primaries * (1 + replicas) + spares)
 
     @property
     def url(self) -> str:
-        """The address of its nodes, as jobcache takes it."""
+        """Return the URL of the nodes, in the form that jobcache understands."""
         places = ",".join(f"{LOOPBACK}:{node.port}" for node in self.nodes)
         return f"redis+cluster://{places}"
 
     def start(self) -> None:
-        """Start the nodes, make them one cluster, and return once all of them find it well.
+        """Start the nodes, join them to a cluster, and return once all report that it is healthy.
 
         Raises:
             ServerFailed: If a node does not start, or they do not come together in time.
@@ -112,7 +112,7 @@ class RedisCluster(Started):
             node.close()
 
     def wait_until_well(self) -> None:
-        """Return once all nodes find the cluster well, agree on it, and every replica is in step.
+        """Return once all nodes agree that the cluster is healthy, and all replicas are in sync.
 
         Raises:
             ServerFailed: If a node is not running, or that takes too long.
@@ -125,15 +125,15 @@ class RedisCluster(Started):
         )
 
     def order(self, node: RedisServer, *words: str | int) -> Any:  # noqa: ANN401 - any reply
-        """What `node` replies to a command; `redis.RedisError` if it is an error."""
+        """Return the reply of `node` to a command; raise `redis.RedisError` if it is an error."""
         return order(node.port, *words)
 
     def id_of(self, node: RedisServer) -> str:
-        """What the nodes call `node`."""
+        """Return the id of `node` in the cluster."""
         return str(self.order(node, "CLUSTER", "MYID"))
 
     def owner(self, slot: int) -> RedisServer:
-        """The primary that owns `slot`, as a node that answers sees it.
+        """Return the primary that owns `slot`, as reported by the first node that answers.
 
         Raises:
             ServerFailed: If none does.
@@ -149,7 +149,7 @@ class RedisCluster(Started):
         raise ServerFailed(f"No node of the cluster knows who owns slot {slot}.")
 
     def move_slot(self, slot: int, to: RedisServer) -> Iterator[str]:
-        """Move a slot and its keys, while others use them; stops after each step, and names it."""
+        """Move a slot and its keys while clients use them; yield the name of each step after it."""
         source = self.owner(slot)
         self.order(to, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
         self.order(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(to))
@@ -181,7 +181,7 @@ class RedisCluster(Started):
         return in_step and "cluster_state:ok" in str(self.order(node, "CLUSTER", "INFO"))
 
     def _map(self, node: RedisServer) -> frozenset[tuple[int, int, int]]:
-        """From where to where slots go, and the port of their primary, as `node` sees it."""
+        """Return the ranges of slots and the ports of their primaries, as `node` reports them."""
         ranges = self.order(node, "CLUSTER", "SLOTS")
         return frozenset((first, last, port) for first, last, (_, port, *_), *_ in ranges)
 
@@ -201,10 +201,10 @@ def _holds(condition: Callable[[], bool]) -> bool:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports whose bus ports are free, too; below those that outgoing connections are given.
+    """Return ports whose bus ports are free too, below the range of outgoing connections.
 
-    A cluster picks its ports some time before its last node listens, and its nodes connect to each
-    other meanwhile.
+    A cluster chooses its ports some time before its last node listens, and its nodes connect to
+    each other meanwhile.
     """
     ports: list[int] = []
     for port in random.sample(range(_LOWEST_PORT, _EPHEMERAL - _BUS), _EPHEMERAL // 8):

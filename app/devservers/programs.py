@@ -1,4 +1,4 @@
-"""Where the server programs are: those the development extra installs, and those on PATH."""
+"""Finds the server programs: of the development extra, and on PATH."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class ServerMissing(RuntimeError):  # noqa: N818 - the name says what is the mat
 
 
 def redis_programs() -> list[Path]:
-    """Return the Redis-compatible servers: the extra's, then what is on PATH.
+    """Return the Redis-compatible servers: those of the extra, then those on PATH.
 
-    The extra brings Valkey, and the oldest Redis we support where it has a wheel.
+    The extra contains Valkey, and where it has a wheel also the oldest supported Redis.
 
     Raises:
         ServerMissing: If there is none.
@@ -44,12 +44,12 @@ def postgres_install() -> Path:
 
 
 def pgbouncer_program() -> Path:
-    """Return PgBouncer, which no package of the development extra brings.
+    """Return PgBouncer, which the development extra does not contain.
 
     Raises:
         ServerMissing: If it is not installed.
     """
-    # Where Debian has it, which is not on the PATH of every account.
+    # The directory of Debian, which is not on the PATH of every account.
     found = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
     if found is None:
         raise ServerMissing("No PgBouncer was found; install it: apt-get install pgbouncer.")

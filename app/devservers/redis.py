@@ -1,4 +1,4 @@
-"""A Redis-compatible server of one's own."""
+"""A private Redis-compatible server."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def free_port() -> int:
 
 
 def order(port: int, *words: str | int) -> Any:  # noqa: ANN401 - any reply
-    """What the server on `port` replies to a command; `redis.RedisError` if it is an error.
+    """Return a server's reply to a command; raise `redis.RedisError` if it is an error.
 
-    Written in separate words, most commands are ones that redis-py does not know, and whose reply
-    it leaves as it is.
+    The command is given in separate words. Then redis-py does not recognise most commands, and does
+    not convert their replies.
     """
-    # Here, for who needs no commands needs no client.
+    # Imported here, because the client is needed for commands only.
     from redis import Redis  # noqa: PLC0415
     from redis.backoff import NoBackoff  # noqa: PLC0415
     from redis.retry import Retry  # noqa: PLC0415
@@ -49,7 +49,7 @@ def order(port: int, *words: str | int) -> Any:  # noqa: ANN401 - any reply
 def redis_servers() -> dict[str, Path]:
     """Return every installed Redis-compatible server program, by an id such as ``valkey-9.1``.
 
-    The id is what ``PROGRAM --version`` says; of two with the same, the extra's is taken.
+    The id comes from ``PROGRAM --version``; of two equal ones, the extra's is used.
 
     Raises:
         ServerMissing: If none is installed.
@@ -66,10 +66,10 @@ class RedisServer(Started):
 
     Args:
         program: The server program; ``None`` takes the first of `redis_servers`.
-        port: The TCP port to listen on; ``None`` takes a free one, and another one if that is
-            lost to somebody else before the server has it.
-        arguments: Further arguments, which win over the ones set here. The log must stay where
-            and as loud as it is: it tells when the server is ready.
+        port: The TCP port to listen on; ``None`` takes a free one, and another one if another
+            process takes the first before the server binds it.
+        arguments: Further arguments, which override those set here. They must not change the log,
+            because it shows when the server is ready.
 
     Raises:
         ServerMissing: If no program is given and none is installed.
@@ -92,12 +92,12 @@ class RedisServer(Started):
 
     @property
     def port(self) -> int:
-        """The TCP port; settled once the first `start` has returned, and the same ever after."""
+        """Return the TCP port; it is fixed once the first `start` has returned."""
         return self._port
 
     @property
     def url(self) -> str:
-        """The address of database 0, as Redis clients take it."""
+        """Return the URL of database 0."""
         return f"redis://{LOOPBACK}:{self._port}/0"
 
     @property
@@ -132,15 +132,15 @@ class RedisServer(Started):
         self._port_is_known = True
 
     def stop(self) -> None:
-        """Ask the server to end and wait; kill it if it does not. Harmless if it is not running."""
+        """Stop the server, or kill it if it does not end; does nothing if it is not running."""
         self._process.end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the server at once, as a crash would. Harmless if it is not running."""
+        """Kill the server, as a crash would. Does nothing if it is not running."""
         self._process.end()
 
     def pause(self) -> None:
-        """Freeze the server: its port accepts connections, and nothing answers on them.
+        """Freeze the server: its port accepts connections, but it sends no replies.
 
         Returns once it is frozen.
 
@@ -150,7 +150,7 @@ class RedisServer(Started):
         self._process.freeze()
 
     def resume(self) -> None:
-        """Let a paused server go on, with the commands that have piled up.
+        """Let a paused server continue, with the commands that have queued up.
 
         Raises:
             ServerFailed: If it is not running.
@@ -159,7 +159,7 @@ class RedisServer(Started):
 
     def close(self) -> None:
         """Kill the server and remove the directory made for it. May be called again."""
-        self.kill()  # nothing that it could still write is kept
+        self.kill()  # its data is not kept
         if self._own is not None:
             self._own.cleanup()
             self._own = None

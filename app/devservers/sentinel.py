@@ -1,4 +1,4 @@
-"""A Redis master with replicas, watched over by sentinels, of one's own."""
+"""A private Redis master with replicas and sentinels."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class SentinelServer:
 
     Args:
         program: The server program.
-        service: What it calls the master.
-        master: Whom it watches at first.
-        quorum: How many sentinels must agree that a master is down.
-        down_after: Seconds after which one that does not answer is.
+        service: Its name for the master.
+        master: The server that it watches at first.
+        quorum: The number of sentinels that must agree that a master is down.
+        down_after: Seconds without a reply after which a server counts as down.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class SentinelServer:
         self._process = ServerProcess(
             "the sentinel", when_orphaned=signal.SIGKILL, ready=b"sentinel id is"
         )
-        # It writes down here what it learns.
+        # The sentinel writes its state into this file.
         self._file.write_text(
             f"port {self.port}\n"
             f"bind {LOOPBACK}\n"
@@ -60,15 +60,15 @@ class SentinelServer:
         self._process.start(command, directory=Path(self._own.name))
 
     def kill(self) -> None:
-        """End it at once, as a crash would. Harmless if it is not running."""
+        """Kill it, as a crash would. Does nothing if it is not running."""
         self._process.end()
 
     def pause(self) -> None:
-        """Freeze it: its port accepts connections, and nothing answers on them."""
+        """Freeze it: its port accepts connections, but it sends no replies."""
         self._process.freeze()
 
     def resume(self) -> None:
-        """Let it go on."""
+        """Let it continue."""
         self._process.thaw()
 
     def close(self) -> None:
@@ -82,15 +82,15 @@ class RedisSentinels(Started):
 
     Args:
         program: The server program; ``None`` takes the first of `redis_servers`.
-        service: What the sentinels call the master.
-        replicas: How many.
-        sentinels: How many; more than half of them must agree.
-        down_after: Seconds after which a server that does not answer counts as down.
+        service: The sentinels' name for the master.
+        replicas: The number of replicas.
+        sentinels: The number of sentinels; more than half of them must agree.
+        down_after: Seconds without a reply after which a server counts as down.
 
     Attributes:
-        service: See above.
-        servers: The master as it was at first, and the replicas.
-        sentinels: They.
+        service: The sentinels' name for the master.
+        servers: The first master, then the replicas.
+        sentinels: The sentinels.
 
     Raises:
         ServerMissing: If no program is given and none is installed.
@@ -119,7 +119,7 @@ class RedisSentinels(Started):
 
     @property
     def url(self) -> str:
-        """The address of the sentinels and their service, as jobcache takes it."""
+        """Return the URL of the sentinels and their service, as jobcache understands it."""
         places = ",".join(f"{LOOPBACK}:{sentinel.port}" for sentinel in self.sentinels)
         return f"redis+sentinel://{places}/{self.service}/0"
 
@@ -150,7 +150,7 @@ class RedisSentinels(Started):
         self._stack.close()
 
     def master(self) -> RedisServer:
-        """Whom a sentinel that answers calls the master.
+        """Return the master that a reachable sentinel names.
 
         Raises:
             ServerFailed: If none answers.
@@ -164,19 +164,19 @@ class RedisSentinels(Started):
         raise ServerFailed("No sentinel answers.")
 
     def fail_over(self) -> None:
-        """Have the sentinels depose the master, which lives; return once they have agreed to."""
+        """Make the sentinels replace the living master; return once they have agreed."""
         order(self.sentinels[0].port, "SENTINEL", "FAILOVER", self.service)
 
     def wait_until_well(self) -> None:
-        """Return once all sentinels know each other, and replicas that are in step.
+        """Return once all sentinels know each other and replicas that are in sync.
 
         Raises:
-            ServerFailed: If one of all the servers is not running, or that takes too long.
+            ServerFailed: If a server is not running, or it takes too long.
         """
         self._wait(lambda: all(map(self._is_well, self.sentinels)), "all is well")
 
     def wait_until_another_is_master(self, than: RedisServer) -> None:
-        """Return once all sentinels call another one than `than` the master.
+        """Return once all sentinels name another master than `than`.
 
         Raises:
             ServerFailed: If that takes too long.

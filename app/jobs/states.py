@@ -1,4 +1,4 @@
-"""The life of a job: its states, and the moves between them."""
+"""The states of a job, and the transitions between them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Status(StrEnum):
-    """Where a job is."""
+    """The state of a job."""
 
     PENDING = "pending"
     STORYBOARDING = "storyboarding"
@@ -28,11 +28,11 @@ class Transition:
     """A change of state.
 
     Attributes:
-        name: what it is called in an error.
-        allowed: the states it may start from.
-        to: the state it leads to.
-        done: states in which it has happened already, so that repeating it changes nothing.
-        external: True if only a job whose renderer is external can be moved so.
+        name: its name in error messages.
+        allowed: the states from which it may start.
+        to: the state to which it leads.
+        done: states in which it has already happened, so that a repetition changes nothing.
+        external: True if it is allowed only for jobs with an external renderer.
     """
 
     name: str
@@ -67,12 +67,12 @@ RENDER = Transition(
 )
 CANCEL = Transition("cancel", MOVING, Status.CANCELLED, done=frozenset({Status.CANCELLED}))
 
-# The service's own reports on what it renders.
+# Reports of the service about its own renderings.
 PROGRESS = Transition("report progress", _RENDERING, Status.RENDERING)
 COMPLETE = Transition("complete", _RENDERING, Status.COMPLETED, done=frozenset({Status.COMPLETED}))
 FAIL = Transition("fail", MOVING, Status.FAILED, done=frozenset({Status.FAILED}))
 
-# A worker's reports on what it renders.
+# Reports of external workers.
 WORKER_PROGRESS = Transition("report progress", _RENDERING, Status.RENDERING, external=True)
 WORKER_COMPLETE = Transition(
     "complete", _RENDERING, Status.COMPLETED, done=frozenset({Status.COMPLETED}), external=True

@@ -1,8 +1,8 @@
-"""Jobs in the database, which is the truth.
+"""SQL statements that read and change jobs.
 
-Every change of a job is one statement, which raises the version under the row's lock, refuses what
-the job's state does not allow by its own condition, and returns the row as it is now, without the
-storyboard: that is large, and read only by those who ask for it.
+Every change of a job is one statement. It raises the version under the row's lock, its condition
+refuses transitions that the job's state does not allow, and it returns the new row. The storyboard
+is left out of the row, because it is large and rarely needed.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A row of the table of jobs, as one statement saw it. Times in milliseconds.
+    """A row of the table of jobs, as one statement read it. Times are in milliseconds.
 
-    Its storyboard is a `StoredStoryboard`; `storyboard_version` is None until there is one.
+    The storyboard is a `StoredStoryboard`; `storyboard_version` is None until it exists.
     """
 
     id: int
@@ -72,8 +72,8 @@ class StoredStoryboard:
     """A job's storyboard, as JSON.
 
     Attributes:
-        client_id: whose job it is.
-        version: of the job, when it came.
+        client_id: the owner of the job.
+        version: the version of the job that added the storyboard.
         text: the JSON.
     """
 
@@ -84,7 +84,7 @@ class StoredStoryboard:
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """What a client asks for."""
+    """A job that a client asks for."""
 
     client_id: str
     prompt: str
@@ -100,9 +100,9 @@ class JobList:
     """A client's newest job ids, newest first, at one version of its list.
 
     Attributes:
-        version: of the list; 0 if there is no such client.
-        ids: the newest of them.
-        complete: False if there are older ones.
+        version: the version of the list; 0 if the client is unknown.
+        ids: the newest job ids.
+        complete: False if there are older jobs.
     """
 
     version: int
@@ -127,17 +127,17 @@ class JobStore:
     # --- reading ---
 
     async def load(self, job_id: int) -> Job | None:
-        """One job, in a snapshot begun now."""
+        """Return a job from a snapshot begun now, or None."""
         rows = await self._database.read(_SELECT_ONE, "load", job_id=job_id)
         return _job(rows[0]) if rows else None
 
     async def load_many(self, job_ids: Collection[int]) -> list[Job]:
-        """Those of the jobs that exist, in one query."""
+        """Return those of the jobs that exist, in one query."""
         rows = await self._database.read(_SELECT.where(jobs.c.id.in_(job_ids)), "load")
         return [_job(row) for row in rows]
 
     async def load_storyboard(self, job_id: int) -> StoredStoryboard | None:
-        """A job's storyboard, in a snapshot begun now. None if there is no such job, or not yet."""
+        """Return a job's storyboard from a snapshot begun now, or None if it does not exist."""
         statement = select(jobs.c.client_id, jobs.c.storyboard_version, jobs.c.storyboard).where(
             jobs.c.id == job_id, jobs.c.storyboard.is_not(None)
         )
@@ -148,8 +148,8 @@ class JobStore:
         return StoredStoryboard(row.client_id, row.storyboard_version, row.storyboard)
 
     async def load_list(self, client_id: str, limit: int) -> JobList:
-        """A client's list and its version, from one snapshot, so in one statement."""
-        # Limited before it is joined: otherwise a client's whole history is read, and sorted.
+        """Return a client's list and its version, from one snapshot and so in one statement."""
+        # The limit comes before the join: otherwise a client's whole history is read and sorted.
         newest = (
             select(jobs.c.id)
             .where(jobs.c.client_id == client_id)
@@ -172,7 +172,7 @@ class JobStore:
     async def page(
         self, *, client_id: str | None, status: Status | None, below: int | None, limit: int
     ) -> list[Job]:
-        """Up to `limit` jobs, newest first, with ids below `below`."""
+        """Return up to `limit` jobs, newest first, with ids below `below`."""
         statement = _SELECT.order_by(jobs.c.id.desc()).limit(limit)
         if client_id is not None:
             statement = statement.where(jobs.c.client_id == client_id)
@@ -183,7 +183,7 @@ class JobStore:
         return [_job(row) for row in await self._database.read(statement, "list")]
 
     async def load_repeated(self, client_id: str, idempotency_key: str) -> Job | None:
-        """The job that an idempotency key has made before."""
+        """Return the job that an idempotency key has created before, or None."""
         statement = _SELECT.where(
             jobs.c.client_id == client_id, jobs.c.idempotency_key == idempotency_key
         )
@@ -195,12 +195,12 @@ class JobStore:
     async def create(
         self, connection: AsyncConnection, new: NewJob, now_ms: int
     ) -> tuple[Job, int] | None:
-        """Insert a job. Returns it, and the version its client's list has now.
+        """Insert a job; return it and the new version of its client's list.
 
-        None if the client has used the idempotency key before: the transaction is then to be
-        rolled back.
+        Return None if the client has used the idempotency key before. The caller must then roll
+        the transaction back.
         """
-        # The client's row first, everywhere: it is the lock that orders a client's creations.
+        # Lock the client's row first, as everywhere: this orders the creations of a client.
         raised = self._insert(clients).values(id=new.client_id, version=1)
         version = await connection.scalar(
             raised.on_conflict_do_update(
@@ -236,7 +236,7 @@ class JobStore:
     ) -> int:
         """Count a client's jobs that have not ended, the new one included, up to `at_most`.
 
-        An index holds them next to each other, so no more rows than that are looked at.
+        The jobs are adjacent in an index, so the database reads at most `at_most` rows.
         """
         some = (
             select(literal_column("1"))
@@ -258,9 +258,10 @@ class JobStore:
         *,
         client_id: str | None = None,
     ) -> Job | None:
-        """Make a move and raise the version. None if there is no such job, or it may not.
+        """Make a transition and raise the version; return the new row.
 
-        With a `client_id` there are only the jobs of that client.
+        Return None if the job does not exist or its state does not allow the transition. With
+        `client_id`, jobs of other clients do not exist.
         """
         parameters = {_to(name): value for name, value in values.items()}
         parameters |= {"job_id": job_id, _to("updated_at"): now_ms}
@@ -270,14 +271,14 @@ class JobStore:
         result = await connection.execute(statement, parameters)
         row = result.one_or_none()
         if row is not None and move.to in TERMINAL:
-            # Whoever is at work on it in another process finds that it has lost its claim.
+            # A runner in another process then finds that it has lost its claim.
             await connection.execute(delete(claims).where(claims.c.job_id == job_id))
         return None if row is None else _job(row)
 
-    # --- who is at work on what ---
+    # --- claims: which runner works on which job ---
 
     async def claim(self, job_id: int, runner: str, now_ms: int, expires_at: int) -> int | None:
-        """Take up a job that nobody is at work on. Returns how often that was tried, or None."""
+        """Claim a job that no runner works on; return the number of attempts, or None."""
         claimed = self._insert(claims).values(
             job_id=job_id, runner=runner, expires_at=expires_at, attempts=1
         )
@@ -294,9 +295,9 @@ class JobStore:
         return rows[0].attempts if rows else None
 
     async def renew_claims(self, job_ids: Sequence[int], runner: str, expires_at: int) -> set[int]:
-        """Say that the runner is still at work on them. Returns those it still holds.
+        """Renew the runner's claims of these jobs; return the jobs that it still holds.
 
-        They are named, for the runner may have claims in the table that it wants to run out.
+        The jobs are named because the runner may hold other claims that should expire.
         """
         held: set[int] = set()
         for start in range(0, len(job_ids), _NAMED_AT_ONCE):
@@ -311,13 +312,13 @@ class JobStore:
         return held
 
     async def release_claim(self, job_id: int, runner: str) -> None:
-        """The runner is done with it."""
+        """Release the runner's claim of a job."""
         await self._database.write(
             delete(claims).where(claims.c.job_id == job_id, claims.c.runner == runner)
         )
 
     async def find_unfinished(self, now_ms: int, limit: int) -> list[Job]:
-        """Jobs that are the service's to move along, and that nobody is at work on."""
+        """Return unfinished jobs that the service drives and no runner works on."""
         statement = (
             select(*_COLUMNS)
             .select_from(jobs.outerjoin(claims, claims.c.job_id == jobs.c.id))
@@ -328,7 +329,7 @@ class JobStore:
         return [_job(row) for row in await self._database.read(statement, "recovery")]
 
     async def load_to_render(self, job_id: int) -> str | None:
-        """The storyboard of a job that is being rendered; None if it is not, or not any more."""
+        """Return the storyboard of a job that is being rendered, or None if it is not."""
         statement = select(func.coalesce(jobs.c.storyboard, "")).where(
             jobs.c.id == job_id, jobs.c.status == Status.RENDERING
         )
@@ -338,23 +339,23 @@ class JobStore:
 
 @cache
 def moving(move: Transition, changed: frozenset[str], *, of_client: bool = False) -> Update:
-    """The statement that makes a move. To build it takes as long as to send it.
+    """Build the statement for a transition; cached, because building costs as much as sending.
 
     Args:
-        move: what to make; it is refused, and no row returned, unless the job's state allows it.
-        changed: columns that are given new values; what follows from them is changed with them.
-        of_client: it must be this client's job.
+        move: the transition; the statement returns no row if the job's state does not allow it.
+        changed: columns that get new values; columns that depend on them are changed too.
+        of_client: whether the statement is limited to the jobs of one client.
 
     Returns:
         A statement with the parameters `job_id`, `of_client`, `to_updated_at`, and `to_` before
-        every column that is changed.
+        every changed column.
     """
     values: dict[str, Any] = {name: _new(name) for name in changed | {"updated_at"}}
     if "progress_at" in changed and move.to not in TERMINAL:
         values["pace_ms"] = _pace(_new("progress_at"))
-    if "storyboard" in changed:  # it has the version of the job that brings it
+    if "storyboard" in changed:  # it gets the version of the job that adds it
         values["storyboard_version"] = jobs.c.version + 1
-    # Each its own parameter: a list of plain values would be spelt out again for every execution.
+    # One parameter each: SQLAlchemy would expand a list of plain values at every execution.
     allowed = [literal(str(status)) for status in sorted(move.allowed)]
     condition = and_(jobs.c.id == bindparam("job_id"), jobs.c.status.in_(allowed))
     if move.external:
@@ -370,7 +371,7 @@ def moving(move: Transition, changed: frozenset[str], *, of_client: bool = False
 
 
 def _to(name: str) -> str:
-    """The parameter of a column's new value; the name alone is SQLAlchemy's own."""
+    """Name the parameter of a column's new value; SQLAlchemy reserves the bare name."""
     return f"to_{name}"
 
 
@@ -379,7 +380,7 @@ def _new(name: str) -> BindParameter[Any]:
 
 
 def _pace(now_ms: ColumnElement[Any]) -> ColumnElement[Any]:
-    """The pace of progress reports: a moving average of the gaps between them."""
+    """Compute the pace of progress reports: a moving average of the gaps between them."""
     gap = now_ms - jobs.c.progress_at
     return case(
         (jobs.c.progress_at.is_(None), None),
@@ -389,7 +390,7 @@ def _pace(now_ms: ColumnElement[Any]) -> ColumnElement[Any]:
 
 
 def progress_values(percent: float, stage: str, message: str, now_ms: int) -> dict[str, Any]:
-    """What a progress report changes."""
+    """Return the columns that a progress report changes."""
     return {"percent": percent, "stage": stage, "message": message, "progress_at": now_ms}
 
 

@@ -1,8 +1,8 @@
 """Cuts a text into the pieces that become scenes.
 
-A text falls into its sentences. If more pieces are wanted than it has sentences, the longest piece
-that can be cut is cut near its middle, after a comma if there is one, else between two words; words
-are never cut. If fewer are wanted, neighbours are joined.
+A text is split into its sentences. If more pieces are needed, the longest piece is cut near its
+middle: after a comma if there is one, otherwise between two words. If fewer are needed, neighbours
+are joined.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def readable(text: str) -> str:
 def sentences(text: str) -> list[str]:
     """Return the sentences of a readable text, with single spaces.
 
-    What holds no letter or digit stays with the sentence before it. Only a blank text has none.
+    A piece without letters and digits stays with the sentence before it. Only a blank text has no
+    sentences.
     """
     found: list[str] = []
     for part in _SENTENCE_END.split(text):

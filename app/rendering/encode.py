@@ -4,8 +4,9 @@ Reads one line of JSON from stdin, {"storyboard": …, "output": path}, and make
 on stdout with lines of JSON: {"percent": …, "stage": …, "message": …} about once per percent, then
 {"done": true} and exit code 0, or {"error": reason} and exit code 1.
 
-stdin stays open as a lifeline: when it ends, or stdout is closed, the parent is gone, and so is the
-wish for this video. Encoding stops within a frame, the partial file is removed, the exit code is 1.
+stdin stays open to detect the death of the parent: when stdin ends or stdout is closed, nobody
+needs the video any more. Encoding stops within a frame, the partial file is removed, and the exit
+code is 1.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ logger = logging.getLogger(__name__)
 
 
 class _Abandoned(Exception):  # noqa: N818 - not an error
-    """Nobody waits for the video any more."""
+    """The parent has gone, so nobody needs the video any more."""
 
 
 def main() -> int:
     """Make the video asked for on stdin and return the exit code."""
     os.nice(_NICENESS)
-    # Ctrl-C and service managers signal the whole group. The parent decides what becomes of the
-    # job; if it ends, so does the lifeline.
+    # Ctrl-C and service managers signal the whole process group. The parent decides about the job;
+    # if the parent ends, stdin ends too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
@@ -72,7 +73,7 @@ def _encode(storyboard: Storyboard, output: Path, abandoned: threading.Event) ->
 
 
 def _reason(error: Exception) -> str:
-    """Say what went wrong without the paths that errors carry in their own words."""
+    """Return the reason of an error without the paths that its message contains."""
     if isinstance(error, RenderError):
         return str(error)
     if isinstance(error, (OSError, av.FFmpegError)):

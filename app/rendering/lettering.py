@@ -1,9 +1,9 @@
 """Sets text into a box with Pillow's built-in font.
 
 The font is the same on every machine, and small: ASCII, some punctuation, and a box for the rest.
-Text is first brought down to what it has: accents are taken off, dashes and ligatures spelled out,
-symbols such as emoji left out. Letters it lacks stay, as boxes, so that one sees there is a text.
-A font found on the machine was rejected: the same storyboard would give different videos.
+Text is first reduced to these characters: accents are removed, dashes and ligatures are spelled
+out, symbols such as emoji are dropped. Other letters are drawn as boxes, to show that there is
+text. Rejected: a font of the machine, because the same storyboard would give different videos.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import ImageFont
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# ruff: noqa: RUF001 - the lookalikes are what this is about
+# ruff: noqa: RUF001 - this file is about characters that look alike
 
 _IN_THE_FONT = frozenset(map(chr, range(32, 127))) | frozenset("©«±´·»‘’“”…‹›⁄™ﬁﬂ")
 _SPELLED_OUT = str.maketrans(
@@ -35,7 +35,7 @@ _LINE_HEIGHT = 1.3
 
 @dataclass(frozen=True, slots=True)
 class Lettering:
-    """Lines that fit their box in `font`; `line_height` and the font's size are in pixels."""
+    """Lines that fit into their box; `line_height` and the size of `font` are in pixels."""
 
     lines: tuple[str, ...]
     font: ImageFont.FreeTypeFont
@@ -51,7 +51,7 @@ def built_in_font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def drawable(text: str) -> str:
-    """Return `text` in characters that can be drawn, letters the font lacks included."""
+    """Return `text` in characters that can be drawn; letters that the font lacks stay."""
     spelled = (_drawable_character(character) for character in text.translate(_SPELLED_OUT))
     return " ".join("".join(spelled).split())
 
@@ -59,7 +59,8 @@ def drawable(text: str) -> str:
 def fit(text: str, width: int, height: int, largest: int, smallest: int) -> Lettering:
     """Set `text` as large as it fits into `width` by `height` pixels, between two font sizes.
 
-    Words longer than a line are cut. What does not fit at the smallest size ends in an ellipsis.
+    Words longer than a line are cut. A text that does not fit at the smallest size ends in an
+    ellipsis.
     """
     shown = drawable(text)
     size = max(largest, smallest)

@@ -1,8 +1,8 @@
 """Makes the MP4 of a storyboard, frame by frame.
 
-H.264 in yuv420p with the index at the front: what browsers play, while it is still coming in. One
-thread and fixed settings, so the same storyboard gives the same bytes. The file grows under another
-name and takes its own only once it is whole.
+The format is H.264 in yuv420p with the index at the front, which browsers play while they download
+it. One thread and fixed settings give the same bytes for the same storyboard. The file grows under
+another name and is renamed once it is complete.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
     from app.rendering.storyboard import Storyboard
 
-_DRAWN = 99.0  # percent; the rest is for closing the file and giving it its name
+_DRAWN = 99.0  # percent; the rest is for closing and renaming the file
 _BT709 = 1  # as H.264 numbers primaries, transfer and matrix
 
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """An H.264 encoder, by the name FFmpeg gives it, with its options."""
+    """An H.264 encoder by its FFmpeg name, with its options."""
 
     name: str
     options: Mapping[str, str]
 
 
-# Best first. Encoders that need a certain graphics card are not here: that they are listed does not
-# mean that they work.
+# Best first. Encoders that need a certain graphics card are missing, because FFmpeg lists them even
+# where they do not work.
 _ENCODERS = (
     Encoder("libx264", {"preset": "veryfast", "crf": "21"}),
     Encoder("libopenh264", {"rc_mode": "quality"}),
@@ -57,7 +57,7 @@ def choose_encoder(available: Collection[str]) -> Encoder:
 
 
 def make_mp4(storyboard: Storyboard, output: Path) -> Generator[Progress, None, None]:
-    """Encode the video, one step per frame; `output` is there once the last step, 100, is taken.
+    """Encode the video, one step per frame; `output` exists after the last step, 100.
 
     Closing the iterator early, or any error, removes the partial file. Raises `OSError` or
     `av.FFmpegError` if the file cannot be written, and `RenderError` without an encoder.
@@ -120,6 +120,6 @@ def _video_frame(picture: Image.Image, number: int, time_base: Fraction) -> av.V
 
 
 def _flush_to_disk(path: Path) -> None:
-    """Wait until the disk has it: else a power cut could leave the final name on an empty file."""
+    """Flush to disk, so that a power cut cannot leave an empty file under the final name."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -1,12 +1,12 @@
-"""Colours that follow from a text: the same text, the same colours, on every machine."""
+"""Colours that are derived from a text: the same on every machine."""
 
 from __future__ import annotations
 
 import colorsys
 
-# A turn by the golden ratio never comes back to a hue it has used, and keeps neighbours far apart.
+# Steps by the golden ratio never repeat a hue, and keep neighbours far apart.
 _TURN = 0.618034
-_NEARBY = 0.11  # hues far apart would meet in grey
+_NEARBY = 0.11  # a mix of distant hues would be grey
 
 
 def scene_colours(digest: bytes, index: int) -> tuple[str, str]:

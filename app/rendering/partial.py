@@ -1,4 +1,4 @@
-"""The file in which a video grows until it is whole and takes its own name."""
+"""The partial file of a video, which is renamed once it is complete."""
 
 from __future__ import annotations
 

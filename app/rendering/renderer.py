@@ -1,4 +1,4 @@
-"""The contract between the service and whatever moves a render job along."""
+"""The contract between the service and a renderer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class RenderTask:
     """One storyboard to be rendered.
 
-    `output` is the MP4 to be made, in a directory that exists. It appears whole or not at all, and
-    replaces what was there. Two tasks with the same `output` may not run at the same time: they
-    would share the file in which it grows.
+    `output` is the MP4 file to write, in a directory that exists. It appears complete or not at
+    all, and replaces an older file. Two tasks with the same `output` must not run at the same time,
+    because they would share the partial file.
     """
 
     job_id: int
@@ -28,7 +28,7 @@ class RenderTask:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a task has come: `percent` is 0 to 100, `stage` and `message` are for people."""
+    """Progress of a task: `percent` is 0 to 100, `stage` and `message` are for people."""
 
     percent: float
     stage: str
@@ -36,7 +36,7 @@ class Progress:
 
 
 class RenderError(Exception):
-    """The video cannot be made. The text is fit for the client: no paths, no traceback."""
+    """The video cannot be made. The message is shown to the client: no paths, no traceback."""
 
 
 class Renderer(Protocol):
@@ -48,7 +48,7 @@ class Renderer(Protocol):
         ...
 
     def render(self, task: RenderTask) -> AsyncGenerator[Progress, None]:
-        """Do the work, and tell how it goes.
+        """Do the work, and yield its progress.
 
         Yields progress that never decreases; the last is 100 percent. Ends normally once the work
         is done, and raises `RenderError` if it cannot be done.

@@ -1,8 +1,8 @@
 """Draws the frames of one scene.
 
-Everything that stays the same is drawn once: a background larger than the frame, and a layer of
-text. A frame is then a window cut out of the background, the text pasted on it, and a stripe at the
-bottom that shows how far the video has come.
+The constant parts are drawn once: a background larger than the frame, and a layer of text. A frame
+is a window of the background with the text on it, and a stripe at the bottom that shows the
+progress of the video.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from app.rendering.lettering import built_in_font, drawable, fit
 if TYPE_CHECKING:
     from app.rendering.storyboard import Motion, Scene, Storyboard
 
-_SLACK = 0.25  # of the frame's size: how far the window travels over the background
+_SLACK = 0.25  # share of the frame's size by which the window moves over the background
 _PATHS: dict[Motion, tuple[tuple[int, int], tuple[int, int]]] = {
     "left": ((1, 0), (0, 0)),
     "right": ((0, 1), (1, 1)),
@@ -34,7 +34,7 @@ _GLOWS = 3
 # Pillow's radial gradient grows from 0 in the middle to 180 at the edge's nearest point. The square
 # makes the light end softly.
 _GLOW_LIGHT = [round(120 * max(0.0, 1 - distance / 180) ** 2) for distance in range(256)]
-_CORNERS = (0, 25, 50, 130)  # how much of the accent there is, of 255
+_CORNERS = (0, 25, 50, 130)  # share of the accent colour, of 255
 
 
 class SceneArtist:
@@ -91,7 +91,7 @@ def _background(scene: Scene, frame_size: tuple[int, int]) -> Image.Image:
     slope = corners.resize(size, Image.Resampling.BICUBIC)
     ground = Image.new("RGB", size, scene.background)
     picture = Image.composite(Image.new("RGB", size, scene.accent), ground, slope)
-    # The colours and the number of a scene place its glows: nothing else tells scenes apart here.
+    # Colours and number of a scene determine the glows, so that scenes differ.
     seed = f"{scene.background}{scene.accent}{scene.index}".encode()
     numbers = hashlib.sha256(seed).digest()
     for glow in range(_GLOWS):

@@ -1,4 +1,4 @@
-"""A renderer that only keeps time, for load tests: they measure polls, not an encoder."""
+"""A renderer that only waits, for load tests: they measure polls, not an encoder."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SimulatedRenderer:
         self._clock = clock
 
     async def render(self, task: RenderTask) -> AsyncGenerator[Progress, None]:
-        """Yield the steps when they are due; one that is late follows at once."""
+        """Yield the steps when they are due; a late step follows at once."""
         scenes = len(task.storyboard.scenes)
         start = self._clock()
         for step in range(1, self._updates + 1):

@@ -1,4 +1,4 @@
-"""The storyboard: what a video will show, scene by scene, and how it follows from a prompt."""
+"""The storyboard: the scenes of a video, and how they are derived from a prompt."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Storyboard(BaseModel):
 
     @property
     def total_frames(self) -> int:
-        """How many frames the video has."""
+        """Return how many frames the video has."""
         return sum(self.frames(scene) for scene in self.scenes)
 
 
@@ -68,8 +68,8 @@ def make_storyboard(
 ) -> Storyboard:
     """Derive a storyboard from any text; the same arguments give the same one everywhere.
 
-    With `scenes`, exactly that many are made, and a text with fewer words begins again. Without,
-    one to six, by its sentences and length.
+    With `scenes`, it has exactly that many; a text with fewer words is repeated. Without
+    it, there are one to six scenes, depending on sentences and length.
 
     Raises `ValueError` if `scenes` is not 1 to `MAX_SCENES`, or `seconds_per_scene` (of which
     pydantic's `ValidationError` tells) not 0.1 to `MAX_SCENE_SECONDS`; never because of the text.

@@ -1,8 +1,8 @@
-"""Renders real videos, each in a process of its own, so that polls do not wait for the encoder.
+"""Renders real videos, each in its own process, so that polls do not wait for the encoder.
 
-A thread would share the interpreter lock with the server. A pool of processes would keep the
-encoder's memory for good, and one crash would break it for every job; a process per video dies
-alone, and killing it is how a render is cancelled.
+Rejected: a thread, which would share the interpreter lock with the server; and a pool of processes,
+which would keep the encoder's memory, and which one crash would break for all jobs. A process per
+video can be killed to cancel its job.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from app.rendering.renderer import RenderTask
 
 _STDERR_BYTES = 2048
-# `python -m` looks in the working directory first. In this one it finds the very package that runs
-# here, installed or not, and never another `app` that lies where the service was started.
+# `python -m` searches the working directory first. From this directory it finds the package that
+# runs here, and never another `app` in the directory where the service was started.
 _IMPORT_ROOT = Path(__file__).resolve().parents[2]
 
 logger = logging.getLogger(__name__)
 
 
 class VideoRenderer:
-    """Draws and encodes each task in a child process, which lives exactly as long as the render.
+    """Draws and encodes each task in a child process.
 
     If this process dies, the child notices and stops. What a child writes to stderr is logged as a
     warning, the last 2 kB of it.
@@ -45,7 +45,7 @@ class VideoRenderer:
     async def render(self, task: RenderTask) -> AsyncGenerator[Progress, None]:
         """Yield the child's progress. Raises `RenderError` if it fails or dies."""
         output = task.output.absolute()
-        # A task of its own: not every event loop reaps a process whose start was cancelled.
+        # In its own task: not every event loop reaps a process whose start was cancelled.
         starting = asyncio.create_task(_start())
         try:
             process = (await asyncio.shield(starting)).process
@@ -61,7 +61,7 @@ class VideoRenderer:
                 yield Progress(**answer)
             raise RenderError(_ending(await process.wait()))
         finally:
-            # Again its own: a second cancellation must not cut the clearing up short.
+            # In its own task too: a second cancellation must not interrupt the cleanup.
             clearing = asyncio.create_task(_clear_up(starting, task.job_id, output))
             await asyncio.shield(clearing)
 
@@ -84,7 +84,7 @@ async def _start() -> _Encoder:
         )
     except OSError as error:
         raise RenderError(f"the encoder could not be started: {error.strerror}") from error
-    # Unread, a full stderr would stop the child.
+    # The child would block on a full stderr.
     stderr = cast("asyncio.StreamReader", process.stderr)
     return _Encoder(process, asyncio.create_task(_tail(stderr)))
 
@@ -92,7 +92,7 @@ async def _start() -> _Encoder:
 async def _ask(process: Process, request: dict[str, object]) -> None:
     stdin = cast("asyncio.StreamWriter", process.stdin)
     stdin.write(json.dumps(request).encode() + b"\n")
-    # A child that is dead already tells more by its exit code.
+    # If the child is already dead, its exit code says more.
     with suppress(ConnectionError):
         await stdin.drain()
 
