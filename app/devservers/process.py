@@ -97,9 +97,9 @@ class ServerProcess:
         if self._alive() is not None:
             raise ServerFailed(f"{self._name} is running already.")
         log = directory / "log"
-        # Into a file, because a pipe that nobody reads stops the server when it is full. In a
-        # process group of its own, because Ctrl-C is for the owner, who may need the server
-        # while it shuts down.
+        # The output goes into a file, because a full pipe would block the server. The server has its
+        # own process group, because Ctrl-C is meant for the owner, which may need the server while
+        # it shuts down.
         try:
             with log.open("wb") as output:
                 self._process = subprocess.Popen(  # noqa: S603 - the programs are the ones found

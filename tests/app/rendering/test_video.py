@@ -144,6 +144,8 @@ async def test_an_encoder_that_floods_stderr_is_not_stuck_and_its_last_words_are
     """A stand-in for the encoder, which itself has no reason to say so much."""
     stand_in = tmp_path / "app" / "rendering" / "encode.py"
     stand_in.parent.mkdir(parents=True)
+    for package in (stand_in.parent.parent, stand_in.parent):
+        (package / "__init__.py").touch()  # or Python would go on to look for one that is a package
     stand_in.write_text(
         "import sys\n"
         "sys.stderr.write('first words ' + 'x' * 1_000_000 + ' last words')\n"
