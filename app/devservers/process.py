@@ -97,9 +97,9 @@ class ServerProcess:
         if self._alive() is not None:
             raise ServerFailed(f"{self._name} is running already.")
         log = directory / "log"
-        # The output goes into a file, because a full pipe would block the server. The server has its
-        # own process group, because Ctrl-C is meant for the owner, which may need the server while
-        # it shuts down.
+        # The output goes into a file, because a full pipe would block the server. The server has
+        # its own process group, because Ctrl-C is meant for the owner, which may need the server
+        # while it shuts down.
         try:
             with log.open("wb") as output:
                 self._process = subprocess.Popen(  # noqa: S603 - the programs are the ones found
