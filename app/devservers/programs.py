@@ -56,6 +56,18 @@ def pgbouncer_program() -> Path:
     return Path(found)
 
 
+def memcached_program() -> Path:
+    """Return memcached, which no Python package brings.
+
+    Raises:
+        ServerMissing: If it is not installed.
+    """
+    found = shutil.which("memcached")
+    if found is None:
+        raise ServerMissing("No memcached was found; install it: apt-get install memcached.")
+    return Path(found)
+
+
 def _installed(package: str, pattern: str) -> list[Path]:
     spec = importlib.util.find_spec(package)
     places = () if spec is None else spec.submodule_search_locations or ()
