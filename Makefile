@@ -22,7 +22,7 @@ help: ## list the targets
 # `make run` installs what the service needs, unless the tools of development are there already.
 RUNS := $(if $(wildcard $(VENV)/installed),$(VENV)/installed,$(VENV)/runs)
 
-$(VENV)/runs: EXTRAS := client,redis,servers,service
+$(VENV)/runs: EXTRAS := client,memcached,redis,servers,service
 $(VENV)/installed: EXTRAS := dev
 $(VENV)/runs $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -32,7 +32,7 @@ $(VENV)/runs $(VENV)/installed: pyproject.toml constraints.txt
 	  --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
-run: $(RUNS) ## start the service; BACKEND=null|memory|redis|tiered DATABASE=sqlite|postgres
+run: $(RUNS) ## start the service; BACKEND=null|memory|memcached|redis|tiered DATABASE=sqlite|postgres
 	$(BIN)/python -m app dev $(if $(BACKEND),--backend '$(BACKEND)') $(if $(DATABASE),--database '$(DATABASE)')
 
 test: $(VENV)/installed ## run the tests; ARGS="-k poll" selects some, ARGS=--cov measures coverage

@@ -48,6 +48,7 @@ _FLAGS = {
     "workers": "JOBCACHE_WORKERS",
     "database_url": "DATABASE_URL",
     "redis_url": "REDIS_URL",
+    "memcached_url": "MEMCACHED_URL",
     "renderer": "JOBCACHE_RENDERER",
     "var_dir": "JOBCACHE_VAR_DIR",
 }
@@ -169,9 +170,10 @@ async def _check(chosen: Settings) -> None:
 
 
 def _start_servers(servers: ExitStack, database: str | None) -> None:
-    """Start Redis and PostgreSQL where they are needed and no URL is set; stop them at the end."""
+    """Start the servers that are needed and whose URL is not set; stop them at the end."""
     # For development only: the service must not import it.
     from app.devservers import (  # noqa: PLC0415
+        MemcachedServer,
         PostgresServer,
         RedisServer,
         ServerFailed,
@@ -186,6 +188,10 @@ def _start_servers(servers: ExitStack, database: str | None) -> None:
             logger.info(
                 "started a Redis-compatible server at %s; it stops with the service", redis.url
             )
+        if backend == "memcached" and not os.environ.get("MEMCACHED_URL"):
+            memcached = servers.enter_context(MemcachedServer())
+            os.environ["MEMCACHED_URL"] = memcached.url
+            logger.info("started memcached at %s; it stops with the service", memcached.url)
         if database == "postgres" and not os.environ.get("DATABASE_URL"):
             data = Path(os.environ.get("JOBCACHE_VAR_DIR") or "var") / "postgres"
             data.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True)
     serve = subparsers.add_parser("serve", help="run the service")
     dev = subparsers.add_parser(
-        "dev", help="run the service, and start Redis and PostgreSQL for it"
+        "dev", help="run the service, and start Redis, memcached and PostgreSQL for it"
     )
     keys = subparsers.add_parser("keys", help="add, list and revoke API keys")
     commands.add_to(keys)
@@ -217,6 +223,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--workers")
         command.add_argument("--database-url")
         command.add_argument("--redis-url")
+        command.add_argument("--memcached-url")
         command.add_argument("--renderer", help="video, or simulated for load tests")
         command.add_argument("--var-dir", help="the directory of the database and of the videos")
         command.add_argument(

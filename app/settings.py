@@ -90,6 +90,7 @@ TOPICS = (
     "Cache",
     "Lifetimes",
     "Redis",
+    "Memcached",
     "Database",
     "Rendering",
 )

@@ -23,6 +23,18 @@ class CacheUnavailable(CacheError):  # noqa: N818 - reads as the state it report
     """The store cannot be reached, is too slow, or refuses the operation."""
 
 
+class CacheContended(CacheUnavailable):
+    """The store answers, but other operations on the key were faster each time: nothing changed.
+
+    Args:
+        key: the key.
+        attempts: how often the operation was tried.
+    """
+
+    def __init__(self, key: str, attempts: int) -> None:
+        super().__init__(f"{key!r} is contended: nothing changed in {attempts} attempts")
+
+
 class NamespaceConflict(CacheUnavailable):
     """The prefix belongs to a service that has another database: nothing is read or written there.
 

@@ -32,6 +32,12 @@ REDIS_URL = re.compile(
 """The form of a Redis URL. redis-py ignores a database that is no number, and a fragment."""
 
 
+MEMCACHED_URL = re.compile(
+    r"memcached://([^/?#\s@:\[\]]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?|memcached:///[^?#\s]+"
+)
+"""The form of a memcached URL: a host, or the path of a Unix socket."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """One setting, as the documentation lists it.
@@ -98,6 +104,13 @@ def _redis_url(variable: str, text: str) -> str:
     return text
 
 
+def _memcached_url(variable: str, text: str) -> str:
+    if not MEMCACHED_URL.fullmatch(text):
+        allowed = "memcached://host:port, or memcached:///path of a Unix socket"
+        raise SettingsError(variable, redacted(text), allowed)
+    return text
+
+
 def _positive(variable: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS and int(text) > 0):
         raise SettingsError(variable, text[:40], "a whole number above 0")
@@ -130,7 +143,7 @@ class CacheSettings:
     backend: str = _setting(
         "JOBCACHE_BACKEND",
         "memory",
-        "The backend: `null`, `memory`, `redis`, `tiered`, or the name of a plug-in.",
+        "The backend: `null`, `memory`, `memcached`, `redis`, `tiered`, or the name of a plug-in.",
         read=_backend,
     )
     redis_url: str = _setting(
@@ -140,12 +153,18 @@ class CacheSettings:
         read=_redis_url,
         topic="Redis",
     )
+    memcached_url: str = _setting(
+        "MEMCACHED_URL",
+        "memcached://127.0.0.1:11211",
+        "Where memcached is: `memcached://host:port`, or `memcached:///path` of a Unix socket.",
+        read=_memcached_url,
+        topic="Memcached",
+    )
     prefix: str = _setting(
         "JOBCACHE_PREFIX",
         "",
         "A prefix of every key, for a store that is shared with other programs.",
         read=_prefix,
-        topic="Redis",
     )
     max_entries: int = _setting(
         "JOBCACHE_MAX_ENTRIES",

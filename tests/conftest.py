@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from app.devservers import PostgresServer, RedisServer
+from app.devservers import MemcachedServer, PostgresServer, RedisServer
 from jobcache.testing import conformance
 from tests.hanging import describe_tasks
 from tests.pairs import spare_pairs
-from tests.subjects import REDIS_SERVERS, make_subject
+from tests.subjects import REDIS_SERVERS, Stores, make_subject
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -106,6 +106,23 @@ def redis_url(redis_urls: dict[str, str]) -> str:
 def postgres() -> Iterator[PostgresServer]:
     with PostgresServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def memcached_server() -> Iterator[MemcachedServer]:
+    with MemcachedServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def stores(
+    memcached_server: MemcachedServer,
+    postgres: PostgresServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Stores:
+    """The stores with compare-and-set, running."""
+    sqlite = tmp_path_factory.mktemp("cells") / "cells.db"
+    return Stores(memcached_server.url, f"sqlite+aiosqlite:///{sqlite}", postgres.url())
 
 
 @pytest.fixture

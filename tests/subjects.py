@@ -7,12 +7,18 @@ import functools
 import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import redis
 import redis.utils
+from pymemcache.client.base import Client
 from redis._parsers import _AsyncRESP3Parser
+from sqlalchemy import delete, event
 
 from app.devservers import redis_servers
+from examples.sql_backend import SqlBackend, cells
+from jobcache.backends.compare_and_set import CompareAndSetBackend
+from jobcache.backends.memcached import MemcachedBackend
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.null import NullBackend
 from jobcache.backends.redis.backend import RedisBackend
@@ -31,6 +37,8 @@ BACKENDS = [
     *(f"{kind} on {name}" for kind in ("redis", "tiered") for name in REDIS_SERVERS),
 ]
 KEEPING = BACKENDS[1:]
+COMPARE_AND_SET = ["a dictionary", "memcached", "sql on sqlite", "sql on postgres"]
+"""Backends on stores that compare and set; `stores` makes their subjects."""
 PATIENCE = 60.0
 """Seconds for whatever a backend under test waits for: the machine may be busy."""
 PAIRS = [f"two tiered on {name}" for name in REDIS_SERVERS]
@@ -45,6 +53,10 @@ class FakeClock:
 
     def __call__(self) -> float:
         return self.now
+
+    def ms(self) -> int:
+        """Return the same time in milliseconds, as a wall clock."""
+        return round(self.now * 1000)
 
 
 @dataclass
@@ -87,6 +99,133 @@ class RedisSubject:
     async def aclose(self) -> None:
         await self.backend.aclose()
         self.raw.close()
+
+
+class DictionaryBackend(CompareAndSetBackend[int]):
+    """The smallest store there is; a test breaks it by overriding one method."""
+
+    name = "a dictionary"
+
+    def __init__(self, *, attempts: int = 100, clock: FakeClock | None = None) -> None:
+        clock = FakeClock() if clock is None else clock
+        super().__init__(attempts=attempts, clock_ms=clock.ms)
+        self.stored: dict[str, tuple[bytes, int]] = {}
+        self._numbers = itertools.count(1)
+
+    def next_token(self, key: str) -> int:
+        return next(self._numbers)
+
+    async def read(self, key: str) -> tuple[bytes, int] | None:
+        return self.stored.get(key)
+
+    async def compare_and_set(self, key: str, cell: bytes, token: int | None, ttl: float) -> bool:
+        assert cell
+        assert ttl > 0
+        if self.token_of(key) != token:
+            return False
+        self.stored[key] = cell, self.next_token(key)
+        return True
+
+    async def delete(self, key: str, token: int) -> bool:
+        if self.token_of(key) != token:
+            return False
+        del self.stored[key]
+        return True
+
+    def token_of(self, key: str) -> int | None:
+        found = self.stored.get(key)
+        return None if found is None else found[1]
+
+
+class DictionarySubject:
+    def __init__(self, kind: type[DictionaryBackend] = DictionaryBackend) -> None:
+        self.clock = FakeClock()
+        self.backend = kind(clock=self.clock)
+
+    async def evict(self, key: str) -> None:
+        self.backend.stored.pop(key, None)
+
+    async def elapse(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    async def aclose(self) -> None:
+        """There is nothing to close."""
+
+
+class MemcachedSubject:
+    """A backend on a flushed server."""
+
+    def __init__(self, url: str, kind: type[MemcachedBackend] = MemcachedBackend) -> None:
+        self.clock = FakeClock()
+        host, _, port = url.removeprefix("memcached://").partition(":")
+        self.raw = Client((host, int(port)), default_noreply=False)
+        self.raw.flush_all()
+        self.backend = kind(url, prefix="test:", socket_limit=PATIENCE, clock_ms=self.clock.ms)
+
+    async def evict(self, key: str) -> None:
+        self.raw.delete(f"test:{key}")
+
+    async def elapse(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    async def aclose(self) -> None:
+        await self.backend.aclose()
+        self.raw.close()
+
+
+class SqlSubject:
+    """A backend on a table of its own database, or on an emptied one."""
+
+    def __init__(self, url: str, kind: type[SqlBackend] = SqlBackend) -> None:
+        self.clock = FakeClock()
+        self.backend = kind(url, clock_ms=self.clock.ms)
+        if url.startswith("sqlite"):
+            event.listen(self.backend._engine.sync_engine, "connect", _never_sync)
+
+    async def start(self) -> None:
+        await self.backend.prepare()
+        await self.backend._execute(delete(cells))
+
+    async def evict(self, key: str) -> None:
+        found = await self.backend.read(key)
+        if found is not None:
+            await self.backend.delete(key, found[1])
+
+    async def elapse(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    async def aclose(self) -> None:
+        await self.backend.aclose()
+
+
+def _never_sync(connection: Any, _: object) -> None:
+    """Spare SQLite the waits for the disk: nothing has to survive a crash."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA synchronous = OFF")
+    cursor.execute("PRAGMA journal_mode = MEMORY")
+    cursor.close()
+
+
+StoreSubject = DictionarySubject | MemcachedSubject | SqlSubject
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Where the stores of `COMPARE_AND_SET` are."""
+
+    memcached: str
+    sqlite: str
+    postgres: str
+
+    async def subject(self, name: str) -> StoreSubject:
+        """Return a subject of `COMPARE_AND_SET`, empty. Its owner closes it."""
+        if name == "a dictionary":
+            return DictionarySubject()
+        if name == "memcached":
+            return MemcachedSubject(self.memcached)
+        subject = SqlSubject(self.sqlite if name.endswith("sqlite") else self.postgres)
+        await subject.start()
+        return subject
 
 
 class TieredSubject:

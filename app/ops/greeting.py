@@ -35,6 +35,8 @@ def _stores(chosen: Settings) -> str:
     backend = chosen.cache.backend
     if backend in REMOTE:
         backend += f" ({redacted(chosen.cache.redis_url)})"
+    elif backend == "memcached":
+        backend += f" ({redacted(chosen.cache.memcached_url)})"
     return f"backend {backend}, database {scheme_and_host(chosen.database_url)}"
 
 

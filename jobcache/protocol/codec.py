@@ -91,6 +91,16 @@ def encode_entry(entry: Entry, incarnation_id: str) -> bytes:
     return header.encode("ascii") + entry.encoded_body
 
 
+def encode(cell: Entry | Lease | Fence, incarnation_id: str) -> bytes:
+    """Return the bytes of a cell that the incarnation `incarnation_id` of the store holds."""
+    if isinstance(cell, Entry):
+        return encode_entry(cell, incarnation_id)
+    if isinstance(cell, Lease):
+        return f"L1|{incarnation_id}|{cell.token}".encode("ascii")
+    tokens = ",".join(sorted(cell.tokens))
+    return f"F1|{incarnation_id}|{cell.fence_version}|,{tokens},".encode("ascii")
+
+
 def decode(cell: bytes, incarnation_id: str) -> Entry | Lease | Fence | None:
     """Return the content of a cell; None if another incarnation of the store wrote it.
 

@@ -58,7 +58,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from jobcache._concurrency.batching import TickBuffer
-from jobcache.errors import CacheError, CacheUnavailable, NamespaceConflict, UnreadableCell
+from jobcache.errors import (
+    CacheContended,
+    CacheError,
+    CacheUnavailable,
+    NamespaceConflict,
+    UnreadableCell,
+)
 from jobcache.observability.log_limit import LogLimit
 from jobcache.protocol.backend import (
     CLOCK_SKEW_MS,
@@ -477,8 +483,8 @@ class GuardedBackend:
 
     def _failure(self, number: int, error: BaseException) -> CacheError:
         """Tell the breaker that an operation has failed. Returns the error to raise."""
-        if isinstance(error, UnreadableCell):
-            self._breaker.succeeded()  # the store answers; it is the cell that is bad
+        if isinstance(error, UnreadableCell | CacheContended):
+            self._breaker.succeeded()  # the store answers; it is the one cell that is bad or busy
             return error
         if self._closed and isinstance(error, CacheError):
             return error

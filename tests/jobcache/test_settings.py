@@ -17,7 +17,7 @@ from jobcache.backends.registry import make_backend
 def test_names_lead_to_backends() -> None:
     assert make_backend(CacheSettings(backend="null")).name == "null"
     assert make_backend(CacheSettings(backend="memory")).name == "memory"
-    assert set(settings.backend_names()) >= {"null", "memory", "redis", "tiered"}
+    assert set(settings.backend_names()) >= {"null", "memory", "memcached", "redis", "tiered"}
 
 
 def test_the_environment_is_read() -> None:
@@ -43,7 +43,7 @@ def test_the_environment_is_read() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
-        ("JOBCACHE_BACKEND", "memcached", "one of memory, null, redis"),
+        ("JOBCACHE_BACKEND", "dynamo", "one of memcached, memory, null"),
         ("REDIS_URL", "localhost:6379", "redis://"),
         ("REDIS_URL", "redis+cluster:/localhost", "redis+cluster://"),
         ("REDIS_URL", "unix+sentinel://localhost/jobs", "rediss+sentinel://"),
@@ -89,16 +89,21 @@ def their_factory(settings: CacheSettings) -> NullBackend:
     return Theirs()
 
 
-@pytest.mark.parametrize("name", ["redis", "tiered"])
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [("redis", "redis"), ("tiered", "redis"), ("memcached", "memcached")],
+    ids=["redis", "tiered", "memcached"],
+)
 def test_without_the_client_library_there_is_no_backend(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "jobcache.backends.redis.backend", None)
+    monkeypatch.setitem(sys.modules, "jobcache.backends.memcached", None)
     with pytest.raises(SettingsError) as failure:
         make_backend(CacheSettings(backend=name))
     message = str(failure.value)
     assert message.startswith(f"JOBCACHE_BACKEND={name}: its library is missing (")
-    assert message.endswith("pip install 'jobcache[redis]'")
+    assert message.endswith(f"pip install 'jobcache[{extra}]'")
     assert "\n" not in message
 
 
@@ -106,8 +111,8 @@ def test_importing_the_library_imports_none_of_what_is_optional() -> None:
     program = (
         "import sys, jobcache, jobcache.testing.conformance\n"
         "loaded = {name.split('.')[0] for name in sys.modules}\n"
-        "print(sorted(loaded & {'redis', 'hiredis', 'fastapi', 'starlette', 'sqlalchemy',"
-        " 'pydantic', 'uvicorn', 'app'}))"
+        "print(sorted(loaded & {'redis', 'hiredis', 'pymemcache', 'fastapi', 'starlette',"
+        " 'sqlalchemy', 'pydantic', 'uvicorn', 'app'}))"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

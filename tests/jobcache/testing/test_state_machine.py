@@ -133,7 +133,7 @@ class NullMachine(Machine):
         assert self.run(self.backend.publish(key, token, None)) is PublishResult.NOTHING
 
 
-def _run(kind: type[Machine], examples: int) -> None:
+def run_machine(kind: type[Machine], examples: int) -> None:
     with asyncio.Runner() as runner:
         kind.loop = runner.get_loop()
         run_state_machine_as_test(
@@ -148,7 +148,7 @@ def _run(kind: type[Machine], examples: int) -> None:
 
 
 def test_null_agrees_with_empty_cells() -> None:
-    _run(type("Null", (NullMachine,), {"make": lambda _: NullSubject()}), 20)
+    run_machine(type("Null", (NullMachine,), {"make": lambda _: NullSubject()}), 20)
 
 
 @pytest.mark.parametrize("name", [*KEEPING, *PAIRS])
@@ -167,4 +167,4 @@ def test_the_backend_agrees_with_the_transition_table(
         return subject
 
     examples = (150 if long else 60) if kind == "memory" else (40 if long else 12)
-    _run(type("Kept", (Machine,), {"make": make}), examples)
+    run_machine(type("Kept", (Machine,), {"make": make}), examples)
