@@ -1,12 +1,14 @@
-"""A job's status as server-sent events (WHATWG HTML, 9.2): each version once, until the last.
+"""A job's status as server-sent events (WHATWG HTML, 9.2): newer versions, until the last.
 
-An event's id is its version, so a client that comes again says what it has seen, to whichever
-process; between two events may lie several versions. A client that reads slowly is sent what is
-newest once it has read, and no backlog: the next version is looked for when the last one has gone.
+The id of an event is its version. So a client that reconnects tells any process which version it
+has seen. Versions between two events may be skipped: a slow client gets the newest version once it
+has read the last event, and no backlog.
 
-A stream ends when the job has. It also ends, for the client to come again, when it has lasted for
-long enough, which spreads clients over processes that were started later and finds out about keys
-that have been taken back, and when the process is about to end.
+A stream ends when its job has ended. It also ends, and the client reconnects, in two other cases:
+
+- after a limited time, which spreads clients over processes that were started later and finds
+  revoked keys;
+- when the process is about to end.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING
 from app.auth.callers import TRUSTED
 from app.http.problems import problem
 from app.jobs.documents import with_prefix
-from app.jobs.held_requests import ClientGone, Place, Revoked, cancel_on_disconnect
+from app.jobs.held_requests import ClientGone, HeldRequest, Revoked, cancel_on_disconnect
 from app.jobs.states import TERMINAL
 from jobcache import SourceUnavailable
 from jobcache.protocol.backend import VERSION_LIMIT
@@ -36,13 +38,13 @@ if TYPE_CHECKING:
     from jobcache import ReadResult
 
 _RETRY_MS = 1000, 3000
-"""After how long a client comes again: those whose streams have ended together, not together."""
+"""The range of the time to reconnect: clients whose streams end together reconnect one by one."""
 
 _FULL = "This process holds as many requests as it may; poll instead, or try again."
 _FULL_RETRY = "5"  # seconds
-_LAST_WORD = 1.0  # seconds to send the end of a stream whose key has been taken away
+_END_SECONDS = 1.0  # to send the end of a stream whose key has been revoked
 _END: Message = {"type": "http.response.body", "body": b"", "more_body": False}
-_ERROR_PAUSE = 2.0  # seconds between two looks while the database is away
+_ERROR_PAUSE = 2.0  # seconds between two reads while the database is away
 
 HEADERS = {
     "Content-Type": "text/event-stream",
@@ -52,7 +54,7 @@ HEADERS = {
 
 
 def seen_version(last_event_id: str | None) -> int:
-    """The version that a `Last-Event-ID` names; 0 for what is no id of ours."""
+    """Return the version that a `Last-Event-ID` names; 0 for any other text."""
     if last_event_id is None or re.fullmatch(r"[0-9]{1,16}", last_event_id, re.ASCII) is None:
         return 0
     version = int(last_event_id)
@@ -60,24 +62,24 @@ def seen_version(last_event_id: str | None) -> int:
 
 
 def is_terminal(answer: ReadResult) -> bool:
-    """True if there will be no newer version."""
+    """Return True if there will be no newer version."""
     return answer.entry.status in TERMINAL
 
 
 def event(answer: ReadResult, root_path: str = "") -> bytes:
-    """One event: `data` is the body of a poll, which JSON keeps on one line."""
+    """Return one event: `data` is the body of a poll, which JSON keeps on one line."""
     body = with_prefix(answer.body, root_path)
     return b"id: %d\nevent: status\ndata: %b\n\n" % (answer.entry.version, body)
 
 
 class JobEvents:
-    """What all streams of a process share.
+    """The event streams of a process.
 
     Args:
-        service: where versions come from.
-        held: how many streams there may be.
+        service: for the jobs.
+        held: for the slots of streams.
         heartbeat: seconds after which a comment shows that a quiet stream is alive.
-        lasts: seconds, about, until a client is to come again.
+        lasts: about so many seconds a stream lasts, before the client has to reconnect.
     """
 
     def __init__(
@@ -91,14 +93,14 @@ class JobEvents:
     async def of(
         self, job_id: int, caller: Caller, answer: ReadResult, seen: int, *, root_path: str = ""
     ) -> AsyncGenerator[bytes]:
-        """The events of a job that are newer than `seen`, and comments between them.
+        """Yield the events of a job that are newer than `seen`, and comments between them.
 
         Args:
-            job_id: which.
-            caller: who reads them.
-            answer: what a poll has found.
+            job_id: the job.
+            caller: the reader of the stream.
+            answer: the result of a poll.
             seen: the version that the client has.
-            root_path: what links begin with.
+            root_path: the prefix of links.
         """
         now = asyncio.get_running_loop().time
         until = now() + self._lasts * random.uniform(0.9, 1.0)  # noqa: S311 - spreads, hides nothing
@@ -118,7 +120,7 @@ class JobEvents:
                     job_id, caller, seen, min(self._heartbeat, left)
                 )
             except SourceUnavailable:
-                # The stream outlives that: to a browser's EventSource a 503 would be the end.
+                # The stream survives an outage: an EventSource would not retry after a 503.
                 newer = None
                 await asyncio.sleep(min(_ERROR_PAUSE, self._heartbeat))
             if newer is None:
@@ -134,28 +136,28 @@ class JobEvents:
         *,
         caller: Caller = TRUSTED,
     ) -> None:
-        """Send events until they end or the client has gone; 503 if there is no place for it."""
-        slot = Place(caller)
-        with self.held.slot("streams", name, slot) as has_place:
-            if not has_place:
+        """Send events until they end or the client disconnects; 503 if there is no slot for it."""
+        request = HeldRequest(caller)
+        with self.held.slot("streams", name, request) as has_slot:
+            if not has_slot:
                 headers = {"Retry-After": _FULL_RETRY}
                 refusal = problem(503, _FULL, instance=path, headers=headers)
                 await refusal({"type": "http"}, receive, send)
                 return
             with suppress(ClientGone):
                 try:
-                    await cancel_on_disconnect(receive, _send_all(events, send), slot)
+                    await cancel_on_disconnect(receive, _send_all(events, send), request)
                 except Revoked:
-                    # The client comes again, and is told. One that does not read is hung up on.
+                    # The client reconnects and gets 401. If it does not read, it is cut off.
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(_LAST_WORD):
+                        async with asyncio.timeout(_END_SECONDS):
                             await send(_END)
 
 
 async def _send_all(events: AsyncGenerator[bytes], send: Send) -> None:
     headers = [(name.lower().encode(), text.encode()) for name, text in HEADERS.items()]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    async with aclosing(events):  # not whenever the garbage collector comes by
+    async with aclosing(events):  # now, and not at some garbage collection
         async for piece in events:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send(_END)

@@ -1,8 +1,8 @@
-"""Requests that are held open: how many there may be, who has gone, and when all have to go.
+"""Requests that are held open: their number is limited, and they end early when they have to.
 
-A held request costs memory and a connection for as long as it lasts, so there is a limit on them
-per process. Beyond it a poll is answered at once, as it would be without `Prefer: wait`, and a
-stream is refused: both clients know what to do then.
+A held request uses memory and a connection for as long as it lasts, so each process limits their
+number. Beyond the limit a poll is answered at once, as without `Prefer: wait`, and a stream is
+refused: clients know what to do in both cases.
 """
 
 from __future__ import annotations
@@ -25,17 +25,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Revoked(Exception):  # noqa: N818 - says what has happened
-    """The key of whoever asked has been taken away."""
+class Revoked(Exception):  # noqa: N818 - an event, not a failure
+    """The key of the caller has been revoked."""
 
 
-class Place:
-    """A request that is to be held, and that may have to be let go before its time.
+class ClientGone(Exception):  # noqa: N818 - an event, not a failure
+    """The client has closed the connection."""
+
+
+class HeldRequest:
+    """A request that is to be held, and that may have to end early.
 
     Attributes:
-        caller: whose it is.
-        revoked: the caller's key has been taken away.
-        end: ends the request, if there is anything to end.
+        caller: whose request it is.
+        revoked: True once the caller's key has been revoked.
+        end: ends the request, while there is anything to end.
     """
 
     __slots__ = ("caller", "end", "revoked")
@@ -46,55 +50,51 @@ class Place:
         self.end: Callable[[], None] | None = None
 
 
-class ClientGone(Exception):  # noqa: N818 - says what has happened
-    """Whoever asked has hung up."""
-
-
 class HeldRequests:
-    """The requests this process holds.
+    """The requests that this process holds.
 
     Args:
-        most: of all callers together. One caller that has a name is given half of them at most,
-            so that there is always room for others.
-        let_go: called once, to end what is being waited for.
+        most: the limit for all callers together. A caller that has a name gets at most half of the
+            slots, so that there is always room for others.
+        end_waits: called once, when the process is about to end; ends all waits.
 
     Attributes:
-        draining: nothing is held any more, and what was is being let go.
-        admits: tells whether a caller who was let in earlier would still be.
+        draining: True once the process is about to end. No request is held any more.
+        admits: tells whether a caller who was admitted earlier would still be admitted.
     """
 
-    def __init__(self, most: int, let_go: Callable[[], None]) -> None:
+    def __init__(self, most: int, end_waits: Callable[[], None]) -> None:
         self.most = most
         self.draining = False
-        self._let_go = let_go
+        self._end_waits = end_waits
         self._kinds: Counter[str] = Counter()
         self._names: Counter[str] = Counter()
-        self._places: set[Place] = set()
+        self._requests: set[HeldRequest] = set()
         self.admits: Callable[[Caller], bool] = lambda _: True
 
     @contextmanager
-    def slot(self, kind: Kind, name: str, request: Place | None = None) -> Iterator[bool]:
-        """A place, while the block runs; False if there is none for this caller.
+    def slot(self, kind: Kind, name: str, request: HeldRequest | None = None) -> Iterator[bool]:
+        """Take a slot while the block runs. Yield False if there is none for this caller.
 
         Args:
             kind: of request.
             name: of the caller, to count by.
-            request: what to end when the caller's key is taken away.
+            request: ended early if the caller's key is revoked.
         """
-        # Whoever has lost its key since it was let in would not be found by a review any more.
-        gone = request is not None and not self._admitted(request)
-        if self.draining or gone or not self._has_room_for(name):
+        # If the key was revoked after the caller was admitted, no later review would find that.
+        revoked = request is not None and not self._admitted(request)
+        if self.draining or revoked or not self._has_room_for(name):
             yield False
             return
         self._kinds[kind] += 1
         self._names[name] += 1
         if request is not None:
-            self._places.add(request)
+            self._requests.add(request)
         try:
             yield True
         finally:
             if request is not None:
-                self._places.discard(request)
+                self._requests.discard(request)
             self._kinds[kind] -= 1
             self._names[name] -= 1
             if not self._names[name]:
@@ -106,66 +106,67 @@ class HeldRequests:
         return name == "" or self._names[name] < max(1, self.most // 2)
 
     def drain(self) -> None:
-        """The process is about to end. Safe to call again."""
+        """End all held requests, because the process is about to end. Safe to call again."""
         if not self.draining:
             self.draining = True
-            self._let_go()
+            self._end_waits()
 
     def review(self) -> None:
-        """End the requests of those whose keys have been taken away."""
-        for slot in list(self._places):
-            if not self._admitted(slot):
-                slot.revoked = True
-                if slot.end is not None:
-                    slot.end()
+        """End the requests of callers whose keys have been revoked."""
+        for request in list(self._requests):
+            if not self._admitted(request):
+                request.revoked = True
+                if request.end is not None:
+                    request.end()
 
-    def _admitted(self, slot: Place) -> bool:
-        return self.admits(slot.caller)
+    def _admitted(self, request: HeldRequest) -> bool:
+        return self.admits(request.caller)
 
     def counts(self) -> dict[str, int]:
-        """How many there are of each kind, and may be of both."""
+        """Return the number of held requests of each kind, and the limit for both together."""
         kinds = {"waits": self._kinds["waits"], "streams": self._kinds["streams"]}
         return {**kinds, "most": self.most}
 
 
 async def cancel_on_disconnect(
-    receive: Receive, work: Coroutine[Any, Any, T], slot: Place | None = None
+    receive: Receive, work: Coroutine[Any, Any, T], request: HeldRequest | None = None
 ) -> T:
-    """What `work` returns, unless the client goes away before: then `work` is cancelled.
+    """Return the result of `work`; cancel it if the client disconnects or loses its key.
 
-    Servers cancel nobody whose client has gone; they only say so to those who listen.
+    Servers do not cancel the task of a client that has disconnected; they only tell those who
+    call `receive`.
 
     Raises:
-        ClientGone: it has.
-        Revoked: its key has been taken away.
+        ClientGone: the client has disconnected.
+        Revoked: the key of the caller has been revoked.
     """
     loop = asyncio.get_running_loop()
     try:
-        # A timeout that is not of time: the tidy way to cancel one's own task from outside.
+        # A timeout without a time: the clean way to cancel one's own task from outside.
         async with asyncio.timeout(None) as limit:
 
             def stop(_: asyncio.Task[None] | None = None) -> None:
                 limit.reschedule(loop.time())
 
-            if slot is not None:
-                slot.end = stop
-            listening = asyncio.create_task(_gone(receive))
+            if request is not None:
+                request.end = stop
+            listening = asyncio.create_task(_disconnected(receive))
             listening.add_done_callback(stop)
             try:
                 return await work
             finally:
-                if slot is not None:
-                    slot.end = None
+                if request is not None:
+                    request.end = None
                 listening.remove_done_callback(stop)
                 listening.cancel()
     except TimeoutError:
         if not limit.expired():
             raise
-        if slot is not None and slot.revoked:
+        if request is not None and request.revoked:
             raise Revoked from None
         raise ClientGone from None
 
 
-async def _gone(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass  # the body of a GET, which nobody reads

@@ -1,7 +1,7 @@
-"""`Prefer: wait=10` (RFC 7240): how long a client would rather wait than hear of nothing new.
+"""`Prefer: wait=10` (RFC 7240): the seconds that a client would wait for a newer version.
 
-An answer's `Vary` does not name `Prefer`. A server has to name it where a preference changes how a
-cache handles the answer; `wait` changes when the answer comes, and nothing of it.
+`Vary` of the answer does not name `Prefer`. A server has to name it if a preference changes how a
+cache handles the answer; `wait` changes only when the answer comes.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 LONGEST = 55
-"""Seconds that a request is held at most, by default. Proxies on the way give up after a little
-more: nginx and the load balancers of the large clouds after 60."""
+"""The most seconds that a request is held, by default. Proxies on the way give up a little later:
+nginx and the load balancers of the large clouds after 60 seconds."""
 
 _NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _WORD = rf'{_NAME}|"(?:[^"\\]|\\.)*"'
@@ -24,11 +24,11 @@ _SECONDS = re.compile(r"[0-9]+", re.ASCII)
 _MOST_DIGITS = 9
 
 
-def wait_asked(prefer: str | None, longest: int = LONGEST) -> int | None:
-    """For how many seconds a `Prefer` asks to be held, at most `longest`; None: it does not.
+def requested_wait(prefer: str | None, longest: int = LONGEST) -> int | None:
+    """Return the seconds that a `Prefer` header asks to wait, at most `longest`, or None.
 
-    What cannot be read is as if it were not there, and so is all that follows it. If `wait` comes
-    twice, the first counts.
+    A part that cannot be read is ignored, with all that follows it. If `wait` comes twice, the
+    first counts.
     """
     at, text = 0, "" if prefer is None else prefer
     while at < len(text):

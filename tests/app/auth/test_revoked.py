@@ -11,7 +11,7 @@ import pytest
 from app.auth.callers import Role
 from app.auth.key_file import KeyFile
 from app.auth.keys import HEADING, Keyring, make_key, read_lines
-from app.jobs.held_requests import Place
+from app.jobs.held_requests import HeldRequest
 from tests.app.keyed import Keyed, keyed
 from tests.app.running import Start, choosing
 from tests.app.test_disconnects import listening
@@ -142,9 +142,9 @@ async def test_who_has_lost_its_key_is_not_held(start: Start, tmp_path: Path) ->
         token = access.callers["own"]["Authorization"].removeprefix("Bearer ").encode()
         caller = services.keys.ring.identify(token)
         assert caller is not None
-        with services.held.slot("waits", caller.name, Place(caller)) as held:
+        with services.held.slot("waits", caller.name, HeldRequest(caller)) as held:
             assert held
         access.file.write_text(without(access, "own"))
         await services.keys.refresh()
-        with services.held.slot("waits", caller.name, Place(caller)) as held:
+        with services.held.slot("waits", caller.name, HeldRequest(caller)) as held:
             assert not held

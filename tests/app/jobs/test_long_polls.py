@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.jobs.api.prefer import LONGEST, wait_asked
+from app.jobs.api.prefer import LONGEST, requested_wait
 from jobcache import SourceUnavailable
 from tests.app.connections import connected
 from tests.app.keyed import keyed
@@ -46,12 +46,12 @@ on_redis = pytest.mark.parametrize("backend_environment", ["redis"], indirect=Tr
     ],
 )
 def test_a_preference_is_read_as_rfc_7240_says(prefer: str | None, seconds: int | None) -> None:
-    assert wait_asked(prefer) == seconds
+    assert requested_wait(prefer) == seconds
 
 
 def test_a_preference_made_to_be_slow_to_read_is_not() -> None:
     began = time.process_time()
-    wait_asked("a=b")
+    requested_wait("a=b")
     for evil in (
         "a;" * 8000,
         'a="' * 5000,
@@ -59,7 +59,7 @@ def test_a_preference_made_to_be_slow_to_read_is_not() -> None:
         "a" + ";b " * 4000 + "=",
         "a" + " ;" * 8000,
     ):
-        wait_asked(evil)
+        requested_wait(evil)
     assert time.process_time() - began < 2
 
 
@@ -255,5 +255,5 @@ async def test_the_longest_wait_is_a_setting(start: Start) -> None:
 
 
 def test_by_default_a_wait_ends_before_a_proxy_gives_up() -> None:
-    assert wait_asked("wait=600") == 55
-    assert wait_asked("wait=600", 120) == 120
+    assert requested_wait("wait=600") == 55
+    assert requested_wait("wait=600", 120) == 120

@@ -1,0 +1,51 @@
+"""Responses with documents of jobs, whose links begin as the client needs them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from fastapi import Response
+
+from app.jobs.conditional_get import etag
+from app.jobs.documents import job_document, with_prefix
+
+if TYPE_CHECKING:
+    from fastapi import Request
+
+    from app.http.reply import Reply
+    from app.jobs.storage import Job
+
+
+def prefix_of(request: Request) -> str:
+    """Return the path under which the client has the service: links begin with it."""
+    prefix: str = request.scope.get("root_path", "")
+    return prefix.rstrip("/")
+
+
+def changed_job(
+    job: Job, request: Request, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    """Return a job as it is after a change."""
+    body = with_prefix(job_document(job).body, prefix_of(request))
+    tag = {"ETag": etag(job.version, gzip=False), "Cache-Control": "private, no-cache"}
+    more = {} if headers is None else headers
+    return Response(body, status, {**tag, **more}, "application/json")
+
+
+def as_response(reply: Reply) -> Response:
+    """Return a response that sends a reply."""
+    response = Response(reply.body, reply.status)
+    response.raw_headers = [*reply.headers]
+    return response
+
+
+def listed_jobs(request: Request, bodies: list[bytes], name: str, value: object) -> Response:
+    """Return the documents of jobs as `items`, beside one other member."""
+    body = b'{"items":[%b],"%b":%b}' % (
+        with_prefix(b",".join(bodies), prefix_of(request)),
+        name.encode(),
+        json.dumps(value).encode(),
+    )
+    headers = {"Cache-Control": "private, no-cache"}
+    return Response(body, headers=headers, media_type="application/json")
