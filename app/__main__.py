@@ -152,19 +152,12 @@ async def _check(chosen: Settings) -> None:
     if chosen.api_keys is not None:
         KeyFile(chosen.api_keys)
     await make_backend(chosen.cache).aclose()
-    shown = settings.scheme_and_host(chosen.database_url)
+    database = Database(chosen.database_url, pooler=chosen.pooler)
     try:
-        database = Database(chosen.database_url, pooler=chosen.pooler)
-        try:
-            await database.create_tables()
-            source_id = await database.source_id()
-        finally:
-            await database.aclose()
-    except (TypeError, ValueError) as error:
-        # The driver gets the options of the URL unchanged.
-        raise SettingsError("DATABASE_URL", shown, f"the driver refuses it: {error}") from error
-    except Exception as error:  # drivers have many types of errors: one for a wrong password
-        raise DatabaseUnavailable(f"{shown}: {str(error).splitlines()[0]}") from error
+        await database.create_tables()
+        source_id = await database.source_id()
+    finally:
+        await database.aclose()
     if chosen.cache.backend in REMOTE:
         await check_namespace(replace(chosen.cache, source_id=source_id))
 

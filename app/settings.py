@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.auth.rate_limit import MOST_CALLS, read_rate
-from app.db.url import read_postgres_url, with_one_host
+from app.db.url import read_postgres_url, scheme_and_host, with_one_host
 from app.http.descriptors import affordable_connections
 from app.http.forwarded import TrustedProxies, read_prefix
 from app.http.hosts import read_hosts
@@ -546,16 +546,6 @@ def _shown(default: object) -> str:
     if isinstance(default, bool | float):
         default = f"{default:g}"
     return f"`{default}`"
-
-
-def scheme_and_host(database_url: str) -> str:
-    """Return the parts of a database URL that may be logged: its options may hold a password."""
-    from sqlalchemy.engine import make_url  # noqa: PLC0415 - takes half a second to import
-
-    url = make_url(database_url)
-    if url.get_backend_name() == "sqlite" and url.database is not None:
-        return f"{url.drivername}:///{url.database}"
-    return f"{url.drivername}://{(url.host or '').rpartition('@')[2]}"
 
 
 def _is_loopback(host: str) -> bool:

@@ -16,6 +16,7 @@ from app.db.errors import (
     ConnectionDied,
     DatabaseUnavailable,
     NothingChanged,
+    explaining,
     may_repeat,
     translating,
 )
@@ -76,7 +77,7 @@ class Database:
             transaction another session; "none"; "auto" finds out.
 
     Raises:
-        ValueError: a parameter of a PostgreSQL URL cannot be used.
+        SettingsError: an option of the URL cannot be used.
 
     Attributes:
         connections: the pool.
@@ -98,9 +99,11 @@ class Database:
     ) -> None:
         self._outage = outage
         self._refused_at: float | None = None  # the last write, if it was refused
-        self.connections = Connections(
-            url, recycle=pool_recycle, pooler=pooler, sqlite_lock_wait=_LONGEST_WAIT
-        )
+        self._url = url
+        with explaining(url):
+            self.connections = Connections(
+                url, recycle=pool_recycle, pooler=pooler, sqlite_lock_wait=_LONGEST_WAIT
+            )
         self.is_sqlite = self.connections.is_sqlite
         self.statements = self.connections.statements
         self.purposes = self.connections.purposes
@@ -112,7 +115,16 @@ class Database:
         self._writing = asyncio.Semaphore(1 if self.is_sqlite else _WRITES)
 
     async def create_tables(self) -> None:
-        """Create the tables that are missing; safe with several processes starting at once."""
+        """Create the tables that are missing; safe with several processes starting at once.
+
+        Raises:
+            SettingsError: the driver refuses an option of the URL.
+            DatabaseUnavailable: the database cannot be used.
+        """
+        with explaining(self._url):
+            await self._create_tables_in_turn()
+
+    async def _create_tables_in_turn(self) -> None:
         give_up_at = time.monotonic() + _LONGEST_WAIT
         while True:
             try:

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from app.db.driver_errors import Failure, classify, driver_error
-from jobcache import SourceUnavailable
+from app.db.url import scheme_and_host
+from jobcache import SettingsError, SourceUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +34,29 @@ def translating() -> Iterator[None]:
         if classify(error) is Failure.BUG:
             raise
         raise DatabaseUnavailable(_brief(error)) from error
+
+
+@contextmanager
+def explaining(url: str) -> Iterator[None]:
+    """Raise an error of one line for whatever fails while a database is opened.
+
+    The driver gets the options of the URL unchanged and checks them. Drivers have many types of
+    errors: one for a wrong password, another for a missing permission.
+
+    Raises:
+        SettingsError: the URL cannot be used.
+        DatabaseUnavailable: the database cannot be used.
+    """
+    try:
+        yield
+    except SettingsError:
+        raise
+    except (TypeError, ValueError) as error:
+        allowed = f"the driver refuses it: {error}"
+        raise SettingsError("DATABASE_URL", scheme_and_host(url), allowed) from error
+    except Exception as error:
+        line = str(error).partition("\n")[0]
+        raise DatabaseUnavailable(f"{scheme_and_host(url)}: {line}") from error
 
 
 def may_repeat(error: Exception) -> bool:

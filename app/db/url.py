@@ -199,3 +199,13 @@ def _host_and_port(text: str) -> tuple[str, str]:
     if found is None:
         return text, ""  # an IPv6 address without brackets
     return found[1] or found[2] or "", found[3] or ""
+
+
+def scheme_and_host(database_url: str) -> str:
+    """Return the parts of a database URL that may be logged: its options may hold a password."""
+    from sqlalchemy.engine import make_url  # noqa: PLC0415 - takes half a second to import
+
+    url = make_url(database_url)
+    if url.get_backend_name() == "sqlite" and url.database is not None:
+        return f"{url.drivername}:///{url.database}"
+    return f"{url.drivername}://{(url.host or '').rpartition('@')[2]}"

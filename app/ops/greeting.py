@@ -6,8 +6,8 @@ import ipaddress
 import socket
 from typing import TYPE_CHECKING
 
+from app.db.url import scheme_and_host
 from app.http.listening import shown
-from app.settings import scheme_and_host
 from jobcache.backends.registry import REMOTE
 from jobcache.errors import redacted
 

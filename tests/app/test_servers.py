@@ -224,6 +224,23 @@ def test_a_database_that_is_away_is_one_line(tmp_path: Path) -> None:
     assert "s3cret" not in said
 
 
+def test_an_option_that_the_driver_refuses_is_one_line(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [part.format(port=free_port()) for part in UVICORN],
+        cwd=tmp_path,
+        env=clean_environment() | {"DATABASE_URL": "sqlite:///x.db?timeout=long"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 3
+    assert result.stderr.startswith(
+        "DATABASE_URL=sqlite+aiosqlite:///x.db: the driver refuses it: "
+    )
+    assert result.stderr.count("\n") == 1
+
+
 def test_importing_the_module_does_nothing_and_the_app_is_made_once(tmp_path: Path) -> None:
     program = (
         "import logging, os\n"
