@@ -51,6 +51,9 @@ _PATIENCE = 30.0
 """Seconds that a process waits at its start for a share."""
 _PATIENCE_LATER = 10.0
 """The same, of a process whose lock was lost."""
+_WARN_AFTER = 2.0
+"""Seconds after which the log says that a process waits for a share: a process that runs gives one
+within `_INTERVAL`."""
 _RETRY = 0.1
 _RELEASED_WITHIN = 1.0
 """Seconds for the server to release the lock of a connection that was lost."""
@@ -139,7 +142,17 @@ class Registration:
             self._alone = not self._memory.suspended
             return
         self._stop_memory()
-        self._hold = await self._lock.share(patience)
+        warning = asyncio.get_running_loop().call_later(
+            _WARN_AFTER,
+            logger.warning,
+            "a process that uses the memory backend on this database does not answer;"
+            " waiting up to %g s for it",
+            patience,
+        )
+        try:
+            self._hold = await self._lock.share(patience)
+        finally:
+            warning.cancel()
         if self._hold is Hold.NONE:
             raise DatabaseUnavailable(
                 "a process that uses the memory backend on this database does not answer;"

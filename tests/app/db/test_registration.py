@@ -211,6 +211,30 @@ async def test_a_process_that_makes_no_room_stops_the_next(
         await service.create()
 
 
+@both
+async def test_while_a_process_makes_no_room_the_log_says_that_the_next_waits(
+    start: Start,
+    database: Database,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(registration, "_WARN_AFTER", 0)
+    holder = lock_of(database)
+    assert await holder.try_alone() is Hold.ALONE
+
+    async def release() -> None:
+        async with asyncio.timeout(60):
+            while "does not answer; waiting up to 30 s for it" not in caplog.text:
+                await asyncio.sleep(0.01)
+        await holder.aclose()
+
+    releasing = asyncio.create_task(release())
+    async with start(DATABASE_URL=database_url, JOBCACHE_BACKEND="null") as service:
+        await releasing
+        await service.create()
+
+
 # --- the lock is lost ---
 
 
