@@ -14,8 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from jobcache import CacheSettings, Document, JobCache, Lifetimes, SourceUnavailable
-from jobcache.backends.registry import make_backend
+from jobcache import Document, JobCache, Lifetimes, SourceUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -112,20 +111,14 @@ async def work(exports: Exports) -> None:
 async def main() -> None:
     """Make an export while twenty wait for it."""
     database = Database()
-    cache = JobCache(
-        make_backend(CacheSettings(backend="memory")),
-        lifetimes=Lifetimes(default=30, by_status={"done": 3600}),
-    )
-    exports = Exports(database, cache)
-    try:
+    lifetimes = Lifetimes(default=30, by_status={"done": 3600})
+    async with JobCache.from_url("memory://", lifetimes=lifetimes) as cache:
+        exports = Exports(database, cache)
         async with asyncio.TaskGroup() as group:
             group.create_task(work(exports))
             for number in range(POLLERS):
                 group.create_task(poll(exports, tell=number == 0))
-    finally:
-        await cache.aclose()
-    statistics = cache.statistics.snapshot()
-    print(f"hit rate {statistics['hit_rate']} %, {database.queries} queries")
+        print(f"hit rate {cache.info().counters.hit_rate} %, {database.queries} queries")
 
 
 if __name__ == "__main__":

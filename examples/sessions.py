@@ -20,8 +20,7 @@ from fastapi import FastAPI, Response
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
-from jobcache import CacheSettings, Document, JobCache, with_session
-from jobcache.backends.registry import make_backend
+from jobcache import Document, JobCache, with_session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -69,7 +68,7 @@ async def main() -> None:
         async with engine.begin() as connection:
             await connection.execute(text(CREATE))
             await connection.execute(text("INSERT INTO jobs VALUES (7, 40, 1)"))
-        cache = JobCache(make_backend(CacheSettings(backend="memory")))
+        cache = JobCache.from_url("memory://")
         app = make_app(engine, cache)
         transport = httpx.ASGITransport(app)
         async with (

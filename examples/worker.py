@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobcache import CacheSettings, Document
+from jobcache import Document
 from jobcache.sync import JobCache, Throttle
 
 if TYPE_CHECKING:
@@ -99,8 +99,7 @@ def follow(jobs: Jobs, job_id: int) -> int:
 
 def main() -> None:
     """Work on one job, and follow it."""
-    settings = CacheSettings(backend="memory")
-    with tempfile.TemporaryDirectory() as folder, JobCache(settings) as cache:
+    with tempfile.TemporaryDirectory() as folder, JobCache.from_url("memory://") as cache:
         jobs = Jobs(Path(folder) / "jobs.db", cache)
         jobs.add(7)
         worker = threading.Thread(target=work, args=(jobs, 7))

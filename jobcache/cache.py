@@ -1,16 +1,8 @@
-"""`JobCache`: what is done with cells. Read-through, write-through, invalidation; no storage.
+"""`JobCache`: read through a cache, write through it, and wait for newer versions.
 
-A read          get -> an entry: serve it
-                    -> nothing: lease, load, publish
-                    -> a fence, or somebody's lease: wait briefly for the entry, then load, publish
-                    -> the cache is away: load
-A write         fence -> the caller's transaction commits -> publish -> acknowledge
-
-Why each step is there, and which schedule goes stale without it, is in `docs/coherence.md`.
-
-Rejected: to delete the key after the commit and let readers refill it. A reader that loaded before
-the commit stores the old row after the delete, and a writer that dies between commit and delete
-leaves the old entry behind.
+Rejected: deleting the key after the commit and letting readers refill it. A reader that loaded
+before the commit stores the old row after the delete; and a writer that dies between the commit and
+the delete leaves the old entry behind.
 """
 
 from __future__ import annotations
@@ -23,18 +15,20 @@ from typing import TYPE_CHECKING, TypeVar
 from jobcache._engine.clock import WallClock
 from jobcache._engine.fetching import Fetcher
 from jobcache._engine.loading import Loads
+from jobcache._engine.options import split
 from jobcache._engine.owner_loop import OwnerLoop
 from jobcache._engine.publishing import Publisher
 from jobcache._engine.reading import Reads
 from jobcache._engine.shadow_reads import Shadow
 from jobcache._engine.watchers import PollIntervals, Readers, Watchers
 from jobcache._engine.writing import WriteCoordinator
+from jobcache.backends.registry import make_backend
 from jobcache.errors import CacheError
 from jobcache.lifetimes import Lifetimes
+from jobcache.models import CacheInfo, CacheSize, WaiterCount
 from jobcache.observability.statistics import Statistics
 from jobcache.protocol.backend import (
     CacheBackend,
-    FeedStatus,
     Health,
     SupportsBodyCheck,
     SupportsChangeFeed,
@@ -46,11 +40,14 @@ from jobcache.protocol.backend import (
     SupportsStart,
     check_key,
 )
+from jobcache.settings import CacheSettings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
     from contextlib import AbstractAsyncContextManager
+    from typing import Self, Unpack
 
+    from jobcache._engine.options import URLOptions
     from jobcache._engine.watchers import Later
     from jobcache._engine.writing import Write
     from jobcache.models import Load, LoadMany, ReadResult, ReadResults
@@ -62,34 +59,41 @@ _LEASE_MARGIN = 5.0
 
 
 def _any_body(key: str, body: bytes) -> None:
-    """Accept any body that could be read."""
+    """Accept every body."""
 
 
 class JobCache:
-    """Serves documents from a backend and keeps it coherent with their source.
+    """Answers reads from a backend, and keeps it coherent with the source of truth.
 
-    One instance belongs to one event loop, the one that uses it first. Whatever fails in the cache
-    costs a load, never an answer.
+        async with JobCache.from_url("redis://127.0.0.1:6379/0") as cache:
+            result = await cache.read("job:7", load)
+
+    If the cache fails, a read costs a load and is still answered. An instance belongs to one event
+    loop: the first one that uses it.
 
     Args:
-        backend: where entries live.
-        lifetimes: how long, by status.
-        statistics: counted into; a new one if None.
+        backend: where entries are stored.
+        lifetimes: for how long entries are served and kept, by the status of their documents.
+        statistics: the counters; None: new ones.
         load_timeout: seconds that a load may take. Then it is cancelled, and fails with
-            `LoadTimeout`, a `SourceUnavailable`. Leases last a little longer, so whatever is loaded
-            in time can be stored. None: no limit, and what a slow load brings may not be stored.
-        check_body: called with the key and the body, without its encoding, of each entry that comes
-            from a store outside this process, when it is first seen there and up to 1 MiB. If it
-            raises an exception, the entry is removed and loaded again.
-        shadow_rate: the part of the hits of `read` that is compared with the source afterwards, at
-            the cost of a load each; see `shadow`.
+            `LoadTimeout`, a `SourceUnavailable`. Leases last a little longer, so that the result of
+            every load that ends in time can be stored. None: no limit; but the result of a slow
+            load may not be stored.
+        check_body: called with the key and the decoded body of each entry that comes from a store
+            outside this process, when the entry is first seen here, up to 1 MiB. If it raises an
+            exception, the entry is removed and loaded again.
+        shadow_rate: the part of the hits, from 0 to 1, that is compared with the source afterwards.
+            Each comparison costs a load.
         clock_ms: wall-clock time in milliseconds since the epoch; None: the system's.
         token: makes unique tokens of ASCII letters and digits.
         sleep: waits for the given seconds.
-        poll_intervals: how often keys are read that somebody waits for.
-        later: calls a function after so many seconds; None: by the running loop's clock.
+        poll_intervals: how often keys are read for callers that wait for newer versions.
+        later: calls a function after so many seconds; None: uses the running loop's clock.
 
     Attributes:
+        backend: as given.
+        lifetimes: as given.
+        statistics: the counters and histograms.
         reads: the steps of a read, for callers that answer a hit without a task.
         writes: the steps of a write, for callers that take them one by one, as `sync` does.
     """
@@ -159,31 +163,66 @@ class JobCache:
             statistics=self.statistics,
             clock_ms=self._clock.now_ms,
             token=token,
-            written=self._watchers.written,
+            written=self._watchers.notify_written,
             bind=self._owner.bind,
         )
+
+    @classmethod
+    def from_url(cls, url: str, **options: Unpack[URLOptions]) -> Self:
+        """Return a cache on the store that a URL names. Connects to nothing yet.
+
+            memory://                     this process
+            redis://host:6379/0           Redis or Valkey; also rediss://, valkey://, unix://,
+                                          redis+sentinel:// and redis+cluster://
+            tiered+redis://host:6379/0    memory before Redis
+            null://                       nowhere: every read is a load
+
+        Args:
+            url: the URL of the store; `CacheSettings.from_url` lists all schemes.
+            options: settings of the store (`prefix`, `max_entries`, `max_bytes`, `source_id`; see
+                `CacheSettings`), and the arguments of `JobCache`.
+
+        Raises:
+            SettingsError: the URL is wrong, or the library that the store needs is not installed.
+        """
+        store, cache = split(options)
+        return cls(make_backend(CacheSettings.from_url(url, **store)), **cache)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
     # --- reading ---
 
     async def read(self, key: str, load: Load, *, min_version: int = 0) -> ReadResult:
-        """The document at `key`, from the cache or else from its source.
+        """Return the document at `key`, from the cache or from its source.
 
-        Never older than any version that was acknowledged, or returned by another read, before
-        this one began (what that means for each backend is in `docs/promises.md`).
+        The result is never older than a version that was acknowledged, or returned by another read,
+        before this read began. `docs/promises.md` says what that means for each backend.
 
         Args:
-            key: callers who use the same key must bring equivalent loaders.
-            load: reads the document from the source of truth (a primary, in a snapshot that
-                begins when it is called); None if it does not exist.
-            min_version: the caller has seen this version, and is to be given nothing older from the
-                cache. If the source itself has nothing as new, its answer stands.
+            key: the key, up to 4,096 bytes in UTF-8. All callers who use a key must bring
+                equivalent loaders, because loads are shared.
+            load: reads the document from the source of truth (a primary, in a snapshot that begins
+                when the loader is called), and returns None if there is none.
+            min_version: the version that the caller has seen. The cache returns nothing older. If
+                the source itself has only older versions, its answer is returned.
 
         Raises:
-            SourceUnavailable: a load was needed, and the source is away, or `LoadTimeout`.
-            InvalidDocument: the key cannot be used, or `load` returned no document.
-            RecursiveLoad: this is a part of a load that would wait for itself.
-            WrongLoop: this is another event loop than the one that used the cache first.
-            Exception: whatever else `load` raised.
+            SourceUnavailable: a load was needed, and the source is away, or took too long
+                (`LoadTimeout`).
+            InvalidDocument: the key cannot be used (`InvalidKey`), or `load` returned no document.
+            RecursiveLoad: this read is a part of a load that would wait for itself.
+            WrongLoop: the cache belongs to another event loop.
+            CacheClosed: the cache is closed.
+            Exception: any other exception that `load` raised.
         """
         if self._owner.loop is not asyncio.get_running_loop() or type(key) is not str:
             self._owner.bind()
@@ -194,17 +233,17 @@ class JobCache:
         return result
 
     async def read_many(self, keys: Iterable[str], load_many: LoadMany) -> ReadResults:
-        """As `read`, for several keys: one look at the cache, one load for all that it lacks.
+        """Return the documents at `keys`, with one request to the store and at most one load.
 
         Args:
-            keys: duplicates count once.
-            load_many: given the keys that are lacking, returns their documents; one that it
-                leaves out does not exist.
+            keys: the keys; duplicates count once.
+            load_many: called with the keys that the cache lacks; returns their documents by key. A
+                key that it leaves out has no document.
 
         Returns:
-            An answer for every key, in the order of `keys`. One key that cannot be used, or for
-            which `load_many` returned no document, spares the others: it is left out, and to look
-            it up raises `InvalidDocument`.
+            A result for each key, in the order of `keys`. A key that cannot be used, or for which
+            `load_many` returned no document, does not affect the other keys: it has no result, and
+            looking it up raises `InvalidDocument`.
 
         Raises:
             Exception: as `read`, for all keys together.
@@ -213,28 +252,16 @@ class JobCache:
         return await self.reads.read_many(keys, load_many)
 
     def peek(self, key: str, load: Load, min_version: int = 0) -> ReadResult | None:
-        """As `read`, where no waiting is needed: an entry of this process, without a task switch.
+        """Return the document at `key` if it is a hit in this process, without waiting.
 
-        None, and not counted, where there is none to be served; `read` then finds out more.
-        """
-        return self.reads.peek(key, load, min_version)
-
-    def ask(
-        self, key: str, load: Load, min_version: int, then: Callable[[ReadResult | None], object]
-    ) -> bool:
-        """As `peek`, where one look at a store elsewhere is needed, and no task for it.
+        Return None, and count nothing, if there is no such hit: then call `read`.
 
         Args:
             key: as for `read`.
-            load: as for `read`.
+            load: as for `read`; called by shadow reads only.
             min_version: as for `read`.
-            then: called in a later turn of the loop with a hit; with None where there is none to be
-                served, and `read` is to find out more. It must not raise.
-
-        Returns:
-            False, and `then` is not called, where there is no such store, or it is set aside.
         """
-        return self.reads.ask(key, load, min_version, then)
+        return self.reads.peek(key, load, min_version)
 
     # --- waiting ---
 
@@ -243,103 +270,85 @@ class JobCache:
         key: str,
         load: Load,
         version: int,
-        timeout: float,  # noqa: ASYNC109 - one that ends with a value, and none of whose cost is a task
+        timeout: float,  # noqa: ASYNC109 - it ends with a value, and costs no task
     ) -> ReadResult | None:
-        """The document at `key`, as soon as there is a newer one than `version`.
+        """Return the document at `key` as soon as it is newer than `version`.
 
-        Woken by the process itself and by the backend's feed, and sure of neither: a newer version
-        is found within seconds even if nothing tells of it (`PollIntervals`), unless the source is
-        away. Costs a future and a timer; what it takes to look is shared by all who wait for `key`.
+        The caller is woken by writes of this process and by the change feed of the backend. Both
+        can fail to notify it, so the key is also read every few seconds (`PollIntervals`). A waiter
+        costs a future and a timer; all waiters of a key share the reads.
 
         Args:
             key: as for `read`.
             load: as for `read`.
-            version: what the caller has; 0 if it has nothing.
-            timeout: seconds until it is told that there is none; with 0 it only looks.
+            version: the version that the caller has; 0 if it has none.
+            timeout: seconds to wait; 0: read once.
 
         Returns:
-            As from `read`, newer than `version`, and as new as a read that began with this call;
-            None when the time is up, or when `cancel_waiters` has been called.
+            The document, newer than `version` and as new as the result of a read that began with
+            this call; None if the time is up or `cancel_waiters` was called.
 
         Raises:
-            SourceUnavailable: the first look needed a load, and the source is away. If it goes
-                away later, the caller waits for it to come back, as long as its time is not up.
-            Exception: whatever else `load` raised, then or later.
+            SourceUnavailable: the first read needed a load, and the source is away. If the source
+                goes away later, the caller waits on until its time is up.
+            Exception: any other exception that `load` raised, at any time.
         """
         self._owner.bind()
         return await self._watchers.wait_for_newer(key, load, version, timeout)
 
     def cancel_waiters(self) -> None:
-        """Tell all who wait that there is nothing newer, and have nobody wait from now on."""
+        """End all calls of `wait_for_newer` with None, and all later ones at once."""
         self._watchers.stop()
-
-    def waiting(self) -> tuple[int, int]:
-        """How many callers of `wait_for_newer` wait, and for how many keys."""
-        return self._watchers.waiters, len(self._watchers)
 
     # --- writing ---
 
     def write(
         self, transaction: AbstractAsyncContextManager[T], *keys: str
     ) -> AbstractAsyncContextManager[Write[T]]:
-        """Wrap the caller's own transaction, so that the cache never hides what it commits.
+        """Wrap a transaction, so that the cache never hides what it commits.
 
-            async with cache.write(engine.begin(), key) as write:
+            async with cache.write(engine.begin()) as write:
                 row = (await write.transaction.execute(UPDATE_RETURNING)).one()
+                await write.fence(key)
                 write.publish(key, document_of(row))
-            # committed, and published: now acknowledge
+            # committed and published: now acknowledge
 
-        The transaction begins, the keys are fenced, the block runs, the transaction commits, and
-        what the block published is handed over; readers get it from the cache at once. If the
-        block raises, the transaction is rolled back and the fences are withdrawn, which leaves
-        the keys empty. So it is best to fence late, with `Write.fence` once the row is changed:
-        what is refused, or meets a database that is away, then costs the cache nothing. If the
-        commit itself fails nobody knows whether it happened: the fences stay until they expire,
-        and until then readers ask the source. A backend that is away holds nobody up.
+        The steps: the transaction begins; `keys` are fenced; the block runs; the transaction
+        commits; what the block published is stored. The next read is a hit.
 
-        The transaction must raise a version by the row's lock (`UPDATE … SET version = version +
-        1 … RETURNING version`), so that versions grow in commit order.
+        - If the block raises, the transaction is rolled back and the fences are withdrawn, which
+          leaves the keys empty. So fence late, with `Write.fence` after the row was changed: then
+          a refused change costs the cache nothing.
+        - If the commit itself fails, nobody knows whether it happened. The fences stay until they
+          expire; until then readers ask the source.
+        - If the backend is away, the write goes on without it.
+
+        The transaction must raise the version under the lock of the row (`UPDATE … SET version =
+        version + 1 … RETURNING version`), so that versions grow in commit order.
 
         Args:
-            transaction: commits when left normally, rolls back when left by an exception.
-            keys: what it will change, where that is known beforehand; else `Write.fence`.
+            transaction: commits when it is left normally, rolls back when it is left by an
+                exception.
+            keys: the keys that will change, if they are known beforehand; else use `Write.fence`.
 
         Raises:
-            WriteMisuse: a key was fenced, but never published. Nothing is committed then.
-            Exception: whatever the block or the commit raised.
+            WriteMisuse: a key was fenced but never published. Nothing is committed.
+            Exception: any exception that the block or the commit raised.
         """
         return self.writes.through(transaction, keys)
 
-    # --- the rest ---
-
-    async def start(self, source_id: str = "") -> None:
-        """Find out how the backend's store is, so that the first reads need not. Not required.
-
-        Args:
-            source_id: the identity of the source, such as a random id kept in the database; see
-                `CacheSettings.source_id`, which it replaces.
-
-        Raises:
-            NamespaceConflict: the store belongs to another source.
-        """
-        self._owner.bind()
-        if source_id and isinstance(self.backend, SupportsNamespaceOwner):
-            self.backend.identify(source_id)
-        if isinstance(self.backend, SupportsStart):
-            await self.backend.start()
-
     async def invalidate(self, *keys: str) -> int:
-        """Drop these keys' entries and leases; the next read of each asks the source.
+        """Remove the entries and leases of these keys. Fences stay.
 
-        Not needed for coherence, where writes go through `write`: it is for operators, and for
-        changes made behind the cache's back.
+        The next read of each key asks the source. Changes made through `write` do not need this; it
+        is for operators, and for changes made without the cache. Atomic for each key.
 
         Returns:
-            How many keys held something that was dropped.
+            The number of keys that held an entry or a lease.
 
         Raises:
-            CacheUnavailable: the backend is away. Behind a guard, the keys are remembered and
-                dropped before it is used again.
+            CacheUnavailable: the backend is away. A guarded backend remembers the keys, and removes
+                them before it is used again.
         """
         self._owner.bind()
         for key in keys:
@@ -347,10 +356,13 @@ class JobCache:
         try:
             return await self.backend.purge(keys)
         finally:
-            self._watchers.written(keys)
+            self._watchers.notify_written(keys)
 
     async def invalidate_all(self) -> int:
-        """As `invalidate`, for every key of the backend's namespace.
+        """Remove every cell of the backend's namespace, fences included.
+
+        Returns:
+            The number of cells that were removed.
 
         Raises:
             CacheUnavailable: as for `invalidate`.
@@ -362,29 +374,44 @@ class JobCache:
         try:
             return await self.backend.purge_all()
         finally:
-            self._watchers.anything()
+            self._watchers.check_all()
 
-    def condition(self) -> Health:
-        """How the backend's store is; always in use where nothing watches it."""
-        if isinstance(self.backend, SupportsHealth):
-            return self.backend.condition()
-        return Health(available=True, state="closed", age=0.0, reason="", pending=0)
+    # --- the rest ---
 
-    def feed(self) -> FeedStatus | None:
-        """How the feed of changes is; None where there is none, for all is in this process."""
-        feed = self.backend.feed() if isinstance(self.backend, SupportsChangeFeed) else None
-        return None if feed is None else feed.condition()
+    async def start(self, source_id: str = "") -> None:
+        """Connect to the store, so that the first read need not. A store that is away is no error.
 
-    def tier_hits(self) -> dict[str, int]:
-        """Hits by the tier that answered; one tier, if the backend has no others."""
-        return self.reads.tier_hits()
+        Args:
+            source_id: the identity of the source, such as a random id kept in the database; it
+                replaces `CacheSettings.source_id`.
 
-    def size(self) -> tuple[int, int] | None:
-        """How many cells this process holds, and about how many bytes; None if it holds none."""
-        return self.backend.size() if isinstance(self.backend, SupportsSize) else None
+        Raises:
+            NamespaceConflict: the store belongs to another source.
+        """
+        self._owner.bind()
+        if source_id and isinstance(self.backend, SupportsNamespaceOwner):
+            self.backend.identify(source_id)
+        if isinstance(self.backend, SupportsStart):
+            await self.backend.start()
+
+    def info(self) -> CacheInfo:
+        """Return the state of the cache and its counters, for operators and dashboards."""
+        backend = self.backend
+        health = Health(available=True, state="closed", age=0.0, reason="", pending=0)
+        feed = backend.feed() if isinstance(backend, SupportsChangeFeed) else None
+        return CacheInfo(
+            backend=backend.name,
+            health=backend.condition() if isinstance(backend, SupportsHealth) else health,
+            size=CacheSize(*backend.size()) if isinstance(backend, SupportsSize) else None,
+            feed=None if feed is None else feed.condition(),
+            waiting=WaiterCount(self._watchers.waiters, len(self._watchers)),
+            counters=self.statistics.counters(),
+            tier_hits=self.reads.tier_hits(),
+            latency_us=self.statistics.latency_us(),
+        )
 
     async def aclose(self) -> None:
-        """End waits and loads, let publishes finish, close the backend. Safe to call twice.
+        """End all waits and loads, finish publishing, and close the backend. Safe to call twice.
 
         Raises:
             WrongLoop: the cache belongs to another event loop.

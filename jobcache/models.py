@@ -1,8 +1,9 @@
-"""What a read returns, and how it came by it."""
+"""Results of reads, and the description of a cache that `JobCache.info` returns."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from jobcache.errors import InvalidDocument
-    from jobcache.protocol.backend import Document, Entry
+    from jobcache.observability.statistics import Counters
+    from jobcache.protocol.backend import Document, Entry, FeedStatus, Health
 
     Load = Callable[[], Awaitable[Document | None]]
     LoadMany = Callable[[Sequence[str]], Awaitable[Mapping[str, Document]]]
@@ -105,3 +107,53 @@ class ReadResults(dict[str, ReadResult]):
 
     def __missing__(self, key: str) -> ReadResult:
         raise self.errors.get(key, KeyError(key))
+
+
+class CacheSize(NamedTuple):
+    """How much a cache holds in this process.
+
+    Attributes:
+        entries: the number of cells.
+        bytes: about how many bytes they take.
+    """
+
+    entries: int
+    bytes: int
+
+
+class WaiterCount(NamedTuple):
+    """How many callers of `JobCache.wait_for_newer` wait.
+
+    Attributes:
+        waiters: the number of callers.
+        keys: the number of keys that they wait for.
+    """
+
+    waiters: int
+    keys: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheInfo:
+    """The state of a `JobCache` at one moment, and its counters since this process started.
+
+    Attributes:
+        backend: the name of the backend.
+        health: whether the store is in use; always available where nothing watches the backend.
+        size: what this process holds; None if the backend keeps nothing in this process.
+        feed: the state of the change feed; None if the backend has none.
+        waiting: callers that wait for a newer version.
+        counters: what the cache has done.
+        tier_hits: hits by the tier that answered; one tier if the backend has no others.
+        latency_us: count and percentiles (p50, p95, p99, p99.9), in microseconds, of `hit`, `miss`,
+            `publish`, `database_load` and `staleness`.
+    """
+
+    backend: str
+    health: Health
+    size: CacheSize | None
+    feed: FeedStatus | None
+    waiting: WaiterCount
+    counters: Counters
+    tier_hits: Mapping[str, int]
+    latency_us: Mapping[str, Mapping[str, float]]

@@ -5,21 +5,33 @@ from __future__ import annotations
 import re
 from dataclasses import Field, dataclass, field, fields
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from jobcache.errors import SettingsError, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from typing import Unpack
 
 _MOST_DIGITS = 18  # of a number that fits into 64 bits, and that int() reads in no time
 
 _HOUR = 3600
 
+
+class StoreOptions(TypedDict, total=False):
+    """Settings of a store that its URL does not contain; see `CacheSettings`."""
+
+    prefix: str
+    max_entries: int
+    max_bytes: int
+    source_id: str
+
+
 GROUP = "jobcache.backends"
 """The entry-point group under which backends are found by name."""
 
 
+_REDIS_SCHEMES = frozenset({"redis", "rediss", "valkey", "valkeys", "unix"})
 _DATABASE = "(/[0-9]{0,6})?/?"
 REDIS_URL = re.compile(
     "("
@@ -209,6 +221,42 @@ class CacheSettings:
             if text != "":
                 values[declared.name] = declared.metadata["read"](variable, text)
         return cls(**values)
+
+    @classmethod
+    def from_url(cls, url: str, **settings: Unpack[StoreOptions]) -> CacheSettings:
+        """Return the settings of the store that a URL names.
+
+        The scheme selects the backend:
+
+            memory://  null://                       in this process
+            redis://  valkey://  rediss://  unix://  and with +sentinel or +cluster: Redis
+            tiered+redis://                          memory before Redis; the same for the others
+            NAME://                                  another backend, by its name
+
+        Args:
+            url: the URL. A backend that needs the rest of it takes it as its own URL setting.
+            settings: values of other fields.
+
+        Raises:
+            SettingsError: the URL is wrong, or no backend has that name.
+        """
+        scheme, separator, rest = url.partition("://")
+        tiered = scheme.startswith("tiered+")
+        if tiered:
+            url, scheme = url.removeprefix("tiered+"), scheme.removeprefix("tiered+")
+        if tiered or scheme.partition("+")[0] in _REDIS_SCHEMES:
+            checked = _redis_url("url", url)
+            return cls(backend="tiered" if tiered else "redis", redis_url=checked, **settings)
+        if not separator or scheme not in backend_names():
+            names = ", ".join(f"{name}://" for name in backend_names())
+            raise SettingsError("url", redacted(url), f"begins with one of {names}")
+        for declared in fields(cls):
+            if declared.name == f"{scheme}_url":
+                values: dict[str, Any] = {declared.name: declared.metadata["read"]("url", url)}
+                return cls(backend=scheme, **values, **settings)
+        if rest:
+            raise SettingsError("url", redacted(url), f"nothing after {scheme}://")
+        return cls(backend=scheme, **settings)
 
     @classmethod
     def listed(cls) -> Iterator[Setting]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -103,27 +104,27 @@ def router(
 
 def snapshot(cache: JobCache, database: Database, held: HeldRequests) -> dict[str, Any]:
     """Return the document of `/api/v2/cache/stats`."""
-    backend = cache.backend.name
-    condition = cache.condition()
-    enabled = backend != "null"
-    remote = backend in _WITH_REDIS
-    size = cache.size()
-    entries, held_bytes = size if size is not None else (None, None)
-    counts = cache.statistics.snapshot()
+    info = cache.info()
+    enabled = info.backend != "null"
+    remote = info.backend in _WITH_REDIS
+    entries, held_bytes = (None, None) if info.size is None else info.size
     return {
         "cache_enabled": enabled,
         "statistics": {
-            **counts,
+            **asdict(info.counters),
+            "hit_rate": info.counters.hit_rate,
+            "total_requests": info.counters.total_requests,
+            "latency_us": info.latency_us,
             "redis_enabled": remote,
-            "redis_available": remote and condition.available,
+            "redis_available": remote and info.health.available,
             "ttl_seconds": _shortest(cache.lifetimes.default),
-            "backend": backend,
-            "tier_hits": cache.tier_hits(),
-            "feed": _feed(cache.feed()),
+            "backend": info.backend,
+            "tier_hits": info.tier_hits,
+            "feed": _feed(info.feed),
             "breaker": {
-                "state": condition.state,
-                "age_seconds": round(condition.age, 3),
-                "pending": condition.pending,
+                "state": info.health.state,
+                "age_seconds": round(info.health.age, 3),
+                "pending": info.health.pending,
             },
             "entries": entries,
             "bytes": held_bytes,
@@ -132,9 +133,11 @@ def snapshot(cache: JobCache, database: Database, held: HeldRequests) -> dict[st
             "statements": dict(database.statements),
             "purposes": dict(database.purposes),
         },
-        "held": {**held.counts(), **_waiting(cache)},
+        "held": {**held.counts(), **info.waiting._asdict()},
         "process": os.getpid(),
-        "message": _message(enabled=enabled, away=not condition.available, why=condition.reason),
+        "message": _message(
+            enabled=enabled, away=not info.health.available, why=info.health.reason
+        ),
     }
 
 
@@ -148,11 +151,6 @@ def _feed(condition: FeedStatus | None) -> dict[str, Any] | None:
         "interruptions": condition.interruptions,
         "lag_us": condition.lag_us,
     }
-
-
-def _waiting(cache: JobCache) -> dict[str, int]:
-    waiters, keys = cache.waiting()
-    return {"waiters": waiters, "keys": keys}
 
 
 def _shortest(number: float) -> float:

@@ -229,7 +229,7 @@ class Watchers:
 
     # --- what tells of changes ---
 
-    def written(self, keys: Iterable[str]) -> None:
+    def notify_written(self, keys: Iterable[str]) -> None:
         """This process has made changes; nothing of them is on its way any more."""
         for key in keys:
             watch = self._watches.get(key)
@@ -249,13 +249,13 @@ class Watchers:
 
     def interrupted(self) -> None:
         """See `ChangeListener`."""
-        self.anything()
+        self.check_all()
 
     def resumed(self) -> None:
         """See `ChangeListener`."""
-        self.anything()
+        self.check_all()
 
-    def anything(self) -> None:
+    def check_all(self) -> None:
         """Whatever is waited for may have changed: check it all soon, but not all at once."""
         spread = self._spread()
         for watch in self._watches.values():

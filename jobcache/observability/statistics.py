@@ -1,10 +1,8 @@
-"""Counters and latency histograms, and one snapshot of them.
+"""Counters and latency histograms of one process, since it started.
 
-A histogram has 16 buckets to every power of two, so a percentile is at most 6.25 % above the true
-one, whatever the range, in a list of fixed size. Recording is an index and an addition: it stands
-on the path of every poll. (HdrHistogram's idea, without its configurable precision.)
-
-Counts are of this process only, since it started.
+A histogram has 16 buckets for every power of two, in a list of fixed size. So a percentile is at
+most 6.25 % above the true value. Recording is an index and an addition, because it is on the path
+of every poll. (This is the idea of HdrHistogram, without its configurable precision.)
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ _POWERS = 44  # up to 2**48 ns, three days
 
 
 class Histogram:
-    """How long something took, in nanoseconds."""
+    """Durations in nanoseconds."""
 
     __slots__ = ("_counts", "count")
 
@@ -26,7 +24,7 @@ class Histogram:
         self._counts = [0] * (_BUCKETS * (_POWERS + 1))
 
     def record(self, nanoseconds: int) -> None:
-        """Count one more."""
+        """Record one duration."""
         power = nanoseconds.bit_length() - _BITS - 1
         index = nanoseconds if power < 0 else (power << _BITS) + (nanoseconds >> power)
         self.count += 1
@@ -36,9 +34,9 @@ class Histogram:
             self._counts[-1] += 1
 
     def percentile(self, percent: float) -> float:
-        """The value, in nanoseconds, that `percent` of the recorded ones do not exceed; 0 if none.
+        """Return the duration that `percent` of all recorded ones do not exceed; 0 without any.
 
-        The upper edge of its bucket, so never below the true one.
+        It is the upper edge of a bucket, so never below the true value.
         """
         rank = self.count * percent / 100
         seen = 0
@@ -49,7 +47,7 @@ class Histogram:
         return 0.0
 
     def summary(self) -> dict[str, float]:
-        """The percentiles people ask for, in microseconds, and the count."""
+        """Return the count, and four percentiles in microseconds."""
         return {
             "count": self.count,
             "p50": self.percentile(50) / 1000,
@@ -66,31 +64,66 @@ def _upper_edge(index: int) -> float:
     return float((((index & (_BUCKETS - 1)) + _BUCKETS + 1) << power) - 1)
 
 
-@dataclass(slots=True)
-class Statistics:
-    """What a `JobCache` has done.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """What a `JobCache` has done in this process.
 
-    Every read is counted once: as a hit, a miss, a bypass, or stale. `coalesced` counts those of
-    them that were answered by a load somebody else had asked for.
+    Every read that was answered is counted once: as a hit, a miss, a bypass, or stale.
 
     Attributes:
-        hits: answered from the cache.
-        local_hits: of these, those that needed not wait: answered from this process.
-        misses: loaded, because the cache held nothing fresh.
-        bypasses: loaded, because the cache could not answer or must not (a fence stands).
-        stale_served: answered past its freshness, because the source is away.
-        coalesced: answered by a load shared with another caller.
+        hits: reads answered from the cache.
+        misses: reads that needed a load, because the cache held nothing fresh.
+        bypasses: reads that needed a load, because the cache failed or a writer was at work.
+        stale_served: reads answered by an entry past its freshness, because the source was away.
+        coalesced: of these reads, those answered by a load that another caller had asked for.
         errors: operations of the backend that failed.
         fences: keys fenced by writers.
-        database_loads: times the source was asked, by one reader for all who shared it.
-        read_errors: reads that raised, such as those whose load failed; not among the above.
-        not_stored: documents that were published and not kept: the lease or the fence was lost,
-            another reader's lease stood in the way, or the document is too large for the cache.
+        database_loads: calls of loaders; one for all readers who share it.
+        read_errors: reads that raised an error, such as the loader's; they are not counted above.
+        not_stored: documents that were published but not stored: the lease or the fence was lost,
+            another reader held the lease, or the document is too large for the cache.
         shadow_reads: hits that were compared with the source afterwards.
-        shadow_overtaken: of these, how many a writer had overtaken by then; nothing is wrong.
-        shadow_stale: of these, how many hid a newer version, which is.
-        staleness: for how long they went on to hide it, from when that was found.
-        hit: how long hits took, and so on.
+        shadow_overtaken: of these, hits that a writer had overtaken meanwhile, which is right.
+        shadow_stale: of these, hits that hid a newer version, which is wrong.
+    """
+
+    hits: int
+    misses: int
+    errors: int
+    coalesced: int
+    bypasses: int
+    stale_served: int
+    fences: int
+    database_loads: int
+    read_errors: int
+    not_stored: int
+    shadow_reads: int
+    shadow_overtaken: int
+    shadow_stale: int
+
+    @property
+    def total_requests(self) -> int:
+        """The number of reads that were answered."""
+        return self.hits + self.misses + self.bypasses + self.stale_served
+
+    @property
+    def hit_rate(self) -> float:
+        """The hits, in percent of all reads that were answered; 0 if there were none."""
+        total = self.total_requests
+        return round(100 * self.hits / total, 2) if total else 0.0
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Counts what a `JobCache` does; `Counters` explains the fields.
+
+    Attributes:
+        local_hits: of the hits, those answered from this process without waiting.
+        hit: durations of hits.
+        miss: durations of all other reads that were answered.
+        publish: durations of publishing.
+        database_load: durations of loads.
+        staleness: for how long entries went on to hide a newer version that a shadow read found.
     """
 
     hits: int = 0
@@ -113,30 +146,30 @@ class Statistics:
     database_load: Histogram = field(default_factory=Histogram)
     staleness: Histogram = field(default_factory=Histogram)
 
-    def snapshot(self) -> dict[str, object]:
-        """All of it, as JSON has it; `hit_rate` in percent of `total_requests`."""
-        total = self.hits + self.misses + self.bypasses + self.stale_served
+    def counters(self) -> Counters:
+        """Return the counters as they are now."""
+        return Counters(
+            hits=self.hits,
+            misses=self.misses,
+            errors=self.errors,
+            coalesced=self.coalesced,
+            bypasses=self.bypasses,
+            stale_served=self.stale_served,
+            fences=self.fences,
+            database_loads=self.database_loads,
+            read_errors=self.read_errors,
+            not_stored=self.not_stored,
+            shadow_reads=self.shadow_reads,
+            shadow_overtaken=self.shadow_overtaken,
+            shadow_stale=self.shadow_stale,
+        )
+
+    def latency_us(self) -> dict[str, dict[str, float]]:
+        """Return, for each kind of operation, its count and percentiles in microseconds."""
         return {
-            "hits": self.hits,
-            "misses": self.misses,
-            "errors": self.errors,
-            "hit_rate": round(100 * self.hits / total, 2) if total else 0.0,
-            "total_requests": total,
-            "coalesced": self.coalesced,
-            "bypasses": self.bypasses,
-            "stale_served": self.stale_served,
-            "fences": self.fences,
-            "database_loads": self.database_loads,
-            "read_errors": self.read_errors,
-            "not_stored": self.not_stored,
-            "shadow_reads": self.shadow_reads,
-            "shadow_overtaken": self.shadow_overtaken,
-            "shadow_stale": self.shadow_stale,
-            "latency_us": {
-                "hit": self.hit.summary(),
-                "miss": self.miss.summary(),
-                "publish": self.publish.summary(),
-                "database_load": self.database_load.summary(),
-                "staleness": self.staleness.summary(),
-            },
+            "hit": self.hit.summary(),
+            "miss": self.miss.summary(),
+            "publish": self.publish.summary(),
+            "database_load": self.database_load.summary(),
+            "staleness": self.staleness.summary(),
         }

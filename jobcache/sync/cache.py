@@ -23,9 +23,10 @@ import re
 import time
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from jobcache._engine.loading import as_part_of_this_load
+from jobcache._engine.options import split
 from jobcache._engine.transactions import Enclosing
 from jobcache._engine.writing import Write as AsyncWrite
 from jobcache._threads import refuse_eventlet
@@ -50,10 +51,10 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from jobcache._engine.watchers import Later, PollIntervals
+    from jobcache._engine.options import CacheOptions, URLOptions
     from jobcache._engine.writing import WriteSteps
     from jobcache.lifetimes import Lifetimes
-    from jobcache.models import ReadResult
+    from jobcache.models import ReadResult, ReadResults
     from jobcache.observability.statistics import Statistics
     from jobcache.protocol.backend import CacheBackend, Document
 
@@ -61,21 +62,6 @@ __all__ = ["CacheClosed", "JobCache", "Throttle", "Write"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class _Options(TypedDict, total=False):
-    """What the asynchronous `JobCache` takes beside its backend."""
-
-    lifetimes: Lifetimes | None
-    statistics: Statistics | None
-    load_timeout: float | None
-    check_body: Callable[[str, bytes], object] | None
-    shadow_rate: float
-    clock_ms: Callable[[], int] | None
-    token: Callable[[], str]
-    sleep: Callable[[float], Awaitable[object]]
-    poll_intervals: PollIntervals | None
-    later: Later | None
 
 
 def _told_as(source: Callable[..., object]) -> Callable[[T], T]:
@@ -129,7 +115,7 @@ class JobCache:
     """
 
     def __init__(
-        self, backend: CacheSettings | Callable[[], CacheBackend], **options: Unpack[_Options]
+        self, backend: CacheSettings | Callable[[], CacheBackend], **options: Unpack[CacheOptions]
     ) -> None:
         refuse_eventlet()
         if isinstance(backend, CacheSettings):
@@ -143,6 +129,14 @@ class JobCache:
         # be felt by the process that it belongs to.
         self._bridges: dict[int, LoopThread[AsyncJobCache]] = {}
         self._closed = False
+
+    @classmethod
+    @_told_as(AsyncJobCache.from_url)
+    def from_url(  # noqa: D102 - it has the asynchronous one's
+        cls, url: str, **options: Unpack[URLOptions]
+    ) -> Self:
+        store, cache = split(options)
+        return cls(CacheSettings.from_url(url, **store), **cache)
 
     def _here(self) -> LoopThread[AsyncJobCache]:
         """This process's bridge. Takes no lock, which a fork could have found taken."""
@@ -185,11 +179,11 @@ class JobCache:
         self,
         keys: Iterable[str],
         load_many: Callable[[Sequence[str]], Mapping[str, Document]],
-    ) -> dict[str, ReadResult]:
+    ) -> ReadResults:
         """Calls `load_many`, if at all, in this thread."""
         wanted = list(keys)  # an iterable of the caller's is not the loop's to go through
 
-        def work(cache: AsyncJobCache, caller: Caller) -> Awaitable[dict[str, ReadResult]]:
+        def work(cache: AsyncJobCache, caller: Caller) -> Awaitable[ReadResults]:
             def load_there(some: Sequence[str]) -> Awaitable[Mapping[str, Document]]:
                 return caller.ask(as_part_of_this_load(partial(load_many, some)))
 
@@ -233,11 +227,7 @@ class JobCache:
     start = _made_from(AsyncJobCache.start)
     invalidate = _made_from(AsyncJobCache.invalidate)
     invalidate_all = _made_from(AsyncJobCache.invalidate_all)
-    condition = _made_from(_at_once(AsyncJobCache.condition))
-    size = _made_from(_at_once(AsyncJobCache.size))
-    feed = _made_from(_at_once(AsyncJobCache.feed))
-    tier_hits = _made_from(_at_once(AsyncJobCache.tier_hits))
-    waiting = _made_from(_at_once(AsyncJobCache.waiting))
+    info = _made_from(_at_once(AsyncJobCache.info))
     cancel_waiters = _made_from(_at_once(AsyncJobCache.cancel_waiters))
 
     @property

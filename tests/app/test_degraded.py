@@ -38,7 +38,7 @@ def away_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def back(service: Service) -> None:
     """Wait until the breaker has closed, by itself."""
     async with asyncio.timeout(60):
-        while not service.services.cache.condition().available:
+        while not service.services.cache.info().health.available:
             await asyncio.sleep(0.01)
 
 

@@ -123,7 +123,7 @@ async def ended(service: Service, job: dict[str, int]) -> list[bytes]:
     port = server.servers[0].sockets[0].getsockname()[1]
     async with connected([port] * 2) as connections:
         await hold(connections, 1, job["id"], job["version"])
-        while service.services.cache.waiting() != (2, 1):
+        while service.services.cache.info().waiting != (2, 1):
             await asyncio.sleep(0.005)
         server.should_exit = True
         received = await asyncio.gather(*map(rest, connections))

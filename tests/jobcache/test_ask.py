@@ -1,4 +1,4 @@
-"""`JobCache.ask`: a hit elsewhere without a task, and never anything but a hit."""
+"""`Reads.ask`: a hit elsewhere without a task, and never anything but a hit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Asked:
 
     async def ask(self, key: str, min_version: int = 0) -> ReadResult | None:
         said: list[ReadResult | None] = []
-        assert self.cache.ask(key, self.load, min_version, said.append)
+        assert self.cache.reads.ask(key, self.load, min_version, said.append)
         assert said == [], "never in the same turn"
         async with asyncio.timeout(60):
             while not said:
@@ -81,7 +81,7 @@ async def test_while_the_store_is_away_nothing_is_told_and_then_it_is_not_asked(
         server.kill()
         told: list[ReadResult | None] = []
         async with asyncio.timeout(60):
-            while asked.cache.ask("k", asked.load, 0, told.append):
+            while asked.cache.reads.ask("k", asked.load, 0, told.append):
                 while not told:
                     await asyncio.sleep(0.001)
                 assert told.pop() is None
@@ -90,7 +90,7 @@ async def test_while_the_store_is_away_nothing_is_told_and_then_it_is_not_asked(
 
 async def test_who_asks_while_it_closes_is_told_that_there_is_nothing(asked: Asked) -> None:
     told: list[ReadResult | None] = []
-    assert asked.cache.ask("k", asked.load, 0, told.append)
+    assert asked.cache.reads.ask("k", asked.load, 0, told.append)
     await asked.cache.aclose()
     await asyncio.sleep(0)
     assert told == [None]
@@ -103,7 +103,7 @@ async def test_a_cache_in_the_process_is_peeked_at_and_not_asked() -> None:
     cache = JobCache(make_backend(CacheSettings(backend="memory")))
     await cache.read("k", load)
     told: list[ReadResult | None] = []
-    assert not cache.ask("k", load, 0, told.append)
+    assert not cache.reads.ask("k", load, 0, told.append)
     await asyncio.sleep(0)
     assert told == []
     await cache.aclose()

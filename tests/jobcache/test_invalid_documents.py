@@ -154,7 +154,7 @@ async def test_a_wrong_key_spares_those_that_are_read_in_the_same_turn(bench: Be
             assert answer.entry.version == 1
     told: list[object] = []
     for key in ("k", "x\ud800"):
-        cache.ask(key, load(key), 0, told.append)
+        cache.reads.ask(key, load(key), 0, told.append)
     await asyncio.sleep(0.05)
     assert not any(isinstance(answer, BaseException) for answer in told)
     assert cache.statistics.errors == 0

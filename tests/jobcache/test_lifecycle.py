@@ -86,13 +86,13 @@ def test_in_another_loop_it_says_what_is_wrong(cache: JobCache, use: str, closed
 
 async def _used(cache: JobCache, use: str) -> None:
     told: list[object] = []
-    assert not cache.ask("k", load, 0, told.append)
+    assert not cache.reads.ask("k", load, 0, told.append)
     await USES[use](cache)
 
 
 def test_it_belongs_to_the_loop_that_uses_it_first(cache: JobCache) -> None:
     async def make_and_do_nothing() -> None:
-        assert cache.condition() is not None
+        assert cache.info().health is not None
 
     async def use() -> None:
         await cache.start()
@@ -112,7 +112,7 @@ async def test_once_it_is_closed_it_says_so(cache: JobCache, use: str) -> None:
     with pytest.raises(CacheClosed):
         await USES[use](cache)
     assert cache.peek("k", load) is None
-    assert not cache.ask("k", load, 0, print)
+    assert not cache.reads.ask("k", load, 0, print)
 
 
 async def test_a_read_that_raises_is_counted(cache: JobCache) -> None:
@@ -136,8 +136,8 @@ async def test_a_read_that_raises_is_counted(cache: JobCache) -> None:
     told = await asyncio.gather(*(cache.read("k", away) for _ in range(3)), return_exceptions=True)
     assert [type(each) for each in told] == [SourceUnavailable] * 3
     assert statistics.read_errors == 9
-    assert statistics.snapshot()["read_errors"] == 9
-    assert statistics.snapshot()["total_requests"] == 0, "which counts answers, as it always has"
+    assert statistics.counters().read_errors == 9
+    assert statistics.counters().total_requests == 0, "which counts answers, as it always has"
     assert (await cache.read("k", load)).outcome is CacheOutcome.MISS
     with suppress(SourceUnavailable):
         await cache.read("k", load)

@@ -182,7 +182,7 @@ async def test_a_check_does_not_use_the_session_of_a_request_that_has_gone(
 
     async with asyncio.timeout(60):
         staying = asyncio.create_task(wait(50))
-        while cache.waiting() != (1, 1):
+        while cache.info().waiting != (1, 1):
             await asyncio.sleep(0.001)
         assert await wait(0.05) == 0
         version = 2

@@ -318,7 +318,7 @@ async def test_what_could_not_be_kept_is_counted(bench: Bench) -> None:
 
     await bench.cache.read("k", load)
     assert bench.cache.statistics.not_stored == 1
-    assert bench.cache.statistics.snapshot()["not_stored"] == 1
+    assert bench.cache.statistics.counters().not_stored == 1
 
 
 # --- a load that waits for itself ---
@@ -463,7 +463,7 @@ async def test_what_a_write_in_a_load_wakes_is_no_part_of_the_load(bench: Bench)
     waiting = asyncio.create_task(
         bench.cache.wait_for_newer("w", lambda: bench.source.load("w"), 1, 30)
     )
-    while bench.cache.waiting() != (1, 1):
+    while bench.cache.info().waiting != (1, 1):
         await asyncio.sleep(0)
 
     async def load() -> Document | None:

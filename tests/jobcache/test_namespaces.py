@@ -197,7 +197,7 @@ async def test_emptying_ends_when_the_server_does_not_answer(program: Path) -> N
                         await cache.invalidate_all()
             finally:
                 server.resume()
-            await until(lambda: cache.condition().available and cache.condition().pending == 0)
+            await until(lambda: cache.info().health.available and cache.info().health.pending == 0)
             assert (await owner_of(cache, "us"))[1] is not CacheOutcome.HIT, "it was made good"
 
 
@@ -248,7 +248,7 @@ async def test_a_marker_that_was_lost_is_set_anew(loss: str, url: str, raw: redi
             while raw.get(MARKER) != b"one":
                 await owner_of(cache, "us")
                 await asyncio.sleep(0.01)
-        assert cache.condition().available
+        assert cache.info().health.available
 
 
 @pytest.mark.parametrize("backend", ["redis", "tiered"])
@@ -266,19 +266,19 @@ async def test_who_loses_the_namespace_while_it_runs_sets_the_cache_aside(
             await owner_of(other, "them")
 
             async def set_aside() -> None:
-                while cache.condition().available:
+                while cache.info().health.available:
                     await owner_of(cache, "us", f"job:{asyncio.get_running_loop().time()}:progress")
                     await asyncio.sleep(0.01)
 
             await asyncio.wait_for(set_aside(), 20)
-            assert "JOBCACHE_PREFIX" in cache.condition().reason
+            assert "JOBCACHE_PREFIX" in cache.info().health.reason
             for _ in range(5):
                 assert await owner_of(cache, "us") == ("us", CacheOutcome.BYPASS)
             assert await owner_of(other, "them") == ("them", CacheOutcome.HIT)
         away = [r for r in caplog.records if "cache is away" in r.getMessage()]
         assert len(away) == 1
         raw.delete(MARKER)
-        await until(lambda: cache.condition().available)
+        await until(lambda: cache.info().health.available)
 
 
 async def test_a_redis_that_turns_out_to_be_anothers_is_not_used(program: Path) -> None:
@@ -299,9 +299,9 @@ async def test_a_full_redis_is_no_conflict(url: str, raw: redis.Redis) -> None:
     raw.config_set("maxmemory", 1)
     async with cached(url, source_id="one") as cache:
         await cache.start()
-        assert re.search("OOM|OutOfMemory", cache.condition().reason)
+        assert re.search("OOM|OutOfMemory", cache.info().health.reason)
         raw.config_set("maxmemory", 0)
-        await until(lambda: cache.condition().available)
+        await until(lambda: cache.info().health.available)
         assert raw.get(MARKER) == b"one"
 
 

@@ -68,9 +68,9 @@ async def test_a_stale_entry_is_counted_and_timed_until_it_is_served_no_more(
     await watched.backend.purge(["k"])
     watched.nap_over.set()
     await watched.settled()
-    snapshot = watched.cache.statistics.snapshot()
-    assert snapshot["shadow_stale"] == 1
-    assert snapshot["latency_us"]["staleness"]["count"] == 1  # type: ignore[index]
+    info = watched.cache.info()
+    assert info.counters.shadow_stale == 1
+    assert info.latency_us["staleness"]["count"] == 1
     assert caplog.messages == ["the memory cache serves version 1 of k, and hides version 2"]
     await watched.cache.aclose()
 

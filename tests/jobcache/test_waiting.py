@@ -169,7 +169,7 @@ async def two() -> AsyncIterator[Two]:
     made = Two()
     yield made
     await made.cache.aclose()
-    assert made.cache.waiting() == (0, 0)
+    assert made.cache.info().waiting == (0, 0)
     assert made.timers.pending == []
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -202,7 +202,7 @@ async def test_a_write_of_this_process_wakes_those_who_have_less(bench: Bench) -
         early = [asyncio.create_task(wait(bench, "k", 1)) for _ in range(50)]
         ahead = asyncio.create_task(wait(bench, "k", 2))
         unmade = asyncio.create_task(wait(bench, "new", 0))
-        while bench.cache.waiting() != (52, 2):
+        while bench.cache.info().waiting != (52, 2):
             await asyncio.sleep(0.001)
         await bench.write("k")
         assert {version(answer) for answer in await asyncio.gather(*early)} == {2}
@@ -211,7 +211,7 @@ async def test_a_write_of_this_process_wakes_those_who_have_less(bench: Bench) -
         assert not ahead.done()
         await bench.write("k")
         assert version(await ahead) == 3
-    assert bench.cache.waiting() == (0, 0)
+    assert bench.cache.info().waiting == (0, 0)
 
 
 @pytest.mark.parametrize("bench", BACKENDS, indirect=True)
@@ -219,7 +219,7 @@ async def test_a_commit_that_nobody_can_be_sure_of_is_found_all_the_same(bench: 
     await bench.write("k")
     async with asyncio.timeout(60):
         waiter = asyncio.create_task(wait(bench, "k", 1))
-        while bench.cache.waiting() != (1, 1):
+        while bench.cache.info().waiting != (1, 1):
             await asyncio.sleep(0.001)
         with pytest.raises(ConnectionError):
             await bench.write("k", fails="after")
@@ -432,7 +432,7 @@ async def test_a_waiter_that_is_cancelled_takes_nobody_along_and_leaves_nothing(
     assert version(await staying) == 2
     with pytest.raises(asyncio.CancelledError):
         await leaving
-    assert two.cache.waiting() == (0, 0)
+    assert two.cache.info().waiting == (0, 0)
 
     last = await two.waiter(2)
     two.backend.gate.clear()
@@ -440,7 +440,7 @@ async def test_a_waiter_that_is_cancelled_takes_nobody_along_and_leaves_nothing(
     await turns()
     last.cancel()
     await turns()
-    assert two.cache.waiting() == (0, 0)
+    assert two.cache.info().waiting == (0, 0)
     assert two.timers.pending == []
     two.backend.gate.set()
 
@@ -452,7 +452,7 @@ async def test_thousands_whose_time_is_up_together_are_told_together(
     await two.other.write("k")
     waiters = [asyncio.create_task(two.wait(1)) for _ in range(count)]
     await turns()
-    assert two.cache.waiting() == (count, 1)
+    assert two.cache.info().waiting == (count, 1)
     gets = two.backend.gets
     await two.timers.elapse(LONG)
     assert await asyncio.gather(*waiters) == [None] * count
@@ -473,7 +473,7 @@ async def test_when_waiting_is_stopped_all_are_told_and_nobody_is_held_any_more(
     two.feed.changed("k")
     two.feed.resume()
     await two.other.write("k")
-    assert two.cache.waiting() == (0, 0)
+    assert two.cache.info().waiting == (0, 0)
 
 
 class _Nothing:

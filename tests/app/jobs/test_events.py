@@ -97,7 +97,7 @@ async def test_a_stream_brings_every_version_that_there_is_time_for_and_ends_wit
         assert [event.job["progress"]["percent"] for event in seen] == [0, 10, 20, 30, 100]
         assert seen[-1].job == await service.job(job["id"])
         assert 1000 <= stream.retries[0] <= 3000
-        assert service.services.cache.waiting() == (0, 0)
+        assert service.services.cache.info().waiting == (0, 0)
 
 
 @on_memory

@@ -215,11 +215,11 @@ async def test_a_client_that_leaves_frees_its_place_at_once(start: Start) -> Non
                 client.ask("GET", f"{path}/events")
             while service.services.held.counts() != {"waits": 10, "streams": 10, "most": 10_000}:
                 await asyncio.sleep(0.005)
-            while service.services.cache.waiting() != (20, 1):
+            while service.services.cache.info().waiting != (20, 1):
                 await asyncio.sleep(0.005)
             for client in clients:
                 client.abandon()
-            while service.services.cache.waiting() != (0, 0):
+            while service.services.cache.info().waiting != (0, 0):
                 await asyncio.sleep(0.005)
         assert (
             service.services.held.counts()["waits"]

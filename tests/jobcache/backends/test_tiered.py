@@ -185,7 +185,7 @@ async def test_each_tier_answers_under_its_own_name() -> None:
     bench.source.versions["k"] = 1
     read = lambda: bench.cache.read("k", lambda: bench.source.load("k"))  # noqa: E731 - three times
     assert [(await read()).tier for _ in range(4)] == ["far", "far", "memory", "memory"]
-    assert bench.cache.tier_hits() == {"memory": 2, "far": 1}
+    assert bench.cache.info().tier_hits == {"memory": 2, "far": 1}
     assert isinstance(tiered.backend, SupportsTiers)
     assert bench.source.loads == 1
 

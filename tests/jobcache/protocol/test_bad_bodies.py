@@ -104,8 +104,8 @@ async def test_a_body_that_cannot_be_read_is_loaded_again(
     assert outcomes[0] is not CacheOutcome.HIT
     assert outcomes[2:] == [CacheOutcome.HIT] * 2
     told: list[object] = []
-    cache.ask("k", load, 0, told.append)
-    assert cache.condition().available
+    cache.reads.ask("k", load, 0, told.append)
+    assert cache.info().health.available
 
 
 def entry(body: bytes, encoding: str = "identity", version: int = 1) -> Entry:

@@ -80,12 +80,12 @@ def reads_and_writes(cache: JobCache) -> None:
     write(cache, "k", 2)
     answer = cache.read("k", lambda: load(2))
     assert (answer.entry.version, answer.outcome) == (2, CacheOutcome.HIT)
-    assert cache.condition().available
+    assert cache.info().health.available
 
 
 def greenlets_run_while_one_waits(cache: JobCache) -> None:
     waiting = gevent.spawn(cache.wait_for_newer, "k", lambda: load(2), 2, 60)
-    until(lambda: cache.waiting() == (1, 1))
+    until(lambda: cache.info().waiting == (1, 1))
     write(cache, "k", 3)
     assert waiting.get(timeout=20).entry.version == 3
     # A load that only another greenlet can bring to its end.
@@ -110,10 +110,10 @@ def interrupted_calls_leave_nothing(cache: JobCache) -> None:
         interrupted = True
     assert interrupted
     waiting = gevent.spawn(cache.wait_for_newer, "k", lambda: load(3), 3, 60)
-    until(lambda: cache.waiting() == (1, 1))
+    until(lambda: cache.info().waiting == (1, 1))
     waiting.kill(timeout=20)
     assert waiting.dead
-    until(lambda: cache.waiting() == (0, 0))
+    until(lambda: cache.info().waiting == (0, 0))
 
 
 def asyncio_belongs_to_the_program(cache: JobCache) -> None:

@@ -301,7 +301,7 @@ async def test_a_full_redis_is_set_aside_with_one_line(caplog: pytest.LogCapture
         raw.config_set("maxmemory", 1)
         reads = 0
         async with asyncio.timeout(60):
-            while cache.condition().available or reads < 200:
+            while cache.info().health.available or reads < 200:
                 answer = await cache.read(f"job:{reads}:progress", load)
                 assert answer.outcome is CacheOutcome.BYPASS
                 reads += 1
@@ -309,7 +309,7 @@ async def test_a_full_redis_is_set_aside_with_one_line(caplog: pytest.LogCapture
         assert "OutOfMemory" in caplog.text
         raw.config_set("maxmemory", 0)
         async with asyncio.timeout(60):
-            while not cache.condition().available:
+            while not cache.info().health.available:
                 await asyncio.sleep(0.01)
         await cache.aclose()
 
@@ -317,7 +317,7 @@ async def test_a_full_redis_is_set_aside_with_one_line(caplog: pytest.LogCapture
 async def test_a_burst_of_cold_keys_is_no_outage(url: str, raw: redis.Redis) -> None:
     cache = JobCache(make_backend(CacheSettings(backend="redis", redis_url=url)))
     await asyncio.gather(*(cache.read(f"job:{number}:progress", load) for number in range(1000)))
-    assert cache.condition().available
+    assert cache.info().health.available
     await cache.aclose()
 
 

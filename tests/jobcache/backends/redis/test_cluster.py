@@ -401,7 +401,7 @@ async def test_a_primary_is_killed_and_its_replica_promoted(cluster: RedisCluste
         await asyncio.sleep(0.1)
         primary.kill()
         await until(lambda: cluster.owner(slot) is not primary)
-        await until(lambda: all(cache.condition().available for cache in jobs.caches))
+        await until(lambda: all(cache.info().health.available for cache in jobs.caches))
     await jobs.until_all_are_hits()
     primary.start()
     cluster.wait_until_well()

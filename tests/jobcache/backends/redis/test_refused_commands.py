@@ -111,16 +111,16 @@ async def test_what_cannot_be_done_without_is_unavailable_and_named_in_one_line(
         permit(raw, *rules)
         async with cached(backend, as_user(server)) as cache:
             await cache.start()
-            assert not cache.condition().available
+            assert not cache.info().health.available
             for _ in range(3):
                 assert set(await poll(cache)) == {CacheOutcome.BYPASS}
-            assert command in cache.condition().reason
+            assert command in cache.info().health.reason
             told = [line for line in lines(caplog) if "feed" not in line]
             assert len(told) == 1
             assert command in told[0]
             assert "answered from the source" in told[0]
             permit(raw)
-            await until(lambda: cache.condition().available)
+            await until(lambda: cache.info().health.available)
             if refusal != "scripts":
                 return  # it goes on as after any other
             async with asyncio.timeout(20):  # what is stored now is to be confirmed, for a second
@@ -139,7 +139,7 @@ async def test_scripts_that_are_refused_later_are_noticed_as_well(
             assert set(await poll(cache)) == {CacheOutcome.HIT}
             permit(raw, "-evalsha", "-eval")
             raw.flushall()
-            while cache.condition().available:
+            while cache.info().health.available:
                 await poll(cache)
                 await asyncio.sleep(0)
             for _ in range(3):
@@ -158,7 +158,7 @@ async def test_without_script_load_nothing_is_missed(
             await cache.start()
             await poll(cache)
             assert set(await poll(cache)) == {CacheOutcome.HIT}
-            assert cache.condition().available
+            assert cache.info().health.available
             assert lines(caplog) == []
 
 
@@ -202,7 +202,7 @@ async def test_a_proxy_that_hides_the_server_is_not_used(
         async with cached("redis", server.url) as cache:
             await cache.start()
             assert set(await poll(cache)) == {CacheOutcome.BYPASS}
-            assert not cache.condition().available
+            assert not cache.info().health.available
             assert len(lines(caplog)) == 1
             assert "refuses INFO and SCRIPT" in lines(caplog)[0]
 
@@ -228,7 +228,7 @@ async def test_a_cluster_node_behind_a_plain_url_is_unavailable_with_one_line(
             await cache.start()
             for _ in range(3):
                 await poll(cache)
-            assert not cache.condition().available
+            assert not cache.info().health.available
             assert len(lines(caplog)) == 1
             assert "redis+cluster://" in lines(caplog)[0]
 
@@ -244,11 +244,11 @@ async def test_keys_that_are_given_up_are_told_of_together(
         )
         async with cached("redis", as_user(server)) as cache:
             await cache.start()
-            assert cache.condition().available
+            assert cache.info().health.available
             for key in KEYS:
                 with pytest.raises(CacheUnavailable):
                     await cache.backend.publish(key, "w", entry_of(2))
-            await until(lambda: cache.condition().pending == 0)
+            await until(lambda: cache.info().health.pending == 0)
             told = [line for line in lines(caplog) if "cannot be told" in line]
             assert len(told) == 1
             assert len(lines(caplog)) <= 3, "it was set aside, and is back"

@@ -119,7 +119,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def is_live(cache: JobCache) -> bool:
-    feed = cache.feed()
+    feed = cache.info().feed
     return feed is not None and feed.state == "live"
 
 
@@ -238,11 +238,11 @@ async def test_one_connection_that_leads_elsewhere_puts_all_others_in_doubt(
             await table.change(cache)
             await cache.read(KEY, table.load)
             await cache.read(KEY, table.load)
-            interruptions = cache.feed().interruptions  # type: ignore[union-attr]
+            interruptions = cache.info().feed.interruptions  # type: ignore[union-attr]
             address.repoint(demoted=False)
             pipelined = getattr(server_of(cache), moved)._connection
             pipelined.close(redis.exceptions.ConnectionError("reset"))
-            await until(lambda: cache.feed().interruptions > interruptions)  # type: ignore[union-attr]
+            await until(lambda: cache.info().feed.interruptions > interruptions)  # type: ignore[union-attr]
             await until(lambda: is_live(cache))
             with connected(address.old) as raw:
                 await until(lambda: len(raw.client_list(_type="normal")) == 1)  # this one
@@ -323,7 +323,7 @@ async def test_a_master_that_takes_no_writes_is_not_read_from(program: Path) -> 
         async with asyncio.timeout(10):
             while (await cache.read(KEY, table.load)).entry.version < table.version:
                 await asyncio.sleep(0.01)
-        await until(lambda: not cache.condition().available)
+        await until(lambda: not cache.info().health.available)
         raw.config_set("min-replicas-to-write", 0)
-        await until(lambda: cache.condition().available)
+        await until(lambda: cache.info().health.available)
         await cache.aclose()

@@ -49,7 +49,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def feed_state(cache: JobCache) -> str:
-    condition = cache.feed()
+    condition = cache.info().feed
     assert condition is not None
     return condition.state
 
@@ -211,7 +211,7 @@ async def test_without_tracking_tiered_is_plain_redis_and_says_so_once(
 
         tiers = [(await cache.read("k", load)).tier for _ in range(3)]
         assert tiers == ["redis"] * 3
-        assert cache.tier_hits() == {"memory": 0, "redis": 2}
+        assert cache.info().tier_hits == {"memory": 0, "redis": 2}
         assert len(caplog.records) == 1
         assert "reports no changes" in caplog.text
         await cache.aclose()
