@@ -126,7 +126,7 @@ class Ways:
             while True:
                 first, second = [await self.ask("route", request) for _ in range(2)]
                 cache = self.service.services.cache
-                feed = cache.feed() if cache.backend.name == "tiered" else None
+                feed = cache.info().feed if cache.backend.name == "tiered" else None
                 if first == second and (feed is None or feed.state == "live"):
                     return
                 await asyncio.sleep(0.005)
