@@ -76,7 +76,8 @@ class MemorySubject:
         self.backend = kind(clock=self.clock)
 
     async def evict(self, key: str) -> None:
-        self.backend._slots.pop(key, None)
+        if self.backend._cell(key) is not None:
+            self.backend._remove(key)
 
     async def elapse(self, seconds: float) -> None:
         self.clock.now += seconds

@@ -1,63 +1,91 @@
-"""Cells in this process: a dictionary in order of use, bounded by entries and by bytes.
+"""Cells in this process, kept by cachetools and bounded by entries and by bytes.
 
-For one event loop of one process. Every operation runs without an await, so it is atomic there.
+For one event loop of one process. No operation awaits anything, so each is atomic there.
 
-Nothing here takes longer the more cells there are. A cell that has expired is dropped when it is
-met, or when it has become the least recently used; the bounds make a sweep needless. What is
-emptied as a whole is set aside, and its memory given back a few cells at a time.
+No operation takes longer the more cells there are:
 
-Rejected: cachetools' caches, which this once was. Those with a time to live drop all that has
-expired in one go, and the loop stands still meanwhile; `clear` does the same. `LRUCache` is right,
-but every hit goes through it, and an `OrderedDict` is all that it needs of it.
+- The cells are spread over many `LRUCache`s by the hash of their key. A dictionary stops the loop
+  while it grows, by as much as it holds; each of these holds a few thousand cells.
+- A deadline stands beside its cell and is compared when the cell is looked up. An expired cell is
+  dropped then, or evicted as the least recently used one. Nothing sweeps.
+- A use is noted at most once a second for each cell, as in memcached. A hit in between only reads.
+- Cells that are dropped as a whole are set aside, and later operations free a few of them each.
+
+Rejected: `TTLCache` and `TLRUCache`. They drop all expired cells at once, which takes seconds where
+a million have expired.
 """
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from cachetools import Cache, LRUCache
+
+from jobcache.protocol import cell as table
 from jobcache.protocol.backend import CLOCK_SKEW_MS, Entry, Health, LeaseResult, PublishResult
-from jobcache.protocol.cell import Fence, Lease
+from jobcache.protocol.cell import Effect, Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from jobcache.protocol.cell import Cell, CellStep
     from jobcache.settings import CacheSettings
-
-    Cell = Entry | Lease | Fence
 
 _SLOT_BYTES = 1000
 """About what a cell takes beside its body and key: objects, dictionary slots, links."""
-_FREED_AT_ONCE = 100
-"""Cells set aside that each new one gives back: soon all, and no step takes long."""
+_CELLS_OF_A_PART = 8192
+_AT_ONCE = 50
+"""Cells that one operation frees or evicts one by one, at most: it must not stop the loop."""
+_USE_NOTED_FOR = 1.0
+"""Seconds for which a cell that was used counts as just used. Pollers come less often."""
+_look_up = Cache.__getitem__
+"""Reads from an `LRUCache`, which does not note the use."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Slot:
-    """A cell.
+    """A cell and its times, by the backend's clock.
 
     Attributes:
-        cell: what it holds.
-        due: when it is to be looked at: an entry is past its freshness then, whatever the wall
-            clock says, which may have been set back.
-        deadline: when it is lost.
-        bytes: about how many it takes.
+        cell: what the cell holds.
+        check_at: when more has to be done than to read the cell: at its deadline, when its entry is
+            past its freshness, or when a use has to be noted.
+        stale_at: when an entry is past its freshness, even if the wall clock was set back; at its
+            deadline at the latest.
+        deadline: when the cell is lost.
+        trust: the backend's `_trust` when the cell was stored.
     """
 
     cell: Cell
-    due: float
+    check_at: float
+    stale_at: float
     deadline: float
-    bytes: int
+    trust: int
+
+
+class _Part:
+    """Some of the cells.
+
+    Attributes:
+        cells: by key, in order of use.
+        bytes: about how many bytes they take.
+    """
+
+    __slots__ = ("bytes", "cells")
+
+    def __init__(self, max_entries: int) -> None:
+        self.cells: LRUCache[str, _Slot] = LRUCache(max_entries)
+        self.bytes = 0
 
 
 class MemoryBackend:
-    """Cells in a dictionary.
+    """A backend that keeps its cells in this process.
 
     Args:
-        max_entries: the most cells it holds.
-        max_bytes: about the most memory they take. A larger single entry is never kept.
+        max_entries: the largest number of cells.
+        max_bytes: about the most memory that the cells take. A larger single entry is not kept.
         lease: seconds until a lease is lost.
         fence: seconds until a fence is lost; longer than any transaction takes.
         clock: monotonic time in seconds.
@@ -81,120 +109,93 @@ class MemoryBackend:
             raise ValueError("max_entries and max_bytes are at least 1")
         self._max_entries = max_entries
         self._max_bytes = max_bytes
-        self._lease_for = lease
-        self._fence_for = fence
+        self._lease_seconds = lease
+        self._fence_seconds = fence
         self._clock = clock
-        # The least recently used first.
-        self._slots: OrderedDict[str, _Slot] = OrderedDict()
-        self._bytes = 0
-        self._set_aside: list[OrderedDict[str, _Slot]] = []
-        self._unconfirmed: OrderedDict[str, _Slot] = OrderedDict()
+        self._part_count = -(-max_entries // _CELLS_OF_A_PART)
+        self._parts = self._empty_parts()
+        self._entries = self._bytes = 0
+        self._set_aside: list[LRUCache[str, _Slot]] = []
+        self._trust = 0
         self._suspended = ""
         self._since = clock()
 
     # --- the operations ---
 
     def peek(self, key: str) -> Entry | None:
-        """As `get`, synchronously."""
-        slots = self._slots
-        slot = slots.get(key)
-        # As `_cell`, without the call: every hit comes through here.
-        if slot is None:
+        """Return the entry at `key`, or None, without waiting."""
+        # This is `_cell` without the call: every hit comes through here.
+        try:
+            slot: _Slot = _look_up(self._parts[hash(key) % self._part_count].cells, key)
+        except KeyError:
             return None
-        if slot.due <= self._clock():
-            cell = self._cell(key)
-            return cell if isinstance(cell, Entry) else None
-        slots.move_to_end(key)
-        cell = slot.cell
-        return cell if isinstance(cell, Entry) else None
+        if slot.check_at <= self._clock() or slot.trust != self._trust:
+            return self._get(key)
+        found = slot.cell
+        return found if isinstance(found, Entry) else None
 
     async def get(self, key: str) -> Entry | None:
-        """See `CacheBackend`."""
+        """Return the entry at `key`, or None."""
         return self._get(key)
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """See `CacheBackend`."""
+        """Return the entries that there are at `keys`."""
         return {key: entry for key in keys if (entry := self._get(key)) is not None}
 
     def _get(self, key: str) -> Entry | None:
-        cell = self._cell(key)
-        return cell if isinstance(cell, Entry) else None
+        found = self._cell(key)
+        return found if isinstance(found, Entry) else None
 
     async def lease(self, key: str, token: str) -> Entry | LeaseResult:
-        """See `CacheBackend`."""
-        cell = self._cell(key)
-        if isinstance(cell, Entry):
-            return cell
-        if isinstance(cell, Fence):
-            return LeaseResult.FENCED
-        if cell is None:
-            self._put(key, Lease(token), self._lease_for)
-        elif cell.token != token:
-            return LeaseResult.HELD
-        return LeaseResult.ACQUIRED
+        """Take the lease of an empty cell; leave any other and tell what it holds."""
+        step = table.lease(self._cell(key), token)
+        self._carry_out(key, step)
+        return step.result
 
     async def fence(self, key: str, token: str) -> None:
-        """See `CacheBackend`."""
-        cell = self._cell(key)
-        if isinstance(cell, Fence):
-            self._put_until(
-                key, Fence(cell.fence_version, cell.tokens | {token}), self._deadline(key)
-            )
-        else:
-            fence_version = cell.version if isinstance(cell, Entry) else 0
-            self._put(key, Fence(fence_version, frozenset({token})), self._fence_for)
+        """Fence the cell."""
+        self._carry_out(key, table.fence(self._cell(key), token))
 
-    async def publish(  # noqa: PLR0911 - a return for each line of the contract
-        self, key: str, token: str, entry: Entry | None
-    ) -> PublishResult:
-        """See `CacheBackend`."""
-        cell = self._cell(key)
-        if cell is None:
-            return PublishResult.NOTHING
-        if isinstance(cell, Fence):
-            return self._leave(key, cell, token, entry)
-        if isinstance(cell, Lease):
-            if cell.token == token:
-                return self._store(key, entry, PublishResult.STORED)
-            return PublishResult.KEPT if entry is None else self._remove(key)
-        if entry is None or cell.version > entry.version:
-            return PublishResult.KEPT
-        if cell.version == entry.version:
-            return self._store(key, entry, PublishResult.PROLONGED)
-        return self._remove(key)
+    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
+        """Hand over a committed version, or withdraw; what is too large is not kept."""
+        step = table.publish(self._cell(key), token, entry)
+        return step.result if self._carry_out(key, step) else PublishResult.REMOVED
 
     async def purge(self, keys: Sequence[str]) -> int:
-        """See `CacheBackend`."""
+        """Empty these cells, but for fences."""
         return self.drop(keys)
 
     async def purge_all(self) -> int:
-        """See `SupportsPurgeAll`."""
+        """Empty every cell, fences too."""
         return self.drop_all()
 
     def drop(self, keys: Sequence[str]) -> int:
-        """See `SupportsDiscard`."""
+        """Empty these cells, but for fences, without waiting."""
         dropped = 0
         for key in dict.fromkeys(keys):
-            cell = self._cell(key)
-            if cell is not None and not isinstance(cell, Fence):
-                self._remove(key)
-                dropped += 1
+            step = table.purge(self._cell(key))
+            self._carry_out(key, step)
+            dropped += step.result
         return dropped
 
     def set_lease_time(self, seconds: float) -> None:
-        """See `SupportsLeaseTime`."""
-        self._lease_for = max(self._lease_for, seconds)
+        """Have leases that are taken from now on last for `seconds` at least."""
+        self._lease_seconds = max(self._lease_seconds, seconds)
 
     def drop_all(self) -> int:
-        """See `SupportsDiscard`."""
-        dropped = len(self._slots) + len(self._unconfirmed)
-        self._set_aside += [self._slots, self._unconfirmed]
-        self._slots, self._unconfirmed, self._bytes = OrderedDict(), OrderedDict(), 0
+        """Empty every cell, fences too, without waiting."""
+        dropped = self._entries
+        self._set_aside += [part.cells for part in self._parts if part.cells]
+        self._parts = self._empty_parts()
+        self._entries = self._bytes = 0
         return dropped
 
     def size(self) -> tuple[int, int]:
-        """See `SupportsSize`. Expired cells count until they are dropped."""
-        return len(self._slots), self._bytes
+        """Return how many cells there are and about how many bytes they take.
+
+        Expired cells count until they are dropped.
+        """
+        return self._entries, self._bytes
 
     # --- while entries cannot be trusted ---
 
@@ -226,14 +227,13 @@ class MemoryBackend:
     def reset(self) -> None:
         """Have the source confirm each entry before it is served as fresh again.
 
-        Until then it is served only while the source is away. Leases and fences are lost, as with
-        an eviction.
+        Until then it is served only while the source is away. Leases and fences are lost, as if
+        they had been evicted.
         """
-        self._set_aside.append(self._unconfirmed)
-        self._unconfirmed, self._slots, self._bytes = self._slots, OrderedDict(), 0
+        self._trust += 1
 
     def condition(self) -> Health:
-        """See `SupportsHealth`."""
+        """Return whether the backend is suspended, and why."""
         return Health(
             available=not self._suspended,
             state="open" if self._suspended else "closed",
@@ -243,91 +243,129 @@ class MemoryBackend:
         )
 
     async def aclose(self) -> None:
-        """Let go of everything."""
+        """Drop everything."""
         self.drop_all()
 
     # --- cells ---
 
-    def _leave(self, key: str, fence: Fence, token: str, entry: Entry | None) -> PublishResult:
-        fence_version = (
-            fence.fence_version if entry is None else max(fence.fence_version, entry.version)
-        )
-        others = fence.tokens - {token}
-        if others:
-            self._put_until(key, Fence(fence_version, others), self._deadline(key))
-            return PublishResult.FENCED
-        if entry is None or entry.version < fence_version:
-            return self._remove(key)
-        return self._store(key, entry, PublishResult.STORED)
-
-    def _store(self, key: str, entry: Entry | None, done: PublishResult) -> PublishResult:
-        if entry is None or entry.keep_ms == 0:
-            return self._remove(key)
-        return done if self._put(key, entry, entry.keep_ms / 1000) else PublishResult.REMOVED
-
-    def _remove(self, key: str) -> PublishResult:
-        self._bytes -= self._slots.pop(key).bytes
-        return PublishResult.REMOVED
-
-    def _cell(self, key: str) -> Cell | None:
-        slot = self._slots.get(key)
-        if slot is None:
-            return self._unconfirmed_cell(key) if self._unconfirmed else None
-        now = self._clock()
-        if slot.deadline <= now:
+    def _cell(self, key: str) -> Cell:
+        """Return what the cell holds now, and note the use."""
+        try:
+            slot = self._parts[hash(key) % self._part_count].cells[key]
+        except KeyError:
+            return None
+        now, found = self._clock(), slot.cell
+        trusted = slot.trust == self._trust
+        if slot.deadline <= now or not (trusted or isinstance(found, Entry)):
             self._remove(key)
             return None
-        self._slots.move_to_end(key)
-        if slot.due <= now and isinstance(slot.cell, Entry):
-            aged = slot.cell.past_its_freshness()
-            slot = self._slots[key] = _Slot(aged, slot.deadline, slot.deadline, slot.bytes)
-        return slot.cell
+        if isinstance(found, Entry) and (slot.stale_at <= now or not trusted):
+            found = slot.cell = found.past_its_freshness()
+            slot.stale_at, slot.trust = slot.deadline, self._trust
+        slot.check_at = min(now + _USE_NOTED_FOR, slot.stale_at)
+        return found
 
-    def _unconfirmed_cell(self, key: str) -> Cell | None:
-        slot = self._unconfirmed.pop(key, None)
-        if slot is None or not isinstance(slot.cell, Entry) or slot.deadline <= self._clock():
-            return None
-        entry = slot.cell.past_its_freshness()
-        return entry if self._put_until(key, entry, slot.deadline) else None
-
-    def _deadline(self, key: str) -> float:
-        return self._slots[key].deadline
-
-    def _put(self, key: str, cell: Cell, seconds: float) -> bool:
-        return self._put_until(key, cell, self._clock() + seconds)
-
-    def _put_until(self, key: str, cell: Cell, deadline: float) -> bool:
-        """Put a cell in, and others out; False if it is larger than all of the memory there is."""
-        if self._suspended:
-            return False
-        if self._unconfirmed:
-            self._unconfirmed.popitem(last=False)  # new entries take the place of old ones
-        if self._set_aside:
-            self._free_some()
-        slots = self._slots
-        body = len(cell.encoded_body) if isinstance(cell, Entry) else 0
-        needed = _SLOT_BYTES + len(key) + body
-        if key in slots:
+    def _carry_out(self, key: str, step: CellStep[Any]) -> bool:
+        """Return False if the cell had to be stored and was not."""
+        effect = step.effect
+        if effect is Effect.NEW_DEADLINE:
+            return self._store(key, step.cell)
+        if effect is Effect.KEEP_DEADLINE:
+            self._part(key).cells[key].cell = step.cell  # a fence: it takes no more bytes
+        elif effect is Effect.DELETE:
             self._remove(key)
-        if needed > self._max_bytes:
-            return False
-        while slots and (len(slots) >= self._max_entries or self._bytes + needed > self._max_bytes):
-            self._bytes -= slots.popitem(last=False)[1].bytes
-        due = deadline
-        if isinstance(cell, Entry):
-            due = min(deadline, self._clock() + (cell.fresh_ms + CLOCK_SKEW_MS) / 1000)
-        slots[key] = _Slot(cell, due, deadline, needed)
-        self._bytes += needed
         return True
 
+    def _store(self, key: str, new: Cell) -> bool:
+        """Store a cell with a new deadline; return False if nothing is kept or it is too large."""
+        if self._set_aside:
+            self._free_some()
+        part, needed = self._part(key), _bytes_of(key, new)
+        if key in part.cells:
+            held: _Slot = _look_up(part.cells, key)
+            grown = needed - _bytes_of(key, held.cell)
+            if self._bytes + grown <= self._max_bytes:
+                part.bytes += grown
+                self._bytes += grown
+                held.cell = new
+                held.check_at, held.stale_at, held.deadline = self._times(new)
+                return True
+            self._remove(key)
+        if self._suspended or needed > self._max_bytes:
+            return False
+        self._make_room(part, needed)
+        part.cells[key] = _Slot(new, *self._times(new), self._trust)
+        part.bytes += needed
+        self._bytes += needed
+        self._entries += 1
+        return True
+
+    def _times(self, new: Cell) -> tuple[float, float, float]:
+        """Return the times of a cell that is stored now, as in `_Slot`."""
+        now = self._clock()
+        if isinstance(new, Entry):
+            deadline = now + new.keep_ms / 1000
+            stale_at = min(deadline, now + (new.fresh_ms + CLOCK_SKEW_MS) / 1000)
+            return min(now + _USE_NOTED_FOR, stale_at), stale_at, deadline
+        seconds = self._lease_seconds if isinstance(new, Lease) else self._fence_seconds
+        return now, now, now + seconds
+
+    def _remove(self, key: str) -> None:
+        part = self._part(key)
+        self._uncount(part, key, part.cells.pop(key))
+
+    def _uncount(self, part: _Part, key: str, slot: _Slot) -> None:
+        freed = _bytes_of(key, slot.cell)
+        part.bytes -= freed
+        self._bytes -= freed
+        self._entries -= 1
+
+    # --- room ---
+
+    def _make_room(self, part: _Part, needed: int) -> None:
+        """Evict cells of this part, if it has any, until one of `needed` bytes can be added."""
+        for _ in range(_AT_ONCE):
+            if self._has_room(needed):
+                return
+            fullest = part if part.cells else max(self._parts, key=_count)
+            self._uncount(fullest, *fullest.cells.popitem())
+        while not self._has_room(needed):
+            # A large body. To evict the cells one by one would stop the loop.
+            largest = max(self._parts, key=_bytes)
+            self._set_aside.append(largest.cells)
+            self._entries -= len(largest.cells)
+            self._bytes -= largest.bytes
+            largest.cells, largest.bytes = LRUCache(self._max_entries), 0
+
+    def _has_room(self, needed: int) -> bool:
+        return self._entries < self._max_entries and self._bytes + needed <= self._max_bytes
+
     def _free_some(self) -> None:
-        aside = self._set_aside[-1]
-        for _ in range(min(_FREED_AT_ONCE, len(aside))):
-            aside.popitem()
-        if not aside:
+        cells = self._set_aside[-1]
+        for _ in range(min(_AT_ONCE, len(cells))):
+            cells.popitem()
+        if not cells:
             self._set_aside.pop()
+
+    def _part(self, key: str) -> _Part:
+        return self._parts[hash(key) % self._part_count]
+
+    def _empty_parts(self) -> list[_Part]:
+        return [_Part(self._max_entries) for _ in range(self._part_count)]
+
+
+def _bytes_of(key: str, held: Cell) -> int:
+    return _SLOT_BYTES + len(key) + (len(held.encoded_body) if isinstance(held, Entry) else 0)
+
+
+def _count(part: _Part) -> int:
+    return len(part.cells)
+
+
+def _bytes(part: _Part) -> int:
+    return part.bytes
 
 
 def from_settings(settings: CacheSettings) -> MemoryBackend:
-    """The factory behind the name "memory"."""
+    """Return the backend that is registered as "memory"."""
     return MemoryBackend(max_entries=settings.max_entries, max_bytes=settings.max_bytes)

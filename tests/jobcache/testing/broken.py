@@ -8,77 +8,166 @@ from pathlib import Path
 from types import ModuleType
 
 from jobcache.backends.memory import MemoryBackend
-from jobcache.protocol.backend import Entry, PublishResult
-from jobcache.protocol.cell import Fence, Lease
+from jobcache.protocol import cell
 from jobcache.testing.simulation import GUARDS, Components
 
-# --- backends, by the guard that is missing ---
+
+@dataclass(frozen=True)
+class Fault:
+    """What stands in a module, and what stands there instead.
+
+    Attributes:
+        module: the module's name within `jobcache`.
+        changes: pairs of a text that occurs there once, and what replaces it.
+    """
+
+    module: str
+    changes: tuple[tuple[str, str], ...]
+
+    def load(self) -> ModuleType:
+        """Return the module so changed; the real one stays as it is."""
+        name = f"jobcache.{self.module}"
+        path = sys.modules[name].__file__
+        assert path is not None
+        text = Path(path).read_text("utf-8")
+        for whole, broken in self.changes:
+            assert text.count(whole) == 1, f"{name} has changed; say anew how to break it: {whole}"
+            text = text.replace(whole, broken)
+        module = ModuleType(name)
+        module.__file__ = path
+        exec(compile(text, path, "exec"), vars(module))  # noqa: S102 - the library's own source
+        return module
 
 
-class NoFence(MemoryBackend):
-    async def fence(self, key: str, token: str) -> None:
-        """Writers do not fence."""
+# --- the transition table, by the guard that is missing ---
 
-
-class OneFenceSlot(MemoryBackend):
-    async def fence(self, key: str, token: str) -> None:
-        cell = self._cell(key)
-        await super().fence(key, token)
-        if isinstance(cell, Fence):
-            self._put(key, Fence(cell.fence_version, frozenset({token})), 30)
-
-
-class FenceVersionNotRaised(MemoryBackend):
-    def _leave(self, key: str, fence: Fence, token: str, entry: Entry | None) -> PublishResult:
-        published = super()._leave(key, fence, token, entry)
-        left = self._cell(key)
-        if isinstance(left, Fence):
-            self._put(key, Fence(fence.fence_version, left.tokens), 30)
-        return published
-
-
-class StoreWithoutToken(MemoryBackend):
-    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
-        if self._cell(key) is None:
-            return self._store_anyway(key, entry)
-        return await super().publish(key, token, entry)
-
-    def _store_anyway(self, key: str, entry: Entry | None) -> PublishResult:
-        if entry is not None:
-            self._put(key, entry, 600)
-        return PublishResult.STORED
-
-
-class SpareOtherLeases(MemoryBackend):
-    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
-        cell = self._cell(key)
-        if isinstance(cell, Lease) and cell.token != token:
-            return PublishResult.KEPT
-        return await super().publish(key, token, entry)
-
-
-class SpareOlderEntry(MemoryBackend):
-    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
-        cell = self._cell(key)
-        if entry is not None and isinstance(cell, Entry) and cell.version < entry.version:
-            return PublishResult.KEPT
-        return await super().publish(key, token, entry)
-
-
-BROKEN_MEMORY = dict(
+# For each guard of the table, the text that makes it and what stands there without it.
+BROKEN_TABLE = dict(
     zip(
         GUARDS,
         (
-            NoFence,
-            OneFenceSlot,
-            FenceVersionNotRaised,
-            StoreWithoutToken,
-            SpareOtherLeases,
-            SpareOlderEntry,
+            ('one token."""\n', 'one token."""\n    return CellStep(cell, None, Effect.NONE)\n'),
+            ("cell.tokens | {token}", "frozenset({token})"),
+            ("max(cell.fence_version, entry.version)", "cell.fence_version"),
+            (
+                "        return CellStep(None, PublishResult.NOTHING, Effect.NONE)",
+                (
+                    "        if entry is not None and entry.keep_ms:\n"
+                    "            return _store(entry, PublishResult.STORED)\n"
+                    "        return CellStep(None, PublishResult.NOTHING, Effect.NONE)"
+                ),
+            ),
+            ("_kept(cell) if entry is None else _removed()", "_kept(cell)"),
+            ("cell.version > entry.version", "cell.version != entry.version"),
         ),
         strict=True,
     )
 )
+
+# What else the table decides, and a table that decides otherwise. Only the conformance suite is
+# asked to find these: with some of them nothing old is served, but less is kept, or for too long.
+OTHER_TABLES = {
+    "a lease is exclusive": ("if cell.token == token else LeaseResult.HELD", ""),
+    "a lease is its holder's": (
+        "LeaseResult.ACQUIRED if cell.token == token else LeaseResult.HELD",
+        "LeaseResult.HELD",
+    ),
+    "a fence refuses leases": (
+        "return CellStep(cell, LeaseResult.FENCED, Effect.NONE)",
+        "return CellStep(Lease(token), LeaseResult.ACQUIRED, Effect.NEW_DEADLINE)",
+    ),
+    "a lease returns the entry": (
+        "return CellStep(cell, cell, Effect.NONE)",
+        "return CellStep(cell, LeaseResult.HELD, Effect.NONE)",
+    ),
+    "a fence keeps its deadline when a token enters": (
+        "CellStep(fenced, None, Effect.KEEP_DEADLINE)",
+        "CellStep(fenced, None, Effect.NEW_DEADLINE)",
+    ),
+    "a fence keeps its deadline when a token leaves": (
+        "PublishResult.FENCED, Effect.KEEP_DEADLINE",
+        "PublishResult.FENCED, Effect.NEW_DEADLINE",
+    ),
+    "a fence has the version of the entry": (
+        "cell.version if isinstance(cell, Entry) else 0",
+        "0",
+    ),
+    "a fence takes a lease away": (
+        "    version = cell.version if isinstance(cell, Entry) else 0\n",
+        (
+            "    if isinstance(cell, Lease):\n"
+            "        return CellStep(cell, None, Effect.NONE)\n"
+            "    version = cell.version if isinstance(cell, Entry) else 0\n"
+        ),
+    ),
+    "every token has to leave the fence": ("    if others:\n", "    if False:\n"),
+    "a token leaves the fence": ("cell.tokens - {token}", "cell.tokens"),
+    "nothing below the fence's version is stored": (
+        "entry is None or entry.version < version",
+        "entry is None",
+    ),
+    "the fence's own version is stored": (
+        "entry is None or entry.version < version",
+        "entry is None or entry.version <= version",
+    ),
+    "a withdrawal from a fence stores nothing": (
+        "cell.fence_version if entry is None",
+        "2**53 if entry is None",
+    ),
+    "a withdrawal ends its lease": (
+        "        return _store(entry, PublishResult.STORED)\n    # The holder",
+        (
+            "        return entry and _store(entry, PublishResult.STORED) or _kept(cell)\n"
+            "    # The holder"
+        ),
+    ),
+    "a withdrawal spares another's lease": (
+        "_kept(cell) if entry is None else _removed()",
+        "_removed()",
+    ),
+    "a withdrawal spares an entry": (
+        "    if entry is None or cell.version > entry.version:\n        return _kept(cell)\n",
+        (
+            "    if entry is None:\n        return _removed()\n"
+            "    if cell.version > entry.version:\n        return _kept(cell)\n"
+        ),
+    ),
+    "a newer entry stays": ("cell.version > entry.version", "False"),
+    "an older entry is not replaced": (
+        "    return _removed()  # and not replaced",
+        "    return _store(entry, PublishResult.STORED)  # and not replaced",
+    ),
+    "the same version starts a new lifetime": (
+        "return _store(entry, PublishResult.PROLONGED)",
+        "return CellStep(cell, PublishResult.PROLONGED, Effect.NONE)",
+    ),
+    "an entry without a lifetime is not kept": (
+        "entry is None or entry.keep_ms == 0",
+        "entry is None",
+    ),
+    "a purge spares a fence": ("cell is None or isinstance(cell, Fence)", "cell is None"),
+    "a purge ends a lease": (
+        "isinstance(cell, Fence):\n        return CellStep(cell, False",
+        "isinstance(cell, Fence | Lease):\n        return CellStep(cell, False",
+    ),
+}
+
+
+def broken_table(change: tuple[str, str]) -> ModuleType:
+    """Return a transition table with one change, on cells of the usual classes."""
+    table = Fault("protocol.cell", (change,)).load()
+    for name in ("CellStep", "Effect", "Fence", "Lease", "Unreadable"):
+        setattr(table, name, getattr(cell, name))
+    return table
+
+
+def memory_on(table: ModuleType) -> type[MemoryBackend]:
+    """Return a memory backend that runs this transition table."""
+    module = Fault("backends.memory", ()).load()
+    module.table = table
+    kind: type[MemoryBackend] = module.MemoryBackend
+    return kind
+
 
 # What stands in a script, and what stands there when the guard is gone.
 BROKEN_SCRIPTS = dict(
@@ -101,33 +190,6 @@ BROKEN_SCRIPTS = dict(
 )
 
 # --- what stands above the backend ---
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What stands in a module, and what stands there instead.
-
-    Attributes:
-        module: the module's name within `jobcache`.
-        changes: pairs of a text that occurs there once, and what replaces it.
-    """
-
-    module: str
-    changes: tuple[tuple[str, str], ...]
-
-    def load(self) -> ModuleType:
-        """The module so changed; the real one stays as it is."""
-        name = f"jobcache.{self.module}"
-        path = sys.modules[name].__file__
-        assert path is not None
-        text = Path(path).read_text("utf-8")
-        for whole, broken in self.changes:
-            assert text.count(whole) == 1, f"{name} has changed; say anew how to break it: {whole}"
-            text = text.replace(whole, broken)
-        module = ModuleType(name)
-        module.__file__ = path
-        exec(compile(text, path, "exec"), vars(module))  # noqa: S102 - the library's own source
-        return module
 
 
 COMMITTED = "self._token, self._committed()"

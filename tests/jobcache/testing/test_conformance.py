@@ -11,7 +11,13 @@ from jobcache.backends.redis import backend as redis_backend
 from jobcache.testing import conformance
 from jobcache.testing.conformance import Check, Subject
 from jobcache.testing.simulation import GUARDS
-from tests.jobcache.testing.broken import BROKEN_MEMORY, BROKEN_SCRIPTS
+from tests.jobcache.testing.broken import (
+    BROKEN_SCRIPTS,
+    BROKEN_TABLE,
+    OTHER_TABLES,
+    broken_table,
+    memory_on,
+)
 from tests.subjects import BACKENDS, KEEPING, PAIRS, MemorySubject, RedisSubject
 
 
@@ -48,9 +54,16 @@ async def _failing(subject: Callable[[], Subject]) -> list[str]:
 
 
 @pytest.mark.parametrize("guard", GUARDS)
-async def test_a_memory_backend_without_a_guard_is_found_out(guard: str) -> None:
-    failing = await _failing(lambda: MemorySubject(BROKEN_MEMORY[guard]))
+async def test_a_transition_table_without_a_guard_is_found_out(guard: str) -> None:
+    broken = memory_on(broken_table(BROKEN_TABLE[guard]))
+    failing = await _failing(lambda: MemorySubject(broken))
     assert guard.replace(" ", "_").replace("'", "") in failing
+
+
+@pytest.mark.parametrize("decision", OTHER_TABLES)
+async def test_a_transition_table_that_decides_otherwise_is_found_out(decision: str) -> None:
+    broken = memory_on(broken_table(OTHER_TABLES[decision]))
+    assert await _failing(lambda: MemorySubject(broken)) != []
 
 
 @pytest.mark.parametrize("guard", GUARDS)

@@ -20,13 +20,15 @@ from jobcache.backends.redis import backend as redis_backend
 from jobcache.testing.simulation import GUARDS, Components, Explorer, Report, Simulator, Violation
 from jobcache.testing.simulation.__main__ import main
 from tests.jobcache.testing.broken import (
-    BROKEN_MEMORY,
     BROKEN_SCRIPTS,
+    BROKEN_TABLE,
     CACHE,
     FLIGHT,
     GUARD,
     TIERED,
     Fault,
+    broken_table,
+    memory_on,
     parts,
 )
 from tests.subjects import MemorySubject, NullSubject, RedisSubject
@@ -281,8 +283,8 @@ def found(explorer: Explorer, name: str, *worlds: tuple[Simulator, int | None]) 
 
 
 @pytest.mark.parametrize("guard", GUARDS)
-def test_a_memory_backend_without_a_guard_is_found_out(guard: str) -> None:
-    with in_memory(BROKEN_MEMORY[guard]) as explorer:
+def test_a_transition_table_without_a_guard_is_found_out(guard: str) -> None:
+    with in_memory(memory_on(broken_table(BROKEN_TABLE[guard]))) as explorer:
         found(explorer, guard, *BACKENDS)
 
 
@@ -342,7 +344,8 @@ def test_an_answer_that_spares_the_lease_of_another_is_found_out() -> None:
 
 def test_a_random_search_finds_a_broken_backend_and_says_how_to_replay_it() -> None:
     where = simulator("R R W W", 2)
-    with in_memory(BROKEN_MEMORY["a publish raises the fence's version"]) as explorer:
+    table = broken_table(BROKEN_TABLE["a publish raises the fence's version"])
+    with in_memory(memory_on(table)) as explorer:
         report = explorer.search(where, seed=7, runs=3000)
         again = explorer.search(where, seed=7, runs=3000)
         assert report.finding is not None
