@@ -22,6 +22,7 @@ from benchmarks.backends import NEEDS_REDIS
 from benchmarks.machine import surroundings
 from benchmarks.service import ServiceFailed
 from loadtests import table, trial
+from loadtests.arguments import positive
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -89,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backends", type=_backends, default="null,memory,redis", help="in turn")
     parser.add_argument("--database", choices=["sqlite", "postgres"], default="postgres")
     parser.add_argument("--users", type=_numbers, default="1,10,100", help="in turn")
-    parser.add_argument("--seconds", type=_positive, default=120, help="how long a job takes")
-    parser.add_argument("--interval", type=_positive, default=3, help="seconds between polls")
+    parser.add_argument("--seconds", type=positive, default=120, help="how long a job takes")
+    parser.add_argument("--interval", type=positive, default=3, help="seconds between polls")
     parser.add_argument("--updates", type=int, default=20, help="progress reports of a job")
     parser.add_argument(
         "--scenario",
@@ -131,13 +132,6 @@ def _numbers(text: str) -> list[int]:
     if min(numbers) < 1:
         raise argparse.ArgumentTypeError("there must be at least 1")
     return numbers
-
-
-def _positive(text: str) -> float:
-    number = float(text)
-    if not number > 0:
-        raise argparse.ArgumentTypeError("must be above 0")
-    return number
 
 
 def _end(*_: object) -> None:

@@ -19,6 +19,7 @@ import uvloop
 
 from app.devservers import PostgresServer
 from benchmarks.backends import NEEDS_REDIS
+from loadtests.arguments import count, positive
 from loadtests.freshness import report
 from loadtests.freshness.checker import Kind
 from loadtests.freshness.cluster import Cluster, new_redis
@@ -104,22 +105,22 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--reads", type=_count, help="reads to check; 1000000, or 100000 with --quick")
+    add("--reads", type=count, help="reads to check; 1000000, or 100000 with --quick")
     add("--faults", type=_names, help=f"which, in any order; all: {','.join(FAULTS)}")
-    add("--rounds", type=_count, help="the least of each fault; 3, or 1 with --quick")
+    add("--rounds", type=count, help="the least of each fault; 3, or 1 with --quick")
     add("--quick", action="store_true", help="each fault once")
     add("--seed", type=int, help="of all choices; printed, another one in every run")
     add("--backend", choices=list(NEEDS_REDIS), default="redis")
-    add("--processes", type=_count, help="how many services; 3, of memory 1")
-    add("--jobs", type=_count, default=12, help="at a time (12)")
-    add("--pollers", type=_count, default=16, help="clients (16), a quarter of them with ETags")
-    add("--pause", type=_positive, default=0.3, help="mean seconds between reports (0.3)")
-    add("--freshness", type=_positive, help="seconds an entry is fresh; 2, or 4 of tiered")
-    add("--calm", type=_positive, default=1.0, help="seconds of calm around each fault (1)")
-    add("--idle", type=_positive, help="seconds of tiered without load; 10, or 2 with --quick")
-    add("--breath", type=_positive, default=0.0, help="seconds of a poller between two polls (0)")
+    add("--processes", type=count, help="how many services; 3, of memory 1")
+    add("--jobs", type=count, default=12, help="at a time (12)")
+    add("--pollers", type=count, default=16, help="clients (16), a quarter of them with ETags")
+    add("--pause", type=positive, default=0.3, help="mean seconds between reports (0.3)")
+    add("--freshness", type=positive, help="seconds an entry is fresh; 2, or 4 of tiered")
+    add("--calm", type=positive, default=1.0, help="seconds of calm around each fault (1)")
+    add("--idle", type=positive, help="seconds of tiered without load; 10, or 2 with --quick")
+    add("--breath", type=positive, default=0.0, help="seconds of a poller between two polls (0)")
     add("--until", choices=list(Kind), help="end at the first violation of this kind")
-    add("--limit", type=_positive, default=3600.0, help="seconds after which it ends anyway (3600)")
+    add("--limit", type=positive, default=3600.0, help="seconds after which it ends anyway (3600)")
     add(
         *("--break",),
         dest="broken",
@@ -142,20 +143,6 @@ def _names(text: str) -> list[str]:
     if unknown:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(FAULTS)}, or none")
     return names
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def _positive(text: str) -> float:
-    number = float(text)
-    if not number > 0:
-        raise argparse.ArgumentTypeError("must be above 0")
-    return number
 
 
 def _end(*_: object) -> None:

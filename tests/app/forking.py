@@ -113,6 +113,11 @@ def fork(
     return Forked(arguments, said)
 
 
+def can_fork(environment: Mapping[str, str]) -> bool:
+    """Tell whether children can be forked here, and measured as they should be."""
+    return sys.platform == "linux" and "COVERAGE_PROCESS_CONFIG" not in environment
+
+
 @functools.cache
 def _server() -> socket.socket:
     """Start the fork server, which ends with this process at the latest."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 
 from app.devservers import free_port
-from tests.app.forking import Forked, fork
+from tests.app.forking import Forked, can_fork, fork
 
 Child = subprocess.Popen[bytes] | Forked
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -152,8 +152,7 @@ def _can_fork(
 ) -> bool:
     """Tell whether a fork would be as a process that is started anew."""
     return (
-        sys.platform == "linux"
-        and "COVERAGE_PROCESS_CONFIG" not in whole
+        can_fork(whole)
         and not any(name.startswith("PYTHON") for name in own)  # which Python reads as it starts
         and (
             not workers

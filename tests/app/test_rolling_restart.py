@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import Self
+import os
 
 import pytest
 import redis
@@ -16,50 +12,8 @@ from loadtests.restart import node
 from loadtests.restart.__main__ import complaints, in_words
 from loadtests.restart.node import GRACE
 from loadtests.restart.run import Report, run
-from tests.app.process import launch
-
-
-class Launched:
-    """What `benchmarks.process.Process` is, of a service that the tests launch."""
-
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        assert command[1:] == ["-m", "app", "serve"]
-        # What else there is, `launch` knows: the tests' own environment.
-        ours = ("JOBCACHE_", "DATABASE_URL", "REDIS_URL")
-        self._settings = {name: text for name, text in environment.items() if name.startswith(ours)}
-        self._place = tempfile.TemporaryDirectory(prefix="jobcache-")
-
-    def __enter__(self) -> Self:
-        place = Path(self._place.name)
-        self._log = place / "log"
-        port = int(self._settings["JOBCACHE_PORT"])
-        self._child = launch(place, port, self._log, measured=False, **self._settings)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        if self._child.poll() is None:
-            self._child.kill()
-        self._child.wait()
-        self._place.cleanup()
-
-    @property
-    def pid(self) -> int:
-        return self._child.pid
-
-    @property
-    def alive(self) -> bool:
-        return self._child.poll() is None
-
-    def wait(self, seconds: float) -> int:
-        return self._child.wait(seconds)
-
-    def last_words(self) -> str:
-        return self._log.read_text()
+from tests.app.forked_process import ForkedProcess
+from tests.app.forking import can_fork
 
 
 @pytest.mark.parametrize("backend", ["tiered"])
@@ -72,8 +26,8 @@ async def test_nobody_who_waits_misses_the_end_of_a_job(
     long: bool,
 ) -> None:
     jobs, waiting = (12, 3) if long else (4, 2)
-    if not long:
-        monkeypatch.setattr(node, "Process", Launched)
+    if not long and can_fork(os.environ):
+        monkeypatch.setattr(node, "Process", ForkedProcess)
     with redis.Redis.from_url(redis_url) as raw:
         raw.flushall()
     name = f"restart-{backend}"

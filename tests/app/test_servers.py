@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,14 +18,14 @@ import pytest
 from fastapi import FastAPI
 
 from app.devservers import free_port
+from tests.app import servers
 from tests.app.connections import Connection, connected
-from tests.app.forking import fork
-from tests.app.process import Child, Process, clean_environment
+from tests.app.process import Process, clean_environment
+from tests.app.servers import PYTHON, at_port, ended, start
 from tests.app.test_shutdown import check_stream, check_wait, external, hold, rest
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 20  # seconds; what is held would last longer
-PYTHON = (sys.executable, "-m")
 
 UVICORN = (*PYTHON, "uvicorn", "app.main:app", "--port", "{port}")
 GUNICORN = (
@@ -53,33 +53,6 @@ JOBCACHE_PREFX=misspelt
 """
 
 
-def start(
-    directory: Path, command: Sequence[str], log: Path, *, anew: bool = False, **environment: str
-) -> Child:
-    """Start a server: a fork of a process that has imported the service, unless `anew`.
-
-    `test_a_server_ends_in_order_with_requests_held_open` starts each kind anew.
-    """
-    words = [part.format(port=free_port()) for part in command]
-    variables = clean_environment() | {"PYTHONPATH": str(ROOT)} | environment
-    with log.open("ab") as output:
-        if not anew and sys.platform == "linux" and "COVERAGE_PROCESS_CONFIG" not in variables:
-            return fork(directory, words[3:], variables, output, words[2])
-        return subprocess.Popen(
-            words, cwd=directory, env=variables, stdout=output, stderr=subprocess.STDOUT
-        )
-
-
-def ended(child: Child, log: Path) -> tuple[int, str]:
-    """Wait until a server has ended. Return its exit status, and all that it says."""
-    try:
-        # uvicorn's parent may wait for a minute for a worker that has ended.
-        return child.wait(150), log.read_text()
-    finally:
-        child.kill()
-        child.wait()
-
-
 @contextmanager
 def served(
     directory: Path, command: tuple[str, ...], *, anew: bool = False, **environment: str
@@ -87,17 +60,8 @@ def served(
     """Run a server in a directory with a `.env`, and the package where `fastapi run` looks."""
     (directory / ".env").write_text(SETTINGS)
     (directory / "app").symlink_to(ROOT / "app")
-    port, log = free_port(), directory / "log.txt"
-    bound = [part.format(port=port) for part in command]
-    child = start(directory, bound, log, anew=anew, **environment)
-    process = Process(child, port, log)
-    try:
-        process.wait_until_ready()
+    with servers.served(directory, command, anew=anew, **environment) as process:
         yield process
-    finally:
-        family = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
-        process.stop()
-        psutil.wait_procs(family, timeout=10)
 
 
 async def held(process: Process, expected: int) -> None:
@@ -207,7 +171,10 @@ def test_a_wrong_setting_is_one_line_and_ends_the_server(tmp_path: Path, server:
     (tmp_path / "app").symlink_to(ROOT / "app")
     log = tmp_path / "log.txt"
     anew = server == "uvicorn, 2 workers"  # which starts Python again by itself
-    status, said = ended(start(tmp_path, SERVERS[server], log, anew=anew, JOBCACHE_TTL="soon"), log)
+    status, said = ended(
+        start(tmp_path, at_port(SERVERS[server], free_port()), log, anew=anew, JOBCACHE_TTL="soon"),
+        log,
+    )
     if server != "uvicorn, 2 workers":  # the parent ends as if all was well
         assert status != 0
     assert "JOBCACHE_TTL=soon: " in said
@@ -217,7 +184,7 @@ def test_a_wrong_setting_is_one_line_and_ends_the_server(tmp_path: Path, server:
 def test_a_database_that_is_away_is_one_line(tmp_path: Path) -> None:
     url = f"postgresql://u:s3cret@127.0.0.1:{free_port()}/d"
     log = tmp_path / "log.txt"
-    status, said = ended(start(tmp_path, UVICORN, log, DATABASE_URL=url), log)
+    status, said = ended(start(tmp_path, at_port(UVICORN, free_port()), log, DATABASE_URL=url), log)
     assert status == 3
     assert "The service cannot start: " in said
     assert "Traceback" not in said

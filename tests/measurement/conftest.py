@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import pytest
 
 from benchmarks import asgi, service
 from loadtests.freshness import cluster
-from tests.measurement.in_process import Command, ForkedProcess
+from tests.app.forked_process import ForkedProcess
+from tests.app.forking import can_fork
+from tests.measurement.in_process import Command
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    if sys.platform == "linux" and "COVERAGE_PROCESS_CONFIG" not in os.environ:
+    if can_fork(os.environ):
         for module in (asgi, service, cluster):
             monkeypatch.setattr(module, "Process", ForkedProcess)
     return Command(capsys)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,28 +21,13 @@ from app.db.errors import DatabaseUnavailable, translating
 from app.db.tables import jobs
 from app.jobs.states import BEGIN_STORYBOARD
 from app.jobs.storage import JobStore, NewJob
+from tests.app.db.databases import closed
 from tests.pairs import DATABASES
 
 AWAY = ["57P01", "57P02", "57P03", "57P05", "53100", "53300", "08006"]
 
 postgres_only = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 both = pytest.mark.parametrize("database_url", DATABASES, indirect=True)
-
-
-async def closed(database: Database) -> None:
-    """Close it, and wait for its threads: one that reports to a loop that has ended is an error."""
-    await database.aclose()
-    async with asyncio.timeout(60):
-        while any("connection_worker" in thread.name for thread in threading.enumerate()):
-            await asyncio.sleep(0.005)
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    await database.create_tables()
-    yield database
-    await closed(database)
 
 
 @contextmanager

@@ -24,7 +24,8 @@ from app.db.driver_errors import POSTGRES, SQLITE, Failure, classify
 from app.db.errors import DatabaseUnavailable
 from app.devservers import PostgresServer
 from app.ops.readiness import Readiness
-from tests.app.db.test_database import closed, make_function
+from tests.app.db.databases import closed
+from tests.app.db.test_database import make_function
 from tests.app.running import Service, Start
 from tests.pairs import SERVICE_BACKENDS
 
@@ -70,14 +71,6 @@ STATES = {
 def readiness_is_checked_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not once per second, or a test would have to wait for it."""
     monkeypatch.setattr(Readiness.__init__, "__defaults__", (0.0, time.monotonic))
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    await database.create_tables()
-    yield database
-    await closed(database)
 
 
 # --- one statement ---

@@ -20,7 +20,7 @@ from app.db.database import Database
 from app.db.errors import DatabaseUnavailable
 from app.db.url import SSL_MODES, read_postgres_url, with_one_host
 from app.devservers import PgBouncerServer, PostgresServer, free_port
-from tests.app.db.test_database import closed
+from tests.app.db.databases import closed
 from tests.app.pooler import pgbouncer_installed
 
 

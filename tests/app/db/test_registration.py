@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]
@@ -19,11 +16,11 @@ from app.db.errors import DatabaseUnavailable
 from app.db.postgres_lock import LOCK_KEY, PostgresLock
 from app.db.process_lock import Hold, ProcessLock
 from app.db.sqlite_lock import SqliteLock
-from app.devservers import PgBouncerServer, PostgresServer, free_port
+from app.devservers import PgBouncerServer, PostgresServer
 from jobcache.backends.memory import MemoryBackend
-from tests.app.db.test_database import closed
-from tests.app.process import Process, clean_environment, serving
+from tests.app.process import serving
 from tests.app.running import Service, Start, choosing
+from tests.app.servers import PYTHON, served
 from tests.pairs import DATABASES
 
 both = pytest.mark.parametrize("database_url", DATABASES, indirect=True)
@@ -65,14 +62,6 @@ def lock_of(database: Database) -> ProcessLock:
     if database.is_sqlite:
         return SqliteLock(str(database.connections.url.database))
     return PostgresLock(database.connections, lambda: None)
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    await database.create_tables()
-    yield database
-    await closed(database)
 
 
 # --- the lock ---
@@ -355,29 +344,12 @@ async def test_a_write_through_a_pooler_ends_the_use_of_memory_of_another_proces
 # --- processes, as people start them ---
 
 SERVERS = {
-    "uvicorn": ("-m", "uvicorn", "app.main:app", "--workers", "2"),
+    "uvicorn": (*PYTHON, "uvicorn", "app.main:app", "--workers", "2", "--port", "{port}"),
     "gunicorn": (
-        *("-m", "gunicorn", "app.main:app", "-w", "2"),
+        *(*PYTHON, "gunicorn", "app.main:app", "-w", "2", "--bind", "127.0.0.1:{port}"),
         *("-k", "uvicorn_worker.UvicornWorker"),
     ),
 }
-
-
-def run(directory: Path, command: tuple[str, ...], **environment: str) -> Process:
-    port = free_port()
-    log = directory / f"log-{port}.txt"
-    address = ("--bind", f"127.0.0.1:{port}") if "gunicorn" in command else ("--port", str(port))
-    with log.open("ab") as output:
-        child = subprocess.Popen(
-            [sys.executable, *command, *address],
-            cwd=directory,
-            env={**clean_environment(), **environment},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    process = Process(child, port, log)
-    process.wait_until_ready()
-    return process
 
 
 @pytest.mark.parametrize(
@@ -386,35 +358,30 @@ def run(directory: Path, command: tuple[str, ...], **environment: str) -> Proces
     indirect=["database_url"],
 )
 def test_workers_of_any_server_answer_alike(tmp_path: Path, database_url: str, server: str) -> None:
-    process = run(
-        tmp_path,
-        SERVERS[server],
-        DATABASE_URL=database_url,
-        JOBCACHE_VAR_DIR=str(tmp_path),
-        **MEMORY,
-    )
-    try:
+    environment = {"DATABASE_URL": database_url, "JOBCACHE_VAR_DIR": str(tmp_path), **MEMORY}
+    anew = server == "uvicorn"  # which starts Python for its workers
+    with (
+        served(tmp_path, SERVERS[server], anew=anew, **environment) as process,
         # A connection for each request: whichever worker takes it.
-        with httpx.Client(base_url=process.url, headers={"Connection": "close"}) as http:
-            new = {"client_id": "acme", "prompt": "A cat.", "renderer": "external"}
-            job = http.post("/api/v2/jobs", json=new).raise_for_status().json()
-            path = f"/api/v2/jobs/{job['id']}"
-            process.until(job["id"], "storyboard_ready")
-            http.post(f"{path}/approve").raise_for_status()
-            http.post(f"{path}/render").raise_for_status()
-            seen = set()
-            for _ in range(30):
-                reported = http.post(f"{path}/progress", json={"percent": 1}).json()
-                for _ in range(4):
-                    assert http.get(path).json() == reported
-                seen.add(http.get("/api/v2/cache/stats").json()["process"])
-            for _ in range(2000):
-                if len(seen) == 2:
-                    break
-                seen.add(http.get("/api/v2/cache/stats").json()["process"])
-            assert len(seen) == 2, "both workers were asked"
-    finally:
-        process.stop()
+        httpx.Client(base_url=process.url, headers={"Connection": "close"}) as http,
+    ):
+        new = {"client_id": "acme", "prompt": "A cat.", "renderer": "external"}
+        job = http.post("/api/v2/jobs", json=new).raise_for_status().json()
+        path = f"/api/v2/jobs/{job['id']}"
+        process.until(job["id"], "storyboard_ready")
+        http.post(f"{path}/approve").raise_for_status()
+        http.post(f"{path}/render").raise_for_status()
+        seen = set()
+        for _ in range(30):
+            reported = http.post(f"{path}/progress", json={"percent": 1}).json()
+            for _ in range(4):
+                assert http.get(path).json() == reported
+            seen.add(http.get("/api/v2/cache/stats").json()["process"])
+        for _ in range(2000):
+            if len(seen) == 2:
+                break
+            seen.add(http.get("/api/v2/cache/stats").json()["process"])
+        assert len(seen) == 2, "both workers were asked"
     assert "the memory cache is not used" in process.log.read_text()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +11,11 @@ import pytest
 from uvicorn.middleware.proxy_headers import _TrustedHosts
 
 from app import settings
-from app.devservers import free_port
 from app.http.forwarded import TrustedProxies
 from jobcache import SettingsError
 from tests.app.keyed import bearer, write_keys
-from tests.app.process import Process, clean_environment, serving
+from tests.app.process import Process, serving
+from tests.app.servers import PYTHON, served
 
 LOCAL = ("127.0.0.1", 4711)
 
@@ -113,23 +111,9 @@ def test_a_network_that_is_none_stops_the_start(text: str, monkeypatch: pytest.M
 @contextmanager
 def under_uvicorn(directory: Path, **environment: str) -> Iterator[Process]:
     """The service under uvicorn's own command, which reads the headers, too."""
-    port = free_port()
-    log = directory / "uvicorn.txt"
-    command = ["uvicorn", "--factory", "app.main:from_environment", "--port", str(port)]
-    with log.open("wb") as output:
-        child = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            cwd=directory,
-            env=clean_environment() | {"PYTHONPATH": str(Path(__file__).parents[3])} | environment,
-            stdout=output,
-            stderr=output,
-        )
-    process = Process(child, port, log)
-    try:
-        process.wait_until_ready()
+    command = (*PYTHON, "uvicorn", "--factory", "app.main:from_environment", "--port", "{port}")
+    with served(directory, command, **environment) as process:
         yield process
-    finally:
-        process.stop()
 
 
 PATHS = {
