@@ -1,1 +1,1 @@
-"""Clients that poll as the real ones do, against every backend. See README.md."""
+"""Load tests: simulated clients that poll every backend. README.md describes them."""

@@ -1,4 +1,4 @@
-"""One command: for every backend, way to ask and number of users a run, and tables of them.
+"""Run the load test for every backend, mode and number of users, and print tables.
 
 python -m loadtests --backends null,memory,redis --users 1,10,100 --scenario shared
 python -m loadtests --backends memory,redis --users 100 --scenario shared --modes plain,etag,wait
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run it all. Returns 1 if anything was answered wrongly or waiting is not worth it, else 0."""
+    """Run all load tests; return 1 if a response was wrong or waiting does not pay, else 0."""
     options = _parser().parse_args(arguments)
     plan = trial.Plan(
         scenario=options.scenario,
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
             try:
                 rows.append(trial.run(plan, mode, backend, users, postgres))
             except (ServiceFailed, trial.LocustFailed) as error:
-                complaints.append(f"{name}: {error}")  # the others still count
+                complaints.append(f"{name}: {error}")  # the other runs still count
     complaints += [complaint for row in rows for complaint in table.complaints(row)]
     worth, not_worth = table.worth_of_waiting(rows)
     complaints += not_worth
@@ -139,6 +139,6 @@ def _end(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    # An end in order, so that no server is left behind.
+    # Stop in order, so that no server is left behind.
     signal.signal(signal.SIGTERM, _end)
     sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Locust users that live as a client does: ask for a video, then wait until it is done.
+"""Locust users that behave like clients: they ask for a video, then wait until it is done.
 
     python -m locust -f loadtests/pollers.py OwnJob --headless --host http://127.0.0.1:8000 \
         --users 10 --spawn-rate 10 --run-time 200s --mode plain --interval 3 --report report.json
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 PROMPT = "A fox crosses a frozen river at night, meets a bear and shares its fish."
 _HOLD = 25  # seconds, what `jobcache.client` asks for unless told
-_WAIT_FOR_JOB = 60.0  # seconds, for the first user's
+_WAIT_FOR_JOB = 60.0  # seconds, for the first user's storyboard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class Run:
         self._left = users
 
     def is_over_for_one(self) -> bool:
-        """A user has finished. True if it was the last."""
+        """Count a user as finished; return True if it was the last."""
         self._left -= 1
         return self._left == 0
 
@@ -106,7 +106,7 @@ class Poller(FastHttpUser):
 
     @task
     def life(self) -> None:
-        """Get a job and wait for its end. The last user to finish ends the run."""
+        """Get a job and wait for its end; the last user to finish ends the run."""
         run = self.run_of_all
         number = next(run.numbers)
         # Neither in step with each other nor, by and by, with the updates: where polls come at
@@ -124,16 +124,16 @@ class Poller(FastHttpUser):
             run.record.failure("user", repr(error))
         runner = self.environment.runner
         if run.is_over_for_one() and runner is not None:
-            # In a greenlet of its own, for it ends this one.
+            # In its own greenlet, because it ends this one.
             threading.Thread(target=runner.quit, daemon=True).start()
         raise StopUser
 
     def find_job(self, number: int) -> int:
-        """The number of the job to wait for, which is being rendered; 0 if there is none."""
+        """Return the id of the job to wait for, which is being rendered; 0 if there is none."""
         raise NotImplementedError
 
     def make_job(self, number: int) -> int:
-        """Ask for a video and agree to its storyboard. Returns its number; 0 if that failed."""
+        """Ask for a video and approve its storyboard; return the job's id, or 0 if that failed."""
         body = {"client_id": f"client-{number}", "prompt": PROMPT}
         job = self.post("/api/v2/jobs", "create", 202, body)
         if job is None:
@@ -144,7 +144,7 @@ class Poller(FastHttpUser):
         return job.id if agreed and self.post(f"{path}/render", "render", 202) is not None else 0
 
     def wait_for(self, job_id: int, interval: float, *, agreeable: bool = False) -> Steps[Job]:
-        """The steps of waiting, as the mode has them."""
+        """Return the client's rules for waiting, in the mode of the run."""
         mode = self.run_of_all.mode
         return wait_for(
             self._rules,
@@ -156,7 +156,7 @@ class Poller(FastHttpUser):
         )
 
     def follow(self, job_id: int) -> None:
-        """Wait for the end; the run's time limit ends it else."""
+        """Wait for the end of the job, or for the run's time limit."""
         run = self.run_of_all
         news: list[Job] = []
 
@@ -172,7 +172,7 @@ class Poller(FastHttpUser):
         run.record.followed(polls=polls, updates=news[-1].version - news[0].version)
 
     def run_steps(self, steps: Steps[Job], note: Callable[[Job], None] | None = None) -> None:
-        """Do what the rules say, to the end."""
+        """Carry out the client's rules until they end."""
         reply: Reply = None
         while True:
             try:
@@ -190,7 +190,7 @@ class Poller(FastHttpUser):
                     note(step.document)
 
     def poll(self, ask: Request) -> Response | TransportError:
-        """Send a request of the rules. What should not be answered is a failure of the run, too."""
+        """Send a poll of the rules; an unexpected response is also a failure of the run."""
         with self.client.get(
             ask.path, name="poll", headers=ask.headers, catch_response=True
         ) as response:
@@ -211,7 +211,7 @@ class Poller(FastHttpUser):
     def post(
         self, path: str, name: str, expected: int, body: dict[str, str] | None = None
     ) -> Job | None:
-        """Any other request. Returns the job that answers it; None where the answer was wrong."""
+        """Send another request; return the job in the response, or None if it was wrong."""
         with self.client.post(path, name=name, json=body, catch_response=True) as response:
             if response.status_code != expected:
                 response.failure(f"status {response.status_code}, not {expected}")
@@ -228,24 +228,24 @@ class Poller(FastHttpUser):
         self.see(job)
 
     def see(self, job: Job) -> None:
-        """Remember a job as it is now."""
+        """Record the present state of a job."""
         self._seen = job
         self.run_of_all.record.job(job.id, job.version, job.status)
 
 
 class OwnJob(Poller):
-    """Waits for a job of its own."""
+    """A user that waits for its own job."""
 
     def find_job(self, number: int) -> int:
-        """Make it."""
+        """Create the job."""
         return self.make_job(number)
 
 
 class SharedJob(Poller):
-    """Waits for the one job of the run."""
+    """A user that waits for the shared job of the run."""
 
     def find_job(self, number: int) -> int:
-        """The first user makes it, the others wait for it."""
+        """Create the shared job as the first user, or wait until it exists."""
         run = self.run_of_all
         if number == 0:
             try:
@@ -257,31 +257,31 @@ class SharedJob(Poller):
 
 
 class CountedSocket(socket.socket):
-    """One of gevent's by now, whose bytes are counted: they are what a poll costs a client."""
+    """A socket (of gevent) that counts its bytes: the cost of a poll for a client."""
 
     record: ClassVar[Record]
 
     def recv(self, *arguments: Any) -> bytes:  # noqa: ANN401 - its own
-        """See `socket.recv`."""
+        """Receive data, and count it."""
         data: bytes = super().recv(*arguments)
         self.record.received_bytes += len(data)
         return data
 
     def sendall(self, data: Any, *arguments: Any) -> None:  # noqa: ANN401 - its own
-        """See `socket.sendall`."""
+        """Send data, and count it."""
         self.record.sent_bytes += len(data)
         super().sendall(data, *arguments)
 
 
 def add_options(parser: LocustArgumentParser, **_: object) -> None:
-    """Our options beside Locust's."""
+    """Add the options of this file to Locust's."""
     parser.add_argument("--interval", type=float, default=3.0, help="seconds between polls")
     parser.add_argument("--mode", choices=MODES, default="plain", help="how users ask")
     parser.add_argument("--report", type=Path, help="where what was seen goes, as JSON")
 
 
 def prepare(environment: Environment, **_: object) -> None:
-    """Set up what the users share, and listen to what they see."""
+    """Set up the state that the users share, and record their requests."""
     options = environment.parsed_options
     if options is None:
         return
@@ -307,7 +307,7 @@ def prepare(environment: Environment, **_: object) -> None:
 
 
 def _version(body: bytes) -> int:
-    """The version of a document; 0, which is below any, of what is none."""
+    """Return the version of a document; 0, below all versions, if it is no document."""
     try:
         return Job.parse(body, None).version
     except ValueError:

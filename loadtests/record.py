@@ -1,4 +1,4 @@
-"""What the users of one run saw, added up."""
+"""Counts of what the users of one run saw."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 from collections import Counter
 from typing import Any
 
-_MOST_ERRORS = 5  # told in words
+_MOST_ERRORS = 5  # kept as text
 
 
 class Record:
-    """Counts of one run. Users are greenlets and change over only where they wait: no locks.
+    """Counts of one run. Users are greenlets, which switch only where they wait: no locks.
 
     Attributes:
         received_bytes: what came over all connections, headers included.
@@ -33,19 +33,19 @@ class Record:
         self._update_polls = 0
 
     def request(self, name: str, took_ms: float) -> None:
-        """Count a request, which took so many milliseconds."""
+        """Count a request and its duration in milliseconds."""
         self._requests[name] += 1
         if name == "poll":
             self._poll_ms.append(took_ms)
 
     def failure(self, name: str, reason: object) -> None:
-        """Count what went wrong, the first few times in words."""
+        """Count a failure; keep the text of the first few."""
         self._failures[name] += 1
         if len(self._errors) < _MOST_ERRORS:
             self._errors.append(f"{name}: {reason}")
 
     def job(self, number: int, version: int, status: str) -> None:
-        """Note how far a job is."""
+        """Record the version of a job."""
         self._versions[number] = max(version, self._versions.get(number, 0))
         if status == "completed":
             self._completed.add(number)
@@ -60,16 +60,16 @@ class Record:
         self._news_missed += missed
 
     def delivery(self, delay_ms: float) -> None:
-        """Note how many milliseconds after its commit a version was with a user."""
+        """Record how many milliseconds after its commit a version reached a user."""
         self._delays_ms.append(delay_ms)
 
     def followed(self, *, polls: int, updates: int) -> None:
-        """A user has followed a job's rendering to its end, which had so many updates meanwhile."""
+        """Record that a user has followed a rendering to its end, and its number of updates."""
         self._update_polls += polls
         self._updates += updates
 
     def report(self) -> dict[str, Any]:
-        """All of it.
+        """Return all counts.
 
         `changes` are the committed versions of all jobs, `updates` those that came while a user
         followed one, added up over users, `update_polls` their polls for them; `poll_ms` and
@@ -99,7 +99,7 @@ def _percentiles(values: list[float]) -> dict[str, float | None]:
 
 
 def percentile(values: list[float], percent: int) -> float | None:
-    """The smallest value that `percent` of them do not exceed (nearest rank); None of none."""
+    """Return the percentile of the values (nearest rank), or None if there are none."""
     if not values:
         return None
     return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]

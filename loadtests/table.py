@@ -1,4 +1,4 @@
-"""Runs side by side, as Markdown."""
+"""Tables that compare runs, as Markdown."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _NEVER_WOKEN = frozenset({"null"})  # waits there are polls by the service: noth
 
 
 def markdown(rows: Iterable[Row], notes: Sequence[str]) -> str:
-    """Tables with a line for each run, and notes below them: what it costs, what clients see."""
+    """Return tables with a row for each run, its cost and its clients' view, and notes below."""
     listed = list(rows)
     return "\n".join([*_table(listed, _COLUMNS), "", *_table(listed, _OF_CLIENTS), "", *notes, ""])
 
@@ -70,22 +70,22 @@ def _table(rows: Iterable[Row], columns: Mapping[str, Callable[[Row], str]]) -> 
 
 
 def polls(row: Row) -> int:
-    """How many polls there were."""
+    """Return the number of polls."""
     return int(row["requests"].get("poll", 0))
 
 
 def hit_rate(row: Row) -> float:
-    """Percent of what the service read that its cache answered."""
+    """Return the percentage of reads that the cache answered."""
     return 100 * float(row["hits"]) / row["reads"] if row["reads"] else 0.0
 
 
 def failures(row: Row) -> int:
-    """How many requests were not answered as they should have been, polls and others."""
+    """Return the number of requests with a wrong response, polls and others."""
     return sum(row["failures"].values())
 
 
 def complaints(row: Row) -> list[str]:
-    """What makes a run a failure, in sentences."""
+    """Return the reasons why a run is a failure, as sentences."""
     run = _name(row)
     found = [f"{run}: {failures(row)} failures, such as {row['errors']}"] if failures(row) else []
     if not 0 < row["completed"] == row["jobs"]:
@@ -94,7 +94,7 @@ def complaints(row: Row) -> list[str]:
 
 
 def worth_of_waiting(rows: Iterable[Row]) -> tuple[list[str], list[str]]:
-    """Whether waiting is worth it, in sentences: what was found, and of that what falls short.
+    """Compare waiting with polling; return the findings, and those that are failures.
 
     Runs in mode `wait` are compared with those beside them, of as many users and the same backend.
     """
@@ -115,7 +115,7 @@ def worth_of_waiting(rows: Iterable[Row]) -> tuple[list[str], list[str]]:
             polled = other["delay_ms"]["p50"]
             if other["mode"] == "wait" or not beside or polled is None:
                 continue
-            gain = 0.0 if delay is None else polled / max(delay, 1.0)  # commits are told by the ms
+            gain = 0.0 if delay is None else polled / max(delay, 1.0)  # timed in whole ms
             sentence = f"{_name(row)}: median delay {gain:.0f} times smaller than {other['mode']}'s"
             (found if gain >= LEAST_GAIN else short).append(f"{sentence} (at least {LEAST_GAIN:g})")
     return found, short

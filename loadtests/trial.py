@@ -1,4 +1,4 @@
-"""One run: the service with one backend, and users who poll it until their jobs are done."""
+"""One run: a service with one backend, and users that poll it until their jobs are done."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _STOP = 30.0  # seconds for Locust to start, and to end once its time is up
 
 
 class LocustFailed(Exception):  # noqa: N818 - says what is the matter
-    """Locust ended without a report; ends with its last words."""
+    """Locust ended without a report; the message ends with its last output."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What every run of a command has in common.
+    """The options that all runs of a command share.
 
     Attributes:
         scenario: one of `SCENARIOS`.

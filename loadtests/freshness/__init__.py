@@ -1,1 +1,1 @@
-"""Proof that the cache is never wrong: real services, real faults, every answer checked."""
+"""A check that no read is stale: real services, real faults, and every response is compared."""

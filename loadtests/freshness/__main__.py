@@ -1,4 +1,4 @@
-"""One command: start it all, break it again and again, and check every answer meanwhile.
+"""Start services, break them again and again, and check every response meanwhile.
 
 python -m loadtests.freshness --reads 1000000
 """
@@ -34,7 +34,7 @@ _QUICK_READS = 100_000
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run it all. Returns 1 if a promise was broken, or the run was not what was asked for."""
+    """Run the check; return 1 if a promise was broken or the run was incomplete."""
     options = _parser().parse_args(arguments)
     plan = _plan(options)
     sys.stderr.write(f"seed {plan.seed}\n")

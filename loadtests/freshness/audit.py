@@ -1,4 +1,4 @@
-"""The reckoning: once nothing changes any more, every job in the database and in every process."""
+"""The final audit: once all jobs are at rest, compare each process with the database."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from loadtests.freshness.cluster import Cluster, Service
     from loadtests.freshness.connection import Connection
 
-_SETTLE = 30.0  # seconds for the service's own jobs to come to rest
+_SETTLE = 30.0  # seconds until the service's own jobs must be at rest
 _LOOK = 0.1  # seconds between two looks
 _AT_ONCE = 4  # connections to each process
 _COLUMNS = (jobs.c.id, jobs.c.version, jobs.c.status, jobs.c.percent, jobs.c.stage, jobs.c.message)
@@ -34,7 +34,7 @@ _OK = 200
 
 
 async def audit(watch: Watch, cluster: Cluster) -> int:
-    """Compare; what differs is counted as found between faults. Returns how many answers it read.
+    """Compare all jobs, count differences as found between faults; return the number of responses.
 
     Raises:
         TimeoutError: jobs kept changing.

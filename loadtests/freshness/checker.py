@@ -1,8 +1,8 @@
-"""What polls and writes may be answered, and everything in a history that breaks it.
+"""Checks the responses to polls and writes against everything that was known before.
 
-Pure and synchronous: it is told what was asked and answered, and says what was wrong with that. It
-knows neither HTTP nor faults. Whoever asks says so before the request leaves, which notes what is
-known at that moment; nothing that is known by then may be hidden from the answer.
+Pure and synchronous code: it receives requests and responses and returns the findings. It knows
+neither HTTP nor faults. A client reports each request before it sends it, and the checker records
+what is known at that moment. No response may be older than that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Kind(StrEnum):
-    """A way to be wrong."""
+    """A kind of wrong response."""
 
     STALE_ACKNOWLEDGED = "older than acknowledged"
     """A writer had been told of a newer version before the request began."""
@@ -50,12 +50,12 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing wrong with one answer.
+    """One defect of one response.
 
     Attributes:
-        kind: what.
-        job_id: of which job.
-        detail: in words.
+        kind: the kind of defect.
+        job_id: the job.
+        detail: a description.
         age: how long before the request began something newer was known, in seconds; None where
             no delay could explain it.
     """
@@ -76,15 +76,15 @@ def is_excused(finding: Finding, bound: float | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request, and what was known of its job when it left.
+    """A request, and what was known about its job when it was sent.
 
     Attributes:
-        client: whose it is.
-        job_id: which job.
-        at: when it left.
-        acknowledged: the highest version a writer had been told of; 0 if none.
-        seen: the highest version in any answer that had arrived.
-        own: the highest version that this client had been given.
+        client: the client that sent it.
+        job_id: the job.
+        at: when it was sent.
+        acknowledged: the highest version that was acknowledged to a writer; 0 if none.
+        seen: the highest version in any response that had arrived.
+        own: the highest version that this client had received.
         tag: the version in its `If-None-Match`; 0 without one.
         ended: the version with which the job had ended; 0 if it had not.
     """
@@ -100,7 +100,7 @@ class Asked:
 
     @property
     def known(self) -> int:
-        """The highest version known; 0 if nothing says that the job exists."""
+        """Return the highest known version; 0 if the job is unknown."""
         return max(self.acknowledged, self.seen)
 
 
@@ -121,7 +121,7 @@ class _Job:
 
 
 class Ledger:
-    """Everything that is known of all jobs.
+    """Everything that is known about all jobs.
 
     Args:
         clock: monotonic time in seconds.
@@ -134,16 +134,16 @@ class Ledger:
 
     @property
     def job_ids(self) -> list[int]:
-        """All jobs that are known to exist."""
+        """Return the ids of all known jobs."""
         return list(self._jobs)
 
     def known(self, job_id: int) -> int:
-        """The highest version of a job that is known; 0 if none is."""
+        """Return the highest known version of a job; 0 if it is unknown."""
         job = self._jobs.get(job_id)
         return 0 if job is None else max(job.acknowledged, job.seen)
 
     def ask(self, client: str, job_id: int, tag: int = 0) -> Asked:
-        """A request for, or about, a job is about to leave; call this right before it does."""
+        """Record a request about a job; call this right before it is sent."""
         now = self._clock()
         job = self._jobs.get(job_id)
         if job is None:
@@ -152,11 +152,11 @@ class Ledger:
         return Asked(client, job_id, now, job.acknowledged, job.seen, own, tag, job.ended)
 
     def ask_blindly(self, client: str, job_id: int) -> Asked:
-        """A request of which only the answer told which job it was about: a creation, a list."""
+        """Record a request whose job only the response names: a creation, a list."""
         return Asked(client, job_id, self._clock())
 
     def answered(self, asked: Asked, version: int, body: bytes | None) -> list[Finding]:
-        """A read was answered.
+        """Check the response to a read.
 
         Args:
             asked: what `ask` returned.
@@ -175,7 +175,7 @@ class Ledger:
     def acknowledged(
         self, asked: Asked, version: int, body: bytes, *, changes: bool
     ) -> list[Finding]:
-        """A write was acknowledged.
+        """Check the response to a write.
 
         Args:
             asked: what `ask` returned.
@@ -196,14 +196,14 @@ class Ledger:
         return findings
 
     def not_found(self, asked: Asked) -> list[Finding]:
-        """A request was answered 404."""
+        """Check a 404 response."""
         if asked.known == 0:
             return []
         detail = f"404 where version {asked.known} was known"
         return [Finding(Kind.MISSING, asked.job_id, detail)]
 
     def compare(self, job_id: int, version: int | None, *, terminal: bool) -> list[Finding]:
-        """In the end the database has this version of a job; None if it has no such job."""
+        """Compare the final version of a job in the database; None if the job does not exist."""
         job = self._jobs[job_id]
         known = max(job.acknowledged, job.seen)
         if version is None or version < known:

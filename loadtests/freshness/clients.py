@@ -1,7 +1,7 @@
-"""Those who poll and those who write, each in a task, all in one process that sees every answer.
+"""Clients that poll and clients that write, each in a task of one process that sees all responses.
 
-`Watch` is what they share: it asks, has the answer checked, and counts. Nothing awaits between an
-answer's arrival and its check, so what one client has seen is known before another one asks.
+They share a `Watch`, which sends requests, has the responses checked, and counts. There is no await
+between the arrival of a response and its check, so it is known before another request is sent.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _SWEEP = 1.0  # seconds between two looks for overdue answers
 
 
 class Watch:
-    """Asks on behalf of clients, and has every answer checked.
+    """Sends requests for clients, and has every response checked.
 
     Args:
         services: the processes.
 
     Attributes:
-        ledger: what is known of all jobs.
-        scope: the fault the run is at; set by whoever injects them.
+        ledger: everything that is known about all jobs.
+        scope: the present fault; set by the code that injects faults.
         tallies: counts, by the fault's name.
         active: jobs that move.
-        recent: jobs that have ended lately.
+        recent: jobs that have ended recently.
         reads: versions checked so far.
     """
 
@@ -64,18 +64,18 @@ class Watch:
         self._lines: list[Connection] = []
 
     def lines(self) -> list[Connection]:
-        """A client's connections, one to each process."""
+        """Return a client's connections, one to each process."""
         mine = [Connection(service.port) for service in self.services]
         self._lines += mine
         return mine
 
     def close(self) -> None:
-        """Close all connections; whoever waits gets no answer."""
+        """Close all connections; waiting requests get no response."""
         for line in self._lines:
             line.close()
 
     async def sweep(self) -> None:
-        """Give up answers that are overdue, for ever."""
+        """Abandon overdue responses, in an endless loop."""
         while True:
             await asyncio.sleep(_SWEEP)
             now = time.monotonic()
@@ -83,7 +83,7 @@ class Watch:
                 line.give_up(now)
 
     def up(self, chance: random.Random) -> Service:
-        """Any of the processes that are running and may be given changes."""
+        """Return a running process that accepts changes."""
         running = [each for each in self.services if not (each.down or each.reads_only)]
         return chance.choice(running or self.services)
 
@@ -92,7 +92,7 @@ class Watch:
     async def poll(
         self, client: str, line: Connection, service: Service, job_id: int, tag: int = 0
     ) -> int:
-        """One poll, checked. Returns the version, 0 if there was none."""
+        """Send a poll and check it; return the version, or 0 if there was none."""
         request = get(f"{_JOBS}/{job_id}", tag)
         scope, began = self.scope, time.perf_counter()
         asked = self.ledger.ask(client, job_id, tag)
@@ -120,7 +120,7 @@ class Watch:
     async def change(
         self, asked: Asked, line: Connection, service: Service, request: bytes, *, changes: bool
     ) -> Response | None:
-        """One write, checked. Returns the answer; None if nobody knows what became of it."""
+        """Send a write and check it; return the response, or None if the outcome is unknown."""
         scope = self.scope
         answer = await self._write(asked, line, service, request)
         if answer is None:
@@ -133,7 +133,7 @@ class Watch:
     async def make(
         self, client: str, line: Connection, service: Service, body: bytes, key: str
     ) -> int | None:
-        """Make a job, or find the one made with this key. Returns its id; None if nobody knows."""
+        """Create a job, or find the one with this key; return its id, or None if it is unknown."""
         request = post(_JOBS, body, Idempotency_Key=key)
         scope, asked = self.scope, self.ledger.ask_blindly(client, 0)
         answer = await self._write(asked, line, service, request)
@@ -148,7 +148,7 @@ class Watch:
     async def find(
         self, client: str, line: Connection, service: Service, ids: Sequence[int] = ()
     ) -> None:
-        """Ask for many jobs at once: these, from the cache, or those that move, past it."""
+        """Read many jobs at once: these from the cache, or all active ones from the database."""
         scope = self.scope
         asked = {
             each: self.ledger.ask(client, each) for each in ids or (*self.active, *self.recent)
@@ -180,7 +180,7 @@ class Watch:
     async def _write(
         self, asked: Asked, line: Connection, service: Service, request: bytes
     ) -> Response | None:
-        """The answer to a write; None if it does not say whether the write was made."""
+        """Return the response to a write, or None if the outcome is unknown."""
         scope = self.scope
         tally = self.tallies[scope.fault]
         tally.writes += 1
@@ -197,7 +197,7 @@ class Watch:
     async def _send(
         self, asked: Asked, line: Connection, service: Service, request: bytes
     ) -> Response | None:
-        """The answer; None if there was none."""
+        """Return the response, or None if there was none."""
         scope, doomed = self.scope, service.doomed
         try:
             return await line.ask(request)
@@ -214,7 +214,7 @@ class Watch:
     def judge(
         self, findings: Iterable[Finding], began: Scope, service: Service, answer: Response | None
     ) -> None:
-        """Count findings under the fault whose promise is the weaker, of where it began and is."""
+        """Count findings under the weaker promise of two faults: at the request, and now."""
         scope = self.scope
         if (scope.bound or 0) < (began.bound or 0):
             scope = began
@@ -242,14 +242,14 @@ async def poll_for_ever(
     stays: bool = False,
     breath: float = 0.0,
 ) -> None:
-    """A client: any job, any process, again and again.
+    """Poll as a client: any job, any process, in an endless loop.
 
     Args:
-        watch: what checks it.
-        number: which client.
-        seed: what its choices follow from.
+        watch: checks the responses.
+        number: the number of the client.
+        seed: the seed of its choices.
         tags: whether it sends `If-None-Match`.
-        stays: whether it asks one process only wherever it does not say what it has seen.
+        stays: whether it sends requests without a minimum version to one process only.
         breath: seconds between two requests.
     """
     chance = random.Random(f"{seed} poller {number}")  # noqa: S311 - to be repeatable
@@ -277,14 +277,14 @@ async def poll_for_ever(
 
 
 async def list_for_ever(watch: Watch, number: int, seed: int, pause: float) -> None:
-    """A client that asks for many jobs at once, past the cache.
+    """List many jobs from the database, in an endless loop.
 
-    That shows a commit that is not published yet: from then on the cache must not hide it.
+    A list may show a commit that is not published yet. From then on the cache must not hide it.
 
     Args:
-        watch: what checks it.
-        number: which client.
-        seed: what its choices follow from.
+        watch: checks the responses.
+        number: the number of the client.
+        seed: the seed of its choices.
         pause: seconds between two lists.
     """
     chance = random.Random(f"{seed} lister {number}")  # noqa: S311 - to be repeatable
@@ -296,14 +296,14 @@ async def list_for_ever(watch: Watch, number: int, seed: int, pause: float) -> N
 
 
 class Author:
-    """Makes one job after the other and moves each along, with several workers at times.
+    """Creates one job after the other and drives each to its end, sometimes with several workers.
 
     Args:
-        watch: what checks its answers.
-        number: which author.
-        seed: what its choices follow from.
+        watch: checks the responses.
+        number: the number of the author.
+        seed: the seed of its choices.
         pause: the mean number of seconds between two reports of a worker.
-        stop: set when no new job is to be begun; jobs are then ended early.
+        stop: set when no new job must be created; jobs then end early.
     """
 
     def __init__(
@@ -319,7 +319,7 @@ class Author:
         self._numbers = itertools.count()
 
     async def write(self) -> None:
-        """Until told to stop."""
+        """Create jobs and drive them until `stop` is set."""
         while not self._stop.is_set():
             job_id = await self._make()
             if job_id is None:
@@ -361,7 +361,7 @@ class Author:
         )
 
     async def _work(self, job_id: int, worker: int, workers: int, reports: int) -> None:
-        """Report progress; the first worker ends the job, while others may still report."""
+        """Report progress; the first worker ends the job while others may still report."""
         lines = self._lines[worker]
         client = f"{self._name} worker {worker}"
         for number in range(reports):
@@ -388,7 +388,7 @@ class Author:
             await self._until_done(job_id, step)
 
     async def _until_done(self, job_id: int, step: str) -> bool:
-        """Repeat a step until it is acknowledged. False if it never was."""
+        """Repeat a step until it is acknowledged; return False if it never was."""
         body = b'{"error": "It did not end well."}' if step == "fail" else b""
         deadline = time.monotonic() + _GIVE_UP
         while time.monotonic() < deadline:
@@ -407,7 +407,7 @@ class Author:
 
 
 def _items(body: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Id, version and bytes of every job in a list: the bytes are compared with those of polls."""
+    """Return id, version and bytes of each job in a list, to compare the bytes with polls."""
     text = body.decode()
     decoder = json.JSONDecoder()
     at = text.index("[") + 1

@@ -1,4 +1,4 @@
-"""What is under test: services on one PostgreSQL and one Redis, each reaching Redis by a proxy."""
+"""The system under test: services on one PostgreSQL and one Redis, each with a Redis proxy."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _START = 60.0  # seconds for a service to become ready
 _OK = 200
 _PAUSE = 0.02  # seconds between two looks
 _OURS = ("JOBCACHE_", "DATABASE_URL", "REDIS_URL", "FRESHNESS_", "COVERAGE_")
-# A replica is in step at once, rather than after five seconds.
+# A replica is in sync at once, and not after five seconds.
 _REDIS = ("--repl-diskless-sync-delay", "0")
 
 
 class ServiceEnded(Exception):  # noqa: N818 - says what is the matter
-    """A service process did not start, or ended by itself; ends with its last words."""
+    """A service process did not start, or ended; the message ends with its last output."""
 
 
 class Service:
-    """One service process; killed, it can be started again on the same port.
+    """One service process; after a kill it can be started again on the same port.
 
     Args:
         number: which, from 0.

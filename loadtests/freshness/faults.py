@@ -63,7 +63,7 @@ class Incident:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault, and what is promised while it lasts and after it.
+    """A fault, and the promise that holds during and after it.
 
     Attributes:
         invariants: "fresh": no read is stale. "bounded": what Redis could not be told of may be
@@ -90,7 +90,7 @@ class Fault:
 
 
 async def kill_service(incident: Incident) -> None:
-    """A process dies between a commit and the publish of what it committed; it is started again."""
+    """Kill a process between a commit and its publish, and start it again."""
     victim = incident.victim
     victim.doomed = True
     if incident.cluster.proxies:
@@ -107,7 +107,7 @@ async def kill_service(incident: Incident) -> None:
 
 
 async def restart(incident: Incident) -> None:
-    """Redis dies, and comes back empty."""
+    """Kill Redis, and start it again empty."""
     server = incident.cluster.redis
     async with incident.cluster.admin() as admin:
         (await _dump_of(admin)).unlink(missing_ok=True)  # a replica's copy may have left one
@@ -117,7 +117,7 @@ async def restart(incident: Incident) -> None:
 
 
 async def pause(incident: Incident) -> None:
-    """Redis hangs, then goes on with all the commands that have piled up."""
+    """Freeze Redis, then let it continue with the commands that have queued up."""
     server = incident.cluster.redis
     await _to_its_end(server.pause)
     try:
@@ -127,7 +127,7 @@ async def pause(incident: Incident) -> None:
 
 
 async def flush(incident: Incident) -> None:
-    """Redis is emptied, several times within a second."""
+    """Flush Redis several times within a second."""
     async with incident.cluster.admin() as admin:
         for _ in range(5):
             await admin.flushall()
@@ -135,7 +135,7 @@ async def flush(incident: Incident) -> None:
 
 
 async def full(incident: Incident) -> None:
-    """Redis has no memory left, and evicts nothing; what expires meanwhile makes a little room."""
+    """Fill Redis, without eviction; cells that expire meanwhile free a little memory."""
     async with incident.cluster.admin() as admin:
         used = (await admin.info("memory"))["used_memory"]
         await admin.config_set("maxmemory-policy", "noeviction")
@@ -157,7 +157,7 @@ async def full(incident: Incident) -> None:
 
 
 async def read_only(incident: Incident) -> None:
-    """Redis answers reads and refuses writes, as a replica does, or as one that misses its own."""
+    """Make Redis refuse writes, as a replica does, or a master without its replicas."""
     as_replica = incident.chance.random() < 1 / 2
     async with incident.cluster.admin() as admin:
         try:
@@ -178,7 +178,7 @@ async def read_only(incident: Incident) -> None:
 
 
 async def old_dump(incident: Incident) -> None:
-    """Redis dies, and comes back with what it held a moment before."""
+    """Kill Redis, and start it again with its content of a moment before."""
     server = incident.cluster.redis
     async with incident.cluster.admin() as admin:
         dump = await _dump_of(admin)
@@ -194,7 +194,7 @@ async def old_dump(incident: Incident) -> None:
 
 
 async def promote(incident: Incident) -> None:
-    """Redis dies, and a replica that lags behind takes its place."""
+    """Kill Redis, and replace it by a replica that lags behind."""
     cluster = incident.cluster
     link, replica = Proxy(cluster.redis.port), new_redis()
     try:
@@ -217,7 +217,7 @@ async def promote(incident: Incident) -> None:
 
 
 async def repointed(incident: Incident) -> None:
-    """The address leads to another, empty master; the old one lives on as its replica, and lags.
+    """Point the address at an empty master; the old one lives on as its replica, and lags.
 
     As after a change in DNS, or in a managed failover: connections to the old one stay open, and it
     goes on answering reads. Changes go through one process, so the others have no write that it
@@ -255,7 +255,7 @@ async def repointed(incident: Incident) -> None:
 
 
 async def cut(incident: Incident) -> None:
-    """Connections to Redis are reset, one by one; new ones are made."""
+    """Reset the connections to Redis one by one; new ones are accepted."""
     done = 0
     for _ in range(_CUTS):
         done += incident.chance.choice(incident.cluster.proxies).cut_one(incident.chance)
@@ -265,23 +265,23 @@ async def cut(incident: Incident) -> None:
 
 
 async def unreachable(incident: Incident) -> None:
-    """All connections to Redis are reset, and new ones refused; it keeps all that it has."""
+    """Reset all connections to Redis and refuse new ones; Redis keeps its content."""
     await _network(incident.cluster.proxies, Proxy.refuse, incident.chance.uniform(0.3, 1.2))
 
 
 async def black_hole(incident: Incident) -> None:
-    """Nothing passes between the services and Redis; what was sent arrives once that is over."""
+    """Deliver nothing between the services and Redis; all data arrives afterwards."""
     await _network(incident.cluster.proxies, Proxy.hold, incident.chance.uniform(0.6, 2.5))
 
 
 async def unreachable_for_one(incident: Incident) -> None:
-    """As `unreachable`, for one process, while the others go on with Redis."""
+    """Make Redis unreachable for one process, while the others continue to use it."""
     seconds = incident.bound + incident.chance.uniform(0.2, 1)
     await _network([_proxy_of(incident)], Proxy.refuse, seconds)
 
 
 async def black_hole_for_one(incident: Incident) -> None:
-    """As `black_hole`, for one process, while the others go on with Redis."""
+    """Deliver nothing between one process and Redis, while the others continue to use it."""
     seconds = incident.bound + incident.chance.uniform(0.2, 1)
     await _network([_proxy_of(incident)], Proxy.hold, seconds)
 
@@ -290,7 +290,7 @@ async def black_hole_for_one(incident: Incident) -> None:
 
 
 async def feed_killed(incident: Incident) -> None:
-    """Connections that carry reports of changes are closed, again and again."""
+    """Close the connections of the change feed again and again."""
     killed = 0
     async with incident.cluster.admin() as admin:
         for _ in range(_KILLS):
@@ -302,7 +302,7 @@ async def feed_killed(incident: Incident) -> None:
 
 
 async def feed_black_hole(incident: Incident) -> None:
-    """Reports of changes are not delivered, to one process or to all; everything else is."""
+    """Do not deliver reports of changes, to one process or to all; deliver everything else."""
     proxies = incident.cluster.proxies
     if incident.chance.random() < 1 / 2:
         proxies = [_proxy_of(incident)]
@@ -310,7 +310,7 @@ async def feed_black_hole(incident: Incident) -> None:
 
 
 async def hello_refused(incident: Incident) -> None:
-    """Redis will not speak RESP3 any more, and whoever follows the changes has to begin anew."""
+    """Make Redis refuse RESP3, so that the change feeds must start again."""
     proxies = incident.cluster.proxies
     async with incident.cluster.admin() as admin:
         for proxy in proxies:
@@ -335,7 +335,7 @@ async def _followers(admin: Redis) -> list[str]:
 
 
 async def database(incident: Incident) -> None:
-    """PostgreSQL ends, with all its connections, and is started again."""
+    """Stop PostgreSQL with all its connections, and start it again."""
     postgres = incident.cluster.postgres
     await _to_its_end(postgres.stop)
     await asyncio.sleep(incident.chance.uniform(0.3, 1.5))
@@ -401,7 +401,7 @@ async def _until(condition: Callable[[], bool], otherwise: str) -> None:
 
 
 async def _to_its_end(call: Callable[[], T]) -> T:
-    """Run what blocks in a thread; an interrupt waits for it, so that no server is left behind."""
+    """Run a blocking call in a thread; an interrupt waits for it, so no server is left behind."""
     task = asyncio.create_task(asyncio.to_thread(call))
     try:
         return await asyncio.shield(task)

@@ -1,4 +1,4 @@
-"""A TCP proxy that can do to connections what networks do to them."""
+"""A TCP proxy that simulates faults of a network."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     import random
 
 HOST = "127.0.0.1"
-_REPORTS = (b"TRACKING", b"__redis__:invalidate")  # what a client says that wants them
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: what is unsent is dropped, and the peer is told
+_REPORTS = (b"TRACKING", b"__redis__:invalidate")  # sent by a change feed
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: drop unsent data, and reset the connection
 
 
 class Proxy:
     """Forwards connections to a port of the loopback interface.
 
-    Black-holed, it loses nothing: it delivers late, as TCP does once a network is whole again. So
-    what a process has long given up on may still arrive.
+    While it holds data back, it loses nothing: it delivers late, as TCP does when a network
+    recovers. So a command that a process has given up on may still arrive.
 
     Args:
         target: the port that connections are forwarded to; those made from now on, if it is set.
@@ -45,7 +45,7 @@ class Proxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def aclose(self) -> None:
-        """Stop listening, and reset what is connected."""
+        """Stop listening, and reset all connections."""
         if self._server is not None:
             self._server.close()
         self.cut()
@@ -57,16 +57,16 @@ class Proxy:
 
     @property
     def connections(self) -> int:
-        """How many are open."""
+        """Return the number of open connections."""
         return len(self._links)
 
     def cut(self) -> None:
-        """Reset all connections. What was on its way is lost."""
+        """Reset all connections; data in transit is lost."""
         for link in list(self._links):
             link.reset()
 
     def cut_one(self, chance: random.Random) -> bool:
-        """Reset one connection, any; False if there is none."""
+        """Reset any one connection; return False if there is none."""
         links = sorted(self._links, key=lambda link: link.number)
         if not links:
             return False
@@ -80,20 +80,20 @@ class Proxy:
         self.cut()
 
     def hold(self) -> None:
-        """Deliver nothing in either direction; new connections are made, and hear nothing."""
+        """Deliver nothing in either direction; new connections are accepted but silent."""
         self._mode = "hold"
         self.flowing.clear()
 
     def hold_feed(self) -> None:
-        """Deliver nothing on connections that carry reports of changes; the others go on."""
+        """Deliver nothing on connections of a change feed; serve the others."""
         self._mode = "hold feed"
 
     def refuse_hello(self) -> None:
-        """Have the server know no `HELLO`, as an old one, or a proxy before it."""
+        """Make the server refuse `HELLO`, like an old server or a proxy."""
         self._mode = "no hello"
 
     def heal(self) -> None:
-        """Forward again, beginning with what was held."""
+        """Forward again, beginning with the data held back."""
         self._mode = "forward"
         self.flowing.set()
         for link in list(self._links):
@@ -101,25 +101,25 @@ class Proxy:
 
     @property
     def refuses(self) -> bool:
-        """Whether new connections are reset."""
+        """Return whether new connections are reset."""
         return self._mode == "refuse"
 
     @property
     def refuses_hello(self) -> bool:
-        """Whether no `HELLO` gets through."""
+        """Return whether `HELLO` is refused."""
         return self._mode == "no hello"
 
     @property
     def holds_feed(self) -> bool:
-        """Whether reports of changes are not delivered."""
+        """Return whether reports of changes are held back."""
         return self._mode == "hold feed"
 
     def add(self, link: _Link) -> None:
-        """A connection has been made."""
+        """Add an accepted connection."""
         self._links.add(link)
 
     def drop(self, link: _Link) -> None:
-        """A connection has ended on both sides."""
+        """Remove a connection that has ended on both sides."""
         self._links.discard(link)
 
 
@@ -192,7 +192,7 @@ class _Link:
             self.release()
 
     def release(self) -> None:
-        """Deliver what was held, then pass on that a side has closed."""
+        """Deliver the data held back, then close the other side if one has closed."""
         if self.server is not None:
             if self._to_server:
                 self.server.write(b"".join(self._to_server))

@@ -1,4 +1,4 @@
-"""A run as Markdown, for people, and as JSON, with more in it."""
+"""The report of a run: Markdown, and JSON with more details."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _COLUMNS: dict[str, Callable[[Tally], str]] = {
 
 
 def publish(plan: Plan, outcome: RunResult, command: str, results: Path) -> int:
-    """Print the table, and keep it with its JSON under `results`. Returns the exit status."""
+    """Print the table, and store it with its JSON in `results`; return the exit status."""
     around = surroundings()
     tallies = outcome.tallies
     rows = {name: tallies[name] for name in plan.faults}

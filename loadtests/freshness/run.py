@@ -1,4 +1,4 @@
-"""One run: clients at work, one fault after the other, and the reckoning at the end."""
+"""One run: clients, one fault after the other, and the audit at the end."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ _TAGGED = 4  # every fourth poller sends ETags
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to do. Times in seconds.
+    """The options of a run. Times are in seconds.
 
     Attributes:
-        backend: which cache.
-        broken: the guard that is taken away; None if none is.
+        backend: the cache's backend.
+        broken: the rule of the protocol that is removed, or None.
         faults: names of `FAULTS`.
-        rounds: the least times each is injected.
-        reads: the least reads to check.
-        processes: how many services.
-        seed: what all choices follow from.
-        jobs: how many at a time.
-        pollers: how many clients poll.
+        rounds: how often each fault is injected, at least.
+        reads: how many reads are checked, at least.
+        processes: the number of services.
+        seed: the seed of all choices.
+        jobs: the number of jobs at a time.
+        pollers: the number of clients that poll.
         pause: between two reports of a worker, on average.
         freshness: for how long an entry is fresh.
         calm: before each fault, and after it.
@@ -77,18 +77,18 @@ class Plan:
 
     @property
     def lag(self) -> float | None:
-        """The most seconds by which the feed of changes may lag; None where nothing rests on it."""
+        """Return how many seconds the change feed may lag; None if the backend has no feed."""
         return _LONGEST_LAG if self.backend == "tiered" else None
 
     @property
     def bound(self) -> float:
-        """The most seconds for which a bounded promise lets something old be shown."""
+        """Return for how many seconds a bounded promise allows a stale response."""
         return self.freshness + _SKEW
 
 
 @dataclass(slots=True)
 class RunResult:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         tallies: by the fault's name; "" for what was between faults, and the end.
@@ -112,7 +112,7 @@ class RunResult:
 
 
 async def run(plan: Plan, cluster: Cluster) -> RunResult:
-    """Run it. An interrupt ends the load, and what was seen until then is the outcome.
+    """Run the check; an interrupt ends the load, and the result covers the time until then.
 
     Raises:
         CancelledError: it was interrupted before there was any load, or for a second time.
@@ -151,9 +151,9 @@ async def run(plan: Plan, cluster: Cluster) -> RunResult:
 async def _load(
     plan: Plan, cluster: Cluster, watch: Watch, outcome: RunResult, driving: asyncio.Task[None]
 ) -> bool:
-    """Clients at work while faults are injected; then the last jobs are ended.
+    """Run the clients while faults are injected, then end the last jobs.
 
-    Returns whether it came to its end: an interrupt or a violation may end it before.
+    Return whether it was complete: an interrupt or a violation may end it before.
     """
     began, computed = time.monotonic(), time.process_time()
     stop = asyncio.Event()
@@ -202,7 +202,7 @@ async def _load(
 
 
 def _found(plan: Plan, watch: Watch) -> bool:
-    """Whether a violation was found that ends the run."""
+    """Return whether a violation was found that ends the run."""
     return plan.until is not None and any(
         tally.violations[plan.until] for tally in watch.tallies.values()
     )
@@ -296,7 +296,7 @@ async def _lags(cluster: Cluster) -> list[dict[str, float]]:
 
 
 async def _watch_breakers(cluster: Cluster, watch: Watch) -> None:
-    """Note how long breakers are open, by phase: in calm, only a machine too busy opens them."""
+    """Record how long breakers are open, by phase; in calm, only a busy machine opens them."""
     while cluster.proxies:
         await asyncio.sleep(_SAMPLE)
         for service in cluster.services:
@@ -306,7 +306,7 @@ async def _watch_breakers(cluster: Cluster, watch: Watch) -> None:
 
 
 async def _until_back(name: str, cluster: Cluster, outcome: RunResult) -> None:
-    """Wait until every process uses its cache again: the next fault needs something to break."""
+    """Wait until every process uses its cache again, so that the next fault has an effect."""
     if not cluster.proxies:
         return
     deadline = time.monotonic() + _BACK

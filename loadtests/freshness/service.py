@@ -1,15 +1,14 @@
-"""The service as it ships, in a process that can be told to die at the worst moment.
+"""The unchanged service, in a process that can be made to die at the worst moment.
 
     python -m loadtests.freshness.service
 
-Settings are the service's own, from the environment; beside them are
+It reads the settings of the service from the environment, and two more:
 
     FRESHNESS_SECONDS   how long entries of jobs that still move stay fresh
-    FRESHNESS_BREAK     which guard to take away, one of `BREAKS`: the checker must notice
+    FRESHNESS_BREAK     the rule of the protocol to remove, one of `BREAKS`: the checker must notice
 
-At SIGUSR1 the process makes up its mind to die between a commit and its publish: it kills itself as
-soon as it is about to publish what one of its writers has committed. All of this sits between the
-guard and Redis, so the code that ships has no switches for it.
+After SIGUSR1 the process kills itself as soon as it is about to publish a document that one of its
+writers has committed. The switches sit between the guard and Redis, so the service itself has none.
 """
 
 from __future__ import annotations
@@ -60,29 +59,28 @@ _LOOK = 0.5  # seconds between two looks for the owner
 
 
 class Switches:
-    """What this process has been told to do wrong."""
+    """The faults that this process is to cause."""
 
     def __init__(self, broken: str) -> None:
         self.broken = broken
         self.dies_at_publish = False
 
     def arm(self, _number: int, _frame: FrameType | None) -> None:
-        """Die at the next publish of what was committed behind a fence."""
+        """Kill this process at the next publish by a writer."""
         self.dies_at_publish = True
 
 
 class DeafTiers(tiered.TieredBackend):
-    """Two tiers, the local one of which hears nothing."""
+    """Two tiers, whose local tier ignores the change feed."""
 
     def changed(self, keys: Sequence[str]) -> None:
-        """See `ChangeListener`."""
+        """Ignore a change."""
 
 
 class FaultyRedis(redis.RedisBackend):
-    """The Redis backend, less what the switches say.
+    """The Redis backend, without the rule that the switches remove.
 
-    A subclass, against the rule, for it must have every ability of the backend it stands in for,
-    and those it will have one day.
+    It is a subclass because it must have every ability of the Redis backend, present and future.
     """
 
     def __init__(self, switches: Switches, url: str, **options: Any) -> None:  # noqa: ANN401 - its
@@ -119,7 +117,7 @@ class FaultyRedis(redis.RedisBackend):
 
 
 def main() -> None:
-    """Run the service until it is told to stop, or its owner is gone."""
+    """Run the service until it is stopped or its owner has gone."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     switches = Switches(os.environ.get("FRESHNESS_BREAK", ""))
     signal.signal(signal.SIGUSR1, switches.arm)

@@ -1,4 +1,4 @@
-"""What a run came to: counts and times, by fault, and what of the findings breaks a promise."""
+"""Counts and times of a run, by fault, and the findings that break a promise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TOLD = 10  # findings of a fault that are kept in words
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which fault the run is at, and how far.
+    """The present fault of a run, and its phase.
 
     Attributes:
         fault: its name; empty between faults.
@@ -41,7 +41,7 @@ class Scope:
     source_away: bool = False
 
     def bound_for(self, process: int | None) -> float | None:
-        """What holds for the answers of a process; None: nothing old may be shown."""
+        """Return the bound for the responses of a process; None if they must be fresh."""
         bound = None if process is not None and process == self.spared else self.bound
         bounds = [each for each in (bound, self.lag) if each is not None]
         return max(bounds, default=None)
@@ -49,7 +49,7 @@ class Scope:
 
 @dataclass(slots=True)
 class Tally:
-    """The counts of one fault, its calm before and after included.
+    """The counts of one fault, including the calm before and after it.
 
     Attributes:
         reads: versions of jobs that were checked: by a poll each, or many at once by their ids.
@@ -101,7 +101,7 @@ class Tally:
         """
         bound = scope.bound_for(process)
         for finding in findings:
-            # Where the feed may lag, a client stays with one process, or says what it has seen.
+            # Where the feed may lag, a client stays with one process or sends its minimum version.
             step_back = finding.kind is Kind.BACKWARD and scope.lag is not None
             if is_excused(finding, bound) and not step_back:
                 self.bounded[finding.kind] += 1
@@ -117,7 +117,7 @@ class Tally:
 
 
 def total(tallies: Sequence[Tally]) -> Tally:
-    """The sum of several."""
+    """Return the sum of several tallies."""
     whole = Tally()
     for one in tallies:
         for name in (

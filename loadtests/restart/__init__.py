@@ -1,1 +1,1 @@
-"""A rolling restart under load: what those who wait for jobs notice of it."""
+"""A rolling restart under load, and its effect on waiting clients."""

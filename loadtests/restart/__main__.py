@@ -1,4 +1,4 @@
-"""One command: processes of the service restarted in turn, while clients wait.
+"""Restart the processes of the service in turn while clients wait.
 
 python -m loadtests.restart --backend redis --clients 60
 """
@@ -27,7 +27,7 @@ _JOBS = 12
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run it. Returns 1 if a client noticed more than a lost connection, else 0."""
+    """Run it; return 1 if a client noticed more than a lost connection, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.restart",
         description=__doc__,
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def complaints(report: Report) -> list[str]:
-    """What makes it a failure, in sentences."""
+    """Return the reasons why it is a failure, as sentences."""
     found = list(report.failures)
     for status, took in report.endings:
         if status != 0:
@@ -64,7 +64,7 @@ def complaints(report: Report) -> list[str]:
 
 
 def in_words(report: Report) -> str:
-    """All of it."""
+    """Return the report as text."""
     delays = sorted(report.delays)
     late = f"{statistics.median(delays):.3f} s median, {delays[-1]:.3f} s at most" if delays else ""
     took = ", ".join(f"{seconds:.1f}" for _, seconds in report.endings)
@@ -83,6 +83,6 @@ def _end(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    # An end in order, so that no server is left behind.
+    # Stop in order, so that no server is left behind.
     signal.signal(signal.SIGTERM, _end)
     sys.exit(main(sys.argv[1:]))

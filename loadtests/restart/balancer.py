@@ -1,4 +1,4 @@
-"""A TCP load balancer: new connections go in turn to the processes that it takes to be there."""
+"""A TCP load balancer: new connections go in turn to the processes that it considers alive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process of the service, stopped as a deployment stops it, and started again."""
+"""A process of the service that is stopped and started again, as in a deployment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OURS = ("JOBCACHE_", "DATABASE_URL", "REDIS_URL", "COVERAGE_")
 
 
 class NodeFailed(Exception):  # noqa: N818 - says what is the matter
-    """A process did not start, ended by itself, or cut clients off; with its last words."""
+    """A process did not start, ended, or disconnected clients; the message has its last output."""
 
 
 class Node:
@@ -47,12 +47,12 @@ class Node:
         self._stack = contextlib.ExitStack()
 
     def start(self) -> None:
-        """Start it, and wait for nothing."""
+        """Start it without waiting."""
         process = Process([sys.executable, "-m", "app", "serve"], self._environment)
         self._process = self._stack.enter_context(process)
 
     async def wait_until_ready(self) -> None:
-        """Return once it says that it is."""
+        """Return once it reports that it is ready."""
         deadline = time.monotonic() + _START
         async with httpx.AsyncClient(base_url=f"http://{HOST}:{self.port}", timeout=5) as http:
             while self._process.alive and time.monotonic() < deadline:
@@ -63,7 +63,7 @@ class Node:
         raise NodeFailed(f"a process is not ready:\n{self._process.last_words()}")
 
     async def end(self) -> tuple[int | None, float]:
-        """Ask it to end. Returns its status, None if it had to be killed, and what it took.
+        """Stop it; return its status (None if it had to be killed) and the seconds that it took.
 
         Raises:
             NodeFailed: it had ended before, or did not answer a request that it held.
@@ -84,5 +84,5 @@ class Node:
         return status, took
 
     def close(self) -> None:
-        """End it if it runs."""
+        """Stop it if it is running."""
         self._stack.close()

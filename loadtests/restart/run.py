@@ -1,7 +1,7 @@
-"""Processes restarted one after the other, while clients wait for jobs and workers report.
+"""Restarts processes in turn, while clients wait for jobs and workers report.
 
-A job's end comes while a process is away, or after the last one is back: a quarter of the jobs
-each. Who waits for it is wherever the balancer has put them.
+Jobs end while a process is away, or after the last one is back: a quarter of the jobs each. The
+balancer decides which process a client waits at.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _OK = 200
 
 @dataclass
 class Report:
-    """What came of it.
+    """The result of a rolling restart.
 
     Attributes:
         endings: of each process that was ended: its status (None: killed), and the seconds.
@@ -57,7 +57,7 @@ class Report:
 
 
 class _Work:
-    """One external job, with its worker and whoever waits for it."""
+    """One external job, with its worker and its waiting clients."""
 
     def __init__(self, url: str, job_id: int, report: Report) -> None:
         self._url = url
@@ -68,7 +68,7 @@ class _Work:
         self.version = 0
 
     async def work(self) -> None:
-        """Report, until it is time to finish."""
+        """Report progress until it is time to finish."""
         async with (
             asyncio.timeout(_WITHIN),
             httpx.AsyncClient(base_url=self._url, timeout=10) as http,
@@ -95,7 +95,7 @@ class _Work:
             return
 
     async def wait(self) -> None:
-        """Wait for its end, and note whatever is wrong with what was seen of it."""
+        """Wait for the end of the job, and record everything that is wrong."""
         versions: list[int] = []
 
         def note(job: Job) -> None:
@@ -122,7 +122,7 @@ class _Work:
 async def run(
     settings: Mapping[str, str], *, processes: int = 3, jobs: int = 12, waiting: int = 3
 ) -> Report:
-    """Run it.
+    """Run the rolling restart.
 
     Args:
         settings: environment variables of the service: backend, database, Redis.
@@ -177,7 +177,7 @@ async def _restart(
 
 
 async def _rendering(url: str, number: int) -> list[int]:
-    """Jobs of an external renderer, being rendered."""
+    """Return jobs with an external renderer that are being rendered."""
 
     async def make(jobs: AsyncJobs, client: int) -> int:
         job = await jobs.create(f"client-{client}", "A fox crosses a river.", renderer="external")
