@@ -106,11 +106,10 @@ class Ways:
         for way in WAYS:
             if cold:
                 await cache.invalidate(progress_key(cold))
-            before = self.matched[way], self.judged[way], cache.statistics.snapshot()
+            before = self.matched[way], self.judged[way], cache.info().counters
             answers[way] = await self.ask(way, request)
-            after: Any = cache.statistics.snapshot()
-            reads: Any = before[2]
-            counts[way] = after["total_requests"] - reads["total_requests"]
+            after = cache.info().counters
+            counts[way] = after.total_requests - before[2].total_requests
             # There are two requests: END is the second.
             matched = 0 if way == "route" else 2
             assert self.matched[way] - before[0] == matched, (way, "examined once", request)
