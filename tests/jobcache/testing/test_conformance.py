@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
+from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.redis import backend as redis_backend
+from jobcache.errors import CacheUnavailable
+from jobcache.protocol.backend import Entry
 from jobcache.testing import conformance
 from jobcache.testing.conformance import Check, Subject
 from jobcache.testing.simulation import GUARDS
@@ -83,6 +89,78 @@ async def test_a_script_without_a_guard_is_found_out(
     monkeypatch.setattr(redis_backend, "_lua", broken_lua)
     failing = await _failing(lambda: RedisSubject(redis_url))
     assert guard.replace(" ", "_").replace("'", "") in failing
+
+
+def test_a_failure_says_what_was_expected_and_found_in_any_test_framework() -> None:
+    """In a program of its own: pytest rewrites the assertions of what it imports."""
+    program = """
+import asyncio
+from jobcache.backends.memory import MemoryBackend
+from jobcache.testing import conformance
+
+class Forgetful(MemoryBackend):
+    async def publish(self, key, token, entry):
+        held = await self.get(key)
+        published = await super().publish(key, token, entry)
+        if held is not None and entry is not None and held.version > entry.version:
+            self.drop([key])
+        return published
+
+class Subject:
+    def __init__(self):
+        self.backend = Forgetful()
+    async def evict(self, key):
+        self.backend.drop_all()
+    async def elapse(self, seconds):
+        raise NotImplementedError
+
+check = next(check for check in conformance.CHECKS if check.__name__ == "a_newer_entry_stays")
+try:
+    asyncio.run(check(Subject()))
+except AssertionError as error:
+    print(error)
+"""
+    result = subprocess.run(
+        [sys.executable, "-O", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert (
+        result.stdout
+        == """a_newer_entry_stays: A slow reader's older version changes nothing.
+expected the entry of version 3, found None
+what the check did:
+   1. lease('k', 'first') -> LeaseResult.ACQUIRED
+   2. publish('k', 'first', the entry of version 3) -> PublishResult.STORED
+   3. publish('k', 'r', the entry of version 2) -> PublishResult.KEPT
+   4. get('k') -> None
+"""
+    )
+
+
+async def test_a_failure_says_where_two_entries_differ() -> None:
+    class Renaming(MemoryBackend):
+        def _get(self, key: str) -> Entry | None:
+            found = super()._get(key)
+            return found and replace(found, owner="somebody")
+
+    check = next(
+        each for each in conformance.CHECKS if each.__name__ == "a_large_body_is_kept_whole"
+    )
+    with pytest.raises(AssertionError) as raised:
+        await check(MemorySubject(Renaming))
+    assert "its owner: expected 'acme', found 'somebody'" in str(raised.value)
+    assert len(str(raised.value)) < 1000, "nobody wants to see the whole body"
+
+
+async def test_an_operation_that_raises_is_told_with_what_led_to_it() -> None:
+    class Broken(MemoryBackend):
+        async def fence(self, key: str, token: str) -> None:
+            raise CacheUnavailable("the disk is full")
+
+    check = next(each for each in conformance.CHECKS if each.__name__ == "a_writer_warms_the_cache")
+    with pytest.raises(CacheUnavailable) as raised:
+        await check(MemorySubject(Broken))
+    (note,) = raised.value.__notes__
+    assert "1. fence('k', 'w') raised CacheUnavailable('the disk is full')" in note
 
 
 async def test_the_same_suite_finds_nothing_in_a_whole_backend(redis_url: str) -> None:
