@@ -148,12 +148,14 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert "License-Expression: MIT\n" in text
     assert "Author: the jobcache authors\n" in text
-    for extra in ("client", "redis"):
+    for extra in ("client", "memcached", "redis"):
         assert f"Provides-Extra: {extra}\n" in text
 
 
-@pytest.mark.parametrize("backend", ["redis", "tiered"])
-def test_a_missing_extra_is_named(user: Path, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("backend", "extra"), [("memcached", "memcached"), ("redis", "redis"), ("tiered", "redis")]
+)
+def test_a_missing_extra_is_named(user: Path, backend: str, extra: str) -> None:
     program = f"""
 from jobcache import CacheSettings, SettingsError
 from jobcache.backends.registry import make_backend
@@ -162,7 +164,7 @@ try:
 except SettingsError as error:
     print(error)
 """
-    assert "pip install 'jobcache[redis]'" in run_python(user, program)
+    assert f"pip install 'jobcache[{extra}]'" in run_python(user, program)
 
 
 def test_the_client_names_its_extra(user: Path) -> None:

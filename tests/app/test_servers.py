@@ -162,7 +162,8 @@ async def test_over_a_unix_socket_it_ends_in_order_as_well(tmp_path: Path) -> No
     "server",
     [
         *("uvicorn", "uvicorn, a factory", "gunicorn", "gunicorn, preloaded", "fastapi run"),
-        pytest.param("uvicorn, 2 workers", marks=pytest.mark.long),  # uvicorn waits for a minute
+        # uvicorn's parent pings a worker that has ended, and waits for its health check's timeout.
+        pytest.param("uvicorn, 2 workers", marks=pytest.mark.long),
         pytest.param("uvicorn, h11", marks=pytest.mark.long),
         pytest.param("gunicorn, 2 workers", marks=pytest.mark.long),
     ],
