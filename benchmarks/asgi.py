@@ -1,4 +1,4 @@
-"""An ASGI application as it is served: one uvicorn worker, in a process of its own."""
+"""An ASGI application served by one uvicorn worker, in its own process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PAUSE = 0.02  # seconds between two looks
 
 
 class Uvicorn:
-    """Serves what a factory makes; entering starts it, leaving ends it.
+    """Serves the application of a factory; entering starts it, leaving stops it.
 
     Args:
         factory: module and function, as `module:function`.
@@ -46,16 +46,16 @@ class Uvicorn:
 
     @property
     def pid(self) -> int:
-        """The process id."""
+        """Return the process id."""
         return self._process.pid
 
     def wait_until_it_listens(self) -> None:
-        """Return once it takes connections."""
+        """Return once it accepts connections."""
         wait_for_listener(self.port, self._process)
 
 
 def wait_for_listener(port: int, process: Process) -> None:
-    """Return once a process takes connections on a port of loopback."""
+    """Return once a process accepts connections on a port of loopback."""
     deadline = time.monotonic() + _START
     while not _listens(port):
         assert process.alive, process.last_words()

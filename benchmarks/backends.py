@@ -1,4 +1,4 @@
-"""The table of backends that every benchmark and load test runs over. A new one is a line here."""
+"""The table of backends for benchmarks and load tests; a new backend is a line here."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _LIVE = 5.0  # seconds for a feed to become live
 
 @asynccontextmanager
 async def ready_backend(name: str, redis_url: str) -> AsyncGenerator[CacheBackend]:
-    """The backend as the service wires it, guard included, ready for use in the running loop.
+    """Return a backend as the service creates it, guard included, ready in the running loop.
 
     Args:
         name: one of `NEEDS_REDIS`.
-        redis_url: a server of the benchmark's own; left alone by backends that need none.
+        redis_url: a private server; unused by backends that need none.
     """
     backend = make_backend(CacheSettings(backend=name, redis_url=redis_url))
     try:
@@ -46,7 +46,7 @@ async def ready_backend(name: str, redis_url: str) -> AsyncGenerator[CacheBacken
         if isinstance(backend, SupportsHealth):
             assert backend.condition().available, f"no Redis at {redis_url}"
         if isinstance(backend, SupportsTiers) and isinstance(backend, SupportsChangeFeed):
-            async with asyncio.timeout(_LIVE):  # its local tier is not asked before
+            async with asyncio.timeout(_LIVE):  # before that it does not use its local tier
                 while (feed := backend.feed()) is None or not feed.live:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
         yield backend

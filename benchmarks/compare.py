@@ -1,15 +1,15 @@
-"""Compare two runs, and name what got slower beyond the noise.
+"""Compare two runs, and list the subjects that got slower beyond the noise.
 
     python -m benchmarks.compare benchmarks/results/OLD.json benchmarks/results/latest.json
 
-Where a section has a reference, such as a dictionary or a plain ASGI function, it is the ratio to
-it that is compared, turn by turn: two runs meet two different machines, or one machine with other
-work. With `--absolute`, and where there is none, the figures themselves.
+Where a section has a reference, such as a dictionary or a plain ASGI function, the ratios to it are
+compared, turn by turn, because the machine differs between two runs. With `--absolute`, and without
+a reference, the figures themselves are compared.
 
-Slower means: the medians are further apart than the middle halves of both are wide, and than
-`--floor`. Only what is ours is judged. Peers and limits do not change from one commit to the next,
-so what they seem to have changed by is what the machine did, and stands below as a measure of it.
-Ends with 1 if anything got slower, and with 2 if the files do not tell.
+Slower means: the medians differ by more than the interquartile ranges of both, and by more than
+`--floor`. Only jobcache is judged. Peers and limits do not change between commits, so their
+differences show how the machine has changed. The exit status is 1 if anything got slower, and 2 if
+the files cannot be compared.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Change:
     Attributes:
         section: its title.
         subject: its name, and where it stands on the scale.
-        cost: what it costs now, over what it did: above 1 is slower.
-        noise: how far from 1 that may be without meaning anything.
+        cost: the new cost divided by the old one: above 1 is slower.
+        noise: how far from 1 the cost may be by chance.
         relative: True if it was the ratio to the reference that was compared.
         ours: False for peers and limits.
     """
@@ -54,19 +54,19 @@ class Change:
 
     @property
     def slower(self) -> bool:
-        """True if it got slower beyond the noise."""
+        """Return True if it got slower beyond the noise."""
         return self.cost > 1 + self.noise
 
     @property
     def faster(self) -> bool:
-        """True if it got faster beyond the noise."""
+        """Return True if it got faster beyond the noise."""
         return 1 / self.cost > 1 + self.noise
 
 
 def changes(
     old: Run, new: Run, *, floor: float = _FLOOR, absolute: bool = False
 ) -> Iterator[Change]:
-    """What became of every subject that is in both runs.
+    """Return the change of every subject that is in both runs.
 
     Raises:
         NoResults: there is none.
@@ -109,7 +109,7 @@ def _same(one: Series, section: Section) -> Series | None:
 def _relative(
     section: Section, before: Series, now: Section, after: Series
 ) -> tuple[Series, Series] | None:
-    """Both as ratios to their run's reference; None if there is none to compare with."""
+    """Return both as ratios to their run's reference, or None if there is none."""
     if section.reference in {"", before.subject} or section.reference != now.reference:
         return None
     then = _same(replace(before, subject=section.reference), section)
@@ -123,7 +123,7 @@ def _relative(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what changed. Returns the exit status."""
+    """Print the changes; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare",
         description=__doc__,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Benchmark(Protocol):
-    """What is used here of pytest-benchmark's fixture, which has no types."""
+    """The used part of pytest-benchmark's fixture, which has no types."""
 
     group: str | None
     extra_info: dict[str, Any]
@@ -33,19 +33,19 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
-    """Say where the numbers come from."""
+    """Add the origin of the figures."""
     output_json["surroundings"] = surroundings()
 
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
-    """A Redis-compatible server of our own."""
+    """Provide a private Redis-compatible server."""
     with RedisServer() as server:
         yield server.url
 
 
 @pytest.fixture
 def runner() -> Iterator[asyncio.Runner]:
-    """The kind of event loop the service has."""
+    """Provide an event loop of the kind that the service uses."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
         yield loop

@@ -1,6 +1,6 @@
-"""The least a web server can do: the same bytes to everybody, with the headers of a poll.
+"""A plain ASGI function that sends the bytes and headers of a poll from a constant.
 
-It shows how fast the load generator can be, and what a poll costs that is not the service's doing.
+It shows the speed of the load generator, and the cost of a poll without the service.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _OF_THE_SERVER = {b"date", b"server"}  # which sends them itself
 
 
 def make() -> ASGIApp:
-    """An ASGI application, for `uvicorn --factory`."""
+    """Return the ASGI application, for `uvicorn --factory`."""
     headers, body = _HEADERS, DOCUMENT.body
     if _ANSWER in os.environ:
         head, _, body = base64.b64decode(os.environ[_ANSWER]).partition(b"\n\n")
@@ -50,10 +50,10 @@ def make() -> ASGIApp:
 
 @contextlib.contextmanager
 def constant_server(answer: httpx.Response | None = None) -> Generator[Uvicorn, None, None]:
-    """Run it under uvicorn, in a process of its own.
+    """Run the function under uvicorn, in its own process.
 
     Args:
-        answer: a poll's, whose body and headers are sent; None: ones like it.
+        answer: the response to a poll, whose body and headers are sent; None: similar ones.
     """
     environment = {}
     if answer is not None:

@@ -1,4 +1,4 @@
-"""A job's status document of the usual size, for what measures without the service."""
+"""A job's status document of the usual size, for measurements without the service."""
 
 from jobcache import Document
 

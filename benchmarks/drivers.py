@@ -1,4 +1,4 @@
-"""What asks over HTTP: wrk where it is installed, or else processes of our own generator."""
+"""HTTP load generators: wrk if it is installed, otherwise processes of `benchmarks.generator`."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ Request = tuple[str, str]
 
 _PERCENTS = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9, 100)
 _SCRIPT = Path(__file__).with_name("wrk.lua")
-_PATIENCE = 30.0  # seconds beyond the time asked for
+_PATIENCE = 30.0  # seconds beyond the requested time
 
 
 class DriverMissing(Exception):  # noqa: N818 - says what is the matter
-    """There is no such load generator here."""
+    """The load generator is not installed."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What one load came to.
+    """The result of one load.
 
     Attributes:
         per_second: answers, all of them 200 or 304.
@@ -45,7 +45,7 @@ class Pace:
         bytes: of one answer, head included, on average.
         latency_ms: by percentile.
         busy: the part of the time, from 0 to 1, that the generator was computing. With one thread,
-            close to 1 means that it was the generator that set the pace.
+            close to 1 means that the generator was the bottleneck.
     """
 
     per_second: float
@@ -64,7 +64,7 @@ class Driver(Protocol):
     def load(
         self, port: int, requests: Sequence[Request], *, connections: int, seconds: float
     ) -> Pace:
-        """Ask a port of loopback for so many seconds, the requests in turn.
+        """Send the requests in turn to a port of loopback, for the given seconds.
 
         Raises:
             WrongAnswer: an answer was neither 200 nor 304, or there was none.
@@ -76,7 +76,7 @@ class Driver(Protocol):
 
 
 def driver(name: str = "") -> Driver:
-    """A load generator by its name: `wrk`, `processes`, or the best that is installed.
+    """Return a load generator by its name: `wrk`, `processes`, or the best that is installed.
 
     Raises:
         DriverMissing: it is not installed.
@@ -107,7 +107,7 @@ class Wrk:
     def load(
         self, port: int, requests: Sequence[Request], *, connections: int, seconds: float
     ) -> Pace:
-        """See `Driver`. wrk knows whole seconds only."""
+        """Send requests with wrk, for a whole number of seconds."""
         whole = max(1, ceil(seconds))
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
             file.write("".join(f"{path}\t{header}\n" for path, header in requests))
@@ -138,7 +138,7 @@ class Wrk:
 
 
 class Processes:
-    """So many processes of the generator in `benchmarks.generator`."""
+    """Several processes of `benchmarks.generator`."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -161,7 +161,7 @@ class Processes:
     def load(
         self, port: int, requests: Sequence[Request], *, connections: int, seconds: float
     ) -> Pace:
-        """See `Driver`."""
+        """Send requests from all processes, and add up their results."""
         raw = [get(path, header) for path, header in requests]
         each = [len(range(number, connections, self._count)) for number in range(self._count)]
         under_way = [self._pool.submit(load, port, raw, seconds, count) for count in each if count]

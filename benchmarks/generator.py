@@ -1,8 +1,8 @@
-"""A load generator that costs less than what it measures.
+"""A load generator that costs less than the service that it measures.
 
-Every connection sends its request, reads the whole answer, and sends its request again. Prepared
-bytes go out and nothing of an answer is parsed but what is needed to know that it is whole and
-right; a client library would need more time for a poll than the service does.
+Every connection sends its request, reads the whole response, and sends its request again. The bytes
+of a request are prepared, and a response is parsed only enough to know that it is complete and
+correct. A client library would need more time for a poll than the service.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 _OK = b"HTTP/1.1 200 "
 _NOT_MODIFIED = b"HTTP/1.1 304 "
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
-_PATIENCE = 20.0  # seconds beyond the time asked for, after which an answer will not come
+_PATIENCE = 20.0  # seconds beyond the requested time, after which a response counts as lost
 
 
 class WrongAnswer(Exception):  # noqa: N818 - says what is the matter
-    """An answer that is neither 200 with a length nor 304, or a connection closed without one."""
+    """A response that is neither 200 with a length nor 304, or a closed connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one run came to.
+    """The result of one run.
 
     Attributes:
-        answers: how many, all of them 200 or 304.
-        received: bytes of them, heads included.
-        latencies_ms: how long each took, in order of their coming.
-        seconds: from the first request to the last answer.
-        busy: the part of that time, from 0 to 1, that this process was computing. Close to 1, it
-            was the generator that set the pace.
+        answers: the number of responses, all of them 200 or 304.
+        received: the bytes of all responses, heads included.
+        latencies_ms: the duration of each request, in order of arrival.
+        seconds: from the first request to the last response.
+        busy: the part of that time, from 0 to 1, that this process was computing. Close to 1, the
+            generator was the bottleneck.
     """
 
     answers: int
@@ -53,12 +53,12 @@ class Load:
 
     @property
     def per_second(self) -> float:
-        """Answers per second."""
+        """Return the responses per second."""
         return self.answers / self.seconds
 
 
 def get(path: str, header: str = "") -> bytes:
-    """The bytes of a request for `path`, with a header or none."""
+    """Return the bytes of a GET request for `path`, with an optional header."""
     line = f"{header}\r\n" if header else ""
     return f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{line}\r\n".encode()
 
@@ -66,14 +66,14 @@ def get(path: str, header: str = "") -> bytes:
 def load(
     port: int, requests: Sequence[bytes], seconds: float, connections: int | None = None
 ) -> Load:
-    """Send requests to `port` on loopback for so many seconds.
+    """Send requests to `port` on loopback for the given seconds.
 
     Args:
-        port: where.
-        requests: each connection begins with another one, and goes through them in turn. `%d` in
-            one is a number, another one each time.
-        seconds: for so long.
-        connections: how many; None: one for each request, which it repeats.
+        port: the port.
+        requests: each connection begins with another request, and sends them in turn. `%d` in a
+            request is replaced by a new number each time.
+        seconds: the duration.
+        connections: the number of connections; None: one for each request, which it repeats.
 
     Raises:
         WrongAnswer: an answer was neither 200 nor 304.
@@ -116,7 +116,7 @@ async def _load(port: int, loops: Sequence[Iterator[bytes]], seconds: float) -> 
 
 
 class _Meter:
-    """What the connections of one run share."""
+    """The state that the connections of one run share."""
 
     def __init__(self, connections: int, finished: asyncio.Future[None]) -> None:
         self.latencies_ms: list[float] = []
@@ -129,7 +129,7 @@ class _Meter:
         self.running = False
 
     def leave(self) -> None:
-        """A connection has its last answer."""
+        """Count a connection that has received its last response."""
         self._asking -= 1
         if self._asking == 0 and not self.finished.done():
             self.finished.set_result(None)
@@ -156,7 +156,7 @@ class _Connection(asyncio.Protocol):
         self._transport.write(next(self._requests))
 
     def data_received(self, data: bytes) -> None:
-        # Head and body may come apart, or in any pieces.
+        # Head and body may arrive separately, or in any pieces.
         received = self._received + data if self._received else data
         head, whole_head, body = received.partition(b"\r\n\r\n")
         if not whole_head:

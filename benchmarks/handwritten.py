@@ -1,7 +1,7 @@
-"""What one would write without a cache: a FastAPI route, and the SELECT of a poll.
+"""A FastAPI route without a cache, as one would write it by hand.
 
-Its statement, its document and its pool are those of the service, so what the service takes more
-is what its cache, its validators and its limits cost where nothing is cached.
+It uses the statement, the document and the pool of the service. The difference to the service is
+the cost of the cache, the validators and the limits where nothing is cached.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Jobs:
         self._select = select(*(column for column in jobs.c if column is not jobs.c.storyboard))
 
     async def body(self, job_id: int) -> bytes:
-        """A job's document, as a poll returns it."""
+        """Return a job's document, as a poll returns it."""
         async with self._engine.connect() as connection:
             result = await connection.execute(self._select.where(jobs.c.id == job_id))
             row = result.one_or_none()
@@ -44,13 +44,13 @@ class Jobs:
         return job_document(Job(**values | {"status": Status(values["status"])})).body
 
     async def document(self, job_id: int) -> dict[str, Any]:
-        """The same, parsed."""
+        """Return a job's document as a dictionary."""
         document: dict[str, Any] = json.loads(await self.body(job_id))
         return document
 
 
 def make() -> FastAPI:
-    """The application, for `uvicorn --factory`."""
+    """Return the application, for `uvicorn --factory`."""
     app = FastAPI()
     stored = Jobs(os.environ[DATABASE])
 

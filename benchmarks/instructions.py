@@ -1,14 +1,14 @@
-"""How many instructions the hottest paths take, as callgrind counts them.
+"""Count the instructions of the hottest paths with callgrind.
 
     python -m benchmarks.instructions           # compare with what is stored
     python -m benchmarks.instructions --store   # store
 
-Counts repeat where times do not. Each path is run with N and with 2 N operations, and the
-difference of the counts, over N, is what one operation takes: starting Python is in both. Hashes
-are not seeded at random, and the cache's tokens play no part in a hit.
+Counts repeat where times do not. Each path runs with N and with 2 N operations. The difference of
+the counts divided by N is the cost of one operation, because both contain the start of Python.
+Hashes have a fixed seed, and a hit uses no random tokens.
 
 Stored counts hold for one interpreter on one kind of machine; with another, nothing is compared.
-Ends with 1 if a path takes over 2 % more than is stored, and with 2 if it cannot be told.
+The exit status is 1 if a path takes over 2 % more than stored, and 2 if it cannot be compared.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class NoCount(Exception):  # noqa: N818 - says what is the matter
 
 
 async def hit(count: int) -> None:
-    """Hits of a `JobCache` on memory, in a coroutine."""
+    """Run hits of a `JobCache` on memory, in a coroutine."""
     from benchmarks.document import DOCUMENT  # noqa: PLC0415 - each path loads what it needs only
     from jobcache import JobCache, Lifetimes  # noqa: PLC0415
     from jobcache.backends.memory import MemoryBackend  # noqa: PLC0415
@@ -68,7 +68,7 @@ async def hit(count: int) -> None:
 
 
 async def poll(count: int) -> None:
-    """Poll hits of the ASGI application, called as a server calls it."""
+    """Run poll hits of the ASGI application, called as a server calls it."""
     from app.jobs.cache_keys import progress_key  # noqa: PLC0415
     from app.main import create_app  # noqa: PLC0415
     from app.settings import Settings  # noqa: PLC0415
@@ -86,7 +86,7 @@ async def poll(count: int) -> None:
         cache = app.state.services.cache
 
         async def load() -> Any:  # noqa: ANN401 - a document
-            # one that lasts: callgrind takes longer than an entry of a moving job is fresh
+            # a terminal status: under callgrind, an entry of an active job would expire
             return replace(DOCUMENT, status="completed")
 
         await cache.read(progress_key(41), load)
@@ -127,7 +127,7 @@ async def poll(count: int) -> None:
 
 
 async def decode(count: int) -> None:
-    """Reading an entry from the bytes that Redis holds."""
+    """Decode entries from the bytes in Redis."""
     from benchmarks.document import DOCUMENT  # noqa: PLC0415
     from jobcache import Lifetimes  # noqa: PLC0415
     from jobcache.protocol.codec import decode as decoded  # noqa: PLC0415
@@ -140,7 +140,7 @@ async def decode(count: int) -> None:
 
 
 def _settle() -> None:
-    """Leave what is there to no collection of garbage: one more or less would be seen."""
+    """Exclude existing objects from garbage collection, because one more collection would show."""
     gc.collect()
     gc.freeze()  # as the service does
 
@@ -154,10 +154,10 @@ PATHS: dict[str, tuple[Callable[[int], Awaitable[None]], int]] = {
 
 
 def counted(name: str, count: int) -> int:
-    """The instructions of a process that does `count` operations of a path.
+    """Return the instructions of a process that does `count` operations of a path.
 
     Raises:
-        NoCount: callgrind did not tell.
+        NoCount: callgrind reported no count.
     """
     valgrind = shutil.which("valgrind")
     if valgrind is None:
@@ -188,7 +188,7 @@ def _told(name: str, count: int, *under: str) -> str:
 
 
 def measured(names: Sequence[str], scale: float = 1.0) -> dict[str, float]:
-    """Instructions of one operation, by path.
+    """Return the instructions of one operation, by path.
 
     Args:
         names: of the paths.
@@ -199,7 +199,7 @@ def measured(names: Sequence[str], scale: float = 1.0) -> dict[str, float]:
     """
     sizes = {name: max(1, round(PATHS[name][1] * scale)) for name in names}
     for name in names:
-        _told(name, 1)  # so that none of those that are counted compiles a module
+        _told(name, 1)  # so that no counted process compiles a module
     runs = [(name, times * sizes[name]) for name in names for times in (1, 2)]
     with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
         counts = dict(zip(runs, pool.map(lambda run: counted(*run), runs), strict=True))
@@ -209,7 +209,7 @@ def measured(names: Sequence[str], scale: float = 1.0) -> dict[str, float]:
 
 
 def whereabouts() -> dict[str, str]:
-    """What counts depend on beside the project."""
+    """Return the conditions that counts depend on, besides the project."""
     valgrind = shutil.which("valgrind")
     if valgrind is None:
         raise NoCount("valgrind is not installed")
@@ -226,7 +226,7 @@ def whereabouts() -> dict[str, str]:
 
 
 def compared(stored: dict[str, float], found: dict[str, float]) -> list[str]:
-    """A sentence for each path that takes more than is stored."""
+    """Return a sentence for each path that takes more than stored."""
     return [
         f"{name} takes {found[name]:,.0f} instructions, {found[name] / before - 1:.1%} more "
         f"than the {before:,.0f} that are stored"
@@ -236,7 +236,7 @@ def compared(stored: dict[str, float], found: dict[str, float]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Count. Returns the exit status."""
+    """Count, compare or store; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.instructions",
         description=__doc__,

@@ -1,4 +1,4 @@
-"""The driver: subjects take turns, so that whatever else the machine does meets all alike."""
+"""Lets subjects take turns, so that other work on the machine affects all of them equally."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured.
+    """A measured subject. `Series` explains the attributes that are not explained here.
 
     Attributes:
-        name: see `Series`.
-        kind: see `Series`.
-        how: see `Series`.
-        once: one turn of it. Returns its sample and, by name, further figures.
-        x: see `Series`.
-        samples: see `Series`; filled by `turn`.
-        details: see `Series`.
+        name: its name.
+        kind: its role in the comparison.
+        how: how it is set up.
+        once: takes one turn; returns its sample and, by name, further figures.
+        x: its position on the section's scale.
+        samples: one for each turn; filled by `turn`.
+        details: further figures of each turn.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Subject:
     details: dict[str, list[Any]] = field(default_factory=dict)
 
     async def turn(self, *, counts: bool = True) -> None:
-        """Take one turn; one that does not count is for warming up."""
+        """Take one turn; a turn that does not count is for warming up."""
         sample, details = await self.once()
         if counts:
             self.samples.append(sample)
@@ -47,14 +47,14 @@ class Subject:
 
     @property
     def series(self) -> Series:
-        """What was measured."""
+        """Return the measured series."""
         return Series(self.name, self.kind, self.how, self.samples, self.x, self.details)
 
 
 async def take_turns(subjects: Sequence[Subject], turns: int) -> list[Series]:
     """Measure all subjects once in each turn, each turn beginning with another one.
 
-    The first turn warms up connections and whatever else comes with use, and does not count.
+    The first turn warms up connections and caches, and does not count.
     """
     for number, one in _order(subjects, turns + 1):
         await one.turn(counts=number > 0)
@@ -62,7 +62,7 @@ async def take_turns(subjects: Sequence[Subject], turns: int) -> list[Series]:
 
 
 def _order(subjects: Sequence[Subject], turns: int) -> Iterator[tuple[int, Subject]]:
-    # Whoever comes second finds the processor's caches as the first has left them.
+    # A subject finds the processor's caches as the one before it has left them.
     for number in range(turns):
         start = number % len(subjects) if subjects else 0
         for one in [*subjects[start:], *subjects[:start]]:
@@ -72,7 +72,7 @@ def _order(subjects: Sequence[Subject], turns: int) -> Iterator[tuple[int, Subje
 def cost(
     operations: int, work: Callable[[], Awaitable[object]]
 ) -> Callable[[], Awaitable[tuple[float, dict[str, Any]]]]:
-    """A turn that does `operations` in one go, and whose sample is microseconds for each."""
+    """Return a turn that does `operations` at once; its sample is the microseconds of each."""
 
     async def once() -> tuple[float, dict[str, Any]]:
         gc.collect()

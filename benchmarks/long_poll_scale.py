@@ -1,13 +1,14 @@
-"""Thousands of polls held with `Prefer: wait`: does each get its update, how soon, at what cost.
+"""Hold thousands of polls with `Prefer: wait`: delay and cost of their updates.
 
-One process of the service holds them all, several for each job. Updates come at a steady rate, each
-of another job, whoever still waits. A waiter that is answered asks again at once, with the version
-it was given. Timed is what a user would feel: from the moment the writer has its acknowledgement to
-the moment the waiter has its answer, 0 if that came first. Memory is the growth of the process from
-before the first request is held, divided by how many are.
+One process of the service holds all requests, several for each job. Updates of the jobs come at a
+steady rate. A waiter that gets a response asks again at once, with the version that it received.
+The measured delay is what a user notices: from the acknowledgement of the writer to the response of
+the waiter, or 0 if the response came first. Memory is the growth of the process since before the
+first request, divided by the number of requests.
 
-With `--backend memory` the process that holds is written to. With `redis` and `tiered` another one
-is, on the same database and Redis, so that what wakes the waiters is the feed.
+With `--backend memory` the updates go to the process that holds the requests. With `redis` and
+`tiered` they go to another process on the same database and Redis, so the change feed wakes the
+waiters.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _PROMPT = "A cat sits on a mat. A dog runs over a hill."
 
 
 class Wrong(Exception):  # noqa: N818 - says what is the matter
-    """Something answered as it never should, or not at all."""
+    """A response was wrong, or there was none."""
 
 
 class _Wire(asyncio.Protocol):
@@ -90,7 +91,7 @@ class _Wire(asyncio.Protocol):
 
 @dataclass
 class Seen:
-    """What clients have seen of one job.
+    """What the clients have received of one job.
 
     Attributes:
         acknowledged: of each update its version, and when it was sent and acknowledged.
@@ -115,7 +116,7 @@ class Seen:
 
 
 class Waiters:
-    """Clients that hold a poll each, of the jobs in turn, and hold the next when it is answered."""
+    """Clients that each wait with a poll, of the jobs in turn, and repeat it after a response."""
 
     def __init__(self, port: int, versions: dict[int, int]) -> None:
         self._port = port
@@ -125,7 +126,7 @@ class Waiters:
         self.failures: list[str] = []
 
     async def come(self, count: int) -> None:
-        """Connect, and begin to wait."""
+        """Connect, and start to wait."""
         door = asyncio.Semaphore(_AT_ONCE)
         jobs = cycle(self._versions)
 
@@ -164,7 +165,7 @@ class Waiters:
 
 
 class Writer:
-    """Reports progress of the jobs, in an order of chance, at a steady rate."""
+    """Reports progress of the jobs, in random order, at a steady rate."""
 
     def __init__(self, port: int, waiters: Waiters, jobs: Sequence[int], seed: int) -> None:
         self._port = port
@@ -177,7 +178,7 @@ class Writer:
         self.took: list[float] = []
 
     async def write(self, rate: float, seconds: float) -> None:
-        """So many updates a second, sent when they are due."""
+        """Send updates when they are due, at the given rate."""
         began = time.perf_counter()
         async with asyncio.timeout(seconds + _PATIENCE), asyncio.TaskGroup() as updates:
             for number in range(round(rate * seconds)):
@@ -232,7 +233,7 @@ def _wait(job: int, version: int) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What was measured.
+    """The result of a run.
 
     Attributes:
         held: requests held at the same time.
@@ -261,7 +262,7 @@ class Result:
     held_kb: float
 
     def broken(self) -> list[str]:
-        """Which limits do not hold, in words."""
+        """Return the limits that were not kept, as sentences."""
         p99 = percentile(self.delays_ms, 99)
         found = [f"wrong answer: {failure}" for failure in self.failures[:5]]
         if self.missed or not self.delays_ms:
@@ -274,18 +275,18 @@ class Result:
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The least of the sorted values that so many percent do not exceed; 0 if there are none."""
+    """Return the percentile of sorted values; 0 if there are none."""
     if not ordered:
         return 0.0
     return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)]
 
 
 async def run(options: argparse.Namespace, holds: Service, written: Service) -> Result:
-    """Hold, update, and see who is told."""
+    """Hold the requests, send the updates, and record the responses."""
     versions = written.rendering(options.jobs, _PROMPT)
     process: int = holds.stats()["process"]
     for job in versions:
-        holds.call("GET", f"/api/v2/jobs/{job}")  # so that its memory holds every entry before
+        holds.call("GET", f"/api/v2/jobs/{job}")  # so that its memory contains every entry before
     before = resident(process)
     waiters = Waiters(holds.port, versions)
     writer = Writer(written.port, waiters, list(versions), options.seed)
@@ -328,7 +329,7 @@ async def _held(service: Service, count: int) -> None:
 
 
 async def _told(waiters: Waiters) -> None:
-    # what a waiter has not been told by then counts as missed
+    # an update that has not arrived by then counts as missed
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline:
         if all(None not in seen.answered() for seen in waiters.seen.values()):
@@ -342,7 +343,7 @@ def _interruptions(service: Service) -> int | None:
 
 
 def report(result: Result, backend: str) -> list[str]:
-    """The figures, as a table."""
+    """Return the figures as a table."""
     delays, spans, writes = result.delays_ms, result.spans_ms, result.writes_ms
     due = len(delays) + result.missed
     cuts = result.interruptions
@@ -377,7 +378,7 @@ def _allow_files(count: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run it and print the table. Returns the exit status."""
+    """Run the measurement and print its table; return the exit status."""
     options = _parser().parse_args(arguments)
     around, load = surroundings(), os.getloadavg()[0]
     _allow_files(options.held + _OTHER_FILES)

@@ -1,4 +1,4 @@
-"""What every published number carries: when, on what, and of which commit it was taken."""
+"""The origin of published figures: date, machine and commit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def surroundings() -> dict[str, str]:
-    """Date, machine, Python and commit, in words."""
+    """Return date, machine, Python and commit as text."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
@@ -29,7 +29,7 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    # It only looks: a lock could fail somebody else's git command at the same moment.
+    # Without a lock, which could make another git command fail at the same moment.
     describe = ["describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
     try:
         done = subprocess.run(  # noqa: S603 - a constant command

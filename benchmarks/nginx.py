@@ -1,6 +1,6 @@
-"""nginx before the service, keeping every answer for a second: the usual remedy, and its limit.
+"""nginx in front of the service, with a cache of one second: the usual remedy.
 
-Its answers are up to a second old, and it is told to overlook that polls are private.
+Its responses are up to a second old, and it is configured to cache private responses.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ http {{
 
 
 def nginx_program() -> str | None:
-    """Where nginx is; None if it is not installed."""
+    """Return the path of nginx, or None if it is not installed."""
     return shutil.which("nginx", path=_ON_PATH)
 
 
 @contextmanager
 def micro_cache(program: str, service: int) -> Generator[int, None, None]:
-    """Run nginx before the port of a service. Gives its own port."""
+    """Run nginx in front of a service's port; yield the port of nginx."""
     with tempfile.TemporaryDirectory(prefix="jobcache-nginx-") as place:
         port = free_port()
         file = Path(place) / "nginx.conf"

@@ -1,12 +1,13 @@
-"""A steady load: so many polls and writes a second, sent when they are due, whoever still waits.
+"""An open-loop load: polls and writes at a fixed rate, sent when they are due.
 
-A client that waits for its answer before it asks again asks less while the service is slow, and so
-leaves the slow part out of its percentiles. Here nothing slows the load down. The rate is to be one
-that the machine carries with ease: what is measured is the service then, not a queue before it.
+A closed-loop client waits for its response before it sends the next request. So it sends less while
+the service is slow, and its percentiles omit the slow part (coordinated omission). Here nothing
+slows the load down. Choose a rate that the machine handles easily, to measure the service and not
+a queue.
 
-Every answer is checked: its version must not be below the highest that was acknowledged to a
-writer, or seen in another answer, before the poll was sent. Polls carry no `If-None-Match`, which
-would tell the service what they have seen.
+Every response is checked: its version must not be lower than any version that was acknowledged to a
+writer, or received by another client, before the poll was sent. Polls have no `If-None-Match`,
+because it would name the version that the client has seen.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
 _VERSION = re.compile(rb'\r\netag: "(\d+)-', re.IGNORECASE)
 _HIT = re.compile(rb"\r\ncache-status: jobcache; hit", re.IGNORECASE)
-_PATIENCE = 20.0  # seconds for one answer
-_KEPT = 2.0  # seconds that a connection is kept unused: fewer than the service keeps it
+_PATIENCE = 20.0  # seconds for one response
+_KEPT = 2.0  # seconds that an idle connection is kept: fewer than in the service
 _LOST = (OSError, EOFError, TimeoutError)
 
 UNANSWERED = 599

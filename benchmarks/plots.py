@@ -19,7 +19,7 @@ _COLOURS = {"ours": "#1b6ca8", "peer": "#c06c2b", "tuned peer": "#e0b48a", "limi
 
 
 def draw(run: Run, place: Path, plotted: Mapping[str, Sequence[str]]) -> list[str]:
-    """Draw what is asked for of each section, by its name. Returns the names of the files."""
+    """Draw the requested plots of each section; return the names of the files."""
     place.mkdir(parents=True, exist_ok=True)
     drawn = []
     with mpl.rc_context():

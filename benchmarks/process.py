@@ -42,7 +42,7 @@ class Child(Protocol):
 
 
 class Process:
-    """A program in a directory of its own, which is removed with it.
+    """A program in its own directory, which is removed afterwards.
 
     Args:
         command: the program and its arguments.
@@ -75,7 +75,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """False once it has ended by itself."""
+        """Return False once it has ended by itself."""
         return self._child.poll() is None
 
     def wait(self, seconds: float) -> int:

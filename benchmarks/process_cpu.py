@@ -1,4 +1,4 @@
-"""What a process has used: memory, and time of the processor."""
+"""Memory and processor time of a process."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 
 def resident(process: int) -> int:
-    """Bytes of memory that a process has in use."""
+    """Return the resident memory of a process in bytes."""
     pages = Path(f"/proc/{process}/statm").read_text("ascii").split()[1]
     return int(pages) * resource.getpagesize()
 
 
 def processor_seconds(process: int) -> float:
-    """Seconds of processor time that all threads of a process have had.
+    """Return the processor time of all threads of a process, in seconds.
 
-    To the nanosecond where the kernel tells, or else to the hundredth of a second.
+    The resolution is a nanosecond if the kernel provides it, otherwise a hundredth of a second.
     """
     with suppress(OSError, ValueError, IndexError):
         tasks = Path(f"/proc/{process}/task").iterdir()

@@ -1,8 +1,8 @@
-"""What a run of the benchmarks has found: how it is kept in JSON, and how two series compare.
+"""Results of the benchmarks: their form in JSON, and the comparison of two series.
 
 A run has sections, a section has series, a series has one sample for each turn. All series of a
-section took the same turns, so the ratio of two is taken turn by turn: a machine that grows slower
-does so for both.
+section took the same turns, so ratios are taken turn by turn: if the machine slows down, it does so
+for both series.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FORMAT = 1
 
 
 class NoResults(Exception):  # noqa: N818 - says what is the matter
-    """The file does not hold what was asked for."""
+    """The file does not contain the requested result."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Series:
 
     Attributes:
         subject: its name.
-        kind: what it is to the comparison.
-        how: how it is set up, in words.
+        kind: its role in the comparison.
+        how: how it is set up.
         samples: one for each turn, in the unit of the section.
         x: where it stands on the section's scale, in sections that have one.
         details: further figures, each a list with one item for each turn.
@@ -49,12 +49,12 @@ class Series:
 
     @property
     def median(self) -> float:
-        """Of the samples."""
+        """Return the median of the samples."""
         return median(self.samples)
 
     @property
     def noise(self) -> float:
-        """How far the middle half of the samples is apart, as a part of the median."""
+        """Return the interquartile range of the samples, divided by the median."""
         if len(self.samples) < 2 or not self.median:
             return 0.0
         first, _, third = quantiles(self.samples, n=4, method="inclusive")
@@ -125,7 +125,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Missing:
-    """A subject that could not be measured here, and why."""
+    """A subject that could not be measured here, and the reason."""
 
     subject: str
     reason: str
@@ -164,22 +164,22 @@ class Run:
 
 
 def ratios(one: Series, other: Series) -> list[float]:
-    """`one` over `other`, turn by turn."""
+    """Return the ratios of `one` to `other`, turn by turn."""
     return [mine / its for mine, its in zip(one.samples, other.samples, strict=True)]
 
 
 def spread(values: Sequence[float], style: str) -> str:
-    """Median, lowest and highest, in words."""
+    """Return median, lowest and highest as text."""
     return f"{median(values):{style}} ({min(values):{style}} to {max(values):{style}})"
 
 
 def rows(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
+    """Return a Markdown table."""
     return [f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines]]
 
 
 def save(run: Run, path: Path) -> None:
-    """Write it, as JSON."""
+    """Write a run as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"format": _FORMAT, **asdict(run)}
     path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")

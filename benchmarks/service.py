@@ -1,4 +1,4 @@
-"""The service as its users run it: a process of its own, started with `python -m app serve`."""
+"""The service as users run it: a process started with `python -m app serve`."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ class Service:
         raise ServiceFailed(f"the service is not ready:\n{self._process.last_words()}")
 
     def stats(self) -> dict[str, Any]:
-        """The document of `/api/v2/cache/stats`."""
+        """Return the document of `/api/v2/cache/stats`."""
         return self.call("GET", "/api/v2/cache/stats")
 
     def call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
-        """One request, and the JSON that answers it.
+        """Send a request; return the JSON of the response.
 
         Raises:
             ServiceFailed: the answer was not a success.

@@ -1,4 +1,4 @@
-"""From results to what people read: `RESULTS.md`, and the plots beside it.
+"""Render results as `RESULTS.md` and plots.
 
     python -m benchmarks.tables benchmarks/results/latest.json --write
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).with_name("RESULTS.md")
 PLOTS = Path(__file__).with_name("plots")
 
-_BUSY = 0.9  # of a generator that may have been too slow to tell
+_BUSY = 0.9  # of a load generator that may have been the bottleneck
 _KINDS = {
     "ours": "ours",
     "peer": "peer",
@@ -181,7 +181,7 @@ def write(run: Run) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Render a run. Returns the exit status."""
+    """Render a run; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
     parser.add_argument("results", type=Path)
     parser.add_argument("--write", action="store_true", help="RESULTS.md and the plots")

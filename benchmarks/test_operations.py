@@ -1,4 +1,4 @@
-"""What one operation of the cache costs, by backend.
+"""The cost of one operation of the cache, by backend.
 
 A round is many operations in one coroutine, so that starting the loop does not count.
 """
@@ -39,7 +39,7 @@ every_keeping_backend = pytest.mark.parametrize(
 
 
 async def load() -> Document:
-    """A source that costs nothing."""
+    """Return a document at no cost."""
     return DOCUMENT
 
 

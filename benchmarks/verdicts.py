@@ -1,4 +1,4 @@
-"""What must hold, as ratios within one run, and whether it does."""
+"""The goals, as ratios within one run, and whether they are reached."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ FLAT = 1.15
 
 @dataclass(frozen=True)
 class Verdict:
-    """One thing that must hold.
+    """The result for one goal.
 
     Attributes:
-        claim: what, in words.
-        limit: of the figure, in words.
-        figure: what was found, in words.
-        holds: None if it was not measured.
+        claim: the goal, as text.
+        limit: the limit of the figure, as text.
+        figure: the measured figure, as text.
+        holds: whether the goal is reached; None if it was not measured.
         margin: by how much, as a part of the limit; below 0 if it does not hold; None where there
             is no more or less.
     """
@@ -38,7 +38,7 @@ class Verdict:
 
     @property
     def words(self) -> str:
-        """The verdict, in words."""
+        """Return the verdict as text."""
         if self.holds is None:
             return "not measured"
         verdict = "holds" if self.holds else "DOES NOT HOLD"
@@ -46,7 +46,7 @@ class Verdict:
 
 
 def verdicts(run: Run) -> list[Verdict]:
-    """All of them, in the order in which they are numbered."""
+    """Return all verdicts, in the order of their numbers."""
     found = []
     for claim, check in _CLAIMS:
         try:

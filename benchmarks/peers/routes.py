@@ -1,7 +1,7 @@
 """The FastAPI applications in which peers cache the answer to a poll.
 
 All load from the same database as `benchmarks.handwritten`, and keep what they have loaded for an
-hour. None of them is coherent: what they cached stays as it is until it expires.
+hour. None of them is coherent: a cached value stays until it expires.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ENTRIES = 10_000
 
 
 def make() -> FastAPI:
-    """The application, for `uvicorn --factory`."""
+    """Return the application, for `uvicorn --factory`."""
     app = FastAPI()
     _MAKERS[os.environ[ROUTE]](app, Jobs(os.environ[DATABASE]), os.environ[REDIS])
     return app

@@ -68,7 +68,7 @@ ROUTES = {
 
 
 def absent() -> list[Missing]:
-    """The peers that cannot be imported here, and why."""
+    """Return the peers that cannot be imported here, and the reasons."""
     found = []
     for package, module in MODULES.items():
         try:

@@ -1,1 +1,1 @@
-"""What is measured, a file for each kind of work. Every section is a function that returns it."""
+"""The sections of the results, a module for each kind of work."""

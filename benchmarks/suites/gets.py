@@ -1,4 +1,4 @@
-"""Gets from Redis: 64 tasks at once, and one after the other."""
+"""Gets from Redis, by 64 concurrent tasks and by one."""
 
 from __future__ import annotations
 

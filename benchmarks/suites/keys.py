@@ -1,13 +1,13 @@
-"""What a hit costs, and how much memory an entry takes, by how many there are.
+"""The cost of a hit and the memory of an entry, by the number of keys.
 
     python -m benchmarks.suites.keys --counts 100,1000000
 
-In a process of its own, which ends with a section of the results as JSON: what a million entries
-leave behind must not weigh on what is measured after it.
+It runs in its own process and prints a section of the results as JSON, because a million entries
+would affect later measurements.
 
-A hit is asked for in two ways. Of a hundred keys, however many there are: what grows then is the
-work. Of all keys in an order of chance: what grows then is also how often the processor finds
-neither key nor entry in its own caches, which is so for every dictionary; one stands beside it.
+Hits are measured in two ways. With the same hundred keys, only the work could grow with the number
+of keys. With all keys in random order, misses of the processor's caches grow too, as in every
+dictionary; a dictionary is measured beside it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _STEPS = 20_000  # during eviction, and during expiry
 
 
 class Clock:
-    """A monotonic clock that can be put forward."""
+    """A monotonic clock that can be set forward."""
 
     def __init__(self) -> None:
         self.ahead = 0.0

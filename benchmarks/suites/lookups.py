@@ -1,4 +1,4 @@
-"""A hit inside one coroutine: `JobCache` beside other caches and a dictionary."""
+"""Hits inside one coroutine: `JobCache` beside other caches and a dictionary."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def _nothing(key: str) -> str:
 
 
 async def load() -> Document:
-    """A source that costs nothing."""
+    """Return a document at no cost."""
     return DOCUMENT
 
 

@@ -1,4 +1,4 @@
-"""What one operation costs on every backend, as pytest-benchmark measures it."""
+"""The cost of one operation on every backend, measured by pytest-benchmark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole polls over HTTP: every server runs at once, and they take turns."""
+"""Whole polls over HTTP: all servers run at the same time and take turns."""
 
 from __future__ import annotations
 

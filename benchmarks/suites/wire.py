@@ -1,7 +1,7 @@
-"""A poll hit through our own protocol without sockets: what is ours of a poll's cost.
+"""Poll hits through the service's protocol class, without sockets.
 
-What the kernel and the loop do for a connection, which is most of it where few of them wake the
-process up each time, is left out.
+This measures the service's own part of a poll. The work of the kernel and the event loop for a
+connection is left out; with few connections it is most of the cost.
 """
 
 from __future__ import annotations
