@@ -147,7 +147,7 @@ class MemoryBackend:
         return found if isinstance(found, Entry) else None
 
     async def lease(self, key: str, token: str) -> Entry | LeaseResult:
-        """Take the lease of an empty cell; leave any other and tell what it holds."""
+        """Take the lease of an empty cell; leave any other cell and return its content."""
         step = table.lease(self._cell(key), token)
         self._carry_out(key, step)
         return step.result
@@ -157,7 +157,7 @@ class MemoryBackend:
         self._carry_out(key, table.fence(self._cell(key), token))
 
     async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
-        """Hand over a committed version, or withdraw; what is too large is not kept."""
+        """Publish a committed version, or withdraw; an entry that is too large is not kept."""
         step = table.publish(self._cell(key), token, entry)
         return step.result if self._carry_out(key, step) else PublishResult.REMOVED
 

@@ -1,4 +1,4 @@
-"""A backend that keeps nothing: every read is a load. The baseline, and the way to switch off."""
+"""A backend that keeps nothing. Every read is a load: for comparisons, and to disable caching."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ if TYPE_CHECKING:
 
 
 class NullBackend:
-    """Always misses, and accepts everything."""
+    """A backend of cells that are always empty."""
 
     name = "null"
 
     async def get(self, key: str) -> Entry | None:  # noqa: ARG002 - the contract's names
-        """Nothing."""
+        """Return None."""
         return None
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:  # noqa: ARG002
-        """Nothing."""
+        """Return no entries."""
         return {}
 
     async def lease(self, key: str, token: str) -> Entry | LeaseResult:  # noqa: ARG002
-        """Granted to everyone: what is published under it is not kept."""
+        """Grant the lease to everyone: nothing that is published under it is kept."""
         return LeaseResult.ACQUIRED
 
     async def fence(self, key: str, token: str) -> None:
-        """There is nothing to keep from being served."""
+        """Do nothing: no entry could be served."""
 
     async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:  # noqa: ARG002
-        """Not kept."""
+        """Drop the entry."""
         return PublishResult.NOTHING
 
     async def purge(self, keys: Sequence[str]) -> int:  # noqa: ARG002
-        """There is nothing to drop."""
+        """Return 0: no cell holds anything."""
         return 0
 
     async def purge_all(self) -> int:
-        """There is nothing to drop."""
+        """Return 0: no cell holds anything."""
         return 0
 
     async def aclose(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing: there is nothing to release."""
 
 
 def from_settings(settings: CacheSettings) -> NullBackend:  # noqa: ARG001 - a factory's shape
-    """The factory behind the name "null"."""
+    """Return the backend that is registered as "null"."""
     return NullBackend()

@@ -1,27 +1,30 @@
 """The contract between `JobCache` and the places where entries live.
 
-A backend keeps one *cell* per key. A cell is empty, or holds exactly one of
+A backend keeps one *cell* for each key. A cell is empty, or holds exactly one of these:
 
     a lease    one reader is loading this key from the source
     a fence    writers are about to commit, or have committed, a newer version
     an entry   a committed version, safe to serve
 
-and only the operations below change it. Each is one atomic step for its key: a critical section
-in a process, one script on a server. No operation waits for another caller. A backend may lose
-any cell at any time (eviction, expiry, restart); the protocol stays right when it does, and what
-a lost fence can cost is bounded by the life of an entry.
+Only the operations of `CacheBackend` change a cell. `jobcache.protocol.cell` says what each of them
+makes of what a cell holds. The rest of the contract is here:
 
-Versions come from the source and are the only order trusted here: positive integers below 2**53,
-raised by every committed change, in commit order. Version 0 says that the source knows no such
-document. Tickets are unique strings of ASCII letters and digits, made anew for every load and
+- Each operation is one atomic step for its key: a critical section in a process, a script on a
+  server, a read and a compare-and-set that is tried again. No operation waits for another caller.
+- A backend may lose any cell at any time, by eviction, expiry or restart. Nothing old is served
+  then. What a lost fence can hide is bounded by the lifetime of an entry.
+- Leases, fences and entries expire. An expired cell is an empty cell.
+- Each operation can be repeated with the same arguments without harm. So a client library may
+  retry an operation whose outcome it does not know.
+- A backend that fails raises `CacheError` and nothing else.
+
+Versions come from the source, and are the only order that is trusted: positive integers below
+2**53, raised by every committed change, in commit order. Version 0 says that the source knows no
+such document. Tokens are unique strings of ASCII letters and digits, made anew for every load and
 every write.
 
-Every operation can be repeated with the same arguments without harm, so a client library may
-retry what it does not know the outcome of. A backend that fails raises `CacheError` and nothing
-else.
-
-The protocol is explored, schedule by schedule, in `docs/coherence.md`; a new backend shows that it
-keeps the contract by passing `jobcache.testing.conformance`.
+`docs/coherence.md` explains why this is enough. A new backend shows that it keeps the contract by
+passing `jobcache.testing.conformance`.
 """
 
 from __future__ import annotations
@@ -54,18 +57,18 @@ class Document:
     """One version of a document as the source has committed it.
 
     Attributes:
-        version: its place in the document's history, from 1; 0 with an empty body where the
-            source knows no such document.
-        owner: whose it is. Kept beside the body, so that a hit can be refused without parsing.
+        version: its place in the document's history, from 1; 0 with an empty body if the source
+            knows no such document.
+        owner: the owner. It is kept beside the body, so that a hit can be refused without parsing.
         body: the bytes that answer a poll.
-        status: what its lifetime in the cache is picked by.
-        poll_after: how soon asking again makes sense, in seconds; None when it will not change.
+        status: decides about its lifetime in the cache.
+        poll_after: seconds after which another poll makes sense; None if the document is final.
 
     A `bytearray` or a `memoryview` given as the body is copied.
 
     Raises:
-        InvalidDocument: a field is not of its type, or out of its range. What one backend could
-            keep and another could not is refused before it gets to any.
+        InvalidDocument: a field has a wrong type or is out of its range. Values that only some
+            backends could store are refused for all of them.
     """
 
     version: int
@@ -164,56 +167,56 @@ class Entry:
         return self.version == 0
 
     def past_its_freshness(self) -> Entry:
-        """The same entry, to be served only if the source cannot be asked."""
+        """Return the same entry, to be served only if the source cannot be asked."""
         return replace(self, fresh_ms=-CLOCK_SKEW_MS)  # no age is below that
 
 
 class LeaseResult(Enum):
-    """What `lease` found where there was no entry."""
+    """What `lease` returns if the cell holds no entry."""
 
     ACQUIRED = "nothing"
-    """The cell was empty, and the lease is now the caller's."""
+    """The cell was empty or held the caller's lease, and holds the caller's lease now."""
     HELD = "lease"
-    """Somebody else is loading this key."""
+    """Another reader is loading this key."""
     FENCED = "fence"
-    """Writers are at work: what is loaded now is not to be stored."""
+    """Writers are at work. What is loaded now must not be stored."""
 
 
 class PublishResult(Enum):
     """What `publish` did."""
 
     STORED = "stored"
-    """The entry is in the cell and will be served."""
+    """The cell holds the entry, which will be served."""
     PROLONGED = "prolonged"
     """The cell held this version already; its lifetime starts anew."""
     KEPT = "kept"
-    """The cell holds a newer version, which stays."""
+    """The cell stays as it is: it holds a newer version, or there is nothing to withdraw."""
     FENCED = "fenced"
-    """Other writers still stand in the fence; the last of them decides."""
+    """Other writers have not left the fence; the last of them decides."""
     REMOVED = "removed"
-    """The cell held what may be older, and is empty now."""
+    """The cell is empty now: what it held may be older, or was withdrawn."""
     NOTHING = "nothing"
-    """The cell was empty, and stays so: the token's lease or fence has been lost."""
+    """The cell was empty and stays empty: the token's lease or fence was lost."""
 
 
 class CacheBackend(Protocol):
-    """Where cells live. See the module's docstring for what holds of every operation."""
+    """Where cells live. The module's docstring says what holds for every operation."""
 
     @property
     def name(self) -> str:
         """A short name for people: "memory", "redis"."""
 
     async def get(self, key: str) -> Entry | None:
-        """The entry at `key`; None where there is none, whatever else the cell holds.
+        """Return the entry at `key`, or None if the cell is empty or holds something else.
 
         Raises:
-            UnreadableCell: the cell holds something no backend of this version wrote. A backend
-                that cannot tell may return None: `lease` will tell.
+            UnreadableCell: no backend of this version wrote what the cell holds. A backend that
+                cannot tell may return None, because `lease` will tell.
             CacheUnavailable: the store did not answer.
         """
 
     async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
-        """The entries at `keys`, without those that have none or an unreadable one.
+        """Return the entries at `keys`, without the keys that have none or an unreadable one.
 
         Each cell is read atomically; the batch as a whole is not.
 
@@ -222,67 +225,60 @@ class CacheBackend(Protocol):
         """
 
     async def lease(self, key: str, token: str) -> Entry | LeaseResult:
-        """Take the lease of an empty cell; otherwise leave the cell and say what it holds.
+        """Take the lease of an empty cell; leave any other cell and return its content.
 
-        A caller who finds its own lease there holds it: `LeaseResult.ACQUIRED`. The lease is lost
-        after a few seconds, or after the time that `SupportsLeaseTime` was told of.
+        A lease shows other readers that one of them is loading the key, and lets its holder store
+        the loaded entry. It is lost after a few seconds, or after the time that was given to
+        `SupportsLeaseTime`.
 
         Raises:
-            UnreadableCell: as for `get`; the cell is left as it is.
+            UnreadableCell: as for `get`; the cell stays as it is.
             CacheUnavailable: the store did not answer; the lease may have been taken.
         """
 
     async def fence(self, key: str, token: str) -> None:
-        """From now on nothing in this cell is served until every token has left the fence.
+        """Serve nothing from this cell until every token has left the fence.
 
-        An entry, a lease or an unreadable cell is replaced by a fence with this one token, whose
-        floor is the entry's version, else 0. A standing fence takes the token in, and keeps its
-        deadline: a writer that died cannot hold up a busy key for longer than one fence lives.
+        A writer fences before it commits. If another writer's fence stands already, the token
+        enters that fence, which keeps its deadline: otherwise a writer that died could hold up a
+        busy key for ever.
 
         Raises:
             CacheUnavailable: the store did not answer; the fence may stand.
         """
 
     async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
-        """Hand over a committed version, or withdraw (`entry` None: nothing was committed).
+        """Publish a committed version, or withdraw: with None, nothing was committed.
 
-        What is done depends on the cell:
-
-        - the token's own lease: the entry is stored; a withdrawal empties the cell;
-        - another's lease: removed, for its holder may have loaded an older version; a
-          withdrawal leaves it;
-        - a fence: its floor is raised to the entry's version and the token leaves it. The last
-          one out stores the entry if it is not below the floor, else empties the cell;
-        - an older entry: removed. The same version: stored again, with a new lifetime. A newer
-          one: left. A withdrawal leaves any;
-        - an unreadable cell: removed, for nobody can say that it is not older;
-        - nothing: left empty.
-
-        An entry with `keep_ms` 0 is never kept: where it would be stored, the cell is emptied.
+        The entry is stored only over the lease of `token`, or by the last token that leaves a
+        fence, and never over a newer version. Everywhere else it only removes what may be older.
+        An entry with `keep_ms` 0 removes in the same way, and is never stored. An entry that the
+        store has no room for is not stored either; the result is then `REMOVED`.
 
         Raises:
-            CacheUnavailable: the store did not answer; any of the above may have happened.
+            CacheUnavailable: the store did not answer; the entry may have been published.
         """
 
     async def purge(self, keys: Sequence[str]) -> int:
-        """Empty these cells, but for fences, which stay. Returns how many held something to drop.
+        """Empty these cells, but for fences, and return how many cells were emptied.
 
-        Atomic per key only.
+        Leases end as well, so a load that began before the purge stores nothing. Each cell is
+        emptied atomically; the batch as a whole is not.
 
         Raises:
-            CacheUnavailable: the store did not answer; some may have been dropped.
+            CacheUnavailable: the store did not answer; some cells may have been emptied.
         """
 
     async def aclose(self) -> None:
-        """Let go of connections and memory. Safe to call twice."""
+        """Release connections and memory. Safe to call twice."""
 
 
 @runtime_checkable
 class SupportsPeek(Protocol):
-    """A backend whose entries can be read without waiting, in this very turn of the loop."""
+    """A backend whose entries can be read without waiting."""
 
     def peek(self, key: str) -> Entry | None:
-        """As `CacheBackend.get`, synchronously."""
+        """Return the entry at `key`, or None, in this turn of the event loop."""
 
 
 @runtime_checkable
@@ -315,13 +311,13 @@ class SupportsCallbackGetMany(Protocol):
 
 @runtime_checkable
 class SupportsDiscard(Protocol):
-    """A backend whose cells can be emptied without waiting, in this very turn of the loop."""
+    """A backend whose cells can be emptied without waiting."""
 
     def drop(self, keys: Sequence[str]) -> int:
-        """As `CacheBackend.purge`, synchronously."""
+        """Purge these cells in this turn of the event loop."""
 
     def drop_all(self) -> int:
-        """As `SupportsPurgeAll.purge_all`, synchronously."""
+        """Purge every cell, fences too, in this turn of the event loop."""
 
 
 @runtime_checkable
@@ -331,10 +327,11 @@ class SupportsPurgeAll(Protocol):
     async def purge_all(self) -> int:
         """Empty every cell of the namespace, fences too, as an eviction would.
 
-        Takes as long as there are keys to look at. So nobody sets it a deadline: it raises by
-        itself when the store does not answer one of its steps.
+        This takes time for each key, so no caller sets a deadline: the operation itself raises
+        when the store does not answer one of its steps. Entries that are stored meanwhile may stay.
 
-        Returns how many cells were dropped. What is stored meanwhile may stay.
+        Returns:
+            How many cells were emptied.
 
         Raises:
             CacheUnavailable: the store did not answer. Some cells may have been dropped.
@@ -346,7 +343,7 @@ class SupportsNamespaceOwner(Protocol):
     """A backend in whose store a service with another source may use the same keys."""
 
     def identify(self, source_id: str) -> None:
-        """From now on, refuse a store that belongs to another source. To be called before `start`.
+        """Refuse a store that belongs to another source from now on; called before `start`.
 
         Args:
             source_id: the identity of the source, such as a random id kept in the database. All
@@ -359,35 +356,37 @@ class SupportsPing(Protocol):
     """A backend whose store can be away."""
 
     async def ping(self) -> None:
-        """Return if the store does all that the backend needs; raise `CacheUnavailable` if not."""
+        """Raise `CacheUnavailable` unless the store does all that the backend needs."""
 
 
 @runtime_checkable
 class SupportsSize(Protocol):
-    """A backend that knows how much it holds in this process."""
+    """A backend that keeps cells in this process."""
 
     def size(self) -> tuple[int, int]:
-        """How many cells it holds, and about how many bytes they take."""
+        """Return how many cells there are and about how many bytes they take."""
 
 
 @runtime_checkable
 class SupportsVersionHint(Protocol):
-    """A backend that can be told, without waiting, what its store has yet to hear of."""
+    """A backend that remembers versions for its store while the store does not answer."""
 
     def remember(self, key: str, version: int) -> None:
-        """The source has `version` of `key`; the store could not be asked what it holds.
+        """Note, without waiting, that the source has `version` of `key`.
 
-        From now on this process is given nothing older, and the store is told when it can be.
+        From now on this process reads nothing older. The backend publishes the version once the
+        store answers again.
         """
 
 
 @runtime_checkable
 class SupportsLeaseTime(Protocol):
-    """A backend that can be told how long a lease has to last.
+    """A backend with a configurable lease time.
 
     A lease that is lost before its load has ended keeps the result from being stored. So it lasts
-    as long as a load may take. That costs little where a reader dies: whoever finds its lease
-    waits for a moment, loads, and by its publish removes the lease, so the next reader stores.
+    as long as a load may take. That costs little if its reader dies: the next reader finds the
+    lease, waits for a moment, loads, and removes the lease by its publish. Then readers store
+    again.
 
     Rejected: short leases, which their readers renew. Each slow load would send an operation every
     few seconds, and a renewal that arrives after the lease was lost must not take it anew:
@@ -397,28 +396,28 @@ class SupportsLeaseTime(Protocol):
     """
 
     def set_lease_time(self, seconds: float) -> None:
-        """Have leases that are taken from now on last for `seconds` at least."""
+        """Make new leases last for `seconds` at least."""
 
 
 @runtime_checkable
 class SupportsBodyCheck(Protocol):
-    """A backend that reads cells which another process may have written."""
+    """A backend that reads cells which other processes may have written."""
 
     def set_body_check(self, check: Callable[[str, bytes], object]) -> None:
-        """Have the body of each new entry read, and `check` called with key and body.
+        """Call `check` with key and decoded body of each new entry.
 
-        If its encoding cannot be undone, or `check` raises, the cell is an `UnreadableCell`.
+        If the body cannot be decoded, or `check` raises, the cell is an `UnreadableCell`.
         """
 
 
 @runtime_checkable
 class SupportsClockSteps(Protocol):
-    """A backend that has to know when the wall clock was set back."""
+    """A backend that has to react when the wall clock is set back."""
 
     def clock_set_back(self, latest_ms: int) -> None:
         """Distrust the age of entries that were stored before now.
 
-        They look younger than they are. So each is confirmed by the source before it is served.
+        They look younger than they are. So the source confirms each before it is served.
 
         Args:
             latest_ms: the latest time that the clock has shown.
@@ -427,10 +426,10 @@ class SupportsClockSteps(Protocol):
 
 @runtime_checkable
 class SupportsStart(Protocol):
-    """A backend with something to do before it is used first."""
+    """A backend that needs a start before its first use."""
 
     async def start(self) -> None:
-        """Do it. A store that is away is no error.
+        """Start. A store that does not answer is no error.
 
         Raises:
             NamespaceConflict: the store belongs to another source; see `SupportsNamespaceOwner`.
@@ -438,53 +437,54 @@ class SupportsStart(Protocol):
 
 
 class ChangeListener(Protocol):
-    """What a `ChangeFeed` tells. Synchronous, and quick: the feed waits for it."""
+    """Receives the events of a `ChangeFeed`, which waits for each call: they must be quick."""
 
     def changed(self, keys: Sequence[str]) -> None:
-        """These cells have changed, or may have; each change is told once or more."""
+        """Handle a change of these cells. Each is reported at least once, some without a change."""
 
     def interrupted(self) -> None:
-        """The feed is not live any more: what changes from now on is not told."""
+        """Handle the loss of the feed: changes are not reported from now on."""
 
     def resumed(self) -> None:
-        """The feed is live. Anything may have changed before."""
+        """Handle the return of the feed. Anything may have changed before."""
 
 
 class ChangeFeed(Protocol):
-    """Tells a process which cells of a shared store change, whoever changes them.
+    """Reports to a process which cells of a shared store change.
 
-    A change is told after it was made, by as much as the feed lags, and in the order of changes. A
-    feed that cannot be sure of that is not live, and says so.
+    Changes are reported after they were made, later by the lag of the feed, and in their order. A
+    feed that cannot guarantee this is not live, and reports that too.
     """
 
     @property
     def live(self) -> bool:
-        """Whether all that changes from now on will be told."""
+        """Whether every change from now on will be reported."""
 
     def listen(self, listener: ChangeListener) -> None:
-        """Have `listener` told from now on, after those that have listened for longer."""
+        """Report to `listener` from now on, after the listeners that were added before."""
 
     def start(self) -> None:
-        """Begin, in the running loop. Safe to call again."""
+        """Start in the running event loop. Safe to call again."""
 
     def condition(self) -> FeedStatus:
-        """How it is now."""
+        """Return the present status."""
 
     async def aclose(self) -> None:
-        """End. Safe to call twice."""
+        """Close the feed. Safe to call twice."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeedStatus:
-    """How a feed is.
+    """The status of a change feed.
 
     Attributes:
-        state: "idle" (not started: nobody needs it), "connecting", "live", or "unsupported" (the
-            store has none).
+        state: "idle" (not started, because nobody needs it), "connecting", "live", or
+            "unsupported" (the store has none).
         age: seconds in that state.
         reason: why it is not live, for people; empty while it is, and while nobody needs it.
-        interruptions: how often it has ceased to be live.
-        lag_us: percentiles, in microseconds, of how long its own timed writes took to be told.
+        interruptions: how often it was live and ceased to be.
+        lag_us: percentiles of the lag, in microseconds: of the time from the feed's own heartbeat
+            writes to their reports.
     """
 
     state: Literal["idle", "connecting", "live", "unsupported"]
@@ -496,10 +496,10 @@ class FeedStatus:
 
 @runtime_checkable
 class SupportsChangeFeed(Protocol):
-    """A backend whose store can tell what changes in it."""
+    """A backend whose store reports what changes in it."""
 
     def feed(self) -> ChangeFeed | None:
-        """The one feed of this backend, not started unless it is in use; None if it has none."""
+        """Return the one feed of this backend, or None. It may not have been started yet."""
 
 
 @runtime_checkable
@@ -508,28 +508,28 @@ class SupportsTiers(Protocol):
 
     @property
     def tiers(self) -> tuple[str, str]:
-        """Their names: near, far."""
+        """Their names: local, remote."""
 
 
 @runtime_checkable
 class SupportsHealth(Protocol):
-    """A backend behind a breaker."""
+    """A backend behind a circuit breaker."""
 
     def condition(self) -> Health:
-        """How it is now."""
+        """Return the present health."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How a backend's store is.
+    """The health of a backend's store.
 
     Attributes:
         available: False while the cache is skipped.
         state: "closed" (in use) or "open" (skipped).
         age: seconds in that state.
         reason: why it is not in use, for people; empty while it is.
-        pending: how many keys the store has yet to be told of; they are not read meanwhile.
-            None: all of them.
+        pending: for how many keys operations will be replayed; these keys are not read meanwhile.
+            None: all keys.
     """
 
     available: bool

@@ -88,7 +88,7 @@ class CellStep(NamedTuple, Generic[Result]):
 
 
 def lease(cell: Cell, token: str) -> CellStep[Entry | LeaseResult]:
-    """Take the lease of an empty cell; leave any other cell and tell what it holds.
+    """Take the lease of an empty cell; leave any other cell and return its content.
 
     Raises:
         UnreadableCell: the cell cannot be read. It stays as it is.
@@ -116,7 +116,7 @@ def fence(cell: Cell, token: str) -> CellStep[None]:
 
 
 def publish(cell: Cell, token: str, entry: Entry | None) -> CellStep[PublishResult]:
-    """Hand over a committed version, or withdraw: `entry` None says that nothing was committed."""
+    """Publish a committed version, or withdraw: with None, nothing was committed."""
     if cell is None:
         return CellStep(None, PublishResult.NOTHING, Effect.NONE)
     if isinstance(cell, Entry):
@@ -140,7 +140,7 @@ def _publish_over_entry(cell: Entry, entry: Entry | None) -> CellStep[PublishRes
         return _kept(cell)
     if cell.version == entry.version:
         return _store(entry, PublishResult.PROLONGED)
-    return _removed()  # and not replaced: `entry` may itself be older than what is committed by now
+    return _removed()  # and not replaced: by now an even newer version may be committed
 
 
 def _publish_over_lease(cell: Lease, token: str, entry: Entry | None) -> CellStep[PublishResult]:
