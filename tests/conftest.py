@@ -13,8 +13,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from app.devservers import MemcachedServer, PostgresServer, RedisServer
+from app.devservers.programs import memcached_program
 from jobcache.testing import conformance
 from tests.hanging import describe_tasks
+from tests.installed import require_program
 from tests.pairs import spare_pairs
 from tests.subjects import REDIS_SERVERS, Stores, make_subject
 
@@ -110,19 +112,25 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def memcached_server() -> Iterator[MemcachedServer]:
+    require_program(memcached_program)
     with MemcachedServer() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def stores(
-    memcached_server: MemcachedServer,
+    request: pytest.FixtureRequest,
     postgres: PostgresServer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Stores:
-    """The stores with compare-and-set, running."""
+    """The stores with compare-and-set, running; memcached once a test wants it."""
+
+    def memcached() -> str:
+        url: str = request.getfixturevalue("memcached_server").url
+        return url
+
     sqlite = tmp_path_factory.mktemp("cells") / "cells.db"
-    return Stores(memcached_server.url, f"sqlite+aiosqlite:///{sqlite}", postgres.url())
+    return Stores(memcached, f"sqlite+aiosqlite:///{sqlite}", postgres.url())
 
 
 @pytest.fixture

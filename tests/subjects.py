@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -214,7 +214,7 @@ StoreSubject = DictionarySubject | MemcachedSubject | SqlSubject
 class Stores:
     """Where the stores of `COMPARE_AND_SET` are."""
 
-    memcached: str
+    memcached: Callable[[], str]
     sqlite: str
     postgres: str
 
@@ -223,7 +223,7 @@ class Stores:
         if name == "a dictionary":
             return DictionarySubject()
         if name == "memcached":
-            return MemcachedSubject(self.memcached)
+            return MemcachedSubject(self.memcached())
         subject = SqlSubject(self.sqlite if name.endswith("sqlite") else self.postgres)
         await subject.start()
         return subject

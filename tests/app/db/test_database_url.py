@@ -20,8 +20,9 @@ from app.db.database import Database
 from app.db.errors import DatabaseUnavailable
 from app.db.url import SSL_MODES, read_postgres_url, with_one_host
 from app.devservers import PgBouncerServer, PostgresServer, free_port
+from app.devservers.programs import pgbouncer_program
 from tests.app.db.databases import closed
-from tests.app.pooler import pgbouncer_installed
+from tests.installed import require_program
 
 
 @asynccontextmanager
@@ -142,7 +143,7 @@ def certificate() -> Iterator[Path]:
 def tcp(
     request: pytest.FixtureRequest, postgres: PostgresServer, certificate: Path
 ) -> Iterator[tuple[bool, str]]:
-    pgbouncer_installed()
+    require_program(pgbouncer_program)
     settings = {"listen_addr": "127.0.0.1", "listen_port": str(free_port())}
     if request.param:
         settings |= {

@@ -12,11 +12,12 @@ from sqlalchemy import text
 from app.db.connections import Pooler
 from app.db.database import Database
 from app.devservers import PgBouncerServer, PostgresServer
+from app.devservers.programs import pgbouncer_program
 from app.ops.readiness import Readiness
 from tests.app.db.test_database import closed
-from tests.app.pooler import pgbouncer_installed
 from tests.app.process import serving
 from tests.app.running import Service, Start
+from tests.installed import require_program
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +124,7 @@ async def test_connections_that_are_killed_cost_no_request_that_could_be_repeate
 async def test_a_pooler_that_is_restarted_costs_no_request(
     start: Start, postgres: PostgresServer
 ) -> None:
-    pgbouncer_installed()
+    require_program(pgbouncer_program)
     postgres.create_database("restarted")
     with PgBouncerServer(postgres) as pooler:
         async with start(DATABASE_URL=pooler.url("restarted"), JOBCACHE_BACKEND="null") as service:
@@ -173,7 +174,7 @@ async def test_nothing_that_is_prepared_stays_on_the_connections_of_the_pooler(
 async def test_an_address_that_moves_to_a_pooler_is_noticed(
     start: Start, small: PostgresServer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    pgbouncer_installed()
+    require_program(pgbouncer_program)
     with PgBouncerServer(small, settings={"listen_port": "5432"}) as pooler:
         address = tmp_path_factory.mktemp("a") / "s"
         address.symlink_to(small.socket_directory)

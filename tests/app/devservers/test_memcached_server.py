@@ -11,6 +11,13 @@ import pytest
 
 from app.devservers import MemcachedServer, ServerFailed, ServerMissing, free_port
 from app.devservers import memcached as memcached_module
+from app.devservers.programs import memcached_program
+from tests.installed import require_program
+
+
+@pytest.fixture(autouse=True, scope="module")
+def installed() -> None:
+    require_program(memcached_program)
 
 
 @pytest.fixture

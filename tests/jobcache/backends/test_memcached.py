@@ -13,13 +13,20 @@ import pytest
 import pytest_asyncio
 
 from app.devservers import MemcachedServer
+from app.devservers.programs import memcached_program
 from jobcache import CacheSettings, CacheUnavailable, SettingsError
 from jobcache.backends.compare_and_set import CellTooLarge
 from jobcache.backends.memcached import MemcachedBackend
 from jobcache.backends.registry import make_backend
 from jobcache.protocol.backend import LONGEST_KEY, LeaseResult, PublishResult
 from jobcache.testing.simulation import entry_of
+from tests.installed import require_program
 from tests.subjects import PATIENCE, MemcachedSubject
+
+
+@pytest.fixture(autouse=True, scope="module")
+def installed() -> None:
+    require_program(memcached_program)
 
 
 @pytest_asyncio.fixture

@@ -90,7 +90,7 @@ BROKEN = [IgnoresTheToken, OverwritesAFirstWrite, DeletesAnything, DoesNotSayTha
 
 def broken(name: str, kind: type, stores: Stores) -> StoreSubject:
     if name == "memcached":
-        return MemcachedSubject(stores.memcached, type("B", (kind, MemcachedBackend), {}))
+        return MemcachedSubject(stores.memcached(), type("B", (kind, MemcachedBackend), {}))
     if name == "a dictionary":
         return DictionarySubject(type("B", (kind, DictionaryBackend), {}))
     url = stores.sqlite if name.endswith("sqlite") else stores.postgres
