@@ -1,29 +1,29 @@
-"""Waiters: callers who hold a version of a document, and are told when there is a newer one.
+"""Waiters: callers that have a version of a document and wait for a newer one.
 
-Who waits for the same key shares one watch, and with it one check at a time, however many they
-are. A waiter costs a future and a timer, a watch one timer more; a task runs only while a check
-does.
+All waiters of a key share one *watch*, and its checks: at most one check of a key runs at a time. A
+waiter costs a future and a timer, a watch costs one timer more. A task runs only during a check.
 
-    the feed tells of a change    look at the cell: a newer entry answers the waiters. No entry is
-                                  a fence or a lease: something newer is on its way, and will be
-                                  told, too. If it is not, read as anybody does
-    this process has written      the same, but that nothing is on its way: read at once
-    nothing tells of anything     read every so often: seldom where a report may have been lost,
-                                  more often where nothing reports (no feed, or it is cut)
+    the feed reports a change   look the cell up. A newer entry answers the waiters. A fence or a
+                                lease means that a newer version is on its way, which the feed will
+                                report, too; if it does not, read as any caller does
+    this process has written    the same; but nothing is on its way any more, so read at once
+    no report                   read every few seconds while the feed is live, because a report may
+                                be lost; more often while it is not
 
-A waiter registers first and reads then, so nothing falls between the two:
+A waiter registers first and reads then, so that no version falls between the two:
 
-    A reads v1; W commits v2, and there is nobody to tell; A registers, and waits for v3
+    A reads v1; W commits v2, and there is no waiter to notify; A registers, and waits for v3
 
-What a check finds need be no newer than the check: waiters are answered with what is newer than
-they hold, and what was acknowledged before they came they have read themselves.
+A check may return any version newer than the waiter's. Versions that were acknowledged before the
+waiter came were returned by its own read.
 
-A report that comes while a check runs asks for another one: that one may have looked before.
+A report that comes during a check causes another check, because the first one may have looked
+before the change.
 
-Rejected: to hand the waiters what a write of this process has published, without a look. A waiter
-who came in between may be behind a newer version by then, which another process has acknowledged.
-And a condition variable, or a task, for each waiter: thousands of tasks woken to find out that it
-was another's turn.
+Rejected: giving waiters the documents that a write of this process has published, without a lookup.
+A waiter that came meanwhile may be behind a newer version, which another process has acknowledged.
+Also rejected: a condition variable, or a task, for each waiter. Thousands of tasks would wake up to
+find that the change was of another key.
 """
 
 from __future__ import annotations
@@ -50,40 +50,42 @@ if TYPE_CHECKING:
 
 
 class Timer(Protocol):
-    """Something that will be called."""
+    """A call that is scheduled."""
 
     def cancel(self) -> object:
-        """Not any more."""
+        """Cancel the call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PollIntervals:
-    """How often a key is read that somebody waits for. All times in seconds.
+    """How often a key is read while callers wait for a newer version. All times in seconds.
 
     Attributes:
-        told: at most between two checks where changes are told: one may be lost all the same.
-        untold: about as much where they are not, as long as few keys are waited for.
-        most: checks a second for all keys together where changes are not told, for each may be a
-            load; with more keys each is checked less often, but never less than `told` says.
-        settle: after a report of what is no entry, until it is no longer waited for.
-        random: numbers in [0, 1), which keep checks from coming all together.
+        with_feed: the longest time between two checks while changes are reported.
+        without_feed: the time between two checks while changes are not reported, if few keys are
+            watched.
+        checks_per_second: the most checks of all keys together while changes are not reported,
+            because each may be a load. With more keys each key is checked less often, but at least
+            every `with_feed` seconds.
+        after_report: the time after which a key is read if a report was not followed by an entry.
+        random: numbers in [0, 1), which spread checks over time.
     """
 
-    told: float = 5.0
-    untold: float = 1.0
-    most: float = 200.0
-    settle: float = 0.25
+    with_feed: float = 5.0
+    without_feed: float = 1.0
+    checks_per_second: float = 200.0
+    after_report: float = 0.25
     random: Callable[[], float] = random.random
 
 
 @dataclass(frozen=True, slots=True)
 class Readers:
-    """What a check does, in steps that ask more and more; key, loader and version go in.
+    """Three ways to read a key, each with more effort. Arguments: key, loader, lowest version.
 
     Attributes:
-        peek: the entry that is at hand in this very turn, if it would be served.
-        lookup: the entry that the cache holds, if it would be served; asks no source.
-        read: as `JobCache.read`.
+        peek: returns a hit of this process, without waiting.
+        lookup: returns a hit of the store, without a load.
+        read: reads as `JobCache.read` does.
     """
 
     peek: Callable[[str, Load, int], ReadResult | None]
@@ -92,28 +94,33 @@ class Readers:
 
 
 class Waiter:
-    """Somebody who has a version, and wants a newer one. Made by `Watchers.registered`."""
+    """A caller that has a version and waits for a newer one. Made by `Watchers.registered`.
 
-    __slots__ = ("answered", "version")
+    Attributes:
+        version: the version that the caller has.
+        future: the newer document; None if the time is up.
+    """
+
+    __slots__ = ("future", "version")
 
     def __init__(self, version: int) -> None:
         self.version = version
-        self.answered: asyncio.Future[ReadResult | None] = (
-            asyncio.get_running_loop().create_future()
-        )
+        self.future: asyncio.Future[ReadResult | None] = asyncio.get_running_loop().create_future()
 
-    def answer(self, answer: ReadResult | None) -> None:
-        """Tell it, unless it has been told."""
-        if not self.answered.done():
-            self.answered.set_result(answer)
+    def resolve(self, result: ReadResult | None) -> None:
+        """Set the result, unless the waiter has one."""
+        if not self.future.done():
+            self.future.set_result(result)
 
     def fail(self, error: Exception) -> None:
-        """Tell it why it will not be told."""
-        if not self.answered.done():
-            self.answered.set_exception(error)
+        """Set an error as the result, unless the waiter has one."""
+        if not self.future.done():
+            self.future.set_exception(error)
 
 
 class _Watch:
+    """The waiters of one key, and what will check it next."""
+
     __slots__ = ("again", "check", "key", "load", "timer", "waiters")
 
     def __init__(self, key: str, load: Load) -> None:
@@ -122,7 +129,8 @@ class _Watch:
         self.waiters: set[Waiter] = set()
         self.timer: Timer | None = None
         self.check: asyncio.Task[None] | None = None
-        self.again: bool | None = None  # while a check runs: is another asked for, and a whole one?
+        # During a check: None, or another check is to follow, which may load (True) or not.
+        self.again: bool | None = None
 
     @property
     def min_version(self) -> int:
@@ -133,33 +141,33 @@ class Watchers:
     """The waiters of one `JobCache`.
 
     Args:
-        backend: whose changes are told, if it can tell.
-        looks: what checks do.
-        times: how often.
-        later: calls a function after so many seconds; None: by the running loop's clock.
+        backend: its change feed reports changes, if it has one.
+        readers: read a key in a check.
+        intervals: how often keys are checked.
+        later: calls a function after so many seconds; None: uses the running loop's clock.
 
     Attributes:
-        checks: how many have been made.
+        checks: the number of checks so far.
     """
 
     def __init__(
         self,
         backend: CacheBackend,
-        looks: Readers,
-        times: PollIntervals,
+        readers: Readers,
+        intervals: PollIntervals,
         later: Later | None = None,
     ) -> None:
         self.checks = 0
-        self._readers = looks
-        self._times = times
+        self._readers = readers
+        self._intervals = intervals
         self._call_later = later
         self._watches: dict[str, _Watch] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._stopped = False
         self._backend = backend
         self._feed = backend.feed() if isinstance(backend, SupportsChangeFeed) else None
-        # Cells that can be peeked at, and that no feed reports on, are this process's own.
-        self._alone = self._feed is None and isinstance(backend, SupportsPeek)
+        # Without a feed, a backend with `peek` is in this process, and so are all its writers.
+        self._local = self._feed is None and isinstance(backend, SupportsPeek)
         if self._feed is not None:
             self._feed.listen(self)
 
@@ -181,16 +189,16 @@ class Watchers:
                     if result.entry.version > version:
                         return result
                     try:
-                        return await waiter.answered
+                        return await waiter.future
                     except LoaderLeft:  # a check used the load of a caller who has gone
                         left = until - time.monotonic()
 
     @contextmanager
     def registered(self, key: str, load: Load, version: int, timeout: float) -> Iterator[Waiter]:
-        """A waiter, for as long as the block runs: it is answered, or with None in `timeout` s."""
+        """Register a waiter while the block runs. Resolve it with None after `timeout` seconds."""
         waiter = Waiter(version)
         if self._stopped or not timeout > 0:
-            waiter.answer(None)
+            waiter.resolve(None)
             yield waiter
             return
         if self._feed is not None:
@@ -198,26 +206,26 @@ class Watchers:
         watch = self._watches.get(key)
         if watch is None:
             watch = self._watches[key] = _Watch(key, load)
-            self._arm(watch, self._pause())
+            self._arm(watch, self._interval())
         watch.load = load
         watch.waiters.add(waiter)
-        timer = self._later(timeout, lambda: waiter.answer(None))
+        timer = self._later(timeout, lambda: waiter.resolve(None))
         try:
             yield waiter
         finally:
             timer.cancel()
-            if waiter.answered.done() and not waiter.answered.cancelled():
-                waiter.answered.exception()  # seen, though its own read may have failed first
+            if waiter.future.done() and not waiter.future.cancelled():
+                waiter.future.exception()  # retrieved; nobody may wait for it
             watch.waiters.discard(waiter)
             self._drop_if_unwatched(watch)
 
     def __len__(self) -> int:
-        """How many keys are waited for."""
+        """Return the number of watched keys."""
         return len(self._watches)
 
     @property
     def waiters(self) -> int:
-        """How many wait."""
+        """The number of waiters."""
         return sum(len(watch.waiters) for watch in self._watches.values())
 
     def _drop_if_unwatched(self, watch: _Watch) -> None:
@@ -227,109 +235,117 @@ class Watchers:
             if watch.check is not None:
                 watch.check.cancel()
 
-    # --- what tells of changes ---
+    # --- notifications ---
 
     def notify_written(self, keys: Iterable[str]) -> None:
-        """This process has made changes; nothing of them is on its way any more."""
+        """Check keys that this process has changed; the change is complete."""
         for key in keys:
             watch = self._watches.get(key)
             if watch is None:
                 continue
-            answer = self._readers.peek(key, watch.load, watch.min_version)
-            if answer is None or not self._hand_out(watch, answer):
-                self._check(watch, whole=True)
+            result = self._readers.peek(key, watch.load, watch.min_version)
+            if result is None or not self._resolve(watch, result):
+                self._check(watch, may_load=True)
 
     def changed(self, keys: Sequence[str]) -> None:
-        """See `ChangeListener`."""
+        """Check keys that the feed has reported."""
         if self._watches:
             for key in keys:
                 watch = self._watches.get(key)
                 if watch is not None:
-                    self._check(watch, whole=False)
+                    self._check(watch, may_load=False)
 
     def interrupted(self) -> None:
-        """See `ChangeListener`."""
+        """Check every watched key: the feed reports nothing from now on."""
         self.check_all()
 
     def resumed(self) -> None:
-        """See `ChangeListener`."""
+        """Check every watched key: the feed may have missed changes."""
         self.check_all()
 
     def check_all(self) -> None:
-        """Whatever is waited for may have changed: check it all soon, but not all at once."""
-        spread = self._spread()
+        """Check every watched key soon, spread over time."""
+        spread = self._interval_without_feed()
         for watch in self._watches.values():
             if watch.check is None:
-                self._arm(watch, spread * self._times.random())
+                self._arm(watch, spread * self._intervals.random())
             else:
                 watch.again = True
 
     # --- checks ---
 
-    def _check(self, watch: _Watch, *, whole: bool) -> None:
+    def _check(self, watch: _Watch, *, may_load: bool) -> None:
+        """Start a check, or have one follow the check that runs."""
         if watch.check is not None:
-            watch.again = whole or watch.again is True
+            watch.again = may_load or watch.again is True
             return
         self._disarm(watch)
-        watch.check = asyncio.create_task(self._run(watch, whole=whole))
+        watch.check = asyncio.create_task(self._run(watch, may_load=may_load))
         self._running.add(watch.check)
         watch.check.add_done_callback(self._running.discard)
 
-    async def _run(self, watch: _Watch, *, whole: bool) -> None:
-        be_independent()  # of a load in which this check was asked for
+    async def _run(self, watch: _Watch, *, may_load: bool) -> None:
+        be_independent()  # of the load in which this check was started
         self.checks += 1
-        answer: ReadResult | None = None
+        result: ReadResult | None = None
         try:
-            if whole:
-                answer = await self._readers.read(watch.key, watch.load, watch.min_version)
-            else:
-                answer = await self._readers.lookup(watch.key, watch.load, watch.min_version)
+            read = self._readers.read if may_load else self._readers.lookup
+            result = await read(watch.key, watch.load, watch.min_version)
         except SourceUnavailable:
-            whole = True  # to be asked again, at the usual time
-        except Exception as error:  # noqa: BLE001 - it is the waiters' to handle
+            may_load = True  # the next check comes at the usual time
+        except Exception as error:  # noqa: BLE001 - the waiters handle it
             for waiter in watch.waiters:
                 waiter.fail(error)
         watch.check = None
-        if answer is not None:
-            self._hand_out(watch, answer)
-        self._go_on(watch, settled=whole or answer is not None)
+        if result is not None:
+            self._resolve(watch, result)
+        self._schedule_next(watch, expecting=not may_load and result is None)
 
-    def _go_on(self, watch: _Watch, *, settled: bool) -> None:
-        """After a check: another one now, if it was asked for meanwhile, or later."""
+    def _schedule_next(self, watch: _Watch, *, expecting: bool) -> None:
+        """Check again now if a report came during the last check, else later.
+
+        Args:
+            watch: what was checked.
+            expecting: whether a report was not followed by an entry, so that one is on its way.
+        """
         again, watch.again = watch.again, None
         if self._watches.get(watch.key) is not watch:
             return
         if again is not None:
-            self._check(watch, whole=again)
+            self._check(watch, may_load=again)
         else:
-            self._arm(watch, self._pause() if settled else self._times.settle)
+            self._arm(watch, self._intervals.after_report if expecting else self._interval())
 
-    def _hand_out(self, watch: _Watch, answer: ReadResult) -> bool:
-        """Answer those who have less; False if nobody has."""
-        served = [each for each in watch.waiters if each.version < answer.entry.version]
+    def _resolve(self, watch: _Watch, result: ReadResult) -> bool:
+        """Resolve the waiters that have an older version; return whether there were any."""
+        served = [each for each in watch.waiters if each.version < result.entry.version]
         for waiter in served:
-            waiter.answer(answer)
+            waiter.resolve(result)
         watch.waiters.difference_update(served)
         self._drop_if_unwatched(watch)
         return bool(served)
 
-    # --- times ---
+    # --- intervals ---
 
-    def _pause(self) -> float:
-        told = (self._alone or (self._feed is not None and self._feed.live)) and self._in_use()
-        longest = self._times.told if told else self._spread()
-        return longest * (1 - 0.3 * self._times.random())
+    def _interval(self) -> float:
+        """Return the seconds until the next regular check of a key."""
+        live = self._local or (self._feed is not None and self._feed.live)
+        with_feed = live and self._in_use()
+        longest = self._intervals.with_feed if with_feed else self._interval_without_feed()
+        return longest * (1 - 0.3 * self._intervals.random())
 
-    def _spread(self) -> float:
-        times = self._times
-        return min(times.told, max(times.untold, len(self._watches) / times.most))
+    def _interval_without_feed(self) -> float:
+        intervals = self._intervals
+        at_rate = len(self._watches) / intervals.checks_per_second
+        return min(intervals.with_feed, max(intervals.without_feed, at_rate))
 
     def _in_use(self) -> bool:
         return not isinstance(self._backend, SupportsHealth) or self._backend.condition().available
 
     def _arm(self, watch: _Watch, seconds: float) -> None:
+        """Start a check after so many seconds, in place of the one that is scheduled."""
         self._disarm(watch)
-        watch.timer = self._later(seconds, lambda: self._check(watch, whole=True))
+        watch.timer = self._later(seconds, lambda: self._check(watch, may_load=True))
 
     def _disarm(self, watch: _Watch) -> None:
         if watch.timer is not None:
@@ -344,18 +360,18 @@ class Watchers:
     # --- the end ---
 
     def stop(self) -> None:
-        """Answer all who wait with None, now, and from now on all who would wait."""
+        """Resolve all waiters with None, and all later ones at once."""
         self._stopped = True
         for watch in self._watches.values():
             self._disarm(watch)
             if watch.check is not None:
                 watch.check.cancel()
             for waiter in watch.waiters:
-                waiter.answer(None)
+                waiter.resolve(None)
         self._watches.clear()
 
     async def aclose(self) -> None:
-        """As `stop`; checks under way have ended then."""
+        """Stop, and wait until all running checks have ended."""
         self.stop()
         if self._running:
             await asyncio.wait(self._running)

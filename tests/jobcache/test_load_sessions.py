@@ -164,7 +164,7 @@ async def test_whoever_shared_the_load_of_a_cancelled_request_loads_itself(
 async def test_a_check_does_not_use_the_session_of_a_request_that_has_gone(
     engine: AsyncEngine,
 ) -> None:
-    often = PollIntervals(told=0.02, untold=0.02)
+    often = PollIntervals(with_feed=0.02, without_feed=0.02)
     cache, sessions = JobCache(NullBackend(), poll_intervals=often), async_sessionmaker(engine)
     version, closed = 1, set[int]()
 

@@ -202,7 +202,7 @@ async def test_a_load_that_takes_too_long_leaves_no_lease(quick: Bench) -> None:
 async def test_whoever_waits_for_a_newer_version_outlasts_a_load_that_hangs(
     subject: conformance.Subject,
 ) -> None:
-    often = PollIntervals(told=0.01, untold=0.01, settle=0.01)
+    often = PollIntervals(with_feed=0.01, without_feed=0.01, after_report=0.01)
     bench = Bench(subject, load_timeout=QUICK, poll_intervals=often)
     hanging, away, loaded = Hanging(), False, asyncio.Event()
 

@@ -184,7 +184,7 @@ def version(answer: ReadResult | None) -> int | None:
 @pytest.fixture
 async def bench(request: pytest.FixtureRequest, redis_urls: dict[str, str]) -> AsyncIterator[Bench]:
     async for subject in make_subject(request.param, redis_urls):
-        yield Bench(subject, poll_intervals=PollIntervals(told=0.3, untold=0.05))
+        yield Bench(subject, poll_intervals=PollIntervals(with_feed=0.3, without_feed=0.05))
 
 
 async def wait(bench: Bench, key: str, version: int, seconds: float = LONG) -> ReadResult | None:
@@ -293,7 +293,7 @@ async def test_a_report_of_a_fence_is_followed_by_a_report_or_by_a_read(two: Two
     await two.backend.fence("k", "dead")
     two.feed.changed("k")
     await turns()
-    await two.timers.elapse(EVEN.settle)
+    await two.timers.elapse(EVEN.after_report)
     assert version(await waiter) == 3
 
 
@@ -324,7 +324,7 @@ async def test_a_report_that_is_lost_costs_five_seconds(two: Two) -> None:
     for held in (1, 2, 3):
         waiter = await two.waiter(held)
         await two.other.write("k")  # and nobody tells
-        await two.timers.elapse(EVEN.told)
+        await two.timers.elapse(EVEN.with_feed)
         assert version(await waiter) == held + 1
 
 
@@ -334,7 +334,7 @@ async def test_without_a_live_feed_or_with_the_breaker_open_it_is_a_second(two: 
         two.feed.live, two.backend.available = live, available
         waiter = await two.waiter(held)
         await two.other.write("k")
-        await two.timers.elapse(EVEN.untold)
+        await two.timers.elapse(EVEN.without_feed)
         assert version(await waiter) == held + 1
 
 
@@ -398,7 +398,7 @@ async def test_while_the_source_is_away_waiters_wait(two: Two) -> None:
     await two.timers.elapse(10)
     assert not waiter.done()
     two.source.away, two.source.versions["k"] = False, 2
-    await two.timers.elapse(EVEN.told)
+    await two.timers.elapse(EVEN.with_feed)
     assert version(await waiter) == 2
 
 
@@ -411,7 +411,7 @@ async def test_any_other_error_of_a_load_is_the_waiters(two: Two) -> None:
     waiters.append(asyncio.create_task(two.cache.wait_for_newer("k", broken, 1, LONG)))
     await turns()
     await two.other.subject.evict("k")
-    await two.timers.elapse(EVEN.told)
+    await two.timers.elapse(EVEN.with_feed)
     results = await asyncio.gather(*waiters, return_exceptions=True)
     assert [type(result) for result in results] == [ZeroDivisionError] * 2
 
@@ -456,7 +456,7 @@ async def test_thousands_whose_time_is_up_together_are_told_together(
     gets = two.backend.gets
     await two.timers.elapse(LONG)
     assert await asyncio.gather(*waiters) == [None] * count
-    assert two.backend.gets - gets <= LONG / EVEN.told + 1
+    assert two.backend.gets - gets <= LONG / EVEN.with_feed + 1
 
 
 async def test_when_waiting_is_stopped_all_are_told_and_nobody_is_held_any_more(two: Two) -> None:

@@ -318,7 +318,7 @@ def test_who_waits_goes_on_with_a_load_of_its_own_when_another_has_left() -> Non
     """Two wait for one key: the checks ask the load of whoever came last."""
     source = Source(k=1)
     threads = set[int]()
-    often = PollIntervals(told=0.02, untold=0.02)
+    often = PollIntervals(with_feed=0.02, without_feed=0.02)
     with JobCache(NullBackend, poll_intervals=often) as cache, ThreadPoolExecutor(1) as pool:
 
         def wait() -> int:
