@@ -18,7 +18,7 @@ _REQUEST_MESSAGES = (
 )
 
 
-class LogLimit(logging.Filter):
+class LogLimitFilter(logging.Filter):
     """Pass a message at most once in an interval, with the number of those left out before.
 
     Args:
@@ -60,5 +60,5 @@ class LogLimit(logging.Filter):
 def limit_request_logs() -> None:
     """Limit the lines that uvicorn logs for requests that it cannot read. Safe to call again."""
     server = logging.getLogger("uvicorn.error")
-    if not any(isinstance(each, LogLimit) for each in server.filters):
-        server.addFilter(LogLimit())
+    if not any(isinstance(each, LogLimitFilter) for each in server.filters):
+        server.addFilter(LogLimitFilter())

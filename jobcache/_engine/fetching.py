@@ -42,7 +42,7 @@ ATTEMPTS = {LeaseResult.ACQUIRED: 0, LeaseResult.FENCED: 5, LeaseResult.HELD: le
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Lookup:
     """What the cache held before a load.
 
     Attributes:
@@ -91,7 +91,7 @@ class Fetcher:
         self._token = token
         self._sleep = sleep
 
-    async def find(self, key: str) -> Finding | None:
+    async def find(self, key: str) -> Lookup | None:
         """Return what the cache holds at `key`; None if it holds no entry."""
         try:
             entry = await self._backend.get(key)
@@ -100,7 +100,7 @@ class Fetcher:
         return None if entry is None else self._judge(entry, 0)
 
     async def fetch(
-        self, key: str, load: Load, min_version: int, failed: Finding | None
+        self, key: str, load: Load, min_version: int, failed: Lookup | None
     ) -> Fetched:
         """Return the entry at `key`, from the cache if another caller has stored it meanwhile.
 
@@ -142,7 +142,7 @@ class Fetcher:
             leased = await asyncio.gather(*(self._take_lease(key, token, 0) for key in absent))
             findings.update(zip(absent, leased, strict=True))
         fetched: dict[str, Fetched | InvalidDocument] = {}
-        lacking: dict[str, Finding] = {}
+        lacking: dict[str, Lookup] = {}
         for key, found in findings.items():
             if found.entry is not None and found.outcome is CacheOutcome.HIT:
                 fetched[key] = found.entry, CacheOutcome.HIT
@@ -153,7 +153,7 @@ class Fetcher:
             fetched.update(await self._fill(token, lacking, load, 0))
         return fetched
 
-    async def _take_lease(self, key: str, token: str, min_version: int) -> Finding:
+    async def _take_lease(self, key: str, token: str, min_version: int) -> Lookup:
         """Take the lease of an empty cell; behind others, wait a moment for their entry."""
         try:
             found = await self._backend.lease(key, token)
@@ -166,26 +166,26 @@ class Fetcher:
             return await self._failed(error, key)
         return self._judge(found, min_version)
 
-    async def _failed(self, error: CacheError, *keys: str) -> Finding:
+    async def _failed(self, error: CacheError, *keys: str) -> Lookup:
         self._statistics.errors += 1
         emptied = False
         if isinstance(error, UnreadableCell):
             with suppress(CacheError):
                 await self._backend.purge(keys)  # or every read would fail there
                 emptied = True
-        return Finding(None, CacheOutcome.BYPASS, failed=not emptied)
+        return Lookup(None, CacheOutcome.BYPASS, failed=not emptied)
 
-    def _judge(self, found: Entry | LeaseResult, min_version: int) -> Finding:
+    def _judge(self, found: Entry | LeaseResult, min_version: int) -> Lookup:
         if isinstance(found, Entry):
             served = found.version >= min_version and self._clock.is_fresh(found)
-            return Finding(found, CacheOutcome.HIT if served else CacheOutcome.EXPIRED)
+            return Lookup(found, CacheOutcome.HIT if served else CacheOutcome.EXPIRED)
         fenced = found is LeaseResult.FENCED
-        return Finding(None, CacheOutcome.BYPASS if fenced else CacheOutcome.MISS)
+        return Lookup(None, CacheOutcome.BYPASS if fenced else CacheOutcome.MISS)
 
     async def _fill(
         self,
         token: str,
-        lacking: Mapping[str, Finding],
+        lacking: Mapping[str, Lookup],
         load: Callable[[], Awaitable[Mapping[str, Document]]],
         min_version: int,
     ) -> dict[str, Fetched | InvalidDocument]:

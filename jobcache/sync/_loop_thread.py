@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from jobcache._threads import Inbox, NativeThread
 
-    Work = Callable[["R", "Caller"], Awaitable["T"]]
+    Work = Callable[["R", "CallingThread"], Awaitable["T"]]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -114,7 +114,7 @@ class _CallbackRequest(Generic[T]):
             self.done.set_result(None)
 
 
-class Caller:
+class CallingThread:
     """One call's thread, as its coroutine sees it."""
 
     def __init__(self, loop_thread: LoopThread[Any], work: Work[Any, Any]) -> None:
@@ -243,7 +243,7 @@ class LoopThread(Generic[R]):
         self._target: R | None = None
         self._closing = False
         self._may_end = asyncio.Event()
-        self._callers: set[Caller] = set()
+        self._callers: set[CallingThread] = set()
         self.abandoned: list[object] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -268,7 +268,7 @@ class LoopThread(Generic[R]):
             BaseException: what `work` raised, or a signal's handler.
         """
         refuse_eventlet()
-        caller = Caller(self, work)
+        caller = CallingThread(self, work)
         # Whoever is in this set is told of the end, and whoever comes too late for that finds the
         # loop closed: nobody waits for a loop that has ended.
         self._callers.add(caller)
@@ -288,7 +288,7 @@ class LoopThread(Generic[R]):
         finally:
             del caller  # which would keep the error, which keeps this frame
 
-    def _post_leave(self, caller: Caller) -> None:
+    def _post_leave(self, caller: CallingThread) -> None:
         """However thick the signals come: a coroutine that is not told waits for this thread."""
         while True:
             try:

@@ -34,7 +34,7 @@ from jobcache.backends.registry import make_backend
 from jobcache.cache import JobCache as AsyncJobCache
 from jobcache.errors import CacheClosed, WriteMisuse
 from jobcache.settings import CacheSettings
-from jobcache.sync._loop_thread import Caller, LoopThread, forks
+from jobcache.sync._loop_thread import CallingThread, LoopThread, forks
 from jobcache.throttle import ThreadedThrottle as Throttle
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class JobCache:
         Of equal calls that come together only one calls its own; if it is interrupted, another.
         """
 
-        def work(cache: AsyncJobCache, caller: Caller) -> Awaitable[ReadResult]:
+        def work(cache: AsyncJobCache, caller: CallingThread) -> Awaitable[ReadResult]:
             # A hit has returned when it is compared, which is all that may ask afterwards.
             def load_there() -> Awaitable[Document | None]:
                 return caller.ask(as_part_of_this_load(load), afterwards=True)
@@ -183,7 +183,7 @@ class JobCache:
         """Calls `load_many`, if at all, in this thread."""
         wanted = list(keys)  # an iterable of the caller's is not the loop's to go through
 
-        def work(cache: AsyncJobCache, caller: Caller) -> Awaitable[ReadResults]:
+        def work(cache: AsyncJobCache, caller: CallingThread) -> Awaitable[ReadResults]:
             def load_there(some: Sequence[str]) -> Awaitable[Mapping[str, Document]]:
                 return caller.ask(as_part_of_this_load(partial(load_many, some)))
 
@@ -213,7 +213,7 @@ class JobCache:
         """Calls `load`, if at all, in this thread, which waits."""
         until = time.monotonic() + timeout
 
-        def work(cache: AsyncJobCache, caller: Caller) -> Awaitable[ReadResult | None]:
+        def work(cache: AsyncJobCache, caller: CallingThread) -> Awaitable[ReadResult | None]:
             # Begun anew, it has only the rest of its time.
             left = until - time.monotonic()
 
@@ -267,11 +267,11 @@ class JobCache:
         self.close()
 
 
-async def _lifetimes(cache: AsyncJobCache, _: Caller) -> Lifetimes:
+async def _lifetimes(cache: AsyncJobCache, _: CallingThread) -> Lifetimes:
     return cache.lifetimes
 
 
-async def _statistics(cache: AsyncJobCache, _: Caller) -> Statistics:
+async def _statistics(cache: AsyncJobCache, _: CallingThread) -> Statistics:
     return cache.statistics
 
 
@@ -336,7 +336,7 @@ def _through(
         publish()
 
 
-async def _begin(cache: AsyncJobCache, _: Caller) -> WriteSteps:
+async def _begin(cache: AsyncJobCache, _: CallingThread) -> WriteSteps:
     return cache.writes.begin()
 
 

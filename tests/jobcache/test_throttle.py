@@ -97,7 +97,7 @@ class Simulator:
         return [commit.report for commit in self.commits if commit.error is None]
 
 
-Step = tuple[str, float]
+Operation = tuple[str, float]
 LATE = -1
 
 steps = st.lists(
@@ -113,7 +113,7 @@ steps = st.lists(
 
 @given(steps, st.sampled_from(["wait", "close", "finish"]), steps)
 def test_whatever_happens_the_four_promises_hold(
-    before: list[Step], end: str, after: list[Step]
+    before: list[Operation], end: str, after: list[Operation]
 ) -> None:
     asyncio.run(Story().tell(before, end, after))
 
@@ -126,7 +126,7 @@ class Story:
         self.throttle = self.simulator.throttle()
         self.raised: list[BaseException | None] = []
 
-    async def tell(self, before: list[Step], end: str, after: list[Step]) -> None:
+    async def tell(self, before: list[Operation], end: str, after: list[Operation]) -> None:
         await self.play(before)
         if end == "finish":
             await self.finish(after)
@@ -139,7 +139,7 @@ class Story:
         self.check_order(paced)
         self.check_the_end(self.raised[-1])
 
-    async def play(self, steps: list[Step], *, late: bool = False) -> None:
+    async def play(self, steps: list[Operation], *, late: bool = False) -> None:
         for step, value in steps:
             if step == "report":
                 self.simulator.newest += not late
@@ -155,7 +155,7 @@ class Story:
             else:
                 self.simulator.refusals += int(value)
 
-    async def finish(self, after: list[Step]) -> None:
+    async def finish(self, after: list[Operation]) -> None:
         simulator, asked = self.simulator, self.simulator.now
 
         async def finish() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from app import settings
 from app.http.hosts import AllowedHosts, host_name, read_hosts
-from app.ops.log_limit import LogLimit
+from app.ops.log_limit import LogLimitFilter
 from jobcache import SettingsError
 from tests.app.keyed import keyed
 from tests.app.process import serving
@@ -357,7 +357,7 @@ def test_malformed_requests_do_not_fill_the_log(tmp_path: Path) -> None:
 
 def test_what_is_left_out_is_counted() -> None:
     now = 0.0
-    limit = LogLimit(("Invalid",), 10, lambda: now)
+    limit = LogLimitFilter(("Invalid",), 10, lambda: now)
 
     def said(message: str) -> str | None:
         record = logging.LogRecord("x", logging.WARNING, "", 1, message, (), None)
