@@ -99,9 +99,7 @@ class Fetcher:
             return await self._failed(error, key)
         return None if entry is None else self._judge(entry, 0)
 
-    async def fetch(
-        self, key: str, load: Load, min_version: int, failed: Lookup | None
-    ) -> Fetched:
+    async def fetch(self, key: str, load: Load, min_version: int, failed: Lookup | None) -> Fetched:
         """Return the entry at `key`, from the cache if another caller has stored it meanwhile.
 
         Args:
