@@ -1,4 +1,4 @@
-"""The one place that picks concrete services and puts them together."""
+"""The composition of the service: the one place that chooses concrete classes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SIMULATED_AT_ONCE = 10_000  # they need no CPU
 
 @dataclass(frozen=True)
 class Services:
-    """What the service is made of."""
+    """The parts of the service."""
 
     database: Database
     registration: Registration
@@ -49,10 +49,10 @@ class Services:
 
 
 def build(settings: Settings) -> Services:
-    """Put the services together; connects to nothing yet.
+    """Create the parts of the service. They connect to nothing yet.
 
     Raises:
-        SettingsError: the backend cannot be set up as the settings say, or the keys not be read.
+        SettingsError: the backend cannot be set up so, or the keys cannot be read.
     """
     keys = None if settings.api_keys is None else KeyFile(settings.api_keys)
     rate = RateLimit(read_rate(settings.rate_limit)) if settings.rate_limit else None
@@ -111,7 +111,7 @@ def _renderer(settings: Settings) -> tuple[Renderer, int]:
 
 @asynccontextmanager
 async def running(services: Services) -> AsyncIterator[None]:
-    """Start the services, and stop them in the opposite order."""
+    """Start the parts of the service, and stop them in the opposite order."""
     try:
         await services.database.create_tables()
         await services.registration.start()
@@ -126,7 +126,7 @@ async def running(services: Services) -> AsyncIterator[None]:
             if services.keys is not None:
                 await services.keys.aclose()
             await services.runner.aclose()
-            await services.database.shielded.join()  # what is being written is published, too
+            await services.database.shielded.join()  # so that writes under way are published
     finally:
         await services.cache.aclose()
         await services.database.shielded.join()

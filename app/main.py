@@ -1,4 +1,4 @@
-"""The application: `create_app(settings)`, and what uvicorn's processes call."""
+"""The application: `create_app(settings)`, and the factories that servers call."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("app")
 
 _CANNOT_START = 3
-"""What uvicorn and gunicorn exit with, so that neither starts the process again."""
+"""The exit status after which neither uvicorn nor gunicorn starts the process again."""
 
 
 class Application(FastAPI):
-    """FastAPI, behind the polls that need nothing of it.
+    """FastAPI, behind the fast path for polls.
 
     Attributes:
-        fast_path: answers them.
-        front: what every other request passes first.
+        fast_path: answers polls.
+        front: the outermost middleware.
         local_only: whether to answer on loopback only.
         watch: notices when the server stops listening.
         started: True once it has been started. It may be stopped, and started again.
@@ -66,7 +66,7 @@ class Application(FastAPI):
     started: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Serve a request, or the lifespan, by ASGI."""
         if scope["type"] == "lifespan":
             await super().__call__(scope, receive, partial(_say_briefly, send))
             return
@@ -77,8 +77,8 @@ class Application(FastAPI):
         else:
             await self.front(scope, receive, send)
 
-    async def admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer what the front has let through."""
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request that the front has not refused."""
         if await self.fast_path.answer(scope, send):
             return
         if page.is_browser_at_root(scope):
@@ -88,7 +88,7 @@ class Application(FastAPI):
 
 
 async def _say_briefly(send: Send, message: Message) -> None:
-    """Pass on a message of the lifespan: of an error that explains itself, without traceback."""
+    """Pass on a message of the lifespan; an error of the service, without its traceback."""
     error = sys.exception()
     if message["type"] == "lifespan.startup.failed" and isinstance(error, JobCacheError):
         message = {**message, "message": f"The service cannot start: {error}"}
@@ -96,7 +96,7 @@ async def _say_briefly(send: Send, message: Message) -> None:
 
 
 def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Application:
-    """The service, set up as chosen. Connects to nothing until it is started.
+    """Return the service with the chosen settings. It connects to nothing until it is started.
 
     Args:
         chosen: the settings.
@@ -126,8 +126,8 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
     @asynccontextmanager
     async def lifespan(this: Application) -> AsyncIterator[Mapping[str, Any]]:
         if this.started:
-            # Its services have been closed, and belonged to the event loop of that time. So another
-            # application is made from the same settings, and this one becomes it.
+            # Its services have been closed, and belonged to an earlier event loop. So this object
+            # takes the state of a new application with the same settings.
             another = create_app(chosen, closes_upgrades=closes_upgrades)
             vars(this).update(vars(another))
             async with another.router.lifespan_context(another) as state:
@@ -145,7 +145,7 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
         title="jobcache",
         version="2",
         lifespan=lifespan,
-        redirect_slashes=False,  # it would send people to whatever host their Host header names
+        redirect_slashes=False,  # a redirect would name the host of the Host header
     )
     app.state.services = services
     app.add_middleware(DeferredResponseMiddleware)
@@ -153,7 +153,7 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
     app.add_middleware(AuthMiddleware, authenticator=authenticator)
     app.fast_path = fast_path
     app.front = Front(
-        app.admitted,
+        app.respond,
         hosts,
         origins,
         keyed=keyed,
@@ -169,7 +169,7 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
         jobs.router(services.jobs, services.events, chosen.videos, longest_wait=chosen.max_wait),
         ops.router(services.cache, services.database, services.held, services.keys),
     ):
-        # Not `include_router`, which makes each route once more when the first request comes.
+        # Not `include_router`, which creates each route once more at the first request.
         app.routes.extend(with_heads(router.routes))
     openapi.publish(app)
     describe(app, keyed=keyed, limited=services.rate is not None)
@@ -177,7 +177,7 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
 
 
 def _hosts(chosen: Settings, *, keyed: bool) -> list[str]:
-    """The hosts that may be asked for: any, or those on loopback and what the settings name."""
+    """Return the hosts that requests may name: any, or those on loopback and of the settings."""
     if chosen.allowed_hosts:
         return [*LOOPBACK, *read_hosts(chosen.allowed_hosts)]
     if keyed:
@@ -187,8 +187,8 @@ def _hosts(chosen: Settings, *, keyed: bool) -> list[str]:
 
 
 def worker() -> Application:
-    """Return the service, in a process of `python -m app serve`, which has prepared all else."""
-    environment.configure_logging()  # for workers are not forked but begun anew
+    """Return the service for a worker of `python -m app serve`, which has prepared all else."""
+    environment.configure_logging()  # workers are started anew, not forked
     return _made(settings.load())
 
 
@@ -200,11 +200,11 @@ def _made(chosen: Settings, *, closes_upgrades: bool = False) -> Application:
 
 
 def from_environment() -> Application:
-    """Return the service as `.env` and the environment say: the factory for any ASGI server.
+    """Return the service with the settings of `.env` and the environment, for any ASGI server.
 
     Raises:
-        SystemExit: a setting is wrong, as one line on standard error says. Servers pass it on,
-            without a traceback, and take the status for one that a new attempt cannot mend.
+        SystemExit: a setting is wrong; one line on standard error says which. Servers pass this on
+            without a traceback, and do not try again.
     """
     try:
         environment.prepare()
@@ -218,7 +218,7 @@ def from_environment() -> Application:
 
 
 def __getattr__(name: str) -> Application:
-    """Make `app` when a server first asks for it: importing this module does nothing."""
+    """Create `app` when a server first reads it: importing this module does nothing."""
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     made = globals()["app"] = from_environment()
@@ -226,5 +226,5 @@ def __getattr__(name: str) -> Application:
 
 
 def __dir__() -> list[str]:
-    """Return the names of this module, with `app`, which `fastapi run` looks for."""
+    """Return the names of this module, with `app`, which `fastapi run` searches for."""
     return sorted({*globals(), "app"})

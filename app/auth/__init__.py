@@ -1,1 +1,1 @@
-"""Who is calling, what they may do, and how often."""
+"""Authentication, roles and rate limits."""

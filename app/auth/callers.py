@@ -1,4 +1,4 @@
-"""Who may do what: the decisions, synchronous and without I/O, for whoever answers a request."""
+"""Callers and their roles: decisions about access, synchronous and without I/O."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ CLIENT_ID = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
 
 
 class Role(StrEnum):
-    """What a key is for."""
+    """The role of a key."""
 
     CLIENT = "client"
-    """Sees and moves the jobs of one client."""
+    """May see and change the jobs of one client."""
     WORKER = "worker"
-    """Sees all jobs, and reports on them."""
+    """May see all jobs, and report their progress."""
     OPERATOR = "operator"
-    """Does everything."""
+    """May do everything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever sent a request.
+    """The caller of a request.
 
     Attributes:
-        name: what its calls are counted by: the public id of its key, or its address.
-        role: what it may do.
-        client: the one client whose jobs there are for it; None: everybody's.
+        name: its calls are counted by this: the public id of its key, or its address.
+        role: its role.
+        client: the only client whose jobs it can see; None: all clients.
     """
 
     name: str
@@ -34,13 +34,13 @@ class Caller:
     client: str | None
 
     def can_view(self, owner: str) -> bool:
-        """True if a job of `owner` exists for this caller."""
+        """Return True if a job of `owner` is visible to this caller."""
         return self.client is None or self.client == owner
 
     def may(self, *roles: Role) -> bool:
-        """True if it has one of the roles; an operator has them all."""
+        """Return True if the caller has one of the roles; an operator has them all."""
         return self.role is Role.OPERATOR or self.role in roles
 
 
 TRUSTED = Caller("", Role.OPERATOR, None)
-"""The service itself, and everybody who reaches a service without keys."""
+"""The service itself, and every caller of a service without keys."""

@@ -1,4 +1,4 @@
-"""`python -m app keys`: makes keys, lists them, takes them back."""
+"""The commands of `python -m app keys`: add, list and revoke keys."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     add.add_argument("--role", required=True, choices=list(map(str, Role)))
     add.add_argument("--client", help="whose jobs a client's key is for")
     listing = commands.add_parser("list", help="show the keys, without secrets")
-    revoke = commands.add_parser("revoke", help="take a key back")
+    revoke = commands.add_parser("revoke", help="revoke a key")
     revoke.add_argument("id", help="as `list` shows it, or the key's second part")
     for command in (add, listing, revoke):
         command.add_argument("--file", help="the file of keys; else JOBCACHE_API_KEYS names it")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what the command line says. Returns the exit status."""
+    """Run the chosen command, and return the exit status."""
     name = options.file or os.environ.get("JOBCACHE_API_KEYS", "")
     if not name:
         return _fail("name the file of keys with --file or JOBCACHE_API_KEYS")
@@ -83,13 +83,13 @@ def _revoke(path: Path, key_id: str) -> None:
         if key_id not in {key.id for key in read_lines(text or HEADING)}:
             raise KeyFileError("it holds no such key")  # not the id: it may be a whole key
         _replace(path, "".join(line for line in lines if line.split()[:1] != [key_id]))
-    print(f"{path}: key {key_id} is no more", file=sys.stderr)  # noqa: T201 - as in `_add`
+    print(f"{path}: key {key_id} is revoked", file=sys.stderr)  # noqa: T201 - as in `_add`
 
 
 @contextmanager
 def _changing(path: Path) -> Iterator[str | None]:
-    """The text as it is, None if there is no file; nobody else changes it inside the block."""
-    # The directory is locked, not the file: that is replaced.
+    """Yield the file's text, None if there is none. No other command changes it meanwhile."""
+    # The lock is on the directory, because the file is replaced.
     directory = os.open(path.resolve().parent, os.O_RDONLY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
@@ -99,7 +99,7 @@ def _changing(path: Path) -> Iterator[str | None]:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Put `text` in the file's place: a reader sees all of it, or what was there before."""
+    """Replace the file atomically: a reader sees all of the new text, or all of the old."""
     target = path.resolve()  # through a link, not over it
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -1,4 +1,4 @@
-"""The file of keys as a running service sees it: read at the start, and again when it changes."""
+"""The key file of a running service: read at the start, and again when it changes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _MOST_BYTES = 4 * 1024 * 1024  # some 35,000 keys
 
 
 def read_text(path: Path) -> str:
-    """The text of a file of keys.
+    """Return the text of a key file.
 
     Raises:
         KeyFileError: it cannot be read.
     """
     try:
-        if not path.is_file():  # a pipe would have us wait
+        if not path.is_file():  # reading a pipe would block
             raise KeyFileError("there is no such file")
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
@@ -44,12 +44,12 @@ def read_text(path: Path) -> str:
 
 
 class KeyFile:
-    """The keys that a file holds now, or held when it could last be read.
+    """The keys of a file, as of the last time when it could be read.
 
     Args:
         path: the file.
-        every: seconds between looks at it, if it could be used; else a fraction of that, for keys
-            may have been revoked.
+        every: seconds between two reads of it. After a failure it is a fraction of that, because
+            keys may have been revoked.
         sleep: waits for the given seconds.
 
     Attributes:
@@ -83,20 +83,20 @@ class KeyFile:
 
     @property
     def problem(self) -> str:
-        """Why the file could not be used when it was last looked at; empty if it could."""
+        """The reason why the file could not be used when it was last read; empty if it could."""
         return self._trouble
 
     def admits(self, caller: Caller) -> bool:
-        """True if a caller who was let in earlier would still be."""
+        """Return True if a caller who was admitted earlier would still be admitted."""
         return self.ring.holds(caller)
 
     def start(self) -> None:
-        """Begin to look for changes."""
+        """Begin to check the file for changes."""
         self._spare = SpareDescriptor()
         self._watching = asyncio.create_task(self._watch())
 
     async def aclose(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait({self._watching})
@@ -110,7 +110,7 @@ class KeyFile:
             await self.refresh()
 
     async def refresh(self) -> None:
-        """Look whether the file has changed. If it is broken, say so once and keep the old keys."""
+        """Read the file if it has changed. If it is broken, log that once and keep the old keys."""
         try:
             changed = await asyncio.to_thread(self._changed)
         except (KeyFileError, RuntimeError) as error:  # the latter if there can be no more threads

@@ -1,10 +1,10 @@
-"""API keys: `jc_<id>_<secret>`, of which a SHA-256 is kept.
+"""API keys: `jc_<id>_<secret>`, stored as SHA-256.
 
-One fast hash is enough: the secret is 256 random bits, so there are too many to try. Slow hashes
-protect what people choose. The id is public; it finds the one hash to compare with, so that the
-number of keys costs nothing, and names a key in lists.
+One fast hash is enough: the secret is 256 random bits, too many to try. Slow hashes protect
+passwords that people choose. The id is public. It finds the one hash to compare with, so the time
+does not depend on the number of keys, and it names a key in lists.
 
-The file of keys is text, one key a line, in columns that people can read and comment on.
+The key file is text, one key a line, in columns that people can read and comment on.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _COLUMNS = {
 
 
 class KeyFileError(Exception):
-    """A file of keys cannot be used. The message repeats nothing of what is in it."""
+    """A key file cannot be used. The message repeats nothing of its content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What is kept of a key.
+    """A key, without its secret.
 
     Attributes:
         id: its public part.
-        role: what it is for.
-        client: whose jobs it is for; None unless its role is client.
+        role: its role.
+        client: the client whose jobs it is for; None unless its role is client.
         digest: the SHA-256 of the whole key.
         made: the day it was made, in ISO 8601.
     """
@@ -60,7 +60,7 @@ class Key:
     made: str
 
     def line(self) -> str:
-        """How it is written in a file."""
+        """Return the line of this key in a key file."""
         client = "-" if self.client is None else self.client
         return f"{self.id}  {self.role:8}  {client}  sha256:{self.digest.hex()}  {self.made}\n"
 
@@ -71,13 +71,13 @@ def make_key(
     made: str,
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,
 ) -> tuple[Key, str]:
-    """A new key, and the only copy of what its owner has to know.
+    """Return a new key, and its token: the only copy, for the key's owner.
 
     Args:
-        role: what it is for.
-        client: whose jobs it is for; None unless the role is client.
+        role: its role.
+        client: the client whose jobs it is for; None unless the role is client.
         made: today, in ISO 8601.
-        random_bytes: gives as many as asked for.
+        random_bytes: returns so many random bytes.
     """
     key_id = random_bytes(_ID_BYTES).hex()
     token = f"jc_{key_id}_{_urlsafe(random_bytes(_SECRET_BYTES))}"
@@ -85,13 +85,13 @@ def make_key(
 
 
 def read_lines(text: str) -> list[Key]:
-    """The keys of a file's text.
+    """Return the keys in the text of a key file.
 
     Raises:
-        KeyFileError: a line is no key. Says which, and which of its columns is wrong.
+        KeyFileError: a line is not a key. The message names the line and the wrong column.
     """
     if not text.strip():
-        # What was cut off while it was written looks like this; one without keys has its heading.
+        # A file that was cut off while it was written; one without keys has its heading.
         raise KeyFileError("it is empty")
     keys: dict[str, Key] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -108,9 +108,9 @@ class Keyring:
     """Keys, by id.
 
     Args:
-        keys: those there are.
-        before: the ring that this one takes the place of. A key that has not changed keeps its
-            caller, so that `holds` knows whom the earlier ring has let in.
+        keys: the keys.
+        before: the ring that this one replaces. A key that has not changed keeps its caller, so
+            that `holds` knows the callers that the earlier ring has admitted.
     """
 
     def __init__(self, keys: Iterable[Key], before: Keyring | None = None) -> None:
@@ -124,11 +124,11 @@ class Keyring:
         return len(self._known)
 
     def holds(self, caller: Caller) -> bool:
-        """True if the key that this caller was found by is still here, and unchanged."""
+        """Return True if the key of this caller is still here, and unchanged."""
         return self._known.get(caller.name, _NOBODY)[1] is caller
 
     def identify(self, token: bytes) -> Caller | None:
-        """Whose key this is; None if it is none of ours, after the same work."""
+        """Return the caller whose token this is, or None, after the same work."""
         shape = _TOKEN.fullmatch(token)
         key_id = "" if shape is None else shape[1].decode()
         digest, caller = self._known.get(key_id, _NOBODY)
@@ -148,7 +148,7 @@ def _key(columns: list[str], number: int) -> Key:
         raise KeyFileError(f"line {number}: {len(columns)} columns, not {len(_COLUMNS)}")
     for text, (name, pattern) in zip(columns, _COLUMNS.items(), strict=True):
         if re.fullmatch(pattern, text, re.ASCII) is None:
-            raise KeyFileError(f"line {number}: the {name} is none")
+            raise KeyFileError(f"line {number}: the {name} is not valid")
     key_id, role, client, digest, made = columns
     if (role == Role.CLIENT) == (client == "-"):
         raise KeyFileError(f"line {number}: a client's key, and no other, names a client")

@@ -1,4 +1,4 @@
-"""The gate: each request gets a caller before anything else looks at it, or gets no further."""
+"""Authentication: finds the caller of each request, or refuses it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HEALTH = frozenset({"/healthz", "/readyz"})
 OPEN = HEALTH | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
-"""Paths that hold no data and ask for no key."""
+"""Paths without data, which need no key."""
 
 _CALLER = "app.caller"
 _CHALLENGE = 'Bearer realm="jobcache"'  # RFC 6750, 3
@@ -32,29 +32,29 @@ _WRONG = "The key is not one that this service knows, or knows any more."
 
 
 def caller_of(request: Request) -> Caller:
-    """Whom the gate has found behind a request."""
+    """Return the caller that `AuthMiddleware` has found for a request."""
     caller: Caller = request.scope[_CALLER]
     return caller
 
 
 def bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-    """The bearer token in a request's headers, which may be empty or rubbish; None if none is."""
+    """Return the bearer token of a request, which may be malformed; None if it has none."""
     found = [value for name, value in headers if name == b"authorization"]
     if not found:
         return None
     scheme, _, token = found[0].partition(b" ")
     if scheme.lower() != b"bearer":
         return None
-    return token.strip(b" ") if len(found) == 1 else b""  # two callers in one request are nobody
+    return token.strip(b" ") if len(found) == 1 else b""  # two callers in one request count as none
 
 
 class Authenticator:
-    """Decides who is calling, and who may not call, or not so often.
+    """Finds the caller of a request, and counts its calls.
 
     Args:
-        keys: None: the service is open, and everybody trusted.
-        rate: None: as often as one likes.
-        proxies: whose word on a client's address is taken; None: what is on loopback.
+        keys: the keys; None: the service is open, and every caller is trusted.
+        rate: the limit on calls; None: there is none.
+        proxies: those that may name a client's address; None: those on loopback.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class Authenticator:
         self._proxies = TrustedProxies() if proxies is None else proxies
 
     def identify(self, token: bytes | None) -> Caller | None:
-        """Whoever presents this token now, and may call; None: nobody. Nothing is counted."""
+        """Return the caller whose token this is now, or None. The call is not counted."""
         if self._keys is None:
             return TRUSTED
         return None if token is None else self._keys.ring.identify(token)
 
     def judge(self, scope: Scope, path: str) -> Caller | JSONResponse | None:
-        """Return the caller, or the refusal; None: nobody, at a path that is open to everybody.
+        """Return the caller, or the refusal; None: no caller, at a path that needs no key.
 
         The call is counted, so a request must be judged only once.
 
@@ -100,7 +100,7 @@ class Authenticator:
         return caller
 
     def _counted_by(self, caller: Caller | None, scope: Scope) -> str:
-        # Two name spaces: whatever a proxy forwards, it never names a key.
+        # Two name spaces: no address that a proxy forwards can name a key.
         if caller is not None and caller.name:
             return f"key:{caller.name}"
         address = self._proxies.address(scope)
@@ -108,7 +108,7 @@ class Authenticator:
 
 
 def unauthorized(path: str, token: bytes | None) -> JSONResponse:
-    """Return the answer to a request without a key, or with a token that is none (any more)."""
+    """Return the answer to a request without a key, or with a token that is not valid."""
     error = "" if token is None else ', error="invalid_token"'
     return problem(
         401,
@@ -119,18 +119,18 @@ def unauthorized(path: str, token: bytes | None) -> JSONResponse:
 
 
 class AuthMiddleware:
-    """ASGI middleware that names the caller to what is behind it, or sends the request away."""
+    """ASGI middleware that puts the caller into the scope, or refuses the request."""
 
     def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
         self._app = app
         self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Serve a request as ASGI middleware."""
         if scope["type"] == "http":
-            verdict = self._authenticator.judge(scope, get_route_path(scope))
-            if isinstance(verdict, JSONResponse):
-                await verdict(scope, receive, send)
+            caller = self._authenticator.judge(scope, get_route_path(scope))
+            if isinstance(caller, JSONResponse):
+                await caller(scope, receive, send)
                 return
-            scope[_CALLER] = verdict
+            scope[_CALLER] = caller
         await self._app(scope, receive, send)

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of keys and limits: what is so in this service, and no more."""
+"""Keys and limits in the OpenAPI document, as they apply to this service."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 
 
 def describe(app: FastAPI, *, keyed: bool, limited: bool) -> None:
-    """Have `app`'s document name the answers that no endpoint gives itself."""
+    """Add the answers that no endpoint gives itself to the document of an application."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -25,7 +25,7 @@ def describe(app: FastAPI, *, keyed: bool, limited: bool) -> None:
             for method in _METHODS & item.keys():
                 _complete(item[method], path, keyed=keyed, limited=limited)
                 if not keyed:
-                    _everybody_may(item[method], method)
+                    _describe_open(item[method], method)
         if keyed:
             schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
             schemes["key"] = {"type": "http", "scheme": "bearer"}
@@ -45,8 +45,8 @@ def _complete(operation: dict[str, Any], path: str, *, keyed: bool, limited: boo
     operation["responses"] = dict(sorted(answers.items()))
 
 
-def _everybody_may(operation: dict[str, Any], method: str) -> None:
-    """Say what is refused without keys: a change that a page of another origin asks for."""
+def _describe_open(operation: dict[str, Any], method: str) -> None:
+    """Describe the refusal that remains without keys: of changes by pages of other origins."""
     answers = operation["responses"]
     answers.pop("403", None)
     if method == "post":

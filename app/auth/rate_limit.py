@@ -1,8 +1,8 @@
-"""How often a caller may call: at so many calls a second, minute, hour, day or week, per process.
+"""The rate limit of each caller: so many calls a second, minute, hour, day or week, per process.
 
-By the generic cell rate algorithm of `throttled`: one number a caller, whatever the rate, and a
-call looks at no other caller. Up to the burst, which is as many as the rate names unless it says
-otherwise, may come at once; after that the rate is a steady one.
+It uses the generic cell rate algorithm of `throttled`: one number for each caller, independent of
+the rate and of other callers. A burst of calls may come at once, by default as many as the rate
+names; after that the rate is steady.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    # Where there is a rate, functions import it: it imports Redis's client, which takes a while.
+    # Functions import it, if there is a rate: it imports Redis's client, which takes a while.
     from throttled import MemoryStore, Quota
 
 MOST_CALLS = 1_000_000
-"""What a rate may name: with far more, one call's share of a second is lost in rounding."""
+"""The most calls of a rate: with far more, one call's share of a second is lost in rounding."""
 
 _REMEMBERED = 10_000
 
 
 def read_rate(text: str) -> Quota:
-    """What is meant by "100/second", "5 per minute" or "100/second burst 200".
+    """Read a rate such as "100/second", "5 per minute" or "100/second burst 200".
 
     Raises:
-        ValueError: it is no such rate, more than one, or not of 1 to `MOST_CALLS` calls.
+        ValueError: it is not such a rate, more than one, or not of 1 to `MOST_CALLS` calls.
     """
     from throttled.exceptions import DataError  # noqa: PLC0415 - as above
     from throttled.rate_limiter.quota_parser import parse  # noqa: PLC0415 - as above
@@ -43,8 +43,8 @@ class RateLimit:
     """Counts calls by name.
 
     Args:
-        quota: how many of one name are let through.
-        store: of the counts; None: one for 10,000 names, which then forgets whoever has not
+        quota: the limit on calls of one name.
+        store: of the counts; None: one for 10,000 names, which then forgets the name that has not
             called for longest.
     """
 
@@ -53,17 +53,17 @@ class RateLimit:
 
         if store is None:
             store = MemoryStore(options={"MAX_SIZE": _REMEMBERED})
-        # It is given no timeout: with one it would sleep until a call may pass.
+        # Without a timeout: with one it would sleep until a call may pass.
         self._calls = Throttled(using=RateLimiterType.GCRA.value, quota=quota, store=store)
 
     def wait(self, name: str) -> int:
-        """Count a call and return 0; or return the seconds until one will be let through."""
-        result = self._calls.limit(f"caller {name}")  # for it refuses a name that is empty
+        """Count a call and return 0; or return the seconds until one will be accepted."""
+        result = self._calls.limit(f"caller {name}")  # it refuses an empty name
         return max(1, math.ceil(result.state.retry_after)) if result.limited else 0
 
 
 def address_name(host: str) -> str:
-    """What calls from an address are counted by: for IPv6 its network, for a host has many."""
+    """Return the name to count calls from an address by: for IPv6 its network, of one host."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

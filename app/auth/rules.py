@@ -1,4 +1,4 @@
-"""How an endpoint says who may call it."""
+"""The roles that an endpoint is for, in its declaration."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 def only(
     *roles: Role, answers: Mapping[int | str, dict[str, Any]] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """What an endpoint for these roles, and for operators, is declared with.
+    """Return the arguments that declare an endpoint for these roles and for operators.
 
     Args:
-        roles: whose key it takes, beside an operator's.
-        answers: what it answers with, beside a refusal.
+        roles: of the keys that it accepts, besides an operator's.
+        answers: its answers for OpenAPI, besides the refusal.
     """
     needed = " or ".join(dict.fromkeys([*roles, Role.OPERATOR]))
 
@@ -35,6 +35,6 @@ def only(
 
 
 def forbidden(detail: str) -> HTTPException:
-    """A 403 with the challenge of RFC 6750."""
+    """Return a 403 with the challenge of RFC 6750."""
     challenge = 'Bearer realm="jobcache", error="insufficient_scope"'
     return HTTPException(403, detail, {"WWW-Authenticate": challenge})

@@ -1,12 +1,12 @@
-"""Answers that come later: made by an endpoint, sent when the framework has let go of the request.
+"""Deferred responses: an endpoint returns them, and they run after the framework has returned.
 
-While an endpoint runs, FastAPI and Starlette keep a dozen coroutines, three exit stacks and what
-they have parsed. That is nothing for a millisecond. For thousands of requests that are held for a
-minute it is most of their memory, and most of what the garbage collector has to walk through while
-the process does nothing else.
+While an endpoint runs, FastAPI and Starlette keep a dozen coroutines, three exit stacks and the
+parsed request. That does not matter for a millisecond. For thousands of requests that are held for
+a minute it is most of their memory. The garbage collector has to visit all of it, while the process
+does nothing else.
 
-So an endpoint decides, checks, and returns a `DeferredResponse`; the outer parts of the
-application, such as the gate, stay around it.
+So an endpoint checks the request and returns a `DeferredResponse`. The outer parts of the
+application, such as `AuthMiddleware`, stay around it.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    ReadResult = Callable[[str, Receive, Send], Coroutine[Any, Any, None]]
+    Answer = Callable[[str, Receive, Send], Coroutine[Any, Any, None]]
 
-_PLACE = "app.http.deferred_response"
+_DEFERRED = "app.http.deferred_response"
 
 
 class DeferredResponse(Response):
     """A response that `DeferredResponseMiddleware` sends.
 
     Args:
-        answer: sends it; given the request's path, and what ASGI gives. Should hold nothing of the
-            request that it does not need.
+        answer: sends the response. Its arguments are the request's path, and `receive` and `send`
+            of ASGI. It should keep nothing of the request that it does not need.
     """
 
-    def __init__(self, answer: ReadResult) -> None:
+    def __init__(self, answer: Answer) -> None:
         super().__init__()
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """See ASGI."""
-        scope[_PLACE].append(self._answer)
+        """Leave the answer to `DeferredResponseMiddleware`."""
+        scope[_DEFERRED].append(self._answer)
 
 
 class DeferredResponseMiddleware:
-    """ASGI middleware, the innermost: sends what an endpoint has left for later."""
+    """The innermost ASGI middleware: sends the deferred response of an endpoint, if it has one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Serve a request as ASGI middleware."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        left: list[ReadResult] = []
-        # A scope of its own, for the framework keeps in it what it has made of the request.
-        await self._app({**scope, _PLACE: left}, receive, send)
-        for answer in left:
+        deferred: list[Answer] = []
+        # A scope of its own, because the framework keeps the parsed request in it.
+        await self._app({**scope, _DEFERRED: deferred}, receive, send)
+        for answer in deferred:
             await answer(scope["path"], receive, send)

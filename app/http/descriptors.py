@@ -1,7 +1,7 @@
-"""File descriptors: a connection takes one, and some have to stay free.
+"""File descriptors: each connection uses one, and some have to stay free.
 
-The database, Redis, the file of keys and videos need descriptors too. A process that has given all
-of them to clients can neither answer these nor learn which keys have been revoked.
+The database, Redis, the key file and videos need descriptors too. A process whose descriptors are
+all used by clients can neither answer them nor read which keys have been revoked.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("app")
 
 _OTHERS = 1000
-"""What is asked for beside connections."""
+"""Descriptors that are requested in addition to those of connections."""
 _AT_LEAST = 128
-"""What is kept free where that much is not to be had, or half of all."""
+"""Descriptors that are kept free if so many are not available, or half of all."""
 
 
 def allow_connections(wanted: int) -> None:
-    """Raise this process's limit on open files, and so its workers', as far as it needs and may."""
+    """Raise the limit on open files of this process and its workers, if needed and allowed."""
     if sys.platform == "win32":
         return  # there is no such limit
     import resource  # noqa: PLC0415 - Unix only
@@ -59,25 +59,25 @@ def affordable_connections(wanted: int) -> int:
 
 
 class SpareDescriptor:
-    """A descriptor that is held for the moment when all others are taken."""
+    """A descriptor that is kept for the moment when all others are in use."""
 
     def __init__(self) -> None:
         self._held: int | None = os.open(os.devnull, os.O_RDONLY)
 
     @contextmanager
     def given_up(self) -> Iterator[None]:
-        """Have it free while the block runs."""
+        """Release the descriptor while the block runs."""
         self.close()
         try:
             yield
         finally:
             try:
                 self._held = os.open(os.devnull, os.O_RDONLY)
-            except OSError:  # somebody was quicker; the next block does without
+            except OSError:  # another thread was faster; the next block does without
                 self._held = None
 
     def close(self) -> None:
-        """Give it back."""
+        """Release the descriptor."""
         held, self._held = self._held, None
         if held is not None:
             os.close(held)

@@ -1,12 +1,13 @@
-"""Ends held requests once the server has stopped listening.
+"""The end of held requests, once the server has stopped listening.
 
-A server that is told to stop closes its listening sockets first, then waits for the responses under
-way, and only then tells the application. Long polls and event streams would have it wait until they
-end by themselves. uvicorn, gunicorn, hypercorn, granian and `fastapi run` all do so, whatever the
-reason: a signal, a reload, a limit on requests. So a process looks at its own listening sockets,
-from the first request on. Our own HTTP protocol is told sooner: see `app.http.serving`.
+A server that stops closes its listening sockets first. Then it waits for the responses under way,
+and only then ends the lifespan of the application. Long polls and event streams would keep it
+waiting until they end by themselves. uvicorn, gunicorn, hypercorn, granian and `fastapi run` all do
+so, whether a signal, a reload or a limit on requests stops them. So a process checks its own
+listening sockets, from the first request on. The service's own protocols are faster: see
+`app.http.lifespan_state`.
 
-Rejected: a signal handler put before the server's. It misses the stops that have no signal.
+Rejected: a signal handler in front of the server's. It misses the stops that have no signal.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def _listens_at(descriptor: int, server: Server) -> bool:
     except OSError:
         return False
     finally:
-        found.detach()  # it is not ours to close
+        found.detach()  # the server closes it
     if isinstance(name, tuple):  # the port decides: it may listen on all addresses
         return server is not None and name[1] == server[1]
     return server is None or name == server[0]  # a Unix socket, which some servers do not name

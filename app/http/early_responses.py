@@ -1,4 +1,4 @@
-"""What both protocols say to requests that reach no application, or reach it too early."""
+"""Responses to requests that are refused before the application, or answered before their end."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _CLOSE = (b"connection", b"close")
 
 
 def refusal(status: int) -> bytes:
-    """A whole response, after which the connection is closed."""
-    said = problem(status, DETAILS[status], instance="")
-    headers = [*said.raw_headers, NOSNIFF, _CLOSE]
+    """Return a whole response, after which the connection is closed."""
+    document = problem(status, DETAILS[status], instance="")
+    headers = [*document.raw_headers, NOSNIFF, _CLOSE]
     if status == 503:  # noqa: PLR2004 - HTTP's number
         headers.append((b"retry-after", b"5"))
     head = b"".join(b"%b: %b\r\n" % header for header in headers)
     line = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
-    return line + head + b"\r\n" + bytes(said.body)
+    return line + head + b"\r\n" + bytes(document.body)
 
 
 def log_refusal(status: int) -> None:
@@ -53,16 +53,16 @@ class _Cycle(Protocol):
 
 
 class EarlyResponses:
-    """ASGI wrapper for one connection: close it behind a response that comes before a large body.
+    """ASGI wrapper for one connection: close it after a response that comes before a large body.
 
-    Whatever refuses a request without reading it does so: 401, 404, 413. The client may be sending
-    for a long time; and if it expects 100, it may never send, so nobody can tell where the next
-    request begins. What remains of a small body is dropped, and the connection is kept.
+    Refusals come so early: 401, 404, 413. The client may go on sending for a long time. If it
+    expects 100, it may never send its body, so nobody can tell where the next request begins. The
+    rest of a small body is dropped, and the connection is kept.
 
     Args:
         app: the application.
         cycle: returns uvicorn's record of the current request.
-        body_size: returns how much of its body has come.
+        body_size: returns the number of bytes of its body that have come.
     """
 
     __slots__ = ("_app", "_body_size", "_cycle")
@@ -75,10 +75,10 @@ class EarlyResponses:
         self._body_size = body_size
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """See ASGI. Not a coroutine: thousands of held requests would keep it."""
+        """Return the coroutine that answers. This is none itself: held requests would keep it."""
         cycle = self._cycle()
         if cycle.disconnected:
-            return _nothing()  # it was refused in the same turn
+            return _nothing()  # refused in the same turn of the loop
         headers = scope["headers"]
         if cycle.more_body:
             send = partial(self._send, cycle, announced(headers) > BODY_BYTES, send)
@@ -104,7 +104,7 @@ class EarlyResponses:
 
 
 def announced(headers: Iterable[tuple[bytes, bytes]]) -> int:
-    """Return the length that a request's body has announced; -1: it comes in chunks, or not."""
+    """Return the announced length of a request's body; -1 if it comes in chunks, or not at all."""
     lengths = [value for name, value in headers if name == b"content-length"]
     return int(lengths[0]) if lengths else -1
 

@@ -1,7 +1,7 @@
 """One request at a time on each connection, answered once, in order, within limits.
 
-uvicorn parses all that it reads and queues the requests. Here bytes wait instead: the parser is fed
-up to the end of one request, and goes on when that has been answered.
+uvicorn parses all bytes that it reads, and queues the requests. Here the bytes wait instead: the
+parser gets them up to the end of one request, and goes on when that request has been answered.
 
     idle      --first byte-->          head     the time limit of heads
     head      --head complete-->       body     the application runs; the time limit of bodies
@@ -10,17 +10,17 @@ up to the end of one request, and goes on when that has been answered.
     answer    --response complete-->   idle     keep-alive
     any       --error, limit-->        closing  one response at most; see `graceful_close`
 
-So there are never two requests of one connection in the process; a refusal comes behind the
-responses to earlier requests; and what is pipelined takes no more memory than its bytes, of which a
-connection keeps little.
+So a process never has two requests of one connection. A refusal comes after the responses to
+earlier requests. Pipelined requests take no more memory than their bytes, and a connection keeps
+few of those.
 
-No piece may end one request and hold the head of the next. Heads and chunked bodies end with an
-empty line, and nothing else ends with it that matters; other bodies end where they have announced.
+No piece may contain the end of one request and the head of the next. Heads and chunked bodies end
+with an empty line, other bodies at their announced length.
 
-The parser has special rules for `Upgrade` and `CONNECT`, which this service has no use for: it
-would take the body for another protocol. So it is shown the head without them.
+The parser has special rules for `Upgrade` and `CONNECT`: it would take the body for another
+protocol. This service supports neither, so the parser gets such a head once more without them.
 
-Fields behind a chunked body (trailers) are counted and dropped.
+Trailers, the fields after a chunked body, are counted and dropped.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ if TYPE_CHECKING:
     from app.http.limits import ConnectionLimits
 
 _AT_ONCE = 64
-"""Pieces that are parsed before other connections have a turn."""
+"""The most pieces that are parsed before other connections have a turn."""
 _BLANK = re.compile(rb"[\r\n]*")
 
 
 class Stage(Enum):
-    """Where the current request is; idle and head are one, told apart by `_begun`."""
+    """The stage of the current request. `_begun` distinguishes an idle connection from a head."""
 
     HEAD = auto()
     BODY = auto()
@@ -65,10 +65,10 @@ _KEEP_ALIVE = Wait.KEEP_ALIVE
 
 
 class Refused(Exception):  # noqa: N818 - stops the parser; never leaves the protocol
-    """Stops the parser.
+    """Stops the parser, because the request is refused.
 
     Args:
-        status: what the request is refused with.
+        status: the HTTP status of the refusal.
     """
 
     def __init__(self, status: int) -> None:
@@ -84,19 +84,19 @@ class Exchange(HttpToolsProtocol):
     _guarded: GracefulTransport
     _timer: KeepAliveTimer
     _wait = Wait.NOTHING
-    _stalled = False  # a body was not being read when its time limit was set
+    _stalled = False  # the application was not reading the body when its time limit was set
     _stage = _HEAD
     _ended: HTTPScope | None = None  # of the last request that has been read to its end
-    _held = b""  # bytes that came,
-    _at = 0  # and where those begin that are not parsed yet
+    _held = b""  # received bytes; those before `_at` have been parsed
+    _at = 0
     _advancing = False
-    _kept = False  # there was something held when parsing stopped last
-    _queued = False  # what is held has waited for a response
+    _kept = False  # bytes were left when parsing stopped last
+    _queued = False  # the bytes that are left have waited for a response
     _stopping = False
-    _bare = False  # the head is shown to the parser once more, without its upgrade
-    _method = ""  # of a request that was shown to the parser with another
-    _upgrades: tuple[tuple[bytes, bytes], ...] = ()  # headers that were not shown to it
-    _body_size = 0  # of the current request, as far as it has been read
+    _bare = False  # the parser gets the head once more, without its upgrade:
+    _method = ""  # the method that was replaced for it,
+    _upgrades: tuple[tuple[bytes, bytes], ...] = ()  # the headers that were left out
+    _body_size = 0  # bytes of the current body that have been read
     _announced: int | None = None  # its whole body; -1: in chunks; None: not looked up
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -114,7 +114,7 @@ class Exchange(HttpToolsProtocol):
             self._watch(Wait.HEAD)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio."""
+        """Release the memory and the timer of a lost connection."""
         self._guarded.lost()
         self._timer.close()
         self._held, self._at = b"", 0
@@ -122,7 +122,7 @@ class Exchange(HttpToolsProtocol):
         self.app = self.config.loaded_app  # which does not refer to this connection
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio."""
+        """Parse received bytes, or discard them if the connection is closing."""
         if self._guarded.is_closing():
             self._guarded.discard(len(data))
             return
@@ -131,7 +131,10 @@ class Exchange(HttpToolsProtocol):
         self._advance()
 
     def shutdown(self) -> None:
-        """See uvicorn, which calls this before it waits for the answers that are under way."""
+        """End held requests, and close the connection after the response that is under way.
+
+        uvicorn calls this before it waits for the responses that are under way.
+        """
         self._stopping = True
         drain(self.app_state)
         if self._guarded.is_closing():
@@ -160,7 +163,7 @@ class Exchange(HttpToolsProtocol):
             self._kept = bool(self._held)
             self._queued = self._kept and (self._queued or self._stage is _ANSWER)
             self._guarded.set_backlog(len(self._held) - self._at > BACKLOG_BYTES)
-        # Most often a whole poll has been answered: then its time limit is set.
+        # Usually a whole poll has been answered: then the time limit has been set already.
         if (
             self._wait is not _KEEP_ALIVE
             or self._stage is not _HEAD
@@ -169,12 +172,12 @@ class Exchange(HttpToolsProtocol):
             self._rewatch()
 
     def _take(self) -> bytes:
-        """The next bytes of one request, at most up to its end."""
+        """Return the next bytes of one request, at most up to its end."""
         held, at = self._held, self._at
         if self._stage is _BODY and self._remaining() > 0:
             end = at + self._remaining()
         elif held[at] in b"\r\n":
-            # It may be the rest of an empty line that ends a head or a body.
+            # This may be the rest of the empty line that ends a head or a body.
             blank = _BLANK.match(held, at)
             end = at if blank is None else blank.end()
         else:
@@ -186,7 +189,7 @@ class Exchange(HttpToolsProtocol):
         return held[at:end]
 
     def _remaining(self) -> int:
-        """How much of a body is to come; below 0 if it comes in chunks."""
+        """Return the number of bytes that are missing of a body; below 0 if it comes in chunks."""
         if self._announced is None:
             self._announced = announced(self.scope["headers"])
         return self._announced - self._body_size
@@ -201,7 +204,7 @@ class Exchange(HttpToolsProtocol):
             self._fail(refused.status if isinstance(refused, Refused) else 400)
 
     def _without_upgrade(self) -> bytes:
-        """The head that has just been parsed, as that of a request that asks for no upgrade."""
+        """Return the head that has just been parsed, without its upgrade."""
         kept = [header for header in self.headers if header[0] != b"upgrade"]
         self._upgrades = tuple(header for header in self.headers if header[0] == b"upgrade")
         method, url = self.parser.get_method(), self.url
@@ -218,9 +221,9 @@ class Exchange(HttpToolsProtocol):
         return False
 
     def on_headers_complete(self) -> None:
-        """See uvicorn."""
+        """Hand a request to the application, once its head is complete."""
         if self.parser.should_upgrade():
-            return  # it is shown to the parser once more
+            return  # the parser gets the head once more
         self._stage = _BODY
         self._body_size, self._announced = 0, None
         if self._bare:
@@ -231,10 +234,10 @@ class Exchange(HttpToolsProtocol):
         if self._bare:
             self.scope["method"] = self._method or self.scope["method"]
             self._bare, self._method, self._upgrades = False, "", ()
-        self.headers = []  # for the trailers: the request has those that came before
+        self.headers = []  # for the trailers; the request keeps the list of its headers
 
     def _name_host(self) -> None:
-        """Let the host of a URL in absolute form replace what Host says (RFC 9112, 3.2.2)."""
+        """Replace the Host header by the host of a URL in absolute form (RFC 9112, 3.2.2)."""
         url = httptools.parse_url(self.url)
         if url.host is not None:
             host = b"[%b]" % url.host if b":" in url.host else url.host
@@ -243,7 +246,10 @@ class Exchange(HttpToolsProtocol):
             self.headers[:] = [*others, (b"host", host + port)]
 
     def on_body(self, body: bytes) -> None:
-        """See uvicorn, which bounds what it holds of bodies, and not what it drops."""
+        """Pass on a piece of a body, and limit the bytes that are dropped.
+
+        uvicorn limits only the bytes that it holds.
+        """
         self._body_size += len(body)
         if self._body_size > BODY_BYTES + self._limits.discard_bytes:
             if self.cycle.response_complete:
@@ -252,7 +258,7 @@ class Exchange(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """See uvicorn."""
+        """Finish a request, and check its trailers."""
         if self.parser.should_upgrade():
             return
         self._ended = self.scope
@@ -265,7 +271,7 @@ class Exchange(HttpToolsProtocol):
         self._stage = _HEAD if self.cycle.response_complete else _ANSWER
 
     def on_response_complete(self) -> None:
-        """See uvicorn, which would start the next request of its queue."""
+        """Go on with the bytes of the next request, instead of uvicorn's queue."""
         self.server_state.total_requests += 1
         if self._guarded.is_closing():
             return
@@ -275,24 +281,24 @@ class Exchange(HttpToolsProtocol):
         self.flow.resume_reading()
         self._advance()
 
-    # --- what ends a connection ---
+    # --- the end of a connection, and its time limits ---
 
     def _fail(self, status: int) -> None:
         """Refuse the request that is being read, if it has no response yet, and close."""
         self._guarded.refuse(status, self.cycle if self._stage is _BODY else None)
 
     def _begun(self) -> bool:
-        """Whether a request has begun, and not ended."""
+        """Return True if a request has begun and not ended."""
         return self.scope is not self._ended
 
     def _unread(self) -> bool:
-        """Whether the client may be sending still."""
+        """Return True if the client may still be sending."""
         return not self._stopping and (
             self._stage is _BODY or self._begun() or len(self._held) > self._at
         )
 
     def _watch(self, wait: Wait) -> None:
-        """Set the time limit for what the connection waits for."""
+        """Set the time limit of a wait."""
         self._wait = wait
         if wait is Wait.NOTHING:
             self._timer.cancel()
@@ -302,19 +308,19 @@ class Exchange(HttpToolsProtocol):
         self._timer.begin(self._limits.seconds(wait))
 
     def _rewatch(self) -> None:
-        """Set the time limit that fits the state. That of a head is set once, whatever comes."""
+        """Set the time limit that fits the state. The limit of a head is set once per head."""
         if self.flow.write_paused:
             wait = Wait.SEND
         elif self._stage is _BODY and self.cycle.response_complete:
             wait = Wait.DISCARD
         elif self._stage is _BODY:
-            self._watch(Wait.BODY)  # anew with each read
+            self._watch(Wait.BODY)  # again after each read
             return
         elif self._stage is _ANSWER:
             wait = Wait.NOTHING
         elif self._begun():
             wait = Wait.HEAD
-        elif self._wait is Wait.HEAD:  # it has sent nothing yet that counts
+        elif self._wait is Wait.HEAD:  # the client has sent only empty lines so far
             return
         else:
             wait = _KEEP_ALIVE
@@ -322,24 +328,24 @@ class Exchange(HttpToolsProtocol):
             self._watch(wait)
 
     def _overdue(self) -> None:
-        """The time limit is over."""
+        """Close the connection, because its time limit is over."""
         if self._wait in {Wait.SEND, Wait.DISCARD}:
             self._guarded.abort()
         elif self._wait is Wait.BODY and self._stalled:
-            self._watch(Wait.BODY)  # part of the time, nobody read
+            self._watch(Wait.BODY)  # part of the time, the application did not read
         elif self._begun():
             self._fail(408)
         else:
             self._guarded.close()
 
     def pause_writing(self) -> None:
-        """See asyncio."""
+        """Wait for the client to accept what was written."""
         super().pause_writing()
         if not self._guarded.is_closing():
             self._watch(Wait.SEND)
 
     def resume_writing(self) -> None:
-        """See asyncio."""
+        """Go on: the client has accepted what was written."""
         super().resume_writing()
         if not self._guarded.is_closing():
             self._rewatch()

@@ -3,9 +3,9 @@
 For each request uvicorn creates a response cycle, an event and a task, and checks every header that
 is sent. All of that together costs more than a hit. So if the whole answer is at hand as soon as
 the head of a poll has been read, this class writes it there and then. If the entry is in another
-store, it is written when the store has answered, without a task. All else is the same: the answer
-is the one that the application would give (`app.jobs.poll_fast_path`), and whenever anything is in
-the way, such as an earlier answer on the same connection, uvicorn and the application answer.
+store, it is written when the store has answered, without a task. The answer is the one that the
+application would give (`app.jobs.poll_fast_path`). Whenever anything is in the way, such as an
+earlier answer on the same connection, uvicorn and the application answer.
 
 This class is optional. It overrides private methods of uvicorn, so it works only with the versions
 it was tested with, `TESTED_VERSIONS`; with others it logs one line and changes nothing. The setting
@@ -129,7 +129,7 @@ class FastPathProtocol(HeaderLimits):
         self._response_written()
 
     def _response_written(self) -> None:
-        """Do what is due when a response is complete, for one that was written here."""
+        """Finish a response that was written here, as uvicorn finishes others."""
         self.server_state.total_requests += 1
         self._stage, self._wait = _HEAD, _KEEP_ALIVE
         self._timer.begin()

@@ -1,11 +1,11 @@
-"""What proxies say of a request, as far as it can be believed: its client's address, its prefix.
+"""The `X-Forwarded-*` headers of trusted proxies: the client's address, and a prefix of paths.
 
-Decided here for every request, whichever path answers it: what a server does before it calls the
-application comes too late for polls that are answered before. It may have been done all the same:
-where uvicorn has put the client's address in the place of the proxy's, the answer is the same.
+All ways to answer a request use this. A server's own handling, before it calls the application,
+would be too late for polls that the protocol answers. It may happen all the same: if uvicorn has
+replaced the proxy's address by the client's, the result here is the same.
 
-Trust works as in uvicorn, whose `FORWARDED_ALLOW_IPS` this reads. Whoever comes over a Unix socket
-is a process of this machine, and trusted.
+Trust works as in uvicorn, with the same variable `FORWARDED_ALLOW_IPS`. A client that connects
+through a Unix socket is a process of this machine, and trusted.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1,::1"
 _PREFIX = re.compile(r"(?:/(?!\.{1,2}(?:/|$))(?:[A-Za-z0-9._~-]|%[2-7][0-9A-Fa-f])+)+", re.ASCII)
 _LONGEST_PREFIX = 200
-_MOST_HOPS = 64  # of proxies in a row; what is beyond is not looked at
+_MOST_HOPS = 64  # of proxies in a row; further ones are ignored
 
 
 class TrustedProxies:
-    """Proxies whose `X-Forwarded-*` headers are believed.
+    """The proxies whose `X-Forwarded-*` headers are used.
 
     Args:
         text: addresses, networks and names such as `unix:`, separated by commas; or `*` for all.
 
     Raises:
-        ValueError: a part looks like a network and is none.
+        ValueError: a part looks like a network and is not one.
     """
 
     def __init__(self, text: str = LOOPBACK) -> None:
@@ -49,8 +49,8 @@ class TrustedProxies:
         """Return the address of the client that sent a request; None if it is not known.
 
         Each proxy appends the address it was called from. So the list is read from its end, as long
-        as whoever appended can be trusted. An entry that is no address ends it: what stands before
-        may be invented, and counts for nothing.
+        as the appending proxy is trusted. An entry that is not an address ends it: the entries
+        before it may be forged, and are ignored.
         """
         client = scope.get("client")
         nearest = _address(client[0]) if client else None
@@ -69,12 +69,12 @@ class TrustedProxies:
     def prefix(self, scope: Scope) -> str | None:
         """Return the path under which a proxy has the service, from `X-Forwarded-Prefix`.
 
-        None: no trusted proxy names one, or it cannot be read. Of several proxies in a row, each
-        adds its own behind those before.
+        None: no trusted proxy names one, or it cannot be read. If there are several proxies in a
+        row, each appends its prefix to the list.
         """
         client = scope.get("client")
-        # Where uvicorn has put the client's address in the place of a proxy's that it trusts, the
-        # port is 0, which no connection has.
+        # If uvicorn has replaced the address of a trusted proxy by the client's, the port is 0,
+        # which no connection has.
         if client and client[1] != 0 and not self._trusts(client[0], _address(client[0])):
             return None
         lines = _lines(scope["headers"], b"x-forwarded-prefix")
@@ -96,11 +96,11 @@ class TrustedProxies:
 def read_prefix(text: str) -> str:
     """Return a path under which all others are, without a slash at its end; "" for the root.
 
-    It comes to stand before links, in JSON and in HTML, so only plain letters are let through, and
-    nothing that a browser takes for a host or for a step upwards.
+    Links in JSON and HTML begin with it. So only plain letters are allowed, and nothing that a
+    browser takes for a host or for a step upwards.
 
     Raises:
-        ValueError: it is no such path.
+        ValueError: it is not such a path.
     """
     path = text.removesuffix("/")
     if path and (len(path) > _LONGEST_PREFIX or _PREFIX.fullmatch(path) is None):
@@ -109,7 +109,7 @@ def read_prefix(text: str) -> str:
 
 
 def _lines(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> str:
-    """All lines of a header, as the one that they stand for (RFC 9110, 5.3)."""
+    """Return all lines of a header as the one line that they stand for (RFC 9110, 5.3)."""
     return ",".join(value.decode("latin-1") for name, value in headers if name == wanted)
 
 
@@ -125,5 +125,5 @@ def _address(text: str) -> Address | None:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
-    mapped = getattr(address, "ipv4_mapped", None)  # as sockets for both families have it
+    mapped = getattr(address, "ipv4_mapped", None)  # of a socket for both families
     return address if mapped is None else mapped

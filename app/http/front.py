@@ -1,9 +1,11 @@
-"""The outermost part of the application: what protects it, and its users, from web pages.
+"""The outermost middleware: it protects the service and its users from other web pages.
 
-It refuses requests for other hosts, and changes that a page of another origin asks for while the
-service has no keys: a browser sends such a request for any page, and here nothing else would tell.
-It answers preflight requests (CORS), and adds the headers that every answer carries. Polls that are
-answered before the application is asked follow the same rules: see `PollFastPath`.
+- It refuses requests for other hosts.
+- If the service has no keys, it refuses changes from a page of another origin: a browser sends such
+  a request for any page, and nothing else would detect it.
+- It answers preflight requests (CORS), and adds the headers that every answer carries.
+
+`PollFastPath` follows the same rules for the polls that it answers.
 """
 
 from __future__ import annotations
@@ -51,16 +53,16 @@ _SHOWN = (
 
 
 class Front:
-    """ASGI middleware, the outermost; see above.
+    """The outermost ASGI middleware.
 
     Args:
-        app: what answers the requests that are let through.
-        hosts: which may be asked for.
-        origins: whose pages may read and change everything that they have a key for.
+        app: answers the requests that are not refused.
+        hosts: those that requests may name.
+        origins: those whose pages may read and change everything that they have a key for.
         keyed: whether the service has keys, which no browser sends by itself.
-        proxies: whose word on the path that they have the service under is taken.
-        root_path: that path, where no proxy names it.
-        closes_upgrades: whether to close the connection behind a request with `Upgrade`. For
+        proxies: those that may name the path under which they have the service.
+        root_path: this path, if no proxy names it.
+        closes_upgrades: whether to close the connection after a request with `Upgrade`. For
             uvicorn's own protocol: it skips the body of such a request, and would take the body for
             the next request.
     """
@@ -94,7 +96,7 @@ class Front:
             )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Serve a request as ASGI middleware."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -115,9 +117,9 @@ class Front:
         await answer(scope, receive, send_on)
 
     def _set_root_path(self, scope: Scope) -> None:
-        """Put into `root_path` what links are to begin with. Routing takes it off a path."""
+        """Set `root_path` to the prefix of links. Routing removes it from a path."""
         if scope.get("root_path"):
-            return  # the server's own setting, and in the path already
+            return  # set by the server, which has added it to the path
         root = self._root_path
         forwarded = self._proxies.prefix(scope)
         if forwarded is not None and not (root and scope["path"].startswith(f"{root}/")):
@@ -128,7 +130,7 @@ class Front:
         path, headers = scope["path"], scope["headers"]
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) != 1:
-            # HTTP/1.0 has none; who speaks that is no browser.
+            # HTTP/1.0 has no Host; its clients are not browsers.
             if hosts or scope.get("http_version") == "1.1":
                 return problem(400, "A request names one host, in Host.", instance=path)
         elif not self._hosts.allows(hosts[0]) and not _is_from_test_client(scope, hosts[0]):
@@ -140,9 +142,9 @@ class Front:
         return None
 
     def _is_foreign(self, scope: Scope) -> bool:
-        """Tell whether a page of another origin, and not one of `origins`, sent the request.
+        """Return True if a page of another origin, and not one of `origins`, sent the request.
 
-        As browsers tell by Fetch Metadata, or else by Origin. Other clients send neither.
+        Browsers say so in Fetch Metadata, or else in Origin. Other clients send neither.
         """
         headers = scope["headers"]
         origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
@@ -158,9 +160,9 @@ class Front:
 
 
 def _is_from_test_client(scope: Scope, host: bytes) -> bool:
-    """Tell whether Starlette's test client sent the request, in this process.
+    """Return True if Starlette's test client sent the request, in this process.
 
-    A server that listens gives its address, and no client can make it give this name.
+    A listening server gives its own address, and no client can make it give this name.
     """
     server = scope.get("server")
     return host == b"testserver" and server is not None and server[0] == "testserver"

@@ -1,12 +1,14 @@
-"""Closing a connection so that the client still gets the response.
+"""The closing of a connection in such a way that the client still gets the response.
 
-A socket that is closed while there is something unread resets the connection, and a reset takes
-with it what the client has not read yet: it sees an error instead of the response. So whoever has
-not been heard out is closed in three steps (RFC 9112, 9.6): nothing is written any more, what still
-comes is read and dropped, and the connection is closed when the client has closed its half or a
-limit is reached.
+A socket that is closed while it has unread bytes resets the connection. The client then loses what
+it has not read yet, and sees an error instead of the response. So if the client may still be
+sending, the connection is closed in three steps (RFC 9112, 9.6):
 
-What has been written may also not be accepted. Then the flush is cut off by a limit, too.
+1. Nothing is written any more.
+2. Received bytes are read and dropped.
+3. The connection is closed when the client has closed its half, or at a limit.
+
+A client may also not accept the response. A limit cuts that off, too.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from app.http.limits import ConnectionLimits
 
 _REFUSED_AT_ONCE = 32
-"""Connections over the limit that are told so; further ones are just closed."""
+"""The most connections over the limit that get a response; further ones are just closed."""
 _REFUSED_SECONDS = 1.0
 
 
@@ -33,16 +35,16 @@ class _Cycle(Protocol):
 
 
 class GracefulTransport:
-    """A transport for uvicorn's protocols, whose `close` delivers what has been written.
+    """A transport for uvicorn's protocols, whose `close` delivers the written bytes first.
 
-    Reading has two reasons to pause: flow control, which is uvicorn's, and a backlog, which is
-    ours. It goes on when neither is left.
+    Reading pauses for two reasons: uvicorn's flow control, and a backlog of unparsed bytes. It goes
+    on when neither is left.
 
     Args:
         transport: the connection.
         loop: whose time counts.
-        limits: how much, and for how long, is read while it closes.
-        unread: whether the client may be sending still.
+        limits: on the bytes and the time of reading while it closes.
+        unread: tells whether the client may still be sending.
 
     Attributes:
         write: send bytes.
@@ -76,12 +78,12 @@ class GracefulTransport:
         self._timer: asyncio.TimerHandle | None = None
         self._discarded = 0
         self._flow_paused = self._backlogged = False
-        # The transport's own, without a call in between: polls pay for each.
+        # The transport's own methods: polls would pay for a call in between.
         self.write: Callable[[bytes], object] = transport.write
         self.is_closing: Callable[[], bool] = transport.is_closing
 
     def get_extra_info(self, name: str, default: object = None) -> Any:  # noqa: ANN401 - as in asyncio
-        """Return what the transport knows of the connection."""
+        """Return information about the connection, as the transport has it."""
         return self._transport.get_extra_info(name, default)
 
     def pause_reading(self) -> None:
@@ -106,7 +108,7 @@ class GracefulTransport:
             self._transport.resume_reading()
 
     def close(self, *, within: float | None = None) -> None:
-        """Close when what was written has been sent, and the client has been heard out.
+        """Close when the written bytes have been sent and the client has stopped sending.
 
         Args:
             within: seconds; None: as the limits say.
@@ -131,7 +133,7 @@ class GracefulTransport:
         """Return True if this connection is within the limit of a process; else refuse it.
 
         Args:
-            connections: that there are, this one included.
+            connections: their number, this one included.
         """
         excess = connections - self._limits.connections
         if excess <= 0:
@@ -148,7 +150,7 @@ class GracefulTransport:
         """Refuse the request that is being read, if it has no response yet, and close.
 
         Args:
-            status: what to say.
+            status: the HTTP status.
             cycle: uvicorn's record of the request, if its application is running.
         """
         if self.is_closing():
@@ -156,24 +158,24 @@ class GracefulTransport:
         log_refusal(status)
         if cycle is None or not cycle.response_started:
             self.write(refusal(status))
-        if cycle is not None:  # its application learns that there is nobody to respond to
+        if cycle is not None:  # tell its application that nobody reads the response
             cycle.disconnected = True
             cycle.message_event.set()
         self.close(within=self._limits.discard_seconds)
 
     def discard(self, size: int) -> None:
-        """Count bytes that came while it closes; there is a limit on them."""
+        """Count bytes that come while the connection closes, and abort it at their limit."""
         self._discarded += size
         if self._discarded > self._limits.discard_bytes:
             self.abort()
 
     def abort(self) -> None:
-        """Close at once, whatever is under way."""
+        """Close at once, without sending what was written."""
         self.is_closing, self.write = _always, _drop
         self._transport.abort()
 
     def lost(self) -> None:
-        """Give back what a lost connection needs no more."""
+        """Release the timer of a lost connection."""
         self.is_closing, self.write, self._unread = _always, _drop, _always
         if self._timer is not None:
             self._timer.cancel()
@@ -185,4 +187,4 @@ def _always() -> bool:
 
 
 def _drop(data: bytes) -> None:
-    """Take what an application writes to a connection that is closing."""
+    """Drop bytes that are written to a closing connection."""

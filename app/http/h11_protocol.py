@@ -78,14 +78,14 @@ class LimitedH11Protocol(H11Protocol):
             self._timer.begin(self._limits.seconds(Wait.HEAD))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio."""
+        """Release the memory and the timer of a lost connection."""
         self._guarded.lost()
         self._timer.close()
         self._held = b""
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio."""
+        """Parse received bytes, or discard them if the connection is closing."""
         if self._guarded.is_closing():
             self._guarded.discard(len(data))
             return
@@ -119,19 +119,19 @@ class LimitedH11Protocol(H11Protocol):
         return False
 
     def on_response_complete(self) -> None:
-        """See uvicorn."""
+        """Go on with the bytes of the next request."""
         super().on_response_complete()
-        self._unset_keepalive_if_required()  # which is ours to set
+        self._unset_keepalive_if_required()  # `_timer` has this limit
         self._advance()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - ours says more
-        """See uvicorn, which calls this for what h11 refuses."""
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - a problem document has more
+        """Refuse a request that h11 cannot parse; uvicorn calls this."""
         error = sys.exception()
         status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
         self._fail(status)
 
     def _fail(self, status: int) -> None:
-        cycle = self.cycle  # of the request before, if that has been read to its end
+        cycle = self.cycle  # of the previous request, if that has been read to its end
         self._guarded.refuse(status, None if cycle is None or not cycle.more_body else cycle)
 
     def _unread(self) -> bool:
@@ -167,19 +167,19 @@ class LimitedH11Protocol(H11Protocol):
             self._fail(408)
 
     def pause_writing(self) -> None:
-        """See asyncio."""
+        """Wait for the client to accept what was written."""
         super().pause_writing()
         if not self._guarded.is_closing():
             self._rewatch()
 
     def resume_writing(self) -> None:
-        """See asyncio."""
+        """Go on: the client has accepted what was written."""
         super().resume_writing()
         if not self._guarded.is_closing():
             self._rewatch()
 
     def shutdown(self) -> None:
-        """See uvicorn."""
+        """End held requests, and close the connection after the response that is under way."""
         self._stopping = True
         drain(self.app_state)
         if self._guarded.is_closing():

@@ -1,8 +1,8 @@
-"""The hosts that requests may name: a web page must not reach the service by a name of its own.
+"""The hosts that requests may name: a web page must not reach the service by its own name.
 
-A page of `http://evil.example` may have that name point to 127.0.0.1 once it is loaded (DNS
-rebinding). To the browser the service then belongs to the page's own site, and nothing but the Host
-header tells that it does not.
+The owner of a page at `http://evil.example` can let that name point to 127.0.0.1 once the page is
+loaded (DNS rebinding). For the browser, the service then belongs to the page's own site. Only the
+Host header shows that it does not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def read_hosts(text: str) -> list[str]:
     """Read a list of hosts: names, `*.name` for all below a name, addresses, or `*` for any.
 
     Raises:
-        ValueError: a part is none of these.
+        ValueError: a part is not one of these.
     """
     parts = [part for part in map(str.strip, text.split(",")) if part]
     for part in parts:
@@ -80,7 +80,7 @@ class _Decisions(dict[bytes, bool]):
 
 
 def host_name(host: bytes) -> str | None:
-    """Return the name of a Host header, in one spelling and without port; None: it is malformed."""
+    """Return the name in a Host header, in one spelling and without port; None if malformed."""
     found = _HOST.fullmatch(host.decode("latin-1").strip(" \t"))
     return None if found is None else _plain(found["name"])
 

@@ -1,4 +1,4 @@
-"""The time limit of a connection: one timer, which is not made anew for every request."""
+"""The time limit of a connection: one timer, which is not created again for every request."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 
 class KeepAliveTimer:
-    """A deadline that is moved often and met rarely.
+    """A deadline that is moved often and reached rarely.
 
-    Moving it later only changes a number: the timer looks, when it goes off, whether the deadline
-    has been met. Only an earlier deadline needs a new timer.
+    To move it later only changes a number: when the timer fires, it compares that number with the
+    time. Only an earlier deadline needs a new timer.
 
     Args:
-        loop: whose time counts.
-        limit: seconds, unless `begin` says otherwise.
-        over: called when the deadline is met.
+        loop: its clock counts.
+        limit: seconds, unless `begin` is given others.
+        over: called when the deadline is reached.
     """
 
     __slots__ = ("_armed", "_due", "_goes_off", "_limit", "_loop", "_over", "_timer")
@@ -51,7 +51,7 @@ class KeepAliveTimer:
         self._armed = False
 
     def close(self) -> None:
-        """Give the timer back: the connection is gone, and is not referred to any more."""
+        """Cancel the timer for good, and drop the reference to the connection."""
         self._armed = False
         self._over = _nothing
         if self._timer is not None:

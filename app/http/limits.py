@@ -57,7 +57,7 @@ class ConnectionLimits:
     discard_seconds: float = 10.0
 
     def seconds(self, wait: Wait) -> float | None:
-        """Return the time limit of a wait; None for those whose limit is not set here."""
+        """Return the time limit of a wait; None for `NOTHING` and `KEEP_ALIVE`."""
         if wait is Wait.HEAD:
             return self.head_seconds
         if wait is Wait.BODY:

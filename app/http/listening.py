@@ -1,8 +1,8 @@
 """The sockets that the service listens on, opened before anything else is started.
 
-Opened here, and not by the server, so that an address in use is found before a database is touched
-or a server of `app dev` started, and so that all workers share the same sockets. They listen at
-once: two processes that only bind can both succeed on Linux, and one fails much later.
+The service opens them, and not its server, for two reasons. An address in use is found before a
+database is used or a server of `app dev` started. And all workers share the same sockets. They
+listen at once: on Linux two processes that only bind can both succeed, and one fails much later.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BACKLOG = 2048
 _UNIX_MODE = 0o666  # as open as a port on loopback; the directory's mode restricts it
 
 
-class CannotListen(Exception):  # noqa: N818 - says what is the matter
+class CannotListen(Exception):  # noqa: N818 - reads better where it is raised
     """The address cannot be listened on. The message names the address and the reason."""
 
 
@@ -46,7 +46,7 @@ def listening(host: str, port: int, uds: Path | None) -> Iterator[list[socket.so
         for each in sockets:
             each.close()
         if uds is not None and made is not None and _identity(uds) == made:
-            uds.unlink()  # it is still ours, and not one that was put in its place
+            uds.unlink()  # it is still this process's, and has not been replaced
 
 
 def shown(sockets: Sequence[socket.socket]) -> str:
@@ -121,7 +121,7 @@ def _unix(path: Path) -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a Unix socket that a dead process has left behind, and nothing else.
+    """Remove a Unix socket that a dead process has left behind, and no other file.
 
     Raises:
         OSError: something else is there, or a process that listens.
@@ -131,7 +131,7 @@ def _remove_stale(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EEXIST, "there is a file that is no socket; it is left as it is")
+        raise OSError(errno.EEXIST, "there is a file that is not a socket; it was not removed")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
         caller.settimeout(1)
         try:

@@ -1,7 +1,7 @@
 """Restriction of a service without API keys to this machine, whatever address it listens on.
 
-`python -m app serve` refuses any but loopback. Other servers have options of their own, and
-`fastapi run` listens on all addresses unless it is told otherwise.
+`python -m app serve` refuses to listen on other addresses. Other servers have their own options,
+and `fastapi run` listens on all addresses by default.
 """
 
 from __future__ import annotations

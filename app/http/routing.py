@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def name_of(route: APIRoute) -> str:
-    """Return the name of a route's function, which is its id in the OpenAPI document, too."""
+    """Return the name of a route's function, which is also its id in the OpenAPI document."""
     return route.name
 
 
 def with_heads(routes: Iterable[BaseRoute]) -> Iterator[BaseRoute]:
-    """Yield the routes, and after each that answers GET one that answers HEAD."""
+    """Yield the routes, and after each GET route one that answers HEAD."""
     for route in routes:
         yield route
         if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
@@ -29,7 +29,7 @@ def with_heads(routes: Iterable[BaseRoute]) -> Iterator[BaseRoute]:
 class _Head(Route):
     """A route that answers HEAD with the handler of a GET route.
 
-    They share it, because a second `APIRoute` would take as long to set up as the first.
+    The routes share it, because a second `APIRoute` would take as long to set up as the first.
     """
 
     def __init__(self, get: APIRoute) -> None:

@@ -1,8 +1,8 @@
-"""How a cached document answers a GET: validators, encoding, and what caches have to say.
+"""Conditional requests: how a cached document answers a GET.
 
-ETags are `"<version>-<n>"`. `n` tells representations of one version apart, as a strong ETag must:
-its lowest bit is 1 for gzip, the rest is the format of the documents, to be raised when their JSON
-changes. Nothing in them differs between processes.
+ETags are `"<version>-<n>"`. `n` distinguishes the representations of one version, as a strong ETag
+must: its lowest bit is 1 for gzip, the rest is the format of the documents, to be raised when their
+JSON changes. ETags are the same in all processes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     Headers = list[tuple[bytes, bytes]]
 
 FORMAT = 0
-# What proxies append to the tag of an answer that they compress or decompress, such as `"7-0-gzip"`
-# (Apache), `"7-0--gzip"` (Jetty), `"7-0;gz"`, and behind the quotes `"7-0"-gzip`, which is not even
-# a tag. nginx writes W/ before it.
+# The suffix that proxies append to the tag of an answer that they compress or decompress. Apache
+# makes `"7-0-gzip"` of it, Jetty `"7-0--gzip"`, others `"7-0;gz"`, or `"7-0"-gzip`, which is not a
+# valid tag. nginx writes W/ before it.
 _SUFFIX = r"(?:[-;]{1,3}(?:x-)?(?:gzip|gz|br|brotli|zstd|zst|deflate|df|compress))"
 _TAG = re.compile(rf"(\d{{1,16}})-(\d{{1,4}}){_SUFFIX}{{0,3}}", re.ASCII | re.IGNORECASE)
 _LISTED = re.compile(
@@ -39,11 +39,11 @@ _ENCODING = re.compile(r"\s*([\w*-]+)\s*(?:;\s*q\s*=\s*([\d.]+)\s*)?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What a client's `If-None-Match` says it has.
+    """The versions that a client has, according to its `If-None-Match`.
 
     Attributes:
-        tags: version and `n` of each that has the shape of ours.
-        min_version: the highest version it has seen, in whatever format.
+        tags: version and `n` of each tag that has the form of this service.
+        min_version: the highest version that the client has seen, in any format.
         any: True for `*`.
     """
 
@@ -57,21 +57,21 @@ _NONE = Conditions(frozenset(), 0, any=False)
 
 @lru_cache(maxsize=256)  # clients of many jobs have seen few different versions
 def conditions(if_none_match: str | None) -> Conditions:
-    """Read `If-None-Match` (RFC 9110, 13.1.2). Tags that are not ours match nothing."""
+    """Read `If-None-Match` (RFC 9110, 13.1.2). Tags of another form match nothing."""
     if if_none_match is None:
         return _NONE
     if if_none_match.strip() == "*":
         return Conditions(frozenset(), 0, any=True)
     ours = filter(None, map(_TAG.fullmatch, listed_tags(if_none_match)))
     seen = [(int(tag[1]), int(tag[2])) for tag in ours]
-    # No source gives out such a version: as a floor it would make every poll a query.
+    # No database counts so far: as the minimum, such a version would make every poll a query.
     possible = [version for version, _ in seen if version < VERSION_LIMIT]
     return Conditions(frozenset(seen), max(possible, default=0), any=False)
 
 
 @lru_cache(maxsize=64)
 def accepts_gzip(accept_encoding: str | None) -> bool:
-    """True if the client takes gzip (RFC 9110, 12.5.3)."""
+    """Return True if the client accepts gzip (RFC 9110, 12.5.3)."""
     if not accept_encoding:
         return False
     quality = {}
@@ -87,12 +87,12 @@ def accepts_gzip(accept_encoding: str | None) -> bool:
 
 
 def etag(version: int, *, gzip: bool) -> str:
-    """The entity tag of one representation of a version."""
+    """Return the entity tag of one representation of a version."""
     return f'"{version}-{_n(gzip=gzip)}"'
 
 
 def holds(if_none_match: str, tag: str) -> bool:
-    """True if `If-None-Match` names `tag`, whoever made it: the weak comparison of RFC 9110."""
+    """Return True if `If-None-Match` names a tag of any form: RFC 9110's weak comparison."""
     if if_none_match.strip() == "*":
         return True
     named = listed_tags(if_none_match)
@@ -100,9 +100,9 @@ def holds(if_none_match: str, tag: str) -> bool:
 
 
 def listed_tags(if_none_match: str) -> list[str]:
-    """Return the tags of a list, without quotes and `W/`. What is no tag is left out.
+    """Return the tags of a list, without quotes and `W/`. Other elements are ignored.
 
-    Read element by element: the end of one tag and the beginning of the next are no tag.
+    The list is read element by element, so that two quotes of different tags are not a pair.
     """
     tags, at = [], 0
     while 0 <= at < len(if_none_match):
@@ -116,7 +116,7 @@ def listed_tags(if_none_match: str) -> list[str]:
 
 
 def may_wait(answer: ReadResult, if_none_match: str | None) -> bool:
-    """True if the client has this very version, in either coding, and a newer one may come."""
+    """Return True if the client has this version, in either coding, and a newer one may come."""
     entry = answer.entry
     if entry.poll_after is None:
         return False
@@ -129,12 +129,12 @@ def _n(*, gzip: bool) -> int:
 
 
 class Representation:
-    """An entry in one coding, and the replies that show it; good for as long as the entry is.
+    """An entry in one coding, and its last replies.
 
     Args:
-        entry: what is represented.
-        gzip: whether in gzip, which only a body without a prefix is stored in.
-        root_path: what links begin with.
+        entry: the entry.
+        gzip: whether the body is in gzip. A body whose links get a prefix never is.
+        root_path: the prefix of links.
     """
 
     __slots__ = ("_made_for", "_unchanged", "_whole", "entry", "gzip", "root_path")
@@ -143,13 +143,13 @@ class Representation:
         self.entry = entry
         self.gzip = gzip
         self.root_path = root_path
-        # The last replies and what they were made for: within a second, most are alike.
+        # The last replies, and the values they were made of: within a second, most are the same.
         self._made_for: tuple[object, ...] = ()
         self._whole: Reply | None = None
         self._unchanged: Reply | None = None
 
     def reply(self, answer: ReadResult, *, unchanged: bool) -> Reply:
-        """The reply that says what `answer` found; without the body if the client has it."""
+        """Return the reply to a read; without the body if the client has it."""
         age_ms = answer.age_ms
         fresh_ms = self.entry.fresh_ms - age_ms
         made_for = age_ms // 1000, fresh_ms // 1000, answer.outcome, answer.coalesced, answer.tier
@@ -195,14 +195,14 @@ def respond(
     kept: Representation | None = None,
     root_path: str = "",
 ) -> Reply:
-    """The reply to a GET of the document.
+    """Return the reply to a GET of a document.
 
     Args:
-        answer: what was read.
+        answer: the result of the read.
         if_none_match: the header, if there is one.
         accept_encoding: the header, if there is one.
-        kept: one of the entry, from an earlier answer, to be used if it is the right one.
-        root_path: what links begin with.
+        kept: a representation from an earlier poll, which is used if it fits.
+        root_path: the prefix of links.
     """
     entry = answer.entry
     gzip = entry.encoding == "gzip" and not root_path and accepts_gzip(accept_encoding)
@@ -211,8 +211,8 @@ def respond(
         wanted = conditions(if_none_match)
         unchanged = wanted.any or (entry.version, _n(gzip=gzip)) in wanted.tags
         if not unchanged and (entry.version, _n(gzip=not gzip)) in wanted.tags:
-            # It holds this version in the other coding; a tag of what it lacks would tell it
-            # nothing.
+            # The client has this version in the other coding, so that one's tag is sent: a tag
+            # that it does not have would be useless to it.
             unchanged, gzip = True, not gzip
     if kept is None or kept.entry is not entry or kept.gzip is not gzip:
         kept = Representation(entry, gzip=gzip, root_path=root_path)
@@ -220,7 +220,7 @@ def respond(
 
 
 def cache_status(answer: ReadResult) -> str:
-    """Where the answer came from (RFC 9211). A `ttl` below 0: past its freshness, served anyway."""
+    """Return the value of Cache-Status (RFC 9211). A `ttl` below 0 means stale."""
     collapsed = "; collapsed" if answer.coalesced else ""
     tier = f"; detail={answer.tier}"
     if answer.outcome is CacheOutcome.HIT:

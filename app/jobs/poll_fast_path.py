@@ -135,7 +135,7 @@ class Poll:
         return self._job.ask(self._min_version, receive)
 
     async def read(self) -> Reply:
-        """Return the reply, whatever it takes: a load from the database, or an error."""
+        """Return the reply: after a load from the database if necessary, or for an error."""
         job = self._job
         try:
             result = await job.service.poll(job.id, self._caller, min_version=self._min_version)

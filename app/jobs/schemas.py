@@ -1,4 +1,4 @@
-"""What goes in and out over HTTP: the bodies of requests, and the documents of answers."""
+"""The bodies of requests and the documents of answers, as pydantic models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from app.jobs.states import Status
 LARGEST_ID = 2**53 - 1
 """The largest number that every reader of JSON holds exactly (RFC 7493, 2.2)."""
 
-# What Python calls a blank, for the document: what `\s` means differs from one dialect to the next.
+# Python's definition of a blank, for the document: `\s` differs between dialects.
 _BLANK = r"\t-\r\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _NO_NUL = r"^[^\u0000]*$"
 _NOT_BLANK = rf"^[^\u0000]*[^\u0000{_BLANK}][^\u0000]*$"
@@ -44,7 +44,7 @@ def _not_blank(text: str) -> str:
 
 
 def _http_url(text: str) -> str:
-    # pydantic mends a URL before it looks, but what is stored is the text as it came
+    # pydantic corrects a URL before it checks it, but the original text is stored
     if re.fullmatch(_URL[1:-1], text) is None:
         raise ValueError("is not http:// or https:// and the characters of a URL (RFC 3986)")
     TypeAdapter(AnyHttpUrl).validate_python(text)
@@ -69,7 +69,7 @@ JobId = Annotated[int, Field(strict=True, ge=1, le=LARGEST_ID), Whole]
 
 
 class CreateJob(RequestBody):
-    """Ask for a video."""
+    """A request for a video."""
 
     client_id: ClientId
     prompt: Annotated[Shown, Field(min_length=1, max_length=2000)]
@@ -81,7 +81,7 @@ class CreateJob(RequestBody):
 
 
 class ReportProgress(RequestBody):
-    """A worker tells how far it is."""
+    """A worker's report of its progress."""
 
     percent: Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
     stage: Annotated[Text, Field(max_length=100)] = ""
@@ -89,19 +89,19 @@ class ReportProgress(RequestBody):
 
 
 class Complete(RequestBody):
-    """A worker has finished."""
+    """A worker's report that it has finished."""
 
     video_url: Annotated[Url, Field(max_length=2000)] | None = None
 
 
 class Fail(RequestBody):
-    """A worker has given up."""
+    """A worker's report that it has failed."""
 
     error: Annotated[Shown, Field(min_length=1, max_length=1000)]
 
 
 class ProgressBody(BaseModel):
-    """How far a job is."""
+    """The progress of a job."""
 
     percent: float
     stage: str
@@ -110,7 +110,7 @@ class ProgressBody(BaseModel):
 
 
 class JobBody(BaseModel):
-    """The status of a job: what polls return."""
+    """The status of a job, as polls return it."""
 
     id: int
     client_id: str
@@ -134,7 +134,7 @@ class JobPage(BaseModel):
 
 
 class JobBatch(BaseModel):
-    """The jobs asked for by id, in that order, and the ids nobody knows."""
+    """The jobs of a request by id, in its order, and the ids that do not exist."""
 
     items: list[JobBody]
     missing: list[int]
