@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -467,41 +468,40 @@ def load() -> Settings:
     if settings.api_keys is None and not settings.insecure and not local:
         allowed = "without API keys only a loopback address, or --insecure (JOBCACHE_INSECURE=1)"
         raise SettingsError("JOBCACHE_HOST", settings.host, allowed)
-    try:
+    allowed = "addresses and networks, separated by commas, or * for all"
+    with _refusing("FORWARDED_ALLOW_IPS", settings.forwarded_allow_ips, allowed):
         TrustedProxies(settings.forwarded_allow_ips)
-    except ValueError as error:
-        allowed = "addresses and networks, separated by commas, or * for all"
-        raise SettingsError("FORWARDED_ALLOW_IPS", settings.forwarded_allow_ips, allowed) from error
-    try:
+    allowed = "a path such as /video, of letters, digits and . _ ~ - %"
+    with _refusing("JOBCACHE_ROOT_PATH", settings.root_path, allowed):
         read_prefix(settings.root_path)
-    except ValueError as error:
-        allowed = "a path such as /video, of letters, digits and . _ ~ - %"
-        raise SettingsError("JOBCACHE_ROOT_PATH", settings.root_path, allowed) from error
-    try:
+    allowed = "names and addresses without ports, *.name or *, separated by commas"
+    with _refusing("JOBCACHE_ALLOWED_HOSTS", settings.allowed_hosts, allowed):
         read_hosts(settings.allowed_hosts)
-    except ValueError as error:
-        allowed = "names and addresses without ports, *.name or *, separated by commas"
-        raise SettingsError("JOBCACHE_ALLOWED_HOSTS", settings.allowed_hosts, allowed) from error
-    try:
+    allowed = "origins such as https://app.example.com, without a path, separated by commas"
+    with _refusing("JOBCACHE_CORS_ORIGINS", settings.cors_origins, allowed):
         read_origins(settings.cors_origins)
-    except ValueError as error:
-        allowed = "origins such as https://app.example.com, without a path, separated by commas"
-        raise SettingsError("JOBCACHE_CORS_ORIGINS", settings.cors_origins, allowed) from error
     if settings.rate_limit:
-        try:
+        allowed = (
+            'a rate such as "100/second", "5 per minute" or "100/second burst 200", '
+            f"of 1 to {MOST_CALLS} calls"
+        )
+        with _refusing("JOBCACHE_RATE_LIMIT", settings.rate_limit, allowed):
             read_rate(settings.rate_limit)
-        except ValueError as error:
-            allowed = (
-                'a rate such as "100/second", "5 per minute" or "100/second burst 200", '
-                f"of 1 to {MOST_CALLS} calls"
-            )
-            raise SettingsError("JOBCACHE_RATE_LIMIT", settings.rate_limit, allowed) from error
     if settings.workers > 1 and cache.backend == "memory":
         # A write in one process would not reach the entries that another process holds.
         allowed = "the memory backend is right for one process only; take redis, tiered or null"
         raise SettingsError("JOBCACHE_WORKERS", settings.workers, allowed)
     url = _database_url(settings.database_url, settings.var_dir)
     return settings.model_copy(update={"database_url": url})
+
+
+@contextmanager
+def _refusing(variable: str, value: str, allowed: str) -> Iterator[None]:
+    """Raise `SettingsError` for a `ValueError` in the block."""
+    try:
+        yield
+    except ValueError as error:
+        raise SettingsError(variable, value, allowed) from error
 
 
 def listed() -> Iterator[Setting]:
