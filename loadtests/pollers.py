@@ -138,18 +138,22 @@ class Poller(FastHttpUser):
         job = self.post("/api/v2/jobs", "create", 202, body)
         if job is None:
             return 0
-        self.run_steps(self.wait_for(job.id, min(1.0, self.run_of_all.interval), agreeable=True))
+        self.run_steps(
+            self.wait_for(job.id, min(1.0, self.run_of_all.interval), until_storyboard=True)
+        )
         path = f"/api/v2/jobs/{job.id}"
-        agreed = self.post(f"{path}/approve", "approve", 200) is not None
-        return job.id if agreed and self.post(f"{path}/render", "render", 202) is not None else 0
+        approved = self.post(f"{path}/approve", "approve", 200) is not None
+        return job.id if approved and self.post(f"{path}/render", "render", 202) is not None else 0
 
-    def wait_for(self, job_id: int, interval: float, *, agreeable: bool = False) -> Steps[Job]:
+    def wait_for(
+        self, job_id: int, interval: float, *, until_storyboard: bool = False
+    ) -> Steps[Job]:
         """Return the client's rules for waiting, in the mode of the run."""
         mode = self.run_of_all.mode
         return wait_for(
             self._rules,
             job_id,
-            until={"storyboard_ready"} if agreeable else (),
+            until={"storyboard_ready"} if until_storyboard else (),
             wait=mode.hold,
             conditional=mode.conditional,
             interval=interval if mode.paced else None,
@@ -158,18 +162,18 @@ class Poller(FastHttpUser):
     def follow(self, job_id: int) -> None:
         """Wait for the end of the job, or for the run's time limit."""
         run = self.run_of_all
-        news: list[Job] = []
+        versions: list[Job] = []
 
         def note(job: Job) -> None:
-            if news:  # the first is as old as it is, whoever asks
+            if versions:  # the first was committed before this user began
                 committed = datetime.fromisoformat(job.document["updated_at"]).timestamp()
                 run.record.delivery(1000 * (time.time() - committed))
-            news.append(job)
+            versions.append(job)
 
         before = self._rules.counts.requests
         self.run_steps(self.wait_for(job_id, run.interval), note)
         polls = self._rules.counts.requests - before
-        run.record.followed(polls=polls, updates=news[-1].version - news[0].version)
+        run.record.followed(polls=polls, updates=versions[-1].version - versions[0].version)
 
     def run_steps(self, steps: Steps[Job], note: Callable[[Job], None] | None = None) -> None:
         """Carry out the client's rules until they end."""
@@ -185,20 +189,20 @@ class Poller(FastHttpUser):
             elif isinstance(step, Sleep):
                 time.sleep(step.seconds)
             elif isinstance(step, Update):
-                self.hear(step.document)
+                self.on_update(step.document)
                 if note is not None:
                     note(step.document)
 
-    def poll(self, ask: Request) -> Response | TransportError:
+    def poll(self, request: Request) -> Response | TransportError:
         """Send a poll of the rules; an unexpected response is also a failure of the run."""
         with self.client.get(
-            ask.path, name="poll", headers=ask.headers, catch_response=True
+            request.path, name="poll", headers=request.headers, catch_response=True
         ) as response:
             if response.status_code == 0:
                 return TransportError(ConnectionError(str(response.error)))
             headers = {name.lower(): text for name, text in (response.headers or {}).items()}
             answer = Response(response.status_code, headers, response.content or b"")
-            unchanged = answer.status == 304 and "If-None-Match" in ask.headers
+            unchanged = answer.status == 304 and "If-None-Match" in request.headers
             if answer.status != 200 and not unchanged:
                 response.failure(f"status {answer.status}, not 200")
             elif not unchanged:
@@ -220,11 +224,13 @@ class Poller(FastHttpUser):
             self.see(job)
             return job
 
-    def hear(self, job: Job) -> None:
+    def on_update(self, job: Job) -> None:
         """A poll has brought a version that is new to whoever waits."""
         if self._seen is not None and job.version > self._seen.version:
-            how = self._cache_status
-            self.run_of_all.record.news(missed="fwd=miss" in how or "fwd=stale" in how)
+            cache_status = self._cache_status
+            self.run_of_all.record.first_poll(
+                missed="fwd=miss" in cache_status or "fwd=stale" in cache_status
+            )
         self.see(job)
 
     def see(self, job: Job) -> None:

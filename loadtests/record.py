@@ -26,8 +26,8 @@ class Record:
         self._poll_ms: list[float] = []
         self._versions: dict[int, int] = {}
         self._completed: set[int] = set()
-        self._news = 0
-        self._news_missed = 0
+        self._first_polls = 0
+        self._first_polls_missed = 0
         self._delays_ms: list[float] = []
         self._updates = 0
         self._update_polls = 0
@@ -50,14 +50,14 @@ class Record:
         if status == "completed":
             self._completed.add(number)
 
-    def news(self, *, missed: bool) -> None:
+    def first_poll(self, *, missed: bool) -> None:
         """Count a user's first poll after a change; `missed` if the cache lacked the new version.
 
         A poll that comes while the change is being committed is sent to the database on purpose,
         and has not missed.
         """
-        self._news += 1
-        self._news_missed += missed
+        self._first_polls += 1
+        self._first_polls_missed += missed
 
     def delivery(self, delay_ms: float) -> None:
         """Record how many milliseconds after its commit a version reached a user."""
@@ -88,8 +88,8 @@ class Record:
             "jobs": len(self._versions),
             "completed": len(self._completed),
             "changes": sum(self._versions.values()),
-            "news": self._news,
-            "news_missed": self._news_missed,
+            "first_polls": self._first_polls,
+            "first_polls_missed": self._first_polls_missed,
         }
 
 

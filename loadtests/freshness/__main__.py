@@ -91,7 +91,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         if options.freshness is None
         else options.freshness,
         calm=options.calm,
-        breath=options.breath,
+        poll_pause=options.poll_pause,
         until=None if options.until is None else Kind(options.until),
         idle=idle if options.idle is None else options.idle,
         limit=options.limit,
@@ -118,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--freshness", type=positive, help="seconds an entry is fresh; 2, or 4 of tiered")
     add("--calm", type=positive, default=1.0, help="seconds of calm around each fault (1)")
     add("--idle", type=positive, help="seconds of tiered without load; 10, or 2 with --quick")
-    add("--breath", type=positive, default=0.0, help="seconds of a poller between two polls (0)")
+    add(
+        "--poll-pause", type=positive, default=0.0, help="seconds of a poller between two polls (0)"
+    )
     add("--until", choices=list(Kind), help="end at the first violation of this kind")
     add("--limit", type=positive, default=3600.0, help="seconds after which it ends anyway (3600)")
     add(

@@ -56,34 +56,36 @@ async def audit(watch: Watch, cluster: Cluster) -> int:
         findings = watch.ledger.compare(job_id, version, terminal=terminal)
         watch.tallies[""].judge(findings, watch.scope, None, "the database, in the end")
     known = set(watch.ledger.job_ids) & set(rows)
-    lines = [watch.lines() for _ in range(_AT_ONCE)]
+    connections = [watch.connections() for _ in range(_AT_ONCE)]
     read = 0
     for service in cluster.services:
         todo = iter(sorted(known))
-        workers = [_compare(watch, some[service.number], service, todo, rows) for some in lines]
+        workers = [
+            _compare(watch, some[service.number], service, todo, rows) for some in connections
+        ]
         read += sum(await asyncio.gather(*workers))
     return read
 
 
 async def _compare(
     watch: Watch,
-    line: Connection,
+    connection: Connection,
     service: Service,
     todo: Iterator[int],
     rows: Mapping[int, Row[Any]],
 ) -> int:
     read = 0
     for job_id in todo:
-        asked = watch.ledger.ask("audit", job_id)
+        pending = watch.ledger.begin("audit", job_id)
         try:
-            answer = await line.ask(get(f"/api/v2/jobs/{job_id}"))
+            answer = await connection.send(get(f"/api/v2/jobs/{job_id}"))
         except NoAnswer as error:
             findings = [Finding(Kind.UNANSWERED, job_id, str(error))]
             watch.judge(findings, watch.scope, service, None)
             continue
         read += 1
         if answer.status == _OK:
-            findings = watch.ledger.answered(asked, answer.version, answer.body)
+            findings = watch.ledger.answered(pending, answer.version, answer.body)
             findings += _difference(job_id, answer.body, rows[job_id])
         else:
             findings = [Finding(Kind.REFUSED, job_id, f"{answer.status} in the end")]

@@ -75,7 +75,7 @@ def is_excused(finding: Finding, bound: float | None) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PendingRequest:
     """A request, and what was known about its job when it was sent.
 
     Attributes:
@@ -142,65 +142,65 @@ class Ledger:
         job = self._jobs.get(job_id)
         return 0 if job is None else max(job.acknowledged, job.seen)
 
-    def ask(self, client: str, job_id: int, tag: int = 0) -> Asked:
+    def begin(self, client: str, job_id: int, tag: int = 0) -> PendingRequest:
         """Record a request about a job; call this right before it is sent."""
         now = self._clock()
         job = self._jobs.get(job_id)
         if job is None:
-            return Asked(client, job_id, now, tag=tag)
+            return PendingRequest(client, job_id, now, tag=tag)
         own = self._own.get((client, job_id), 0)
-        return Asked(client, job_id, now, job.acknowledged, job.seen, own, tag, job.ended)
+        return PendingRequest(client, job_id, now, job.acknowledged, job.seen, own, tag, job.ended)
 
-    def ask_blindly(self, client: str, job_id: int) -> Asked:
+    def begin_unknown(self, client: str, job_id: int) -> PendingRequest:
         """Record a request whose job only the response names: a creation, a list."""
-        return Asked(client, job_id, self._clock())
+        return PendingRequest(client, job_id, self._clock())
 
-    def answered(self, asked: Asked, version: int, body: bytes | None) -> list[Finding]:
+    def answered(self, pending: PendingRequest, version: int, body: bytes | None) -> list[Finding]:
         """Check the response to a read.
 
         Args:
-            asked: what `ask` returned.
+            pending: what `begin` returned.
             version: of the answer, by its ETag.
             body: its bytes; None if it had none (304).
         """
-        job = self._jobs.setdefault(asked.job_id, _Job())
-        findings = self._judge_bytes(asked, job, version, body)
+        job = self._jobs.setdefault(pending.job_id, _Job())
+        findings = self._judge_bytes(pending, job, version, body)
         if any(finding.kind is Kind.WRONG for finding in findings):
             return findings  # and says nothing of this job
-        findings += self._judge_version(asked, job, version)
+        findings += self._judge_version(pending, job, version)
         job.seen = max(job.seen, version)
-        self._note(asked, job, version)
+        self._note(pending, job, version)
         return findings
 
     def acknowledged(
-        self, asked: Asked, version: int, body: bytes, *, changes: bool
+        self, pending: PendingRequest, version: int, body: bytes, *, changes: bool
     ) -> list[Finding]:
         """Check the response to a write.
 
         Args:
-            asked: what `ask` returned.
+            pending: what `begin` returned.
             version: of the answer.
             body: its bytes.
             changes: True if it cannot have been a repetition that changed nothing.
         """
-        job = self._jobs.setdefault(asked.job_id, _Job())
-        findings = self._judge_bytes(asked, job, version, body)
+        job = self._jobs.setdefault(pending.job_id, _Job())
+        findings = self._judge_bytes(pending, job, version, body)
         if any(finding.kind is Kind.WRONG for finding in findings):
             return findings
-        findings += self._judge_version(asked, job, version)
-        if changes and version == asked.known:
+        findings += self._judge_version(pending, job, version)
+        if changes and version == pending.known:
             detail = f"a change became version {version}, which was known before"
-            findings.append(Finding(Kind.ORDER, asked.job_id, detail))
+            findings.append(Finding(Kind.ORDER, pending.job_id, detail))
         job.acknowledged = max(job.acknowledged, version)
-        self._note(asked, job, version)
+        self._note(pending, job, version)
         return findings
 
-    def not_found(self, asked: Asked) -> list[Finding]:
+    def not_found(self, pending: PendingRequest) -> list[Finding]:
         """Check a 404 response."""
-        if asked.known == 0:
+        if pending.known == 0:
             return []
-        detail = f"404 where version {asked.known} was known"
-        return [Finding(Kind.MISSING, asked.job_id, detail)]
+        detail = f"404 where version {pending.known} was known"
+        return [Finding(Kind.MISSING, pending.job_id, detail)]
 
     def compare(self, job_id: int, version: int | None, *, terminal: bool) -> list[Finding]:
         """Compare the final version of a job in the database; None if the job does not exist."""
@@ -214,70 +214,72 @@ class Ledger:
             return [Finding(Kind.TERMINAL, job_id, detail)]
         return []
 
-    def _judge_version(self, asked: Asked, job: _Job, version: int) -> list[Finding]:
-        if version >= max(asked.known, asked.own, asked.tag) and not job.ended:
+    def _judge_version(self, pending: PendingRequest, job: _Job, version: int) -> list[Finding]:
+        if version >= max(pending.known, pending.own, pending.tag) and not job.ended:
             return []  # nearly always
         findings = []
 
         def hidden(kind: Kind, newer: int) -> None:
             since = job.times[bisect_right(job.versions, version)]
             detail = f"version {version} where {newer} was known"
-            findings.append(Finding(kind, asked.job_id, detail, max(0.0, asked.at - since)))
+            findings.append(Finding(kind, pending.job_id, detail, max(0.0, pending.at - since)))
 
-        if version < asked.acknowledged:
-            hidden(Kind.STALE_ACKNOWLEDGED, asked.acknowledged)
-        if version < asked.seen:
-            hidden(Kind.STALE_SEEN, asked.seen)
-        if version < asked.own:
-            hidden(Kind.BACKWARD, asked.own)
-        if version < asked.tag:
-            detail = f"version {version} to a client that said it has {asked.tag}"
-            findings.append(Finding(Kind.MIN_VERSION, asked.job_id, detail))
-        if asked.ended and version < asked.ended:
-            hidden(Kind.TERMINAL, asked.ended)
+        if version < pending.acknowledged:
+            hidden(Kind.STALE_ACKNOWLEDGED, pending.acknowledged)
+        if version < pending.seen:
+            hidden(Kind.STALE_SEEN, pending.seen)
+        if version < pending.own:
+            hidden(Kind.BACKWARD, pending.own)
+        if version < pending.tag:
+            detail = f"version {version} to a client that said it has {pending.tag}"
+            findings.append(Finding(Kind.MIN_VERSION, pending.job_id, detail))
+        if pending.ended and version < pending.ended:
+            hidden(Kind.TERMINAL, pending.ended)
         if job.ended and version > job.ended:
             detail = f"version {version} of a job that ended with {job.ended}"
-            findings.append(Finding(Kind.TERMINAL, asked.job_id, detail))
+            findings.append(Finding(Kind.TERMINAL, pending.job_id, detail))
         return findings
 
     def _judge_bytes(
-        self, asked: Asked, job: _Job, version: int, body: bytes | None
+        self, pending: PendingRequest, job: _Job, version: int, body: bytes | None
     ) -> list[Finding]:
         if body is None:
-            if version == asked.tag:
+            if version == pending.tag:
                 return []
-            detail = f"304 with version {version} to a client that has {asked.tag}"
-            return [Finding(Kind.WRONG, asked.job_id, detail)]
+            detail = f"304 with version {version} to a client that has {pending.tag}"
+            return [Finding(Kind.WRONG, pending.job_id, detail)]
         digest = hash(body)
         known = job.bodies.get(version)
         if known is None:
-            return self._judge_document(asked, job, version, body)
+            return self._judge_document(pending, job, version, body)
         if known != digest:
             detail = f"version {version} had another body before: {body[:400]!r}"
-            return [Finding(Kind.BYTES, asked.job_id, detail)]
+            return [Finding(Kind.BYTES, pending.job_id, detail)]
         return []
 
-    def _judge_document(self, asked: Asked, job: _Job, version: int, body: bytes) -> list[Finding]:
+    def _judge_document(
+        self, pending: PendingRequest, job: _Job, version: int, body: bytes
+    ) -> list[Finding]:
         try:
             document: Any = json.loads(body)
             claimed = document["id"], document["version"]
             terminal = bool(document["terminal"])
         except (ValueError, KeyError, TypeError):
             detail = f"not a job: {body[:200]!r}"
-            return [Finding(Kind.WRONG, asked.job_id, detail)]
-        if claimed != (asked.job_id, version):
+            return [Finding(Kind.WRONG, pending.job_id, detail)]
+        if claimed != (pending.job_id, version):
             detail = f"job {claimed[0]} version {claimed[1]}, with the ETag of {version}"
-            return [Finding(Kind.WRONG, asked.job_id, detail)]
+            return [Finding(Kind.WRONG, pending.job_id, detail)]
         job.bodies[version] = hash(body)
         if terminal and (job.ended == 0 or version < job.ended):
             job.ended = version
             if job.versions and job.versions[-1] > version:
                 detail = f"ended with version {version}, and {job.versions[-1]} was known"
-                return [Finding(Kind.TERMINAL, asked.job_id, detail)]
+                return [Finding(Kind.TERMINAL, pending.job_id, detail)]
         return []
 
-    def _note(self, asked: Asked, job: _Job, version: int) -> None:
+    def _note(self, pending: PendingRequest, job: _Job, version: int) -> None:
         job.learn(version, self._clock())
-        if version > asked.own:
-            own = asked.client, asked.job_id
+        if version > pending.own:
+            own = pending.client, pending.job_id
             self._own[own] = max(self._own.get(own, 0), version)

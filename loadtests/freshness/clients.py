@@ -15,7 +15,7 @@ from collections import defaultdict, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loadtests.freshness.checker import Asked, Finding, Kind, Ledger
+from loadtests.freshness.checker import Finding, Kind, Ledger, PendingRequest
 from loadtests.freshness.connection import Connection, NoAnswer, Response, get, post
 from loadtests.freshness.tally import Scope, Tally
 
@@ -28,7 +28,7 @@ _OK, _NOT_MODIFIED, _NOT_FOUND, _CONFLICT, _UNAVAILABLE = 200, 304, 404, 409, 50
 _CHANGED = {200, 202}
 _JOBS = "/api/v2/jobs"
 _RECENT = 24  # jobs that have ended and are still polled
-_BREATH = 0.05  # seconds after a request that was not answered
+_PAUSE_AFTER_FAILURE = 0.05  # seconds after a request that was not answered
 _GIVE_UP = 20.0  # seconds for a job's storyboard, and for its last change
 _TRY_AGAIN = 0.2  # seconds until a change of unknown outcome is repeated
 _ACTIVE_SHARE = 0.75  # of polls are for jobs that move
@@ -61,42 +61,42 @@ class Watch:
         self.active: list[int] = []
         self.recent: deque[int] = deque(maxlen=_RECENT)
         self.reads = 0
-        self._lines: list[Connection] = []
+        self._connections: list[Connection] = []
 
-    def lines(self) -> list[Connection]:
+    def connections(self) -> list[Connection]:
         """Return a client's connections, one to each process."""
         mine = [Connection(service.port) for service in self.services]
-        self._lines += mine
+        self._connections += mine
         return mine
 
     def close(self) -> None:
         """Close all connections; waiting requests get no response."""
-        for line in self._lines:
-            line.close()
+        for connection in self._connections:
+            connection.close()
 
     async def sweep(self) -> None:
         """Abandon overdue responses, in an endless loop."""
         while True:
             await asyncio.sleep(_SWEEP)
             now = time.monotonic()
-            for line in self._lines:
-                line.give_up(now)
+            for connection in self._connections:
+                connection.give_up(now)
 
-    def up(self, chance: random.Random) -> Service:
+    def up(self, rng: random.Random) -> Service:
         """Return a running process that accepts changes."""
         running = [each for each in self.services if not (each.down or each.reads_only)]
-        return chance.choice(running or self.services)
+        return rng.choice(running or self.services)
 
     # --- asking ---
 
     async def poll(
-        self, client: str, line: Connection, service: Service, job_id: int, tag: int = 0
+        self, client: str, connection: Connection, service: Service, job_id: int, tag: int = 0
     ) -> int:
         """Send a poll and check it; return the version, or 0 if there was none."""
         request = get(f"{_JOBS}/{job_id}", tag)
         scope, began = self.scope, time.perf_counter()
-        asked = self.ledger.ask(client, job_id, tag)
-        answer = await self._send(asked, line, service, request)
+        pending = self.ledger.begin(client, job_id, tag)
+        answer = await self._send(pending, connection, service, request)
         if answer is None:
             return 0
         tally = self.tallies[self.scope.fault]
@@ -108,59 +108,67 @@ class Watch:
         if answer.status in {_OK, _NOT_MODIFIED}:
             tally.not_modified += answer.status == _NOT_MODIFIED
             body = answer.body if answer.status == _OK else None
-            findings = self.ledger.answered(asked, answer.version, body)
+            findings = self.ledger.answered(pending, answer.version, body)
             if findings:
                 self.judge(findings, scope, service, answer)
             return answer.version
         tally.statuses[str(answer.status)] += 1
-        self.judge(self._refused(asked, answer, scope), scope, service, answer)
-        await asyncio.sleep(_BREATH)
+        self.judge(self._refused(pending, answer, scope), scope, service, answer)
+        await asyncio.sleep(_PAUSE_AFTER_FAILURE)
         return 0
 
     async def change(
-        self, asked: Asked, line: Connection, service: Service, request: bytes, *, changes: bool
+        self,
+        pending: PendingRequest,
+        connection: Connection,
+        service: Service,
+        request: bytes,
+        *,
+        changes: bool,
     ) -> Response | None:
         """Send a write and check it; return the response, or None if the outcome is unknown."""
         scope = self.scope
-        answer = await self._write(asked, line, service, request)
+        answer = await self._write(pending, connection, service, request)
         if answer is None:
             return None
         if answer.status in _CHANGED:
-            findings = self.ledger.acknowledged(asked, answer.version, answer.body, changes=changes)
+            findings = self.ledger.acknowledged(
+                pending, answer.version, answer.body, changes=changes
+            )
             self.judge(findings, scope, service, answer)
         return answer
 
     async def make(
-        self, client: str, line: Connection, service: Service, body: bytes, key: str
+        self, client: str, connection: Connection, service: Service, body: bytes, key: str
     ) -> int | None:
         """Create a job, or find the one with this key; return its id, or None if it is unknown."""
         request = post(_JOBS, body, Idempotency_Key=key)
-        scope, asked = self.scope, self.ledger.ask_blindly(client, 0)
-        answer = await self._write(asked, line, service, request)
+        scope, pending = self.scope, self.ledger.begin_unknown(client, 0)
+        answer = await self._write(pending, connection, service, request)
         if answer is None or answer.status not in _CHANGED:
             return None
         job_id = int(json.loads(answer.body)["id"])
-        asked = replace(asked, job_id=job_id)
-        findings = self.ledger.acknowledged(asked, answer.version, answer.body, changes=False)
+        pending = replace(pending, job_id=job_id)
+        findings = self.ledger.acknowledged(pending, answer.version, answer.body, changes=False)
         self.judge(findings, scope, service, answer)
         return job_id
 
     async def find(
-        self, client: str, line: Connection, service: Service, ids: Sequence[int] = ()
+        self, client: str, connection: Connection, service: Service, ids: Sequence[int] = ()
     ) -> None:
         """Read many jobs at once: these from the cache, or all active ones from the database."""
         scope = self.scope
-        asked = {
-            each: self.ledger.ask(client, each) for each in ids or (*self.active, *self.recent)
+        pending = {
+            each: self.ledger.begin(client, each) for each in ids or (*self.active, *self.recent)
         }
-        blindly = self.ledger.ask_blindly(client, 0)
+        blindly = self.ledger.begin_unknown(client, 0)
         query = f"ids={','.join(map(str, ids))}" if ids else "status=rendering&limit=100"
-        answer = await self._send(blindly, line, service, get(f"{_JOBS}?{query}"))
+        answer = await self._send(blindly, connection, service, get(f"{_JOBS}?{query}"))
         if answer is None:
             return
         if answer.status != _OK:
             self.judge(self._refused(blindly, answer, scope), scope, service, answer)
-            await asyncio.sleep(_BREATH)
+            await asyncio.sleep(_PAUSE_AFTER_FAILURE)
             return
         tally = self.tallies[self.scope.fault]
         for job_id, version, body in _items(answer.body):
@@ -170,43 +178,43 @@ class Watch:
                 tally.batched += 1
             else:
                 tally.listed += 1
-            one = asked.get(job_id) or replace(blindly, job_id=job_id)
+            one = pending.get(job_id) or replace(blindly, job_id=job_id)
             findings = self.ledger.answered(one, version, body)
             if findings:
                 self.judge(findings, scope, service, answer)
         for job_id in json.loads(answer.body).get("missing", ()):
-            self.judge(self.ledger.not_found(asked[job_id]), scope, service, answer)
+            self.judge(self.ledger.not_found(pending[job_id]), scope, service, answer)
 
     async def _write(
-        self, asked: Asked, line: Connection, service: Service, request: bytes
+        self, pending: PendingRequest, connection: Connection, service: Service, request: bytes
     ) -> Response | None:
         """Return the response to a write, or None if the outcome is unknown."""
         scope = self.scope
         tally = self.tallies[scope.fault]
         tally.writes += 1
-        answer = await self._send(asked, line, service, request)
+        answer = await self._send(pending, connection, service, request)
         if answer is None:
             tally.unknown_writes += 1
             return None
         if answer.status in _CHANGED or answer.status == _CONFLICT:
             return answer
-        self.judge(self._refused(asked, answer, scope), scope, service, answer)
+        self.judge(self._refused(pending, answer, scope), scope, service, answer)
         tally.unknown_writes += 1
         return None
 
     async def _send(
-        self, asked: Asked, line: Connection, service: Service, request: bytes
+        self, pending: PendingRequest, connection: Connection, service: Service, request: bytes
     ) -> Response | None:
         """Return the response, or None if there was none."""
         scope, doomed = self.scope, service.doomed
         try:
-            return await line.ask(request)
+            return await connection.send(request)
         except NoAnswer as error:
             self.tallies[self.scope.fault].unanswered += 1
             if not (doomed or service.doomed):
-                findings = [Finding(Kind.UNANSWERED, asked.job_id, str(error))]
+                findings = [Finding(Kind.UNANSWERED, pending.job_id, str(error))]
                 self.judge(findings, scope, service, None)
-            await asyncio.sleep(_BREATH)
+            await asyncio.sleep(_PAUSE_AFTER_FAILURE)
             return None
 
     # --- judging ---
@@ -220,17 +228,17 @@ class Watch:
             scope = began
         at = f"process {service.number}, {scope.phase} {scope.fault or 'nothing'}"
         if answer is not None:
-            at += f", {answer.status} {answer.how.decode(errors='replace') or 'in a list'}"
+            at += f", {answer.status} {answer.cache_status.decode(errors='replace') or 'in a list'}"
         self.tallies[scope.fault].judge(findings, scope, service.number, at)
 
-    def _refused(self, asked: Asked, answer: Response, began: Scope) -> list[Finding]:
+    def _refused(self, pending: PendingRequest, answer: Response, began: Scope) -> list[Finding]:
         if answer.status == _NOT_FOUND:
-            return self.ledger.not_found(asked)
+            return self.ledger.not_found(pending)
         away = began.source_away or self.scope.source_away
         if answer.status == _UNAVAILABLE and away and answer.retry_after:
             return []
         detail = f"{answer.status} {answer.body[:200]!r}"
-        return [Finding(Kind.REFUSED, asked.job_id, detail)]
+        return [Finding(Kind.REFUSED, pending.job_id, detail)]
 
 
 async def poll_for_ever(
@@ -240,7 +248,7 @@ async def poll_for_ever(
     *,
     tags: bool,
     stays: bool = False,
-    breath: float = 0.0,
+    poll_pause: float = 0.0,
 ) -> None:
     """Poll as a client: any job, any process, in an endless loop.
 
@@ -250,29 +258,29 @@ async def poll_for_ever(
         seed: the seed of its choices.
         tags: whether it sends `If-None-Match`.
         stays: whether it sends requests without a minimum version to one process only.
-        breath: seconds between two requests.
+        poll_pause: seconds between two requests.
     """
-    chance = random.Random(f"{seed} poller {number}")  # noqa: S311 - to be repeatable
+    rng = random.Random(f"{seed} poller {number}")  # noqa: S311 - to be repeatable
     home = watch.services[number % len(watch.services)]
-    name, lines, seen = f"poller {number}", watch.lines(), dict[int, int]()
+    name, connections, seen = f"poller {number}", watch.connections(), dict[int, int]()
     while True:
-        if breath:
-            await asyncio.sleep(breath)
-        moving = watch.active and (not watch.recent or chance.random() < _ACTIVE_SHARE)
+        if poll_pause:
+            await asyncio.sleep(poll_pause)
+        moving = watch.active and (not watch.recent or rng.random() < _ACTIVE_SHARE)
         jobs = watch.active if moving else watch.recent
         if not jobs:
-            await asyncio.sleep(_BREATH)
+            await asyncio.sleep(_PAUSE_AFTER_FAILURE)
             continue
-        job_id = chance.choice(jobs)
-        service = home if stays and not tags else chance.choice(watch.services)
-        if chance.random() < _BATCHES:
+        job_id = rng.choice(jobs)
+        service = home if stays and not tags else rng.choice(watch.services)
+        if rng.random() < _BATCHES:
             # A batch has no tags: what came by other ways may have been from another process.
-            client, asked = (f"{name} in batches", home) if stays and tags else (name, service)
-            ids = chance.sample(jobs := [*watch.active, *watch.recent], min(len(jobs), _BATCH))
-            await watch.find(client, lines[asked.number], asked, ids)
+            client, pending = (f"{name} in batches", home) if stays and tags else (name, service)
+            ids = rng.sample(jobs := [*watch.active, *watch.recent], min(len(jobs), _BATCH))
+            await watch.find(client, connections[pending.number], pending, ids)
             continue
         tag = seen.get(job_id, 0) if tags else 0
-        version = await watch.poll(name, lines[service.number], service, job_id, tag)
+        version = await watch.poll(name, connections[service.number], service, job_id, tag)
         seen[job_id] = max(version, tag)
 
 
@@ -287,15 +295,15 @@ async def list_for_ever(watch: Watch, number: int, seed: int, pause: float) -> N
         seed: the seed of its choices.
         pause: seconds between two lists.
     """
-    chance = random.Random(f"{seed} lister {number}")  # noqa: S311 - to be repeatable
-    name, lines = f"lister {number}", watch.lines()
+    rng = random.Random(f"{seed} lister {number}")  # noqa: S311 - to be repeatable
+    name, connections = f"lister {number}", watch.connections()
     while True:
-        await asyncio.sleep(chance.uniform(0, 2 * pause))
-        service = chance.choice(watch.services)
-        await watch.find(name, lines[service.number], service)
+        await asyncio.sleep(rng.uniform(0, 2 * pause))
+        service = rng.choice(watch.services)
+        await watch.find(name, connections[service.number], service)
 
 
-class Author:
+class Writer:
     """Creates one job after the other and drives each to its end, sometimes with several workers.
 
     Args:
@@ -310,12 +318,12 @@ class Author:
         self, watch: Watch, number: int, seed: int, pause: float, stop: asyncio.Event
     ) -> None:
         self._watch = watch
-        self._name = f"author {number}"
+        self._name = f"writer {number}"
         self._chance = random.Random(f"{seed} {self._name}")  # noqa: S311 - to be repeatable
         self._pause = pause
         self._stop = stop
         # One set for each worker of a job, who are at it at the same time.
-        self._lines = [watch.lines() for _ in range(_MOST_WORKERS)]
+        self._connections = [watch.connections() for _ in range(_MOST_WORKERS)]
         self._numbers = itertools.count()
 
     async def write(self) -> None:
@@ -339,7 +347,7 @@ class Author:
             service = self._watch.up(self._chance)
             job_id = await self._watch.make(
                 self._name,
-                self._lines[0][service.number],
+                self._connections[0][service.number],
                 service,
                 json.dumps(body).encode(),
                 f"{self._name}-{number}".replace(" ", "-"),
@@ -362,7 +370,7 @@ class Author:
 
     async def _work(self, job_id: int, worker: int, workers: int, reports: int) -> None:
         """Report progress; the first worker ends the job while others may still report."""
-        lines = self._lines[worker]
+        connections = self._connections[worker]
         client = f"{self._name} worker {worker}"
         for number in range(reports):
             await asyncio.sleep(self._chance.expovariate(1 / self._pause))
@@ -375,8 +383,8 @@ class Author:
             }
             service = self._watch.up(self._chance)
             answer = await self._watch.change(
-                self._watch.ledger.ask(client, job_id),
-                lines[service.number],
+                self._watch.ledger.begin(client, job_id),
+                connections[service.number],
                 service,
                 post(f"{_JOBS}/{job_id}/progress", json.dumps(body).encode()),
                 changes=True,
@@ -394,15 +402,15 @@ class Author:
         while time.monotonic() < deadline:
             service = self._watch.up(self._chance)
             answer = await self._watch.change(
-                self._watch.ledger.ask(self._name, job_id),
-                self._lines[0][service.number],
+                self._watch.ledger.begin(self._name, job_id),
+                self._connections[0][service.number],
                 service,
                 post(f"{_JOBS}/{job_id}/{step}", body),
                 changes=False,
             )
             if answer is not None and answer.status in _CHANGED:
                 return True
-            await asyncio.sleep(_TRY_AGAIN if answer is None else _BREATH)
+            await asyncio.sleep(_TRY_AGAIN if answer is None else _PAUSE_AFTER_FAILURE)
         return False
 
 

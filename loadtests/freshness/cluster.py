@@ -80,7 +80,7 @@ class Service:
         try:
             while self._running.alive and time.monotonic() < deadline:
                 with contextlib.suppress(NoAnswer):
-                    if (await connection.ask(get("/readyz"))).status == _OK:
+                    if (await connection.send(get("/readyz"))).status == _OK:
                         self.down = self.doomed = False
                         return
                 await asyncio.sleep(_PAUSE)
@@ -105,7 +105,7 @@ class Service:
         """
         connection = Connection(self.port)
         try:
-            answer = await connection.ask(get("/api/v2/cache/stats"))
+            answer = await connection.send(get("/api/v2/cache/stats"))
         finally:
             connection.close()
         statistics: dict[str, Any] = json.loads(answer.body)["statistics"]

@@ -32,26 +32,26 @@ class Response:
     Attributes:
         status: the status code.
         version: by the ETag; 0 without one.
-        how: `Cache-Status`; empty without one, as with lists.
+        cache_status: `Cache-Status`; empty without one, as with lists.
         retry_after: whether there is such a field.
         body: its bytes.
     """
 
     status: int
     version: int
-    how: bytes
+    cache_status: bytes
     retry_after: bool
     body: bytes
 
     @property
     def hit(self) -> bool:
         """Whether the cache answered."""
-        return self.how.startswith(b"jobcache; hit")
+        return self.cache_status.startswith(b"jobcache; hit")
 
     @property
     def stale(self) -> bool:
         """Whether the cache answered past the entry's freshness, for the source is away."""
-        return b"fwd-status=503" in self.how
+        return b"fwd-status=503" in self.cache_status
 
 
 class Connection:
@@ -67,7 +67,7 @@ class Connection:
         self._port = port
         self._wire: _Wire | None = None
 
-    async def ask(self, request: bytes) -> Response:
+    async def send(self, request: bytes) -> Response:
         """Send a request and wait for the whole answer.
 
         Raises:
@@ -82,7 +82,7 @@ class Connection:
             except (OSError, TimeoutError) as error:
                 raise NoAnswer(f"not connected: {error}") from error
             self._wire = wire
-        return await wire.ask(request)
+        return await wire.send(request)
 
     def give_up(self, now: float) -> None:
         """Close the connection if an answer is overdue at `now`, monotonic seconds."""
@@ -100,13 +100,13 @@ class _Wire(asyncio.Protocol):
         self.lost = False
         self._received = b""
         self._answer: asyncio.Future[Response] | None = None
-        self._asked_at = 0.0
+        self._sent_at = 0.0
 
-    async def ask(self, request: bytes) -> Response:
+    async def send(self, request: bytes) -> Response:
         if self.lost:
             raise NoAnswer("the connection was lost at once")
         self._answer = asyncio.get_running_loop().create_future()
-        self._asked_at = time.monotonic()
+        self._sent_at = time.monotonic()
         self._transport.write(request)
         try:
             return await self._answer
@@ -117,7 +117,7 @@ class _Wire(asyncio.Protocol):
             self._answer = None
 
     def give_up(self, now: float) -> None:
-        if self._answer is not None and now - self._asked_at > PATIENCE:
+        if self._answer is not None and now - self._sent_at > PATIENCE:
             self.fail(f"nothing within {PATIENCE:g} s")
 
     def fail(self, reason: str) -> None:
@@ -159,7 +159,7 @@ class _Wire(asyncio.Protocol):
             Response(
                 status=status,
                 version=0 if tag is None else int(tag[1]),
-                how=fields.get(b"cache-status", b""),
+                cache_status=fields.get(b"cache-status", b""),
                 retry_after=b"retry-after" in fields,
                 body=body,
             )

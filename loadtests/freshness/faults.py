@@ -48,14 +48,14 @@ class Incident:
 
     Attributes:
         cluster: what it happens to.
-        chance: what its choices follow from.
+        rng: what its choices follow from.
         victim: the service process that it happens to, where it is one.
         freshness: seconds for which an entry is fresh.
         bound: the most seconds for which a bounded promise lets something old be shown.
     """
 
     cluster: Cluster
-    chance: random.Random
+    rng: random.Random
     victim: Service
     freshness: float
     bound: float
@@ -98,7 +98,7 @@ async def kill_service(incident: Incident) -> None:
         await _until(lambda: not victim.alive, "no write came to its publish")
     victim.down = True
     await _to_its_end(victim.kill)
-    await asyncio.sleep(incident.chance.uniform(0.1, 0.5))
+    await asyncio.sleep(incident.rng.uniform(0.1, 0.5))
     victim.start()
     await victim.wait_until_ready()
 
@@ -112,7 +112,7 @@ async def restart(incident: Incident) -> None:
     async with incident.cluster.admin() as admin:
         (await _dump_of(admin)).unlink(missing_ok=True)  # a replica's copy may have left one
     await _to_its_end(server.kill)
-    await asyncio.sleep(incident.chance.uniform(0.05, 1))
+    await asyncio.sleep(incident.rng.uniform(0.05, 1))
     await _to_its_end(server.start)
 
 
@@ -121,7 +121,7 @@ async def pause(incident: Incident) -> None:
     server = incident.cluster.redis
     await _to_its_end(server.pause)
     try:
-        await asyncio.sleep(incident.chance.uniform(0.5, 1.5))
+        await asyncio.sleep(incident.rng.uniform(0.5, 1.5))
     finally:
         await _to_its_end(server.resume)
 
@@ -131,7 +131,7 @@ async def flush(incident: Incident) -> None:
     async with incident.cluster.admin() as admin:
         for _ in range(5):
             await admin.flushall()
-            await asyncio.sleep(incident.chance.uniform(0, 0.3))
+            await asyncio.sleep(incident.rng.uniform(0, 0.3))
 
 
 async def full(incident: Incident) -> None:
@@ -142,7 +142,7 @@ async def full(incident: Incident) -> None:
         await admin.config_set("maxmemory", used + _ROOM)
         refused = 0
         try:
-            ends = time.monotonic() + incident.chance.uniform(0.8, 1.6)
+            ends = time.monotonic() + incident.rng.uniform(0.8, 1.6)
             while time.monotonic() < ends:
                 try:
                     await admin.append("junk", _JUNK)
@@ -158,14 +158,14 @@ async def full(incident: Incident) -> None:
 
 async def read_only(incident: Incident) -> None:
     """Make Redis refuse writes, as a replica does, or a master without its replicas."""
-    as_replica = incident.chance.random() < 1 / 2
+    as_replica = incident.rng.random() < 1 / 2
     async with incident.cluster.admin() as admin:
         try:
             if as_replica:
                 await admin.replicaof(HOST, 1)  # where nobody is
             else:
                 await admin.config_set("min-replicas-to-write", 1)
-            await asyncio.sleep(incident.chance.uniform(0.5, 1.5))
+            await asyncio.sleep(incident.rng.uniform(0.5, 1.5))
             try:
                 await admin.set("junk", "")
             except RedisError:
@@ -184,7 +184,7 @@ async def old_dump(incident: Incident) -> None:
         dump = await _dump_of(admin)
         await admin.save()
     # Not for long, or nothing in the dump would be fresh any more.
-    await asyncio.sleep(incident.chance.uniform(0.2, 0.4) * incident.freshness)
+    await asyncio.sleep(incident.rng.uniform(0.2, 0.4) * incident.freshness)
     await _to_its_end(server.kill)
     await _to_its_end(server.start)
     dump.unlink()
@@ -204,7 +204,7 @@ async def promote(incident: Incident) -> None:
             await admin.replicaof(HOST, link.port)
             await _in_step(admin)
             link.hold()
-            await asyncio.sleep(incident.chance.uniform(0.2, 0.4) * incident.freshness)
+            await asyncio.sleep(incident.rng.uniform(0.2, 0.4) * incident.freshness)
             await _to_its_end(cluster.redis.kill)
             link.cut()
             await admin.replicaof("NO", "ONE")
@@ -240,7 +240,7 @@ async def repointed(incident: Incident) -> None:
             proxy.target = successor.port
         async with cluster.admin() as admin:
             await admin.replicaof(HOST, link.port)
-            await asyncio.sleep(incident.chance.uniform(1, 2) * _NOTICED)
+            await asyncio.sleep(incident.rng.uniform(1, 2) * _NOTICED)
         cluster.replace_redis(successor)
     except BaseException:
         successor.close()
@@ -258,31 +258,31 @@ async def cut(incident: Incident) -> None:
     """Reset the connections to Redis one by one; new ones are accepted."""
     done = 0
     for _ in range(_CUTS):
-        done += incident.chance.choice(incident.cluster.proxies).cut_one(incident.chance)
-        await asyncio.sleep(incident.chance.uniform(0, 0.05))
+        done += incident.rng.choice(incident.cluster.proxies).cut_one(incident.rng)
+        await asyncio.sleep(incident.rng.uniform(0, 0.05))
     if not done:
         raise NotInjected("there was no connection")
 
 
 async def unreachable(incident: Incident) -> None:
     """Reset all connections to Redis and refuse new ones; Redis keeps its content."""
-    await _network(incident.cluster.proxies, Proxy.refuse, incident.chance.uniform(0.3, 1.2))
+    await _network(incident.cluster.proxies, Proxy.refuse, incident.rng.uniform(0.3, 1.2))
 
 
 async def black_hole(incident: Incident) -> None:
     """Deliver nothing between the services and Redis; all data arrives afterwards."""
-    await _network(incident.cluster.proxies, Proxy.hold, incident.chance.uniform(0.6, 2.5))
+    await _network(incident.cluster.proxies, Proxy.hold, incident.rng.uniform(0.6, 2.5))
 
 
 async def unreachable_for_one(incident: Incident) -> None:
     """Make Redis unreachable for one process, while the others continue to use it."""
-    seconds = incident.bound + incident.chance.uniform(0.2, 1)
+    seconds = incident.bound + incident.rng.uniform(0.2, 1)
     await _network([_proxy_of(incident)], Proxy.refuse, seconds)
 
 
 async def black_hole_for_one(incident: Incident) -> None:
     """Deliver nothing between one process and Redis, while the others continue to use it."""
-    seconds = incident.bound + incident.chance.uniform(0.2, 1)
+    seconds = incident.bound + incident.rng.uniform(0.2, 1)
     await _network([_proxy_of(incident)], Proxy.hold, seconds)
 
 
@@ -296,7 +296,7 @@ async def feed_killed(incident: Incident) -> None:
         for _ in range(_KILLS):
             for number in await _followers(admin):
                 killed += await admin.client_kill_filter(_id=number)
-            await asyncio.sleep(incident.chance.uniform(0, 0.4))
+            await asyncio.sleep(incident.rng.uniform(0, 0.4))
     if not killed:
         raise NotInjected("nobody followed the changes")
 
@@ -304,9 +304,9 @@ async def feed_killed(incident: Incident) -> None:
 async def feed_black_hole(incident: Incident) -> None:
     """Do not deliver reports of changes, to one process or to all; deliver everything else."""
     proxies = incident.cluster.proxies
-    if incident.chance.random() < 1 / 2:
+    if incident.rng.random() < 1 / 2:
         proxies = [_proxy_of(incident)]
-    await _network(proxies, Proxy.hold_feed, incident.chance.uniform(1, 4))
+    await _network(proxies, Proxy.hold_feed, incident.rng.uniform(1, 4))
 
 
 async def hello_refused(incident: Incident) -> None:
@@ -318,7 +318,7 @@ async def hello_refused(incident: Incident) -> None:
         try:
             for number in await _followers(admin):
                 await admin.client_kill_filter(_id=number)
-            await asyncio.sleep(incident.chance.uniform(1, 2))
+            await asyncio.sleep(incident.rng.uniform(1, 2))
             clients = await admin.client_list()
         finally:
             for proxy in proxies:
@@ -338,7 +338,7 @@ async def database(incident: Incident) -> None:
     """Stop PostgreSQL with all its connections, and start it again."""
     postgres = incident.cluster.postgres
     await _to_its_end(postgres.stop)
-    await asyncio.sleep(incident.chance.uniform(0.3, 1.5))
+    await asyncio.sleep(incident.rng.uniform(0.3, 1.5))
     await _to_its_end(postgres.start)
 
 

@@ -65,12 +65,12 @@ class Proxy:
         for link in list(self._links):
             link.reset()
 
-    def cut_one(self, chance: random.Random) -> bool:
+    def cut_one(self, rng: random.Random) -> bool:
         """Reset any one connection; return False if there is none."""
         links = sorted(self._links, key=lambda link: link.number)
         if not links:
             return False
-        chance.choice(links).reset()
+        rng.choice(links).reset()
         return True
 
     def refuse(self) -> None:

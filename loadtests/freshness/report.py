@@ -82,7 +82,7 @@ def publish(plan: Plan, outcome: RunResult, command: str, results: Path) -> int:
     rows["between, and the end"] = tallies[""]
     whole = total(list(rows.values()))
     failures = [
-        *(f"{name}: {words}" for name, tally in rows.items() for words in tally.told),
+        *(f"{name}: {words}" for name, tally in rows.items() for words in tally.examples),
         *outcome.complaints,
     ]
     broken = sum(whole.violations.values())
@@ -133,7 +133,7 @@ def _lagged(plan: Plan, outcome: RunResult) -> list[str]:
     if plan.lag is None:
         return []
     invariants = (
-        "Whatever the fault, the near tier may show what is old for as long as its feed lags, and"
+        "Whatever the fault, the local tier may show old versions for as long as its feed lags, and"
         f" for {plan.lag:g} s at the most; a client that stays with a process, or sends its ETag,"
         " never goes back."
     )
@@ -187,7 +187,7 @@ def _document(tally: Tally) -> dict[str, Any]:
         "worst": tally.worst,
         "statuses": tally.statuses,
         "unanswered": tally.unanswered,
-        "findings": tally.told,
+        "findings": tally.examples,
         "poll_ms": {phase: _percentiles(tally, phase) for phase in PHASES},
     }
 

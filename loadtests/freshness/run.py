@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from loadtests.freshness.audit import audit
-from loadtests.freshness.clients import Author, Watch, list_for_ever, poll_for_ever
+from loadtests.freshness.clients import Watch, Writer, list_for_ever, poll_for_ever
 from loadtests.freshness.cluster import ServiceEnded
 from loadtests.freshness.faults import FAULTS, Incident, NotInjected
 from loadtests.freshness.tally import Scope, Tally
@@ -52,7 +52,7 @@ class Plan:
         pause: between two reports of a worker, on average.
         freshness: for how long an entry is fresh.
         calm: before each fault, and after it.
-        breath: between two polls of a poller.
+        poll_pause: between two polls of a poller.
         until: the kind of violation at the first of which the run ends; None: at none.
         idle: before there is load, for a look at how the feed of changes lags then.
         limit: after which the run ends, whatever it has.
@@ -70,7 +70,7 @@ class Plan:
     pause: float
     freshness: float
     calm: float
-    breath: float
+    poll_pause: float
     until: Kind | None
     idle: float
     limit: float
@@ -165,7 +165,7 @@ async def _load(
                 plan.seed,
                 tags=number % _TAGGED == _TAGGED - 1,
                 stays=plan.lag is not None,
-                breath=plan.breath,
+                poll_pause=plan.poll_pause,
             )
             for number in range(plan.pollers)
         ),
@@ -173,15 +173,15 @@ async def _load(
         watch.sweep(),
         _watch_breakers(cluster, watch),
     ]
-    writing = [Author(watch, n, plan.seed, plan.pause, stop).write() for n in range(plan.jobs)]
+    writing = [Writer(watch, n, plan.seed, plan.pause, stop).write() for n in range(plan.jobs)]
     reading = [asyncio.create_task(client) for client in clients]
-    authors = [asyncio.create_task(author) for author in writing]
+    writers = [asyncio.create_task(writer) for writer in writing]
     finding = asyncio.create_task(_until_found(plan, watch))
     try:
         done, _ = await asyncio.wait(
-            [driving, finding, *reading, *authors], return_when=asyncio.FIRST_COMPLETED
+            [driving, finding, *reading, *writers], return_when=asyncio.FIRST_COMPLETED
         )
-        _raise_errors([*reading, *authors])
+        _raise_errors([*reading, *writers])
         if finding in done:
             return False
         try:
@@ -190,15 +190,15 @@ async def _load(
             outcome.complaints.append(str(error) or "interrupted")
             return False
         stop.set()
-        await asyncio.wait(authors, timeout=_WIND_UP)
-        _raise_errors([*reading, *authors])
+        await asyncio.wait(writers, timeout=_WIND_UP)
+        _raise_errors([*reading, *writers])
         return True
     finally:
         outcome.seconds = time.monotonic() - began
         outcome.busy = (time.process_time() - computed) / outcome.seconds
-        for task in [driving, finding, *reading, *authors]:
+        for task in [driving, finding, *reading, *writers]:
             task.cancel()
-        await asyncio.wait([driving, finding, *reading, *authors])
+        await asyncio.wait([driving, finding, *reading, *writers])
 
 
 def _found(plan: Plan, watch: Watch) -> bool:
@@ -231,7 +231,7 @@ def _complain(plan: Plan, watch: Watch, outcome: RunResult) -> None:
 
 
 async def _drive(plan: Plan, cluster: Cluster, watch: Watch, outcome: RunResult) -> None:
-    chance = random.Random(f"{plan.seed} faults")  # noqa: S311 - to be repeatable
+    rng = random.Random(f"{plan.seed} faults")  # noqa: S311 - to be repeatable
     deadline = time.monotonic() + plan.limit
 
     def enough() -> bool:
@@ -240,12 +240,12 @@ async def _drive(plan: Plan, cluster: Cluster, watch: Watch, outcome: RunResult)
 
     for number in itertools.count(1):
         names = list(plan.faults)
-        chance.shuffle(names)
+        rng.shuffle(names)
         for name in names:
             if enough():
                 return
             sys.stderr.write(f"round {number}: {name}, {watch.reads} reads so far\n")
-            await _one(name, plan, cluster, watch, chance, outcome)
+            await _one(name, plan, cluster, watch, rng, outcome)
         if enough():
             return
         await asyncio.sleep(_LOOK)
@@ -256,11 +256,11 @@ async def _one(  # noqa: PLR0917 - each is another thing
     plan: Plan,
     cluster: Cluster,
     watch: Watch,
-    chance: random.Random,
+    rng: random.Random,
     outcome: RunResult,
 ) -> None:
     fault = FAULTS[name]
-    victim = chance.choice(cluster.services)
+    victim = rng.choice(cluster.services)
     bound = None
     if fault.invariants == "bounded":
         bound = plan.bound if fault.within is None else fault.within
@@ -277,7 +277,7 @@ async def _one(  # noqa: PLR0917 - each is another thing
         source_away=fault.takes_source,
     )
     try:
-        await fault.inject(Incident(cluster, chance, victim, plan.freshness, plan.bound))
+        await fault.inject(Incident(cluster, rng, victim, plan.freshness, plan.bound))
         tally.injected += 1
     except NotInjected as error:
         outcome.complaints.append(f"{name} was not injected: {error}")

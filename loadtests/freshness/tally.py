@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Phase = Literal["before", "during", "after"]
 PHASES: tuple[Phase, ...] = ("before", "during", "after")
-_TOLD = 10  # findings of a fault that are kept in words
+_MOST_EXAMPLES = 10  # findings of a fault that are kept in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Tally:
         bounded: findings that a bounded promise allows.
         worst: the greatest age, in seconds, of anything stale where a bound allowed it, by phase.
         bound: what it may be at most; None where the promise is fresh.
-        told: the first violations, in words.
+        examples: the first violations, in words.
         times: of polls, in seconds, by phase.
         away: about how many seconds breakers were open, all processes together, by phase.
     """
@@ -82,7 +82,7 @@ class Tally:
     bounded: Counter[Kind] = field(default_factory=Counter)
     worst: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     bound: float | None = None
-    told: list[str] = field(default_factory=list)
+    examples: list[str] = field(default_factory=list)
     times: dict[Phase, array[float]] = field(
         default_factory=lambda: {phase: array("f") for phase in PHASES}
     )
@@ -107,9 +107,9 @@ class Tally:
                 self.bounded[finding.kind] += 1
             else:
                 self.violations[finding.kind] += 1
-                if len(self.told) < _TOLD:
+                if len(self.examples) < _MOST_EXAMPLES:
                     age = "" if finding.age is None else f", {finding.age:.3f} s later"
-                    self.told.append(
+                    self.examples.append(
                         f"{finding.kind}: job {finding.job_id}: {finding.detail}{age} ({at})"
                     )
             if finding.age is not None and bound is not None:

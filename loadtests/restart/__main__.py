@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
             run(settings, processes=options.processes, jobs=_JOBS, waiting=waiting)
         )
     around = ", ".join(f"{name} {text}" for name, text in surroundings().items())
-    sys.stdout.write(f"{options.backend}: {in_words(report)}\nTaken with: {around}.\n")
+    sys.stdout.write(f"{options.backend}: {as_text(report)}\nTaken with: {around}.\n")
     return 1 if complaints(report) else 0
 
 
@@ -63,14 +63,14 @@ def complaints(report: Report) -> list[str]:
     return found
 
 
-def in_words(report: Report) -> str:
+def as_text(report: Report) -> str:
     """Return the report as text."""
     delays = sorted(report.delays)
     late = f"{statistics.median(delays):.3f} s median, {delays[-1]:.3f} s at most" if delays else ""
     took = ", ".join(f"{seconds:.1f}" for _, seconds in report.endings)
     lines = [
         f"{report.clients} clients, {len(report.delays)} saw the end of their jobs ({late})",
-        f"{report.news} versions in {report.requests} requests, {report.reconnects} sent again",
+        f"{report.versions} versions in {report.requests} requests, {report.reconnects} sent again",
         f"{report.connections} connections; {report.retried} requests of workers sent again",
         f"{len(report.endings)} processes ended, in {took} s",
         *(f"FAILED: {complaint}" for complaint in complaints(report)),

@@ -37,7 +37,7 @@ class Report:
         endings: of each process that was ended: its status (None: killed), and the seconds.
         clients: how many waited.
         failures: what went wrong with them, in words.
-        news: versions they were given.
+        versions: versions they were given.
         requests: what they sent.
         reconnects: requests that were not answered, or were to be repeated.
         connections: those the balancer saw, workers' included.
@@ -48,7 +48,7 @@ class Report:
     endings: list[tuple[int | None, float]] = field(default_factory=list)
     clients: int = 0
     failures: list[str] = field(default_factory=list)
-    news: int = 0
+    versions: int = 0
     requests: int = 0
     reconnects: int = 0
     connections: int = 0
@@ -114,7 +114,7 @@ class _Work:
                     report.failures.append(f"job {self.job_id} ended {job.status}")
                 if versions != sorted(set(versions)):
                     report.failures.append(f"job {self.job_id}: versions went {versions}")
-            report.news += jobs.counts.updates
+            report.versions += jobs.counts.updates
             report.requests += jobs.counts.requests
             report.reconnects += jobs.counts.failed
 

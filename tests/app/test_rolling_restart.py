@@ -9,7 +9,7 @@ import redis
 
 from app.devservers import PostgresServer
 from loadtests.restart import node
-from loadtests.restart.__main__ import complaints, in_words
+from loadtests.restart.__main__ import as_text, complaints
 from loadtests.restart.node import GRACE
 from loadtests.restart.run import Report, run
 from tests.app.forked_process import ForkedProcess
@@ -44,10 +44,10 @@ async def test_nobody_who_waits_misses_the_end_of_a_job(
         )
     finally:
         postgres.drop_database(name)
-    print(in_words(report))  # noqa: T201 - how many reconnects there were
+    print(as_text(report))  # noqa: T201 - how many reconnects there were
     assert report.failures == []
     assert len(report.delays) == report.clients == jobs * waiting
-    assert report.news > 2 * report.clients
+    assert report.versions > 2 * report.clients
     assert len(report.endings) == 3
     for status, took in report.endings:
         assert status == 0
@@ -62,4 +62,4 @@ def test_whatever_else_they_notice_is_complained_of() -> None:
         "a process ended with None after 12.0 s",
         "a process ended with 1 after 0.1 s",
     ]
-    assert "FAILED: job 7 ended rendering" in in_words(report)
+    assert "FAILED: job 7 ended rendering" in as_text(report)

@@ -56,7 +56,7 @@ def document(results: Path) -> dict[str, Any]:
 
 
 SHORT = (
-    *("--quick", "--processes", "2", "--pollers", "8", "--breath", "0.03", "--jobs", "8"),
+    *("--quick", "--processes", "2", "--pollers", "8", "--poll-pause", "0.03", "--jobs", "8"),
     *("--calm", "0.15", "--freshness", "0.5", "--idle", "1", "--reads", "1000"),
 )
 """Fewer processes, and less calm and fewer reads around each fault than in a long run."""
@@ -120,7 +120,7 @@ def test_a_local_tier_that_is_told_nothing_is_found_out(command: Command, tmp_pa
     # three clients send no ETags: with one, whoever asks has the process look into Redis.
     kind = "older than acknowledged"
     options = ("--backend", "tiered", "--break", "report", "--freshness", "20", "--calm", "30")
-    load = ("--processes", "2", "--pollers", "3", "--breath", "0.02", "--pause", "1")
+    load = ("--processes", "2", "--pollers", "3", "--poll-pause", "0.02", "--pause", "1")
     load = (*load, "--until", kind, "--reads", "2000")
     status, said = check(
         command, tmp_path, *options, "--quick", "--idle", "0.1", "--faults", "pause", *load
@@ -134,7 +134,18 @@ def test_a_local_tier_that_is_told_nothing_is_found_out(command: Command, tmp_pa
 def test_a_cache_without_fences_is_found_out(command: Command, tmp_path: Path) -> None:
     # Few jobs, seldom changed: what a dead process has hidden stays hidden for longer.
     kind = "older than seen"
-    load = ("--processes", "2", "--pollers", "8", "--breath", "0.02", "--jobs", "4", "--pause", "1")
+    load = (
+        "--processes",
+        "2",
+        "--pollers",
+        "8",
+        "--poll-pause",
+        "0.02",
+        "--jobs",
+        "4",
+        "--pause",
+        "1",
+    )
     load = (*load, "--calm", "0.3", "--freshness", "5")
     options = ("--break", "fence", "--faults", "kill-service", "--rounds", "20", "--until", kind)
     status, said = check(command, tmp_path, *options, *load, "--reads", "2000")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from loadtests.freshness.checker import Asked, Finding, Kind, Ledger, is_excused
+from loadtests.freshness.checker import Finding, Kind, Ledger, PendingRequest, is_excused
 from loadtests.freshness.tally import Scope, Tally, total
 
 
@@ -17,18 +17,18 @@ class History:
         self.now = 100.0
         self.ledger = Ledger(lambda: self.now)
 
-    def ask(self, client: str = "reader", job: int = 1, tag: int = 0) -> Asked:
-        return self.ledger.ask(client, job, tag)
+    def begin(self, client: str = "reader", job: int = 1, tag: int = 0) -> PendingRequest:
+        return self.ledger.begin(client, job, tag)
 
-    def answer(self, asked: Asked, version: int, **fields: object) -> list[Finding]:
-        return self.ledger.answered(asked, version, body(asked.job_id, version, **fields))
+    def answer(self, pending: PendingRequest, version: int, **fields: object) -> list[Finding]:
+        return self.ledger.answered(pending, version, body(pending.job_id, version, **fields))
 
     def read(self, version: int, client: str = "reader", **fields: object) -> list[Finding]:
-        return self.answer(self.ask(client), version, **fields)
+        return self.answer(self.begin(client), version, **fields)
 
     def write(self, version: int, **fields: object) -> list[Finding]:
-        asked = self.ask("writer")
-        return self.ledger.acknowledged(asked, version, body(1, version, **fields), changes=True)
+        pending = self.begin("writer")
+        return self.ledger.acknowledged(pending, version, body(1, version, **fields), changes=True)
 
 
 def body(job: int, version: int, **fields: object) -> bytes:
@@ -48,12 +48,12 @@ def history() -> History:
 def test_a_good_history_is_not_complained_of(history: History) -> None:
     assert history.write(1) == []
     assert history.read(1) == []
-    early = history.ask("slow")
+    early = history.begin("slow")
     assert history.write(2) == []
     assert history.read(2) == []
     assert history.answer(early, 1) == [], "what began before may be answered with what was"
     assert history.read(2, "slow") == []
-    assert history.ledger.answered(history.ask(tag=2), 2, None) == []
+    assert history.ledger.answered(history.begin(tag=2), 2, None) == []
     assert history.write(3, terminal=True) == []
     assert history.read(3, terminal=True) == []
     assert history.ledger.compare(1, 3, terminal=True) == []
@@ -97,18 +97,18 @@ def test_the_age_of_a_stale_answer_begins_with_the_first_that_was_newer(history:
     history.now = 104.0
     history.write(3)
     history.now = 104.5
-    asked = history.ask()
+    pending = history.begin()
     history.now = 109.0  # how long the answer took is not held against it
-    (finding,) = history.answer(asked, 1)
+    (finding,) = history.answer(pending, 1)
     assert finding.age == pytest.approx(3.5)
-    asked = history.ask("another")
-    (finding,) = [one for one in history.answer(asked, 2) if one.kind is Kind.STALE_ACKNOWLEDGED]
+    pending = history.begin("another")
+    (finding,) = [one for one in history.answer(pending, 2) if one.kind is Kind.STALE_ACKNOWLEDGED]
     assert finding.age == pytest.approx(5.0)
 
 
 def test_an_etag_is_a_floor_that_nothing_excuses(history: History) -> None:
     history.read(3)
-    findings = history.answer(history.ask(tag=3), 2)
+    findings = history.answer(history.begin(tag=3), 2)
     assert Kind.MIN_VERSION in kinds(findings)
     (min_version,) = [finding for finding in findings if finding.kind is Kind.MIN_VERSION]
     assert not is_excused(min_version, 1000.0)
@@ -117,13 +117,13 @@ def test_an_etag_is_a_floor_that_nothing_excuses(history: History) -> None:
 def test_not_modified_counts_as_the_version_of_its_tag(history: History) -> None:
     history.read(3)
     history.write(4)
-    findings = history.ledger.answered(history.ask(tag=3), 3, None)
+    findings = history.ledger.answered(history.begin(tag=3), 3, None)
     assert kinds(findings) == [Kind.STALE_ACKNOWLEDGED]
 
 
 def test_not_modified_with_a_tag_the_client_does_not_have(history: History) -> None:
     history.read(3)
-    assert kinds(history.ledger.answered(history.ask(tag=3), 4, None)) == [Kind.WRONG]
+    assert kinds(history.ledger.answered(history.begin(tag=3), 4, None)) == [Kind.WRONG]
 
 
 def test_a_job_that_has_ended_does_not_go_on(history: History) -> None:
@@ -139,7 +139,7 @@ def test_a_job_that_has_ended_is_not_shown_as_it_was(history: History) -> None:
 
 
 def test_an_end_below_a_version_that_was_known(history: History) -> None:
-    early = history.ask()
+    early = history.begin()
     history.write(5)
     assert kinds(history.answer(early, 4, terminal=True)) == [Kind.TERMINAL]
 
@@ -150,7 +150,7 @@ def test_one_version_has_one_body(history: History) -> None:
 
 
 def test_two_writers_are_not_given_one_version(history: History) -> None:
-    one, other = history.ask("one"), history.ask("other")
+    one, other = history.begin("one"), history.begin("other")
     ledger = history.ledger
     assert ledger.acknowledged(one, 2, body(1, 2, message="one"), changes=True) == []
     found = ledger.acknowledged(other, 2, body(1, 2, message="other"), changes=True)
@@ -160,28 +160,28 @@ def test_two_writers_are_not_given_one_version(history: History) -> None:
 def test_a_change_is_newer_than_what_was_known(history: History) -> None:
     history.write(2)
     assert kinds(history.write(2)) == [Kind.ORDER]
-    repeated = history.ledger.acknowledged(history.ask(), 2, body(1, 2), changes=False)
+    repeated = history.ledger.acknowledged(history.begin(), 2, body(1, 2), changes=False)
     assert repeated == []
 
 
 def test_an_acknowledgement_is_an_answer_as_well(history: History) -> None:
     history.write(3)
-    asked = history.ask("writer")
-    found = history.ledger.acknowledged(asked, 2, body(1, 2), changes=False)
+    pending = history.begin("writer")
+    found = history.ledger.acknowledged(pending, 2, body(1, 2), changes=False)
     assert Kind.STALE_ACKNOWLEDGED in kinds(found)
 
 
 @pytest.mark.parametrize("wrong", [body(2, 4), body(1, 5), b"[]", b"{", b"{}", b""])
 def test_the_document_is_the_one_that_was_asked_for(history: History, wrong: bytes) -> None:
     history.write(3)
-    assert kinds(history.ledger.answered(history.ask(), 4, wrong)) == [Kind.WRONG]
+    assert kinds(history.ledger.answered(history.begin(), 4, wrong)) == [Kind.WRONG]
     assert history.ledger.known(1) == 3, "and says nothing of this job"
 
 
 def test_a_job_that_exists_is_found(history: History) -> None:
-    assert history.ledger.not_found(history.ask()) == []
+    assert history.ledger.not_found(history.begin()) == []
     history.write(1)
-    assert kinds(history.ledger.not_found(history.ask())) == [Kind.MISSING]
+    assert kinds(history.ledger.not_found(history.begin())) == [Kind.MISSING]
 
 
 @pytest.mark.parametrize("row", [None, 1])
@@ -241,7 +241,7 @@ def test_the_worst_age_is_told_where_it_is_above_the_bound() -> None:
     tally = judged(Finding(Kind.STALE_SEEN, 1, "", 5.0), Scope("x", "after", bound=3.0), 0)
     assert tally.violations[Kind.STALE_SEEN] == 1
     assert max(tally.worst.values()) == 5.0
-    assert tally.told
+    assert tally.examples
 
 
 def test_sums_have_everything_in_them() -> None:

@@ -97,7 +97,7 @@ def test_wrong_answers_are_failures(
     assert seen["failures"] == {"poll": 2}
     assert seen["errors"] == ["poll: version 5 after 6", "poll: status 500, not 200"]
     assert (seen["jobs"], seen["completed"], seen["changes"]) == (1, 1, 8)
-    assert (seen["news"], seen["news_missed"]) == (3, 1)
+    assert (seen["first_polls"], seen["first_polls_missed"]) == (3, 1)
     assert Mistaken.asked == [(None, None)] * 2 + [asked] * 3
     assert (seen["update_polls"], seen["updates"]) == (4, 2)  # from version 6 to 8
     assert seen["delay_ms"]["max"] > 0

@@ -29,8 +29,8 @@ def test_the_command_shows_backends_side_by_side(command: Command, tmp_path: Pat
         assert 0 < run["poll_ms"]["p50"] <= run["poll_ms"]["max"]
     assert null["hits"] == 0
     assert 0 < null["selects_by_polls"] <= null["reads"]
-    assert null["news_missed"] == null["news"] > 0
+    assert null["first_polls_missed"] == null["first_polls"] > 0
     assert memory["hits"] / memory["reads"] > 0.8
     assert memory["selects_by_polls"] <= memory["bypasses"]
-    assert memory["news"] > 0
-    assert memory["news_missed"] == 0
+    assert memory["first_polls"] > 0
+    assert memory["first_polls_missed"] == 0
