@@ -489,7 +489,7 @@ def load() -> Settings:
             read_rate(settings.rate_limit)
     if settings.workers > 1 and cache.backend == "memory":
         # A write in one process would not reach the entries that another process holds.
-        allowed = "the memory backend is right for one process only; take redis, tiered or null"
+        allowed = "the memory backend is right for one process only; choose another one"
         raise SettingsError("JOBCACHE_WORKERS", settings.workers, allowed)
     url = _database_url(settings.database_url, settings.var_dir)
     return settings.model_copy(update={"database_url": url})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 import os
 import re
 import shutil
@@ -9,7 +11,8 @@ import subprocess
 import sys
 import tomllib
 import venv
-from importlib.metadata import Distribution, distribution, version
+from collections.abc import Iterable
+from importlib.metadata import Distribution, distribution, packages_distributions, version
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -175,3 +178,40 @@ except ImportError as error:
     print(error)
 """
     assert "pip install 'jobcache[client]'" in run_python(user, program)
+
+
+def imported(*folders: str) -> set[str]:
+    """Return the third-party packages that modules in these folders of the project import."""
+    names = set()
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.add(str(node.module).partition(".")[0])
+    return names - sys.stdlib_module_names - {"app", "jobcache"}
+
+
+def required(extras: Iterable[str]) -> set[str]:
+    """Return the names of the distributions that the project and some of its extras require."""
+    listed = [PROJECT["optional-dependencies"][extra] for extra in extras]
+    return {
+        re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower()
+        for requirement in [*PROJECT["dependencies"], *itertools.chain(*listed)]
+    }
+
+
+def test_what_make_run_installs_has_all_that_the_service_imports() -> None:
+    recipe = re.search(r"/runs: EXTRAS := (\S+)", (ROOT / "Makefile").read_text("utf-8"))
+    assert recipe is not None
+    installed = required(recipe[1].split(","))
+    # FastAPI, uvicorn and redis-py bring these; Django and gevent are looked for and not needed.
+    indirect, optional = {"starlette", "h11", "hiredis"}, {"django", "gevent"}
+    providers = packages_distributions()
+    lacking = {
+        name
+        for name in imported("app", "jobcache") - indirect - optional
+        if not installed & {provider.lower() for provider in providers.get(name, [])}
+    }
+    assert lacking == set()
+    assert installed.isdisjoint({"locust", "mypy", "pytest"})
