@@ -1,19 +1,19 @@
-"""What an outage of Redis costs those who poll, and how soon it is over.
+"""Measure what an outage of Redis costs pollers, and how soon it is over.
 
     python -m benchmarks.outage --rounds 8
 
-Two services under the same steady load at the same time, on one PostgreSQL: one without a cache,
-one on a Redis of its own. Each is two processes; writes go to both in turn, polls to the first, so
-half of what the polls have to show was written elsewhere. Round by round Redis is taken away for
-some seconds and comes back: `hang` freezes its process, `kill` ends it and starts another.
+Two services run on one PostgreSQL under the same open-loop load: one without a cache, one with its
+own Redis. Each has two processes. Writes go to both in turn and polls to the first, so half of the
+polled versions were written by the other process. In each round Redis is taken away for some
+seconds: `hang` freezes its process, `kill` ends it and starts another one.
 
-What decides is the median of the rounds, for this is about a few milliseconds, and one hiccup of a
-machine that has other things to do must not; but of answers that are wrong, one is enough. The
-polls of both sides alternate within milliseconds, so a hiccup meets both, and each round compares
-them with each other. How much of a difference is chance can be read from the service without a
-cache, too: every other of its polls, compared with the rest in the same way.
+The median of the rounds decides, because the differences are a few milliseconds and a busy machine
+may delay a single round. One wrong response is a failure, however. Polls of both services alternate
+within milliseconds, so a delay of the machine affects both, and each round compares them. Comparing
+every other poll of the service without a cache with the rest shows how large a difference by chance
+may be.
 
-Ends with 1 where a limit was not kept, and with 2 where the run does not tell.
+The exit status is 1 if a limit was not kept, and 2 if the run is inconclusive.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ FAULTS = {
 }
 """What takes Redis away, and what brings it back."""
 
-_LOOK = 0.05  # seconds between two looks at what polls have told
-_STEADY = 20  # polls in a row, of which one may be no hit: a writer may be at work
+_LOOK = 0.05  # seconds between two evaluations of the polls
+_STEADY = 20  # polls in a row, of which one may miss, because a writer may be active
 _PROMPT = "A fox crosses a frozen river at night, meets a bear and shares its fish."
 
 
@@ -106,18 +106,18 @@ class Round:
 
 
 class Untold(Exception):  # noqa: N818 - says what is the matter
-    """The run does not tell what it was to tell."""
+    """The run is inconclusive."""
 
 
 # --- one run ---
 
 
 async def run(options: argparse.Namespace) -> dict[str, Any]:
-    """All rounds. Returns them, and what was counted over all of them.
+    """Run all rounds; return them, and the counts over all of them.
 
     Raises:
         ServiceFailed: a service did not start or did not answer.
-        Untold: there was nothing to compare.
+        Untold: nothing could be compared.
     """
     with ExitStack() as stack:
         postgres = stack.enter_context(PostgresServer())
@@ -158,7 +158,7 @@ class _Outages:
     """Outages of the Redis behind one of two sides.
 
     Args:
-        redis: what to take away.
+        redis: the server that is taken away.
         polled: the processes that are polled, the one without a cache first.
         sides: their sides, in the same order.
         curt: whether to watch only until hits are steady.
@@ -174,7 +174,7 @@ class _Outages:
         self._null, self._cached = sides
 
     async def one(self, fault: str, seconds: float, after: float) -> Round:
-        """Take Redis away for so many seconds, and watch for as many as `after` says."""
+        """Take Redis away for the given seconds, then watch for `after` seconds."""
         take, bring_back = FAULTS[fault]
         if not self._cached.polls[-1].hit or (await self._breaker())[0] != "closed":
             raise Untold(f"before a {fault}, polls were not answered from the cache")
@@ -217,7 +217,7 @@ class _Outages:
         )
 
     async def watch(self, since: float, seconds: float) -> None:
-        """Let polls go on for so long; if `curt`, no longer than until hits are steady."""
+        """Watch polls for the given seconds; if `curt`, only until hits are steady."""
         deadline = time.monotonic() + seconds
         while self._curt and time.monotonic() < deadline:
             polls = [poll for poll in self._cached.polls if poll.sent >= since]
@@ -227,12 +227,12 @@ class _Outages:
         await asyncio.sleep(deadline - time.monotonic())
 
     def _computed(self) -> list[float]:
-        """Seconds of processor time that the processes that are polled have used so far."""
+        """Return the processor time of the polled processes so far, in seconds."""
         times = (process.cpu_times() for process in self._processes)
         return [used.user + used.system for used in times]
 
     async def _breaker(self) -> tuple[str, float]:
-        """The breaker's state, and since when, to a millisecond or so."""
+        """Return the breaker's state and the time of its last change, to about a millisecond."""
         asked = time.monotonic()
         breaker = (await asyncio.to_thread(self._service.stats))["statistics"]["breaker"]
         return breaker["state"], (asked + time.monotonic()) / 2 - breaker["age_seconds"]
@@ -252,11 +252,11 @@ def _settings(backend: str, postgres: PostgresServer, redis: RedisServer) -> dic
     }
 
 
-# --- what polls tell ---
+# --- evaluation of polls ---
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
-    """The least of `values` that so many percent do not exceed.
+    """Return the percentile of `values`.
 
     Raises:
         Untold: there are none.
@@ -280,7 +280,7 @@ def _under_way(polls: Iterable[Poll], since: float, until: float) -> list[float]
 
 
 def _hits(polls: Sequence[Poll]) -> tuple[float | None, float | None]:
-    """When the first hit was answered, and the first from which on nearly all answers were hits."""
+    """Return the times of the first hit, and of the first after which nearly all polls hit."""
     answered = sorted(polls, key=lambda poll: poll.sent + poll.took)
     hits = [n for n, poll in enumerate(answered) if poll.hit]
     steady = [n for n in hits if sum(p.hit for p in answered[n : n + _STEADY]) >= _STEADY - 1]
@@ -310,7 +310,7 @@ def _counted(side: Side) -> dict[str, Any]:
 
 
 def broken_limits(result: dict[str, Any]) -> list[str]:
-    """A sentence for each limit that was not kept."""
+    """Return a sentence for each limit that was not kept."""
     null, cached = result["sides"]["null"], result["sides"]["redis"]
     sentences = []
     sentences += [
@@ -361,7 +361,7 @@ def _ratios(rounds: Iterable[dict[str, Any]], name: str) -> list[float]:
 
 
 def report(result: dict[str, Any]) -> list[str]:
-    """The table, in Markdown, and what belongs to it."""
+    """Return the table and its notes, in Markdown."""
     null, cached = result["sides"]["null"], result["sides"]["redis"]
     outages = _by_fault(result)
 
@@ -430,7 +430,7 @@ def _spread(values: Sequence[float], style: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run it all and print the table. Returns the exit status."""
+    """Run the measurement and print the table; return the exit status."""
     options = _parser().parse_args(arguments)
     around, load = surroundings(), os.getloadavg()[0]
     try:

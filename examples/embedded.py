@@ -1,9 +1,9 @@
-"""A cache in a program of one's own: a loader, a writer, those who poll, and what it has saved.
+"""A cache in your own program: a loader, a writer, twenty pollers, and the queries it saves.
 
 python examples/embedded.py
 
-Needs `pip install jobcache`. The database is a dictionary, so that nothing else does; see
-`docs/embedding.md` for the same with SQL, and `worker.py` for synchronous code.
+Needs `pip install jobcache`. The database is an object in memory, to keep the example short.
+`docs/embedding.md` has an example with SQL, and `worker.py` one with synchronous code.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ POLLERS = 20
 
 @dataclass(frozen=True)
 class Export:
-    """A row. Whatever changes it raises its version, in the same transaction."""
+    """A row. Each change raises its version, in the same transaction."""
 
     percent: int
     version: int
 
 
 class Database:
-    """The source of truth, slow enough to be worth sparing."""
+    """The source of truth, which takes 10 ms for each query."""
 
     def __init__(self) -> None:
         self.row = Export(percent=0, version=1)
         self.queries = 0
 
     async def select(self) -> Export:
-        """Read the row as it is committed."""
+        """Return the committed row."""
         self.queries += 1
         row = self.row
         await asyncio.sleep(0.01)
@@ -49,7 +49,7 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[list[Export]]:
-        """Commits the last of what was appended when left normally, drops it otherwise."""
+        """Commit the last appended row at the end of the block, or drop it after an exception."""
         changes: list[Export] = []
         yield changes
         await asyncio.sleep(0.01)
@@ -57,41 +57,41 @@ class Database:
 
 
 class Exports:
-    """What the rest of the program uses: the database behind its cache."""
+    """The interface for the rest of the program: a database behind a cache."""
 
     def __init__(self, database: Database, cache: JobCache) -> None:
         self._database = database
         self._cache = cache
 
     async def poll(self, version: int) -> ReadResult:
-        """The export, at least as new as `version`."""
+        """Return the export, at least as new as `version`."""
         return await self._cache.read(KEY, self._load, min_version=version)
 
     async def report(self, percent: int) -> None:
-        """Commit progress. Once this returns, no poll is answered with less."""
+        """Commit progress. Once this returns, no poll returns an older state."""
         async with self._cache.write(self._database.transaction()) as write:
             row = self._database.row
             changed = replace(row, percent=percent, version=row.version + 1)
             write.transaction.append(changed)
-            await write.fence(KEY)  # before the commit, and not before it is needed
+            await write.fence(KEY)  # just before the commit
             write.publish(KEY, document(changed))
 
     async def _load(self) -> Document:
         try:
             return document(await self._database.select())
-        except ConnectionError as error:  # what it knew is then served, marked as such
+        except ConnectionError as error:  # the cached entry is then served, marked as stale
             raise SourceUnavailable("the database is away") from error
 
 
 def document(row: Export) -> Document:
-    """What a poll is answered with."""
+    """Return the document that answers a poll."""
     status = "done" if row.percent == 100 else "moving"  # noqa: PLR2004
     body = json.dumps({"percent": row.percent, "status": status}).encode()
     return Document(row.version, "acme", body, status)
 
 
 async def poll(exports: Exports, *, tell: bool) -> None:
-    """Somebody who waits for the export, and asks every 20 ms how far it is."""
+    """Poll the export every 20 ms until it is done."""
     version, status = 0, ""
     while status != "done":
         result = await exports.poll(version)
@@ -102,14 +102,14 @@ async def poll(exports: Exports, *, tell: bool) -> None:
 
 
 async def work(exports: Exports) -> None:
-    """Somebody who makes the export."""
+    """Make the export, and report its progress."""
     for percent in (25, 50, 75, 100):
         await asyncio.sleep(0.1)
         await exports.report(percent)
 
 
 async def main() -> None:
-    """Make an export while twenty wait for it."""
+    """Make an export while twenty pollers wait for it."""
     database = Database()
     lifetimes = Lifetimes(default=30, by_status={"done": 3600})
     async with JobCache.from_url("memory://", lifetimes=lifetimes) as cache:

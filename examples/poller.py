@@ -2,8 +2,8 @@
 
 python examples/poller.py --url http://127.0.0.1:8000 "A cat sits. A dog runs."
 
-Needs `pip install jobcache[client]` and a running service (`make run`). The key, where the service
-has some, is taken from JOBCACHE_KEY.
+Needs `pip install jobcache[client]` and a running service (`make run`). The API key,
+if the service needs one, is read from JOBCACHE_KEY.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from jobcache.client import AsyncJobs, Job, Jobs
 
 
 def show(job: Job) -> None:
-    """What a program would tell its user."""
+    """Print the progress of a job."""
     print(f"{job.status} {job.percent:.0f} %", flush=True)
 
 
 async def follow(url: str, key: str | None, prompt: str) -> Job:
-    """From the prompt to the end; several of these may run in one event loop."""
+    """Follow a video from the prompt to its end; many of these may run in one event loop."""
     async with AsyncJobs(url, key) as jobs:
         job = await jobs.create("example", prompt)
         await jobs.wait_for(job.id, on_progress=show, until={"storyboard_ready"})
@@ -31,7 +31,7 @@ async def follow(url: str, key: str | None, prompt: str) -> Job:
 
 
 def follow_in_thread(url: str, key: str | None, prompt: str) -> Job:
-    """The same, where there is no event loop."""
+    """Follow a video without an event loop."""
     with Jobs(url, key) as jobs:
         job = jobs.create("example", prompt)
         jobs.wait_for(job.id, on_progress=show, until={"storyboard_ready"})
@@ -41,7 +41,7 @@ def follow_in_thread(url: str, key: str | None, prompt: str) -> Job:
 
 
 def main() -> None:
-    """Read what to do, do it, and say where the video is."""
+    """Parse the arguments, follow the video, and print its URL."""
     parser = argparse.ArgumentParser(description="Ask for a video and follow it to its end.")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--sync", action="store_true", help="without an event loop")

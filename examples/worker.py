@@ -1,9 +1,9 @@
-"""A worker, as for Celery or RQ: works on a job in a thread, and reports its progress.
+"""A worker, as for Celery or RQ, that reports progress through the cache.
 
 python examples/worker.py
 
-It makes a hundred reports in a second, of which a few are committed. Where the worker and those
-who poll do not share a process, take `tiered` or `redis` for a backend; nothing else changes. Needs
+It makes a hundred reports in a second, and commits a few of them. If the worker and the pollers are
+in different processes, use the backend `tiered` or `redis`; nothing else changes. Needs
 `pip install jobcache`.
 """
 
@@ -34,7 +34,7 @@ REPORT = (
 
 
 class Jobs:
-    """The database, and the cache before it. Any thread may call any method."""
+    """The database behind a cache. Any thread may call any method."""
 
     def __init__(self, database: Path, cache: JobCache) -> None:
         self.database = database
@@ -44,17 +44,17 @@ class Jobs:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Commits when left normally, rolls back when left by an exception."""
+        """Commit at the end of the block, or roll back after an exception."""
         with closing(sqlite3.connect(self.database)) as connection, connection:
             yield connection
 
     def add(self, job_id: int) -> None:
-        """A new job, which nobody can have asked for yet."""
+        """Insert a new job."""
         with self.transaction() as connection:
             connection.execute("INSERT INTO jobs VALUES (?, 0, 1)", (job_id,))
 
     def report(self, job_id: int, percent: int) -> None:
-        """Commit progress, and hand it to those who poll."""
+        """Commit progress, and publish it to the pollers."""
         key = f"job:{job_id}"
         with self.cache.write(self.transaction()) as write:
             row = write.transaction.execute(REPORT, (percent, job_id)).fetchone()
@@ -62,7 +62,7 @@ class Jobs:
             write.publish(key, document(*row))
 
     def newer(self, job_id: int, version: int) -> ReadResult | None:
-        """The job, as soon as it is newer than `version`; None if it stays as it is for 30 s."""
+        """Wait for a version newer than `version`; return None if there is none for 30 s."""
         return self.cache.wait_for_newer(f"job:{job_id}", lambda: self._load(job_id), version, 30)
 
     def _load(self, job_id: int) -> Document | None:
@@ -72,13 +72,13 @@ class Jobs:
 
 
 def document(percent: int, version: int) -> Document:
-    """What a poll is answered with."""
+    """Return the document that answers a poll."""
     body = b'{"percent": %d}' % percent
     return Document(version, "acme", body, "done" if percent == 100 else "moving")  # noqa: PLR2004
 
 
 def work(jobs: Jobs, job_id: int) -> None:
-    """The task: what Celery or RQ would call in a process of its own."""
+    """Work on a job, as a task of Celery or RQ would in its own process."""
     with Throttle(partial(jobs.report, job_id), interval=0.2) as throttle:
         for percent in range(100):
             throttle.report(percent)
@@ -87,7 +87,7 @@ def work(jobs: Jobs, job_id: int) -> None:
 
 
 def follow(jobs: Jobs, job_id: int) -> int:
-    """Print the job whenever it changes, to its end. Returns its last version."""
+    """Print each change of the job until its end; return its last version."""
     version, status = 0, ""
     while status != "done":
         result = jobs.newer(job_id, version)
@@ -98,7 +98,7 @@ def follow(jobs: Jobs, job_id: int) -> int:
 
 
 def main() -> None:
-    """Work on one job, and follow it."""
+    """Work on a job in a thread, and follow it."""
     with tempfile.TemporaryDirectory() as folder, JobCache.from_url("memory://") as cache:
         jobs = Jobs(Path(folder) / "jobs.db", cache)
         jobs.add(7)

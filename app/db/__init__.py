@@ -1,1 +1,1 @@
-"""The database: its connection pool, its errors, and who else uses it."""
+"""The database: its connection pool, its errors, and the lock of the processes that use it."""

@@ -31,7 +31,7 @@ _CONNECTIONS: Final = 15
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A connection that is kept, to hold what a session of PostgreSQL holds.
+    """A connection that is kept open for the state of its PostgreSQL session.
 
     Attributes:
         connection: SQLAlchemy's.
@@ -102,12 +102,12 @@ class Connections:
 
     @property
     def url(self) -> URL:
-        """The address, as SQLAlchemy has it."""
+        """Return the URL of the database."""
         return self.engine.url
 
     @property
     def pooled(self) -> bool:
-        """Whether a pooler, such as PgBouncer, may give each transaction another session."""
+        """Return whether a pooler, such as PgBouncer, may give each transaction another session."""
         return not self.is_sqlite and self._pooled
 
     async def open_session(self, on_end: Callable[[object], None]) -> Session:
@@ -122,7 +122,7 @@ class Connections:
         return Session(connection, driver)
 
     async def close_session(self, session: Session) -> None:
-        """Close the connection instead of returning it to the pool: with it goes what it holds."""
+        """Close the connection instead of returning it to the pool, and so end its session."""
         await session.connection.invalidate()
         await session.connection.close()
 
@@ -137,10 +137,11 @@ class Connections:
         self.purposes[options.get("purpose", "write")] += 1
 
     def _connect(self, dialect: Dialect, _record: object, _: object, options: Options) -> object:
-        """Connect to PostgreSQL, and find out whether a pooler stands before it.
+        """Connect to PostgreSQL, and detect a pooler in front of it.
 
         A statement that was prepared on one connection of a pooler does not exist on the next, or
-        has been prepared by another client. So none is kept then, which costs each query a little.
+        has been prepared by another client. Behind a pooler no statement stays prepared, at a
+        small cost for each query.
         """
         pooled = self._pooled
         connection: Any = dialect.connect(**{**options, **(_UNPREPARED if pooled else {})})

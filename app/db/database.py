@@ -1,4 +1,4 @@
-"""Reads and transactions of the service: their limits, and what is tried again."""
+"""Reads and transactions of the service, with limits and retries."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Database:
 
     Args:
         url: an SQLAlchemy URL with an asyncio driver.
-        outage: is told of each call whether it failed.
+        outage: records for each call whether it failed.
         pool_recycle: seconds after which a connection is replaced instead of used again.
         pooler: "transaction" if a pooler such as PgBouncer stands before PostgreSQL and gives each
             transaction another session; "none"; "auto" finds out.

@@ -1,4 +1,4 @@
-"""One line in the log when the database goes away, few while it is, and one when it is back."""
+"""Logs the beginning and the end of an outage of the database, and few lines in between."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ logger = logging.getLogger("app")
 
 
 class OutageLogger:
-    """Says in the log that the database is away: at once, every so often while it is, at its end.
+    """Logs an outage of the database: at its beginning, at intervals, and at its end.
 
-    A single answer does not end it. It may have been on its way when the database went; and one
-    that is full answers reads, while every write fails.
+    A single reply does not end an outage. The database may have sent it before the outage, and a
+    full database answers reads while every write fails.
 
     Args:
         quiet: seconds in which further failures are only counted.
-        settled: seconds without a failure after which an answer says that it is over.
+        settled: seconds without a failure after which a reply ends the outage.
         clock: seconds, monotonic.
     """
 
@@ -39,7 +39,7 @@ class OutageLogger:
         self._unsaid = 0
 
     def note(self, reason: object) -> None:
-        """The database did not do what it was asked."""
+        """Record a failure of the database."""
         now = self._failed = self._clock()
         self._unsaid += 1
         if self._began is None:
@@ -54,7 +54,7 @@ class OutageLogger:
         self._said, self._unsaid = now, 0
 
     def answered(self) -> None:
-        """The database did what it was asked."""
+        """Record a success of the database."""
         if self._began is None:
             return
         now = self._clock()

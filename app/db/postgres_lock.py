@@ -55,7 +55,7 @@ class PostgresLock:
         self._hold = Hold.NONE
 
     async def try_alone(self) -> Hold:
-        """See `ProcessLock`."""
+        """Try to hold the lock alone; return how it is held now."""
         await self._connect()
         if self._session is None:
             return Hold.SHARED
@@ -66,7 +66,7 @@ class PostgresLock:
         return self._hold
 
     async def share(self, seconds: float) -> Hold:
-        """See `ProcessLock`."""
+        """Share the lock; wait for a process that holds it alone."""
         await self._connect()
         if self._session is None:
             return Hold.SHARED
@@ -84,7 +84,7 @@ class PostgresLock:
         return self._hold
 
     async def check(self) -> bool:
-        """See `ProcessLock`."""
+        """Return whether another process asks for a share; raise if the lock is lost."""
         if self._session is None:
             if self._connections.pooled:
                 return False
@@ -98,7 +98,7 @@ class PostgresLock:
             await connection.execute(_SHARE)
 
     async def aclose(self) -> None:
-        """See `ProcessLock`."""
+        """Release the lock."""
         session, self._session, self._hold = self._session, None, Hold.NONE
         if session is not None:
             await self._connections.close_session(session)

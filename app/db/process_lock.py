@@ -48,7 +48,7 @@ class ProcessLock(Protocol):
         """
 
     async def join(self, connection: AsyncConnection) -> None:
-        """Hold the lock in a transaction too, where it cannot be held by the process."""
+        """Hold the lock within a transaction, if the process itself cannot hold it."""
 
     async def aclose(self) -> None:
         """Release the lock."""

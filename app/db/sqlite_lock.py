@@ -38,7 +38,7 @@ class SqliteLock:
         self._touched = 0
 
     async def try_alone(self) -> Hold:
-        """See `ProcessLock`."""
+        """Try to hold the lock alone; return how it is held now."""
         if self._take("BEGIN EXCLUSIVE"):
             # Only now: the attempt makes the file. No request is missed, for a process that asks
             # for a share touches the file again and again.
@@ -48,7 +48,7 @@ class SqliteLock:
         return Hold.SHARED if self._take(*_SHARE) else Hold.NONE
 
     async def share(self, seconds: float) -> Hold:
-        """See `ProcessLock`."""
+        """Share the lock; wait for a process that holds it alone."""
         give_up_at = time.monotonic() + seconds
         while not self._take(*_SHARE):
             if time.monotonic() > give_up_at:
@@ -59,14 +59,14 @@ class SqliteLock:
         return Hold.SHARED
 
     async def check(self) -> bool:
-        """See `ProcessLock`."""
+        """Return whether another process asks for a share; raise if the lock is lost."""
         return self._modified() != self._touched
 
     async def join(self, connection: AsyncConnection) -> None:
         """Do nothing: the process holds the lock."""
 
     async def aclose(self) -> None:
-        """See `ProcessLock`."""
+        """Release the lock."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -46,7 +46,7 @@ async def load() -> Document:
 
 
 class Subjects:
-    """What is measured: each asks for the same keys in the same loop.
+    """The measured subjects: each reads the same keys in the same loop.
 
     Args:
         asked: the keys, in order.

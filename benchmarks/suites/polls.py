@@ -77,7 +77,7 @@ class Server:
 
 @dataclass
 class Servers:
-    """All of them, by name, and what is not there."""
+    """The servers by name, and the subjects that are missing."""
 
     found: dict[str, Server] = field(default_factory=dict)
     missing: list[Missing] = field(default_factory=list)

@@ -42,7 +42,7 @@ _DATABASE = "updates"
 async def updates(
     postgres: PostgresServer, redis_url: str, place: Path, *, operations: int, turns: int
 ) -> Section:
-    """The section. `operations` are those of a turn; `place` is a directory for what is made."""
+    """The section. `operations` are those of a turn; `place` is a directory for files."""
     postgres.create_database(_DATABASE)
     url = postgres.url(_DATABASE)
     subjects = []
