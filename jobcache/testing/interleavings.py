@@ -189,33 +189,37 @@ class Finding:
     Attributes:
         scenario: what ran.
         schedule: the steps, in order, such as "R publish v1: read".
+        before: what the operations before them returned.
         results: what each operation returned.
         afterwards: what the operations that looked at the cell after them returned.
     """
 
     scenario: Scenario
     schedule: tuple[str, ...]
+    before: tuple[object, ...]
     results: tuple[object, ...]
     afterwards: tuple[object, ...]
 
     def __str__(self) -> str:
-        together = self.scenario.operations
-        returned = (
-            f"  {operation} -> {_shown(result)}"
-            for operation, result in zip(together, self.results, strict=True)
-        )
-        looked = (
-            f"  {operation} -> {_shown(result)}"
-            for operation, result in zip(_looks(self.scenario), self.afterwards, strict=True)
-        )
+        scenario = self.scenario
         return "\n".join(
             (
-                f"no order of the operations explains what they returned in {self.scenario}",
-                *("the steps, in order:", *(f"  {step}" for step in self.schedule)),
-                *("the results:", *returned),
-                *("and of the operations after them:", *looked),
+                f"no order of the operations explains what they returned in {scenario}",
+                *_returned("first, one after the other:", scenario.before, self.before),
+                *("then, step by step:", *(f"  {step}" for step in self.schedule)),
+                *_returned("the results:", scenario.operations, self.results),
+                *_returned("and of operations afterwards:", _looks(scenario), self.afterwards),
             )
         )
+
+
+def _returned(
+    title: str, operations: Sequence[Operation], results: Sequence[object]
+) -> Iterator[str]:
+    if operations:
+        yield title
+    for operation, result in zip(operations, results, strict=True):
+        yield f"  {operation} -> {_shown(result)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,6 +378,7 @@ class _Choice:
 class _Played:
     """One schedule, and what came of it."""
 
+    before: Sequence[object]
     runners: Sequence[_Runner]
     schedule: Sequence[str]
     afterwards: Sequence[object]
@@ -381,7 +386,8 @@ class _Played:
     def finding(self, scenario: Scenario) -> Finding:
         """Return what is reported if it is wrong."""
         results = tuple(runner.result for runner in self.runners)
-        return Finding(scenario, tuple(self.schedule), results, tuple(self.afterwards))
+        before, afterwards = tuple(self.before), tuple(self.afterwards)
+        return Finding(scenario, tuple(self.schedule), before, results, afterwards)
 
 
 async def _play(
@@ -389,8 +395,7 @@ async def _play(
 ) -> _Played:
     """Play the schedule that begins with these choices, and add those that follow."""
     key = f"interleaving:{secrets.token_hex(8)}"
-    for operation in scenario.before:
-        await operation.call(backend, key)
+    before = [await operation.call(backend, key) for operation in scenario.before]
     runners = [_Runner(str(operation)) for operation in scenario.operations]
     tasks = [
         asyncio.create_task(runner.run(operation.call(backend, key), atomic=atomic))
@@ -414,7 +419,7 @@ async def _play(
         if isinstance(runner.result, Exception) and not isinstance(runner.result, CacheContended):
             raise runner.result
     afterwards = [await look.call(backend, key) for look in _looks(scenario)]
-    return _Played(runners, schedule, afterwards)
+    return _Played(before, runners, schedule, afterwards)
 
 
 def _options(
@@ -431,7 +436,7 @@ def _options(
 
 def _explained(scenario: Scenario, played: _Played, *, keeps: bool) -> bool:
     runners = played.runners
-    before = [(operation, None) for operation in scenario.before]
+    before = list(zip(scenario.before, played.before, strict=True))
     after = list(zip(_looks(scenario), played.afterwards, strict=True))
     for order in itertools.permutations(range(len(runners))):
         # An operation that had ended before another one began comes first.
@@ -441,21 +446,14 @@ def _explained(scenario: Scenario, played: _Played, *, keeps: bool) -> bool:
         ):
             continue
         together = [(scenario.operations[number], runners[number].result) for number in order]
-        if _agrees(before, [*together, *after], keeps=keeps):
+        if _agrees([*before, *together, *after], keeps=keeps):
             return True
     return False
 
 
-def _agrees(
-    before: Sequence[tuple[Operation, object]],
-    compared: Sequence[tuple[Operation, object]],
-    *,
-    keeps: bool,
-) -> bool:
+def _agrees(returned: Sequence[tuple[Operation, object]], *, keeps: bool) -> bool:
     cell: Cell = None
-    for operation, _ in before:
-        cell, _ = operation.apply(cell)
-    for operation, result in compared:
+    for operation, result in returned:
         cell, expected = operation.apply(cell if keeps else None)
         if result != expected:
             return False

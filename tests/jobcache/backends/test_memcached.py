@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -87,7 +88,7 @@ ODD_KEYS = [
     "with\nline",
     "with\0null",
     "ünï:cödé",
-    "~" + 64 * "0",
+    "~" + hashlib.sha256(b"with space").hexdigest(),
     "k" * 246,
     "k" * LONGEST_KEY,
     "",

@@ -9,6 +9,7 @@ import pytest
 from examples.sql_backend import SqlBackend
 from jobcache.backends.memcached import MemcachedBackend
 from jobcache.errors import CacheError
+from jobcache.protocol.backend import Entry, LeaseResult, PublishResult
 from jobcache.testing import conformance, interleavings
 from jobcache.testing.interleavings import Operation, Scenario
 from tests.subjects import (
@@ -88,6 +89,11 @@ class DoesNotSayThatItLost:
 BROKEN = [IgnoresTheToken, OverwritesAFirstWrite, DeletesAnything, DoesNotSayThatItLost]
 
 
+def broken_dictionary(kind: type) -> DictionaryBackend:
+    made: DictionaryBackend = type("B", (kind, DictionaryBackend), {})()
+    return made
+
+
 def broken(name: str, kind: type, stores: Stores) -> StoreSubject:
     if name == "memcached":
         return MemcachedSubject(stores.memcached(), type("B", (kind, MemcachedBackend), {}))
@@ -135,12 +141,14 @@ async def test_a_token_that_comes_back_after_a_delete_is_found(stores: Stores) -
 
 async def test_a_report_shows_the_steps_and_what_was_returned() -> None:
     report = await interleavings.check(RestartsItsTokens())
-    assert str(report).splitlines()[:8] == [
+    assert str(report).splitlines()[:10] == [
         (
             f"{report.scenarios} scenarios, {report.schedules} schedules: no order of the"
             " operations explains what they returned in R lease: R publish v1 | purge | W fence"
         ),
-        "the steps, in order:",
+        "first, one after the other:",
+        "  R lease -> LeaseResult.ACQUIRED",
+        "then, step by step:",
         "  R publish v1: read",
         "  purge: read",
         "  purge: delete",
@@ -149,6 +157,49 @@ async def test_a_report_shows_the_steps_and_what_was_returned() -> None:
         "  R publish v1: compare_and_set",
     ]
     assert "  R publish v1 -> PublishResult.STORED" in str(report).splitlines()
+
+
+async def test_what_the_cell_holds_afterwards_counts() -> None:
+    """A fence was deleted, and both operations returned what they may return."""
+    backend = broken_dictionary(DeletesAnything)
+    scenario = Scenario.parse("R lease: R withdraw | W fence")
+    report = await interleavings.check(backend, [scenario])
+    assert report.finding is not None
+    assert report.finding.results == (PublishResult.REMOVED, None)
+
+
+class ReadsFromAReplica(DictionaryBackend):
+    """A `get` that once returns what the cell held before the last write."""
+
+    stale: tuple[bytes, int] | None = None
+
+    async def compare_and_set(self, key: str, cell: bytes, token: int | None, ttl: float) -> bool:
+        self.stale = self.stored.get(key)
+        return await super().compare_and_set(key, cell, token, ttl)
+
+    async def get(self, key: str) -> Entry | None:
+        found, stale, self.stale = await self.read(key), self.stale, None
+        cell = self._decode(key, found if stale is None else stale).cell
+        return cell if isinstance(cell, Entry) else None
+
+
+async def test_an_operation_that_began_after_another_ended_comes_after_it() -> None:
+    scenario = Scenario.parse("R lease, R publish v1: W fence | get")
+    report = await interleavings.check(ReadsFromAReplica(), [scenario])
+    assert report.finding is not None
+    assert report.finding.schedule[-1] == "get: read", "after the fence had ended"
+
+
+async def test_operations_that_run_alone_are_compared_as_well() -> None:
+    class LeasesToAll(DictionaryBackend):
+        async def lease(self, key: str, token: str) -> Entry | LeaseResult:
+            await super().lease(key, token)
+            return LeaseResult.ACQUIRED
+
+    scenario = Scenario.parse("R lease, S lease: W fence | get")
+    report = await interleavings.check(LeasesToAll(), [scenario])
+    assert report.finding is not None
+    assert "  S lease -> LeaseResult.ACQUIRED" in str(report).splitlines()
 
 
 async def test_an_operation_that_gives_up_is_a_finding() -> None:
