@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from jobcache._engine.options import URLOptions
-    from jobcache._engine.watchers import Later
+    from jobcache._engine.watchers import CallLater
     from jobcache._engine.writing import Write
     from jobcache.models import Load, LoadMany, ReadResult, ReadResults
 
@@ -111,7 +111,7 @@ class JobCache:
         token: Callable[[], str] = lambda: secrets.token_hex(8),
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         poll_intervals: PollIntervals | None = None,
-        later: Later | None = None,
+        later: CallLater | None = None,
     ) -> None:
         self.backend = backend
         self.lifetimes = Lifetimes() if lifetimes is None else lifetimes

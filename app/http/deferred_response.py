@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    Answer = Callable[[str, Receive, Send], Coroutine[Any, Any, None]]
+    Responder = Callable[[str, Receive, Send], Coroutine[Any, Any, None]]
 
 _DEFERRED = "app.http.deferred_response"
 
@@ -34,7 +34,7 @@ class DeferredResponse(Response):
             of ASGI. It should keep nothing of the request that it does not need.
     """
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Responder) -> None:
         super().__init__()
         self._answer = answer
 
@@ -54,7 +54,7 @@ class DeferredResponseMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        deferred: list[Answer] = []
+        deferred: list[Responder] = []
         # A scope of its own, because the framework keeps the parsed request in it.
         await self._app({**scope, _DEFERRED: deferred}, receive, send)
         for answer in deferred:

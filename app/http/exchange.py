@@ -64,7 +64,7 @@ _HEAD, _BODY, _ANSWER = Stage.HEAD, Stage.BODY, Stage.ANSWER
 _KEEP_ALIVE = Wait.KEEP_ALIVE
 
 
-class Refused(Exception):  # noqa: N818 - stops the parser; never leaves the protocol
+class RequestRefused(Exception):  # noqa: N818 - stops the parser; never leaves the protocol
     """Stops the parser, because the request is refused.
 
     Args:
@@ -201,7 +201,7 @@ class Exchange(HttpToolsProtocol):
             self._feed(self._without_upgrade())
         except httptools.HttpParserError as error:
             refused = error.__context__
-            self._fail(refused.status if isinstance(refused, Refused) else 400)
+            self._fail(refused.status if isinstance(refused, RequestRefused) else 400)
 
     def _without_upgrade(self) -> bytes:
         """Return the head that has just been parsed, without its upgrade."""
@@ -254,7 +254,7 @@ class Exchange(HttpToolsProtocol):
         if self._body_size > BODY_BYTES + self._limits.discard_bytes:
             if self.cycle.response_complete:
                 self._guarded.abort()
-            raise Refused(413)
+            raise RequestRefused(413)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -266,7 +266,7 @@ class Exchange(HttpToolsProtocol):
         if fields:
             size = sum(len(name) + len(value) for name, value in fields)
             if size > HEAD_BYTES or len(fields) > HEADERS:
-                raise Refused(431)
+                raise RequestRefused(431)
         super().on_message_complete()
         self._stage = _HEAD if self.cycle.response_complete else _ANSWER
 

@@ -6,7 +6,7 @@ would run too late to limit that.
 
 from __future__ import annotations
 
-from app.http.exchange import Exchange, Refused
+from app.http.exchange import Exchange, RequestRefused
 from app.http.limits import HEAD_BYTES, HEADERS, URL_BYTES
 
 
@@ -51,7 +51,7 @@ class HeaderLimits(Exchange):
     def _measure(self) -> None:
         headers = self.headers
         if len(self.url) > URL_BYTES:
-            raise Refused(414)
+            raise RequestRefused(414)
         total = len(self.url) + sum(len(name) + len(value) for name, value in headers)
         if total > HEAD_BYTES or len(headers) > HEADERS:
-            raise Refused(431)
+            raise RequestRefused(431)

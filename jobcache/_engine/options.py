@@ -9,7 +9,7 @@ from jobcache.settings import StoreOptions
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from jobcache._engine.watchers import Later, PollIntervals
+    from jobcache._engine.watchers import CallLater, PollIntervals
     from jobcache.lifetimes import Lifetimes
     from jobcache.observability.statistics import Statistics
 
@@ -26,7 +26,7 @@ class CacheOptions(TypedDict, total=False):
     token: Callable[[], str]
     sleep: Callable[[float], Awaitable[object]]
     poll_intervals: PollIntervals | None
-    later: Later | None
+    later: CallLater | None
 
 
 class URLOptions(CacheOptions, StoreOptions, total=False):

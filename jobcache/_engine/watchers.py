@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from jobcache.models import Load, ReadResult
     from jobcache.protocol.backend import CacheBackend
 
-    Later = Callable[[float, Callable[[], object]], "Timer"]
+    CallLater = Callable[[float, Callable[[], object]], "Timer"]
 
 
 class Timer(Protocol):
@@ -155,7 +155,7 @@ class Watchers:
         backend: CacheBackend,
         readers: Readers,
         intervals: PollIntervals,
-        later: Later | None = None,
+        later: CallLater | None = None,
     ) -> None:
         self.checks = 0
         self._readers = readers

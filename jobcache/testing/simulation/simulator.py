@@ -135,13 +135,13 @@ class Components:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Front:
-    """What a process of a tiered world has before the store.
+class TierStack:
+    """The tiers of a process in front of the store.
 
     Attributes:
-        local: its local tier.
-        feed: what is told to it.
-        backend: both, before the remote tier.
+        local: the local tier.
+        feed: the change feed that reports to the local tier.
+        backend: the local tier and the feed in front of the remote tier.
     """
 
     local: MemoryBackend
@@ -163,7 +163,7 @@ class Process:
     dead: bool = False
     failed: set[int] = field(default_factory=set)
     """The versions of its publishes that failed."""
-    front: Front | None = None
+    front: TierStack | None = None
     cache: JobCache = field(init=False)
 
 
@@ -353,9 +353,9 @@ class Run:
                     at_once(process.front.local.lease(self.key, "first"))
                     at_once(process.front.local.publish(self.key, "first", entry))
 
-    def _front(self, remote: Any) -> Front:  # noqa: ANN401 - a test may put anything there
+    def _front(self, remote: Any) -> TierStack:  # noqa: ANN401 - a test may put anything there
         local, feed = MemoryBackend(clock=self.loop.time), SteppedFeed(self.key)
-        return Front(local, feed, self._parts.tiered(local, remote, feed))
+        return TierStack(local, feed, self._parts.tiered(local, remote, feed))
 
     # --- what can be done next ---
 
@@ -487,7 +487,7 @@ class Run:
             if front.feed.state != "cut":
                 yield Option(f"{name}'s feed is cut", "cut", name, fault="feed")
 
-    def _fronts(self) -> Iterator[tuple[str, Front]]:
+    def _fronts(self) -> Iterator[tuple[str, TierStack]]:
         """Where it matters what is told, and when: somebody may still read there.
 
         Elsewhere everything is told at the end.
@@ -823,7 +823,7 @@ class Run:
             if process.front is not None and not process.dead:
                 self._check_local(process, process.front, quiet=quiet)
 
-    def _check_local(self, process: Process, front: Front, *, quiet: bool) -> None:
+    def _check_local(self, process: Process, front: TierStack, *, quiet: bool) -> None:
         """What a read that began now would be given."""
         entry = front.backend.peek(self.key)
         if entry is None:
