@@ -231,6 +231,7 @@ class CacheSettings:
             memory://  null://                       in this process
             redis://  valkey://  rediss://  unix://  and with +sentinel or +cluster: Redis
             tiered+redis://                          memory before Redis; the same for the others
+            memcached://host:port                    memcached
             NAME://                                  another backend, by its name
 
         Args:

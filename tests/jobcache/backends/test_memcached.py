@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -15,7 +17,14 @@ import pytest_asyncio
 
 from app.devservers import MemcachedServer
 from app.devservers.programs import memcached_program
-from jobcache import CacheSettings, CacheUnavailable, SettingsError
+from jobcache import (
+    CacheOutcome,
+    CacheSettings,
+    CacheUnavailable,
+    Document,
+    JobCache,
+    SettingsError,
+)
 from jobcache.backends.compare_and_set import CellTooLarge
 from jobcache.backends.memcached import MemcachedBackend
 from jobcache.backends.registry import make_backend
@@ -234,6 +243,57 @@ async def test_a_closed_backend_leaves_neither_threads_nor_sockets(
             await asyncio.sleep(0.001)
     del backend
     gc.collect()  # an open socket would be a warning, and so a failure
+
+
+# --- in a program ---
+
+
+async def test_a_cache_is_made_from_its_url(memcached_server: MemcachedServer) -> None:
+    async def load() -> Document:
+        return Document(version=1, owner="acme", body=b'{"percent": 50}')
+
+    async with JobCache.from_url(memcached_server.url, prefix="from-url:") as cache:
+        outcomes = [(await cache.read("k", load)).outcome for _ in range(2)]
+        assert cache.info().health.available
+    assert outcomes == [CacheOutcome.MISS, CacheOutcome.HIT]
+
+
+def test_greenlets_and_forks_share_it(memcached_server: MemcachedServer) -> None:
+    """Its threads may be greenlets, and a fork has connections of its own."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", GREENLETS, memcached_server.url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.stdout == "miss 5\nhit 5\nhit in a fork\n", result.stderr
+
+
+GREENLETS = """
+from gevent import monkey
+monkey.patch_all()
+import os, sys
+import gevent
+from jobcache import Document
+from jobcache.sync import JobCache
+
+loads = []
+
+def load():
+    loads.append(1)
+    return Document(version=1, owner="a", body=b"{}")
+
+with JobCache.from_url(sys.argv[1], prefix="greenlets:") as cache:
+    for _ in range(2):
+        jobs = [gevent.spawn(cache.read, str(number % 5), load) for number in range(50)]
+        gevent.joinall(jobs, raise_error=True)
+        print(*{job.value.outcome.value for job in jobs}, len(loads), flush=True)
+    if os.fork() == 0:
+        print(cache.read("1", load).outcome.value, "in a fork", flush=True)
+        os._exit(0)
+    os.wait()
+"""
 
 
 # --- settings ---
