@@ -163,7 +163,7 @@ class JobCache:
             statistics=self.statistics,
             clock_ms=self._clock.now_ms,
             token=token,
-            written=self._watchers.notify_written,
+            notify_written=self._watchers.notify_written,
             bind=self._owner.bind,
         )
 

@@ -1,9 +1,9 @@
-"""How long an entry may be served and kept, by the status of its document.
+"""For how long an entry is served and kept, by the status of its document.
 
-Writes keep entries right; a lifetime only bounds what no protocol can, such as a writer that is
-cut off from the store while readers are not. So it is short while a document moves and long once
-it cannot change. Each lifetime is shortened by a random part, so that entries stored together do
-not all expire together.
+Writes keep entries up to date. A lifetime bounds staleness where writes cannot: a writer may be cut
+off from the store while readers are not. So lifetimes are short while a document changes, and long
+once it cannot change. Each lifetime is shortened by a random part, so that entries that were stored
+together do not expire together.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ def _random() -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Lifetimes:
-    """How long entries live. All times in seconds.
+    """Lifetimes of entries, in seconds.
 
     Attributes:
-        default: for a status that `by_status` does not name.
-        by_status: by status; 0 means such documents are not kept at all.
-        gone: for the note that a document does not exist.
-        grace: how much longer an entry is kept, to be served if the source is away.
+        default: for a status that `by_status` does not contain.
+        by_status: the lifetime of each status; 0: such documents are not stored.
+        gone: for the entry which says that a document does not exist.
+        grace: the time after its lifetime for which an entry is kept, to be served if the source is
+            away.
         jitter: the largest part, from 0 to below 1, by which a lifetime is shortened at random.
-        random: where that part comes from; numbers in [0, 1).
+        random: returns random numbers in [0, 1).
 
     Raises:
-        ValueError: a time is negative or absurd, or the jitter outside its range.
+        ValueError: a time is negative or above ten years, or the jitter is out of its range.
     """
 
     default: float = 30.0
@@ -63,11 +64,11 @@ class Lifetimes:
         return vars(self) | {"by_status": dict(self.by_status)}
 
     def entry(self, document: Document, now_ms: int) -> Entry:
-        """`document`, loaded or committed at `now_ms`, ready to be stored and served."""
+        """Return the entry of a document that was loaded or committed at `now_ms`."""
         gone = document.version == 0
         fresh = self.gone if gone else self.by_status.get(document.status, self.default)
         fresh *= 1 - self.jitter * self.random()
-        # A "gone" has no grace: while the source is away nobody can say that it is still true.
+        # No grace for a document that does not exist: it may have been created meanwhile.
         keep = fresh if gone or fresh == 0 else fresh + self.grace
         if fits(document.body):
             body, encoding = compress(document.body)

@@ -1,13 +1,13 @@
 """Loaders, and the database sessions that they use.
 
-A load is shared, and may go on after the request that started it, which closes its session:
+A load is shared, and may go on after the request that started it has closed its session:
 
     request A reads a key: its load uses A's session, and request B waits for the same load
     A is cancelled and closes its session
     the load goes on in the closed session, which opens a connection that nobody returns
 
 So a load should open a session of its own (`with_session`). A load that refers to a session of its
-caller is bound to the caller: it ends before the caller's read does, and B starts its own.
+caller is bound to the caller: it ends before the caller's read ends, and B starts its own load.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def with_session(
     open_session: Callable[[], AbstractAsyncContextManager[S]],
     load: Callable[Concatenate[S, P], Awaitable[T]],
 ) -> Callable[P, Awaitable[T]]:
-    """Return `load` without its first argument: each call opens a session for it and closes it.
+    """Return a loader that opens a session for each call of `load`, and closes it.
 
         sessions = async_sessionmaker(engine)
-        answer = await cache.read(key, partial(with_session(sessions, load_job), job_id))
+        result = await cache.read(key, partial(with_session(sessions, load_job), job_id))
 
     Args:
         open_session: a `sessionmaker`, or another function that returns a context manager.
-        load: called with what entering it returned.
+        load: called with the session, and with the arguments of the call.
     """
 
     @wraps(load)
@@ -57,27 +57,27 @@ def with_session(
     return call
 
 
-class LoaderLeft(Exception):  # noqa: N818 - what has happened, and nobody's error
-    """The caller whose load it was does not wait any more, so the load has ended.
+class LoaderLeft(Exception):  # noqa: N818 - it names an event; no user gets it
+    """A load was ended because its caller does not wait any more.
 
     Attributes:
-        load: that load.
+        load: the load.
     """
 
     def __init__(self, load: object) -> None:
-        super().__init__("the caller whose load it was does not wait any more")
+        super().__init__("the caller of the load does not wait any more")
         self.load = load
 
 
 class _Bound:
-    """A load that does not outlive its caller."""
+    """A load that ends before its caller's read ends."""
 
     def __init__(self, load: Callable[..., Awaitable[Any]]) -> None:
         self._load = load
         self._running: dict[asyncio.Task[Any], asyncio.Future[None]] = {}
         self._left = False
 
-    async def __call__(self, *arguments: object) -> Any:  # noqa: ANN401 - whatever it loads
+    async def __call__(self, *arguments: object) -> Any:  # noqa: ANN401 - any result
         task = asyncio.current_task()
         if self._left or task is None:
             raise LoaderLeft(self)
@@ -94,7 +94,7 @@ class _Bound:
             ended.set_result(None)
 
     async def leave(self) -> None:
-        """Cancel the load where it runs, and wait for its end, as if the caller had awaited it."""
+        """Cancel the load wherever it runs, and wait for its end."""
         self._left = True
         running = dict(self._running)
         for task in running:
@@ -107,7 +107,7 @@ class _Bound:
 async def attended(
     load: Callable[..., Awaitable[T]],
 ) -> AsyncIterator[Callable[..., Awaitable[T]]]:
-    """Yield the load to be called within this block: bound to it if it refers to a session."""
+    """Yield the load, bound to the block if it refers to a session of the caller."""
     if isinstance(load, _Bound) or not uses_session(load):
         yield load
         return
@@ -119,9 +119,10 @@ async def attended(
 
 
 def uses_session(load: object) -> bool:
-    """Whether a loader refers to an open session or connection, as far as can be seen.
+    """Return whether a loader refers to an open session or connection.
 
-    Closures, arguments, attributes and context variables are searched, a few steps deep.
+    Searches closures, arguments, attributes and context variables, a few levels deep. A reference
+    that is hidden deeper is not found.
     """
     if any(map(_is_session, contextvars.copy_context().values())):
         return True
@@ -150,7 +151,7 @@ def _is_session(value: object) -> bool:
     )
 
 
-def _referred(value: object) -> Iterable[object]:  # noqa: PLR0911 - one for each kind
+def _referred(value: object) -> Iterable[object]:  # noqa: PLR0911 - one return for each kind
     if isinstance(value, FunctionType):
         cells = value.__closure__ or ()
         closure = [cell.cell_contents for cell in cells if cell != _EMPTY]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Unpack
 
-_MOST_DIGITS = 18  # of a number that fits into 64 bits, and that int() reads in no time
+_MOST_DIGITS = 18  # of a number that fits into 64 bits
 
 _HOUR = 3600
 
@@ -145,7 +145,7 @@ def _share(variable: str, text: str) -> float:
 class CacheSettings:
     """The settings that select and configure a backend.
 
-    Each field declares its environment variable, and what it means, except
+    Each field declares its environment variable and its meaning, except:
 
     Attributes:
         source_id: the identity of the source, such as a random id kept in the database. In a shared
@@ -209,10 +209,11 @@ class CacheSettings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> CacheSettings:
-        """Read the settings; what is missing or empty keeps its default.
+        """Read the settings. A variable that is missing or empty leaves the default.
 
         Raises:
-            SettingsError: a value is not allowed. Names the variable, the value and what is.
+            SettingsError: a value is not allowed; the message names the variable, the value and all
+                allowed values.
         """
         values: dict[str, Any] = {}
         for declared in _from_environment(cls):
@@ -261,7 +262,7 @@ class CacheSettings:
 
     @classmethod
     def listed(cls) -> Iterator[Setting]:
-        """Yield every setting, as the documentation lists it."""
+        """Yield every setting, for the documentation."""
         for declared in _from_environment(cls):
             yield declared.metadata["setting"]
 
@@ -270,10 +271,10 @@ class CacheSettings:
 
 
 def _from_environment(cls: type[CacheSettings]) -> list[Field[Any]]:
-    """Return the fields that a variable sets; others are set in code only."""
+    """Return the fields that have an environment variable."""
     return [declared for declared in fields(cls) if "setting" in declared.metadata]
 
 
 def backend_names() -> list[str]:
-    """The names that can be chosen, sorted."""
+    """Return the names of all installed backends, sorted."""
     return sorted({point.name for point in entry_points(group=GROUP)})

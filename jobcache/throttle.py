@@ -1,20 +1,21 @@
-"""Progress reports at a bearable rate, around the caller's own function that commits one.
+"""Limits how often progress reports are committed. The caller brings the function that commits.
 
-What is promised:
+Guarantees:
 
-    latest wins          a commit is of the newest report there is when it begins
-    one per interval     from the end of a commit to the beginning of the next
-    terminal at once     a terminal report waits for the commit under way and for nothing else,
-                         takes the place of progress that waits, and is followed by none
-    the last is kept     what has not been committed is, when the interval ends, without a further
-                         report; after an error it is tried again; a close tries it at once
+    latest wins          a commit takes the newest report that exists when it begins
+    one per interval     an interval lies between the end of a commit and the beginning of the next
+    terminal at once     a terminal report waits only for the commit that runs; it replaces progress
+                         that waits, and no progress follows it
+    the last is kept     a report that waits is committed when the interval ends, without a further
+                         report; after an error it is committed again; closing commits it at once
 
-An error of a commit is raised to whoever waits for that commit (`finish`, `flush`, a close), or
-else to the next `report`. If another commit has ended before anybody came, it is logged, and that
-one's outcome counts. What a close could not commit is lost, and the close raises why.
+An error of a commit is raised by the calls that wait for that commit (`finish`, `flush`, closing),
+or else by the next `report`. If another commit ends before any such call, the error is logged, and
+the outcome of the later commit counts. If closing cannot commit the last report, the report is lost
+and closing raises the error.
 
-One object decides (`policy`). Two do what it says: in tasks of an event loop (`Throttle`), or in a
-thread (`ThreadedThrottle`).
+`ThrottlePolicy` decides. `Throttle` runs its decisions in tasks of an event loop,
+`ThreadedThrottle` in a thread.
 """
 
 from __future__ import annotations
@@ -35,19 +36,20 @@ R = TypeVar("R")
 
 
 class Throttle(Generic[R]):
-    """Throttles reports, in one event loop. See the module for what is promised.
+    """Throttles reports in one event loop. The module's docstring lists the guarantees.
 
         async with Throttle(commit, interval=1) as throttle:
             async for step in render():
                 throttle.report(step)
             await throttle.finish(done)
 
-    Leaving the block closes the throttle. If the block has raised, that goes on, with an error of
-    the last commit as a note. Whoever is cancelled while it waits for a commit leaves it going on.
+    Leaving the block closes the throttle. If the block raised an exception, that exception is kept,
+    and an error of the last commit is added to it as a note. A caller that is cancelled while it
+    waits for a commit does not cancel the commit.
 
     Args:
-        commit: commits one report. Called for one at a time, in a task of its own.
-        interval: seconds.
+        commit: commits one report. Called with one report at a time, in a task of its own.
+        interval: seconds between two commits.
         clock: monotonic time in seconds.
         sleep: waits for the given seconds.
     """
@@ -66,15 +68,15 @@ class Throttle(Generic[R]):
         self._sleep = sleep
         self._driver: asyncio.Task[None] | None = None
         self._nap: asyncio.Future[object] | None = None
-        self._turn: asyncio.Future[None] | None = None  # done when the commit under way has ended
+        self._turn: asyncio.Future[None] | None = None  # done when the running commit has ended
 
     def report(self, report: R) -> None:
-        """Take a progress report; it is committed when its time has come.
+        """Accept a progress report, to be committed when the interval ends.
 
-        After a terminal report it is ignored.
+        Reports after a terminal report are ignored.
 
         Raises:
-            Exception: an earlier commit's. This report has been taken all the same.
+            Exception: the error of an earlier commit. This report is accepted all the same.
             RuntimeError: the throttle is closed.
         """
         self._policy.report(report)
@@ -82,27 +84,31 @@ class Throttle(Generic[R]):
         self._policy.raise_error()
 
     async def finish(self, report: R) -> None:
-        """Commit a terminal report, and return when that is done.
+        """Commit a terminal report, and wait until it is committed.
 
         Raises:
-            Exception: it could not be committed. It is tried again when the interval ends, and by
-                `flush` and `aclose`, unless another terminal report takes its place.
+            Exception: the commit failed. It is repeated when the interval ends, and by `flush` and
+                `aclose`, unless another terminal report replaces it.
             RuntimeError: the throttle is closed.
         """
         number = self._policy.report(report, terminal=True)
         await self._until(lambda: self._policy.concluded >= number)
 
     async def flush(self) -> None:
-        """Commit what has not been committed, without waiting for the interval to end.
+        """Commit the report that waits, without waiting for the interval to end.
 
         Raises:
-            Exception: it could not be committed.
+            Exception: the commit failed.
         """
         number = self._policy.flush()
         await self._until(lambda: self._policy.concluded >= number)
 
     async def aclose(self) -> None:
-        """As `flush`, for the last time; no report is taken afterwards. Safe to call twice."""
+        """Commit the report that waits, and accept no further reports. Safe to call twice.
+
+        Raises:
+            Exception: the commit failed; the report is lost.
+        """
         self._policy.close()
         await self._until(lambda: not self._policy.busy)
 
@@ -133,7 +139,7 @@ class Throttle(Generic[R]):
         self._policy.raise_error(waited=waited)
 
     def _drive(self) -> None:
-        """See to it that nothing sleeps beyond what is due, and that somebody is awake for it."""
+        """Wake the driver if a commit is due, and start it if it does not run."""
         if self._nap is not None and self._policy.due_in(self._clock()) == 0:
             self._nap.cancel()
         if self._driver is None or self._driver.done():
@@ -162,7 +168,7 @@ class Throttle(Generic[R]):
                 error = cancelled
                 raise
             error = RuntimeError("the commit was cancelled by what it called")
-        except Exception as raised:  # noqa: BLE001 - it is raised to whoever waits, or comes next
+        except Exception as raised:  # noqa: BLE001 - `raise_error` raises it to a caller
             error = raised
         finally:
             self._policy.ended(report, error, self._clock())
@@ -172,19 +178,19 @@ class Throttle(Generic[R]):
 
 
 class ThreadedThrottle(Generic[R]):
-    """As `Throttle`, for threads.
+    """Throttles reports in threads, with the guarantees of `Throttle`.
 
         with ThreadedThrottle(commit, interval=1) as throttle:
             for step in render():
                 throttle.report(step)
             throttle.finish(done)
 
-    It belongs to one process: make it after a fork, not before. An interpreter that exits without
-    closing it does not wait for the last report.
+    A throttle belongs to one process: create it after a fork. An interpreter that exits without
+    closing the throttle does not commit the report that waits.
 
     Args:
-        commit: commits one report. Called for one at a time, always in the throttle's own thread.
-        interval: seconds.
+        commit: commits one report. Called with one report at a time, in the throttle's own thread.
+        interval: seconds between two commits.
         clock: monotonic time in seconds.
     """
 
@@ -198,31 +204,52 @@ class ThreadedThrottle(Generic[R]):
         self._commit = commit
         self._policy: ThrottlePolicy[R] = ThrottlePolicy(interval)
         self._clock = clock
-        self._changed = threading.Condition()  # holds what `_policy` is
+        self._changed = threading.Condition()  # protects `_policy`
         self._closed = False
         self._driver: threading.Thread | None = None
 
     def report(self, report: R) -> None:
-        """See `Throttle.report`."""
+        """Accept a progress report, to be committed when the interval ends.
+
+        Reports after a terminal report are ignored.
+
+        Raises:
+            Exception: the error of an earlier commit. This report is accepted all the same.
+            RuntimeError: the throttle is closed.
+        """
         with self._changed:
             self._policy.report(report)
             self._drive()
             self._policy.raise_error()
 
     def finish(self, report: R) -> None:
-        """See `Throttle.finish`."""
+        """Commit a terminal report, and wait until it is committed.
+
+        Raises:
+            Exception: the commit failed. It is repeated when the interval ends, and by `flush` and
+                `close`, unless another terminal report replaces it.
+            RuntimeError: the throttle is closed.
+        """
         with self._changed:
             number = self._policy.report(report, terminal=True)
             self._until(lambda: self._policy.concluded >= number)
 
     def flush(self) -> None:
-        """See `Throttle.flush`."""
+        """Commit the report that waits, without waiting for the interval to end.
+
+        Raises:
+            Exception: the commit failed.
+        """
         with self._changed:
             number = self._policy.flush()
             self._until(lambda: self._policy.concluded >= number)
 
     def close(self) -> None:
-        """See `Throttle.aclose`."""
+        """Commit the report that waits, and accept no further reports. Safe to call twice.
+
+        Raises:
+            Exception: the commit failed; the report is lost.
+        """
         with self._changed:
             self._closed = True
             self._policy.close()
@@ -267,13 +294,13 @@ class ThreadedThrottle(Generic[R]):
                     self._changed.wait(pause)
 
     def _commit_one(self) -> None:
-        """Commit what is due, without holding what others may want to change meanwhile."""
+        """Commit the report that is due, without holding the lock meanwhile."""
         report = self._policy.begin()
         self._changed.release()
         error: BaseException | None = None
         try:
             self._commit(report)
-        except BaseException as raised:  # noqa: BLE001 - it is raised to whoever waits, or comes next
+        except BaseException as raised:  # noqa: BLE001 - `raise_error` raises it to a caller
             error = raised
         finally:
             self._changed.acquire()

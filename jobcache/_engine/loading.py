@@ -1,7 +1,7 @@
-"""Loads of callers: each has a time limit, and none may wait for itself.
+"""Runs loaders: each load has a time limit, and no load may wait for itself.
 
-A load runs in a task of its own. When its time is up it is cancelled and left behind, so that even
-a load that ignores its cancellation holds up nobody.
+A load runs in a task of its own. When its time is up, it is cancelled and nobody waits for it any
+more. So a load that ignores its cancellation delays no caller.
 
 A load may read other keys, whose loads may read others. If that leads back to a load that waits,
 all of them wait for ever:
@@ -9,9 +9,9 @@ all of them wait for ever:
     the load of A reads B                     the load of A reads B, for one caller
     the load of B, begun for A, reads A       the load of B reads A, for another caller
 
-So each running load notes the keys that it waits for. A read made by a load follows these notes
-from its key on, and is refused if they lead to that load. A task that a load has started counts as
-a part of it until the load has ended: whether the load waits for the task cannot be seen.
+So each running load records the keys that it waits for. A read made by a load follows these records
+from its own key on, and is refused if they lead to that load. A task that a load has started counts
+as a part of it until the load has ended, because it cannot be seen whether the load waits for it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,18 @@ T = TypeVar("T")
 logger = logging.getLogger("jobcache")
 
 _LAST_SECONDS = 2.0
-"""How long loads that were cancelled are waited for at the end."""
+"""How long `aclose` waits for cancelled loads."""
 
 
 class _Load:
-    """A load that runs, or has ended."""
+    """One load.
+
+    Attributes:
+        owner: the cache's loads.
+        keys: the keys that are loaded.
+        ended: True once the load has ended.
+        waits_for: the keys that the load waits for, with the loads of their cache.
+    """
 
     __slots__ = ("ended", "keys", "owner", "waits_for")
 
@@ -50,16 +57,16 @@ class _Load:
 
 
 _current: ContextVar[_Load | None] = ContextVar("jobcache_load", default=None)
-"""The load that the running code is a part of."""
+"""The load that the running code is a part of; None: none."""
 
 
 def be_independent() -> None:
-    """Make the running task no part of the load in whose context it was started."""
+    """Detach the running task from the load in whose context it was created."""
     _current.set(None)
 
 
 def as_part_of_this_load(function: Callable[P, T]) -> Callable[P, T]:
-    """Wrap `function`, to be called in another thread as a part of the running load."""
+    """Return `function` wrapped, so that another thread calls it as a part of the running load."""
     load = _current.get()
 
     @wraps(function)
@@ -77,7 +84,7 @@ class Loads:
     """The loads of one `JobCache`.
 
     Args:
-        limit: seconds that a load may take; None: as long as it takes.
+        limit: seconds that a load may take; None: no limit.
 
     Raises:
         ValueError: the limit is not above 0.
@@ -94,8 +101,8 @@ class Loads:
         """Call `load`, which loads `keys`, and return its result.
 
         Raises:
-            LoadTimeout: it took too long.
-            Exception: whatever `load` raised.
+            LoadTimeout: the load took too long.
+            Exception: any exception that `load` raised.
         """
         task = self._start(self._call(_Load(self, keys), load))
         try:
@@ -104,7 +111,7 @@ class Loads:
             elif not await ends_within(self._limit, task):
                 raise LoadTimeout(f"a load of {_named(keys)} took longer than {self._limit:g} s")
         finally:
-            task.cancel()  # does nothing to one that has ended
+            task.cancel()  # no effect if it has ended
         return task.result()
 
     async def _call(self, load: _Load, function: Callable[[], Awaitable[T]]) -> T:
@@ -123,10 +130,10 @@ class Loads:
 
     @contextmanager
     def waiting_for(self, keys: Collection[str]) -> Iterator[None]:
-        """Note that the running load, if this is a part of one, waits for loads of `keys`.
+        """Record that the running load waits for loads of `keys`, while the block runs.
 
         Raises:
-            RecursiveLoad: one of them waits for the running load.
+            RecursiveLoad: one of these loads waits for the running load.
         """
         load = _current.get()
         if load is None or load.ended:
@@ -136,16 +143,16 @@ class Loads:
             path = self._path(key, load)
             if path is not None:
                 raise RecursiveLoad(path)
-        noted = [(self, key) for key in keys]
-        load.waits_for += noted
+        recorded = [(self, key) for key in keys]
+        load.waits_for += recorded
         try:
             yield
         finally:
-            for each in noted:
+            for each in recorded:
                 load.waits_for.remove(each)
 
     def _path(self, key: str, load: _Load) -> list[str] | None:
-        """The keys that lead from `key` to `load`; None if none do."""
+        """Return the keys that lead from `key` to `load`; None if none do."""
         seen = {(self, key)}
         paths = [(self, [key])]
         for owner, path in paths:
@@ -167,7 +174,7 @@ class Loads:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # seen: whoever wanted it may have gone
+            task.exception()  # retrieved, because its callers may have gone
 
     async def aclose(self) -> None:
         """Cancel all loads, and wait for a moment until they have ended."""

@@ -1,4 +1,4 @@
-"""Handing committed versions over to a backend, in a way that costs nobody an answer."""
+"""Publishes committed versions to a backend. A failure is counted and never raised."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ _NOT_STORED = frozenset({PublishResult.NOTHING, PublishResult.REMOVED})
 
 
 class Publisher:
-    """Publishes of one `JobCache`. What fails is counted, and is the backend's to repeat.
+    """Publishes the versions of one `JobCache`.
+
+    A failure is counted. A guarded backend repeats what failed once the store is back.
 
     Args:
-        backend: what to publish to.
+        backend: the backend.
         statistics: counted into.
         token: makes unique tokens.
     """
@@ -38,33 +40,33 @@ class Publisher:
         self._shielded = ShieldedTasks()
 
     async def publish(self, token: str, entries: Mapping[str, Entry | None]) -> None:
-        """Publish each entry under `token`; None withdraws it."""
+        """Publish each entry under `token`; None withdraws the lease or the fence."""
         await gather_all([self._publish(key, token, entry) for key, entry in entries.items()])
 
     async def publish_shielded(self, token: str, entries: Mapping[str, Entry | None]) -> None:
-        """As `make`, to its end even if the caller is cancelled meanwhile."""
+        """Publish, even if the caller is cancelled meanwhile."""
         await self._shielded.run(self.publish(token, entries))
 
     async def hint(self, entries: Mapping[str, Entry]) -> None:
-        """Tell of versions that were loaded although the store could not be asked.
+        """Report versions that were loaded while the store could not be read.
 
-        They are not to be stored: there may be a lease of the reader's that has gone stale on its
-        way. Another token, and only the version, cannot be stored by it.
+        They invalidate older entries, and must not be stored: a lease that the reader asked for may
+        arrive late, when another writer has committed. So another token is used, and no body.
         """
         if isinstance(self._backend, SupportsVersionHint):
             for key, entry in entries.items():
-                self._backend.remember(key, entry.version)  # to wait again would help nobody
+                self._backend.remember(key, entry.version)  # without waiting for the store again
         else:
             await self.publish(self._token(), {key: version_only(e) for key, e in entries.items()})
 
     async def join(self) -> None:
-        """Wait until what has to be made surely has been made."""
+        """Wait until every `publish_shielded` has ended."""
         await self._shielded.join()
 
     async def _publish(self, key: str, token: str, entry: Entry | None) -> None:
         began = time.perf_counter_ns()
         if entry is not None and entry.keep_ms == 0:
-            entry = version_only(entry)  # its body, which may be large, need not travel
+            entry = version_only(entry)  # not stored, so its body need not be sent
         try:
             done = await self._backend.publish(key, token, entry)
         except CacheError:
@@ -76,5 +78,5 @@ class Publisher:
 
 
 def version_only(entry: Entry) -> Entry:
-    """The same version, not to be stored: only what is older than it is removed."""
+    """Return an entry that removes older versions and is not stored itself."""
     return replace(entry, encoded_body=b"", encoding="identity", keep_ms=0)

@@ -1,8 +1,8 @@
-"""Staleness as a metric: after some of the hits the source is asked what it would have said.
+"""Shadow reads: a sample of the hits is compared with the source, as a metric of staleness.
 
-A newer version there is not yet a stale hit: a writer may have committed since. So the cache is
-looked at again. A commit that others can see has been fenced, or published; an entry that is older
-and still served hides it, and is watched until it has gone.
+A newer version in the source does not yet prove a stale hit, because a writer may have committed
+since. So the cache is read again. A commit that others can see has been fenced or published. If the
+cache still serves an older entry, the entry hides the commit. Then it is read until it is gone.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ logger = logging.getLogger("jobcache")
 
 _MOST_AT_ONCE = 4
 _LINES = 20  # a minute
-_PAUSE = 0.05  # seconds between two looks at an entry that hides a newer version
+_PAUSE = 0.05  # seconds between two reads of an entry that hides a newer version
 
 
 class Shadow:
-    """Compares a sample of what a `JobCache` serves with its source.
+    """Compares a sample of the hits of a `JobCache` with its source.
 
     Args:
-        backend: what served it.
+        backend: the backend that served the hits.
         statistics: counted into.
-        rate: the part of the hits that is compared, from 0 (none) to 1.
-        serves: whether an entry would be served now.
-        load: calls a loader, within the limits of loads.
+        rate: the part of the hits that is compared, from 0 to 1.
+        serves: returns whether an entry would be served now.
+        load: calls a loader, within the time limit of loads.
         random: numbers in [0, 1).
         sleep: waits for the given seconds.
 
@@ -74,11 +74,11 @@ class Shadow:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def hit(self, key: str, served: Entry, load: Callable[[], Awaitable[Document | None]]) -> None:
-        """A hit has been served; perhaps compare it, in the background."""
+        """Compare a hit in the background, if it is in the sample."""
         if self.rate <= self._random() or len(self._tasks) >= _MOST_AT_ONCE:
             return
         if uses_session(load):
-            return  # the reader closes it as soon as it has its answer
+            return  # the caller closes its session as soon as the read returns
         task = asyncio.create_task(self._compare(key, served, load))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -86,11 +86,11 @@ class Shadow:
     async def _compare(
         self, key: str, served: Entry, load: Callable[[], Awaitable[Document | None]]
     ) -> None:
-        be_independent()  # of a load that has read what was served
+        be_independent()  # of a load that may have made this read
         try:
             document = await self._load(load)
             version = 0 if document is None else document.version
-        except Exception:  # noqa: BLE001 - its readers are told; a comparison is just left out
+        except Exception:  # noqa: BLE001 - readers get it; the comparison is left out
             return
         self._statistics.shadow_reads += 1
         if version <= served.version:
@@ -116,11 +116,11 @@ class Shadow:
         try:
             entry = await self._backend.get(key)
         except CacheError:
-            return False  # it is not served from there, either
+            return False  # nothing is served from there, either
         return entry is not None and entry.version < version and self._serves(entry)
 
     async def aclose(self) -> None:
-        """Stop comparing."""
+        """Cancel all comparisons, and wait for their end."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -1,23 +1,23 @@
-"""One call at a time per key, shared by everyone who asked before it began.
+"""Single shared: one call at a time per key, shared by all callers who came before it began.
 
-Go's singleflight lets a caller join a call that is already under way. For a cache that is wrong:
+Go's singleflight lets a caller join a call that already runs. For a cache that is wrong:
 
     A starts a load, and it reads version 1
     W commits version 2 and acknowledges it
-    B asks, joins A's load, and is given version 1
+    B asks, joins A's load, and gets version 1
 
-So here nobody joins what has begun. While one call runs, everyone who asks waits for one further
-call, which begins when the running one ends; a burst of any size costs two calls at most.
+So here nobody joins a call that runs. While one call runs, all new callers share one further call,
+which begins when the running one ends. A burst of any size costs at most two calls.
 
-The calls of a key run in tasks of their own, one after the other. No caller's cancellation reaches
-them, the first caller's included; a call whose callers have all left before it began is left out.
+The calls of a key run in tasks of their own, one after the other. The cancellation of a caller does
+not reach them. A call whose callers have all left before it began is not made.
 
-A call that goes on after all its callers have left is *abandoned*: it may hang, so whoever asks
-now does not wait for it, and another call begins beside it. It is not cancelled at once, for what
-it brings may still be of use to others. But each key has one abandoned call at most: another one
-takes its place, and it is cancelled.
+A call that goes on after all its callers have left is *abandoned*. It may hang, so later callers do
+not wait for it: another call begins beside it. It is not cancelled at once, because its result may
+still be useful. But a key has at most one abandoned call: the next one replaces it, and it is
+cancelled.
 
-    the source is slow, and each caller gives up before it answers: one of the calls ends at last
+    the source is slow, and every caller gives up before it answers: one of the calls ends at last
     the source hangs: two calls wait for it, however many callers come and go
 """
 
@@ -33,136 +33,142 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class _Flight(Generic[T]):
-    __slots__ = ("call", "context", "landed", "passengers", "task")
+class _Call(Generic[T]):
+    """One shared call."""
 
-    def __init__(self, call: Callable[[], Awaitable[T]]) -> None:
-        self.call = call
+    __slots__ = ("callers", "context", "function", "result", "task")
+
+    def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
+        self.function = function
         self.context = contextvars.copy_context()
-        self.landed: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self.passengers = 0
+        self.result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.callers = 0
         self.task: asyncio.Task[None] | None = None
 
 
-class _PipelinedConnection(Generic[T]):
-    __slots__ = ("boarding", "flying")
+class _Slot(Generic[T]):
+    """The calls of one key: the one that runs, and the one that callers can still join."""
+
+    __slots__ = ("pending", "running")
 
     def __init__(self) -> None:
-        self.boarding: _Flight[T] | None = None
-        self.flying: _Flight[T] | None = None
+        self.pending: _Call[T] | None = None
+        self.running: _Call[T] | None = None
 
 
 class SingleFlight(Generic[T]):
     """Shares calls by key, within one event loop."""
 
     def __init__(self) -> None:
-        self._connections: dict[Hashable, _PipelinedConnection[T]] = {}
-        self._abandoned: dict[Hashable, _Flight[T]] = {}
+        self._slots: dict[Hashable, _Slot[T]] = {}
+        self._abandoned: dict[Hashable, _Call[T]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
     async def share(self, key: Hashable, call: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
-        """The result of `call`, or of an equal call for `key` that had not begun yet.
+        """Return the result of `call`, or of a call for the same key that has not begun yet.
 
         Args:
-            key: calls under one key must be interchangeable.
-            call: begins in a later turn of the loop, after all who ask in this one have joined.
+            key: calls for one key must be interchangeable.
+            call: begins in a later turn of the loop, after all callers of this turn have joined.
 
         Returns:
-            The result, and whether it is another caller's.
+            The result, and whether the call was another caller's.
 
         Raises:
-            Exception: whatever the call raised, to everyone who shared it.
+            Exception: any exception that the call raised; all callers who share it get it.
         """
-        lane = self._connections.get(key)
-        joined = lane is not None and lane.boarding is not None
-        if lane is None:
-            lane = self._connections[key] = _PipelinedConnection()
-        flight = lane.boarding
-        if flight is None:
-            flight = lane.boarding = _Flight(call)
-        flight.passengers += 1
-        self._go_on(key, lane)
+        slot = self._slots.get(key)
+        joined = slot is not None and slot.pending is not None
+        if slot is None:
+            slot = self._slots[key] = _Slot()
+        shared = slot.pending
+        if shared is None:
+            shared = slot.pending = _Call(call)
+        shared.callers += 1
+        self._start_pending(key, slot)
         try:
-            # The future is everybody's: awaited bare, the first to be cancelled would cancel it.
-            return await asyncio.shield(flight.landed), joined
+            # Shielded: else the first caller that is cancelled would cancel the future of all.
+            return await asyncio.shield(shared.result), joined
         finally:
-            flight.passengers -= 1
-            if lane.flying is flight:
-                self._go_on(key, lane)
+            shared.callers -= 1
+            if slot.running is shared:
+                self._start_pending(key, slot)
 
-    def _go_on(self, key: Hashable, lane: _PipelinedConnection[T]) -> None:
-        """Start the flight that is boarding, unless somebody waits for the one under way."""
-        flying, following = lane.flying, lane.boarding
-        if self._closing or (flying is not None and flying.passengers):
+    def _start_pending(self, key: Hashable, slot: _Slot[T]) -> None:
+        """Start the pending call, unless the running call has callers."""
+        running, following = slot.running, slot.pending
+        if self._closing or (running is not None and running.callers):
             return
         if following is not None and following.task is not None:
-            return  # it is about to begin
-        if following is None or not following.passengers:
-            if flying is None:
-                del self._connections[key]
+            return  # its task has been created
+        if following is None or not following.callers:
+            if running is None:
+                del self._slots[key]
             return
-        if flying is not None:
-            self._abandon(key, flying)
-            lane.flying = None
-        # In the context of whoever asked first, so that traces lead to a request that wanted it.
+        if running is not None:
+            self._abandon(key, running)
+            slot.running = None
+        # In the context of the first caller, so that traces lead to a request that needed it.
         following.task = asyncio.create_task(
-            self._fly(key, lane, following), context=following.context
+            self._run_pending(key, slot, following), context=following.context
         )
         self._tasks.add(following.task)
         following.task.add_done_callback(self._tasks.discard)
 
-    def _abandon(self, key: Hashable, flight: _Flight[T]) -> None:
+    def _abandon(self, key: Hashable, shared: _Call[T]) -> None:
         before = self._abandoned.get(key)
         if before is not None and before.task is not None:
             before.task.cancel()
-        self._abandoned[key] = flight
+        self._abandoned[key] = shared
 
-    async def _fly(self, key: Hashable, lane: _PipelinedConnection[T], flight: _Flight[T]) -> None:
+    async def _run_pending(self, key: Hashable, slot: _Slot[T], shared: _Call[T]) -> None:
         try:
-            lane.flying = flight
-            lane.boarding = None  # nobody joins what has begun
-            if flight.passengers:
-                await self._land(flight)
+            slot.running = shared
+            slot.pending = None  # nobody joins what has begun
+            if shared.callers:
+                await self._run(shared)
         finally:
-            flight.landed.cancel()  # unless it has landed
-            if lane.flying is flight:
-                lane.flying = None
-                self._go_on(key, lane)
-            elif self._abandoned.get(key) is flight:
+            shared.result.cancel()  # no effect if it is done
+            if slot.running is shared:
+                slot.running = None
+                self._start_pending(key, slot)
+            elif self._abandoned.get(key) is shared:
                 del self._abandoned[key]
 
-    async def _land(self, flight: _Flight[T]) -> None:
+    async def _run(self, shared: _Call[T]) -> None:
         try:
-            result = await flight.call()
+            result = await shared.function()
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             error: Exception = RuntimeError("the shared call was cancelled by what it called")
-        except Exception as raised:  # noqa: BLE001 - it is the passengers' to handle
+        except Exception as raised:  # noqa: BLE001 - the callers handle it
             error = raised
         else:
-            flight.landed.set_result(result)
+            shared.result.set_result(result)
             return
-        if flight.passengers:
-            flight.landed.set_exception(error)
+        if shared.callers:
+            shared.result.set_exception(error)
 
     def __len__(self) -> int:
-        """How many keys have a call under way."""
-        return len(self._connections.keys() | self._abandoned.keys())
+        """Return the number of keys that have a call."""
+        return len(self._slots.keys() | self._abandoned.keys())
 
     async def aclose(self) -> None:
-        """Cancel what is under way, and wait until it has ended. Those who wait are cancelled."""
+        """Cancel all calls and their callers, and wait until the calls have ended."""
         self._closing = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        for lane in self._connections.values():  # cancelled before its first step, a task runs none
-            if lane.boarding is not None:
-                lane.boarding.landed.cancel()
-        self._connections.clear()
+        for (
+            slot
+        ) in self._slots.values():  # a task cancelled before its first step runs no `finally`
+            if slot.pending is not None:
+                slot.pending.result.cancel()
+        self._slots.clear()
         self._abandoned.clear()
         self._closing = False

@@ -1,4 +1,8 @@
-"""Write-through: fence, the caller's transaction commits, publish, and only then acknowledge."""
+"""Write-through: fence, the caller's transaction commits, publish; then the caller acknowledges.
+
+W1 fences key k; its transaction commits version 2; W1 publishes version 2
+a reader between the fence and the publish finds no entry, and asks the source
+"""
 
 from __future__ import annotations
 
@@ -21,17 +25,17 @@ if TYPE_CHECKING:
     from jobcache.observability.statistics import Statistics
     from jobcache.protocol.backend import CacheBackend
 
-    # What a write made of a key: a document, or only its version where the body is not at hand.
+    # The result of a write for one key: a document, or only its version.
     _Result = Document | int
 
 T = TypeVar("T")
 
 
 class WriteSteps:
-    """One write, in its steps, around a transaction that somebody else begins and ends.
+    """The steps of one write, around a transaction that the caller begins and ends.
 
-        fence, before the commit; record what comes of each key; check; the commit; publish
-        withdraw, if it has certainly not come to the commit
+        fence; record the result for each key; check; the commit; publish
+        withdraw, if it is certain that the transaction was not committed
 
     Made by `WriteCoordinator.begin`.
     """
@@ -40,52 +44,63 @@ class WriteSteps:
         self._writes = writes
         self._token = token
         self._results: dict[str, _Result | None] = {}
-        self._unsure: set[str] = set()
+        self._maybe_unfenced: set[str] = set()
 
     async def fence(self, keys: Iterable[str]) -> None:
-        """Let nothing older than the commit to come be served, or kept, under these keys."""
+        """Fence keys: from now on, no version older than the coming commit is served or stored."""
         await gather_all([self._fence(key) for key in keys])
 
     async def _fence(self, key: str) -> None:
         check_key(key)
-        # Noted first: an attempt that fails or is cancelled may have put the fence up.
+        # Recorded first: an attempt that fails or is cancelled may still have set the fence.
         self._results.setdefault(key, None)
         self._writes.statistics.fences += 1
         try:
             await self._writes.backend.fence(key, self._token)
         except CacheError:
             self._writes.statistics.errors += 1
-            self._unsure.add(key)
+            self._maybe_unfenced.add(key)
 
     def record(self, key: str, result: _Result) -> None:
-        """Note what `key` will be once the transaction has committed."""
+        """Record the document, or the version, that `key` has once the transaction has committed.
+
+        Raises:
+            WriteMisuse: `key` is not fenced, or the version is not one of a committed row.
+            InvalidDocument: the result is neither a document nor a version.
+        """
         if key not in self._results:
-            raise WriteMisuse(f"{key} is offered but was never fenced")
+            raise WriteMisuse(f"{key} is published but was never fenced")
         version = result.version if isinstance(result, Document) else result
         if type(version) is not int:
             kind = type(version).__name__
-            raise InvalidDocument(f"{key} is offered a {kind}, and not a document or a version")
+            raise InvalidDocument(
+                f"{key} is published as a {kind}; it must be a document or a version"
+            )
         if not 0 < version < VERSION_LIMIT:
-            raise WriteMisuse(f"{key} is offered as version {version}")
+            raise WriteMisuse(f"{key} is published as version {version}")
         self._results[key] = result
 
     def check(self) -> None:
-        """The last step before the commit: nothing that was fenced has been forgotten."""
+        """Check, before the commit, that every fenced key has a result.
+
+        Raises:
+            WriteMisuse: a key was fenced but never published.
+        """
         forgotten = [key for key, result in self._results.items() if result is None]
         if forgotten:
-            raise WriteMisuse(f"fenced, but never offered: {', '.join(forgotten)}")
+            raise WriteMisuse(f"fenced but never published: {', '.join(forgotten)}")
 
     async def withdraw(self) -> None:
-        """It will not commit: take the fences away. Goes on if the caller is cancelled."""
+        """Remove the fences of a rolled-back transaction, even if the caller is cancelled."""
         await self._writes.publisher.publish_shielded(self._token, dict.fromkeys(self._results))
 
     async def publish(self) -> None:
-        """It has committed: publish what was recorded. Goes on if the caller is cancelled."""
+        """Publish the results of a committed transaction, even if the caller is cancelled."""
         try:
-            # A client that goes away between commit and publish does not leave the fences up.
+            # Shielded: a client that goes away after the commit must not leave the fences behind.
             await self._writes.publisher.publish_shielded(self._token, self._committed())
         finally:
-            self._writes.written(self._results)
+            self._writes.notify_written(self._results)
 
     def _committed(self) -> dict[str, Entry]:
         now_ms = self._writes.clock_ms()
@@ -93,19 +108,20 @@ class WriteSteps:
         for key, result in self._results.items():
             if isinstance(result, Document):
                 entry = self._writes.lifetimes.entry(result, now_ms)
-                # A fence that may arrive late, followed by its publish, would store what others
-                # have overtaken; see `guard`.
-                entries[key] = version_only(entry) if key in self._unsure else entry
+                # A fence that failed may arrive late, after another writer's commit:
+                #   W1's fence of v2 is delayed; W2 commits and publishes v3; v3 is evicted
+                #   W1's fence arrives, then its publish: v2 would be stored
+                entries[key] = version_only(entry) if key in self._maybe_unfenced else entry
             elif result is not None:
                 entries[key] = Entry(result, "", "", None, b"", "identity", now_ms, 0, 0)
         return entries
 
 
 class Write(Generic[T]):
-    """The inside of `JobCache.write`: fence what will change, then say what it became.
+    """A write in its block: fence the keys that will change, then publish their documents.
 
     Attributes:
-        transaction: what entering the caller's transaction returned.
+        transaction: the value that entering the caller's transaction returned.
     """
 
     def __init__(self, transaction: T, steps: WriteSteps) -> None:
@@ -113,22 +129,26 @@ class Write(Generic[T]):
         self._steps = steps
 
     async def fence(self, *keys: str) -> None:
-        """Fence more keys, such as those known only once a row has been inserted.
+        """Fence keys. Call it within the block, and so before the commit.
 
-        Must come before the commit, so within the block.
+        If the backend is away, the write goes on, and publishes only the version of these keys.
+
+        Raises:
+            InvalidKey: a key cannot be used.
         """
         await self._steps.fence(keys)
 
     def publish(self, key: str, document: Document) -> None:
-        """Say what `key` is, once the transaction has committed.
+        """Set the document that is stored at `key` once the transaction has committed.
 
         Raises:
-            WriteMisuse: `key` is not fenced, or the version is not a committed one.
+            WriteMisuse: `key` is not fenced, or the document's version is not one of a committed
+                row (above 0, below 2**53).
         """
         self._steps.record(key, document)
 
     def outdate(self, key: str, version: int) -> None:
-        """Say that `key` has changed to `version`, whose body is not at hand: it is left empty.
+        """Set only the version of `key`: older entries are removed, and the next read loads it.
 
         Raises:
             WriteMisuse: as for `publish`.
@@ -138,16 +158,16 @@ class Write(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class WriteCoordinator:
-    """The writes of one `JobCache`; see there.
+    """Makes the writes of one `JobCache`.
 
     Attributes:
-        backend: what is fenced.
-        publisher: how committed versions are handed over.
-        lifetimes: how long they live.
+        backend: the backend in which keys are fenced.
+        publisher: publishes committed versions.
+        lifetimes: of the entries that are published.
         statistics: counted into.
         clock_ms: wall-clock time in milliseconds since the epoch.
         token: makes unique tokens.
-        written: told of keys once they have changed, before the write is acknowledged.
+        notify_written: called with the keys that have changed, before the write returns.
         bind: raises an error if the running event loop is not the cache's.
     """
 
@@ -157,11 +177,11 @@ class WriteCoordinator:
     statistics: Statistics
     clock_ms: Callable[[], int]
     token: Callable[[], str]
-    written: Callable[[Iterable[str]], None]
+    notify_written: Callable[[Iterable[str]], None]
     bind: Callable[[], None]
 
     def begin(self) -> WriteSteps:
-        """A write, of which nothing has been done."""
+        """Return the steps of a new write."""
         self.bind()
         return WriteSteps(self, self.token())
 
@@ -169,7 +189,7 @@ class WriteCoordinator:
     async def through(
         self, transaction: AbstractAsyncContextManager[T], keys: Sequence[str]
     ) -> AsyncGenerator[Write[T], None]:
-        """See `JobCache.write`."""
+        """Wrap a transaction, as `JobCache.write` documents it."""
         steps = self.begin()
         enclosing = Enclosing(transaction)
         reached_commit = False

@@ -221,7 +221,7 @@ async def test_one_of_many_documents_that_is_wrong_spares_the_others(bench: Benc
 @pytest.mark.parametrize("wrong", [b"{}", "text", {}, 1.0, Decimal(2), True, None], ids=str)
 async def test_a_write_publishes_documents_only(bench: Bench, wrong: Any) -> None:
     for publish in ("publish", "outdate"):
-        with pytest.raises(InvalidDocument, match="k is offered a"):
+        with pytest.raises(InvalidDocument, match="k is published as a"):
             async with bench.cache.write(Transaction(bench.source, "k"), "k") as write:
                 getattr(write, publish)("k", wrong)
     assert bench.source.versions["k"] == 1, "nothing is committed"

@@ -123,7 +123,7 @@ async def test_a_list_outdated_by_one_writer_is_not_brought_back_by_another(benc
 
 @on_keeping
 async def test_a_fenced_key_must_be_published_or_nothing_commits(bench: Bench) -> None:
-    with pytest.raises(WriteMisuse, match="never offered: k"):
+    with pytest.raises(WriteMisuse, match="never published: k"):
         async with bench.cache.write(Transaction(bench.source, "k"), "k"):
             pass
     assert "k" not in bench.source.versions
@@ -132,7 +132,7 @@ async def test_a_fenced_key_must_be_published_or_nothing_commits(bench: Bench) -
 
 @on_keeping
 async def test_what_was_not_fenced_cannot_be_published(bench: Bench) -> None:
-    with pytest.raises(WriteMisuse, match="other is offered but was never fenced"):
+    with pytest.raises(WriteMisuse, match="other is published but was never fenced"):
         async with bench.cache.write(Transaction(bench.source, "k"), "k") as write:
             write.publish("other", document(1))
     with pytest.raises(WriteMisuse, match="version 0"):

@@ -120,7 +120,7 @@ def test_what_a_block_does_not_finish_is_rolled_back(cache: JobCache) -> None:
     with pytest.raises(StopIteration), cache.write(source.transaction(), "k"):
         raise StopIteration
     with (
-        pytest.raises(WriteMisuse, match="never offered: k"),
+        pytest.raises(WriteMisuse, match="never published: k"),
         cache.write(source.transaction()) as w,
     ):
         w.fence("k")

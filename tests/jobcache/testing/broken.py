@@ -223,7 +223,8 @@ CACHE = {
         ),
     ),
     "an unsure writer publishes its body": Fault(
-        "_engine.writing", (("version_only(entry) if key in self._unsure else entry", "entry"),)
+        "_engine.writing",
+        (("version_only(entry) if key in self._maybe_unfenced else entry", "entry"),),
     ),
     "an unsure reader publishes nothing": Fault(
         "_engine.fetching",
@@ -249,19 +250,19 @@ FLIGHT = {
     "a reader joins a load that has begun, as in Go": Fault(
         "_engine.single_flight",
         (
-            ("            lane.boarding = None  # nobody joins what has begun\n", ""),
+            ("            slot.pending = None  # nobody joins what has begun\n", ""),
             (
-                "                await self._land(flight)\n",
-                "                await self._land(flight)\n            lane.boarding = None\n",
+                "                await self._run(shared)\n",
+                "                await self._run(shared)\n            slot.pending = None\n",
             ),
         ),
     ),
     "one cancelled reader cancels them all": Fault(
-        "_engine.single_flight", (("await asyncio.shield(flight.landed)", "await flight.landed"),)
+        "_engine.single_flight", (("await asyncio.shield(shared.result)", "await shared.result"),)
     ),
     "a call that has ended is never forgotten": Fault(
         "_engine.single_flight",
-        (("                del self._connections[key]\n", "                pass\n"),),
+        (("                del self._slots[key]\n", "                pass\n"),),
     ),
 }
 """In `SingleFlight`."""
