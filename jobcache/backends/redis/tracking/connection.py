@@ -64,7 +64,7 @@ class Lost(Exception):  # noqa: N818 - says what has happened
     """The feed cannot be sure any more that it is told everything."""
 
 
-class Refused(Lost):
+class Untracked(Lost):
     """The server does not report changes in this way."""
 
 
@@ -95,7 +95,7 @@ async def opened(endpoint: Endpoint, prefix: bytes, at_once: AtOnce) -> AsyncIte
             Returns whether that was all; else the report waits, too. It must not raise.
 
     Raises:
-        Refused: it will not.
+        Untracked: it will not.
         Lost: it cannot be reached, or the line was cut.
     """
     async with AsyncExitStack() as stack:
@@ -141,7 +141,7 @@ async def _handshake(
         await _connect(tracked)
         await _order(tracked, *track[:3], "REDIRECT", number, *track[3:])
     except ResponseError as error:
-        raise Refused(f"{endpoint.name}: {error}") from error
+        raise Untracked(f"{endpoint.name}: {error}") from error
     return Redirected(tracked, subscribed)
 
 

@@ -33,7 +33,7 @@ import time
 from typing import TYPE_CHECKING
 
 from jobcache.backends._closing import end_all
-from jobcache.backends.redis.tracking.connection import HANDSHAKE, Endpoint, Lost, Refused, opened
+from jobcache.backends.redis.tracking.connection import HANDSHAKE, Endpoint, Lost, Untracked, opened
 from jobcache.errors import CacheError
 from jobcache.observability.statistics import Histogram
 from jobcache.protocol.backend import FeedStatus
@@ -228,7 +228,7 @@ class TrackingFeed:
             self._interruptions += 1
             for listener in self._listeners:
                 listener.interrupted()
-        if isinstance(error, Refused):
+        if isinstance(error, Untracked):
             if self._state != "unsupported":
                 logger.warning("Redis reports no changes (%s): reads ask it every time", error)
             self._enter("unsupported", str(error))
