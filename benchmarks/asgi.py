@@ -58,8 +58,8 @@ def wait_for_listener(port: int, process: Process) -> None:
     """Return once a process accepts connections on a port of loopback."""
     deadline = time.monotonic() + _START
     while not _listens(port):
-        assert process.alive, process.last_words()
-        assert time.monotonic() < deadline, f"nothing listens on {port}: {process.last_words()}"
+        assert process.alive, process.log_tail()
+        assert time.monotonic() < deadline, f"nothing listens on {port}: {process.log_tail()}"
         time.sleep(_PAUSE)
 
 

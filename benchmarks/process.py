@@ -86,7 +86,7 @@ class Process:
         """
         return self._child.wait(seconds)
 
-    def last_words(self) -> str:
+    def log_tail(self) -> str:
         """Return the last lines that the process has written."""
         lines = self._log.read_text(errors="replace").strip().splitlines()
         return "\n".join(lines[-_LINES:])

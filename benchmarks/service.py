@@ -67,7 +67,7 @@ class Service:
                 if self._client.get("/readyz").is_success and self._is_ours():
                     return
             time.sleep(_PAUSE)
-        raise ServiceFailed(f"the service is not ready:\n{self._process.last_words()}")
+        raise ServiceFailed(f"the service is not ready:\n{self._process.log_tail()}")
 
     def stats(self) -> dict[str, Any]:
         """Return the document of `/api/v2/cache/stats`."""
@@ -83,7 +83,7 @@ class Service:
         if not answer.is_success:
             raise ServiceFailed(
                 f"{method} {path} was answered {answer.status_code}: {answer.text[:200]}\n"
-                f"{self._process.last_words()}"
+                f"{self._process.log_tail()}"
             )
         document: dict[str, Any] = answer.json()
         return document

@@ -105,7 +105,7 @@ def _poll(plan: Plan, mode: str, users: int, url: str) -> dict[str, Any]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 locust.wait(limit + _STOP)
             if not report.exists():
-                raise LocustFailed(f"there is no report:\n{locust.last_words()}")
+                raise LocustFailed(f"there is no report:\n{locust.log_tail()}")
         seen: dict[str, Any] = json.loads(report.read_text("utf-8"))
         return seen
 

@@ -48,28 +48,28 @@ def main() -> int:
         request = json.loads(_first_line(_STDIN))
         storyboard = Storyboard.model_validate(request["storyboard"])
         abandoned = threading.Event()
-        threading.Thread(target=_watch, args=(_STDIN, abandoned), daemon=True).start()
+        threading.Thread(target=_watch_lifeline, args=(_STDIN, abandoned), daemon=True).start()
         _encode(storyboard, Path(request["output"]), abandoned)
     except _Abandoned:
         return 1
     except Exception as error:
         logger.exception("the video could not be made")
         with suppress(_Abandoned):
-            _say({"error": _reason(error)})
+            _report({"error": _reason(error)})
         return 1
     return 0
 
 
 def _encode(storyboard: Storyboard, output: Path, abandoned: threading.Event) -> None:
-    told = -1
+    reported = -1
     with closing(make_mp4(storyboard, output)) as steps:
         for step in steps:
             if abandoned.is_set():
                 raise _Abandoned
-            if int(step.percent) > told:
-                told = int(step.percent)
-                _say({"percent": step.percent, "stage": step.stage, "message": step.message})
-    _say({"done": True})
+            if int(step.percent) > reported:
+                reported = int(step.percent)
+                _report({"percent": step.percent, "stage": step.stage, "message": step.message})
+    _report({"done": True})
 
 
 def _reason(error: Exception) -> str:
@@ -95,14 +95,14 @@ def _first_line(descriptor: int) -> bytes:
     return line.partition(b"\n")[0]
 
 
-def _watch(descriptor: int, abandoned: threading.Event) -> None:
+def _watch_lifeline(descriptor: int, abandoned: threading.Event) -> None:
     with suppress(OSError):
         while os.read(descriptor, _CHUNK_BYTES):
             pass
     abandoned.set()
 
 
-def _say(message: dict[str, object]) -> None:
+def _report(message: dict[str, object]) -> None:
     try:
         os.write(_STDOUT, json.dumps(message).encode() + b"\n")
     except OSError as error:

@@ -50,7 +50,9 @@ class VideoRenderer:
         try:
             process = (await asyncio.shield(starting)).process
             logger.debug("job %d: encoder process %d", task.job_id, process.pid)
-            await _ask(process, {"storyboard": task.storyboard.model_dump(), "output": str(output)})
+            await _send_request(
+                process, {"storyboard": task.storyboard.model_dump(), "output": str(output)}
+            )
             async for line in cast("asyncio.StreamReader", process.stdout):
                 answer = json.loads(line)
                 if "error" in answer:
@@ -69,7 +71,7 @@ class VideoRenderer:
 @dataclass(frozen=True, slots=True)
 class _Encoder:
     process: Process
-    last_words: asyncio.Task[bytes]
+    log_tail: asyncio.Task[bytes]
 
 
 async def _start() -> _Encoder:
@@ -89,7 +91,7 @@ async def _start() -> _Encoder:
     return _Encoder(process, asyncio.create_task(_tail(stderr)))
 
 
-async def _ask(process: Process, request: dict[str, object]) -> None:
+async def _send_request(process: Process, request: dict[str, object]) -> None:
     stdin = cast("asyncio.StreamWriter", process.stdin)
     stdin.write(json.dumps(request).encode() + b"\n")
     # If the child is already dead, its exit code says more.
@@ -118,7 +120,7 @@ async def _clear_up(starting: asyncio.Task[_Encoder], job_id: int, output: Path)
         encoder.process.kill()
     try:
         await encoder.process.wait()
-        words = (await encoder.last_words).decode(errors="replace")
+        words = (await encoder.log_tail).decode(errors="replace")
         if words:
             logger.warning("job %d: the encoder wrote: %s", job_id, words)
     finally:

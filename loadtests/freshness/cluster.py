@@ -86,7 +86,7 @@ class Service:
                 await asyncio.sleep(_PAUSE)
         finally:
             connection.close()
-        raise ServiceEnded(f"process {self.number} is not ready:\n{self._running.last_words()}")
+        raise ServiceEnded(f"process {self.number} is not ready:\n{self._running.log_tail()}")
 
     async def uses_cache(self) -> bool:
         """Whether it says that its cache is in use, and all tiers of it."""
@@ -120,9 +120,9 @@ class Service:
         """False once it has ended."""
         return self._process is not None and self._process.alive
 
-    def last_words(self) -> str:
+    def log_tail(self) -> str:
         """The last lines it has written."""
-        return self._running.last_words()
+        return self._running.log_tail()
 
     def kill(self) -> None:
         """End it at once. Harmless if it has ended."""

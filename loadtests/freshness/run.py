@@ -287,7 +287,7 @@ async def _one(  # noqa: PLR0917 - each is another thing
     watch.scope = Scope(lag=plan.lag)
     for service in cluster.services:
         if not service.alive:
-            raise ServiceEnded(f"process {service.number} has ended:\n{service.last_words()}")
+            raise ServiceEnded(f"process {service.number} has ended:\n{service.log_tail()}")
 
 
 async def _lags(cluster: Cluster) -> list[dict[str, float]]:

@@ -60,7 +60,7 @@ class Node:
                     if (await http.get("/readyz")).is_success:
                         return
                 await asyncio.sleep(_PAUSE)
-        raise NodeFailed(f"a process is not ready:\n{self._process.last_words()}")
+        raise NodeFailed(f"a process is not ready:\n{self._process.log_tail()}")
 
     async def end(self) -> tuple[int | None, float]:
         """Stop it; return its status (None if it had to be killed) and the seconds that it took.
@@ -69,14 +69,14 @@ class Node:
             NodeFailed: it had ended before, or did not answer a request that it held.
         """
         if not self._process.alive:
-            raise NodeFailed(f"a process ended by itself:\n{self._process.last_words()}")
+            raise NodeFailed(f"a process ended by itself:\n{self._process.log_tail()}")
         began = time.monotonic()
         os.kill(self._process.pid, signal.SIGTERM)
         status = None
         with contextlib.suppress(subprocess.TimeoutExpired):
             status = await asyncio.to_thread(self._process.wait, GRACE)
         took = time.monotonic() - began
-        if _CUT_OFF in (words := self._process.last_words()):
+        if _CUT_OFF in (words := self._process.log_tail()):
             raise NodeFailed(f"a process did not answer the requests that it held:\n{words}")
         if status is None:
             os.kill(self._process.pid, signal.SIGKILL)

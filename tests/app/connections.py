@@ -35,7 +35,7 @@ class Connection:
     async def open(cls, port: int) -> Self:
         return cls(*await asyncio.open_connection(HOST, port))
 
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> None:
+    def send(self, method: str, path: str, body: Any = None, **headers: str) -> None:
         """Send a request without waiting for the answer."""
         content = b"" if body is None else json.dumps(body).encode()
         lines = [f"{method} {path} HTTP/1.1", f"Host: {HOST}", f"Content-Length: {len(content)}"]
@@ -44,8 +44,8 @@ class Connection:
             lines.append("Content-Type: application/json")
         self._writer.write("\r\n".join([*lines, "", ""]).encode() + content)
 
-    async def answer(self) -> Reply:
-        """Return the answer to the request that `ask` sent."""
+    async def receive(self) -> Reply:
+        """Return the answer to the request that `send` sent."""
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *lines = head.rstrip().split("\r\n")
         headers = {}
@@ -56,8 +56,8 @@ class Connection:
         return Reply(int(first.split()[1]), headers, body)
 
     async def request(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
-        self.ask(method, path, body, **headers)
-        return await self.answer()
+        self.send(method, path, body, **headers)
+        return await self.receive()
 
     def abandon(self) -> None:
         """Reset the connection, as a client does whose user has closed the page."""

@@ -35,24 +35,24 @@ LONGEST_REQUEST = 2**20
 class Forked:
     """A child of the fork server, with the interface of `subprocess.Popen` that tests use."""
 
-    def __init__(self, arguments: Sequence[str], said: int) -> None:
-        """Args: the arguments; a pipe on which its id comes, and its exit status once it ends."""
+    def __init__(self, arguments: Sequence[str], status_pipe: int) -> None:
+        """Args: the arguments; a pipe that brings its id, and later its exit status."""
         self.args = arguments
         self.returncode: int | None = None
-        self._said = open(said, "rb", buffering=0)  # noqa: SIM115 - until it ends
+        self._status_pipe = open(status_pipe, "rb", buffering=0)  # noqa: SIM115 - until it ends
         self._lock = threading.Lock()
         self.pid = self._number()
 
     def poll(self) -> int | None:
         """Return the exit status if it has ended."""
         with self._lock:
-            if self.returncode is None and self._told(0):
+            if self.returncode is None and self._is_readable(0):
                 self.returncode = self._number()
-                self._said.close()
+                self._status_pipe.close()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end.
+        """Wait until it has ended, and return its exit status.
 
         Raises:
             subprocess.TimeoutExpired: it has not ended in so many seconds.
@@ -65,7 +65,7 @@ class Forked:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise subprocess.TimeoutExpired(list(self.args), timeout or 0)
-            self._told(left)
+            self._is_readable(left)
 
     def send_signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""
@@ -74,22 +74,22 @@ class Forked:
                 os.kill(self.pid, number)
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Send it SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it."""
+        """Send it SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
-    def _told(self, seconds: float | None) -> bool:
+    def _is_readable(self, seconds: float | None) -> bool:
         waiting = select.poll()  # unlike select.select, for descriptors of any number
-        waiting.register(self._said, select.POLLIN)
+        waiting.register(self._status_pipe, select.POLLIN)
         return bool(waiting.poll(None if seconds is None else seconds * 1000))
 
     def _number(self) -> int:
         text = b""
         while not text.endswith(b"\n"):
-            piece = self._said.read(1)
+            piece = self._status_pipe.read(1)
             if not piece:
                 raise RuntimeError("the fork server has died")
             text += piece
@@ -105,12 +105,12 @@ def fork(
 ) -> Forked:
     """Run `python -m module` with these arguments in `directory`."""
     request = json.dumps([str(directory), module, list(arguments), dict(environment)]).encode()
-    said, to_say = os.pipe()
+    status_pipe, child_end = os.pipe()
     try:
-        socket.send_fds(_server(), [request], [output.fileno(), to_say])
+        socket.send_fds(_server(), [request], [output.fileno(), child_end])
     finally:
-        os.close(to_say)
-    return Forked(arguments, said)
+        os.close(child_end)
+    return Forked(arguments, status_pipe)
 
 
 def can_fork(environment: Mapping[str, str]) -> bool:
@@ -120,46 +120,46 @@ def can_fork(environment: Mapping[str, str]) -> bool:
 
 @functools.cache
 def _server() -> socket.socket:
-    """Start the fork server, which ends with this process at the latest."""
-    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    """Start the fork server and return its socket. It ends with this process at the latest."""
+    requests, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     environment = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("JOBCACHE_")
         and name not in {"DATABASE_URL", "REDIS_URL", "COVERAGE_PROCESS_CONFIG"}
     }
-    with its:
+    with server_end:
         server = subprocess.Popen(
-            [sys.executable, "-m", "tests.app.forking", str(its.fileno())],
+            [sys.executable, "-m", "tests.app.forking", str(server_end.fileno())],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            pass_fds=[its.fileno()],
+            pass_fds=[server_end.fileno()],
         )
 
     def end() -> None:
-        ours.close()
+        requests.close()
         server.wait()
 
     atexit.register(end)
-    return ours
+    return requests
 
 
 @dataclass
 class Start:
-    """What a child is to run, and where."""
+    """What a child runs, and where."""
 
     directory: str
     module: str
     arguments: list[str]
     environment: dict[str, str]
     output: int
-    to_say: int
+    status_pipe: int
 
 
 def main() -> None:
-    """Be the fork server; and in each of its children, the program."""
+    """Run the fork server, and in each of its children the program."""
     import_app()
     with socket.socket(fileno=int(sys.argv[1])) as requests:
         start = serve(requests)
@@ -193,8 +193,8 @@ def import_app() -> None:
 
 
 def serve(requests: socket.socket) -> Start | None:
-    """Fork for each request, until there can be none any more. Returns in children, too."""
-    children: dict[int, int] = {}  # the pipe on which to tell of its end, by process id
+    """Fork for each request, until no more can come. Returns in children, too."""
+    children: dict[int, int] = {}  # the pipe that takes its exit status, by process id
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the tests end first
     woken, wake = os.pipe()
     os.set_blocking(woken, False)
@@ -208,7 +208,7 @@ def serve(requests: socket.socket) -> Start | None:
         ready = {number for number, _ in waiting.poll()}
         if woken in ready:
             os.read(woken, 1000)
-            tell_ends(children)
+            report_exits(children)
         if requests.fileno() not in ready:
             continue
         message, descriptors, _, _ = socket.recv_fds(requests, LONGEST_REQUEST, 2)
@@ -222,25 +222,25 @@ def serve(requests: socket.socket) -> Start | None:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            for descriptor in (woken, wake, start.to_say, *children.values()):
+            for descriptor in (woken, wake, start.status_pipe, *children.values()):
                 os.close(descriptor)
             return start
-        children[pid] = start.to_say
+        children[pid] = start.status_pipe
         os.close(start.output)
         with contextlib.suppress(BrokenPipeError):
-            os.write(start.to_say, b"%d\n" % pid)
+            os.write(start.status_pipe, b"%d\n" % pid)
 
 
-def tell_ends(children: dict[int, int]) -> None:
-    """Pass on how children have ended."""
+def report_exits(children: dict[int, int]) -> None:
+    """Report the exit status of each child that has ended."""
     while children:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             return
-        to_say = children.pop(pid)
+        status_pipe = children.pop(pid)
         with contextlib.suppress(BrokenPipeError):
-            os.write(to_say, b"%d\n" % os.waitstatus_to_exitcode(status))
-        os.close(to_say)
+            os.write(status_pipe, b"%d\n" % os.waitstatus_to_exitcode(status))
+        os.close(status_pipe)
 
 
 def run(start: Start) -> None:

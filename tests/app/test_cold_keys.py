@@ -148,10 +148,10 @@ async def test_a_cold_key_costs_two_loads_at_most_and_nobody_spins(
                 await monitor.seen(f"before-{number}")
                 async with held_up(database):
                     for poller in pollers:
-                        poller.ask("GET", f"/api/v2/jobs/{job_id}")
+                        poller.send("GET", f"/api/v2/jobs/{job_id}")
                     await asyncio.sleep(SLOW)
                 async with asyncio.timeout(60):
-                    replies = await asyncio.gather(*(poller.answer() for poller in pollers))
+                    replies = await asyncio.gather(*(poller.receive() for poller in pollers))
                 sent = await monitor.seen(f"after-{number}")
                 assert {reply.status for reply in replies} == {200}
                 assert all(reply.json() == expected for reply in replies)

@@ -121,7 +121,7 @@ class Crowd:
             connection = await Connection.open(self.port)
             await asyncio.sleep(dice.uniform(0, 0.5))
             job_id = dice.choice(list(self.versions))
-            connection.ask("GET", f"/api/v2/jobs/{job_id}")
+            connection.send("GET", f"/api/v2/jobs/{job_id}")
             await asyncio.sleep(dice.choice([0, 0.001, 0.01, 0.1]) * dice.random())
             connection.abandon()
             self.counts["abandoned"] += 1
@@ -131,13 +131,13 @@ class Crowd:
         connection = await Connection.open(self.port)
         while self.going_on:
             job_id = dice.choice(list(self.versions))
-            connection.ask("POST", f"/api/v2/jobs/{job_id}/progress", {"percent": 1})
+            connection.send("POST", f"/api/v2/jobs/{job_id}/progress", {"percent": 1})
             if dice.random() < 0.3:
                 await asyncio.sleep(dice.uniform(0, 0.01))
                 connection.abandon()
                 connection = await Connection.open(self.port)
                 continue
-            reply = await connection.answer()
+            reply = await connection.receive()
             assert reply.status == 200, reply.body
             self.versions[job_id] = max(reply.json()["version"], self.versions[job_id])
             self.counts["written"] += 1

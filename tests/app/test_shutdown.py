@@ -44,9 +44,9 @@ def check_stream(received: bytes, version: int) -> None:
 async def hold(connections: list[Connection], streams: int, job_id: int, version: int) -> None:
     path = f"/api/v2/jobs/{job_id}"
     for connection in connections[:streams]:
-        connection.ask("GET", f"{path}/events")
+        connection.send("GET", f"{path}/events")
     for connection in connections[streams:]:
-        connection.ask("GET", path, If_None_Match=f'"{version}-0"', Prefer="wait=60")
+        connection.send("GET", path, If_None_Match=f'"{version}-0"', Prefer="wait=60")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -210,9 +210,9 @@ async def test_a_client_that_leaves_frees_its_place_at_once(start: Start) -> Non
         path, tag = f"/api/v2/jobs/{job['id']}", f'"{job["version"]}-0"'
         async with connected([port] * 20) as clients:
             for client in clients[:10]:
-                client.ask("GET", path, If_None_Match=tag, Prefer="wait=55")
+                client.send("GET", path, If_None_Match=tag, Prefer="wait=55")
             for client in clients[10:]:
-                client.ask("GET", f"{path}/events")
+                client.send("GET", f"{path}/events")
             while service.services.held.counts() != {"waits": 10, "streams": 10, "most": 10_000}:
                 await asyncio.sleep(0.005)
             while service.services.cache.info().waiting != (20, 1):
