@@ -12,6 +12,7 @@ import secrets
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from jobcache._engine.batched_gets import BatchedGets
 from jobcache._engine.clock import WallClock
 from jobcache._engine.fetching import Fetcher
 from jobcache._engine.loading import Loads
@@ -32,6 +33,7 @@ from jobcache.protocol.backend import (
     Health,
     SupportsBodyCheck,
     SupportsChangeFeed,
+    SupportsFutureGet,
     SupportsHealth,
     SupportsLeaseTime,
     SupportsNamespaceOwner,
@@ -131,6 +133,7 @@ class JobCache:
             load=partial(self._loads.run, ()),
             sleep=sleep,
         )
+        gets = BatchedGets(backend) if isinstance(backend, SupportsFutureGet) else None
         self._publisher = Publisher(backend, self.statistics, token)
         self.reads = Reads(
             backend,
@@ -147,8 +150,10 @@ class JobCache:
                 publisher=self._publisher,
                 token=token,
                 sleep=sleep,
+                gets=gets,
             ),
             owner=self._owner,
+            gets=gets,
         )
         self._watchers = Watchers(
             backend,

@@ -84,6 +84,7 @@ class Exchange(HttpToolsProtocol):
     _guarded: GracefulTransport
     _timer: KeepAliveTimer
     _wait = Wait.NOTHING
+    _unparsed = 0  # bytes since a head was complete, or a piece of a body came
     _stalled = False  # the application was not reading the body when its time limit was set
     _stage = _HEAD
     _ended: HTTPScope | None = None  # of the last request that has been read to its end
@@ -168,7 +169,7 @@ class Exchange(HttpToolsProtocol):
             self._wait is not _KEEP_ALIVE
             or self._stage is not _HEAD
             or self.scope is not self._ended  # as `_begun` has it
-        ):
+        ) and (self._stage is not _ANSWER or self._wait is not Wait.NOTHING):
             self._rewatch()
 
     def _take(self) -> bytes:
@@ -195,6 +196,7 @@ class Exchange(HttpToolsProtocol):
         return self._announced - self._body_size
 
     def _feed(self, piece: bytes) -> None:
+        self._unparsed += len(piece)
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
@@ -202,6 +204,12 @@ class Exchange(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             refused = error.__context__
             self._fail(refused.status if isinstance(refused, RequestRefused) else 400)
+        # The parser holds an incomplete header itself, and skips some bytes in silence.
+        if self._unparsed > HEAD_BYTES:
+            self._refuse_head()
+
+    def _refuse_head(self) -> None:
+        """Refuse a head that is too large; see `header_limits`."""
 
     def _without_upgrade(self) -> bytes:
         """Return the head that has just been parsed, without its upgrade."""

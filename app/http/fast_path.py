@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import asyncio
 
     from starlette.types import Receive, Scope, Send
 
     from app.http.reply import Reply
+    from jobcache import ReadResult
 
 MATCHED = "jobcache.fast_path"
 """The name of an ASGI extension. It is in the scope of a request that `match` has examined already,
@@ -22,19 +23,16 @@ so that the application does not examine it again."""
 class PendingPoll(Protocol):
     """A poll that the fast path answers, as an ASGI application for this one request."""
 
-    def peek(self) -> Reply | None:
-        """Return the reply if it needs no other store and no other task, else None."""
-
-    def ask(self, on_result: Callable[[Reply | None], object]) -> bool:
-        """Read a store elsewhere once, without a task.
-
-        Args:
-            on_result: called in a later turn of the loop, with the reply if it is a hit or an
-                error, or with None: then the poll has to be called as an application.
+    def begin(self) -> Reply | asyncio.Future[ReadResult | None] | None:
+        """Begin to answer, without a task.
 
         Returns:
-            False if `on_result` will not be called: call the poll as an application at once.
+            The reply, if the entry is in this process. If it is in a store elsewhere, a future for
+            `reply_to`. None: call this as an application.
         """
+
+    def reply_to(self, reading: asyncio.Future[ReadResult | None]) -> Reply | None:
+        """Return the reply, once the store has been read; None: call this as an application."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request by ASGI, with all headers that the whole application would add."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from app.http.fast_path import FastPath, PendingPoll
+    from jobcache import ReadResult
 
 logger = logging.getLogger("app")
 
@@ -44,7 +44,7 @@ TESTED_VERSIONS = ("0.54.",)
 
 _NOT_A_PATH = frozenset(b"?%#")
 # Globals are quicker than members.
-_HEAD, _KEEP_ALIVE = Stage.HEAD, Wait.KEEP_ALIVE
+_HEAD, _ANSWER, _KEEP_ALIVE = Stage.HEAD, Stage.ANSWER, Wait.KEEP_ALIVE
 
 
 @functools.cache  # one log line for each process
@@ -66,6 +66,7 @@ class FastPathProtocol(HeaderLimits):
     _enabled = False
     _fast_path: FastPath
     _pending: PendingPoll | None = None  # answers the request instead of the application
+    _reading: asyncio.Future[ReadResult | None] | None = None  # of the pending poll
     _written = False  # the answer to the request that is being read
     _defaults: list[tuple[bytes, bytes]] | None = None
     _default_lines = b""
@@ -82,51 +83,76 @@ class FastPathProtocol(HeaderLimits):
             self._enabled, self._fast_path = True, fast_path
 
     def on_headers_complete(self) -> None:
-        """Answer a poll whose answer is at hand; leave any other request to uvicorn."""
+        """Answer a poll whose answer is at hand, or read the store; leave the rest to uvicorn."""
         poll = self._match()
-        reply: Reply | None
-        if isinstance(poll, Reply):
-            reply = poll
-        else:
-            reply = None if poll is None else poll.peek()
-            if reply is None:
-                self._pending = poll
-                super().on_headers_complete()
-                return
+        reply = poll if poll is None or isinstance(poll, Reply) else poll.begin()
+        if reply is None:
+            self._pending = None if isinstance(poll, Reply) else poll
+            super().on_headers_complete()
+            return
         self._unparsed = 0
-        self._written = True
-        self._write(reply)
+        if isinstance(reply, Reply):
+            self._written = True
+            self._write(reply)
+        else:
+            assert not isinstance(poll, Reply)  # noqa: S101 - for the type checker
+            self._pending, self._reading = poll, reply
 
     def on_message_complete(self) -> None:
-        """Finish a request; one that is answered already needs nothing of uvicorn."""
-        if not self._written:
+        """Finish a request; one that is answered here needs nothing of uvicorn."""
+        reading = self._reading
+        if reading is not None:
+            self._ended = self.scope
+            self._stage, self._wait = _ANSWER, Wait.NOTHING
+            self._timer.cancel()
+            reading.add_done_callback(self._receive)
+        elif self._written:
+            self._ended = self.scope
+            self._written = False
+            self._response_written()
+        else:
             super().on_message_complete()
-            return
-        self._ended = self.scope
-        self._written = False
-        self._response_written()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Answer nothing any more."""
+        self._reading = self._pending = None
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """Close the connection, behind the answer to the poll that is under way."""
+        if self._reading is not None and self._stage is _ANSWER:
+            self._leave_to_uvicorn()
+        super().shutdown()
 
     # Private to uvicorn. If a version starts its tasks in another way, the application answers more
     # requests, and the tests that count the replies of this class fail.
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         poll, self._pending = self._pending, None
-        if poll is None:
-            super()._start_asgi_task(cycle, app)
-            return
-        # The store's answers arrive in the context of the request that has connected to it.
-        context = copy_context()
-        if not poll.ask(lambda reply: context.run(self._receive, cycle, poll, reply)):
-            super()._start_asgi_task(cycle, cast("ASGI3Application", poll))
+        if poll is not None:
+            app = cast("ASGI3Application", poll)
+        super()._start_asgi_task(cycle, app)
 
-    def _receive(self, cycle: RequestResponseCycle, poll: PendingPoll, reply: Reply | None) -> None:
-        if cycle.disconnected:
+    def _receive(self, reading: asyncio.Future[ReadResult | None]) -> None:
+        """Answer the poll that has waited for the store."""
+        poll = self._pending
+        if reading is not self._reading or poll is None:
+            return  # uvicorn has it, or the connection is lost
+        reply = poll.reply_to(reading)
+        if reply is None or self.flow.write_paused or self.transport.is_closing():
+            self._leave_to_uvicorn()
             return
-        if reply is None or not cycle.keep_alive or not self._writable():
-            super()._start_asgi_task(cycle, cast("ASGI3Application", poll))
-            return
-        cycle.response_started = cycle.response_complete = True
+        self._reading = self._pending = None
         self._write(reply)
         self._response_written()
+
+    def _leave_to_uvicorn(self) -> None:
+        """Have uvicorn do what it would have done when the head and the request were complete.
+
+        The parser has read nothing since, and the request has no body.
+        """
+        self._reading = None
+        super().on_headers_complete()
+        super().on_message_complete()
 
     def _response_written(self) -> None:
         """Finish a response that was written here, as uvicorn finishes others."""
@@ -156,10 +182,9 @@ class FastPathProtocol(HeaderLimits):
     def _match(self) -> PendingPoll | Reply | None:
         if not self._enabled or self._bare or self._queued:
             return None
-        # As `_large` and `_writable` have it; every poll would pay for the calls.
-        if self._unparsed > URL_BYTES or len(self.headers) > HEADERS:
+        if self._unparsed > URL_BYTES or len(self.headers) > HEADERS:  # maybe a head too large
             return None
-        if self.flow.write_paused or self.transport.is_closing():
+        if self.flow.write_paused or self.transport.is_closing():  # the client reads nothing
             return None
         parser = self.parser
         if (
@@ -178,7 +203,3 @@ class FastPathProtocol(HeaderLimits):
         if poll is None:
             scope["extensions"] = {MATCHED: {}}
         return poll
-
-    def _writable(self) -> bool:
-        """Return True if the client reads what is written. No other response is under way."""
-        return not (self.flow.write_paused or self.transport.is_closing())

@@ -18,14 +18,8 @@ class HeaderLimits(Exchange):
     refused when more bytes have been read than a head may have.
     """
 
-    _unparsed = 0  # bytes since a head was complete, or a piece of a body came
-
-    def _feed(self, piece: bytes) -> None:
-        self._unparsed += len(piece)
-        super()._feed(piece)
-        # The parser holds an incomplete header itself, and skips some bytes in silence.
-        if self._unparsed > HEAD_BYTES:
-            self._fail(414 if len(self.url) > URL_BYTES else 431)
+    def _refuse_head(self) -> None:
+        self._fail(414 if len(self.url) > URL_BYTES else 431)
 
     def on_headers_complete(self) -> None:
         """Refuse a head that is too large."""

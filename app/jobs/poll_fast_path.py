@@ -25,9 +25,10 @@ from app.http.reply import Reply
 from app.jobs.conditional_get import Representation, conditions, respond
 from app.jobs.problems import to_problem
 from app.jobs.schemas import LARGEST_ID
+from jobcache import CacheUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import asyncio
 
     from starlette.types import Receive, Scope, Send
 
@@ -62,15 +63,16 @@ class _Job:
     """A polled job: all that is the same from one poll to the next.
 
     Attributes:
+        representation: of the entry that was shown last, in the coding that it is stored in.
         path: as requests have it.
         route_path: the same without the prefix under which a proxy has the service.
     """
 
     __slots__ = (
-        "ask",
         "id",
         "path",
         "peek",
+        "read_future",
         "representation",
         "root_path",
         "route_path",
@@ -83,7 +85,7 @@ class _Job:
         self.path = path
         self.route_path = path.removeprefix(root_path)
         self.id = job_id
-        self.peek, self.ask = service.polled(job_id)
+        self.peek, self.read_future = service.polled(job_id)
         self.representation: Representation | None = None
 
 
@@ -114,25 +116,24 @@ class Poll:
         self._common_headers = common_headers
         self._min_version = 0 if if_none_match is None else conditions(if_none_match).min_version
 
-    def peek(self) -> Reply | None:
-        """Return the reply if the entry is in this process; None: read it elsewhere."""
+    def begin(self) -> Reply | asyncio.Future[ReadResult | None] | None:
+        """Return the reply if the entry is in this process, or begin to read it elsewhere."""
+        job = self._job
         try:
-            result = self._job.peek(self._min_version)
-            return None if result is None else self._reply(result)
+            result = None if job.peek is None else job.peek(self._min_version)
+            return job.read_future(self._min_version) if result is None else self._reply(result)
         except Exception as error:  # noqa: BLE001 - answered as the route would
             return self._failed(error)
 
-    def ask(self, on_result: Callable[[Reply | None], object]) -> bool:
-        """Read a store elsewhere once, without a task; see `PendingPoll`."""
-
-        def receive(result: ReadResult | None) -> None:
-            try:
-                reply = None if result is None else self._reply(result)
-            except Exception as error:  # noqa: BLE001 - answered as the route would
-                reply = self._failed(error)
-            on_result(reply)
-
-        return self._job.ask(self._min_version, receive)
+    def reply_to(self, reading: asyncio.Future[ReadResult | None]) -> Reply | None:
+        """Return the reply, once the store has been read; see `PendingPoll`."""
+        try:
+            result = None if reading.cancelled() else reading.result()
+            return None if result is None else self._reply(result)
+        except CacheUnavailable:
+            return None
+        except Exception as error:  # noqa: BLE001 - answered as the route would
+            return self._failed(error)
 
     async def read(self) -> Reply:
         """Return the reply: after a load from the database if necessary, or for an error."""
@@ -193,6 +194,7 @@ class PollFastPath:
         self._root_path = root_path
         self._service = service
         self._authenticator = authenticator
+        self._everybody = authenticator.everybody
         self._allowed = hosts.decisions
         self._common_headers = common_headers
         self._local_only = local_only
@@ -248,7 +250,7 @@ class PollFastPath:
                 return None
         if host is None or not self._allowed[host]:
             return None
-        caller = self._authenticator.judge(scope, job.route_path)
+        caller = self._everybody or self._authenticator.judge(scope, job.route_path)
         if isinstance(caller, Caller):
             return Poll(job, caller, if_none_match, accept_encoding, self._common_headers)
         return None if caller is None else Reply.of(caller)

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from app.auth.callers import TRUSTED
 from app.jobs import states
@@ -18,6 +19,7 @@ from app.jobs.documents import job_document, list_document, storyboard_document
 from app.jobs.storage import StoredStoryboard, progress_values
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Mapping, Sequence
 
     from app.auth.callers import Caller
@@ -74,12 +76,12 @@ class Polled(NamedTuple):
     """How a job's status is read without a task. For `JobService.require_visible` to look at.
 
     Attributes:
-        peek: `JobCache.peek`, but for the floor.
-        ask: `JobCache.ask`, but for the floor and what is to be called.
+        peek: `JobCache.peek`, but for `min_version`; None if no entry is in this process.
+        read_future: `Reads.read_future`, but for `min_version`.
     """
 
-    peek: Callable[[int], ReadResult | None]
-    ask: Callable[[int, Callable[[ReadResult | None], object]], bool]
+    peek: Callable[[int], ReadResult | None] | None
+    read_future: Callable[[int], asyncio.Future[ReadResult | None] | None]
 
 
 class JobService:
@@ -111,6 +113,7 @@ class JobService:
         self._cache = cache
         self._clock_ms = clock_ms
         self.on_change: list[Callable[[Job], None]] = []
+        self._documents: WeakKeyDictionary[Job, Document] = WeakKeyDictionary()
 
     # --- reading ---
 
@@ -132,8 +135,9 @@ class JobService:
     def polled(self, job_id: int) -> Polled:
         """The same for a job that is polled again and again: what can be made once is made once."""
         key, load = progress_key(job_id), partial(self._load, job_id)
-        cache = self._cache
-        return Polled(partial(cache.reads.peek, key, load), partial(cache.reads.ask, key, load))
+        reads = self._cache.reads
+        peek = partial(reads.peek, key, load) if reads.can_peek else None
+        return Polled(peek, partial(reads.read_future, key, load))
 
     async def wait_for_newer(
         self,
@@ -281,7 +285,7 @@ class JobService:
             # no such job, if a poll left one, is gone by then.
             key, list_key = progress_key(job.id), jobs_key(new.client_id)
             await write.fence(key, list_key)
-            write.publish(key, job_document(job))
+            write.publish(key, self.document(job))
             write.outdate(list_key, list_version)
         return job
 
@@ -381,7 +385,7 @@ class JobService:
             if job is None:
                 raise _NothingChanged
             # Only now: what is refused, or meets a database that is away, leaves the entry alone.
-            documents = {progress_key(job_id): job_document(job)}
+            documents = {progress_key(job_id): self.document(job)}
             if move is states.FINISH_STORYBOARD:
                 stored = StoredStoryboard(job.client_id, job.version, values["storyboard"])
                 documents[storyboard_key(job_id)] = storyboard_document(stored)
@@ -408,6 +412,13 @@ class JobService:
         if job.status in move.allowed:
             return None
         raise IllegalMove(f"Job {job_id} is {job.status}: it is not possible to {move.name}.")
+
+    def document(self, job: Job) -> Document:
+        """Return a job's document, made once for each row."""
+        document = self._documents.get(job)
+        if document is None:
+            document = self._documents[job] = job_document(job)
+        return document
 
     def _tell(self, job: Job) -> None:
         for listener in self.on_change:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from app.db.database import Database
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Job:
     """A row of the table of jobs, as one statement read it. Times are in milliseconds.
 
@@ -263,8 +263,9 @@ class JobStore:
         Return None if the job does not exist or its state does not allow the transition. With
         `client_id`, jobs of other clients do not exist.
         """
-        parameters = {_to(name): value for name, value in values.items()}
-        parameters |= {"job_id": job_id, _to("updated_at"): now_ms}
+        parameters: dict[str, Any] = {"job_id": job_id, "to_updated_at": now_ms}
+        for name, value in values.items():
+            parameters[f"to_{name}"] = value
         if client_id is not None:
             parameters["of_client"] = client_id
         statement = moving(move, frozenset(values), of_client=client_id is not None)
@@ -370,13 +371,9 @@ def moving(move: Transition, changed: frozenset[str], *, of_client: bool = False
     )
 
 
-def _to(name: str) -> str:
-    """Name the parameter of a column's new value; SQLAlchemy reserves the bare name."""
-    return f"to_{name}"
-
-
 def _new(name: str) -> BindParameter[Any]:
-    return bindparam(_to(name), type_=jobs.c[name].type)
+    """Return the parameter of a column's new value; SQLAlchemy reserves the bare name."""
+    return bindparam(f"to_{name}", type_=jobs.c[name].type)
 
 
 def _pace(now_ms: ColumnElement[Any]) -> ColumnElement[Any]:

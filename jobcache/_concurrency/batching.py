@@ -1,23 +1,24 @@
-"""What comes in one turn of the event loop is done together: one round trip instead of many."""
+"""Requests of one turn of the event loop, sent together: one round trip instead of many."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+_first = itemgetter(0)
+
 Item = TypeVar("Item")
-Asked = TypeVar("Asked")
+Request = TypeVar("Request")
 Reply = TypeVar("Reply")
-Then: TypeAlias = "Callable[[Sequence[Reply | Exception] | BaseException | None], None]"
 
 
 async def gather_all(calls: Sequence[Coroutine[Any, Any, object]]) -> None:
-    """Await them all at once; a single one, as is usual, without a task of its own.
+    """Await all coroutines at once; a single one, as is usual, without a task of its own.
 
     Raises:
         Exception: the first that any of them raised; the others go on.
@@ -29,119 +30,112 @@ async def gather_all(calls: Sequence[Coroutine[Any, Any, object]]) -> None:
 
 
 class TickBuffer(Generic[Item]):
-    """Collects what comes in one turn of the event loop, and hands it on at the turn's end.
+    """Collect the items of one turn of the event loop, and pass them on at the end of the turn.
 
-    As soon as there are `most`, they are handed on: whoever is to answer is at work on them while
-    the others are collected.
+    As soon as there are `most` items they are passed on: the receiver works on them while the
+    others are collected.
 
     Args:
-        hand_on: is given several at once. It must not raise.
-        most: how many it is given at a time, at least 1.
+        receive: is given several items at once. It must not raise.
+        most: how many items it is given at a time, at least 1.
     """
 
-    def __init__(self, hand_on: Callable[[Sequence[Item]], None], most: int) -> None:
-        self._hand_on = hand_on
+    def __init__(self, receive: Callable[[Sequence[Item]], None], most: int) -> None:
+        self._receive = receive
         self._most = most
         self._items: list[Item] = []
 
     def add(self, item: Item) -> None:
-        """Hand `item` on, with all others of this turn."""
+        """Pass `item` on, with all others of this turn."""
         items = self._items
         if not items:
-            asyncio.get_running_loop().call_soon(self._end)
+            asyncio.get_running_loop().call_soon(self._flush)
         items.append(item)
         if len(items) == self._most:
-            self._hand_on(self.take())
+            self._flush()
 
     def take(self) -> list[Item]:
-        """What has come in this turn, so far; it is handed on no more."""
+        """Remove and return the items of this turn, which are not passed on."""
         taken, self._items = self._items, []
         return taken
 
-    def _end(self) -> None:
-        if self._items:
-            self._hand_on(self.take())
+    def _flush(self) -> None:
+        items = self._items
+        if items:
+            self._items = []
+            self._receive(items)
 
 
-class Batcher(Generic[Asked, Reply]):
-    """Calls of one turn of the event loop, made together.
+class Batcher(Generic[Request, Reply]):
+    """Send the requests of one turn of the event loop together.
 
     Args:
-        send: asks several things at once. Returns a reply, or an error to raise, for each of them
-            in the same order; whatever it raises itself is raised to every caller.
-        most: how many it is given at a time, at least 1.
-        send_soon: the same without a task, where it can. Returns False if it cannot; else it calls
-            its second argument, in a later turn, with the replies, with an error for all, or with
-            None, if they are to be sent after all.
+        send: sends several requests. The future that it returns has a reply, or an error to raise,
+            for each of them, in the same order; an error of the future itself is raised to every
+            caller.
+        most: how many requests it is given at a time, at least 1.
     """
 
     def __init__(
         self,
-        send: Callable[[Sequence[Asked]], Coroutine[Any, Any, Sequence[Reply | Exception]]],
+        send: Callable[[Sequence[Request]], asyncio.Future[Sequence[Reply | Exception]]],
         most: int,
-        send_soon: Callable[[Sequence[Asked], Then[Reply]], bool] = lambda _asked, _then: False,
     ) -> None:
         self._send = send
-        self._send_soon = send_soon
-        self._turn: TickBuffer[tuple[Asked, asyncio.Future[Reply]]] = TickBuffer(self._depart, most)
-        self._sending: set[asyncio.Task[Sequence[Reply | Exception]]] = set()
+        self._buffer: TickBuffer[tuple[Request, asyncio.Future[Reply]]] = TickBuffer(
+            self._depart, most
+        )
 
-    def ask(self, asked: Asked) -> asyncio.Future[Reply]:
-        """The reply to `asked`, to be awaited. Who is cancelled meanwhile takes nobody else along.
+    def request(self, request: Request) -> asyncio.Future[Reply]:
+        """Return a future of the reply. A caller that is cancelled does not affect the others.
 
         Raises (in the future):
             Exception: what `send` raised, or gave as this reply.
         """
-        # A future for each caller, and a task, if any, that is nobody's.
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._turn.add((asked, reply))
+        self._buffer.add((request, reply))
         return reply
 
-    def _depart(self, waiting: Sequence[tuple[Asked, asyncio.Future[Reply]]]) -> None:
-        soon = False
-        with suppress(Exception):  # which `send` will raise where it can be told
-            soon = self._send_soon([asked for asked, _ in waiting], partial(self._arrive, waiting))
-        if not soon:
-            self._start(waiting)
+    def _depart(self, waiting: Sequence[tuple[Request, asyncio.Future[Reply]]]) -> None:
+        try:
+            sent = self._send(list(map(_first, waiting)))
+        except Exception as error:  # noqa: BLE001 - raised to the callers
+            for _, reply in waiting:
+                resolve_future(reply, error)
+        else:
+            sent.add_done_callback(partial(_arrive, waiting))
 
-    def _start(self, waiting: Sequence[tuple[Asked, asyncio.Future[Reply]]]) -> None:
-        task = asyncio.create_task(  # noqa: RUF006 - the set keeps it
-            self._send([asked for asked, _ in waiting])
-        )
-        self._sending.add(task)
-        task.add_done_callback(partial(self._ended, waiting))
-
-    def _ended(
-        self,
-        waiting: Sequence[tuple[Asked, asyncio.Future[Reply]]],
-        task: asyncio.Task[Sequence[Reply | Exception]],
-    ) -> None:
-        # A callback, and no part of the task: one cancelled before its first step runs none.
-        self._sending.discard(task)
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        self._arrive(waiting, task.result() if error is None else error)
-
-    def _arrive(
-        self,
-        waiting: Sequence[tuple[Asked, asyncio.Future[Reply]]],
-        found: Sequence[Reply | Exception] | BaseException | None,
-    ) -> None:
-        if found is None:
-            self._start(waiting)
-            return
-        each = [found] * len(waiting) if isinstance(found, BaseException) else found
-        for (_, reply), one in zip(waiting, each, strict=True):
-            resolve_future(reply, one)
-
-    async def aclose(self) -> None:
-        """Stop. Whoever still waits is cancelled."""
-        for _, reply in self._turn.take():
+    def cancel(self) -> None:
+        """Cancel the callers whose requests have not been sent."""
+        for _, reply in self._buffer.take():
             reply.cancel()
-        sending = list(self._sending)
-        for task in sending:
-            task.cancel()
-        if sending:
-            await asyncio.wait(sending)
+
+
+def _arrive(
+    waiting: Sequence[tuple[Any, asyncio.Future[Any]]],
+    sent: asyncio.Future[Sequence[Reply | Exception]],
+) -> None:
+    if sent.cancelled() or sent.exception() is not None:
+        error = outcome_error(sent)
+        for _, reply in waiting:
+            resolve_future(reply, error)
+        return
+    for (_, reply), found in zip(waiting, sent.result(), strict=True):
+        if isinstance(found, Exception):
+            resolve_future(reply, found)
+        elif not reply.done():
+            reply.set_result(found)
+
+
+def outcome_error(done: asyncio.Future[Any]) -> BaseException | None:
+    """Return the error of a future that is done, be it a cancellation; None if it has a result."""
+    return asyncio.CancelledError() if done.cancelled() else done.exception()
+
+
+def copy_outcome(target: asyncio.Future[Reply], source: asyncio.Future[Reply]) -> None:
+    """Give `target` the result or the error of `source`, which is done."""
+    error = outcome_error(source)
+    resolve_future(target, source.result() if error is None else error)
 
 
 def resolve_future(reply: asyncio.Future[Reply], found: Reply | BaseException) -> None:

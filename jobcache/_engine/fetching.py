@@ -24,6 +24,7 @@ from jobcache.protocol.backend import GONE, CacheBackend, Document, Entry, Lease
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
 
+    from jobcache._engine.batched_gets import BatchedGets
     from jobcache._engine.clock import WallClock
     from jobcache._engine.loading import Loads
     from jobcache._engine.publishing import Publisher
@@ -68,6 +69,7 @@ class Fetcher:
         publisher: hands over what was loaded.
         token: makes unique tokens.
         sleep: waits for the given seconds.
+        gets: of a backend whose store is elsewhere.
     """
 
     def __init__(
@@ -81,8 +83,12 @@ class Fetcher:
         publisher: Publisher,
         token: Callable[[], str],
         sleep: Callable[[float], Awaitable[object]],
+        gets: BatchedGets | None,
     ) -> None:
         self._backend = backend
+        self._get: Callable[[str], Awaitable[Entry | None]] = (
+            backend.get if gets is None else gets.get
+        )
         self._statistics = statistics
         self._clock = clock
         self._lifetimes = lifetimes
@@ -94,7 +100,7 @@ class Fetcher:
     async def find(self, key: str) -> Lookup | None:
         """Return what the cache holds at `key`; None if it holds no entry."""
         try:
-            entry = await self._backend.get(key)
+            entry = await self._get(key)
         except CacheError as error:
             return await self._failed(error, key)
         return None if entry is None else self._judge(entry, 0)

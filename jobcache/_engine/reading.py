@@ -15,7 +15,6 @@ from jobcache.models import CacheOutcome, ReadResult, ReadResults
 from jobcache.protocol.backend import (
     CacheBackend,
     Entry,
-    SupportsCallbackGet,
     SupportsClockSteps,
     SupportsPeek,
     SupportsTiers,
@@ -25,12 +24,12 @@ from jobcache.protocol.backend import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
+    from jobcache._engine.batched_gets import BatchedGets
     from jobcache._engine.clock import WallClock
     from jobcache._engine.fetching import Fetched, Fetcher
     from jobcache._engine.loading import Loads
     from jobcache._engine.owner_loop import OwnerLoop
     from jobcache._engine.shadow_reads import Shadow
-    from jobcache.errors import CacheError
     from jobcache.models import Load, LoadMany
     from jobcache.observability.statistics import Statistics
 
@@ -51,6 +50,10 @@ class Reads:
         loads: knows which loads wait for which.
         fetcher: loads what the cache lacks.
         owner: the loop that the cache belongs to.
+        gets: of a backend whose store is elsewhere.
+
+    Attributes:
+        can_peek: whether entries may be in this process.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Reads:
         loads: Loads,
         fetcher: Fetcher,
         owner: OwnerLoop,
+        gets: BatchedGets | None,
     ) -> None:
         self._backend = backend
         self._statistics = statistics
@@ -72,7 +76,8 @@ class Reads:
         self._fetcher = fetcher
         self._owner = owner
         self._peek = backend.peek if isinstance(backend, SupportsPeek) else None
-        self._ask = backend.ask if isinstance(backend, SupportsCallbackGet) else None
+        self.can_peek = self._peek is not None
+        self._gets = gets
         # Without tiers, a peek reads what `get` reads.
         both = backend.name, backend.name
         self._local, self._remote = backend.tiers if isinstance(backend, SupportsTiers) else both
@@ -102,30 +107,51 @@ class Reads:
         age_ms = age_ms if age_ms > 0 else 0  # noqa: FURB136 - which would be a call
         return _new(ReadResult, (entry, _HIT, False, self._local, age_ms))
 
-    def ask(
-        self, key: str, load: Load, min_version: int, then: Callable[[ReadResult | None], object]
-    ) -> bool:
-        """Call `then` with a hit from the store, without a task for it; see `JobCache.ask`."""
-        if (
-            self._ask is None
-            or self._owner.loop is not asyncio.get_running_loop()
-            or not key.isascii()
-        ):
-            return False  # `read` finds out more, or binds the cache to this loop
-        began = time.perf_counter_ns()
+    def read_future(
+        self, key: str, load: Load, min_version: int = 0
+    ) -> asyncio.Future[ReadResult | None] | None:
+        """Return a future of a hit from a store elsewhere, without a task of the caller's.
 
-        def answered(found: Entry | CacheError | None) -> None:
-            if (
-                not isinstance(found, Entry)
-                or found.version < min_version
-                or not self._clock.is_fresh(found)
-            ):
-                then(None)
-                return
-            self._shadow.hit(key, found, load)
-            then(self._result(began, found, _HIT))
+        The future can be awaited, or given a callback. All arguments are as for `JobCache.read`.
 
-        return self._ask(key, answered)
+        Returns:
+            A future of the hit; of None where there is none to be served, and `read` finds out
+            more. None in place of the future where there is no such store, or the cache does not
+            belong to the running loop yet.
+
+        Raises (in the future):
+            CacheUnavailable: the store is set aside, or did not answer: `read` asks the source.
+        """
+        gets = self._gets
+        if gets is None or self._owner.loop is not asyncio.get_running_loop() or not key.isascii():
+            return None  # `read` finds out more, or binds the cache to this loop
+        hit = partial(self._hit, key, load, min_version, time.perf_counter_ns())
+        return gets.get(key, hit)
+
+    def _hit(
+        self, key: str, load: Load, min_version: int, began: int, entry: Entry | None
+    ) -> ReadResult | None:
+        """Return the result of reading an entry of the store; None if it is not to be served.
+
+        The same as `peek`, which would be slower with a call more.
+        """
+        if entry is None or entry.version < min_version:
+            return None
+        clock = self._clock
+        now_ms = clock.now_ms()
+        if now_ms < clock.latest_ms:
+            return None  # the clock was set back: `read` finds out more
+        clock.latest_ms = now_ms
+        age_ms = now_ms - entry.stored_at_ms
+        if not YOUNGEST_MS <= age_ms < entry.fresh_ms:  # as in `WallClock.is_fresh`
+            return None
+        if self._shadow.rate:
+            self._shadow.hit(key, entry, load)
+        statistics = self._statistics
+        statistics.hits += 1
+        statistics.hit.record(time.perf_counter_ns() - began)
+        age_ms = age_ms if age_ms > 0 else 0  # noqa: FURB136 - which would be a call
+        return _new(ReadResult, (entry, _HIT, False, self._remote, age_ms))
 
     async def read(self, key: str, load: Load, min_version: int) -> ReadResult:
         """Return the document at `key`, where `peek` has found none; see `JobCache.read`."""
@@ -275,3 +301,5 @@ class Reads:
         """Cancel what is under way, and wait for its end."""
         for flights in (self._flights, self._batches):
             await flights.aclose()
+        if self._gets is not None:
+            self._gets.close()

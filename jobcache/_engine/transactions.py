@@ -12,13 +12,13 @@ Any other such transaction is refused. Libraries are recognised by their objects
 from __future__ import annotations
 
 import sys
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from jobcache.errors import WriteMisuse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     OnCommit = Callable[[Callable[[], object]], object]
 
@@ -74,11 +74,10 @@ class Enclosing:
                 "the write's transaction is a session or connection, which does not commit when its"
                 " block ends; give `write` what its `begin()` returns"
             )
-        self._open = [
-            (owner, root)
-            for owner in _sqlalchemy_owners(self._transaction, self._entered)
-            if (root := owner.get_transaction()) is not None
-        ]
+        for owner in _sqlalchemy_owners(self._transaction, self._entered):
+            root = owner.get_transaction()
+            if root is not None:
+                self._open.append((owner, root))
 
     def left(self) -> None:
         """Check the transaction once it has been left without an error.
@@ -86,8 +85,11 @@ class Enclosing:
         Raises:
             WriteMisuse: it has not been committed. The fences stay until they expire.
         """
-        if any(owner.get_transaction() is root for owner, root in self._open):
-            raise WriteMisuse(f"the write's block has ended, and nothing is committed; {_ADVICE}")
+        for owner, root in self._open:
+            if owner.get_transaction() is root:
+                raise WriteMisuse(
+                    f"the write's block has ended, and nothing is committed; {_ADVICE}"
+                )
 
 
 def _django_savepoints() -> dict[str, tuple[int, OnCommit]]:
@@ -111,54 +113,65 @@ def _django_savepoints() -> dict[str, tuple[int, OnCommit]]:
 
 
 def _is_savepoint(transaction: Any, entered: object) -> bool:  # noqa: ANN401 - of any library
-    if _is_from("asyncpg", transaction):
+    kind: Any = type(transaction)
+    libraries = _libraries_of(kind)
+    if "asyncpg" in libraries:
         return getattr(transaction, "_nested", False) is True
-    if _is_from("psycopg", transaction):
+    if "psycopg" in libraries:
         return getattr(transaction, "_outer_transaction", True) is False
-    if any(_in_savepoint(owner) for owner in _sqlalchemy_owners(transaction, entered)):
-        return True
+    for owner in _sqlalchemy_owners(transaction, entered):
+        if owner.in_nested_transaction():
+            return True
     # A session's own new transaction has not begun one on its connection yet.
-    return _is_from("sqlalchemy", transaction) and any(
-        owner.get_transaction() is not None and not controls
-        for owner, controls in _connections_of_sessions(transaction, entered)
-    )
+    if "sqlalchemy" in libraries:
+        for owner, controls in _connections_of_sessions(transaction, entered):
+            if owner.get_transaction() is not None and not controls:
+                return True
+    return False
 
 
-def _in_savepoint(owner: Any) -> bool:  # noqa: ANN401 - a session or a connection
-    return bool(owner.in_nested_transaction())
-
-
-def _is_from(library: str, value: object) -> bool:
-    return any(kind.__module__.partition(".")[0] == library for kind in type(value).__mro__)
+@lru_cache(maxsize=256)
+def _libraries_of(kind: Any) -> frozenset[str]:  # noqa: ANN401 - a class
+    """Return the top-level packages that define a class and its base classes."""
+    return frozenset(base.__module__.partition(".")[0] for base in kind.__mro__)
 
 
 def _controls_transactions(value: object) -> bool:
-    """Whether it is a session or connection of SQLAlchemy, synchronous or not."""
-    return _is_from("sqlalchemy", value) and hasattr(value, "in_nested_transaction")
+    """Return whether it is a session or connection of SQLAlchemy, synchronous or not."""
+    kind: Any = type(value)
+    return "sqlalchemy" in _libraries_of(kind) and hasattr(value, "in_nested_transaction")
 
 
-def _sessions_and_connections(*values: object) -> Iterator[Any]:
-    """Yield SQLAlchemy's synchronous sessions and connections that these values are, or are of."""
+def _sessions_and_connections(*values: object) -> list[Any]:
+    """Return SQLAlchemy's synchronous sessions and connections that these values are, or are of."""
+    owners = []
     for value in values:
-        if not _is_from("sqlalchemy", value):
+        kind: Any = type(value)
+        if "sqlalchemy" not in _libraries_of(kind):
             continue
         owner: Any = value
-        if not _controls_transactions(value):  # but a transaction of one
+        if not hasattr(owner, "in_nested_transaction"):  # but a transaction of one
             owner = getattr(value, "session", None) or getattr(value, "connection", None)
-        if _controls_transactions(owner):
-            owner = getattr(owner, "sync_session", owner)
-            yield getattr(owner, "sync_connection", owner)
+            if owner is None or not _controls_transactions(owner):
+                continue
+        owner = getattr(owner, "sync_session", owner)
+        owners.append(getattr(owner, "sync_connection", owner))
+    return owners
 
 
-def _connections_of_sessions(*values: object) -> Iterator[tuple[Any, bool]]:
-    """Yield each connection that a session is bound to, and whether the session may commit it."""
-    for owner in _sessions_and_connections(*values):
-        for connection in _sessions_and_connections(getattr(owner, "bind", None)):
-            yield connection, owner.join_transaction_mode == "control_fully"
+def _connections_of_sessions(*values: object) -> list[tuple[Any, bool]]:
+    """Return each connection that a session is bound to, and whether the session may commit it."""
+    return [
+        (connection, owner.join_transaction_mode == "control_fully")
+        for owner in _sessions_and_connections(*values)
+        if (bind := getattr(owner, "bind", None)) is not None
+        for connection in _sessions_and_connections(bind)
+    ]
 
 
-def _sqlalchemy_owners(*values: object) -> Iterator[Any]:
-    """Yield all that may hold the transaction: sessions, connections, and those of sessions."""
-    yield from _sessions_and_connections(*values)
+def _sqlalchemy_owners(*values: object) -> list[Any]:
+    """Return all that may hold the transaction: sessions, connections, and those of sessions."""
+    owners = _sessions_and_connections(*values)
     for connection, _ in _connections_of_sessions(*values):
-        yield connection
+        owners.append(connection)
+    return owners

@@ -36,11 +36,12 @@ and if another writer's fence were reported in between, the cell would hide what
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from jobcache._concurrency.batching import Batcher
+from jobcache.backends._closing import end_all
 from jobcache.protocol.backend import (
     CacheBackend,
     Entry,
@@ -50,6 +51,7 @@ from jobcache.protocol.backend import (
     SupportsBodyCheck,
     SupportsClockSteps,
     SupportsDiscard,
+    SupportsFutureGet,
     SupportsHealth,
     SupportsLeaseTime,
     SupportsNamespaceOwner,
@@ -61,12 +63,9 @@ from jobcache.protocol.backend import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from jobcache.protocol.backend import ChangeFeed
-
-
-_BATCH = 500  # gets that are asked of the remote tier at once
 
 
 class LocalTier(CacheBackend, SupportsPeek, SupportsDiscard, SupportsSize, Protocol):
@@ -105,12 +104,14 @@ class TieredBackend:
         *,
         token: Callable[[], str] | None = None,
     ) -> None:
-        numbers = itertools.count()
-        self._token: Callable[[], str] = token or (lambda: f"n{next(numbers)}")
+        self._token = map("n{}".format, itertools.count()).__next__ if token is None else token
         self._local = local
         self._remote = remote
         self._feed = feed
-        self._gets: Batcher[str, Entry | None] = Batcher(self._get_together, _BATCH)
+        self._get_remote: Callable[[Sequence[str]], Awaitable[Mapping[str, Entry]]] = (
+            remote.get_many_future if isinstance(remote, SupportsFutureGet) else remote.get_many
+        )
+        self._reading: set[asyncio.Task[Mapping[str, Entry]]] = set()
         feed.listen(self)
 
     @property
@@ -125,43 +126,40 @@ class TieredBackend:
         return self._local.peek(key) if self._feed.live else None
 
     async def get(self, key: str) -> Entry | None:
-        """See `CacheBackend`. All that are asked for in one turn of the loop are asked together.
+        """Return the entry at `key`, or None."""
+        return (await self.get_many((key,))).get(key)
 
-        So a burst for one key takes one near lease. Two would be in each other's way, for whoever
-        publishes first removes the other's.
-        """
-        return await self._gets.ask(key)
-
-    async def _get_together(self, keys: Sequence[str]) -> list[Entry | None]:
-        found = await self.get_many(list(dict.fromkeys(keys)))
-        return [found.get(key) for key in keys]
+    def get_many_future(self, keys: Sequence[str]) -> asyncio.Future[Mapping[str, Entry]]:
+        """Return a future of the entries at `keys`, by one task for all of them."""
+        reading = asyncio.create_task(self.get_many(keys))
+        self._reading.add(reading)
+        reading.add_done_callback(self._reading.discard)
+        return reading
 
     async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
-        """See `CacheBackend`."""
+        """Return the entries at `keys`, from the local tier or else from the remote one."""
         token = self._token()
         found: dict[str, Entry] = {}
+        lacking = []
+        fills = self._feed.live
+        if not fills:
+            self._feed.start()
         for key in keys:
-            entry = await self._lease_local(key, token)
-            if entry is not None:
-                found[key] = entry
-        lacking = [key for key in keys if key not in found]
+            # Where the local tier holds nothing, `token` has the right to fill it from now on.
+            held = await self._local.lease(key, token) if fills else None
+            if isinstance(held, Entry):
+                found[key] = held
+            else:
+                lacking.append(key)
         if lacking:
-            brought: Mapping[str, Entry] = {}
+            fetched: Mapping[str, Entry] = {}
             try:
-                brought = await self._remote.get_many(lacking)
+                fetched = await self._get_remote(lacking)
             finally:
                 for key in lacking:
-                    await self._publish_local(key, token, brought.get(key))
-            found.update(brought)
+                    await self._publish_local(key, token, fetched.get(key))
+            found.update(fetched)
         return found
-
-    async def _lease_local(self, key: str, token: str) -> Entry | None:
-        """What the local tier holds; if it holds nothing, the right to fill it is now `token`'s."""
-        if not self._feed.live:
-            self._feed.start()
-            return None  # and so nothing can be filled
-        found = await self._local.lease(key, token)
-        return found if isinstance(found, Entry) else None
 
     async def _publish_local(self, key: str, token: str, entry: Entry | None) -> None:
         """Publish the entry that the remote tier returned, or withdraw the lease without one."""
@@ -264,6 +262,6 @@ class TieredBackend:
     async def aclose(self) -> None:
         """Close both tiers, and the feed before them."""
         await self._feed.aclose()
-        await self._gets.aclose()
+        await end_all(list(self._reading))
         await self._local.aclose()
         await self._remote.aclose()

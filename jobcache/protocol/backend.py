@@ -36,9 +36,9 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 from jobcache.errors import InvalidDocument, InvalidKey
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Mapping, Sequence
 
-    from jobcache.errors import CacheError
 
 Encoding = Literal["identity", "gzip"]
 
@@ -282,31 +282,30 @@ class SupportsPeek(Protocol):
 
 
 @runtime_checkable
-class SupportsCallbackGet(Protocol):
-    """A backend that reads without a task for each read."""
+class SupportsFutureGet(Protocol):
+    """A backend that reads without a task of the caller's."""
 
-    def ask(self, key: str, then: Callable[[Entry | CacheError | None], object]) -> bool:
-        """Have `then` called, in a later turn, with what `CacheBackend.get` returns, or raises.
+    def get_many_future(self, keys: Sequence[str]) -> asyncio.Future[Mapping[str, Entry]]:
+        """Return a future of what `get_many` returns, or raises; to be awaited, or called back.
 
-        It is called among others' answers: it should not wait, nor raise.
-
-        Returns:
-            False, and `then` is not called, if the key cannot be asked for now.
+        To cancel the future changes nothing for others.
         """
 
 
 @runtime_checkable
-class SupportsCallbackGetMany(Protocol):
-    """As `SupportsCallbackGet`, for many keys."""
+class SupportsFutureWrite(Protocol):
+    """A backend that fences and publishes without a task of the caller's.
 
-    def ask_many(
-        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | Exception], object]
-    ) -> bool:
-        """Have `then` called, in a later turn, with what `get_many` returns, or raises.
+    Both go on if their future is cancelled.
+    """
 
-        Returns:
-            False, and `then` is not called, if `get_many` has to be used.
-        """
+    def fence_future(self, key: str, token: str) -> asyncio.Future[None]:
+        """Return a future of what `fence` returns, or raises."""
+
+    def publish_future(
+        self, key: str, token: str, entry: Entry | None
+    ) -> asyncio.Future[PublishResult]:
+        """Return a future of what `publish` returns, or raises."""
 
 
 @runtime_checkable

@@ -183,7 +183,7 @@ class Decoder:
         if check is None:
             return
         body = identity_body(entry)
-        if entry.gone or len(body) > _LARGEST_CHECKED:
+        if entry.version == 0 or len(body) > _LARGEST_CHECKED:
             return
         try:
             check(name[self._prefix :], body)
@@ -212,8 +212,8 @@ def _entry(cell: bytes, found: re.Match[bytes]) -> Entry:
         raise UnreadableCell("a number in the header of an entry is too large")
     return Entry(
         numbers[0],
-        _text(owner),
-        _text(status),
+        _text(owner) if b"%" in owner else owner.decode("ascii"),
+        _text(status) if b"%" in status else status.decode("ascii"),
         after,
         body,
         "gzip" if encoding == b"gzip" else "identity",
@@ -222,8 +222,6 @@ def _entry(cell: bytes, found: re.Match[bytes]) -> Entry:
 
 
 def _text(quoted: bytes) -> str:
-    if b"%" not in quoted:
-        return quoted.decode("ascii")
     try:
         return unquote(quoted.decode("ascii"), errors="strict")
     except UnicodeError as error:

@@ -1,7 +1,7 @@
-"""How long an operation is waited for, which is not cancelled when time is up.
+"""Deadlines of operations that are not cancelled when their time is up.
 
-It is waited for in parts, between which the loop looks at its sockets: however long the loop is
-busy with other things, an answer that is there, yet unread, is not taken for silence.
+A deadline is waited for in parts, between which the loop reads its sockets: however long the loop
+is busy with other work, a reply that has come, but is not read yet, is not taken for silence.
 """
 
 from __future__ import annotations
@@ -16,44 +16,37 @@ _PARTS = 10
 
 
 class Deadline:
-    """Of one operation: it is met, or missed, and then not met any more.
+    """Call a function when the time is up, unless the timer is cancelled before.
 
-    A timer and no more, for every operation pays it: `asyncio.wait` costs several times as much.
+    It is one timer, because every operation has one: `asyncio.wait` costs several times as much.
 
     Args:
         limit: in seconds.
-        missed: called once it is.
+        on_missed: called once when it is missed.
+
+    Attributes:
+        timer: to be cancelled when the operation has ended.
     """
 
-    __slots__ = ("_left", "_loop", "_missed", "_over", "_part", "_timer")
+    __slots__ = ("_left", "_loop", "_on_missed", "_part", "timer")
 
-    def __init__(self, limit: float, missed: Callable[[], object]) -> None:
+    def __init__(self, limit: float, on_missed: Callable[[], object]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._missed = missed
-        self._over = False
+        self._on_missed = on_missed
         self._left = _PARTS
         self._part = limit / _PARTS
-        self._timer = self._loop.call_later(self._part, self._look)
+        self.timer = self._loop.call_later(self._part, self._end_part)
 
-    def met(self) -> bool:
-        """The operation has ended. Returns whether anybody still waits for it."""
-        if self._over:
-            return False
-        self._over = True
-        self._timer.cancel()
-        return True
-
-    def _look(self) -> None:
+    def _end_part(self) -> None:
         self._left -= 1
         if self._left:
-            self._timer = self._loop.call_later(self._part, self._look)
+            self.timer = self._loop.call_later(self._part, self._end_part)
         else:
-            self._over = True
-            self._missed()
+            self._on_missed()
 
 
 async def ends_within(limit: float, task: asyncio.Task[Any]) -> bool:
-    """Whether `task` has ended within `limit` seconds. If not, it is left alone."""
+    """Return whether `task` has ended within `limit` seconds. If not, it is left alone."""
     over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def end(_: object = None) -> None:
@@ -65,5 +58,5 @@ async def ends_within(limit: float, task: asyncio.Task[Any]) -> bool:
     try:
         await over
     finally:
-        deadline.met()
+        deadline.timer.cancel()
     return task.done()

@@ -6,7 +6,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import pytest
@@ -30,18 +29,24 @@ class Counted:
         self.poll = poll
         self._wire = wire
 
-    def peek(self) -> Reply | None:
-        return self._count(self.poll.peek())
+    def begin(self) -> Reply | asyncio.Future[Any] | None:
+        begun = self.poll.begin()
+        if not isinstance(begun, asyncio.Future):
+            return self._count(begun)
+        if self._wire.held is None:
+            return begun
+        late: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        begun.add_done_callback(
+            lambda done: self._held().append(lambda: late.set_result(done.result()))
+        )
+        return late
 
-    def ask(self, on_result: Callable[[Reply | None], object]) -> bool:
-        def receive(reply: Reply | None) -> None:
-            self._count(reply)
-            if self._wire.held is None:
-                on_result(reply)
-            else:
-                self._wire.held.append(partial(on_result, reply))
+    def _held(self) -> list[Callable[[], object]]:
+        assert self._wire.held is not None
+        return self._wire.held
 
-        return self.poll.ask(receive)
+    def reply_to(self, reading: asyncio.Future[Any]) -> Reply | None:
+        return self._count(self.poll.reply_to(reading))
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await self.poll(scope, receive, send)

@@ -33,7 +33,7 @@ async def bench(subject: conformance.Subject) -> AsyncIterator[Bench]:
     bench = Bench(Guarded(subject))
     guard = getattr(bench.subject.backend, "_remote", bench.subject.backend)
     if isinstance(guard, GuardedBackend):
-        guard._clock_ms = lambda: bench.now_ms
+        guard._confirmation._clock_ms = lambda: bench.now_ms
     bench.source.versions |= {"k": 1, "l": 1}
     yield bench
     await bench.cache.aclose()
@@ -44,7 +44,7 @@ def outage(bench: Bench) -> None:
     guard = getattr(bench.subject.backend, "_remote", bench.subject.backend)
     if isinstance(guard, GuardedBackend):
         guard._breaker.trip("a test")
-        guard._close_circuit()
+        guard._recovery._close_circuit()
 
 
 async def outcomes(bench: Bench, count: int = 4) -> list[str]:

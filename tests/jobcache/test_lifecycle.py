@@ -85,8 +85,7 @@ def test_in_another_loop_it_says_what_is_wrong(cache: JobCache, use: str, closed
 
 
 async def _used(cache: JobCache, use: str) -> None:
-    told: list[object] = []
-    assert not cache.reads.ask("k", load, 0, told.append)
+    assert cache.reads.read_future("k", load) is None
     await USES[use](cache)
 
 
@@ -112,7 +111,7 @@ async def test_once_it_is_closed_it_says_so(cache: JobCache, use: str) -> None:
     with pytest.raises(CacheClosed):
         await USES[use](cache)
     assert cache.peek("k", load) is None
-    assert not cache.reads.ask("k", load, 0, print)
+    assert cache.reads.read_future("k", load) is None
 
 
 async def test_a_read_that_raises_is_counted(cache: JobCache) -> None:

@@ -33,11 +33,11 @@ import asyncio
 import logging
 import re
 import time
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import partial
 from hashlib import sha1
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from redis.exceptions import (
     AskError,
@@ -51,6 +51,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from jobcache.backends._closing import end_all
+from jobcache.backends.redis.cache_errors import as_cache_error, translated
 from jobcache.backends.redis.factory import topology_of
 from jobcache.backends.redis.namespace_owner import Source
 from jobcache.backends.redis.refused_commands import (
@@ -59,7 +60,8 @@ from jobcache.backends.redis.refused_commands import (
     is_unknown,
     named,
 )
-from jobcache.backends.redis.server import Call, Cells, Server, Told
+from jobcache.backends.redis.script_calls import Call
+from jobcache.backends.redis.server import Cells, ScriptReply, Server
 from jobcache.backends.redis.tracking.connection import Endpoint
 from jobcache.backends.redis.tracking.feed import TrackingFeed
 from jobcache.backends.redis.url import read_url
@@ -76,13 +78,15 @@ from jobcache.protocol.cell import Fence
 from jobcache.protocol.codec import Decoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from redis.asyncio.connection import AbstractConnection
 
     from jobcache.backends.redis.pipelined_connection import Command
     from jobcache.settings import CacheSettings
 
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 logger = logging.getLogger("jobcache")
 
 _WITHDRAWN = -1
@@ -92,6 +96,13 @@ _EVICTED_TOGETHER = 100  # keys to a script
 _BETWEEN_REPORTS = 5.0  # seconds
 _TROUBLE = (RedisConnectionError, RedisTimeoutError, ClusterError, ReadOnlyError, OSError)
 """What tells that a server is not what it was taken for, or not where."""
+
+
+class _Operate(Protocol[T_co]):
+    """An operation on the server that has a key."""
+
+    async def __call__(self, server: Server, *, asking: bool) -> T_co:
+        """Operate; `asking`: the key's slot is on its way to that server."""
 
 
 class RedisBackend:
@@ -146,7 +157,7 @@ class RedisBackend:
         )
         self._source = Source(prefix, source_id)
         self._cells = Decoder(len(prefix))
-        self._asking_again: set[asyncio.Task[dict[str, Entry]]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._clock = clock
         self._lease_ms = round(lease * 1000)
         self._fence_ms = round(fence * 1000)
@@ -167,58 +178,56 @@ class RedisBackend:
             pool_wait=pool_wait,
             socket_limit=socket_limit,
         )
+        # None in a cluster, where every key has a server of its own.
+        self._server = None if self._topology.is_sharded else self._topology.servers()[0]
         self._feed = TrackingFeed(self.primaries, generation=lambda: self.generation, prefix=prefix)
 
     async def get(self, key: str) -> Entry | None:
-        """See `CacheBackend`. All that are asked for in one turn of the loop travel together."""
+        """Return the entry at `key`, or None."""
         name = self._prefix + key
-        return self._entry(name, await self._tell(name, name))
+        if self._server is None:
+            return await self._on_owner(name, partial(self._get_from, name))
+        return await self._server.read([name], partial(self._entry, self._server, name))
 
-    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """See `CacheBackend`."""
-        if not keys:
-            return {}
-        names = [self._prefix + key for key in keys]
-        if self._topology.is_sharded:
-            return await self._gather(keys, names)
-        server = self._topology.servers()[0]
-        with _translated():
-            cells = await server.get_many(names)
-        return self._entries(keys, names, cells)
+    async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
+        """Return the entries at `keys`, read with one command where there is one server."""
+        return await self.get_many_future(keys)
 
-    def ask_many(
-        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | CacheError], object]
-    ) -> bool:
-        """See `SupportsCallbackGetMany`."""
-        if self._topology.is_sharded:
-            return False
-        names = [self._prefix + key for key in keys]
-        server = self._topology.servers()[0]
+    def get_many_future(self, keys: Sequence[str]) -> asyncio.Future[Mapping[str, Entry]]:
+        """Return a future of the entries at `keys`; without a task, if there is one server."""
+        server = self._server
+        if server is None or not keys:
+            reading = asyncio.create_task(self._get_many_sharded(keys))
+            self._tasks.add(reading)
+            reading.add_done_callback(self._tasks.discard)
+            return reading
+        names = list(map(self._prefix.__add__, keys)) if self._prefix else keys
+        return server.read(names, partial(self._entries, server, keys, names))
 
-        def told(cells: Cells | BaseException) -> None:
-            if isinstance(cells, tuple):
-                then(self._entries(keys, names, cells))
-            elif isinstance(cells, RedisConnectionError):
-                again = asyncio.create_task(self.get_many(keys))
-                self._asking_again.add(again)
-                again.add_done_callback(reported_again)
-            else:
-                then(_as_ours(cells))
+    def _entry(self, server: Server, name: str, cells: Cells, incarnation_id: str) -> Entry | None:
+        """Return the entry in the one cell of `cells`."""
+        (cell,) = cells
+        if isinstance(cell, Exception):
+            raise named("GET", cell)
+        found = None if cell is None else self._cells.decode(name, cell, incarnation_id)
+        if isinstance(found, Entry):
+            return found if server.tracked else found.past_its_freshness()
+        if found is None and cell is not None:
+            self._verify_identity(server)
+        return None
 
-        def reported_again(again: asyncio.Task[dict[str, Entry]]) -> None:
-            # A callback, and no part of the task: one cancelled before its first step runs none.
-            self._asking_again.discard(again)
-            error = asyncio.CancelledError() if again.cancelled() else again.exception()
-            then(again.result() if error is None else _as_ours(error))
-
-        return server.ask_many(names, told)
-
-    def _entries(self, keys: Sequence[str], names: Sequence[str], told: Cells) -> dict[str, Entry]:
-        """What is readable of what the one server has."""
-        cells, incarnation_id = told
+    def _entries(
+        self,
+        server: Server,
+        keys: Sequence[str],
+        names: Sequence[str],
+        cells: Cells,
+        incarnation_id: str,
+    ) -> Mapping[str, Entry]:
+        """Return the entries that can be read, by key."""
         decode, found = self._cells.decode, {}
         for key, name, cell in zip(keys, names, cells, strict=True):
-            if cell is None:
+            if not isinstance(cell, bytes):
                 continue
             try:
                 entry = decode(name, cell, incarnation_id)
@@ -227,25 +236,65 @@ class RedisBackend:
             if isinstance(entry, Entry):
                 found[key] = entry
             elif entry is None:
-                self._strange(self._topology.servers()[0])
+                self._verify_identity(server)
         return found
 
-    async def _gather(self, keys: Sequence[str], names: Sequence[str]) -> dict[str, Entry]:
-        """The same, from whichever servers have the keys."""
-        asked = (self._tell(name, name) for name in names)
-        found = {}
-        for key, name, told in zip(
-            keys, names, await asyncio.gather(*asked, return_exceptions=True), strict=True
+    # --- reading from a cluster ---
+
+    async def _get_many_sharded(self, keys: Sequence[str]) -> Mapping[str, Entry]:
+        """Read the keys of each server together, and then those that it does not have any more."""
+        names: dict[Server | None, list[str]] = {}
+        for key in keys:
+            name = self._prefix + key
+            names.setdefault(self._topology.owner(name), []).append(name)
+        again = names.pop(None, [])
+        servers = [server for server in names if server is not None]
+        reads = [
+            server.read(names[server], partial(self._outcomes, server, names[server]))
+            for server in servers
+        ]
+        found: dict[str, Entry] = {}
+        for server, outcomes in zip(
+            servers, await asyncio.gather(*reads, return_exceptions=True), strict=True
         ):
-            try:
-                if isinstance(told, BaseException):
-                    raise told
-                entry = self._entry(name, told)
-            except UnreadableCell:
-                continue
-            if entry is not None:
-                found[key] = entry
+            if isinstance(outcomes, BaseException):
+                self._report_trouble(outcomes)
+                raise outcomes
+            for name, outcome in zip(names[server], outcomes, strict=True):
+                if isinstance(outcome, Entry):
+                    found[name[len(self._prefix) :]] = outcome
+                elif isinstance(outcome, Exception):
+                    again.append(name)
+        for name in again:
+            with suppress(UnreadableCell):
+                entry = await self._on_owner(name, partial(self._get_from, name))
+                if entry is not None:
+                    found[name[len(self._prefix) :]] = entry
         return found
+
+    async def _get_from(self, name: str, server: Server, *, asking: bool) -> Entry | None:
+        decode = partial(self._outcomes, server, [name])
+        if asking:
+            (outcome,) = await server.read_asking(name, decode)
+        else:
+            (outcome,) = await server.read([name], decode)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _outcomes(
+        self, server: Server, names: Sequence[str], cells: Cells, incarnation_id: str
+    ) -> list[Entry | Exception | None]:
+        """Return what each cell holds, or the error of reading it."""
+        outcomes: list[Entry | Exception | None] = []
+        for name, cell in zip(names, cells, strict=True):
+            try:
+                outcomes.append(self._entry(server, name, [cell], incarnation_id))
+            except (RedisError, CacheError) as error:
+                outcomes.append(error)
+        return outcomes
+
+    # --- changing cells ---
 
     async def lease(self, key: str, token: str) -> Entry | LeaseResult:
         """See `CacheBackend`."""
@@ -254,7 +303,7 @@ class RedisBackend:
             return LeaseResult.ACQUIRED
         found = self._cells.decode(self._prefix + key, reply, incarnation_id)
         if isinstance(found, Entry):
-            return found if server.tracked else _unheard_of(found)
+            return found if server.tracked else found.past_its_freshness()
         return LeaseResult.FENCED if isinstance(found, Fence) else LeaseResult.HELD
 
     def set_body_check(self, check: Callable[[str, bytes], object]) -> None:
@@ -266,16 +315,29 @@ class RedisBackend:
         self._lease_ms = max(self._lease_ms, round(seconds * 1000))
 
     async def fence(self, key: str, token: str) -> None:
-        """See `CacheBackend`."""
-        await self._run("fence", key, token, self._fence_ms)
+        """Fence `key`, by one script."""
+        await self.fence_future(key, token)
+
+    def fence_future(self, key: str, token: str) -> asyncio.Future[None]:
+        """Return a future of the fence; without a task, if there is one server."""
+        call = Call("fence", self._prefix + key, (token, self._fence_ms))
+        return self._call_future(call, _ignore)
 
     async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
-        """See `CacheBackend`."""
-        if entry is None:
-            word, *_ = await self._run("publish", key, token, _WITHDRAWN, 0, b"")
-        else:
-            word, *_ = await self._run("publish", key, token, entry.version, entry.keep_ms, entry)
-        return PublishResult(word.decode())
+        """Publish, by one script."""
+        return await self.publish_future(key, token, entry)
+
+    def publish_future(
+        self, key: str, token: str, entry: Entry | None
+    ) -> asyncio.Future[PublishResult]:
+        """Return a future of what the publish did; without a task, if there is one server."""
+        arguments = (
+            (token, _WITHDRAWN, 0, b"")
+            if entry is None
+            else (token, entry.version, entry.keep_ms, entry)
+        )
+        call = Call("publish", self._prefix + key, arguments)
+        return self._call_future(call, _publish_result)
 
     async def purge(self, keys: Sequence[str]) -> int:
         """See `CacheBackend`."""
@@ -288,7 +350,7 @@ class RedisBackend:
         has come.
         """
         pattern = f"{_literal(self._prefix)}*"
-        with _translated():
+        with translated():
             await self._topology.refresh()
         sweep = _Sweep(self._prefix, self._clock)
         for server in self._topology.servers():
@@ -299,7 +361,7 @@ class RedisBackend:
     async def _sweep(self, server: Server, pattern: str, sweep: _Sweep) -> None:
         cursor = 0
         while True:
-            with _translated():
+            with translated():
                 cursor, names = await server.scan(cursor, pattern)
             sweep.step(len(names), await self._evict(names))
             if cursor == 0:
@@ -319,12 +381,12 @@ class RedisBackend:
         return await self._dropped([Call(script, name) for name in names])
 
     async def _dropped(self, calls: Sequence[Call]) -> int:
-        told = await asyncio.gather(*(self._tell(call.key, call) for call in calls))
-        return sum(dropped for dropped, *_ in told)
+        replies = await asyncio.gather(*(self._call(call) for call in calls))
+        return sum(dropped for dropped, *_ in replies)
 
     async def ping(self) -> None:
         """See `SupportsPing`: of every server that keys belong to."""
-        with _translated():
+        with translated():
             await self._topology.refresh()
             pings = (
                 server.ping(self._key_on(server, "ping")) for server in self._topology.servers()
@@ -348,7 +410,7 @@ class RedisBackend:
         Raises:
             CacheUnavailable: nobody can tell.
         """
-        with _translated():
+        with translated():
             await self._topology.refresh()
         return [
             Endpoint(
@@ -356,7 +418,7 @@ class RedisBackend:
                 server.connection,
                 partial(self._heartbeat_key, server),
                 partial(_heartbeat, server),
-                server.doubt,
+                server.identity.mark_suspect,
             )
             for server in self._topology.servers()
         ]
@@ -375,29 +437,41 @@ class RedisBackend:
         """Close the connections. Whoever still waits is cancelled."""
         await self._feed.aclose()
         await self._topology.aclose()
-        await end_all(self._asking_again)
+        await end_all(list(self._tasks))
 
     # --- cells ---
 
-    def _entry(self, name: str, told: Told) -> Entry | None:
-        cell, incarnation_id, server = told
-        found = None if cell is None else self._cells.decode(name, cell, incarnation_id)
-        if isinstance(found, Entry):
-            return found if server.tracked else _unheard_of(found)
-        if found is None and cell is not None:
-            self._strange(server)
-        return None
-
-    def _strange(self, server: Server) -> None:
-        """A cell is of another life of the server: maybe ours has ended."""
+    def _verify_identity(self, server: Server) -> None:
+        """A cell of another incarnation was found: the server may have become another."""
         server.verify_identity(self._key_on(server, "ping"))
 
-    async def _run(self, script: str, key: str, *arguments: str | int | bytes | Entry) -> Told:
-        name = self._prefix + key
-        return await self._tell(name, Call(script, name, arguments))
+    async def _run(
+        self, script: str, key: str, *arguments: str | int | bytes | Entry
+    ) -> ScriptReply:
+        return await self._call(Call(script, self._prefix + key, arguments))
 
-    async def _tell(self, name: str | bytes, asked: str | Call) -> Told:
-        """What the server that has `name` says: of the cell there, or to a script."""
+    async def _call(self, call: Call) -> ScriptReply:
+        """Call a script on the server that has its key."""
+        if self._server is None:
+            return await self._on_owner(call.key, partial(_call_on, call))
+        with translated():
+            return await self._server.call(call)
+
+    def _call_future(self, call: Call, convert: Callable[[ScriptReply], T]) -> asyncio.Future[T]:
+        """Return a future of what `convert` makes of a script's reply."""
+        calling: asyncio.Future[ScriptReply]
+        if self._server is None:
+            calling = task = asyncio.create_task(self._call(call))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            calling = self._server.call(call)
+        converted: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        calling.add_done_callback(partial(_convert, converted, convert))
+        return converted
+
+    async def _on_owner(self, name: str | bytes, operate: _Operate[T]) -> T:
+        """Operate on the server of a cluster that has `name`, wherever its slot has moved."""
         asking = False
         try:
             server = self._topology.owner(name)
@@ -408,16 +482,19 @@ class RedisBackend:
                 if server is None:
                     break
                 try:
-                    return await server.ask(asked, asking=asking)
+                    return await operate(server, asking=asking)
                 except AskError as error:
                     server = self._topology.redirected(error, server)
                     asking = not isinstance(error, MovedError)
-        except _TROUBLE as error:
-            self._topology.doubt()
-            raise _as_ours(error) from error
-        except RedisError as error:
-            raise _as_ours(error) from error
+        except (CacheError, RedisError, OSError) as error:
+            self._report_trouble(error)
+            raise as_cache_error(error) from error
         raise CacheUnavailable("no server has the key's slot")
+
+    def _report_trouble(self, error: BaseException) -> None:
+        """Have the topology learned anew after an error that says that it may have changed."""
+        if isinstance(error, _TROUBLE) or isinstance(error.__cause__, _TROUBLE):
+            self._topology.doubt()
 
     # --- the server's life ---
 
@@ -483,20 +560,44 @@ class RedisBackend:
             elif word == "GET":
                 try:
                     if not self._source.owns(reply):
-                        self._strange(server)  # evicted, or flushed: to be claimed anew
+                        self._verify_identity(server)  # evicted, or flushed: to be claimed anew
                 except NamespaceConflict as error:
-                    server.invalidate()
+                    server.identity.invalidate()
                     return error
         return None
 
 
-def _unheard_of(entry: Entry) -> Entry:
-    """An entry of a server that no feed listens to yet: the source is to confirm it."""
-    return entry.past_its_freshness()
+def _ignore(_: ScriptReply) -> None:
+    pass
+
+
+def _publish_result(reply: ScriptReply) -> PublishResult:
+    return PublishResult(reply[0].decode())
+
+
+def _convert(
+    converted: asyncio.Future[T],
+    convert: Callable[[ScriptReply], T],
+    calling: asyncio.Future[ScriptReply],
+) -> None:
+    if converted.done():
+        return  # its caller has gone
+    if calling.cancelled():
+        converted.cancel()
+    elif (error := calling.exception()) is not None:
+        converted.set_exception(as_cache_error(error))
+    else:
+        converted.set_result(convert(calling.result()))
+
+
+async def _call_on(call: Call, server: Server, *, asking: bool) -> ScriptReply:
+    if asking:
+        return await server.call_asking(call)
+    return await server.call(call)
 
 
 async def _heartbeat(server: Server, reads: str, scripted: str) -> None:
-    with _translated():
+    with translated():
         await server.heartbeat(reads, scripted)
 
 
@@ -505,25 +606,6 @@ _SCRIPTS = ("lease", "fence", "publish", "purge", "evict")
 
 def _lua(name: str) -> str:
     return files("jobcache.backends.redis").joinpath(f"scripts/{name}.lua").read_text("utf-8")
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """What redis-py raises, as what the contract allows."""
-    try:
-        yield
-    except (RedisError, OSError) as error:
-        raise _as_ours(error) from error
-
-
-def _as_ours(error: BaseException) -> CacheError:
-    if isinstance(error, CacheError):
-        return error
-    if isinstance(error, asyncio.CancelledError):
-        return CacheUnavailable("it is being closed")
-    if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
-        return UnreadableCell(str(error))
-    return CacheUnavailable(f"{type(error).__name__}: {error}")
 
 
 async def _incarnation_on(connection: AbstractConnection, *, master: bool) -> str:

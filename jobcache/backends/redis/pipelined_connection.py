@@ -1,15 +1,16 @@
-"""A connection on which commands follow each other without waiting for the answers before them.
+"""Pipeline commands on one connection: each is sent without waiting for the replies before it.
 
-Redis answers in the order in which it was asked. So whoever asks leaves a callback at the end of a
-line and bytes in the transport, and an answer goes to whoever is first: no connection is taken from
-a pool for it, no task is made, and nobody waits for anybody. redis-py makes the connection (with
-address, TLS, credentials, database) and brings the parser; from then on its transport is ours.
+Redis replies in the order of the commands. A request therefore puts its callback at the end of a
+queue and its bytes into the transport, and each reply belongs to the request at the head of the
+queue. No connection is taken from a pool, no task is made, and no request waits for another.
+redis-py makes the connection (address, TLS, credentials, database) and brings the parser; from then
+on this class owns the transport.
 
-Only what can be asked again travels here. Where an answer is overdue, all that was asked after it
-is, too, and the lane is closed; a new one is made for whoever asks next.
+Only commands that can be repeated are sent here. Where a reply is overdue, so are all replies
+behind it: the connection is closed, and the next request opens another.
 
-Rejected: a reader task on redis-py's own streams, which costs two switches of tasks for every
-answer, and several times what is done here.
+Rejected: a reader task on redis-py's own streams, which costs two task switches for each reply, and
+several times the work done here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import asyncio
 import math
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
@@ -27,8 +28,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from jobcache._concurrency.batching import resolve_future
 
 try:
-    from hiredis import PushNotification, pack_command
-except ImportError:  # then there is no lane
+    from hiredis import PushNotification
+    from hiredis import pack_command as _pack
+except ImportError:  # then no connection is pipelined
     PushNotification = list  # type: ignore[assignment, misc]
 
 if TYPE_CHECKING:
@@ -38,40 +40,40 @@ if TYPE_CHECKING:
 
 Command = tuple["str | int | bytes", ...]
 
-# Told of the replies; of an error of redis-py's; or of a `CancelledError`, if it was closed.
-Then: TypeAlias = "Callable[[list[Any] | BaseException], None]"
+OnReplies: TypeAlias = "Callable[[list[Any] | BaseException], None]"
+"""Is called with the replies; or with a `RedisError`; or with a `CancelledError` on `close`."""
 
 _GRACE = 0.05
-"""Seconds for an answer that may have come while the loop was busy, but has not been read yet."""
+"""Seconds for a reply that came while the loop was busy, and has not been read yet."""
 
 
-class NotPipelinable(RedisConnectionError):  # noqa: N818 - says what is the matter
-    """The connection has another parser than hiredis', or another encoding, and can be no lane."""
+class NotPipelinable(RedisConnectionError):  # noqa: N818 - a property of the connection
+    """The connection has another parser than hiredis', or another encoding than UTF-8."""
 
 
-class _Asked:
-    """A number of commands that were sent together, and their replies so far."""
+class _Pending(NamedTuple):
+    """Commands that were sent together, and their replies so far."""
 
-    __slots__ = ("at", "count", "replies", "then")
-
-    def __init__(self, count: int, at: float, then: Then) -> None:
-        self.count = count
-        self.at = at
-        self.then = then
-        self.replies: list[Any] = []
+    size: int
+    sent_at: float
+    on_replies: OnReplies
+    replies: list[Any]
 
 
 class PipelinedConnection(asyncio.Protocol):
-    """A lane on a connection that redis-py has made, and that nobody else uses.
+    """Pipeline commands on a connection that redis-py has made, and that nothing else uses.
 
     Args:
-        connection: connected; nothing is under way on it.
-        limit: seconds to wait for an answer; infinite, if somebody else keeps watch.
-        on_push: is told what the server says of its own accord, and at last why this was closed.
-            It must not raise.
+        connection: connected, with no command under way.
+        limit: seconds to wait for a reply; infinite if somebody else watches the connection.
+        on_push: is called with each message that is no reply, and at last with the reason why the
+            connection was closed. It must not raise.
+
+    Attributes:
+        is_closing: whether no command can be sent any more.
 
     Raises:
-        NoLane: it cannot be one.
+        NotPipelinable: commands cannot be pipelined on it.
     """
 
     def __init__(
@@ -80,112 +82,109 @@ class PipelinedConnection(asyncio.Protocol):
         limit: float,
         on_push: Callable[[list[Any] | BaseException], None] = lambda _: None,
     ) -> None:
-        # Private, and pinned by tests: redis-py hands neither of them out.
+        # Private, and pinned by tests: redis-py gives access to neither of them.
         parser: Any = connection._parser  # noqa: SLF001
         writer: Any = connection._writer  # noqa: SLF001
         reader = getattr(parser, "_reader", None)
         if reader is None or connection.encoder.encoding.lower() not in {"utf-8", "utf8"}:
             raise NotPipelinable  # hiredis packs ten times as fast as redis-py
         self._reader = reader
-        # What it says when an answer is not all there yet.
-        self._nothing = self._reader.gets()
+        self._incomplete = reader.gets()  # what the parser returns while a reply is incomplete
         self._open = True
-        self._ending = False
+        self._closes_when_idle = False
         self._connection = connection
         self._limit = limit
-        self._overhears = on_push
+        self._on_push = on_push
         self._loop = asyncio.get_running_loop()
-        self._line: deque[_Asked] = deque()
+        self._queue: deque[_Pending] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._late: _Asked | None = None
+        self._late: _Pending | None = None
         self._transport: asyncio.Transport = writer.transport
+        # The transport's own method: it is called for each request.
+        self.is_closing: Callable[[], bool] = self._transport.is_closing
         self._transport.set_protocol(self)
 
-    @property
-    def open(self) -> bool:
-        """Whether anything can be asked."""
-        return self._open and not self._transport.is_closing()
-
-    def ask(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
-        """The replies, errors of the server among them.
+    def request(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
+        """Return a future of the replies, errors of the server among them.
 
         Raises (in the future):
-            RedisError: the connection is lost, or an answer was overdue.
+            RedisError: the connection is lost, or a reply was overdue.
         """
         done: asyncio.Future[list[Any]] = self._loop.create_future()
-        if self.open:
-            self.send(commands, partial(resolve_future, done))
-        else:
+        if self.is_closing():
             done.set_exception(RedisConnectionError("the connection is closed"))
+        else:
+            self.send(commands, partial(resolve_future, done))
         return done
 
-    def send(self, commands: Sequence[Command], then: Then) -> None:
-        """As `ask`, while it is open; `then` is called when the replies come in, and not before.
+    def send(self, commands: Sequence[Command], on_replies: OnReplies) -> None:
+        """Send commands while the connection is open; `on_replies` is called later.
 
-        It is called from where bytes are received: it must not raise.
+        It is called where bytes are received: it must not raise.
         """
-        pack: Any = pack_command  # whose types know of one word only
-        packed = b"".join([pack(command) for command in commands])  # which may raise
-        self._line.append(_Asked(len(commands), self._loop.time(), then))
+        pack: Any = _pack  # whose types allow one word only
+        packed = b"".join(map(pack, commands))  # which may raise
+        self._queue.append(_Pending(len(commands), self._loop.time(), on_replies, []))
         self._transport.write(packed)
         if self._timer is None and self._limit < math.inf:
-            self._timer = self._loop.call_later(self._limit, self._refresh)
+            self._timer = self._loop.call_later(self._limit, self._check_overdue)
 
     def close_when_idle(self) -> None:
-        """Close the connection as soon as all that has been asked is answered."""
-        self._ending = True
-        if not self._line:
+        """Close the connection as soon as all commands have their replies."""
+        self._closes_when_idle = True
+        if not self._queue:
             self.close()
 
     def close(self, error: Exception | None = None) -> None:
-        """Close the connection. Whoever waits is told why; cancelled, if there is no reason."""
+        """Close the connection. Pending requests fail with `error`, or are cancelled without."""
         if not self._open:
             return
         self._open = False
+        self.is_closing = _always
         if self._timer is not None:
             self._timer.cancel()
         self._transport.abort()
         closing: Any = self._connection
-        closing._close()  # noqa: SLF001 - or it would complain that nobody has closed it
-        why = asyncio.CancelledError() if error is None else error
-        while self._line:
-            self._line.popleft().then(why)
-        self._overhears(why)
+        closing._close()  # noqa: SLF001 - or it would warn that nobody has closed it
+        reason = asyncio.CancelledError() if error is None else error
+        while self._queue:
+            self._queue.popleft().on_replies(reason)
+        self._on_push(reason)
 
-    # --- what the transport says ---
+    # --- what the transport calls ---
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio."""
-        reader, line = self._reader, self._line
+        """Pass replies to their requests."""
+        reader, queue = self._reader, self._queue
         try:
             reader.feed(data)
-            while (reply := reader.gets()) is not self._nothing:
+            while (reply := reader.gets()) is not self._incomplete:
                 if isinstance(reply, PushNotification):
-                    self._overhears(reply)  # it answers nobody
+                    self._on_push(reply)
                     continue
-                if not line:
-                    raise RedisConnectionError("an answer that nobody has asked for")
-                first = line[0]
+                if not queue:
+                    raise RedisConnectionError("a reply without a request")
+                first = queue[0]
                 first.replies.append(reply)
-                if len(first.replies) == first.count:
-                    line.popleft()
-                    first.then(first.replies)
-            if self._ending and not line:
+                if len(first.replies) == first.size:
+                    queue.popleft()
+                    first.on_replies(first.replies)
+            if self._closes_when_idle and not queue:
                 self.close()
-        except RedisError as error:  # no answer after this one could be trusted
+        except RedisError as error:  # no reply after this one could be trusted
             self.close(RedisConnectionError(str(error)))
 
     def connection_lost(self, error: Exception | None) -> None:
-        """See asyncio."""
+        """Fail the pending requests."""
         self.close(RedisConnectionError(f"the connection was lost: {error or 'closed'}"))
 
-    def _refresh(self) -> None:
-        """Whether the first in line has waited for too long."""
+    def _check_overdue(self) -> None:
+        """Close the connection if the first reply is overdue."""
         self._timer = None
-        if not self._line:
+        if not self._queue:
             return
-        first = self._line[0]
-        left = first.at + self._limit - self._loop.time()
+        first = self._queue[0]
+        left = first.sent_at + self._limit - self._loop.time()
         if left > 0:
             self._late = None
         elif self._late is not first:
@@ -193,4 +192,8 @@ class PipelinedConnection(asyncio.Protocol):
         else:
             self.close(RedisTimeoutError("an answer is overdue"))
             return
-        self._timer = self._loop.call_later(left, self._refresh)
+        self._timer = self._loop.call_later(left, self._check_overdue)
+
+
+def _always() -> bool:
+    return True

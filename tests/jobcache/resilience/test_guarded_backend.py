@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from functools import partial
+from typing import Any, TypeVar
 
 import pytest
 
 from jobcache import CacheOutcome, CacheUnavailable, JobCache
+from jobcache._engine.batched_gets import BatchedGets
 from jobcache.backends.memory import MemoryBackend
-from jobcache.errors import CacheError, UnreadableCell
-from jobcache.protocol.backend import CLOCK_SKEW_MS, Entry, LeaseResult, PublishResult, SupportsPing
+from jobcache.errors import UnreadableCell
+from jobcache.protocol.backend import (
+    CLOCK_SKEW_MS,
+    Entry,
+    LeaseResult,
+    PublishResult,
+    SupportsBodyCheck,
+    SupportsChangeFeed,
+    SupportsLeaseTime,
+    SupportsNamespaceOwner,
+    SupportsPing,
+    SupportsPurgeAll,
+)
 from jobcache.resilience.guarded_backend import GuardedBackend
 from jobcache.testing.simulation import entry_of
 from tests.jobcache.bench import Source, Transaction, document
 from tests.subjects import FakeClock, MemorySubject
+
+T = TypeVar("T")
 
 
 class Store(MemoryBackend):
@@ -65,6 +80,25 @@ class Store(MemoryBackend):
         await self._reach()
 
 
+class Plain:
+    """A store without any optional ability but to be pinged."""
+
+    def __init__(self, store: Store) -> None:
+        self.name = store.name
+        for ability in ("get", "get_many", "lease", "fence", "publish", "purge", "ping", "aclose"):
+            setattr(self, ability, getattr(store, ability))
+
+
+ABILITIES = [
+    SupportsPurgeAll,
+    SupportsChangeFeed,
+    SupportsBodyCheck,
+    SupportsLeaseTime,
+    SupportsNamespaceOwner,
+]
+"""What a guard passes on."""
+
+
 class Pauses:
     """Stands in for sleep: the recovery waits until the test lets it go on."""
 
@@ -77,39 +111,39 @@ class Pauses:
         await self.gate.acquire()
 
 
-class AskedStore(Store):
-    """The same, which can be asked without a task of the guard's."""
+class FutureStore(Store):
+    """The same, whose operations need no task of the guard's."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.asking: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[Any]] = set()
 
-    def ask_many(
-        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | Exception], object]
-    ) -> bool:
-        asking = asyncio.create_task(self._ask(keys, then))
-        self.asking.add(asking)
-        asking.add_done_callback(self.asking.discard)
-        return True
+    def get_many_future(self, keys: Sequence[str]) -> asyncio.Future[Mapping[str, Entry]]:
+        return self._start(self.get_many(keys))
 
-    async def _ask(
-        self, keys: Sequence[str], then: Callable[[Mapping[str, Entry] | Exception], object]
-    ) -> None:
-        try:
-            found: Mapping[str, Entry] | Exception = await self.get_many(keys)
-        except Exception as error:  # noqa: BLE001 - told
-            found = error
-        then(found)
+    def fence_future(self, key: str, token: str) -> asyncio.Future[None]:
+        return self._start(self.fence(key, token))
+
+    def publish_future(
+        self, key: str, token: str, entry: Entry | None
+    ) -> asyncio.Future[PublishResult]:
+        return self._start(self.publish(key, token, entry))
+
+    def _start(self, operation: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(operation)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
 
 
 class Rig:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, guarded: Any = None) -> None:
         self.store = store
         self.pauses = Pauses()
         self.clock = FakeClock()
         self.now_ms = 1_700_000_000_000
         self.guard = GuardedBackend(
-            self.store,
+            self.store if guarded is None else guarded,
             deadline=0.02,
             fence_deadline=0.02,
             clock=self.clock,
@@ -124,7 +158,7 @@ class Rig:
         self.pauses.gate.release()
         for _ in range(200):
             await asyncio.sleep(0)
-            recovery = self.guard._recovery
+            recovery = self.guard._recovery.task
             if len(self.pauses.asked) > before or recovery is None or recovery.done():
                 return
         raise AssertionError("the recovery makes no attempt")
@@ -137,7 +171,7 @@ class Rig:
         assert self.guard.condition().state == "open"
 
 
-@pytest.fixture(params=[Store, AskedStore])
+@pytest.fixture(params=[Store, FutureStore])
 async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     rig = Rig(request.param())
     yield rig
@@ -197,8 +231,7 @@ async def test_nobody_waits_longer_than_the_deadline(rig: Rig) -> None:
     rig.store.hangs = asyncio.Event()
     with pytest.raises(CacheUnavailable, match=r"no answer within 0\.02 s"):
         await rig.guard.get("k")
-    asking = rig.store.asking if isinstance(rig.store, AskedStore) else rig.guard._running
-    left = [task for task in asking if "ping" not in repr(task.get_coro())]
+    left = rig.store.tasks if isinstance(rig.store, FutureStore) else rig.guard._running
     assert len(left) == 1, "the operation itself is left to end by itself"
     rig.store.hangs.set()
     while rig.guard._running:
@@ -207,54 +240,53 @@ async def test_nobody_waits_longer_than_the_deadline(rig: Rig) -> None:
 
 async def test_an_answer_after_the_deadline_is_nobodys(rig: Rig) -> None:
     rig.store.hangs = asyncio.Event()
-    told: list[Entry | CacheError | None] = []
-    assert rig.guard.ask("k", told.append)
-    while not told:
-        await asyncio.sleep(0.001)
+    reading = rig.guard.get_many_future(["k"])
+    with pytest.raises(CacheUnavailable, match=r"no answer within 0\.02 s"):
+        await reading
     rig.store.hangs.set()
     await asyncio.sleep(0.01)
-    assert [str(each) for each in told] == ["no answer within 0.02 s"]
+    assert str(reading.exception()) == "no answer within 0.02 s"
 
 
-async def test_who_has_gone_or_fails_takes_nobody_else_along(
+async def test_a_caller_that_has_gone_takes_nobody_else_along(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fails(_: object) -> None:
-        raise ZeroDivisionError
-
     rig.store.hangs = asyncio.Event()
     gone = asyncio.create_task(rig.guard.get("k"))
     stays = asyncio.create_task(rig.guard.get("k"))
-    await asyncio.sleep(0)
-    assert rig.guard.ask("k", fails)
-    told: list[Entry | CacheError | None] = []
-    assert rig.guard.ask("k", told.append)
     await asyncio.sleep(0)
     gone.cancel()
     rig.store.hangs.set()
     assert await stays is None
     assert gone.cancelled()
-    assert told == [None]
-    assert rig.store.calls == 1
-    assert "who asked for 'k' could not be told" in caplog.text
-    assert "InvalidStateError" not in caplog.text
+    assert rig.guard.condition().available
+    assert caplog.text == ""
 
 
-async def test_a_backend_that_cannot_be_asked_so_is_asked_as_ever(rig: Rig) -> None:
-    answers = iter([False, ZeroDivisionError])
+async def test_a_read_that_cannot_be_begun_without_a_task_is_begun_with_one() -> None:
+    class Refusing(FutureStore):
+        def get_many_future(self, keys: Sequence[str]) -> asyncio.Future[Mapping[str, Entry]]:
+            raise ZeroDivisionError
 
-    def refuses(keys: Sequence[str], then: object) -> bool:
-        answer = next(answers)
-        if isinstance(answer, bool):
-            return answer
-        raise answer
-
-    rig.guard._ask_many = refuses
+    rig = Rig(Refusing())
     await rig.store.lease("k", "r")
     await rig.store.publish("k", "r", entry_of(3))
-    for _ in range(2):
-        assert await rig.guard.get("k") == entry_of(3)
-    assert next(answers, None) is None
+    assert await rig.guard.get("k") == entry_of(3)
+    await rig.guard.aclose()
+
+
+@pytest.mark.parametrize("ability", ABILITIES)
+def test_an_optional_ability_is_the_backends(ability: type) -> None:
+    """Also in `isinstance`, by which `JobCache` finds out."""
+
+    class Able(Store):
+        def feed(self) -> None: ...
+        def set_body_check(self, check: object) -> None: ...
+        def set_lease_time(self, seconds: float) -> None: ...
+        def identify(self, source_id: str) -> None: ...
+
+    assert isinstance(GuardedBackend(Able()), ability)
+    assert not isinstance(GuardedBackend(Plain(Able())), ability)
 
 
 async def test_who_waits_while_it_closes_is_told(rig: Rig) -> None:
@@ -274,13 +306,13 @@ async def test_who_is_cancelled_as_a_fence_goes_late_is_heard_of_once(
 ) -> None:
     rig = Rig(Store())
     rig.store.hangs = asyncio.Event()
-    given_up = rig.guard._given_up
+    given_up = rig.guard.overdue
 
     def and_cancelled(number: int, limit: float) -> CacheUnavailable:
         asyncio.get_running_loop().call_soon(fencing.cancel)  # before it learns of it
         return given_up(number, limit)
 
-    rig.guard._given_up = and_cancelled  # type: ignore[method-assign]
+    rig.guard.overdue = and_cancelled  # type: ignore[method-assign]
     fencing = asyncio.create_task(rig.guard.fence("k", "w"))
     await asyncio.wait({fencing})
     assert fencing.cancelled()
@@ -298,9 +330,10 @@ async def test_after_a_deadline_of_silence_reads_do_not_wait_and_one_probe_decid
 ) -> None:
     """Or polls that come one after the other would each wait for a deadline of their own."""
     rig.store.hangs = hangs = asyncio.Event()
-    waiting = [asyncio.create_task(rig.guard.get(f"k{number}")) for number in range(5)]
+    gets = BatchedGets(rig.guard)
+    waiting = [gets.get(f"k{number}") for number in range(5)]
     await asyncio.wait(waiting)
-    assert {type(task.exception()) for task in waiting} == {CacheUnavailable}
+    assert {type(reading.exception()) for reading in waiting} == {CacheUnavailable}
     await asyncio.sleep(0)
     calls = rig.store.calls
     assert calls == 1 + 1
@@ -343,7 +376,7 @@ async def test_a_silence_that_ends_before_the_probe_does_is_no_outage(
     rig.store.hangs = None
     hangs.set()
     async with asyncio.timeout(60):
-        while rig.guard._recovery is not None and not rig.guard._recovery.done():
+        while rig.guard._recovery.task is not None and not rig.guard._recovery.task.done():
             await asyncio.sleep(0)
     assert await rig.guard.get("k") is None
     assert caplog.records == []
@@ -510,7 +543,7 @@ async def test_polls_during_an_outage_are_one_note_to_a_key(rig: Rig) -> None:
         source.versions["k"] = version
         for _ in range(3):
             assert (await cache.read("k", lambda: source.load("k"))).outcome is CacheOutcome.BYPASS
-    assert len(rig.guard._missed) == 1
+    assert len(rig.guard._log) == 1
     rig.store.away = False
     await rig.store.lease("k", "elsewhere")
     await rig.store.publish("k", "elsewhere", entry_of(38))
@@ -755,12 +788,49 @@ async def test_what_is_missed_while_everything_is_purged_is_not_forgotten(rig: R
     assert await rig.guard.get("k") is None
 
 
+@pytest.mark.parametrize("kind", [Store, FutureStore])
+async def test_a_store_that_cannot_empty_its_namespace_still_forgets_nothing(
+    kind: type[Store],
+) -> None:
+    """Or the versions from before the outage would be served again."""
+    store = kind()
+    rig = Rig(store, Plain(store))
+    keys = [f"k{number}" for number in range(60)]
+    for key in [*keys, "purged"]:
+        await rig.guard.lease(key, "r")
+        await rig.guard.publish(key, "r", entry_of(1))
+    await store.fence("fenced", "elsewhere")
+    await rig.break_it()
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.purge(["purged"])
+    for key in ["fenced", *keys]:
+        for version in (2, 3):
+            with pytest.raises(CacheUnavailable):
+                await rig.guard.publish(key, f"w{version}", entry_of(version))
+            rig.guard.remember("purged", version)
+    assert rig.guard.condition().pending == len(keys) + 2
+    for attempt in range(200):
+        with pytest.raises(CacheUnavailable):
+            await rig.guard.publish("busy", f"w{attempt}", entry_of(attempt + 1))
+    assert len(rig.guard._log) <= 2 * (len(keys) + 3), "what is kept of a key is bounded"
+    store.away = False
+    with pytest.raises(CacheUnavailable):
+        await rig.guard.get(keys[0])
+    await rig.probe()
+    assert rig.guard.condition().available
+    assert await rig.guard.get_many([*keys, "purged"]) == {}
+    assert await store.publish("fenced", "elsewhere", entry_of(2)) is PublishResult.REMOVED, (
+        "the fence knows of version 3"
+    )
+    await rig.guard.aclose()
+
+
 async def test_steps_are_bounded_however_few_their_keys(rig: Rig) -> None:
     await rig.break_it()
     for number in range(1000):
         with pytest.raises(CacheUnavailable):
             await rig.guard.publish("k", f"w{number}", entry_of(number + 1))
-        assert len(rig.guard._missed) <= 50
+        assert len(rig.guard._log) <= 50
     assert rig.guard.condition().pending is None
 
 
@@ -790,7 +860,7 @@ async def test_the_breaker_stays_open_while_the_missed_cannot_be_repeated(
 
 async def test_a_sweep_may_take_longer_than_a_probe() -> None:
     rig = Rig(Store())
-    rig.guard._probe_limit = 0.01
+    rig.guard._recovery._probe_limit = 0.01
     await rig.break_it()
     with pytest.raises(CacheUnavailable):
         await rig.guard.purge_all()
@@ -825,7 +895,7 @@ async def test_a_store_that_is_always_late_is_away(rig: Rig) -> None:
     reach = rig.store._reach
 
     async def slowly() -> None:
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(5)
         await reach()
 
     rig.store._reach = slowly  # type: ignore[method-assign]
@@ -873,7 +943,7 @@ async def test_a_closed_guard_starts_nothing_more(rig: Rig) -> None:
     await rig.guard.aclose()
     with pytest.raises(CacheUnavailable):
         await rig.guard.publish("k", "w", entry_of(2))
-    recovery = rig.guard._recovery
+    recovery = rig.guard._recovery.task
     assert recovery is None or recovery.done()
     assert rig.guard._running == set()
 

@@ -269,22 +269,22 @@ FLIGHT = {
 
 GUARD = {
     "the guard purges instead of repeating": Fault(
-        "resilience.guarded_backend",
+        "resilience.recovery",
         (
             (
-                "await self._backend.publish(key, token, _outdated(step.version))",
+                "await self._backend.publish(key, token, _version_only(operation.version))",
                 "await self._backend.purge([key])",
             ),
         ),
     ),
     "the guard forgets missed publishes": Fault(
-        "resilience.guarded_backend", (("            self._missed.note(key, token, step)\n", ""),)
+        "resilience.guarded_backend", (("            self._note(key, token, operation)\n", ""),)
     ),
     "the guard reads what the store has yet to be told of": Fault(
         "resilience.guarded_backend",
         (
-            ("        if key in missed:\n", "        if False:\n"),
-            ("[key for key in keys if key not in self._missed]", "[*keys]"),
+            ("        if key in self._log:\n", "        if False:\n"),
+            ("[key for key in keys if key not in log]", "[*keys]"),
         ),
     ),
 }
@@ -382,8 +382,8 @@ TIERED = {
     ),
     "the local tier is filled while the feed is not live": _tiered(
         (
-            "        if not self._feed.live:\n            self._feed.start()\n",
-            "        if False:\n",
+            "        fills = self._feed.live\n",
+            "        fills = True\n",
         )
     ),
 }
@@ -402,6 +402,10 @@ _USED_BY = {
 def parts(fault: Fault) -> Components:
     """Processes in which `fault` is."""
     name, module = fault.module, fault.load()
+    if name == "resilience.recovery":
+        guarded = Fault("resilience.guarded_backend", ()).load()
+        guarded.Recovery = module.Recovery  # type: ignore[attr-defined]
+        return Components(guard=guarded.GuardedBackend)
     if name == "resilience.guarded_backend":
         return Components(guard=module.GuardedBackend)
     if name == "backends.tiered":

@@ -22,7 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MovedError, RedisError
 
 from jobcache.backends._closing import end_all
-from jobcache.backends.redis.server import closed_is_lost
+from jobcache.backends.redis.redis_py import closed_is_lost
 from jobcache.backends.redis.url import Address
 
 if TYPE_CHECKING:

@@ -73,13 +73,13 @@ class SingleServer:
         self._name = name
         self._sentinels = sentinels
         if sentinels is not None:
-            sentinels.deposed.append(server.invalidate)
+            sentinels.deposed.append(server.identity.invalidate)
 
     @property
     def generation(self) -> int:
         """See `Topology`."""
         switches = 0 if self._sentinels is None else self._sentinels.switches
-        return switches + self._server.incarnations
+        return switches + self._server.identity.incarnations
 
     def owner(self, key: str | bytes) -> Server:  # noqa: ARG002 - whatever the key
         """See `Topology`."""

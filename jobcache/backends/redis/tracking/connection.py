@@ -179,7 +179,7 @@ class Pushed:
 
     async def order(self, command: Command) -> None:
         """Give the server a command. Raises `ResponseError` if it refuses."""
-        (reply,) = await self._connection.ask([command])
+        (reply,) = await self._connection.request([command])
         if isinstance(reply, Exception):
             raise reply
 

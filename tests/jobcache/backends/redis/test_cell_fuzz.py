@@ -51,8 +51,8 @@ async def incarnation_of(backend: RedisBackend) -> bytes:
     """What that backend has cells begin with."""
     await backend.ping()
     [server] = backend._topology.servers()
-    assert server.incarnation_id is not None
-    return server.incarnation_id.encode()
+    assert server.identity.current.incarnation_id is not None
+    return server.identity.current.incarnation_id.encode()
 
 
 # --- cells as they should be, and damage ---

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import redis
@@ -12,7 +12,7 @@ from app.devservers import RedisServer
 from jobcache.backends.redis.backend import RedisBackend
 from jobcache.backends.redis.pipelined_connection import PipelinedConnection
 from jobcache.backends.redis.server import Server
-from jobcache.errors import CacheError, CacheUnavailable
+from jobcache.errors import CacheUnavailable
 from jobcache.protocol.backend import Entry, LeaseResult
 from jobcache.testing.simulation import entry_of
 from tests.subjects import by_the_pool
@@ -78,7 +78,7 @@ async def test_reads_follow_each_other_on_one_connection(
     assert server_of(backend)._reads._connection is pipelined
     with redis.Redis.from_url(redis_server.url) as client:
         asked_last = [each["cmd"] for each in client.client_list()]
-    assert asked_last.count("get") == 1
+    assert asked_last.count("mget") == 1
 
 
 async def test_who_goes_away_leaves_the_answers_of_the_others_theirs(backend: RedisBackend) -> None:
@@ -102,7 +102,7 @@ async def test_an_overdue_answer_closes_it_and_the_next_ask_on_another(
     pause(redis_server, 2 * LIMIT_MS)
     found = await asyncio.gather(*await read_in_turns(backend), return_exceptions=True)
     assert {type(each) for each in found} == {CacheUnavailable}
-    assert not pipelined.open
+    assert pipelined.is_closing()
     with redis.Redis.from_url(redis_server.url) as client:
         client.ping()  # answered when it is over
     entries = await asyncio.gather(*await read_in_turns(backend))
@@ -117,14 +117,14 @@ async def test_what_is_under_way_on_a_lost_connection_is_asked_again(
     tasks = await read_in_turns(backend)
     pipelined._transport.abort()
     assert versions(await asyncio.gather(*tasks)) == list(range(1, len(KEYS) + 1))
-    assert not pipelined.open
+    assert pipelined.is_closing()
 
 
 async def test_what_the_server_says_of_its_own_accord_is_nobodys_answer(
     backend: RedisBackend, redis_server: RedisServer
 ) -> None:
     pipelined = await connection_of(backend)
-    await pipelined.ask([("CLIENT", "TRACKING", "ON", "BCAST")])
+    await pipelined.request([("CLIENT", "TRACKING", "ON", "BCAST")])
     with redis.Redis.from_url(redis_server.url) as client:
         for number in range(20):
             client.set(f"other{number}", "1")
@@ -136,7 +136,7 @@ async def test_what_the_server_says_of_its_own_accord_is_nobodys_answer(
 async def test_an_answer_that_nobody_asked_for_is_trusted_no_more(backend: RedisBackend) -> None:
     pipelined = await connection_of(backend)
     pipelined.data_received(b"$1\r\nx\r\n")
-    assert not pipelined.open
+    assert pipelined.is_closing()
     assert versions([await backend.get(KEYS[4])]) == [5]
 
 
@@ -161,68 +161,62 @@ async def test_a_server_that_is_let_go_answers_what_it_has_been_asked(
     pause(redis_server, LIMIT_MS // 3)
     tasks = await read_in_turns(backend)
     await server_of(backend).retire()
-    assert pipelined.open
+    assert not pipelined.is_closing()
     assert versions(await asyncio.gather(*tasks)) == list(range(1, len(KEYS) + 1))
-    assert not pipelined.open
+    assert pipelined.is_closing()
     assert versions([await backend.get(KEYS[4])]) == [5], "by the pool, for who still knows it"
 
 
-async def test_who_asks_without_a_task_is_answered_over_a_lost_connection(
+async def test_a_read_needs_no_task_once_there_is_a_connection(backend: RedisBackend) -> None:
+    await connection_of(backend)
+    reading = backend.get_many_future(KEYS)
+    assert not isinstance(reading, asyncio.Task)
+    assert await reading == {key: entry_of(number) for number, key in enumerate(KEYS, 1)}
+
+
+async def test_a_read_survives_a_lost_connection(
     backend: RedisBackend, redis_server: RedisServer
 ) -> None:
-    told: list[Mapping[str, Entry] | CacheError] = []
     pipelined = await connection_of(backend)
     pause(redis_server, LIMIT_MS // 3)
-    assert backend.ask_many(KEYS, told.append)
+    reading = backend.get_many_future(KEYS)
     pipelined._transport.abort()
     async with asyncio.timeout(60):
-        while not told:
-            await asyncio.sleep(0.001)
-    assert told == [{key: entry_of(number) for number, key in enumerate(KEYS, 1)}]
+        assert await reading == {key: entry_of(number) for number, key in enumerate(KEYS, 1)}
 
 
-async def test_who_asks_without_a_task_is_told_what_went_wrong(backend: RedisBackend) -> None:
+async def test_a_read_raises_what_went_wrong(backend: RedisBackend) -> None:
     with RedisServer() as server:
         single_server = RedisBackend(server.url, socket_limit=LIMIT_MS / 1000)
-        told: list[Mapping[str, Entry] | CacheError] = []
-        assert not single_server.ask_many(["k"], told.append), "there is no connection yet"
         await single_server.get("k")
         server.pause()
-        assert single_server.ask_many(["k"], told.append)
-        while not told:
-            await asyncio.sleep(0.01)
+        with pytest.raises(CacheUnavailable, match="overdue"):
+            await single_server.get_many_future(["k"])
         server.resume()
         await single_server.get("k")
         server.pause()
-        assert single_server.ask_many(["k"], told.append)
+        reading = single_server.get_many_future(["k"])
         server.kill()
-        while len(told) < 2:
-            await asyncio.sleep(0.01)
+        with pytest.raises(CacheUnavailable):
+            await reading
         await single_server.aclose()
-    assert [type(each) for each in told] == [CacheUnavailable] * 2
-    assert "overdue" in str(told[0])
     assert await backend.get(KEYS[0]) == entry_of(1)
 
 
-async def test_who_asks_without_a_task_is_told_that_it_closes(redis_server: RedisServer) -> None:
-    backend = RedisBackend(redis_server.url)
-    await backend.get("k")
-    told: list[Mapping[str, Entry] | CacheError] = []
-    pause(redis_server, LIMIT_MS // 3)
-    assert backend.ask_many(["k"], told.append)
-    await backend.aclose()
-    assert [type(each) for each in told] == [CacheUnavailable]
-
-
-async def test_who_asks_again_while_it_closes_is_told(redis_server: RedisServer) -> None:
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_read_under_way_ends_when_the_backend_closes(
+    redis_server: RedisServer, *, lost: bool
+) -> None:
     backend = RedisBackend(redis_server.url)
     pipelined = await connection_of(backend)
-    told: list[Mapping[str, Entry] | CacheError] = []
     pause(redis_server, LIMIT_MS // 3)
-    assert backend.ask_many(["k"], told.append)
-    pipelined.connection_lost(None)
+    reading = backend.get_many_future(["k"])
+    if lost:
+        pipelined.connection_lost(None)
     await backend.aclose()
-    assert [type(each) for each in told] == [CacheUnavailable]
+    async with asyncio.timeout(60):
+        await asyncio.wait({reading})
+    assert reading.cancelled() or isinstance(reading.exception(), CacheUnavailable)
 
 
 async def test_what_is_lost_while_it_closes_is_not_sent_again(redis_server: RedisServer) -> None:
@@ -232,7 +226,7 @@ async def test_what_is_lost_while_it_closes_is_not_sent_again(redis_server: Redi
     assert pipelined is not None
     pause(redis_server, LIMIT_MS // 3)
     fencing = asyncio.create_task(backend.fence("other", "w"))
-    wondering = server._wondering = asyncio.create_task(slow_to_end())
+    wondering = server._verification = asyncio.create_task(slow_to_end())
     await asyncio.sleep(0.005)
     closing = asyncio.create_task(backend.aclose())
     await asyncio.sleep(0)
@@ -298,5 +292,5 @@ async def test_closing_ends_it_and_whoever_waits(
     tasks = await read_in_turns(backend)
     await server_of(backend).aclose()
     await asyncio.wait(tasks)
-    assert all(task.cancelled() for task in tasks)
-    assert not pipelined.open
+    assert all(task.cancelled() or isinstance(task.exception(), CacheUnavailable) for task in tasks)
+    assert pipelined.is_closing()

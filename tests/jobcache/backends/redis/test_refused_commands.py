@@ -59,7 +59,7 @@ async def cached(backend: str, url: str) -> AsyncIterator[JobCache]:
     made = make_backend(CacheSettings(backend=backend, redis_url=url))
     guard = made._remote if isinstance(made, TieredBackend) else made
     assert isinstance(guard, GuardedBackend)
-    guard._sleep = lambda seconds: asyncio.sleep(seconds / 20)
+    guard._recovery._sleep = lambda seconds: asyncio.sleep(seconds / 20)
     cache = JobCache(made)
     try:
         yield cache

@@ -1,0 +1,97 @@
+"""Gets of one turn of the event loop, read with one `get_many`: one round trip instead of many.
+
+This is the only place where gets are batched, for all backends that read without a task of the
+caller's: those whose store is elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from jobcache._concurrency.batching import outcome_error, resolve_future
+from jobcache.errors import CacheUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from jobcache.protocol.backend import Entry, SupportsFutureGet
+
+    _Waiting = dict[str, list[tuple[Callable[[Entry | None], Any] | None, asyncio.Future[Any]]]]
+
+T = TypeVar("T")
+
+_MOST = 50
+"""Keys of one `get_many`: with more, the store and this process wait for each other."""
+
+
+class BatchedGets:
+    """Batch the gets of one `JobCache`.
+
+    Args:
+        backend: what is read.
+    """
+
+    def __init__(self, backend: SupportsFutureGet) -> None:
+        self._backend = backend
+        self._waiting: _Waiting = {}
+
+    def get(
+        self, key: str, convert: Callable[[Entry | None], T] | None = None
+    ) -> asyncio.Future[Any]:
+        """Return a future of the entry at `key`, or None; or of what `convert` makes of it.
+
+        Raises (in the future):
+            CacheUnavailable: the store is set aside, or did not answer.
+            Exception: whatever `convert` raises.
+        """
+        loop = asyncio.get_running_loop()
+        waiting = self._waiting
+        if not waiting:
+            loop.call_soon(self._flush)
+        reply: asyncio.Future[Any] = loop.create_future()
+        waiting.setdefault(key, []).append((convert, reply))
+        if len(waiting) == _MOST:
+            self._flush()
+        return reply
+
+    def close(self) -> None:
+        """Fail the gets that have not been sent."""
+        waiting, self._waiting = self._waiting, {}
+        _fail(waiting, CacheUnavailable("it is being closed"))
+
+    def _flush(self) -> None:
+        waiting = self._waiting
+        if not waiting:
+            return
+        self._waiting = {}
+        try:
+            reading = self._backend.get_many_future(tuple(waiting))
+        except Exception as error:  # noqa: BLE001 - raised to the callers
+            _fail(waiting, error)
+        else:
+            reading.add_done_callback(partial(_resolve, waiting))
+
+
+def _resolve(waiting: _Waiting, reading: asyncio.Future[Mapping[str, Entry]]) -> None:
+    """Give each caller what was read for it."""
+    if reading.cancelled() or reading.exception() is not None:
+        _fail(waiting, outcome_error(reading))
+        return
+    found = reading.result()
+    for key, callers in waiting.items():
+        entry = found.get(key)
+        for convert, reply in callers:
+            if reply.done():
+                continue  # its caller has gone
+            try:
+                reply.set_result(entry if convert is None else convert(entry))
+            except Exception as error:  # noqa: BLE001 - raised to the caller
+                reply.set_exception(error)
+
+
+def _fail(waiting: _Waiting, error: BaseException | None) -> None:
+    for callers in waiting.values():
+        for _, reply in callers:
+            resolve_future(reply, error)

@@ -1,0 +1,74 @@
+"""One attempt to send commands on an open connection, without a task."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from jobcache._concurrency.batching import resolve_future
+from jobcache.backends.redis.refused_commands import is_suspect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobcache.backends.redis.identity import Identity, Incarnation
+
+T = TypeVar("T")
+
+
+class Attempt(Generic[T]):
+    """Turn the replies to commands into a result, or have the commands sent again.
+
+    They are sent again where the connection is lost, where it leads to where the server is no
+    longer, and where `read` says so: all commands can be repeated.
+
+    Args:
+        identity: of the server.
+        incarnation: what the connection leads to.
+        read: makes the result of the replies and the incarnation id; None: send them again.
+        retry: sends them again, and is given the future to resolve.
+        translate: makes the error to raise of what has gone wrong.
+
+    Attributes:
+        future: of the result.
+    """
+
+    __slots__ = ("_identity", "_incarnation", "_read", "_retry", "_translate", "future")
+
+    def __init__(
+        self,
+        identity: Identity,
+        incarnation: Incarnation,
+        read: Callable[[list[Any], str], T | None],
+        retry: Callable[[asyncio.Future[T]], None],
+        translate: Callable[[BaseException], BaseException],
+    ) -> None:
+        self.future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._identity = identity
+        self._incarnation = incarnation
+        self._read = read
+        self._retry = retry
+        self._translate = translate
+
+    def on_replies(self, replies: list[Any] | BaseException) -> None:
+        """Resolve the future, or send the commands again; see `PipelinedConnection.send`."""
+        result: T | None = None
+        try:
+            if isinstance(replies, BaseException):
+                if not isinstance(replies, RedisConnectionError):
+                    raise replies  # noqa: TRY301 - translated like any other error
+            else:
+                for reply in replies:
+                    if isinstance(reply, Exception) and is_suspect(reply):
+                        self._identity.mark_suspect()
+                if self._incarnation == self._identity.current:
+                    result = self._read(replies, str(self._incarnation.incarnation_id))
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - raised to the caller
+            resolve_future(self.future, self._translate(error))
+            return
+        if result is None:
+            self._retry(self.future)
+        elif not self.future.done():
+            self.future.set_result(result)

@@ -1,0 +1,98 @@
+"""Calls of the scripts on the server, as commands: by digest, or as text where that is refused."""
+
+from __future__ import annotations
+
+import logging
+from hashlib import sha1
+from typing import TYPE_CHECKING, NamedTuple
+
+from redis.exceptions import NoScriptError
+
+from jobcache.backends.redis.refused_commands import is_refused
+from jobcache.protocol.backend import Entry
+from jobcache.protocol.codec import encode_entry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jobcache.backends.redis.pipelined_connection import Command
+
+logger = logging.getLogger("jobcache")
+
+
+class Call(NamedTuple):
+    """A script to run on one key.
+
+    Attributes:
+        script: its name.
+        key: the key, with its prefix.
+        arguments: what follows the incarnation id; an entry is sent as its cell.
+        others: more keys of the same server, for a script that takes any number.
+    """
+
+    script: str
+    key: str | bytes
+    arguments: tuple[str | int | bytes | Entry, ...] = ()
+    others: tuple[str | bytes, ...] = ()
+
+
+class ScriptCalls:
+    """Make the commands that run scripts on one server.
+
+    Args:
+        texts: of the scripts, by name.
+    """
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self._texts = texts
+        self._digests = {
+            name: sha1(text.encode(), usedforsecurity=False).hexdigest()
+            for name, text in texts.items()
+        }
+        self._refuses_digests = False
+        self._warned = False
+
+    def by_digest(self, calls: Sequence[Call], incarnation_id: str) -> list[Command]:
+        """Return an EVALSHA for each call; an EVAL where the server refuses EVALSHA."""
+        if self._refuses_digests:
+            return self.as_text(calls, incarnation_id)
+        return _commands("EVALSHA", self._digests, calls, incarnation_id)
+
+    def as_text(self, calls: Sequence[Call], incarnation_id: str) -> list[Command]:
+        """Return an EVAL for each call.
+
+        The server then knows the script by its digest, too; many proxies refuse SCRIPT LOAD.
+        """
+        return _commands("EVAL", self._texts, calls, incarnation_id)
+
+    def wants_text(self, reply: object) -> bool:
+        """Return whether the server has refused a digest, and may take the text."""
+        return isinstance(reply, Exception) and (
+            isinstance(reply, NoScriptError) or (not self._refuses_digests and is_refused(reply))
+        )
+
+    def use_text(self, refusal: object) -> None:
+        """Send scripts as text from now on."""
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "Redis refuses EVALSHA (%s): scripts are sent whole, with EVAL, each time", refusal
+            )
+        self._refuses_digests = True
+
+    def reset(self) -> None:
+        """Try digests again: there is a new connection, maybe to another server."""
+        self._refuses_digests = False
+
+
+def _commands(
+    word: str, scripts: Mapping[str, str], calls: Sequence[Call], incarnation_id: str
+) -> list[Command]:
+    commands: list[Command] = []
+    for script, key, arguments, others in calls:
+        values: list[str | int | bytes] = []
+        for each in arguments:
+            values.append(encode_entry(each, incarnation_id) if isinstance(each, Entry) else each)  # noqa: PERF401 - a comprehension would be a call
+        head = (word, scripts[script], 1 + len(others), key, *others)
+        commands.append((*head, incarnation_id, *values))
+    return commands

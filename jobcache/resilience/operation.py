@@ -1,0 +1,103 @@
+"""One operation of a store under a deadline.
+
+An operation that is overdue is not cancelled. It goes on by itself, up to the limits of its socket:
+cancelling it would drop the connection, and a burst of deadlines would become a burst of
+reconnects. Neither its success nor its failure counts any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from jobcache.resilience.deadline import Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobcache.errors import CacheError
+    from jobcache.resilience.circuit_breaker import Breaker
+    from jobcache.resilience.confirmation import Confirmation
+
+T = TypeVar("T")
+
+
+class FailureObserver(Protocol):
+    """Takes note of operations that do not succeed in time."""
+
+    def failed(self, number: int, error: BaseException) -> CacheError:
+        """Note an operation that has failed in time. Returns the error to raise."""
+
+    def overdue(self, number: int, limit: float) -> CacheError:
+        """Note an operation that is overdue. Returns the error to raise."""
+
+
+class Operation(Generic[T]):
+    """Give a running operation's outcome to its caller, or an error at the deadline.
+
+    Args:
+        running: the operation.
+        limit: its deadline in seconds.
+        breaker: counts the operation, and its success.
+        observer: takes note of any other end.
+        confirmation: of the entries that the operation reads.
+        on_late: called with the operation once it is overdue.
+
+    Attributes:
+        result: what the caller awaits, or adds a callback to.
+    """
+
+    __slots__ = (
+        "_breaker",
+        "_confirmation",
+        "_deadline",
+        "_limit",
+        "_number",
+        "_observer",
+        "_on_late",
+        "_running",
+        "result",
+    )
+
+    def __init__(
+        self,
+        running: asyncio.Future[T],
+        limit: float,
+        breaker: Breaker,
+        observer: FailureObserver,
+        *,
+        confirmation: Confirmation | None = None,
+        on_late: Callable[[asyncio.Future[T]], None] | None = None,
+    ) -> None:
+        self.result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._running = running
+        self._limit = limit
+        self._breaker = breaker
+        self._observer = observer
+        self._confirmation = confirmation
+        self._on_late = on_late
+        self._number = breaker.begin()
+        self._deadline = Deadline(limit, self._give_up)
+        running.add_done_callback(self._ended)
+
+    def _ended(self, running: asyncio.Future[T]) -> None:
+        self._deadline.timer.cancel()
+        error = asyncio.CancelledError() if running.cancelled() else running.exception()
+        result = self.result
+        if result.done():
+            return  # it was overdue, or its caller has gone
+        if error is not None:
+            result.set_exception(self._observer.failed(self._number, error))
+            return
+        self._breaker.succeeded()
+        found: Any = running.result()
+        if self._confirmation is not None and self._confirmation.active:
+            found = self._confirmation.apply(found)
+        result.set_result(found)
+
+    def _give_up(self) -> None:
+        if self._running.done() or self.result.done():
+            return  # its outcome is on its way, or its caller has gone
+        if self._on_late is not None:
+            self._on_late(self._running)
+        self.result.set_exception(self._observer.overdue(self._number, self._limit))
