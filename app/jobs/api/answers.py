@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from fastapi import Response
 
 from app.jobs.conditional_get import etag
-from app.jobs.documents import job_document, with_prefix
+from app.jobs.documents import with_prefix
 
 if TYPE_CHECKING:
     from fastapi import Request
 
     from app.http.reply import Reply
-    from app.jobs.storage import Job
+    from jobcache import Document
 
 
 def prefix_of(request: Request) -> str:
@@ -24,11 +24,11 @@ def prefix_of(request: Request) -> str:
 
 
 def changed_job(
-    job: Job, request: Request, status: int = 200, headers: dict[str, str] | None = None
+    document: Document, request: Request, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
-    """Return a job as it is after a change."""
-    body = with_prefix(job_document(job).body, prefix_of(request))
-    tag = {"ETag": etag(job.version, gzip=False), "Cache-Control": "private, no-cache"}
+    """Return the document of a job as it is after a change."""
+    body = with_prefix(document.body, prefix_of(request))
+    tag = {"ETag": etag(document.version, gzip=False), "Cache-Control": "private, no-cache"}
     more = {} if headers is None else headers
     return Response(body, status, {**tag, **more}, "application/json")
 

@@ -56,7 +56,7 @@ def add_to(routes: APIRouter, service: JobService) -> None:
         )
         job = await service.create(new)
         location = f"{prefix_of(request)}/api/v2/jobs/{job.id}"
-        return changed_job(job, request, 202, {"Location": location})
+        return changed_job(service.document(job), request, 202, {"Location": location})
 
     @routes.get(
         "",

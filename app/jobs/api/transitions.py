@@ -32,7 +32,9 @@ def _add_for_clients(routes: APIRouter, service: JobService) -> None:
     )
     async def approve(job_id: JobIdInPath, request: Request) -> Response:
         """The storyboard is as it should be."""
-        return changed_job(await service.approve(job_id, caller_of(request)), request)
+        return changed_job(
+            service.document(await service.approve(job_id, caller_of(request))), request
+        )
 
     @routes.post(
         "/{job_id}/render",
@@ -42,14 +44,18 @@ def _add_for_clients(routes: APIRouter, service: JobService) -> None:
     )
     async def render(job_id: JobIdInPath, request: Request) -> Response:
         """Begin to render."""
-        return changed_job(await service.render(job_id, caller_of(request)), request, 202)
+        return changed_job(
+            service.document(await service.render(job_id, caller_of(request))), request, 202
+        )
 
     @routes.post(
         "/{job_id}/cancel", response_model=JobBody, **only(Role.CLIENT, answers=responses.CHANGED)
     )
     async def cancel(job_id: JobIdInPath, request: Request) -> Response:
         """Stop the job, whatever it is at."""
-        return changed_job(await service.cancel(job_id, caller_of(request)), request)
+        return changed_job(
+            service.document(await service.cancel(job_id, caller_of(request))), request
+        )
 
 
 def _add_for_workers(routes: APIRouter, service: JobService) -> None:
@@ -63,7 +69,7 @@ def _add_for_workers(routes: APIRouter, service: JobService) -> None:
         job = await service.report_progress(
             job_id, body.percent, body.stage, body.message, worker=True
         )
-        return changed_job(job, request)
+        return changed_job(service.document(job), request)
 
     @routes.post(
         "/{job_id}/complete",
@@ -75,11 +81,15 @@ def _add_for_workers(routes: APIRouter, service: JobService) -> None:
     ) -> Response:
         """A worker has finished."""
         video_url = None if body is None else body.video_url
-        return changed_job(await service.complete(job_id, video_url, worker=True), request)
+        return changed_job(
+            service.document(await service.complete(job_id, video_url, worker=True)), request
+        )
 
     @routes.post(
         "/{job_id}/fail", response_model=JobBody, **only(Role.WORKER, answers=responses.CHANGED)
     )
     async def fail(job_id: JobIdInPath, body: Fail, request: Request) -> Response:
         """A worker has given up."""
-        return changed_job(await service.fail(job_id, body.error, worker=True), request)
+        return changed_job(
+            service.document(await service.fail(job_id, body.error, worker=True)), request
+        )
