@@ -88,7 +88,7 @@ def accepts_gzip(accept_encoding: str | None) -> bool:
 
 def etag(version: int, *, gzip: bool) -> str:
     """Return the entity tag of one representation of a version."""
-    return f'"{version}-{_n(gzip=gzip)}"'
+    return f'"{version}-{FORMAT << 1 | gzip}"'
 
 
 def holds(if_none_match: str, tag: str) -> bool:
@@ -183,7 +183,9 @@ class Representation:
             headers.append((b"content-encoding", b"gzip"))
             body = entry.encoded_body
         else:
-            body = with_prefix(identity_body(entry), self.root_path)
+            body = entry.encoded_body if entry.encoding == "identity" else identity_body(entry)
+            if self.root_path:
+                body = with_prefix(body, self.root_path)
         headers.append((b"content-length", b"%d" % len(body)))
         return Reply(200, headers, body)
 
@@ -224,13 +226,10 @@ def cache_status(answer: ReadResult) -> str:
     collapsed = "; collapsed" if answer.coalesced else ""
     tier = f"; detail={answer.tier}"
     if answer.outcome is CacheOutcome.HIT:
-        return f"jobcache; hit; ttl={_ttl(answer.entry, answer.age_ms)}{tier}"
+        ttl = (answer.entry.fresh_ms - answer.age_ms) // 1000
+        return f"jobcache; hit; ttl={ttl}{tier}"
     if answer.outcome is CacheOutcome.STALE:
-        ttl = _ttl(answer.entry, answer.age_ms)
+        ttl = (answer.entry.fresh_ms - answer.age_ms) // 1000
         return f"jobcache; fwd=stale; fwd-status=503; ttl={ttl}{collapsed}{tier}"
     forwarded = "stale" if answer.outcome is CacheOutcome.EXPIRED else answer.outcome.value
     return f"jobcache; fwd={forwarded}{collapsed}{tier}"
-
-
-def _ttl(entry: Entry, age_ms: int) -> int:
-    return (entry.fresh_ms - age_ms) // 1000

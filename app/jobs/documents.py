@@ -25,6 +25,7 @@ _LINKS = (b"storyboard_url", b"video_url")
 _RENDERING_FIRST, _RENDERING_MOST = 2, 30
 
 _STORYBOARD = "storyboard"
+_LISTS = jobs_key("")
 
 
 def lifetimes(*, changing: float, terminal: float, unknown: float, grace: float) -> Lifetimes:
@@ -48,7 +49,7 @@ def check_body(key: str, body: bytes) -> None:
     """
     found = json.loads(body)
     right = isinstance(found, dict)
-    if right and key.startswith(jobs_key("")):
+    if right and key.startswith(_LISTS):
         ids, complete = found.get("ids"), found.get("complete")
         right = isinstance(ids, list) and all(type(each) is int for each in ids)
         right = right and isinstance(complete, bool)

@@ -207,7 +207,7 @@ class PollFastPath:
     def header_lines(self, reply: Reply) -> bytes:
         """Return the headers of a reply as they go over the wire, and keep them in the reply."""
         headers = self._common_headers.added(reply.headers)
-        reply.lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        reply.lines = b"".join(map(b"%b: %b\r\n".__mod__, headers))
         return reply.lines
 
     async def answer(self, scope: Scope, send: Send) -> bool:

@@ -280,7 +280,8 @@ class MemoryBackend:
         """Store a cell with a new deadline; return False if nothing is kept or it is too large."""
         if self._set_aside:
             self._free_some()
-        part, needed = self._part(key), _bytes_of(key, new)
+        part = self._parts[hash(key) % self._part_count]
+        needed = _bytes_of(key, new)
         if key in part.cells:
             held: _Slot = _look_up(part.cells, key)
             grown = needed - _bytes_of(key, held.cell)
@@ -293,7 +294,8 @@ class MemoryBackend:
             self._remove(key)
         if self._suspended or needed > self._max_bytes:
             return False
-        self._make_room(part, needed)
+        if self._entries >= self._max_entries or self._bytes + needed > self._max_bytes:
+            self._make_room(part, needed)
         part.cells[key] = _Slot(new, *self._times(new), self._trust)
         part.bytes += needed
         self._bytes += needed

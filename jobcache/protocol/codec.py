@@ -182,7 +182,7 @@ class Decoder:
         check = self.check
         if check is None:
             return
-        body = identity_body(entry)
+        body = entry.encoded_body if entry.encoding == "identity" else identity_body(entry)
         if entry.version == 0 or len(body) > _LARGEST_CHECKED:
             return
         try:

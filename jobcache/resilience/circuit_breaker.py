@@ -1,12 +1,12 @@
-"""Whether a store is in use: decisions and one log line for each change, no waiting.
+"""A circuit breaker: is a store in use? Decisions and one log line for each change, no waiting.
 
-    closed   in use
-    silent   in use, but has let a whole deadline pass without answering anything: reads do not
-             wait for it until it has answered
-    open     set aside
+    closed         in use
+    unresponsive   in use, but it has let a whole deadline pass without any answer: reads do not
+                   wait for it until it has answered
+    open           set aside
 
-A few failures in a row open it, and so does a probe that fails. An operation that is late while
-others are answered shows that there is much to do, not that the store is away.
+A few failures in a row open the circuit, and so does a probe that fails. An operation that is late
+while others are answered shows that there is much to do, not that the store is away.
 
 Rejected: the breakers on the package index. Those for asyncio let a caller's own call find out
 whether the service is back; here one probe in the background does, and no poll pays for it.
@@ -29,7 +29,11 @@ _LINES = 20  # a minute: a store can come and go many times
 
 
 class Breaker:
-    """Counts what a store answers.
+    """Count how a store answers, and decide whether it is in use.
+
+    Operations are numbered as they begin. An operation that began before the last answer of the
+    store, be it a success or a counted failure, shows nothing new when it fails: a burst that waits
+    for our own connection is no outage.
 
     Args:
         name: the cache's, for the log.
@@ -38,53 +42,46 @@ class Breaker:
 
     Attributes:
         open: True while the store is set aside.
-        unresponsive: True while it owes an answer that is overdue, and has given no other since.
-        reason: why it is, for people; empty while it is not.
+        unresponsive: True while an answer is overdue, and no other has come since.
+        reason: why it is open, for people; empty while it is not.
+        begun: the number of the operation that began last.
     """
 
     def __init__(self, name: str, *, failures: int, clock: Callable[[], float]) -> None:
         self.open = False
         self.unresponsive = False
         self.reason = ""
+        self.begun = 0
         self._name = name
         self._allowed = failures
         self._clock = clock
         self._since = clock()
         self._lines = LogLimit(_LINES, clock)
         self._failures = 0
-        # Operations are numbered as they begin. Those begun before the last word of the store, be
-        # it a success or a counted failure, say nothing new when they fail: a burst that waits
-        # for our own pool is no outage.
-        self._begun = 0
-        self._last_word = 0
+        self._last_answer = 0
         self._last_success = 0
 
-    def begin(self) -> int:
-        """The number of an operation that begins now."""
-        self._begun += 1
-        return self._begun
-
     def succeeded(self) -> None:
-        """The store has answered."""
+        """Note that the store has answered."""
         self.unresponsive = False
         self._failures = 0
-        self._last_word = self._last_success = self._begun
+        self._last_answer = self._last_success = self.begun
 
     def failed(self, number: int, reason: str) -> None:
-        """The store, or the way to it, has answered an operation with an error."""
-        if number > self._last_word:
-            self._last_word = self._begun
+        """Note that the store, or the connection to it, has answered an operation with an error."""
+        if number > self._last_answer:
+            self._last_answer = self.begun
             self._failures += 1
             if self._failures >= self._allowed:
                 self.trip(reason)
 
     def went_unanswered(self, number: int) -> None:
-        """An operation has run out of its deadline."""
+        """Note that an operation has run out of its deadline."""
         if number > self._last_success:
             self.unresponsive = True
 
     def open_for(self) -> float:
-        """Seconds since the store was set aside; 0 while it is not."""
+        """Return the seconds since the store was set aside; 0 while it is not."""
         return self._clock() - self._since if self.open else 0.0
 
     def trip(self, reason: str) -> None:
@@ -112,7 +109,7 @@ class Breaker:
             logger.warning("%s%s", words % values, omitted)
 
     def condition(self, pending: int | None) -> Health:
-        """See `SupportsHealth`; `pending` goes into it as it is."""
+        """Return whether the store is in use; `pending` is passed on as it is."""
         state: Literal["closed", "open"] = "open" if self.open else "closed"
         age = self._clock() - self._since
         return Health(not self.open, state, age, self.reason, pending)

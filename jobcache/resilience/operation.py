@@ -76,7 +76,8 @@ class Operation(Generic[T]):
         self._observer = observer
         self._confirmation = confirmation
         self._on_late = on_late
-        self._number = breaker.begin()
+        breaker.begun += 1
+        self._number = breaker.begun
         self._deadline = Deadline(limit, self._give_up)
         running.add_done_callback(self._ended)
 

@@ -178,7 +178,8 @@ async def test_a_progress_update(served: Served, capsys: pytest.CaptureFixture[s
     loop = asyncio.get_running_loop()
 
     def create(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
-        tasks.append(str(work))
+        if work.cr_code.co_filename.startswith(OWN):  # the database's driver makes one, too
+            tasks.append(str(work))
         return asyncio.Task(work, loop=loop, **options)
 
     count = await fewest(served.update, served.poll)

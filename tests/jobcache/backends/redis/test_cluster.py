@@ -25,7 +25,7 @@ from jobcache.testing import conformance
 from jobcache.testing.conformance import Check
 from jobcache.testing.simulation import entry_of
 from tests.jobcache.at_work import Jobs
-from tests.jobcache.testing.test_state_machine import Machine, _run
+from tests.jobcache.testing.test_state_machine import Machine, run_machine
 from tests.subjects import REDIS_SERVERS, TieredSubject, shorten
 
 numbers = itertools.count()
@@ -130,7 +130,7 @@ def test_a_cluster_agrees_with_the_model(cluster: RedisCluster) -> None:
             assert isinstance(self.subject, ClusterSubject)
             self.run(self.subject.aclose())
 
-    _run(OnACluster, 8)
+    run_machine(OnACluster, 8)
 
 
 async def test_what_is_asked_for_in_one_turn_is_one_round_trip_to_each_primary(
