@@ -1,4 +1,4 @@
-"""The identity of the server behind an address: which incarnation answers, and is it still that?
+"""The identity of the server behind an address: the incarnation that answers there now.
 
 Every cell carries the incarnation id of the server that it was written on, so each command is made
 for the connection that it is sent on:

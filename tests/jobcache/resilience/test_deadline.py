@@ -12,20 +12,27 @@ def timers() -> list[asyncio.TimerHandle]:
     return [each for each in scheduled if not each.cancelled() and "Deadline" in repr(each)]
 
 
-async def test_what_is_met_cannot_be_missed_any_more() -> None:
-    deadline = Deadline(60, lambda: None)
-    assert len(timers()) == 1
-    assert deadline.met()
-    assert not deadline.met()
-    assert timers() == []
-
-
-async def test_what_is_missed_is_told_once_and_not_met_any_more() -> None:
+async def test_a_deadline_whose_timer_is_cancelled_is_not_missed() -> None:
     missed = asyncio.Event()
-    deadline = Deadline(0.01, missed.set)
-    await missed.wait()
-    assert not deadline.met()
+    deadline = Deadline(60, missed.set)
+    assert len(timers()) == 1
+    deadline.timer.cancel()
     assert timers() == []
+    deadline = Deadline(0.01, missed.set)
+    while deadline._left > 1:
+        await asyncio.sleep(0)
+    deadline.timer.cancel()
+    assert timers() == []
+    await asyncio.sleep(0.01)
+    assert not missed.is_set()
+
+
+async def test_a_deadline_is_missed_once() -> None:
+    missed: asyncio.Queue[bool] = asyncio.Queue()
+    Deadline(0.01, lambda: missed.put_nowait(True))
+    await missed.get()
+    assert timers() == []
+    assert missed.empty()
 
 
 async def test_who_waits_for_a_task_and_goes_leaves_it_alone_and_no_timer() -> None:
