@@ -28,8 +28,8 @@ async def test_a_deadline_whose_timer_is_cancelled_is_not_missed() -> None:
 
 
 async def test_a_deadline_is_missed_once() -> None:
-    missed: asyncio.Queue[bool] = asyncio.Queue()
-    Deadline(0.01, lambda: missed.put_nowait(True))
+    missed: asyncio.Queue[None] = asyncio.Queue()
+    Deadline(0.01, lambda: missed.put_nowait(None))
     await missed.get()
     assert timers() == []
     assert missed.empty()
