@@ -39,7 +39,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from jobcache.backends._closing import end_all
 from jobcache.protocol.backend import (
@@ -63,7 +64,7 @@ from jobcache.protocol.backend import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
     from jobcache.protocol.backend import ChangeFeed
 
@@ -74,11 +75,9 @@ class LocalTier(CacheBackend, SupportsPeek, SupportsDiscard, SupportsSize, Proto
 
 class RemoteTier(
     CacheBackend,
-    SupportsPurgeAll,
     SupportsVersionHint,
     SupportsHealth,
     SupportsStart,
-    SupportsNamespaceOwner,
     Protocol,
 ):
     """What can stand behind: a guarded backend that several processes share."""
@@ -86,6 +85,8 @@ class RemoteTier(
 
 class TieredBackend:
     """A local tier before a remote one.
+
+    An optional ability of the remote tier is this backend's, too, and only then.
 
     Args:
         local: what is asked first, while the feed is live.
@@ -95,6 +96,11 @@ class TieredBackend:
     """
 
     name = "tiered"
+
+    purge_all: Callable[[], Coroutine[Any, Any, int]]
+    set_body_check: Callable[[Callable[[str, bytes], object]], None]
+    set_lease_time: Callable[[float], None]
+    identify: Callable[[str], None]
 
     def __init__(
         self,
@@ -112,17 +118,29 @@ class TieredBackend:
             remote.get_many_future if isinstance(remote, SupportsFutureGet) else remote.get_many
         )
         self._reading: set[asyncio.Task[Mapping[str, Entry]]] = set()
+        self._pass_on(remote)
         feed.listen(self)
+
+    def _pass_on(self, remote: RemoteTier) -> None:
+        """Have the optional abilities of the remote tier; the local one is filled from there."""
+        if isinstance(remote, SupportsPurgeAll):
+            self.purge_all = partial(self._purge_all, remote)
+        if isinstance(remote, SupportsBodyCheck):
+            self.set_body_check = remote.set_body_check
+        if isinstance(remote, SupportsLeaseTime):
+            self.set_lease_time = remote.set_lease_time
+        if isinstance(remote, SupportsNamespaceOwner):
+            self.identify = remote.identify
 
     @property
     def tiers(self) -> tuple[str, str]:
-        """See `SupportsTiers`."""
+        """The names of both tiers, local and remote."""
         return self._local.name, self._remote.name
 
     # --- reading ---
 
     def peek(self, key: str) -> Entry | None:
-        """See `SupportsPeek`."""
+        """Return the entry of the local tier, without waiting; None while the feed is not live."""
         return self._local.peek(key) if self._feed.live else None
 
     async def get(self, key: str) -> Entry | None:
@@ -168,25 +186,15 @@ class TieredBackend:
         await self._local.publish(key, token, entry)
 
     async def lease(self, key: str, token: str) -> Entry | LeaseResult:
-        """See `CacheBackend`."""
+        """Take a lease of the remote tier; an entry that is found there empties the local cell."""
         found = await self._remote.lease(key, token)
         if isinstance(found, Entry):
             # It is newer than what the local tier has, or that is not served.
             self._local.drop((key,))
         return found
 
-    def set_body_check(self, check: Callable[[str, bytes], object]) -> None:
-        """See `SupportsBodyCheck`: the remote tier's, from which the local one is filled."""
-        if isinstance(self._remote, SupportsBodyCheck):
-            self._remote.set_body_check(check)
-
-    def set_lease_time(self, seconds: float) -> None:
-        """See `SupportsLeaseTime`: the remote tier's. A fill of the local tier is never slow."""
-        if isinstance(self._remote, SupportsLeaseTime):
-            self._remote.set_lease_time(seconds)
-
     def clock_set_back(self, latest_ms: int) -> None:
-        """See `SupportsClockSteps`."""
+        """Empty the local tier, and tell the remote one."""
         self._local.drop_all()
         if isinstance(self._remote, SupportsClockSteps):
             self._remote.clock_set_back(latest_ms)
@@ -194,43 +202,43 @@ class TieredBackend:
     # --- changing ---
 
     async def fence(self, key: str, token: str) -> None:
-        """See `CacheBackend`."""
+        """Fence the remote tier."""
         await self._remote.fence(key, token)
 
     async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
-        """See `CacheBackend`."""
+        """Publish to the remote tier, then empty the local cell, whatever came of it."""
         try:
             return await self._remote.publish(key, token, entry)
         finally:
             self._local.drop((key,))
 
     def remember(self, key: str, version: int) -> None:
-        """See `SupportsVersionHint`."""
+        """Empty the local cell, and have the remote tier note the version."""
         self._local.drop((key,))
         self._remote.remember(key, version)
 
     async def purge(self, keys: Sequence[str]) -> int:
-        """See `CacheBackend`. Counted are the remote tier's."""
+        """Purge both tiers; return how many cells of the remote one held something."""
         try:
             return await self._remote.purge(keys)
         finally:
             self._local.drop(keys)
 
-    async def purge_all(self) -> int:
-        """See `SupportsPurgeAll`. Counted are the remote tier's."""
+    async def _purge_all(self, remote: SupportsPurgeAll) -> int:
+        """Empty both tiers; return how many cells of the remote one were dropped."""
         try:
-            return await self._remote.purge_all()
+            return await remote.purge_all()
         finally:
             self._local.drop_all()
 
-    # --- what the feed tells ---
+    # --- what the feed reports ---
 
     def changed(self, keys: Sequence[str]) -> None:
-        """See `ChangeListener`."""
+        """Empty the local cells of keys that have changed."""
         self._local.drop(keys)
 
     def interrupted(self) -> None:
-        """See `ChangeListener`. Fills under way lose their leases, and so store nothing."""
+        """Empty the local tier. Fills under way lose their leases, and so store nothing."""
         self._local.drop_all()
 
     def resumed(self) -> None:
@@ -239,23 +247,19 @@ class TieredBackend:
     # --- the rest ---
 
     def feed(self) -> ChangeFeed:
-        """See `SupportsChangeFeed`."""
+        """Return the feed of the remote tier."""
         return self._feed
 
     def condition(self) -> Health:
-        """See `SupportsHealth`: the remote tier's, without which nothing is coherent."""
+        """Return the health of the remote tier, without which nothing is coherent."""
         return self._remote.condition()
 
     def size(self) -> tuple[int, int]:
-        """See `SupportsSize`: the local tier's."""
+        """Return the local tier's size."""
         return self._local.size()
 
-    def identify(self, source_id: str) -> None:
-        """See `SupportsNamespaceOwner`."""
-        self._remote.identify(source_id)
-
     async def start(self) -> None:
-        """See `SupportsStart`."""
+        """Start the feed and the remote tier."""
         self._feed.start()
         await self._remote.start()
 

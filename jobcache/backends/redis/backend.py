@@ -1,10 +1,9 @@
 """Cells in Redis 6.2 or newer, or Valkey: one string key each, so that a cluster can hold them.
 
-A get is a `GET`, many of a turn an `MGET`; the other operations are the scripts in `scripts/`,
-one each, all of one key.
-What travels together is decided in `server`, and which server a key belongs to in
-`topology`: the one there is, the master that sentinels name, or the owner of the key's slot
-in a cluster. A slot that has moved, or is on its way, is no failure: whoever has it is asked. A
+Gets are an `MGET`, or a `GET` for each key of a cluster; the other operations are the scripts in
+`scripts/`, one each, all of one key. `server` decides what is sent together, and `topology` which
+server a key belongs to: the one there is, the master that sentinels name, or the owner of the key's
+slot in a cluster. A slot that has moved, or is on its way, is no failure: the command follows it. A
 lost reply may be followed by a second try, for every operation can be repeated.
 
 Every cell bears the incarnation id of the server that it was written on, made of its `run_id` and
@@ -297,7 +296,7 @@ class RedisBackend:
     # --- changing cells ---
 
     async def lease(self, key: str, token: str) -> Entry | LeaseResult:
-        """See `CacheBackend`."""
+        """Take a lease, by one script."""
         reply, incarnation_id, server = await self._run("lease", key, token, self._lease_ms)
         if reply is None:
             return LeaseResult.ACQUIRED
@@ -307,11 +306,11 @@ class RedisBackend:
         return LeaseResult.FENCED if isinstance(found, Fence) else LeaseResult.HELD
 
     def set_body_check(self, check: Callable[[str, bytes], object]) -> None:
-        """See `SupportsBodyCheck`."""
+        """Have the body of each new entry checked."""
         self._cells.check = check
 
     def set_lease_time(self, seconds: float) -> None:
-        """See `SupportsLeaseTime`."""
+        """Have leases last for `seconds` at least."""
         self._lease_ms = max(self._lease_ms, round(seconds * 1000))
 
     async def fence(self, key: str, token: str) -> None:
@@ -340,11 +339,11 @@ class RedisBackend:
         return self._call_future(call, _publish_result)
 
     async def purge(self, keys: Sequence[str]) -> int:
-        """See `CacheBackend`."""
+        """Purge, by one script for each key."""
         return await self._drop([self._prefix + key for key in keys], "purge")
 
     async def purge_all(self) -> int:
-        """See `SupportsPurgeAll`. Of keys that others keep in the same database, none is touched.
+        """Empty the namespace. Keys that others keep in the same database are not touched.
 
         Every step has the limits of its connection, and the log says every few seconds how far it
         has come.
@@ -385,7 +384,7 @@ class RedisBackend:
         return sum(dropped for dropped, *_ in replies)
 
     async def ping(self) -> None:
-        """See `SupportsPing`: of every server that keys belong to."""
+        """Ping every server that keys belong to."""
         with translated():
             await self._topology.refresh()
             pings = (
@@ -396,7 +395,7 @@ class RedisBackend:
                     raise error
 
     def identify(self, source_id: str) -> None:
-        """See `SupportsNamespaceOwner`."""
+        """Refuse, from now on, a namespace that belongs to another source."""
         self._source.source_id = source_id
 
     @property
@@ -430,7 +429,7 @@ class RedisBackend:
         return f"{self._prefix}jobcache:{word}{self._topology.tag_of(server)}"
 
     def feed(self) -> TrackingFeed:
-        """See `SupportsChangeFeed`."""
+        """Return the feed of changes of this namespace."""
         return self._feed
 
     async def aclose(self) -> None:
@@ -496,7 +495,7 @@ class RedisBackend:
         if isinstance(error, _TROUBLE) or isinstance(error.__cause__, _TROUBLE):
             self._topology.doubt()
 
-    # --- the server's life ---
+    # --- the server's incarnation ---
 
     async def _learn_incarnation(self, connection: AbstractConnection) -> str:
         """The incarnation id of the server that a new connection leads to.
@@ -536,7 +535,9 @@ class RedisBackend:
             )
 
     def _proof(self, server: Server) -> list[Command]:
-        """See `Server`. A node of a cluster that is no primary any more refers to the one it has.
+        """Return the commands with which a connection proves that it leads to a primary of ours.
+
+        A node of a cluster that is no primary any more refers to its primary.
 
         Deleting a key that is not there changes nothing, and only a primary does it.
         """
@@ -550,7 +551,7 @@ class RedisBackend:
     def _check(
         self, server: Server, proof: Sequence[Command], replies: Sequence[object]
     ) -> Exception | None:
-        """See `Server`."""
+        """Return the error if the replies do not prove that; see `Server`."""
         for (word, *_), reply in zip(proof, replies, strict=False):
             if isinstance(reply, AskError):
                 if not self._topology.is_sharded:
@@ -609,7 +610,7 @@ def _lua(name: str) -> str:
 
 
 async def _incarnation_on(connection: AbstractConnection, *, master: bool) -> str:
-    """What tells the life of the server at the other end from any other's.
+    """Return the id of the incarnation at the other end of a connection.
 
     Of both ids, as much as makes chance hopeless. The replication id changes whenever a replica is
     promoted, also one that was the master before.

@@ -19,7 +19,11 @@ from jobcache.protocol.backend import (
     Health,
     LeaseResult,
     PublishResult,
+    SupportsBodyCheck,
     SupportsChangeFeed,
+    SupportsLeaseTime,
+    SupportsNamespaceOwner,
+    SupportsPurgeAll,
     SupportsSize,
     SupportsTiers,
 )
@@ -388,3 +392,25 @@ async def test_it_starts_and_closes_all_of_its_parts(tiered: Tiered) -> None:
     await tiered.backend.aclose()
     assert tiered.feed.closed == tiered.remote.closed == 2
     assert tiered.local.size() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "ability", [SupportsPurgeAll, SupportsBodyCheck, SupportsLeaseTime, SupportsNamespaceOwner]
+)
+def test_an_optional_ability_is_the_remote_tiers(ability: type) -> None:
+    """Also in `isinstance`, by which `JobCache` finds out."""
+
+    class Able(GatedRemote):
+        def set_body_check(self, check: object) -> None: ...
+        def set_lease_time(self, seconds: float) -> None: ...
+        def identify(self, source_id: str) -> None: ...
+
+    class Plain(Able):
+        def __getattribute__(self, name: str) -> object:
+            if name in {"purge_all", "set_body_check", "set_lease_time", "identify"}:
+                raise AttributeError(name)
+            return super().__getattribute__(name)
+
+    for remote, expected in ((Able(), True), (Plain(), False)):
+        tiered = TieredBackend(MemoryBackend(), remote, HandFeed(FakeClock()))
+        assert isinstance(tiered, ability) is expected

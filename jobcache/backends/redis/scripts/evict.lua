@@ -1,4 +1,4 @@
--- Empty the cells among these keys that are of our namespace, in the server's present life.
+-- Empty the cells among these keys that are of our namespace, of the server's present incarnation.
 -- KEYS the keys, of one server   ARGV[1] the incarnation_id
 -- Returns how many cells were emptied.
 local dropped = 0

@@ -1,5 +1,5 @@
 -- Nothing in this cell is served until every token has left the fence.
--- KEYS[1] the cell   ARGV[1] the server's incarnation_id   ARGV[2] token   ARGV[3] a new fence's life in ms
+-- KEYS[1] the cell   ARGV[1] the server's incarnation_id   ARGV[2] token   ARGV[3] a new fence's lifetime in ms
 local incarnation_id, token = ARGV[1], ARGV[2]
 local cell = redis.pcall('GET', KEYS[1]) -- of a wrong type: an error, and replaced
 if type(cell) ~= 'string' then
@@ -7,7 +7,7 @@ if type(cell) ~= 'string' then
 end
 local written = cell:match('^[ELF]1|(%w+)|')
 if written and written ~= incarnation_id then
-  cell = '' -- of another server's life
+  cell = '' -- of another incarnation of the server
 end
 local done
 local fence_version, tokens = cell:match('^F1|%w+|(%d+)|(,[%w,]+,)$')

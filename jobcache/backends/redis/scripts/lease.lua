@@ -1,11 +1,11 @@
 -- Take the lease of an empty cell.
--- KEYS[1] the cell   ARGV[1] the server's incarnation_id   ARGV[2] token   ARGV[3] the lease's life in ms
+-- KEYS[1] the cell   ARGV[1] the server's incarnation_id   ARGV[2] token   ARGV[3] the lease's lifetime in ms
 -- Returns false if the lease is now the token's, else the cell, which stays as it is.
 local incarnation_id = ARGV[1]
 local cell = redis.call('GET', KEYS[1])
 local written = cell and cell:match('^[ELF]1|(%w+)|')
 if written and written ~= incarnation_id then
-  cell = false -- of another server's life
+  cell = false -- of another incarnation of the server
 end
 local lease = 'L1|' .. incarnation_id .. '|' .. ARGV[2]
 if cell and cell ~= lease then

@@ -1,7 +1,7 @@
 -- Hand over a committed version, or withdraw.
 -- KEYS[1] the cell   ARGV[1] the server's incarnation_id   ARGV[2] token
--- ARGV[3] version, -1 to withdraw   ARGV[4] life in ms   ARGV[5] the entry's cell
--- Returns a word of `Offered`.
+-- ARGV[3] version, -1 to withdraw   ARGV[4] lifetime in ms   ARGV[5] the entry's cell
+-- Returns a value of `PublishResult`.
 local key, incarnation_id, token, version = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
 local withdrawn = version < 0
 
@@ -31,7 +31,7 @@ if type(cell) ~= 'string' then
 end
 local written = cell:match('^[ELF]1|(%w+)|')
 if written and written ~= incarnation_id then
-  redis.call('DEL', key) -- of another server's life
+  redis.call('DEL', key) -- of another incarnation of the server
   return 'nothing'
 end
 

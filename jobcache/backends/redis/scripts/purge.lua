@@ -7,7 +7,7 @@ if cell == false then
 end
 local written = type(cell) == 'string' and cell:match('^[ELF]1|(%w+)|')
 if written and written ~= ARGV[1] then
-  redis.call('DEL', KEYS[1]) -- of another server's life
+  redis.call('DEL', KEYS[1]) -- of another incarnation of the server
   return 0
 end
 local fence = type(cell) == 'string' and cell:match('^F1|%w+|%d+|,[%w,]+,$')

@@ -72,23 +72,23 @@ class Cluster:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def owner(self, key: str | bytes) -> Server | None:
-        """See `Topology`."""
+        """Return the server that `key` belongs to; None where that is not known."""
         return self._slots[key_slot(key.encode() if isinstance(key, str) else key)]
 
     def servers(self) -> Sequence[Server]:
-        """See `Topology`."""
+        """Return all servers that own keys, as far as is known."""
         return list(self._tags)
 
     def tag_of(self, server: Server) -> str:
-        """See `Topology`."""
+        """Return what at the end of a key makes it belong to `server`."""
         return self._tags.get(server, "")
 
     def name_of(self, server: Server) -> str:
-        """See `Topology`."""
+        """Return the host and port of `server`, for people."""
         return server.name
 
     def redirected(self, error: AskError, server: Server) -> Server:
-        """See `Topology`. A slot that has moved is known from now on to have."""
+        """Return the server that an error refers to, and note a slot that has moved."""
         # A node that does not know the other's name means the one it has itself.
         other = self._server_at(Address(error.host or server.host, error.port))
         if isinstance(error, MovedError):
@@ -97,19 +97,19 @@ class Cluster:
         return other
 
     def doubt(self) -> None:
-        """See `Topology`."""
+        """Learn the topology anew, soon, because a server has failed."""
         self._doubtful = True
         if self._mending is None or self._mending.done():
             self._mending = self._keep(self._mend())
 
     async def refresh(self) -> None:
-        """See `Topology`. Who asks while one looks already is content with that."""
+        """Learn the map of slots anew, now; callers that come meanwhile share the attempt."""
         if self._looking is None or self._looking.done():
             self._looking = self._keep(self._learn())
         await asyncio.shield(self._looking)
 
     async def aclose(self) -> None:
-        """See `Topology`."""
+        """Close the servers."""
         await end_all(list(self._tasks))
         for server in [*self._servers.values(), *self._retired]:
             await server.aclose()

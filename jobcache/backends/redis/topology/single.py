@@ -77,42 +77,42 @@ class SingleServer:
 
     @property
     def generation(self) -> int:
-        """See `Topology`."""
+        """A number that changes whenever the servers may have changed."""
         switches = 0 if self._sentinels is None else self._sentinels.switches
         return switches + self._server.identity.incarnations
 
     def owner(self, key: str | bytes) -> Server:  # noqa: ARG002 - whatever the key
-        """See `Topology`."""
+        """Return the server that `key` belongs to; None where that is not known."""
         return self._server
 
     def servers(self) -> Sequence[Server]:
-        """See `Topology`."""
+        """Return all servers that own keys, as far as is known."""
         return [self._server]
 
     def tag_of(self, server: Server) -> str:  # noqa: ARG002 - any key
-        """See `Topology`."""
+        """Return what at the end of a key makes it belong to `server`."""
         return ""
 
     def name_of(self, server: Server) -> str:  # noqa: ARG002 - there is one
-        """See `Topology`."""
+        """Return the host and port of `server`, for people."""
         if self._sentinels is None or self._sentinels.master is None:
             return self._name
         return str(self._sentinels.master)
 
     def redirected(self, error: AskError, server: Server) -> Server:  # noqa: ARG002 - there is one
-        """See `Topology`. It is a cluster's node, and the URL does not say so."""
+        """Raise an error: the server is a cluster's node, and the URL does not say so."""
         raise cluster_node(error)
 
     def doubt(self) -> None:
-        """See `Topology`. There is nothing to learn but by connecting."""
+        """Do nothing: there is nothing to learn but by connecting."""
 
     async def refresh(self) -> None:
-        """See `Topology`."""
+        """Ask the sentinels which server is the master, if there are any."""
         if self._sentinels is not None:
             await self._sentinels.discover_master(self._name)
 
     async def aclose(self) -> None:
-        """See `Topology`."""
+        """Close the servers."""
         await self._server.aclose()
         if self._sentinels is not None:
             await self._sentinels.aclose()

@@ -184,14 +184,14 @@ class Pushed:
             raise reply
 
     async def check(self) -> None:
-        """See `Line`: `report` tells."""
+        """Do nothing: `report` raises an error if the connection is lost."""
 
     def wake(self) -> None:
-        """See `Line`."""
+        """Have `report` return soon."""
         self._news.set()
 
     async def report(self, patience: float) -> list[bytes] | None:
-        """See `Line`."""
+        """Return the keys of the next report, as the protocol says."""
         if not self._reports and self._error is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(patience, 0.001)):
@@ -228,14 +228,14 @@ class Redirected:
         self._subscribed = subscribed
 
     async def check(self) -> None:
-        """See `Line`. The reply shows that the tracked connection is there: no report would."""
+        """Ping the tracked connection: no report would show that it is lost."""
         await _order(self._tracked, "PING")
 
     def wake(self) -> None:
-        """See `Line`: it does so anyway."""
+        """Do nothing: `report` returns soon anyway."""
 
     async def report(self, patience: float) -> list[bytes] | None:
-        """See `Line`."""
+        """Return the keys of the next report, as the protocol says."""
         patience = min(max(patience, 0.001), _AWAKE)
         message = await self._subscribed.read_response(timeout=patience)
         if isinstance(message, list) and message[:2] == [b"message", _CHANNEL]:

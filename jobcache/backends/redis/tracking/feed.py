@@ -99,21 +99,21 @@ class TrackingFeed:
 
     @property
     def live(self) -> bool:
-        """See `ChangeFeed`. Asked before every hit, so nothing but a look at the clock."""
+        """Whether every change from now on will be reported. Every hit reads this."""
         return self._clock() < self._live_until
 
     def listen(self, listener: ChangeListener) -> None:
-        """See `ChangeFeed`."""
+        """Have `listener` called from now on."""
         self._listeners.append(listener)
 
     def start(self) -> None:
-        """See `ChangeFeed`."""
+        """Begin to follow the changes, in the running loop."""
         if self._task is None and not self._closed:
             self._enter("connecting", "not connected yet")
             self._task = asyncio.create_task(self._run())
 
     def condition(self) -> FeedStatus:
-        """See `ChangeFeed`."""
+        """Return how the feed is now."""
         return FeedStatus(
             state=self._state,
             age=self._clock() - self._since,
@@ -123,7 +123,7 @@ class TrackingFeed:
         )
 
     async def aclose(self) -> None:
-        """See `ChangeFeed`."""
+        """End the feed."""
         self._closed = True
         self._live_until = 0.0
         if self._task is not None:
