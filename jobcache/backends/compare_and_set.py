@@ -18,8 +18,8 @@ Stores expire late, early by a second, or not at all. If the store decided when 
 that keeps its deadline could not be written twice without living longer. The time to live that the
 store is given only lets it collect cells that nobody reads.
 
-Rejected: a lock per key, in the store or in the process. Whoever holds it may die or hang, and then
-everybody waits for the lock to expire.
+Rejected: a lock per key, in the store or in the process. Its holder may die or hang, and then all
+other callers wait until the lock expires.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class CellTooLarge(CacheError):  # noqa: N818 - names the thing found
 
 
 class _Held(NamedTuple, Generic[Token]):
-    """A cell as it was read: what it holds, until when, and the token of these bytes."""
+    """A cell as it was read: its content, its deadline and the token of its bytes."""
 
     cell: Cell
     deadline_ms: int
@@ -121,7 +121,7 @@ class CompareAndSetBackend(ABC, Generic[Token]):
 
     @abstractmethod
     async def compare_and_set(self, key: str, cell: bytes, token: Token | None, ttl: float) -> bool:
-        """Store `cell` at `key` if `token` is still that of what is stored there.
+        """Store `cell` at `key` if the bytes stored there still have this token.
 
         Args:
             key: of 4096 bytes in UTF-8 at most.
@@ -139,14 +139,14 @@ class CompareAndSetBackend(ABC, Generic[Token]):
 
     @abstractmethod
     async def delete(self, key: str, token: Token) -> bool:
-        """Delete what is stored at `key` if `token` is still its token.
+        """Delete the bytes stored at `key` if they still have this token.
 
         Returns:
             Whether it was deleted. False: nothing was changed.
         """
 
     async def read_many(self, keys: Sequence[str]) -> Mapping[str, tuple[bytes, Token]]:
-        """Return what `read` returns for each of `keys`, without those that it returns None for.
+        """Return the results of `read` by key, without the keys for which that is None.
 
         Override this where the store can read several keys in one round trip.
         """
@@ -183,7 +183,7 @@ class CompareAndSetBackend(ABC, Generic[Token]):
         await self._carry_out(key, lambda cell: transitions.fence(cell, token))
 
     async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
-        """Hand over a committed version, or withdraw. A cell that is too large is not kept."""
+        """Publish a committed version, or withdraw. A cell that is too large is not kept."""
         try:
             return await self._carry_out(key, lambda cell: transitions.publish(cell, token, entry))
         except CellTooLarge:

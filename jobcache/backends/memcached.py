@@ -53,7 +53,7 @@ _FAILURES = (OSError, MemcacheError, ValueError, KeyError, AssertionError)
 
 
 class MemcachedToken(NamedTuple):
-    """Identifies what was read: the process of the server, and its number of the item."""
+    """Identifies an item as it was read: the server's process, and its number of the item."""
 
     incarnation: tuple[int, int]
     number: bytes
@@ -118,7 +118,7 @@ class MemcachedBackend(CompareAndSetBackend[MemcachedToken]):
         self._local = threading.local()
         self._opened: list[_Connection] = []
         self._running: set[Future[Any]] = set()
-        # Raised by each failure: what was opened before may lead to a server that is gone.
+        # Raised by each failure: older connections may lead to a server process that is gone.
         self._era = 0
         if source_id:
             self.identify(source_id)
@@ -198,7 +198,7 @@ class MemcachedBackend(CompareAndSetBackend[MemcachedToken]):
 
     def _run(self, command: Callable[[_Connection], T], start_by: float) -> T:
         if time.monotonic() > start_by:
-            # While the server hangs, commands pile up behind those that wait for it.
+            # While the server hangs, further commands pile up behind the ones that wait for it.
             raise CacheUnavailable("all connections to memcached are waiting for it")
         era = self._era
         try:

@@ -10,17 +10,21 @@ itself whose step is next, and tries every order:
     report = await interleavings.check(backend)
     assert report.finding is None, report
 
-What it finds every time are, among others, a write that ignores its token, a delete that does, a
-first write that replaces what is there already, and a token that comes back after a delete.
+It finds the following mistakes every time, and others:
+
+- a write that ignores its token;
+- a first write that overwrites a cell which exists already;
+- a delete that ignores its token;
+- a token that comes back after a delete.
 
 It takes the backend's methods `read`, `compare_and_set` and `delete` for its steps, each of which
 runs alone and to its end. They are replaced on the instance meanwhile. A backend with other steps
 names them; one whose operations are atomic by themselves has none, and then only the operations
 are reordered.
 
-Every schedule has a key of its own. A schedule is right if its results could come from the same
-operations one after the other, in some order that agrees with the times at which they ended and
-began (linearisability; Herlihy and Wing, 1990). What the cell holds afterwards is compared, too, as
+Every schedule has a key of its own. It is right if some sequential order of its operations gives
+the same results. An operation that ended before another one began comes first in that order. (This
+is linearisability; Herlihy and Wing, 1990.) The content of the cell afterwards is compared, too, as
 far as the operations of a backend can tell.
 """
 
@@ -205,7 +209,7 @@ class Finding:
         return "\n".join(
             (
                 f"no order of the operations explains what they returned in {scenario}",
-                *_returned("first, one after the other:", scenario.before, self.before),
+                *_returned("first, each by itself:", scenario.before, self.before),
                 *("then, step by step:", *(f"  {step}" for step in self.schedule)),
                 *_returned("the results:", scenario.operations, self.results),
                 *_returned("and of operations afterwards:", _looks(scenario), self.afterwards),
@@ -363,7 +367,7 @@ def _held(name: str, method: Callable[..., Awaitable[object]]) -> Callable[..., 
 
 @dataclass(slots=True)
 class _Choice:
-    """Which of the operations takes the next step: one of those that could."""
+    """The operations that could take the next step, and the one that takes it."""
 
     options: Sequence[int]
     chosen: int = 0
@@ -384,7 +388,7 @@ class _Played:
     afterwards: Sequence[object]
 
     def finding(self, scenario: Scenario) -> Finding:
-        """Return what is reported if it is wrong."""
+        """Return the report of this schedule as a wrong one."""
         results = tuple(runner.result for runner in self.runners)
         before, afterwards = tuple(self.before), tuple(self.afterwards)
         return Finding(scenario, tuple(self.schedule), before, results, afterwards)
@@ -393,7 +397,7 @@ class _Played:
 async def _play(
     backend: CacheBackend, scenario: Scenario, choices: list[_Choice], *, atomic: bool
 ) -> _Played:
-    """Play the schedule that begins with these choices, and add those that follow."""
+    """Play the schedule that begins with these choices, and add the choices after them."""
     key = f"interleaving:{secrets.token_hex(8)}"
     before = [await operation.call(backend, key) for operation in scenario.before]
     runners = [_Runner(str(operation)) for operation in scenario.operations]

@@ -135,7 +135,7 @@ async def test_contention_is_an_answer_and_what_was_not_published_is_repeated() 
     await guarded.aclose()
 
 
-# --- what is stored ---
+# --- stored cells ---
 
 
 async def test_a_standing_fence_keeps_the_deadline_in_its_bytes() -> None:
@@ -174,7 +174,7 @@ async def test_the_store_is_asked_to_keep_a_cell_longer_than_its_deadline() -> N
 async def test_a_cell_that_cannot_be_read_is_never_served_and_gives_way(rubbish: bytes) -> None:
     backend = DictionaryBackend()
     backend.stored["k"] = rubbish, 0
-    if rubbish == b"17|":  # long expired, whatever it was
+    if rubbish == b"17|":  # expired long ago
         assert await backend.get("k") is None
     else:
         with pytest.raises(UnreadableCell):

@@ -1,4 +1,4 @@
-"""What is special about memcached: restarts, odd keys, limits, and a client in threads."""
+"""memcached has its own problems: restarts, odd keys, limits, and a client in threads."""
 
 from __future__ import annotations
 

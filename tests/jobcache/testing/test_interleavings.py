@@ -49,7 +49,7 @@ async def test_operations_that_are_atomic_go_right_in_any_order(
 
 
 class IgnoresTheToken:
-    """A compare-and-set that writes over what is there."""
+    """A compare-and-set that overwrites any cell."""
 
     async def compare_and_set(self, key: str, cell: bytes, token: Any, ttl: float) -> bool:
         if token is not None:
@@ -146,7 +146,7 @@ async def test_a_report_shows_the_steps_and_what_was_returned() -> None:
             f"{report.scenarios} scenarios, {report.schedules} schedules: no order of the"
             " operations explains what they returned in R lease: R publish v1 | purge | W fence"
         ),
-        "first, one after the other:",
+        "first, each by itself:",
         "  R lease -> LeaseResult.ACQUIRED",
         "then, step by step:",
         "  R publish v1: read",
@@ -160,7 +160,7 @@ async def test_a_report_shows_the_steps_and_what_was_returned() -> None:
 
 
 async def test_what_the_cell_holds_afterwards_counts() -> None:
-    """A fence was deleted, and both operations returned what they may return."""
+    """A fence was deleted, though each result is possible."""
     backend = broken_dictionary(DeletesAnything)
     scenario = Scenario.parse("R lease: R withdraw | W fence")
     report = await interleavings.check(backend, [scenario])
