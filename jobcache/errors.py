@@ -1,4 +1,4 @@
-"""What can go wrong, by type, so that callers can tell the cache's trouble from the source's."""
+"""The errors that the library raises: those of the cache, of the source, and of its use."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _LONGEST_SHOWN = 200  # characters of a wrong value
 
 
 class JobCacheError(Exception):
-    """The base of every error this library raises on its own account."""
+    """The base class of all errors of this library."""
 
 
 class CacheError(JobCacheError):
-    """A backend could not do what it was asked. `JobCache` answers from the source instead."""
+    """A backend could not run an operation. `JobCache` answers from the source instead."""
 
 
 class CacheUnavailable(CacheError):  # noqa: N818 - reads as the state it reports
@@ -36,7 +36,7 @@ class CacheContended(CacheUnavailable):
 
 
 class NamespaceConflict(CacheUnavailable):
-    """The prefix belongs to a service that has another database: nothing is read or written there.
+    """The prefix belongs to a service with another database, so nothing is read or written.
 
     Args:
         prefix: the prefix.
@@ -52,14 +52,14 @@ class NamespaceConflict(CacheUnavailable):
 
 
 class UnreadableCell(CacheError):  # noqa: N818 - names the thing found
-    """A key holds what no backend of this version wrote: garbage, another type or format."""
+    """A key holds a value that no backend of this version wrote: another type or format."""
 
 
 class SourceUnavailable(JobCacheError):  # noqa: N818 - reads as the state it reports
-    """Raised by a caller's loader when the source of truth cannot be reached.
+    """The source of truth cannot be reached. Loaders raise this error.
 
-    `JobCache.read` then serves an entry past its freshness if it still holds one, and raises this
-    on otherwise. Every other exception of a loader is passed on as it is.
+    `JobCache.read` then serves an entry past its freshness if the cache still holds one, and raises
+    this error otherwise. All other exceptions of a loader are passed on.
     """
 
 
@@ -68,10 +68,10 @@ class LoadTimeout(SourceUnavailable):
 
 
 class RecursiveLoad(JobCacheError, RuntimeError):  # noqa: N818 - names the mistake
-    """A load has read a key whose load waits for it, so that both would wait for ever.
+    """A load has read a key whose load waits for it: both would wait for ever.
 
     Attributes:
-        keys: the keys, from the one that was read to the one whose load has read it.
+        keys: the keys, from the one that was read to the one whose load read it.
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
@@ -88,15 +88,15 @@ class DocumentMissing(JobCacheError, LookupError):  # noqa: N818 - reads as the 
 
 
 class InvalidDocument(JobCacheError, ValueError):  # noqa: N818 - names the thing found
-    """A document, or the value a loader returned in place of one, cannot be cached."""
+    """A document cannot be stored, or a loader returned a value that is no document."""
 
 
 class InvalidKey(InvalidDocument):
-    """A key cannot be used: it is no `str`, too long, or has no UTF-8 form."""
+    """A key cannot be used: it is not a `str`, is too long, or cannot be encoded in UTF-8."""
 
 
 class WrongLoop(JobCacheError, RuntimeError):  # noqa: N818 - names the mistake
-    """A `JobCache` was used in another event loop than the one that used it first."""
+    """A `JobCache` belongs to the event loop that used it first, and was used in another one."""
 
 
 class SettingsError(JobCacheError, ValueError):
@@ -108,11 +108,11 @@ class SettingsError(JobCacheError, ValueError):
 
 
 class WriteMisuse(JobCacheError):  # noqa: N818 - names the mistake
-    """A `write` block broke its rules: it published a key that it had not fenced, or nothing."""
+    """A `write` block published a key that it had not fenced, or did not publish a fenced key."""
 
 
 class CacheClosed(JobCacheError):  # noqa: N818 - reads as the state it reports
-    """The cache is closed; in `jobcache.sync` also: it was closed while this call waited."""
+    """The cache is closed, or (in `jobcache.sync`) was closed while this call waited."""
 
 
 def _one_line(text: str) -> str:
@@ -122,13 +122,13 @@ def _one_line(text: str) -> str:
 
 
 class UnsupportedRuntime(JobCacheError, RuntimeError):  # noqa: N818 - names the state of the process
-    """`jobcache.sync`: the process is patched in a way that an event loop cannot work with."""
+    """The process is patched in a way that prevents an event loop of `jobcache.sync`."""
 
 
 def redacted(url: str) -> str:
-    """`url` without its user, password and query, fit for logs and errors.
+    """Return a URL without its user, password and query, for logs and errors.
 
-    The raw text is cut before anything is parsed: a password may hold what ends a host elsewhere.
+    The raw text is cut, not parsed: a password may contain characters that end a host elsewhere.
     """
     scheme, separator, rest = url.partition("://")
     place = (rest if separator else url).rpartition("@")[2]

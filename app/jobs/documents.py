@@ -1,4 +1,4 @@
-"""From rows to the documents that the cache holds and polls return, as bytes."""
+"""Makes documents of rows: the JSON that the cache stores and polls return."""
 
 from __future__ import annotations
 
@@ -29,23 +29,24 @@ _LISTS = jobs_key("")
 
 
 def lifetimes(*, changing: float, terminal: float, unknown: float, grace: float) -> Lifetimes:
-    """Return how long documents live in the cache. All times in seconds.
+    """Return the lifetimes of documents in the cache. All arguments are in seconds.
 
     Args:
         changing: for jobs that can still change, and for lists.
         terminal: for jobs that have ended, and for storyboards: neither changes any more.
-        unknown: for the note that a job or a client does not exist.
-        grace: how much longer a document is kept, to be served while the database is away.
+        unknown: for the entry which says that a job or a client does not exist.
+        grace: the time after its lifetime for which a document is kept, to be served while the
+            database is away.
     """
     by_status = dict.fromkeys([*map(str, TERMINAL), _STORYBOARD], terminal)
     return Lifetimes(default=changing, by_status=by_status, gone=unknown, grace=grace)
 
 
 def check_body(key: str, body: bytes) -> None:
-    """Check that `body`, found in the cache under `key`, is of the form that is written here.
+    """Check that a body from the cache has the form that this module writes.
 
     Raises:
-        ValueError: it is not; the document is then loaded again.
+        ValueError: it has another form; the document is then loaded again.
     """
     found = json.loads(body)
     right = isinstance(found, dict)
@@ -54,11 +55,11 @@ def check_body(key: str, body: bytes) -> None:
         right = isinstance(ids, list) and all(type(each) is int for each in ids)
         right = right and isinstance(complete, bool)
     if not right:
-        raise ValueError("it is no document of this service")
+        raise ValueError("the body is not a document of this service")
 
 
 def job_document(job: Job) -> Document:
-    """A job's status."""
+    """Return the document of a job's status."""
     body = JobBody(
         id=job.id,
         client_id=job.client_id,
@@ -90,11 +91,11 @@ def job_document(job: Job) -> Document:
 
 
 def with_prefix(body: bytes, root_path: str) -> bytes:
-    """Return documents of jobs with links that begin with `root_path`.
+    """Return a document whose links begin with `root_path`.
 
-    What is stored and cached never has a prefix: it is shared by clients that come by different
-    ways. Inside a JSON string a quote is escaped, so nothing but the fields themselves looks like
-    this; and a URL elsewhere, which a worker has named, begins with its scheme.
+    Stored documents have no prefix, because clients share them that come through different proxies.
+    Only the fields themselves match: a quote inside a JSON string is escaped, and a URL of a worker
+    begins with its scheme.
     """
     if not root_path:
         return body
@@ -105,7 +106,7 @@ def with_prefix(body: bytes, root_path: str) -> bytes:
 
 
 def poll_after(job: Job) -> int | None:
-    """Seconds until asking again makes sense: as long as progress reports have been apart."""
+    """Return the seconds until the next poll makes sense, from the pace of progress reports."""
     if job.status in TERMINAL:
         return None
     if job.status is not Status.RENDERING:
@@ -116,7 +117,7 @@ def poll_after(job: Job) -> int | None:
 
 
 def storyboard_document(stored: StoredStoryboard) -> Document:
-    """A job's storyboard, at the job's version that brought it."""
+    """Return the document of a storyboard. Its version is the job's when it was written."""
     return Document(
         version=stored.version,
         owner=stored.client_id,
@@ -126,7 +127,7 @@ def storyboard_document(stored: StoredStoryboard) -> Document:
 
 
 def list_document(client_id: str, listed: JobList) -> Document | None:
-    """A client's newest job ids; None for a client that has never made one."""
+    """Return the document of a client's newest job ids; None if the client has made no job."""
     if listed.version == 0:
         return None
     body = json.dumps({"ids": listed.ids, "complete": listed.complete}).encode()

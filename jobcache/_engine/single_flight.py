@@ -164,9 +164,8 @@ class SingleFlight(Generic[T]):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        for (
-            slot
-        ) in self._slots.values():  # a task cancelled before its first step runs no `finally`
+        # A task that is cancelled before its first step runs no `finally`.
+        for slot in self._slots.values():
             if slot.pending is not None:
                 slot.pending.result.cancel()
         self._slots.clear()

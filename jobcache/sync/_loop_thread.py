@@ -1,21 +1,21 @@
-"""A bridge between threads that wait and an event loop in a thread of its own.
+"""Runs coroutines for threads, on an event loop in a thread of its own.
 
-A call sends a coroutine over to the loop and waits for its end. While it waits, its thread does
-what the coroutine asks of it: a caller's load and transaction run in the caller's own thread, where
-drivers that are tied to a thread work, and the loop never blocks.
+A call runs a coroutine on the loop, and its thread waits for the end. While the thread waits, it
+runs the callbacks that the coroutine requests. So a caller's loader and transaction run in the
+caller's own thread, where drivers that are tied to a thread work, and the loop never blocks.
 
-What both sides have to agree on is decided in the loop's thread, and told by messages; there is no
-lock that an interrupted thread could leave held. Errands stay in the caller's sight until they are
-done, since a signal may strike between any two steps of a thread:
+All decisions are made in the loop's thread, and sent as messages. There is no lock that an
+interrupted thread could leave locked. A callback request stays recorded until it is done, because a
+signal may interrupt a thread between any two steps:
 
-    get() takes an errand from the queue; the signal's handler raises; the errand is lost
+    get() takes a request from the queue; the signal handler raises; the request is lost
 
-A fork copies one thread and the memory. What the loop had in its hands belongs to the process that
-was forked, and so the child leaves all of it alone, for good: its sockets are shared, and the loop
-that is told to drop one drops it from the parent's selector.
+A fork copies one thread and the memory. The loop and its sockets belong to the parent process, so
+the child never touches them: the sockets are shared, and a loop that closes one in the child
+removes it from the parent's selector.
 
-Rejected: `asyncio.run` for each call, which ends what goes on between calls (probes, feeds, shared
-loads); running a caller's functions in a pool, where a transaction would wander between threads.
+Rejected: `asyncio.run` for each call, which ends probes, feeds and shared loads between calls. Also
+rejected: running callbacks in a thread pool, where a transaction would move between threads.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 T = TypeVar("T")
 
-_LAST_SECONDS = 5.0  # that an interpreter waits at its exit for what is under way
+_LAST_SECONDS = 5.0  # that the exit of the interpreter waits for running calls
 
 
 class _Forks:
-    """Tells a process from those it was forked from, whose numbers may have been given anew."""
+    """Counts forks, which identifies a process; a process id may be used again."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -59,14 +59,15 @@ class _Forks:
 
 
 forks = _Forks()
-"""How many forks lie between this process and the one that imported this module."""
+"""The number of forks between this process and the one that imported this module."""
 
 
 @contextmanager
 def _signals_later() -> Iterator[set[int] | None]:
-    """Keep signals from this thread; yields which were kept from it before. None: it cannot be.
+    """Block signals in this thread, and yield those that were blocked before; None: unsupported.
 
-    For `Thread.start`, which may leave a lock held that the new thread waits for.
+    For `Thread.start`: a signal handler that raises there may leave a lock locked, for which the
+    new thread waits.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield None
@@ -78,20 +79,20 @@ def _signals_later() -> Iterator[set[int] | None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-class CallerLeft(Exception):  # noqa: N818 - what has happened, and nobody's error
-    """The thread that was to do something does not wait any more."""
+class CallerLeft(Exception):  # noqa: N818 - it names an event; no user gets it
+    """The thread that should run a callback does not wait any more."""
 
 
 class _Presence(Enum):
     WAITING = auto()
     RETURNED = auto()
-    """The call has ended; its thread goes on."""
+    """The call has ended, and its thread goes on."""
     LEFT = auto()
-    """Its thread was interrupted, and did not wait for the end."""
+    """The thread was interrupted, and did not wait for the end."""
 
 
 class _CallbackRequest(Generic[T]):
-    """What a coroutine asks of a thread. Done at most once."""
+    """A callback that a coroutine wants a thread to run. Run at most once."""
 
     def __init__(self, function: Callable[[], T]) -> None:
         self._function = function
@@ -100,22 +101,22 @@ class _CallbackRequest(Generic[T]):
         self.error: Exception | None = CallerLeft()
 
     def run(self) -> None:
-        """Do it, in the thread. What is no `Exception` goes up there, and ends its call."""
+        """Run the callback, in the thread. Only an `Exception` is passed on to the coroutine."""
         try:
             self.value = self._function()
-        except Exception as error:  # noqa: BLE001 - it is for whoever asked
+        except Exception as error:  # noqa: BLE001 - the coroutine raises it
             self.error = error
         else:
             self.error = None
 
     def report(self) -> None:
-        """Tell whoever asked, if it still waits. In the loop's thread."""
+        """Wake the coroutine, if it still waits. In the loop's thread."""
         if not self.done.done():
             self.done.set_result(None)
 
 
 class CallingThread:
-    """One call's thread, as its coroutine sees it."""
+    """The thread of one call, as the coroutine of the call sees it."""
 
     def __init__(self, loop_thread: LoopThread[Any], work: Work[Any, Any]) -> None:
         self._loop_thread = loop_thread
@@ -123,37 +124,37 @@ class CallingThread:
         self._context = contextvars.copy_context()
         self._presence = _Presence.WAITING
         self._task: asyncio.Task[None] | None = None
-        self._errands: set[_CallbackRequest[Any]] = set()  # that have not been reported
+        self._requests: set[_CallbackRequest[Any]] = set()  # not reported yet
         self._inbox: Inbox[_CallbackRequest[Any] | None] = make_inbox()  # None: the call is over
         self.value: Any = None
-        self.error: BaseException | None = CacheClosed("the cache was closed meanwhile")
+        self.error: BaseException | None = CacheClosed("the cache was closed during the call")
 
     # --- in the loop's thread ---
 
     async def ask(self, function: Callable[[], T], *, afterwards: bool = False) -> T:
-        """Have the caller's thread call `function`.
+        """Call `function` in the caller's thread, and return its result.
 
         Args:
-            function: what to call.
-            afterwards: once the call has returned, call it in a thread of its own.
+            function: the callback.
+            afterwards: if the call has returned by then, call the function in a new thread.
 
         Raises:
             CallerLeft: the thread does not wait any more.
-            Exception: whatever `function` raised.
+            Exception: any exception that `function` raised.
         """
         request = _CallbackRequest(function)
         if self._presence is _Presence.WAITING:
-            self._errands.add(request)
+            self._requests.add(request)
             self._inbox.put(request)
         elif self._presence is _Presence.RETURNED and afterwards:
-            # A daemon: whatever it waits for, nobody waits for it.
+            # A daemon thread: the exit of the interpreter need not wait for it.
             make_thread(lambda: self._run(request), "jobcache comparison").start()
         else:
             raise CallerLeft
         try:
             await request.done
         finally:
-            self._errands.discard(request)
+            self._requests.discard(request)
         if request.error is not None:
             raise request.error
         return request.value
@@ -173,36 +174,36 @@ class CallingThread:
                 except CallerLeft:
                     if self._presence is not _Presence.WAITING:
                         raise
-                    # What was shared was another's to do, who has left; now it is ours.
+                    # The thread of another caller left a shared load; this thread runs its own.
                 else:
                     break
         except asyncio.CancelledError:
-            pass  # closed, or nobody waits for it
-        except BaseException as error:  # noqa: BLE001 - it is the caller's, whatever it is
+            pass  # the cache was closed, or nobody waits for the result
+        except BaseException as error:  # noqa: BLE001 - the caller's thread raises it
             self.error = error
         else:
             self.error = None
         finally:
-            # In the same step: whoever asks from now on asks too late.
+            # In the same step of the loop: later requests find that the call has returned.
             if self._presence is _Presence.WAITING:
                 self._presence = _Presence.RETURNED
 
     def leave(self) -> None:
-        """The thread waits no longer."""
+        """Note that the thread does not wait any more, and cancel the call."""
         self._presence = _Presence.LEFT
         if self._task is not None:
             self._task.cancel()
-        for request in self._errands:
-            request.report()  # not done, as it has it unless told otherwise
+        for request in self._requests:
+            request.report()  # its error is `CallerLeft` unless it was run
 
     def end(self) -> None:
-        """The call is over."""
+        """Let the thread return from `wait`."""
         self._inbox.put(None)
 
     # --- in the caller's thread ---
 
     def wait(self) -> None:
-        """Send the work over and do what it asks, until it has ended."""
+        """Start the work on the loop, and run its callbacks until it has ended."""
         self._loop_thread.post(self.begin)
         while (request := self._inbox.get()) is not None:
             self._run(request)
@@ -211,35 +212,36 @@ class CallingThread:
         try:
             request.run()
         finally:
-            with suppress(CacheClosed):  # then nobody waits for it
+            with suppress(CacheClosed):  # then no coroutine waits for it
                 self._loop_thread.post(request.report)
 
 
 class LoopThread(Generic[R]):
-    """A loop in a daemon thread, started when it is first needed, and what lives on it.
+    """An event loop in a daemon thread, started at the first call, and an object that lives on it.
 
     Args:
-        name: the thread's.
-        resolve_future: makes the resident, in the loop's thread, at the first call. If it raises,
-            that
-            call does, and the next one tries again.
-        close: closes the resident.
+        name: the name of the thread.
+        make_target: makes the object, in the loop's thread, at the first call. If it raises an
+            error, that call raises it, and the next call tries again.
+        close: closes the object.
 
     Attributes:
-        abandoned: kept, and left alone, in processes forked from this one: it is this one's.
+        abandoned: objects of the parent process that a forked child keeps and never touches.
     """
 
     def __init__(
-        self, name: str, resolve_future: Callable[[], R], close: Callable[[R], Awaitable[None]]
+        self, name: str, make_target: Callable[[], R], close: Callable[[R], Awaitable[None]]
     ) -> None:
         self._name = name
-        self._settle = resolve_future
+        self._make_target = make_target
         self._close = close
         self._forks = forks.count
-        self._starting = make_lock()  # of this process alone: a child has a bridge of its own
+        self._starting = (
+            make_lock()
+        )  # used by this process only: a child has a loop thread of its own
         self._thread: NativeThread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._broken: Exception | None = None  # why there is no loop
+        self._broken: Exception | None = None  # why the loop could not be made
         self._target: R | None = None
         self._closing = False
         self._may_end = asyncio.Event()
@@ -249,28 +251,28 @@ class LoopThread(Generic[R]):
 
     @property
     def here(self) -> bool:
-        """True in the process that made it; false in those forked from it."""
+        """True in the process that made this object, False in its forked children."""
         return self._forks == forks.count
 
     def call(self, work: Work[R, T]) -> T:
         """Run `work` on the loop, and wait for it.
 
-        What a signal's handler raises meanwhile ends the wait, and cancels `work`.
+        An exception that a signal handler raises meanwhile ends the wait and cancels `work`.
 
         Args:
-            work: given the resident and this caller. Begun anew if a `CallerLeft` that is not this
-                caller's reaches it.
+            work: called with the object and this thread. It is called again if it raises a
+                `CallerLeft` of another caller.
 
         Raises:
-            CacheClosed: the bridge is closed, or was closed meanwhile.
-            RuntimeError: this process was forked from the bridge's.
+            CacheClosed: the loop thread is closed, or was closed meanwhile.
+            RuntimeError: this process was forked from the one that made the loop thread.
             UnsupportedRuntime: eventlet has patched this process.
-            BaseException: what `work` raised, or a signal's handler.
+            BaseException: any exception that `work` or a signal handler raised.
         """
         refuse_eventlet()
         caller = CallingThread(self, work)
-        # Whoever is in this set is told of the end, and whoever comes too late for that finds the
-        # loop closed: nobody waits for a loop that has ended.
+        # When the loop ends, it ends all callers in this set. A caller that is added later finds
+        # the loop closed. So nobody waits for a loop that has ended.
         self._callers.add(caller)
         try:
             self._start()
@@ -286,28 +288,28 @@ class LoopThread(Generic[R]):
         try:
             raise caller.error
         finally:
-            del caller  # which would keep the error, which keeps this frame
+            del caller  # it refers to the error, and the error to this frame
 
     def _post_leave(self, caller: CallingThread) -> None:
-        """However thick the signals come: a coroutine that is not told waits for this thread."""
+        """Cancel the call, however many signals arrive; its coroutine waits for this thread."""
         while True:
             try:
                 self.post(caller.leave)
             except (CacheClosed, RuntimeError):
-                return  # nobody is left to be told
-            except BaseException:  # noqa: BLE001, S112 - one is on its way already
+                return  # the loop has ended
+            except BaseException:  # noqa: BLE001, S112 - another exception is being raised already
                 continue
             return
 
     def post(self, function: Callable[[], object]) -> None:
-        """Have `function` called in the loop's thread.
+        """Schedule a call of `function` in the loop's thread.
 
         Raises:
             CacheClosed: the loop has ended.
-            RuntimeError: this process was forked from the bridge's.
+            RuntimeError: this process was forked from the one that made the loop thread.
         """
         if not self.here:
-            raise RuntimeError("this was begun before a fork, and belongs to the process before it")
+            raise RuntimeError("this call began before a fork, and belongs to the parent process")
         if self._loop is None:
             raise CacheClosed("the cache has not been opened")
         try:
@@ -334,12 +336,12 @@ class LoopThread(Generic[R]):
                     self._thread = thread
 
     def close(self, limit: float | None = None) -> None:
-        """Close the resident, end the thread.
+        """Close the object, and end the thread. Safe to call twice.
 
-        Other calls under way raise `CacheClosed`. Safe to call twice.
+        Other running calls raise `CacheClosed`.
 
         Args:
-            limit: the most seconds to wait for that; None: as long as it takes.
+            limit: the most seconds to wait for the end; None: no limit.
         """
         with self._starting:
             self._closing = True
@@ -356,15 +358,15 @@ class LoopThread(Generic[R]):
     # --- in the loop's thread ---
 
     def target(self) -> R:
-        """What lives here. Raises `CacheClosed` once it is on its way out."""
+        """Return the object that lives on the loop. Raises `CacheClosed` once closing began."""
         if self._may_end.is_set():
             raise CacheClosed("the cache is closed")
         if self._target is None:
-            self._target = self._settle()
+            self._target = self._make_target()
         return self._target
 
     def began(self, task: asyncio.Task[None]) -> None:
-        """A call's task has been made."""
+        """Record the task of a call, to be cancelled at the end."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -1,19 +1,19 @@
-"""`jobcache` for synchronous code: workers of Celery or RQ, Django, scripts.
+"""`JobCache` for synchronous code: workers of Celery or RQ, Django, scripts.
 
-    cache = JobCache(CacheSettings(backend="redis"))
-    answer = cache.read(progress_key(7), load)
+    with JobCache.from_url("redis://127.0.0.1:6379/0") as cache:
+        result = cache.read("job:7", load)
 
-The methods are the asynchronous ones, run on an event loop in a thread of this process (see
-`loop_thread`), on which probes and shared loads go on between calls. `load` is called in the thread
-that has called the cache, and the transaction never leaves it. Any number of threads may use one
-cache; equal reads of theirs are shared.
+The methods are those of the asynchronous cache. They run on an event loop in a thread of this
+process, where probes and shared loads go on between calls. A load is called in the thread that
+called the cache, and a transaction never leaves its thread. Any number of threads may use one
+cache, and share equal reads.
 
-Rejected: to hand the transaction to the asynchronous write, which enters and leaves it by errands.
-What a signal leaves half entered is then ended by whichever thread lets go of it last, and drivers
-refuse that.
+After a fork, the child creates a loop, a backend and connections of its own at its first call. A
+copied or unpickled cache has the same settings, but no entries and no statistics.
 
-After a fork the child has a loop, a backend and connections of its own, made at its first call. A
-copy or an unpickled cache has the same settings and nothing else: no entries, no statistics.
+Rejected: giving the transaction to the asynchronous write, which would have the caller's thread
+enter and leave it. If a signal interrupts the thread in between, the thread that drops the last
+reference ends the transaction, and drivers refuse that.
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _told_as(source: Callable[..., object]) -> Callable[[T], T]:
-    """Give a method or class the documentation of the asynchronous one, after its own line."""
+def _documented_as(source: Callable[..., object]) -> Callable[[T], T]:
+    """Append the docstring of the asynchronous method or class to that of the decorated one."""
 
-    def tell(method: T) -> T:
-        told = re.sub(r"\b(async|await) ", "", inspect.getdoc(source) or "")
-        method.__doc__ = "\n\n".join(filter(None, (inspect.getdoc(method), told)))
+    def document(method: T) -> T:
+        added = re.sub(r"\b(async|await) ", "", inspect.getdoc(source) or "")
+        method.__doc__ = "\n\n".join(filter(None, (inspect.getdoc(method), added)))
         return method
 
-    return tell
+    return document
 
 
 def _made_from(
@@ -96,22 +96,25 @@ def _at_once(
 
 
 class JobCache:
-    """The synchronous form of `jobcache.JobCache`.
+    """Answers reads from a backend and keeps it coherent, for threads.
 
-    Interrupted (by a signal's handler: Ctrl-C, a task's time limit), a call ends at once, and what
-    it shared with others goes on. A write that is interrupted within its block rolls back; after
-    its commit it is published all the same, or else its fence stays until it expires.
+    Nothing is started before the first call, so a process may fork before that.
+
+    A signal handler that raises (Ctrl-C, the time limit of a task) ends the call at once; a load
+    that the call shared with others goes on. A write that is interrupted within its block rolls
+    back. If it is interrupted after its commit, it is published all the same, or else its fence
+    stays until it expires.
 
     Args:
-        backend: settings, or what makes a backend: called once in each process that uses the cache,
-            in the loop's thread.
-        options: see `jobcache.JobCache`. `shadow_rate` is the settings' unless it is given; what is
-            compared is loaded in a thread of its own, as the reader has gone on by then. A load
-            that cannot be called there is not compared.
+        backend: settings; or a function that makes a backend, called once in each process that uses
+            the cache, in the thread of the loop.
+        options: the arguments of `jobcache.JobCache`. `shadow_rate` and `load_timeout` default to
+            those of the settings. A shadow read calls the loader in a thread of its own, because
+            the reader does not wait for it.
 
     Raises:
-        UnsupportedRuntime: eventlet has patched this process; also raised by later calls, if it is
-            patched after that. gevent is supported.
+        UnsupportedRuntime: eventlet has patched this process. Later calls raise it, too, if
+            eventlet patches the process after that. gevent is supported.
     """
 
     def __init__(
@@ -125,48 +128,49 @@ class JobCache:
         else:
             self._make = backend
         self._options = options
-        # Those of the processes before this one are kept, unused: to let go of a connection would
-        # be felt by the process that it belongs to.
-        self._bridges: dict[int, LoopThread[AsyncJobCache]] = {}
+        # By the number of forks. Those of parent processes are kept and not used: closing their
+        # connections here would affect the parent.
+        self._loop_threads: dict[int, LoopThread[AsyncJobCache]] = {}
         self._closed = False
 
     @classmethod
-    @_told_as(AsyncJobCache.from_url)
-    def from_url(  # noqa: D102 - it has the asynchronous one's
+    @_documented_as(AsyncJobCache.from_url)
+    def from_url(  # noqa: D102 - documented by the decorator
         cls, url: str, **options: Unpack[URLOptions]
     ) -> Self:
         store, cache = split(options)
         return cls(CacheSettings.from_url(url, **store), **cache)
 
     def _here(self) -> LoopThread[AsyncJobCache]:
-        """This process's bridge. Takes no lock, which a fork could have found taken."""
+        """Return the loop thread of this process. Takes no lock: a fork could leave it locked."""
         if self._closed:
             raise CacheClosed("the cache is closed")
-        loop_thread = self._bridges.get(forks.count)
+        loop_thread = self._loop_threads.get(forks.count)
         if loop_thread is None:
-            made = LoopThread("jobcache", self._settle, AsyncJobCache.aclose)
-            loop_thread = self._bridges.setdefault(forks.count, made)
+            made = LoopThread("jobcache", self._make_cache, AsyncJobCache.aclose)
+            loop_thread = self._loop_threads.setdefault(forks.count, made)
         return loop_thread
 
-    def _settle(self) -> AsyncJobCache:
+    def _make_cache(self) -> AsyncJobCache:
         return AsyncJobCache(self._make(), **self._options)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the settings, for `copy` and `pickle`."""
         options = {name: it for name, it in self._options.items() if name != "statistics"}
-        return vars(self) | {"_options": options, "_bridges": {}, "_closed": False}
+        return vars(self) | {"_options": options, "_loop_threads": {}, "_closed": False}
 
-    @_told_as(AsyncJobCache.read)
+    @_documented_as(AsyncJobCache.read)
     def read(
         self, key: str, load: Callable[[], Document | None], *, min_version: int = 0
     ) -> ReadResult:
-        """Calls `load`, if at all, in this thread.
+        """Calls `load` in this thread, if a load is needed.
 
-        Of equal calls that come together only one calls its own; if it is interrupted, another.
+        If several threads read a key at once, one of them calls its loader. If that thread is
+        interrupted, another one does.
         """
 
         def work(cache: AsyncJobCache, caller: CallingThread) -> Awaitable[ReadResult]:
-            # A hit has returned when it is compared, which is all that may ask afterwards.
+            # Only a shadow read calls the loader after the call has returned.
             def load_there() -> Awaitable[Document | None]:
                 return caller.ask(as_part_of_this_load(load), afterwards=True)
 
@@ -174,14 +178,14 @@ class JobCache:
 
         return self._here().call(work)
 
-    @_told_as(AsyncJobCache.read_many)
+    @_documented_as(AsyncJobCache.read_many)
     def read_many(
         self,
         keys: Iterable[str],
         load_many: Callable[[Sequence[str]], Mapping[str, Document]],
     ) -> ReadResults:
-        """Calls `load_many`, if at all, in this thread."""
-        wanted = list(keys)  # an iterable of the caller's is not the loop's to go through
+        """Calls `load_many` in this thread, if a load is needed."""
+        wanted = list(keys)  # iterated in the caller's thread
 
         def work(cache: AsyncJobCache, caller: CallingThread) -> Awaitable[ReadResults]:
             def load_there(some: Sequence[str]) -> Awaitable[Mapping[str, Document]]:
@@ -191,30 +195,31 @@ class JobCache:
 
         return self._here().call(work)
 
-    @_told_as(AsyncJobCache.write)
+    @_documented_as(AsyncJobCache.write)
     def write(
         self, transaction: AbstractContextManager[T], *keys: str
     ) -> AbstractContextManager[Write[T]]:
         """The transaction does not leave this thread.
 
-        If it is Django's `atomic()` within another atomic block (`ATOMIC_REQUESTS`, for one), the
-        keys stay fenced when the block ends, and are handed over when the outermost one commits. If
-        that rolls back, the fences stay until they expire, and readers ask the source until then.
+        If the transaction is Django's `atomic()` within another atomic block (as with
+        `ATOMIC_REQUESTS`), the documents are published when the outermost block commits; until then
+        the keys stay fenced. If that block rolls back, the fences stay until they expire, and
+        readers ask the source until then.
 
-        If this process is forked within the block, the write is the parent's: the child leaves the
-        block without touching the transaction.
+        If this process is forked within the block, the write belongs to the parent: the child
+        leaves the block without touching the transaction.
         """
         return _Writing(self._here(), transaction, keys)
 
-    @_told_as(AsyncJobCache.wait_for_newer)
+    @_documented_as(AsyncJobCache.wait_for_newer)
     def wait_for_newer(
         self, key: str, load: Callable[[], Document | None], version: int, timeout: float
     ) -> ReadResult | None:
-        """Calls `load`, if at all, in this thread, which waits."""
+        """Calls `load` in this thread, if a load is needed, while the thread waits."""
         until = time.monotonic() + timeout
 
         def work(cache: AsyncJobCache, caller: CallingThread) -> Awaitable[ReadResult | None]:
-            # Begun anew, it has only the rest of its time.
+            # `CallerLeft` repeats this function: then only the rest of the time is left.
             left = until - time.monotonic()
 
             def load_there() -> Awaitable[Document | None]:
@@ -237,21 +242,21 @@ class JobCache:
 
     @property
     def statistics(self) -> Statistics:
-        """What has been done in this process.
+        """The counters and histograms of this process.
 
-        If an object of the caller's is counted into, a forked child goes on from its copy.
+        If the caller has given a `Statistics`, a forked child continues with its copy.
         """
         return self._here().call(_statistics)
 
     def close(self) -> None:
-        """End what goes on in this process, let publishes under way finish, close the backend.
+        """End all waits and loads in this process, finish publishing, and close the backend.
 
-        Calls that still wait in other threads raise `CacheClosed`, as all later ones do; waits for
-        a newer version end with None. A write in its block may commit all the same. Safe to call
-        twice. At an interpreter's exit the same is done, for some seconds at most.
+        Calls that wait in other threads, and all later calls, raise `CacheClosed`; calls of
+        `wait_for_newer` return None. A write may still commit at the end of its block. Safe to call
+        twice. The exit of the interpreter closes the cache, too, and waits at most a few seconds.
         """
         self._closed = True
-        loop_thread = self._bridges.get(forks.count)
+        loop_thread = self._loop_threads.get(forks.count)
         if loop_thread is not None:
             loop_thread.close()
 
@@ -275,9 +280,9 @@ async def _statistics(cache: AsyncJobCache, _: CallingThread) -> Statistics:
     return cache.statistics
 
 
-@_told_as(AsyncWrite)
+@_documented_as(AsyncWrite)
 class Write(Generic[T]):
-    """The synchronous form of `jobcache.Write`."""
+    """A write of the synchronous cache, in its block."""
 
     def __init__(
         self, transaction: T, steps: WriteSteps, loop_thread: LoopThread[AsyncJobCache]
@@ -286,16 +291,16 @@ class Write(Generic[T]):
         self._steps = steps
         self._loop_thread = loop_thread
 
-    @_told_as(AsyncWrite.fence)
-    def fence(self, *keys: str) -> None:  # noqa: D102 - it has the asynchronous one's
+    @_documented_as(AsyncWrite.fence)
+    def fence(self, *keys: str) -> None:  # noqa: D102 - documented by the decorator
         self._loop_thread.call(lambda _, __: self._steps.fence(keys))
 
-    @_told_as(AsyncWrite.publish)
-    def publish(self, key: str, document: Document) -> None:  # noqa: D102 - the same
+    @_documented_as(AsyncWrite.publish)
+    def publish(self, key: str, document: Document) -> None:  # noqa: D102 - documented by the decorator
         self._steps.record(key, document)
 
-    @_told_as(AsyncWrite.outdate)
-    def outdate(self, key: str, version: int) -> None:  # noqa: D102 - the same
+    @_documented_as(AsyncWrite.outdate)
+    def outdate(self, key: str, version: int) -> None:  # noqa: D102 - documented by the decorator
         self._steps.record(key, version)
 
 
@@ -305,9 +310,9 @@ def _through(
     transaction: AbstractContextManager[T],
     keys: Sequence[str],
 ) -> Iterator[Write[T]]:
-    """As `WriteCoordinator.through`, in a thread.
+    """Wrap a transaction of a thread; the steps are those of `WriteCoordinator.through`.
 
-    Once the cache is closed, fences stay until they expire, as if the process had died.
+    If the cache is closed meanwhile, the fences stay until they expire, as if the process had died.
     """
     steps = loop_thread.call(_begin)
     enclosing = Enclosing(transaction)
@@ -341,7 +346,7 @@ async def _begin(cache: AsyncJobCache, _: CallingThread) -> WriteSteps:
 
 
 class _Writing(Generic[T]):
-    """A write's block: `_through`, unless a fork left it."""
+    """The block of a write: `_through`, except in a forked child."""
 
     def __init__(
         self,
@@ -363,7 +368,9 @@ class _Writing(Generic[T]):
     ) -> bool | None:
         if self._loop_thread.here:
             return self._block.__exit__(kind, error, trace)
-        self._loop_thread.abandoned.append(self._block)  # or its end would end the transaction
+        self._loop_thread.abandoned.append(
+            self._block
+        )  # kept, because its finalizer would end the transaction
         if kind is None:
             raise WriteMisuse("a fork within the block left with two processes at its end")
         return False
