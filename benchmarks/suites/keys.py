@@ -20,6 +20,7 @@ import os
 import random
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ from jobcache import CacheOutcome, Document, JobCache, Lifetimes
 from jobcache.backends.memory import MemoryBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 HOT = "JobCache, the same 100 keys"
 ALL = "JobCache, all keys by chance"
@@ -44,14 +45,14 @@ ALL_DICTIONARY = "dictionary, all keys by chance"
 COUNTS = (100, 1_000, 10_000, 100_000, 1_000_000)
 BYTES_PER_ENTRY = "bytes_per_entry"
 BYTES_OF_BODY = "bytes_of_its_body"
-PAUSES = ("eviction", "expiry")
+PAUSES = ("growth", "eviction", "expiry", "clearing")
 PAUSE = "longest_step_during_{}_ms"
 COMPUTED = "longest_step_during_{}_computing_ms"
 COLLECTION = "one_full_garbage_collection_ms"
 
 _HOT = 100
 _KEEP = 3600.0  # seconds
-_STEPS = 20_000  # during eviction, and during expiry
+_STEPS = 20_000  # during eviction, during expiry, and after clearing
 
 
 class Clock:
@@ -70,13 +71,17 @@ async def measured(counts: Sequence[int], *, operations: int, turns: int) -> Sec
     chance = random.Random(1)  # noqa: S311 - an order, not a secret
     subjects: list[Subject] = []
     facts: dict[str, float] = {}
-    clock = Clock()
+    clock, pauses = Clock(), _Pauses()
     for count in sorted(counts):
         gc.collect()
         before = resident(os.getpid())
         backend = MemoryBackend(max_entries=count, max_bytes=1 << 40, clock=clock)
         cache = JobCache(backend, lifetimes=Lifetimes(default=_KEEP))
-        await _fill(backend, cache, range(count))
+        gc.disable()  # its pauses belong to the process as a whole: one is measured below
+        for number in range(count):
+            with pauses.step("growth"):
+                await _fill(backend, cache, number)
+        gc.enable()
         facts[BYTES_PER_ENTRY] = (resident(os.getpid()) - before) / count  # of the largest, at last
         facts[BYTES_OF_BODY] = float(len(BODY))
         keys = [progress_key(number) for number in range(count)]
@@ -97,7 +102,11 @@ async def measured(counts: Sequence[int], *, operations: int, turns: int) -> Sec
     series = await take_turns(subjects, turns)
     gc.unfreeze()
     largest = max(counts)
-    facts |= await _pauses(backend, cache, clock, largest)
+    facts[COLLECTION] = _full_collection()
+    gc.disable()
+    await _pauses(backend, cache, clock, largest, pauses)
+    gc.enable()
+    facts |= pauses.facts
     return Section(
         "keys",
         "The cost of a hit by the number of keys",
@@ -110,14 +119,12 @@ async def measured(counts: Sequence[int], *, operations: int, turns: int) -> Sec
     )
 
 
-async def _fill(backend: MemoryBackend, cache: JobCache, numbers: range) -> None:
-    now_ms = time.time_ns() // 1_000_000
-    for number in numbers:
-        key = progress_key(number)
-        # each entry with a body of its own, as it would come from a database
-        document = Document(7, "acme", bytes(bytearray(BODY)), "rendering", 6)
-        await backend.lease(key, "t")
-        await backend.publish(key, "t", cache.lifetimes.entry(document, now_ms))
+async def _fill(backend: MemoryBackend, cache: JobCache, number: int) -> None:
+    key, now_ms = progress_key(number), time.time_ns() // 1_000_000
+    # each entry with a body of its own, as it would come from a database
+    document = Document(7, "acme", bytes(bytearray(BODY)), "rendering", 6)
+    await backend.lease(key, "t")
+    await backend.publish(key, "t", cache.lifetimes.entry(document, now_ms))
 
 
 async def _never() -> Document:
@@ -142,35 +149,53 @@ def _plain(values: dict[str, bytes], keys: Sequence[str]) -> Callable[[], Awaita
     return work
 
 
-async def _pauses(
-    backend: MemoryBackend, cache: JobCache, clock: Clock, count: int
-) -> dict[str, float]:
-    """The longest that the loop was kept from going on, in milliseconds.
+class _Pauses:
+    """The longest that the loop was kept from going on, by kind, in milliseconds.
 
     By the wall clock, and by the processor time of it: the former is longer where another process
     had the processor meanwhile.
     """
-    facts = {}
-    for kind in PAUSES:
+
+    def __init__(self) -> None:
+        self.facts: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, kind: str) -> Iterator[None]:
+        """Measure one step of the loop."""
+        began, computed = time.perf_counter_ns(), time.thread_time_ns()
+        yield
+        computing = (time.thread_time_ns() - computed) / 1e6
+        passed = (time.perf_counter_ns() - began) / 1e6
+        for fact, took in ((PAUSE, passed), (COMPUTED, computing)):
+            name = fact.format(kind)
+            self.facts[name] = max(self.facts.get(name, 0.0), took)
+
+
+async def _pauses(
+    backend: MemoryBackend, cache: JobCache, clock: Clock, count: int, pauses: _Pauses
+) -> None:
+    """Measure the steps of a service on a full backend, an expired one, and one just emptied."""
+    for kind in PAUSES[1:]:
         if kind == "expiry":
             clock.ahead = 2 * _KEEP
-        longest = computing = 0.0
+        if kind == "clearing":
+            with pauses.step(kind):
+                await backend.purge_all()
         for number in range(_STEPS):
-            began, computed = time.perf_counter_ns(), time.thread_time_ns()
-            # One step of a service: what is new is loaded and stored, then the loop goes on. In a
-            # full cache that drops an entry; where all have expired, it meets them.
-            key = count + number if kind == "eviction" else number * 7
-            await _fill(backend, cache, range(key, key + 1))
-            await backend.get(progress_key(number))
-            longest = max(longest, (time.perf_counter_ns() - began) / 1e6)
-            computing = max(computing, (time.thread_time_ns() - computed) / 1e6)
+            # A new document is loaded and stored, and the loop goes on. A full cache evicts an
+            # entry then; an expired one meets expired entries; an emptied one frees what it held.
+            key = number * 7 if kind == "expiry" else count + number
+            with pauses.step(kind):
+                await _fill(backend, cache, key)
+                await backend.get(progress_key(number))
             await asyncio.sleep(0)
-        facts[PAUSE.format(kind)] = longest
-        facts[COMPUTED.format(kind)] = computing
+
+
+def _full_collection() -> float:
+    """Return what one full garbage collection takes, in milliseconds."""
     began = time.perf_counter_ns()
     gc.collect()
-    facts[COLLECTION] = (time.perf_counter_ns() - began) / 1e6
-    return facts
+    return (time.perf_counter_ns() - began) / 1e6
 
 
 def main() -> None:

@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 _SLOT_BYTES = 1000
 """About what a cell takes beside its body and key: objects, dictionary slots, links."""
 _CELLS_OF_A_PART = 8192
-_AT_ONCE = 50
-"""Cells that one operation frees or evicts one by one, at most: it must not stop the loop."""
+_EVICTED_AT_ONCE = 1000
+"""Cells that one operation evicts one by one, at most: it must not stop the loop."""
+_FREED_AT_ONCE = 20
+"""Cells set aside that each new cell frees, so that the memory is given back in small parts."""
 _USE_NOTED_FOR = 1.0
 """Seconds for which a cell that was used counts as just used. Pollers come less often."""
 _look_up = Cache.__getitem__
@@ -326,7 +328,7 @@ class MemoryBackend:
 
     def _make_room(self, part: _Part, needed: int) -> None:
         """Evict cells of this part, if it has any, until one of `needed` bytes can be added."""
-        for _ in range(_AT_ONCE):
+        for _ in range(_EVICTED_AT_ONCE):
             if self._has_room(needed):
                 return
             fullest = part if part.cells else max(self._parts, key=_count)
@@ -344,7 +346,7 @@ class MemoryBackend:
 
     def _free_some(self) -> None:
         cells = self._set_aside[-1]
-        for _ in range(min(_AT_ONCE, len(cells))):
+        for _ in range(min(_FREED_AT_ONCE, len(cells))):
             cells.popitem()
         if not cells:
             self._set_aside.pop()

@@ -72,19 +72,19 @@ async def test_an_entry_larger_than_everything_is_not_kept_and_leaves_nothing_be
 
 async def test_a_large_entry_makes_room_without_freeing_every_small_one_at_once() -> None:
     """To free them all would stop the loop."""
-    backend = MemoryBackend(max_bytes=1_200_000)
-    bodies = [bytes([number % 256, number // 256]) * 50 for number in range(1000)]
+    backend = MemoryBackend(max_bytes=2_400_000)
+    bodies = [bytes([number % 256, number // 256]) * 50 for number in range(2000)]
     for number in range(len(bodies)):
         await store(backend, f"k{number}", bodies[number])
     await backend.lease("large", "r")
     before = held(bodies)
-    large = entry_of(1, body=NOISE * 18)
+    large = entry_of(1, body=NOISE * 37)
     assert await backend.publish("large", "r", large) is PublishResult.STORED
     assert backend.peek("large") == large
-    assert backend.size()[1] <= 1_200_000
-    assert before - held(bodies) <= 100
+    assert backend.size()[1] <= 2_400_000
+    assert before - held(bodies) <= 1100
     assert backend.size()[0] < 200
-    await backend.purge([*(f"k{number}" for number in range(1000)), "large"])
+    await backend.purge([*(f"k{number}" for number in range(2000)), "large"])
     assert backend.size() == (0, 0)
 
 
@@ -138,8 +138,8 @@ async def test_what_is_emptied_as_a_whole_is_given_back_little_by_little() -> No
     while steps[-1]:
         await backend.lease(f"new{len(steps)}", "r")
         steps.append(held(bodies))
-    assert max(before - after for before, after in pairwise(steps)) <= 50
-    assert len(steps) < 20
+    assert max(before - after for before, after in pairwise(steps)) <= 20
+    assert len(steps) < 50
 
 
 def held(bodies: list[bytes]) -> int:
