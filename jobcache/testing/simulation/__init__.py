@@ -12,8 +12,8 @@ goes through the schedules of a small world: all of them, or those that a seed l
 
 from jobcache.testing.invariants import Violation
 from jobcache.testing.scenarios import GUARDS, entry_of, play
+from jobcache.testing.simulation.configuration import FAULTS, Components, Simulator
 from jobcache.testing.simulation.explorer import Explorer, Finding, Report
-from jobcache.testing.simulation.simulator import FAULTS, Components, Simulator
 
 __all__ = [
     "FAULTS",

@@ -14,8 +14,8 @@ from jobcache.backends.memory import MemoryBackend
 from jobcache.protocol.backend import SupportsPurgeAll
 from jobcache.settings import GROUP, CacheSettings, backend_names
 from jobcache.testing.invariants import Violation
+from jobcache.testing.simulation.configuration import FAULTS, Simulator
 from jobcache.testing.simulation.explorer import Explorer
-from jobcache.testing.simulation.simulator import FAULTS, Simulator
 
 if TYPE_CHECKING:
     from jobcache.backends.registry import Factory

@@ -13,13 +13,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from jobcache.testing.invariants import Violation
-from jobcache.testing.simulation.simulator import Components, Run, Simulator
+from jobcache.testing.simulation.run import Run
 from jobcache.testing.simulation.virtual_loop import at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from jobcache.testing.simulation.simulator import CarryOut, Option
+    from jobcache.testing.simulation.choices import Option
+    from jobcache.testing.simulation.configuration import Components, Simulator
+    from jobcache.testing.simulation.state import CarryOut
     from jobcache.testing.subject import Subject
 
 T = TypeVar("T")

@@ -1,0 +1,144 @@
+"""Finds violations: stale reads, hidden commits, and callers that are left waiting."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jobcache.errors import LoadTimeout, SourceUnavailable
+from jobcache.protocol.cell import Lease
+from jobcache.testing.invariants import Violation
+from jobcache.testing.simulation.actors import ACTOR
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from jobcache.testing.simulation.actors import Actor, Process, TierStack
+    from jobcache.testing.simulation.state import State
+
+
+class Checks:
+    """Looks for what must not be.
+
+    Args:
+        state: of the simulation.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def after_step(self, *, known: bool) -> None:
+        """Look for violations after a step.
+
+        Args:
+            known: the same schedule was found in order before, and only results are collected.
+
+        Raises:
+            Violation: there is one.
+        """
+        if self._state.loop.errors:
+            raise Violation(f"a callback raised {self._state.loop.errors[0]!r}")
+        for actor in self._state.actors:
+            if actor.task is not None and actor.task.done() and not actor.process.dead:
+                task, actor.task = actor.task, None
+                self._ended(actor, task)
+        if known:
+            return
+        quiet = self._quiet()
+        if quiet:
+            entry = self._state.carry_out(self._state.subject.backend.get(self._state.key))
+            hidden = None if entry is None else self._state.invariants.hidden(entry.version)
+            if entry is not None and hidden is not None:
+                raise Violation(f"v{entry.version} stays in the cache, and hides v{hidden}")
+        for process in self._state.processes:
+            if process.front is not None and not process.dead:
+                self._check_local(process, process.front, quiet=quiet)
+
+    def at_end(self) -> None:
+        """Look at what is left when nothing more can be done.
+
+        Raises:
+            Violation: somebody still waits, or something was left behind.
+        """
+        for actor in self._state.actors:
+            if actor.task is not None and not actor.process.dead:
+                raise Violation(f"{actor.name} waits for ever")
+        left = [
+            task
+            for task, context in self._state.loop.tasks.items()
+            if not context[ACTOR].process.dead
+        ]
+        if left:
+            raise Violation(f"{len(left)} tasks were left behind: {left[0].get_coro()}")
+        for process in self._state.processes:
+            if process.cache.reads.in_flight() and not process.dead:
+                raise Violation(f"{process.name} still has a call under way")
+        self._tell_all()
+
+    def _tell_all(self) -> None:
+        for process in self._state.processes:
+            front = process.front
+            if front is None or process.dead:
+                continue
+            if isinstance(front.held(self._state.key), Lease):
+                raise Violation(f"a lease that nobody holds was left near {process.name}")
+            while front.feed.waiting:
+                front.feed.deliver()
+            front.feed.come_back()
+            self._check_local(process, front, quiet=True)
+
+    def _check_local(self, process: Process, front: TierStack, *, quiet: bool) -> None:
+        """What a read that began now would be given."""
+        entry = front.backend.peek(self._state.key)
+        if entry is None:
+            return
+        min_version, held = (
+            self._state.min_version(process),
+            f"v{entry.version} stays near {process.name}",
+        )
+        if entry.version < min_version:
+            raise Violation(f"{held}, although v{min_version} was visible")
+        hidden = self._state.invariants.hidden(entry.version)
+        if quiet and not front.feed.waiting and hidden is not None:
+            raise Violation(f"{held}, and hides v{hidden}")
+
+    def _ended(self, actor: Actor, task: asyncio.Task[int]) -> None:
+        if task.cancelled():
+            if not actor.cancelled:
+                raise Violation(f"{actor.name} was cancelled, though nobody asked for it")
+            return
+        error = task.exception()
+        if error is not None:
+            expected = (
+                isinstance(error, LoadTimeout)
+                or (isinstance(error, SourceUnavailable) and self._state.load_failed)
+                if not actor.writes
+                else isinstance(error, ConnectionError)
+            )
+            if not expected:
+                raise Violation(f"{actor.name} raised {error!r}") from error
+            return
+        version = task.result()
+        if not actor.writes and version < actor.min_version:
+            raise Violation(
+                f"{actor.name} returns v{version}, although v{actor.min_version} was visible when"
+                " it began"
+            )
+        refused = (
+            self._state.refused(actor)
+            if self._state.simulator.guarded
+            else version in actor.process.failed
+        )
+        self._state.invariants.seen(actor.process.name, version, refused=refused)
+
+    def _quiet(self) -> bool:
+        """Whether no writer is at work, nor anything that one has left behind."""
+        if any(actor.writes and self._at_work(actor) for actor in self._state.actors):
+            return False
+        if self._state.simulator.guarded:
+            return not any(self._state.lives(step) for step in self._state.pending)
+        return not any(
+            step.actor.writes and self._state.lives(step) for step in self._state.pending
+        )
+
+    def _at_work(self, actor: Actor) -> bool:
+        return actor.task is not None and not actor.process.dead

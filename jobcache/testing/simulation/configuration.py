@@ -1,0 +1,75 @@
+"""What a simulation consists of: its processes, its faults, and the parts of each process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jobcache.backends.tiered import TieredBackend
+from jobcache.cache import JobCache
+from jobcache.resilience.guarded_backend import GuardedBackend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FAULTS = frozenset(
+    {"evict", "age", "die", "cancel", "lose", "late", "slow", "load", "commit", "time", "feed"}
+)
+"""Every kind of fault. `lose` is of the backend's operations, answered or not; `time` (a deadline
+that passes while something is under way, a load's as well) occurs behind a guard only, `slow` there
+and behind a local tier. `feed` occurs in a tiered world; `lose` and `late` do not, unless it is
+guarded: a remote tier is a guarded one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulator:
+    """What is explored.
+
+    Attributes:
+        processes: for each, its actors: "R" a reader, "M" one that reads many keys at once (this
+            one among them), "W" a writer. ("R", "R", "W") is three processes; ("RRW",) is one, in
+            which single flight is in play.
+        faults: how many may happen in one schedule.
+        kinds: which; a subset of `FAULTS`.
+        warm: whether the cell holds an entry at the beginning.
+        late_fence: writers change the row first and fence before they commit.
+        guarded: each process has a `GuardedBackend` between its cache and the store.
+        tiered: each process has a local tier before that, and a feed; `warm` warms both tiers.
+        reads: how many each reader makes, one after the other.
+    """
+
+    processes: tuple[str, ...] = ("R", "R", "W", "W")
+    faults: int = 2
+    kinds: frozenset[str] = FAULTS
+    warm: bool = False
+    late_fence: bool = False
+    guarded: bool = False
+    tiered: bool = False
+    reads: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.processes or not all(
+            actors and set(actors) <= {"R", "M", "W"} for actors in self.processes
+        ):
+            raise ValueError("a process is a word of R, M and W")
+        if not self.kinds <= FAULTS:
+            raise ValueError(f"no such fault: {', '.join(self.kinds - FAULTS)}")
+
+    def __str__(self) -> str:
+        ways = ("warm", "late_fence", "guarded", "tiered")
+        return " ".join([*self.processes, *(way for way in ways if getattr(self, way))])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    """What is put together in each process; a test puts something broken in.
+
+    Attributes:
+        cache: takes a backend and the keyword arguments of `JobCache`.
+        guard: takes a backend and the keyword arguments of `GuardedBackend`.
+        tiered: takes the arguments of `TieredBackend`.
+    """
+
+    cache: Callable[..., JobCache] = JobCache
+    guard: Callable[..., GuardedBackend] = GuardedBackend
+    tiered: Callable[..., TieredBackend] = TieredBackend

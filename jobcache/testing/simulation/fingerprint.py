@@ -1,0 +1,62 @@
+"""Tells the states of a simulation apart, so that none is explored twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jobcache.testing.simulation.choices import summarize
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator
+
+    from jobcache.testing.simulation.state import State
+
+
+def fingerprint(state: State) -> int:
+    """Two runs with the same one have the same futures (but for a collision of hashes)."""
+    return hash(
+        (
+            state.look(),
+            summarize(state.cell),
+            state.database,
+            state.invariants.state(),
+            state.now_ms,
+            state.faults_left,
+            None if state.row_lock is None else state.row_lock.actor.name,
+            tuple(sorted(step.identity for step in state.pending if step.reply is None)),
+            tuple(_remembered(state)),
+            tuple(
+                (
+                    actor.turns_left,
+                    actor.process.dead,
+                    actor.task is not None and actor.min_version,
+                    actor.task is not None and state.refused(actor),
+                    actor.unknown,
+                    not actor.process.dead and frozenset(actor.process.failed),
+                )
+                for actor in state.actors
+            ),
+            tuple(_in_front(state)) if state.simulator.tiered else None,
+            state.focus and state.focus.name,
+        )
+    )
+
+
+def _remembered(state: State) -> Iterator[int]:
+    for memory in dict.fromkeys(actor.memory for actor in state.actors):
+        awake = state.simulator.guarded or any(actor.task is not None for actor in memory.actors)
+        waited_for = {step.actor for step in state.pending if step.reply is not None}
+        dead = memory.actors[0].process.dead
+        done = dead or not (awake or waited_for.intersection(memory.actors))
+        yield 0 if done else memory.hash
+
+
+def _in_front(state: State) -> Iterator[Hashable]:
+    for process in state.processes:
+        front = process.front
+        if process.dead or front is None:
+            yield None
+        elif state.reads_on(process):
+            yield front.held(state.key), front.feed.fingerprint()
+        else:
+            yield front.held(state.key), bool(front.feed.waiting)

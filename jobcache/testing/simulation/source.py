@@ -1,0 +1,77 @@
+"""The source of truth of a simulation: one row with a version, and transactions on it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Self
+
+from jobcache.protocol.backend import Document
+from jobcache.protocol.cell import Fence
+from jobcache.testing.invariants import Commit
+
+if TYPE_CHECKING:
+    from jobcache.testing.simulation.actors import Actor
+    from jobcache.testing.simulation.state import State
+
+
+class UpdateFailedError(ConnectionError):
+    """The database would not take the update; nothing was committed."""
+
+
+class Transaction:
+    """Raises the version under the row's lock, and commits when it is left normally."""
+
+    def __init__(self, state: State, actor: Actor) -> None:
+        self.state = state
+        self.actor = actor
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def update(self) -> int:
+        """Raise the version, and return the new one."""
+        state = self.state
+
+        def lock() -> int:
+            state.row_lock = self
+            return state.database + 1
+
+        faults = ("lost",) if "commit" in state.simulator.kinds else ()
+        free = lambda: state.row_lock is None  # noqa: E731 - reads best beside its use
+        return await state.step("update", lock, error=UpdateFailedError, faults=faults, ready=free)
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is not None:
+            self.roll_back()
+            return
+        faults = ("lost", "unanswered", "late") if "commit" in self.state.simulator.kinds else ()
+        await self.state.step(
+            "commit",
+            self.commit,
+            error=ConnectionError,
+            faults=faults,
+            changes=True,
+            abandon=self.roll_back,
+        )
+
+    def commit(self) -> None:
+        """The new version is there for everybody to see."""
+        state = self.state
+        stands = isinstance(state.cell, Fence) and any(
+            state.tokens.get(token) is self.actor for token in state.cell.tokens
+        )
+        state.database += 1
+        state.row_lock = None
+        state.invariants.committed(
+            Commit(state.database, stands, partial(state.cut_off, self.actor, state.database))
+        )
+
+    def roll_back(self) -> None:
+        """The database rolls back."""
+        if self.state.row_lock is self:
+            self.state.row_lock = None
+
+
+def document(version: int) -> Document:
+    """What the source holds."""
+    return Document(version, "acme", b"{}", "moving", 2)

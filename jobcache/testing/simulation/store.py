@@ -1,0 +1,126 @@
+"""A process's way to the backend: each operation is a step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from jobcache.errors import CacheUnavailable
+from jobcache.protocol import cell
+from jobcache.testing.simulation.actors import ACTOR
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from jobcache.protocol.backend import Entry, LeaseResult, PublishResult
+    from jobcache.testing.simulation.actors import Process
+    from jobcache.testing.simulation.state import State
+
+T = TypeVar("T")
+
+
+class Store:
+    """One process's way to the backend: each operation is a step."""
+
+    name = "explored"
+
+    def __init__(self, state: State, process: Process) -> None:
+        self._state = state
+        self._process = process
+
+    async def _step(
+        self,
+        label: str,
+        act: Callable[[], T],
+        *,
+        detail: str = "",
+        changes: bool = True,
+        version: int | None = None,
+    ) -> T:
+        return await self._state.step(
+            label,
+            act,
+            detail=detail,
+            error=CacheUnavailable,
+            faults=tuple(self._state.fates(changes=changes)),
+            changes=changes,
+            version=version,
+        )
+
+    async def get(self, key: str) -> Entry | None:
+        """See `CacheBackend`."""
+        state = self._state
+        return await self._step(
+            "get", lambda: state.carry_out(state.subject.backend.get(key)), changes=False
+        )
+
+    async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
+        """See `CacheBackend`."""
+        state = self._state
+        return await self._step(
+            "get", lambda: state.carry_out(state.subject.backend.get_many(keys)), changes=False
+        )
+
+    async def lease(self, key: str, token: str) -> Entry | LeaseResult:
+        """See `CacheBackend`."""
+        state = self._state
+
+        def act() -> Entry | LeaseResult:
+            state.cell = cell.lease(state.cell, token).cell
+            return state.ask(state.subject.backend.lease(key, token))
+
+        return await self._step("lease", act, detail=f" {token}")
+
+    async def fence(self, key: str, token: str) -> None:
+        """See `CacheBackend`."""
+        state = self._state
+        actor = state.tokens[token] = ACTOR.get()
+
+        def act() -> None:
+            actor.fenced = True
+            state.cell = cell.fence(state.cell, token).cell
+            state.ask(state.subject.backend.fence(key, token))
+
+        await self._step("fence", act, detail=f" {token}")
+
+    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
+        """See `CacheBackend`."""
+        state = self._state
+
+        def act() -> PublishResult:
+            state.cell = cell.publish(state.cell, token, entry).cell
+            published = state.ask(state.subject.backend.publish(key, token, entry))
+            if entry is not None:
+                state.invariants.told(entry.version)
+            return published
+
+        label = "withdraw" if entry is None else f"publish v{entry.version}"
+        detail = f" {token}" if entry is None else f" {token} {entry.keep_ms}"
+        version = None if entry is None else entry.version
+        return await self._step(label, act, detail=detail, version=version)
+
+    async def purge(self, keys: Sequence[str]) -> int:
+        """See `CacheBackend`."""
+        state = self._state
+
+        def act() -> int:
+            state.cell = cell.purge(state.cell).cell
+            return state.ask(state.subject.backend.purge(keys))
+
+        return await self._step("purge", act)
+
+    async def purge_all(self) -> int:
+        """See `SupportsPurgeAll`: of all the keys there are, this world knows one."""
+        state = self._state
+
+        def act() -> int:
+            state.evict()
+            return 1
+
+        return await self._step("purge all", act)
+
+    async def ping(self) -> None:
+        """See `SupportsPing`."""
+        await self._step("ping", lambda: None, changes=False)
+
+    async def aclose(self) -> None:
+        """The subject is closed by whoever made it."""
