@@ -104,7 +104,7 @@ class _Bound:
 
 
 @asynccontextmanager
-async def attended(
+async def bound_to_caller(
     load: Callable[..., Awaitable[T]],
 ) -> AsyncIterator[Callable[..., Awaitable[T]]]:
     """Yield the load, bound to the block if it refers to a session of the caller."""

@@ -29,9 +29,9 @@ class CacheOutcome(Enum):
     MISS = "miss"
     """Loaded: the cache held nothing."""
     EXPIRED = "expired"
-    """Loaded: what the cache held was past its freshness."""
+    """Loaded: the entry in the cache was past its freshness."""
     BYPASS = "bypass"
-    """Loaded: the cache could not answer, or must not while a writer is at work."""
+    """Loaded: the cache failed, or a writer was about to commit a newer version."""
     STALE = "stale"
     """From the cache, past its freshness, because the source is away."""
 
@@ -43,10 +43,10 @@ class ReadResult(NamedTuple):
 
     Attributes:
         entry: the entry as it is stored: the version, the owner, the body in its encoding.
-        outcome: where it came from.
-        coalesced: True if a load that served it was asked for by another caller.
-        tier: the backend, or the tier of it, that answered, or would have.
-        age_ms: how long ago the entry was loaded or committed, in milliseconds.
+        outcome: how the read was answered.
+        coalesced: True if the read shared a load that another caller had started.
+        tier: the name of the backend, or of its tier, that answered or was asked.
+        age_ms: milliseconds since the entry was loaded or committed.
     """
 
     entry: Entry
@@ -93,9 +93,9 @@ class ReadResult(NamedTuple):
 
 
 class ReadResults(dict[str, ReadResult]):
-    """Answers by key. One key that is invalid, or whose document is, spares the other keys.
+    """Results by key.
 
-    To look up such a key raises its error.
+    A key that is invalid, or whose document is, has no result; looking it up raises its error.
 
     Attributes:
         errors: the errors, by key.

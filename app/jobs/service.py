@@ -1,7 +1,8 @@
-"""What can be done with jobs: every read goes through the cache, every write tells it.
+"""The operations on jobs. Every read goes through the cache, every change is written through it.
 
-To a caller who does not see a job there is no such job. That is decided by the owner that is kept
-beside each entry, on a hit as on a miss, and by the condition of the statement that moves a job.
+A caller who may not see a job gets the same answer as for a job that does not exist. Reads decide
+that by the owner in the cache entry, on a hit as on a miss. Changes decide it by the condition of
+their statement.
 """
 
 from __future__ import annotations
@@ -35,22 +36,22 @@ LISTED = 1000
 _TRIES = 5
 
 
-class JobNotFound(Exception):  # noqa: N818 - says what is the matter
-    """There is no such job."""
+class JobNotFound(Exception):  # noqa: N818 - names the reason
+    """The job does not exist, or the caller may not see it."""
 
     def __init__(self, job_id: int) -> None:
         super().__init__(f"There is no job {job_id}.")
 
 
-class IllegalMove(Exception):  # noqa: N818 - says what is the matter
-    """The job's state, or its renderer, does not allow this."""
+class IllegalMove(Exception):  # noqa: N818 - names the reason
+    """The state of the job, or its renderer, does not allow the operation."""
 
 
-class RepeatMismatch(Exception):  # noqa: N818 - says what is the matter
-    """An idempotency key came again with another request."""
+class RepeatMismatch(Exception):  # noqa: N818 - names the reason
+    """An idempotency key was used again with a different request."""
 
 
-class TooManyJobs(Exception):  # noqa: N818 - says what is the matter
+class TooManyJobs(Exception):  # noqa: N818 - names the reason
     """The client has as many unfinished jobs as it may."""
 
     def __init__(self, client_id: str, most: int) -> None:
@@ -60,24 +61,29 @@ class TooManyJobs(Exception):  # noqa: N818 - says what is the matter
         )
 
 
-class _NothingChanged(Exception):  # noqa: N818 - rolls back; never leaves this module
+class _NothingChanged(Exception):  # noqa: N818 - rolls a transaction back, within this module
     pass
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of jobs: their bodies, and the id the next page begins below."""
+    """A page of jobs.
+
+    Attributes:
+        bodies: the bodies of the jobs.
+        next_below: the next page begins below this id; None: this is the last page.
+    """
 
     bodies: list[bytes]
     next_below: int | None
 
 
 class Polled(NamedTuple):
-    """How a job's status is read without a task. For `JobService.require_visible` to look at.
+    """Functions that read one job's status without a task. Check results by `require_visible`.
 
     Attributes:
-        peek: `JobCache.peek`, but for `min_version`; None if no entry is in this process.
-        read_future: `Reads.read_future`, but for `min_version`.
+        peek: `JobCache.peek`, called with `min_version`; None if this process stores no entries.
+        read_future: `Reads.read_future`, called with `min_version`.
     """
 
     peek: Callable[[int], ReadResult | None] | None
@@ -85,17 +91,17 @@ class Polled(NamedTuple):
 
 
 class JobService:
-    """Jobs, cached.
+    """Reads and changes jobs.
 
     Args:
-        database: for transactions.
-        store: for statements.
-        cache: what reads go through.
+        database: runs transactions.
+        store: runs statements.
+        cache: the cache.
         clock_ms: wall-clock time in milliseconds.
-        most_unfinished: jobs of one client that have not ended; 0: as many as it likes.
+        most_unfinished: the most unfinished jobs of one client; 0: no limit.
 
     Attributes:
-        on_change: called with the new row after each acknowledged change.
+        on_change: called with the new row after each committed change.
     """
 
     def __init__(
@@ -118,22 +124,22 @@ class JobService:
     # --- reading ---
 
     async def poll(self, job_id: int, caller: Caller, *, min_version: int = 0) -> ReadResult:
-        """A job's status.
+        """Return a job's status.
 
         Args:
-            job_id: which.
-            caller: who asks.
-            min_version: the version the client has seen.
+            job_id: the job.
+            caller: who polls.
+            min_version: the version that the client has seen.
 
         Raises:
-            JobNotFound: there is none for this caller.
+            JobNotFound: there is no such job for this caller.
         """
         load = partial(self._load, job_id)
         answer = await self._cache.read(progress_key(job_id), load, min_version=min_version)
         return self.require_visible(caller, job_id, answer)
 
     def polled(self, job_id: int) -> Polled:
-        """The same for a job that is polled again and again: what can be made once is made once."""
+        """Return the functions that poll one job, to be kept for later polls of it."""
         key, load = progress_key(job_id), partial(self._load, job_id)
         reads = self._cache.reads
         peek = partial(reads.peek, key, load) if reads.can_peek else None
@@ -146,7 +152,7 @@ class JobService:
         version: int,
         timeout: float,  # noqa: ASYNC109 - see `JobCache.wait_for_newer`
     ) -> ReadResult | None:
-        """A job's status, as soon as it is newer than `version`; None after `timeout` seconds.
+        """Return a job's status once it is newer than `version`; None after `timeout` seconds.
 
         Raises:
             JobNotFound: there is no such job for this caller.
@@ -161,10 +167,10 @@ class JobService:
         return None if job is None else job_document(job)
 
     def require_visible(self, caller: Caller, job_id: int, answer: ReadResult) -> ReadResult:
-        """What a caller sees of what was read.
+        """Return the result of a read if the caller may see the job.
 
         Raises:
-            JobNotFound: nothing.
+            JobNotFound: there is no such job for this caller.
         """
         entry = answer.entry
         # Not `answer.missing`: this is on the path of every poll, and a property is a call.
@@ -173,7 +179,7 @@ class JobService:
         return answer
 
     async def poll_many(self, job_ids: Sequence[int], caller: Caller) -> dict[int, bytes]:
-        """The bodies of those of the jobs that exist for the caller, in the order asked for."""
+        """Return the bodies of the jobs that the caller may see, in the order of `job_ids`."""
         ids = {progress_key(job_id): job_id for job_id in job_ids}
 
         async def load(keys: Sequence[str]) -> Mapping[str, Document]:
@@ -188,11 +194,11 @@ class JobService:
         }
 
     async def storyboard(self, job_id: int, caller: Caller, *, min_version: int = 0) -> ReadResult:
-        """A job's storyboard.
+        """Return a job's storyboard.
 
         Raises:
             JobNotFound: there is no such job for this caller.
-            IllegalMove: it has no storyboard yet.
+            IllegalMove: the job has no storyboard yet.
         """
 
         async def load() -> Document | None:
@@ -216,7 +222,7 @@ class JobService:
         below: int | None,
         limit: int,
     ) -> Page:
-        """Jobs, newest first. A client's own come from the cache, unless picked by status."""
+        """Return a page of jobs, newest first; one client's newest jobs come from the cache."""
         if client_id is None:
             client_id = caller.client
         elif not caller.can_view(client_id):
@@ -249,10 +255,10 @@ class JobService:
     # --- changing ---
 
     async def create(self, new: NewJob) -> Job:
-        """Make a job, or find the one this idempotency key has made before.
+        """Create a job, or return the one that was created with the same idempotency key.
 
         Raises:
-            RepeatMismatch: the key came with another request then.
+            RepeatMismatch: the key was used with a different request.
             TooManyJobs: the client has as many unfinished jobs as it may.
         """
         return await self._database.shielded.run(self._create(new))
@@ -262,7 +268,7 @@ class JobService:
             job = await self._database.change(partial(self._insert, new))
         except _NothingChanged:
             return await self._repeated(new)
-        self._tell(job)
+        self._notify(job)
         return job
 
     async def _insert(self, new: NewJob) -> Job:
@@ -273,16 +279,16 @@ class JobService:
             job, list_version = created
             most = self._most_unfinished
             if most > 0:
-                # Behind the client's row, which is locked: two creations do not both find room.
-                # And behind the insert: a repeated request finds its job, however many there are.
+                # After the lock of the client's row, so that two creations do not both find room;
+                # after the insert, so that a repeated request finds its job in any case.
                 client_id = new.client_id
                 if (
                     await self._store.count_unfinished(write.transaction, client_id, most + 1)
                     > most
                 ):
                     raise TooManyJobs(client_id, most)
-            # Its key is fenced before anybody else can see the row: the note that there is
-            # no such job, if a poll left one, is gone by then.
+            # Fenced before others can see the row: that removes the entry which says that there is
+            # no such job, if a poll has stored one.
             key, list_key = progress_key(job.id), jobs_key(new.client_id)
             await write.fence(key, list_key)
             write.publish(key, self.document(job))
@@ -298,7 +304,7 @@ class JobService:
         return job
 
     async def approve(self, job_id: int, caller: Caller) -> Job:
-        """The client likes the storyboard. Repeating it changes nothing."""
+        """Approve the storyboard. Repeating it changes nothing."""
         return await self._move(job_id, states.APPROVE, caller)
 
     async def render(self, job_id: int, caller: Caller) -> Job:
@@ -306,19 +312,19 @@ class JobService:
         return await self._move(job_id, states.RENDER, caller)
 
     async def cancel(self, job_id: int, caller: Caller) -> Job:
-        """Stop a job, whatever it is at, unless it has ended otherwise."""
+        """Cancel a job that has not ended. Repeating it changes nothing."""
         return await self._move(job_id, states.CANCEL, caller)
 
     async def report_progress(
         self, job_id: int, percent: float, stage: str, message: str, *, worker: bool
     ) -> Job:
-        """How far rendering is; `worker` tells a user's worker from the service itself."""
+        """Store progress of rendering; `worker`: a user's worker reports it, not the service."""
         move = states.WORKER_PROGRESS if worker else states.PROGRESS
         values = progress_values(percent, stage, message, self._clock_ms())
         return await self._move(job_id, move, **values)
 
     async def complete(self, job_id: int, video_url: str | None, *, worker: bool) -> Job:
-        """Rendering has ended well."""
+        """Complete a job."""
         move = states.WORKER_COMPLETE if worker else states.COMPLETE
         return await self._move(
             job_id,
@@ -331,15 +337,15 @@ class JobService:
         )
 
     async def fail(self, job_id: int, error: str, *, worker: bool) -> Job:
-        """The job has ended badly, for a reason its client can read."""
+        """End a job with an error that its client can read."""
         return await self._move(job_id, states.WORKER_FAIL if worker else states.FAIL, error=error)
 
     async def begin_storyboard(self, job_id: int) -> Job:
-        """The service is writing the storyboard."""
+        """Begin to write the storyboard."""
         return await self._move(job_id, states.BEGIN_STORYBOARD)
 
     async def finish_storyboard(self, job_id: int, storyboard: Storyboard) -> Job:
-        """The storyboard is there."""
+        """Store the storyboard."""
         return await self._move(
             job_id, states.FINISH_STORYBOARD, storyboard=storyboard.model_dump_json()
         )
@@ -351,11 +357,11 @@ class JobService:
         caller: Caller = TRUSTED,
         **values: Any,  # noqa: ANN401 - of columns
     ) -> Job:
-        """Make a move.
+        """Make a transition of a job's state, and publish the job.
 
         Raises:
             JobNotFound: there is no such job for this caller.
-            IllegalMove: its state does not allow this.
+            IllegalMove: the job's state does not allow it.
         """
         for _ in range(_TRIES):
             try:
@@ -366,7 +372,7 @@ class JobService:
                 if now is not None:
                     return now
             else:
-                self._tell(job)
+                self._notify(job)
                 return job
         raise IllegalMove(f"Job {job_id} is changing too fast to {move.name}; try again.")
 
@@ -384,7 +390,7 @@ class JobService:
             )
             if job is None:
                 raise _NothingChanged
-            # Only now: what is refused, or meets a database that is away, leaves the entry alone.
+            # Fenced only now: a refused change, or an unreachable database, leaves the entry.
             documents = {progress_key(job_id): self.document(job)}
             if move is states.FINISH_STORYBOARD:
                 stored = StoredStoryboard(job.client_id, job.version, values["storyboard"])
@@ -395,9 +401,9 @@ class JobService:
         return job
 
     async def _refusal(self, job_id: int, move: Transition, caller: Caller) -> Job | None:
-        """Why a move was refused: as an error, or the job if it has been made before.
+        """Raise the reason why a transition was refused; return the job if it was made before.
 
-        None if the job has come into a state that allows it in the meantime.
+        Return None if the job's state allows the transition by now.
         """
         job = await self._store.load(job_id)
         if job is None or not caller.can_view(job.client_id):
@@ -420,6 +426,6 @@ class JobService:
             document = self._documents[job] = job_document(job)
         return document
 
-    def _tell(self, job: Job) -> None:
+    def _notify(self, job: Job) -> None:
         for listener in self.on_change:
             listener(job)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from jobcache._engine.clock import YOUNGEST_MS
 from jobcache._engine.single_flight import SingleFlight
 from jobcache.errors import InvalidDocument, InvalidKey
-from jobcache.loaders import LoaderLeft, attended
+from jobcache.loaders import LoaderLeft, bound_to_caller
 from jobcache.models import CacheOutcome, ReadResult, ReadResults
 from jobcache.protocol.backend import (
     CacheBackend,
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from jobcache.models import Load, LoadMany
     from jobcache.observability.statistics import Statistics
 
-# On the path of every poll: to look one of these up takes as long as to look for the entry, and so
-# does the function that `ReadResult(...)` is.
+# Globals of the module: an attribute lookup, and the call of `ReadResult(...)`, would each take
+# about as long as finding the entry; this is the path of every poll.
 _HIT = CacheOutcome.HIT
 _new = tuple.__new__
 
@@ -85,7 +85,7 @@ class Reads:
         self._batches: SingleFlight[dict[str, Fetched | InvalidDocument]] = SingleFlight()
 
     def peek(self, key: str, load: Load, min_version: int = 0) -> ReadResult | None:
-        """Return a hit from this process, without a task switch; see `JobCache.peek`."""
+        """Return a hit from this process, without waiting; None if there is none."""
         began = time.perf_counter_ns()
         entry = None if self._peek is None else self._peek(key)
         if entry is None or entry.version < min_version:
@@ -154,7 +154,7 @@ class Reads:
         return _new(ReadResult, (entry, _HIT, False, self._remote, age_ms))
 
     async def read(self, key: str, load: Load, min_version: int) -> ReadResult:
-        """Return the document at `key`, where `peek` has found none; see `JobCache.read`."""
+        """Return the document at `key` from the store or its source, after `peek` found none."""
         began = time.perf_counter_ns()
         self._watch_clock()
         try:
@@ -167,10 +167,10 @@ class Reads:
                 found = None
             # A lookup that failed is not repeated by the load: it would wait for the store again.
             with self._loads.waiting_for((key,)):
-                async with attended(load) as attended_load:
-                    fetch = partial(self._fetcher.fetch, key, attended_load, min_version, found)
+                async with bound_to_caller(load) as bound_load:
+                    fetch = partial(self._fetcher.fetch, key, bound_load, min_version, found)
                     (entry, outcome), joined = await self._share(
-                        key, attended_load, min_version, fetch
+                        key, bound_load, min_version, fetch
                     )
         except Exception:
             self._statistics.read_errors += 1
@@ -201,7 +201,7 @@ class Reads:
             return (entry, outcome), joined
 
     async def read_many(self, keys: Iterable[str], load_many: LoadMany) -> ReadResults:
-        """Return the documents at `keys`; see `JobCache.read_many`."""
+        """Return the documents at `keys`, with one batched get and at most one load."""
         began = time.perf_counter_ns()
         self._watch_clock()
         results = ReadResults()
@@ -215,10 +215,10 @@ class Reads:
                 wanted.append(key)
         try:
             with self._loads.waiting_for(wanted):
-                async with attended(load_many) as attended_load:
+                async with bound_to_caller(load_many) as bound_load:
                     # Shared with nobody. But, as for `read`: a caller that goes leaves no lease.
                     fetched, _ = await self._batches.share(
-                        object(), partial(self._fetcher.fetch_many, tuple(wanted), attended_load)
+                        object(), partial(self._fetcher.fetch_many, tuple(wanted), bound_load)
                     )
         except Exception:
             self._statistics.read_errors += len(wanted)
@@ -255,7 +255,7 @@ class Reads:
         return self._result(began, found.entry, CacheOutcome.HIT)
 
     def tier_hits(self) -> dict[str, int]:
-        """Return the hits of each tier that answered; see `JobCache.tier_hits`."""
+        """Return the number of hits by the tier that answered."""
         hits, local = self._statistics.hits, self._statistics.local_hits
         if self._local == self._remote:
             return {self._local: hits}
@@ -294,11 +294,11 @@ class Reads:
         return ReadResult(entry, outcome, coalesced, self._remote, age_ms)
 
     def in_flight(self) -> int:
-        """Return how many shared loads are under way."""
+        """Return the number of keys and batches that are being loaded."""
         return len(self._flights) + len(self._batches)
 
     async def aclose(self) -> None:
-        """Cancel what is under way, and wait for its end."""
+        """Cancel all shared loads, and wait for their end."""
         for flights in (self._flights, self._batches):
             await flights.aclose()
         if self._gets is not None:

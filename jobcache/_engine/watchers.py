@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from jobcache._engine.loading import be_independent
 from jobcache.errors import SourceUnavailable
-from jobcache.loaders import LoaderLeft, attended
+from jobcache.loaders import LoaderLeft, bound_to_caller
 from jobcache.protocol.backend import SupportsChangeFeed, SupportsHealth, SupportsPeek
 
 if TYPE_CHECKING:
@@ -182,10 +182,10 @@ class Watchers:
     ) -> ReadResult | None:
         """Return the document at `key` once it is newer than `version`; see `JobCache`."""
         until, left = time.monotonic() + timeout, timeout
-        async with attended(load) as attended_load:
+        async with bound_to_caller(load) as bound_load:
             while True:
-                with self.registered(key, attended_load, version, left) as waiter:
-                    result = await self._readers.read(key, attended_load, version)
+                with self.registered(key, bound_load, version, left) as waiter:
+                    result = await self._readers.read(key, bound_load, version)
                     if result.entry.version > version:
                         return result
                     try:
