@@ -52,11 +52,13 @@ RETIRED = {
     "unsettled": "pending",
     "_readmit": "close_circuit",
     "Step": "the name of the operation",
+    "Then": "the type of the callback",
     # Redis
     "Lane": "PipelinedConnection",
     "NoLane": "NotPipelinable",
     "overhears": "on_push",
     "_Way": "ConnectionSlot",
+    "_lay": "connect",
     "stamp": "incarnation_id",
     "wonder": "verify_identity",
     "Lone": "SingleServer",
@@ -115,6 +117,19 @@ RETIRED_MODULES = {
     "world": "simulator",
 }
 
+RETIRED_WORDS = {
+    "lane": "pipelined connection",
+    "overhears": "receives a push",
+    "paced renderer": "simulated renderer",
+    "shelter": "shielded tasks",
+    "ticket": "token",
+    "unsettled": "pending",
+    "vouches": "confirms",
+    "far tier": "remote tier",
+    "near tier": "local tier",
+}
+"""Words of comments, docstrings and documents that no longer stand for anything."""
+
 ONE_IDEA_IN_TWO_PLACES = {
     "JobCache": "asynchronous, and for threads",
     "Throttle": "asynchronous, and for threads",
@@ -165,6 +180,18 @@ def test_no_script_uses_a_retired_name() -> None:
         for path in sources("jobcache", "benchmarks", suffix=".lua")
         for word in re.findall(r"\w+", re.sub(r"--.*", "", path.read_text("utf-8")))
         if word in RETIRED
+    ]
+    assert found == []
+
+
+def test_no_text_uses_a_retired_word() -> None:
+    retired = re.compile(rf"\b({'|'.join(RETIRED_WORDS)})s?\b", re.IGNORECASE)
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {word[1]} is {RETIRED_WORDS[word[1].lower()]}"
+        for path in [*sources(*PACKAGES[:-1]), *sources("jobcache", suffix=".lua"), *pages]
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        for word in retired.finditer(line)
     ]
     assert found == []
 

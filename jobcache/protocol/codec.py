@@ -243,11 +243,11 @@ def _tokens(text: bytes) -> frozenset[str]:
     before, *each, after = text.split(b",")
     tokens = frozenset(map(_token, each))
     if before or after or not tokens or len(tokens) < len(each):
-        raise ValueError(f"{text[:40]!r} are not the tickets of a fence")
+        raise ValueError(f"{text[:40]!r} are not the tokens of a fence")
     return tokens
 
 
 def _token(text: bytes) -> str:
     if not text.isalnum():
-        raise ValueError(f"{text[:40]!r} is not a ticket")
+        raise ValueError(f"{text[:40]!r} is not a token")
     return text.decode("ascii")

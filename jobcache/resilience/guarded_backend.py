@@ -53,7 +53,7 @@ from jobcache.protocol.backend import (
 )
 from jobcache.resilience.circuit_breaker import Breaker
 from jobcache.resilience.confirmation import Confirmation
-from jobcache.resilience.operation import Operation
+from jobcache.resilience.operation import GuardedOperation
 from jobcache.resilience.recovery import Recovery
 from jobcache.resilience.replay_log import PendingOperation, ReplayLog
 
@@ -183,7 +183,7 @@ class GuardedBackend:
                 reading = self._future_get.get_many_future(keys)
         if reading is None:
             reading = self._start(self._backend.get_many(keys))
-        return Operation(
+        return GuardedOperation(
             reading, self._deadline, self._breaker, self, confirmation=self._confirmation
         ).result
 
@@ -356,7 +356,7 @@ class GuardedBackend:
                 raise CacheUnavailable(refusal)
         limit = self._deadline if deadline is None else deadline
         running = self._start(operate())
-        operation = Operation(running, limit, self._breaker, self, on_late=on_late)
+        operation = GuardedOperation(running, limit, self._breaker, self, on_late=on_late)
         try:
             return await operation.result
         except asyncio.CancelledError:

@@ -32,7 +32,7 @@ class FailureObserver(Protocol):
         """Note an operation that is overdue. Returns the error to raise."""
 
 
-class Operation(Generic[T]):
+class GuardedOperation(Generic[T]):
     """Give a running operation's outcome to its caller, or an error at the deadline.
 
     Args:

@@ -30,7 +30,7 @@ class Source:
     Args:
         prefix: put before every key.
         source_id: the identity of the source, such as a random id kept in the database; empty if
-            the caller vouches that nobody else uses the prefix.
+            the caller is sure that no other service uses the prefix.
 
     Attributes:
         key: the marker key.

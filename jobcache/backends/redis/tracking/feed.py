@@ -83,7 +83,7 @@ class TrackingFeed:
         self._sleep = sleep
         self._listeners: list[ChangeListener] = []
         self._token = f"{random.getrandbits(64):016x}"
-        # By primary, until when its last beat vouches for what it has told; 0 before the first.
+        # By primary, until when its last heartbeat proves that no report is missing; 0 at first.
         self._vouched: dict[str, float] = {}
         self._live_until = 0.0
         self._connected = False
@@ -196,7 +196,7 @@ class TrackingFeed:
                         self._tell_of_a_gap()
                         continue
                     if keys:
-                        self._tell(keys)  # before the beat among them vouches for them
+                        self._tell(keys)  # before the heartbeat among them confirms them
                     took = beats.came_back(keys)
                     if took is not None:
                         self._lag.record(round(took * 1e9))
