@@ -170,6 +170,11 @@ def _claims() -> Iterator[tuple[str, _Check]]:
         yield f"{hit}: of the plain ASGI function", _over(one, name, polls.PLAIN, 0.88)
         asked = polls.NOT_MODIFIED.format(name)
         yield f"{not_modified}: of the plain function's 200", _over(one, asked, polls.PLAIN, 0.95)
+        unlike = polls.UNLIKE.format(name)
+        yield (
+            f"{hit}, no two requests alike: of the plain function",
+            _over(one, unlike, polls.PLAIN, 1.6),
+        )
         yield f"{hit}: times the fastest peer", _over_best(one, name, 6)
         yield f"{hit}: times null, all asking for one job", _over(one, name, "null", 30)
         yield f"{hit}: times null, 100 jobs", _over(many, name, "null", 30)
@@ -177,7 +182,15 @@ def _claims() -> Iterator[tuple[str, _Check]]:
             f"{hit}: times a route without a cache, all asking for one job",
             _over(one, name, polls.HANDWRITTEN, 30),
         )
+    yield (
+        "1. Poll hit, memory without the fast protocol: of the plain function",
+        _over(one, polls.UNLIKE.format(polls.WITHOUT_PROTOCOL), polls.PLAIN, 0.85),
+    )
     hit = "2. Poll hit, redis, 100 jobs"
+    yield (
+        f"{hit}, no two requests alike: of the plain function",
+        _over(many, polls.UNLIKE.format("redis"), polls.PLAIN, 0.9),
+    )
     yield f"{hit}: of the plain ASGI function", _over(many, "redis", polls.PLAIN, 0.5)
     yield f"{hit}: times the fastest peer on Redis", _over_best(many, "redis", 5)
     hit = "3. JobCache hit on memory, in a coroutine"

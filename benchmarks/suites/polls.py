@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 PLAIN = "plain ASGI function"
 HANDWRITTEN = "FastAPI route, no cache"
 NULL_ON_SQLITE = "null on SQLite"
+WITHOUT_PROTOCOL = "memory without the fast protocol"
 NGINX = "nginx, kept for 1 s, before null"
 NOT_MODIFIED = "{}, 304"
 """The name of a backend that is asked with `If-None-Match`."""
 UNLIKE = "{}, no two requests alike"
 """The name of one whose requests bear a number each, as some proxies have them."""
 
-OURS = (*NEEDS_REDIS, NULL_ON_SQLITE)
+OURS = (*NEEDS_REDIS, WITHOUT_PROTOCOL, NULL_ON_SQLITE)
 """The service, with each cache."""
 
 CONNECTIONS = 32
@@ -107,10 +108,12 @@ def started(
     for name in services:
         settings = {"JOBCACHE_BACKEND": name.split()[0], "REDIS_URL": redis_url}
         if name != NULL_ON_SQLITE:
-            database = f"polls_{name}"
+            database = "polls_" + name.replace(" ", "_")
             postgres.create_database(database)
             # all in one Redis, where jobs of different databases have the same numbers
             settings |= {"DATABASE_URL": postgres.url(database), "JOBCACHE_PREFIX": f"{name}:"}
+        if name == WITHOUT_PROTOCOL:
+            settings["JOBCACHE_FAST_PROTOCOL"] = "0"
         running[name] = stack.enter_context(Service(settings))
     for name, service in running.items():
         service.wait_until_ready()
@@ -219,7 +222,11 @@ async def one_document(servers: Servers, driver: Driver, plan: Plan) -> Section:
         for name in ("memory", "tiered")
         if name in servers.found
     ]
-    subjects.append(_numbered(servers.found["memory"], "memory", driver, plan))
+    subjects += [
+        _numbered(servers.found[name], name, driver, plan, 1)
+        for name in ("memory", "tiered", WITHOUT_PROTOCOL)
+        if name in servers.found
+    ]
     return Section(
         "polls-one",
         "Polls of one document",
@@ -241,6 +248,7 @@ async def many_documents(servers: Servers, driver: Driver, plan: Plan) -> Sectio
     subjects = [_subject(found[name], name, driver, plan, JOBS) for name in names]
     if "redis" in found:
         subjects.append(_conditional(found["redis"], "redis", driver, plan, JOBS))
+        subjects.append(_numbered(found["redis"], "redis", driver, plan, JOBS))
     known = len(found["null"].jobs)
     return Section(
         "polls-many",
@@ -291,8 +299,8 @@ def _conditional(server: Server, name: str, driver: Driver, plan: Plan, jobs: in
     return Subject(NOT_MODIFIED.format(name), server.kind, "asked with the ETag it has", once)
 
 
-def _numbered(server: Server, name: str, driver: Driver, plan: Plan) -> Subject:
-    requests = [(path, "X-Request-Id: %d") for path, _ in server.requests(1)]
+def _numbered(server: Server, name: str, driver: Driver, plan: Plan, jobs: int) -> Subject:
+    requests = [(path, "X-Request-Id: %d") for path, _ in server.requests(jobs)]
     once = _turn(server, requests, driver, plan)
     how = "each request numbered, and so to be parsed"
     return Subject(UNLIKE.format(name), server.kind, how, once)
