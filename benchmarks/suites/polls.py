@@ -108,10 +108,14 @@ def started(
     for name in services:
         settings = {"JOBCACHE_BACKEND": name.split()[0], "REDIS_URL": redis_url}
         if name != NULL_ON_SQLITE:
-            database = "polls_" + name.replace(" ", "_")
+            plain_name = name.replace(" ", "_")
+            database = f"polls_{plain_name}"
             postgres.create_database(database)
             # all in one Redis, where jobs of different databases have the same numbers
-            settings |= {"DATABASE_URL": postgres.url(database), "JOBCACHE_PREFIX": f"{name}:"}
+            settings |= {
+                "DATABASE_URL": postgres.url(database),
+                "JOBCACHE_PREFIX": f"{plain_name}:",
+            }
         if name == WITHOUT_PROTOCOL:
             settings["JOBCACHE_FAST_PROTOCOL"] = "0"
         running[name] = stack.enter_context(Service(settings))
