@@ -53,7 +53,7 @@ class Application(FastAPI):
 
     Attributes:
         fast_path: answers polls.
-        front: the outermost middleware.
+        front: the outermost middleware, for all other requests.
         local_only: whether to answer on loopback only.
         watch: notices when the server stops listening.
         started: True once it has been started. It may be stopped, and started again.
@@ -74,13 +74,11 @@ class Application(FastAPI):
             self.watch.begin(scope.get("server"))
         if self.local_only and not loopback_only.is_local(scope.get("server")):
             await loopback_only.refuse(scope, receive, send)
-        else:
+        elif not await self.fast_path.answer(scope, send):
             await self.front(scope, receive, send)
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that the front has not refused."""
-        if await self.fast_path.answer(scope, send):
-            return
         if page.is_browser_at_root(scope):
             await page.redirect_to_docs(scope, receive, send)
         else:

@@ -82,7 +82,10 @@ class EarlyResponses:
         headers = scope["headers"]
         if cycle.more_body:
             send = partial(self._send, cycle, announced(headers) > BODY_BYTES, send)
-        if any(name == b"upgrade" and value.lower() == b"websocket" for name, value in headers):
+        # A loop, and no generator: every request pays for it.
+        for name, value in headers:
+            if name != b"upgrade" or value.lower() != b"websocket":
+                continue
             refused = problem(400, "There are no WebSockets here.", instance=scope["path"])
             refused.raw_headers.append(NOSNIFF)
             return refused(scope, receive, send)

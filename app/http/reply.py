@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Send
 
+    from app.http.common_headers import CommonHeaders
+
     Headers = list[tuple[bytes, bytes]]
 
 
@@ -22,21 +24,25 @@ class Reply:
             empty until the fast path needs them.
     """
 
-    __slots__ = ("body", "headers", "lines", "status")
+    __slots__ = ("_complete", "body", "headers", "lines", "status")
 
     def __init__(self, status: int, headers: Headers, body: bytes) -> None:
         self.status = status
         self.headers = headers
         self.body = body
         self.lines = b""
+        self._complete: Headers | None = None
 
     @classmethod
     def of(cls, response: Response) -> Reply:
         """Return the reply that a response of Starlette would send."""
         return cls(response.status_code, [*response.raw_headers], bytes(response.body))
 
-    async def send(self, send: Send) -> None:
-        """Send this reply by ASGI."""
-        headers = [*self.headers]  # a copy, because middleware around this may add some
+    async def send(self, send: Send, common_headers: CommonHeaders) -> None:
+        """Send this reply by ASGI, with the common headers."""
+        complete = self._complete
+        if complete is None:
+            complete = self._complete = common_headers.added(self.headers)
+        headers = [*complete]  # a copy, because middleware around this may add some
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})

@@ -53,10 +53,11 @@ _UNUSUAL = frozenset(
         b"accept-encoding",
         b"content-length",
         b"transfer-encoding",
+        b"upgrade",
     }
 )
 """Headers that leave a request to the application: a wish to be held, a page of another origin, a
-body, or a second line of a header that the fast path reads."""
+body, an upgrade, or a second line of a header that the fast path reads."""
 
 
 class _Job:
@@ -147,8 +148,7 @@ class Poll:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Answer by ASGI, instead of the whole application and with the headers that it adds."""
         reply = await self.read()
-        headers = self._common_headers.added(reply.headers)
-        await Reply(reply.status, headers, reply.body).send(send)
+        await reply.send(send, self._common_headers)
 
     def _reply(self, result: ReadResult) -> Reply:
         job, entry = self._job, result.entry
@@ -211,14 +211,17 @@ class PollFastPath:
         return reply.lines
 
     async def answer(self, scope: Scope, send: Send) -> bool:
-        """Answer a request if it is a plain poll; else return False, and send nothing."""
-        if scope["type"] != "http" or MATCHED in scope.get("extensions", ()):
+        """Answer a request if it is a plain poll; else return False, and send nothing.
+
+        The answer has all headers that the whole application would add, so nothing is around this.
+        """
+        if scope["type"] != "http" or MATCHED in (scope.get("extensions") or ()):
             return False
         poll = self.match(scope)
         if poll is None:
             return False
-        reply = poll if isinstance(poll, Reply) else await poll.read()
-        await reply.send(send)
+        reply = poll if isinstance(poll, Reply) else poll.peek() or await poll.read()
+        await reply.send(send, self._common_headers)
         return True
 
     def match(self, scope: Scope) -> Poll | Reply | None:
@@ -235,8 +238,9 @@ class PollFastPath:
         job = self._jobs.get(path) or self._find(path)
         if job is None or scope["method"] != "GET" or scope["query_string"]:
             return None
-        # Empty if the service's own protocol calls this: `Front` has not set it yet.
-        if scope["root_path"] and scope["root_path"] != self._root_path:
+        # Empty unless the server has set it: `Front` has not.
+        root_path = scope.get("root_path")
+        if root_path and root_path != self._root_path:
             return None
         host = if_none_match = accept_encoding = None
         for name, value in scope["headers"]:
