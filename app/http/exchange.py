@@ -284,8 +284,8 @@ class Exchange(HttpToolsProtocol):
         if self._guarded.is_closing():
             return
         if self._stage is _ANSWER:
-            self._stage = _HEAD
-            self._watch(_KEEP_ALIVE)
+            self._stage, self._wait = _HEAD, _KEEP_ALIVE  # as `_watch` has it, without the calls
+            self._timer.begin()
         self.flow.resume_reading()
         self._advance()
 

@@ -84,6 +84,9 @@ class FastPathProtocol(HeaderLimits):
 
     def on_headers_complete(self) -> None:
         """Answer a poll whose answer is at hand, or read the store; leave the rest to uvicorn."""
+        if not self._enabled:
+            super().on_headers_complete()
+            return
         poll = self._match()
         reply = poll if poll is None or isinstance(poll, Reply) else poll.begin()
         if reply is None:
@@ -180,7 +183,7 @@ class FastPathProtocol(HeaderLimits):
         )
 
     def _match(self) -> PendingPoll | Reply | None:
-        if not self._enabled or self._bare or self._queued:
+        if self._bare or self._queued:
             return None
         if self._unparsed > URL_BYTES or len(self.headers) > HEADERS:  # maybe a head too large
             return None

@@ -23,7 +23,7 @@ class HeaderLimits(Exchange):
 
     def on_headers_complete(self) -> None:
         """Refuse a head that is too large."""
-        if self._large():
+        if self._unparsed > URL_BYTES or len(self.headers) > HEADERS:  # it might be too large
             self._measure()
         self._unparsed = 0
         super().on_headers_complete()
@@ -37,10 +37,6 @@ class HeaderLimits(Exchange):
         """Finish a request: bytes after it count anew."""
         self._unparsed = 0
         super().on_message_complete()
-
-    def _large(self) -> bool:
-        """Return True if the head might be too large."""
-        return self._unparsed > URL_BYTES or len(self.headers) > HEADERS
 
     def _measure(self) -> None:
         headers = self.headers

@@ -117,6 +117,15 @@ class Poll:
         self._common_headers = common_headers
         self._min_version = 0 if if_none_match is None else conditions(if_none_match).min_version
 
+    def peek(self) -> Reply | None:
+        """Return the reply if the entry is in this process, else None."""
+        job = self._job
+        try:
+            result = None if job.peek is None else job.peek(self._min_version)
+            return None if result is None else self._reply(result)
+        except Exception as error:  # noqa: BLE001 - answered as the route would
+            return self._failed(error)
+
     def begin(self) -> Reply | asyncio.Future[ReadResult | None] | None:
         """Return the reply if the entry is in this process, or begin to read it elsewhere."""
         job = self._job
