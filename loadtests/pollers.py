@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from jobcache.client.core.messages import Reply, Steps
 
 PROMPT = "A fox crosses a frozen river at night, meets a bear and shares its fish."
-_HOLD = 25  # seconds, what `jobcache.client` asks for unless told
+_HOLD = 25  # seconds, what `jobcache.client` asks for by default
 _WAIT_FOR_JOB = 60.0  # seconds, for the first user's storyboard
 
 
@@ -225,7 +225,7 @@ class Poller(FastHttpUser):
             return job
 
     def on_update(self, job: Job) -> None:
-        """A poll has brought a version that is new to whoever waits."""
+        """Count a poll that brought a newer version."""
         if self._seen is not None and job.version > self._seen.version:
             cache_status = self._cache_status
             self.run_of_all.record.first_poll(

@@ -63,7 +63,7 @@ class WritePermission(Protocol):
         """
 
     async def join(self, connection: AsyncConnection) -> None:
-        """Make one transaction, which has just begun, part of the permission."""
+        """Extend the permission to a transaction that has just begun, behind a pooler."""
 
 
 class Database:
@@ -234,7 +234,7 @@ class Database:
                     if self.permission is not None:
                         await self.permission.wait()
                     async with self.connections.engine.begin() as connection:
-                        if self.permission is not None:
+                        if self.permission is not None and self.connections.pooled:
                             await self.permission.join(connection)
                         yield connection
                         committing = True

@@ -93,9 +93,8 @@ class PostgresLock:
         return bool(asked)
 
     async def join(self, connection: AsyncConnection) -> None:
-        """Share the lock within the transaction, if a pooler keeps the process from holding it."""
-        if self._connections.pooled:
-            await connection.execute(_SHARE)
+        """Share the lock within the transaction: behind a pooler the process cannot hold it."""
+        await connection.execute(_SHARE)
 
     async def aclose(self) -> None:
         """Release the lock."""

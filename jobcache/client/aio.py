@@ -134,7 +134,7 @@ class AsyncJobs:
         return await self._run(jobs.command(self._rules, job_id, "render"))
 
     async def cancel(self, job_id: int) -> Job:
-        """Cancel the job, whatever its status. Sent once, as `approve`."""
+        """Cancel the job in any status. Sent once, as `approve`."""
         return await self._run(jobs.command(self._rules, job_id, "cancel"))
 
     async def _run(

@@ -103,7 +103,7 @@ class Jobs:
         return self._run(jobs.command(self._rules, job_id, "render"))
 
     def cancel(self, job_id: int) -> Job:
-        """Cancel the job, whatever its status."""
+        """Cancel the job in any status."""
         return self._run(jobs.command(self._rules, job_id, "cancel"))
 
     def _run(self, steps: Steps[Job], on_progress: Callable[[Job], object] | None = None) -> Job:

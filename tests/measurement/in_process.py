@@ -12,13 +12,13 @@ import pytest
 
 
 class Command:
-    """Runs `main` functions of modules, and keeps what they write."""
+    """Runs `main` functions of modules, and returns their output."""
 
     def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
         self._capture = capture
 
     def run(self, main: Callable[[Sequence[str]], int], *arguments: str) -> tuple[int, str, str]:
-        """Return the exit status, and what was written to stdout and stderr."""
+        """Return the exit status, stdout and stderr."""
         self._capture.readouterr()
         status = main(arguments)
         return (status, *self._capture.readouterr())

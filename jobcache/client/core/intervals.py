@@ -52,7 +52,7 @@ def was_held(
 ) -> bool:
     """Return whether the service held a request, so that the next one may follow at once.
 
-    A response that came too soon was not held, whatever its headers say: otherwise a service that
+    A response that came too soon was not held, even if its headers say so: otherwise a service that
     answers at once would be polled without a pause.
 
     Args:
