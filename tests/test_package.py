@@ -170,14 +170,34 @@ except SettingsError as error:
     assert f"pip install 'jobcache[{extra}]'" in run_python(user, program)
 
 
-def test_the_client_names_its_extra(user: Path) -> None:
-    program = """
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [
+        ("jobcache.client", "client"),
+        ("jobcache.backends.memcached", "memcached"),
+        ("jobcache.backends.redis", "redis"),
+        ("jobcache.backends.redis.url", "redis"),
+    ],
+)
+def test_a_module_that_needs_an_extra_names_it(user: Path, module: str, extra: str) -> None:
+    program = f"""
 try:
-    import jobcache.client
+    import {module}
 except ImportError as error:
     print(error)
 """
-    assert "pip install 'jobcache[client]'" in run_python(user, program)
+    assert f"pip install 'jobcache[{extra}]'" in run_python(user, program)
+
+
+def test_a_url_that_needs_an_extra_names_it(user: Path) -> None:
+    program = """
+from jobcache import JobCache, SettingsError
+try:
+    JobCache.from_url("redis://127.0.0.1")
+except SettingsError as error:
+    print(error)
+"""
+    assert "pip install 'jobcache[redis]'" in run_python(user, program)
 
 
 def imported(*folders: str) -> set[str]:

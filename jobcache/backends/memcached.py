@@ -30,8 +30,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from pymemcache.client.base import Client
-from pymemcache.exceptions import MemcacheError, MemcacheServerError
+try:
+    from pymemcache.client.base import Client
+    from pymemcache.exceptions import MemcacheError, MemcacheServerError
+except ImportError as error:
+    raise ImportError(
+        "jobcache.backends.memcached needs pymemcache; pip install 'jobcache[memcached]'"
+    ) from error
 
 from jobcache.backends.compare_and_set import CellTooLarge, CompareAndSetBackend, wall_clock_ms
 from jobcache.errors import CacheUnavailable, SettingsError, redacted

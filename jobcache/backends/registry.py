@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 REMOTE = frozenset({"redis", "tiered"})
 """The backends whose store several services can share."""
 _PATIENCE = 1.0  # seconds
-_EXTRAS = {"tiered": "redis"}  # where they are not named as the backend is
+_EXTRAS = {"memcached": "memcached", "redis": "redis", "tiered": "redis"}
 
 
 class Factory(Protocol):
@@ -47,8 +47,9 @@ def make_backend(settings: CacheSettings) -> CacheBackend:
             factory: Factory = point.load()
             backend = factory(settings)
         except ImportError as error:
-            extra = _EXTRAS.get(name, name)
-            allowed = f"its library is missing ({error}); pip install 'jobcache[{extra}]'"
+            allowed = f"its library is missing ({error})"
+            if name in _EXTRAS and "pip install" not in allowed:
+                allowed += f"; pip install 'jobcache[{_EXTRAS[name]}]'"
             raise SettingsError("JOBCACHE_BACKEND", name, allowed) from error
         return GuardedBackend(backend) if isinstance(backend, SupportsPing) else backend
     raise SettingsError("JOBCACHE_BACKEND", name, f"one of {', '.join(backend_names())}")

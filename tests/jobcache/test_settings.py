@@ -107,6 +107,16 @@ def test_without_the_client_library_there_is_no_backend(
     assert "\n" not in message
 
 
+def test_a_plug_in_whose_library_is_missing_is_given_no_extra_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    point = importlib.metadata.EntryPoint("theirs", "no_such_module:factory", settings.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda **_: [point])
+    with pytest.raises(SettingsError, match="no_such_module") as failure:
+        make_backend(CacheSettings(backend="theirs"))
+    assert "pip install" not in str(failure.value)
+
+
 def test_importing_the_library_imports_none_of_what_is_optional() -> None:
     program = (
         "import sys, jobcache, jobcache.testing.conformance\n"
