@@ -24,7 +24,7 @@ import logging
 import random
 from typing import TYPE_CHECKING
 
-from jobcache.errors import CacheUnavailable
+from jobcache.errors import CacheContended, CacheUnavailable
 from jobcache.observability.log_limit import LogLimit
 from jobcache.protocol.backend import CacheBackend, Entry, SupportsPing, SupportsPurgeAll
 from jobcache.resilience.deadline import ends_within
@@ -210,8 +210,8 @@ class Recovery:
                     await self._backend.publish(key, token, None)
                 else:
                     await self._backend.publish(key, token, _version_only(operation.version))
-        except TimeoutError:
-            return False
+        except (TimeoutError, CacheContended):
+            return False  # no refusal: a busy key takes the operation some time
         except Exception as error:  # noqa: BLE001 - whatever it is, the other keys wait for it
             operation.refusals += 1
             if operation.refusals < _MOST_REFUSALS:

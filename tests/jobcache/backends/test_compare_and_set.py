@@ -90,15 +90,21 @@ async def test_many_fences_of_one_key_at_once_all_stand(name: str, stores: Store
 
 
 class AlwaysTooLate(DictionaryBackend):
-    """A store in which somebody else is always faster."""
+    """A store in which somebody else is always faster at the key "k"."""
 
     late = True
+    refused = 0
 
     async def compare_and_set(self, key: str, cell: bytes, token: int | None, ttl: float) -> bool:
-        return not self.late and await super().compare_and_set(key, cell, token, ttl)
+        if self.late and key == "k":
+            return False
+        return await super().compare_and_set(key, cell, token, ttl)
 
     async def delete(self, key: str, token: int) -> bool:
-        return not self.late and await super().delete(key, token)
+        if self.late and key == "k":
+            self.refused += 1
+            return False
+        return await super().delete(key, token)
 
 
 async def test_when_attempts_run_out_nothing_has_changed_and_the_error_says_so() -> None:
@@ -113,7 +119,9 @@ async def test_when_attempts_run_out_nothing_has_changed_and_the_error_says_so()
 async def test_contention_is_an_answer_and_what_was_not_published_is_repeated() -> None:
     """Or one busy key would have the breaker set the store aside for all of them."""
     backend = AlwaysTooLate(attempts=2)
-    guarded = GuardedBackend(backend, deadline=PATIENCE, fence_deadline=PATIENCE, failures=3)
+    guarded = GuardedBackend(
+        backend, deadline=PATIENCE, fence_deadline=PATIENCE, probe_after=0.001, probe_limit=0.01
+    )
     backend.late = False
     await guarded.lease("k", "r")
     await guarded.publish("k", "r", entry_of(1))
@@ -127,11 +135,45 @@ async def test_contention_is_an_answer_and_what_was_not_published_is_repeated() 
     assert guarded.condition().pending == 1
     with pytest.raises(CacheUnavailable):
         await guarded.get("k")
+    refused = backend.refused
+    async with asyncio.timeout(PATIENCE):
+        while backend.refused < refused + 20:  # more often than an operation may be refused
+            await asyncio.sleep(0.001)
     backend.late = False
     async with asyncio.timeout(PATIENCE):
         while guarded.condition().pending:
             await asyncio.sleep(0.001)
     assert await guarded.get("k") is None, "the entry that the store held was older"
+    await guarded.aclose()
+
+
+async def test_a_store_that_cannot_be_emptied_brings_no_old_version_back() -> None:
+    """However much it missed: none of these stores can list its keys."""
+
+    class Away(DictionaryBackend):
+        away = False
+
+        async def read(self, key: str) -> tuple[bytes, int] | None:
+            if self.away:
+                raise CacheUnavailable("away")
+            return await super().read(key)
+
+    backend, keys = Away(), [f"k{number}" for number in range(20)]
+    guarded = GuardedBackend(
+        backend, deadline=PATIENCE, fence_deadline=PATIENCE, most_missed=5, probe_limit=0.01
+    )
+    for key in keys:
+        await guarded.lease(key, "r")
+        await guarded.publish(key, "r", entry_of(1))
+    backend.away = True
+    for key in keys:
+        with pytest.raises(CacheUnavailable):
+            await guarded.publish(key, "w", entry_of(2))
+    backend.away = False
+    async with asyncio.timeout(PATIENCE):
+        while not guarded.condition().available or guarded.condition().pending:
+            await asyncio.sleep(0.001)
+    assert await guarded.get_many(keys) == {}, "version 1 was older"
     await guarded.aclose()
 
 
