@@ -37,7 +37,7 @@ SCALE = (1, 8, 32, 128, 512)
 
 _JOB = 41
 REQUEST = f"GET /api/v2/jobs/{_JOB} HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n\r\n".encode()
-"""A poll of it."""
+"""A poll of the job."""
 
 
 class Sink(asyncio.Transport):
@@ -49,12 +49,12 @@ class Sink(asyncio.Transport):
         self.last = b""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """See asyncio."""
+        """Count a response, and keep it."""
         self.answers += 1
         self.last = bytes(data)
 
     def is_closing(self) -> bool:
-        """See asyncio."""
+        """Return False: the connection stays open."""
         return False
 
     def get_write_buffer_size(self) -> int:

@@ -89,13 +89,13 @@ class FaultyRedis(redis.RedisBackend):
         self._fenced: set[tuple[str, str]] = set()
 
     async def fence(self, key: str, token: str) -> None:
-        """See `CacheBackend`."""
+        """Fence a key, unless this rule is removed; remember the writer."""
         self._fenced.add((key, token))
         if self._switches.broken != "fence":
             await super().fence(key, token)
 
     async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
-        """See `CacheBackend`."""
+        """Publish, unless the process dies first or a rule is removed."""
         writes = (key, token) in self._fenced
         self._fenced.discard((key, token))
         if writes and entry is not None and self._switches.dies_at_publish:

@@ -61,7 +61,7 @@ class Endpoint:
 
 
 class Lost(Exception):  # noqa: N818 - says what has happened
-    """The feed cannot be sure any more that it is told everything."""
+    """The feed may miss reports from now on."""
 
 
 class Untracked(Lost):
@@ -160,7 +160,7 @@ async def _order(connection: AbstractConnection, *words: str | int | bytes) -> A
 
 
 class Pushed:
-    """RESP3. Most reports are told where they come in, and cost no turn of the loop.
+    """RESP3. Most reports are passed on as they arrive, without a turn of the event loop.
 
     Args:
         connection: connected; nobody else uses it.

@@ -1,25 +1,25 @@
-"""The feed of changes in Redis: server-assisted tracking, in broadcast mode.
+"""The change feed of Redis: server-assisted tracking, in broadcast mode.
 
 Each primary has one connection of its own, on which it reports every key of the namespace that
-changes: written, deleted, expired, evicted, flushed. No command of anybody else travels there, and
-none of the pooled connections is tracked.
+changes: written, deleted, expired, evicted, flushed. No other commands use this connection, and
+none of the other connections is tracked.
 
-What proves that nothing was missed is a *beat*: every so often the feed writes keys of its own and
-waits for the reports of these writes. Reports come in the order of changes, so whatever changed
-before the beat was sent has been told when the beat comes back; and that it comes back shows, from
-end to end, that tracking is on. The beat is written on the connections that this process reads and
-writes cells on, one key on each. So it also proves that these lead to the server that reports:
+A *heartbeat* proves that no report is missing: at intervals the feed writes keys of its own and
+waits for the reports of these writes. Reports come in the order of changes. So when the heartbeat
+comes back, everything that changed before it was sent has been reported, and tracking is on. The
+heartbeat is written on the connections on which this process reads and writes cells, one key on
+each. So it also proves that these lead to the server that reports:
 
     the address moves from A to B; A lives on as a replica of B; reads still go to A
-    the feed reconnects, to B, and hears of nothing that is read: but the beat on A is refused
+    the feed reconnects, to B, and no change of A is reported: but the heartbeat on A is refused
 
-A beat that is refused, or does not come back, puts all these connections in doubt. The feed is live
-for as long as the last such proof is younger than a limit, counted from when the beat was *sent*.
-So nobody who asks `live` first is misled for longer than that limit, whatever holds reports up: the
-network, the server, or a loop that is busy.
+A heartbeat that is refused, or does not come back, makes all these connections suspect. The feed is
+live while the last such proof is younger than a limit, counted from when the heartbeat was *sent*.
+So a caller that asks `live` first reads nothing that is outdated for longer than that limit, even
+if the network, the server or a busy event loop delays the reports.
 
-Rejected: PING as a heartbeat. Its reply overtakes the reports of what the server has executed in
-the same turn, and it comes even if nothing is tracked any more. Publishing changes ourselves: a
+Rejected: PING as a heartbeat. Its reply overtakes reports of commands that the server executed in
+the same turn, and it comes even if tracking is off. Publishing changes ourselves: a
 subscriber that has missed a message does not know. Tracking keys one by one, without broadcast: the
 server forgets which, and the connection would have to carry every read.
 """
@@ -57,8 +57,8 @@ class TrackingFeed:
         primaries: finds the primaries there are now.
         generation: changes whenever they do; the feed then begins anew.
         prefix: of the namespace.
-        heartbeat: seconds between two beats.
-        silence: seconds after the sending of the last proven beat for which the feed is live.
+        heartbeat: seconds between two heartbeats.
+        silence: seconds after the sending of the last proven heartbeat for which the feed is live.
         clock: monotonic time in seconds.
         sleep: waits for the given seconds.
     """
@@ -142,7 +142,7 @@ class TrackingFeed:
                     pause = _PAUSES[0]
                 self._interrupt(error)
             except Exception as error:
-                # Without this task nobody would be told anything, ever again.
+                # Without this task no change would be reported, ever again.
                 logger.exception("following the changes in Redis failed")
                 self._interrupt(Lost(repr(error)))
             refused = self._state == "unsupported"
@@ -179,7 +179,7 @@ class TrackingFeed:
         beats = _Heartbeats(endpoint, self._token, self._heartbeat, self._silence, self._clock)
 
         def at_once(keys: Sequence[bytes]) -> bool:
-            """Tell a report where it comes in. One with a beat in it proves something, too."""
+            """Report changes as they arrive. A report of a heartbeat also proves something."""
             self._tell(keys)
             return beats.names.isdisjoint(keys)
 
@@ -204,7 +204,7 @@ class TrackingFeed:
         finally:
             await beats.aclose()
 
-    # --- what is told ---
+    # --- reports ---
 
     def _confirm(self, endpoint: Endpoint, until: float) -> None:
         self._vouched[endpoint.name] = until
@@ -257,18 +257,18 @@ class TrackingFeed:
 
 
 class _Heartbeats:
-    """The beats that prove one line: the last one sent, and whether it has come back.
+    """The heartbeats of one connection: the last one sent, and whether it has come back.
 
     Args:
         endpoint: the primary.
         token: tells this feed's keys from others'.
-        every: seconds between two beats.
-        silence: seconds after the sending of a beat that came back until the next must have.
+        every: seconds between two heartbeats.
+        silence: seconds from the sending of a proven heartbeat until the next must be back.
         clock: monotonic time in seconds.
 
     Attributes:
-        names: the keys that a beat writes, as they are reported.
-        deadline: when the next beat must have come back.
+        names: the keys that a heartbeat writes, as they are reported.
+        deadline: when the next heartbeat must be back.
     """
 
     def __init__(
@@ -292,13 +292,13 @@ class _Heartbeats:
         self._beating: asyncio.Task[None] | None = None
 
     def send_if_due(self, wake: Callable[[], object]) -> bool:
-        """Send a beat, if it is time for one. Returns whether it did.
+        """Send a heartbeat if it is due; return whether it was sent.
 
         Args:
-            wake: called when the beat has been written or refused.
+            wake: called when the heartbeat has been written or refused.
 
         Raises:
-            Lost: the last beat was refused, or has not come back in time.
+            Lost: the last heartbeat was refused, or did not come back in time.
         """
         now = self._clock()
         if self._beating is not None and self._beating.done():
@@ -326,7 +326,7 @@ class _Heartbeats:
         return (self._due if self._sent is None else self.deadline) - self._clock()
 
     def came_back(self, keys: Sequence[bytes]) -> float | None:
-        """How many seconds the beat took, if these reported keys complete it; else None."""
+        """Return the seconds that the heartbeat took, if these keys complete it, or None."""
         if self._sent is None or self._awaited.isdisjoint(keys):
             return None
         self._awaited.difference_update(keys)
@@ -337,7 +337,7 @@ class _Heartbeats:
         return took
 
     async def aclose(self) -> None:
-        """End a beat that is under way."""
+        """End a heartbeat in progress."""
         if self._beating is not None:
             await end_all({self._beating})
 
