@@ -85,7 +85,7 @@ async def closing_twice_is_safe(subject: Subject) -> None:
     await subject.backend.aclose()
 
 
-# --- keeping: what is right is kept ---
+# --- keeping: entries that are right are kept ---
 
 
 async def a_lease_stores_its_publish(subject: Subject) -> None:
@@ -104,7 +104,7 @@ async def a_lease_stores_its_publish(subject: Subject) -> None:
 
 
 async def a_lease_is_exclusive(subject: Subject) -> None:
-    """One reader holds it; asking again with its token is harmless, others are told."""
+    """One reader holds it; asking again with its token is harmless, others do not get it."""
     backend = subject.backend
     expect(await backend.lease("k", "r0"), LeaseResult.ACQUIRED)
     expect(await backend.lease("k", "r0"), LeaseResult.ACQUIRED)
@@ -183,7 +183,7 @@ async def below_the_floor_nothing_is_stored(subject: Subject) -> None:
 
 
 async def a_withdrawn_fence_leaves_the_cell_empty(subject: Subject) -> None:
-    """The last one out who committed nothing says nothing about what is there."""
+    """The last one out has committed nothing, so it cannot say which version is right."""
     backend = subject.backend
     await _stored(subject, "k", 1)
     await backend.fence("k", "w0")
@@ -212,7 +212,7 @@ async def a_newer_entry_stays(subject: Subject) -> None:
 
 
 async def an_older_entry_is_removed(subject: Subject) -> None:
-    """By whoever has seen a newer version, without being replaced."""
+    """A publish of a newer version removes it and does not replace it."""
     await _stored(subject, "k", 3)
     expect(await subject.backend.publish("k", "r", entry_of(4)), PublishResult.REMOVED)
     expect(await subject.backend.get("k"), None)
@@ -301,7 +301,7 @@ async def large_versions_keep_their_order(subject: Subject) -> None:
 
 
 async def a_purge_drops_entries_and_leases_but_no_fence(subject: Subject) -> None:
-    """Whoever had leased before it stores nothing after it."""
+    """A reader that leased before the purge stores nothing after it."""
     backend = subject.backend
     await _stored(subject, "entry", 1)
     await backend.lease("lease", "r")

@@ -1,34 +1,40 @@
-"""What must hold in every schedule, and the one thing that need not.
+"""The invariants that must hold in every schedule, and their one exception.
 
-A read is *stale* if it returns less than the highest version that, before it began, a writer had
-acknowledged or any finished read had returned. A commit is *hidden* if the cell holds an older
-entry although no writer is at work. Neither may happen, but for a version from which the store was
-*cut off*. All of these must be true of that version:
+A read is *stale* if it returns less than the highest version that a writer had acknowledged, or a
+finished read had returned, before this read began. A commit is *hidden* if the cell holds an older
+entry although no writer is at work. No read may be stale and no commit hidden.
 
-    its writer's fence did not stand when it committed: it never got through, or was lost
-    nobody's publish of it, or of a newer one, has been carried out since
-    whoever should have told the store could not: the publish failed, its process died, or nobody
-    knows whether the commit happened
+The exception is a version from which the store was *cut off*. All of these are true of it:
 
-Such a version counts from the moment the store hears of it; until then others may be served what
-is older, for one lifetime at most (`docs/promises.md`).
+- Its writer's fence did not stand at the commit: it never reached the store, or was lost.
+- No publish of this version, or of a newer one, has been carried out since.
+- The process that should have published it could not: the publish failed, the process died, or
+  nobody knows whether the commit happened.
 
-Behind a guard, which may refuse a publish without asking the store, a publish has failed if the
-cache counted an error meanwhile. But there the process itself remembers: what was acknowledged or
-returned in it counts for its own reads at once and always. And it repeats what failed: once nothing
-is left to be done, a failed publish excuses no hidden commit.
+Such a version counts from the moment when the store learns of it. Until then others may be served
+an older version, for one lifetime at most (`docs/promises.md`).
 
-Before a remote tier a local one lags. In such a world a version counts for the reads of a process
-at once if it was acknowledged or returned in that very process, so that nobody there steps
-backward; else from the moment when the process has been told of every change of the cell that was
-made before that version was seen. While its feed is not live a process does not rely on what it is
-told, and so every version counts there that would without a local tier; but a read that is under
-way when the feed is live again may be answered as if it had begun then. All of that holds of what
-the local tier would serve, whether or not somebody reads just then; and once everything is told, it
-hides no more than the remote tier may.
+Behind a guard:
 
-Whether a fence stands is asked of the transition table that runs beside the backend, and not of the
-backend: a fence that is missing by mistake exempts nothing.
+- A guard may refuse a publish without asking the store. So a publish has failed if the cache
+  counted an error meanwhile.
+- The process itself remembers: a version that was acknowledged or returned in a process counts for
+  reads of that process at once and always.
+- The guard repeats failed operations. Once all are done, a failed publish excuses no hidden commit.
+
+With two tiers, the local tier lags behind the remote one:
+
+- A version that was acknowledged or returned in a process counts for its reads at once, so that
+  nobody there steps backward. Any other version counts once the process was given reports of all
+  changes of the cell that were made before that version was seen.
+- While its feed is not live, a process does not rely on reports. Every version counts then as it
+  would without a local tier. A read that is under way when the feed is live again may be answered
+  as if it had begun then.
+- All of this holds of what the local tier would serve, whether or not somebody reads just then.
+  Once all reports are delivered, the local tier hides no more than the remote tier may.
+
+The transition table, which runs beside the backend, says whether a fence stands. The backend is not
+asked: a fence that is missing by mistake excuses nothing.
 """
 
 from __future__ import annotations
@@ -60,7 +66,7 @@ class Commit:
 
 
 class Invariants:
-    """What was seen by whom, and what may be returned to whom.
+    """The versions that each process has seen, and the least that may be returned to it.
 
     Args:
         remembers: whether what was seen in a process counts for its own reads, whatever counts for

@@ -1,8 +1,8 @@
 """Schedules of readers and writers, played step by step on a real backend.
 
-The lines below are the shortest ways in which the protocol goes wrong when one of its guards is
-missing, as an exhaustive search over readers, writers, deaths and evictions prints them. A backend
-that keeps the contract survives each of them.
+Each schedule below is the shortest one that goes wrong if one guard of the protocol is missing. An
+exhaustive search over readers, writers, deaths and evictions has printed them. A backend that keeps
+the contract survives all of them.
 
     Rn miss / load / publish / return    a reader finds nothing, asks the source, publishes, answers
     Rn hit                             a reader is served from the cache

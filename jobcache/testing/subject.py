@@ -16,7 +16,7 @@ class Subject(Protocol):
         """The backend; at first all of its cells are empty."""
 
     async def evict(self, key: str) -> None:
-        """Lose the cell of `key`, whatever it holds, as memory pressure or a restart would."""
+        """Lose the cell of `key`, as memory pressure or a restart would."""
 
     async def elapse(self, seconds: float) -> None:
         """Let lifetimes run on by `seconds`, without waiting."""

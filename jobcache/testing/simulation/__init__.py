@@ -1,13 +1,13 @@
-"""Schedules of readers and writers: the known ones that go wrong, and a search for others.
+"""Schedules of readers and writers: known ones that go wrong, and a search for others.
 
-`play` takes one schedule of the bare protocol through a backend (`known`); every backend is taken
-through `GUARDS` by the conformance suite. `Explorer` runs the real `JobCache` on a backend, and
-goes through the schedules of a small world: all of them, or those that a seed leads to.
+`play` takes a backend through one schedule of the bare protocol; the conformance suite plays all of
+`GUARDS`. `Explorer` runs the real `JobCache` on a backend. It plays the schedules of a small
+simulation: all of them, or those that a seed leads to.
 
     with Explorer(subject) as explorer:
-        print(explorer.search(World(), seed=1, runs=1000))
+        print(explorer.search(Simulator(), seed=1, runs=1000))
 
-`python -m jobcache.testing.simulation --help` does so from the command line.
+`python -m jobcache.testing.simulation --help` does the same from the command line.
 """
 
 from jobcache.testing.invariants import Violation

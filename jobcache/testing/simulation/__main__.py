@@ -84,7 +84,7 @@ def _explorer(chosen: argparse.Namespace) -> Explorer:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Explore as told. Returns 1 if something is wrong, else 0."""
+    """Explore, and return 1 if something is wrong, else 0."""
     chosen = _arguments(arguments)
     try:
         simulator = Simulator(

@@ -51,7 +51,7 @@ class Process:
 
 @dataclass(eq=False, slots=True)
 class Memory:
-    """A hash of all that some actors were told so far, in order: what they do depends on it alone.
+    """A hash of all results that some actors were given, in order. Their next steps depend on it.
 
     The readers of a process share one, for they share flights, and each writer has its own; behind
     a guard all actors of a process share one. Once all is done that it decides, it is empty again.

@@ -54,7 +54,7 @@ class Checks:
                 self._check_local(process, process.front, quiet=quiet)
 
     def at_end(self) -> None:
-        """Look at what is left when nothing more can be done.
+        """Look for violations when nothing more can be done.
 
         Raises:
             Violation: somebody still waits, or something was left behind.

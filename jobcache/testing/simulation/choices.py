@@ -1,4 +1,4 @@
-"""What somebody waits for, and what can be done next about it."""
+"""A step that an actor waits for, and an option of the explorer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORDS = {
 
 @dataclass(eq=False, slots=True)
 class Choice:
-    """Something that is waited for."""
+    """A step that an actor waits for."""
 
     label: str
     identity: str
@@ -63,7 +63,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What can be done next.
+    """One way to go on.
 
     Attributes:
         label: as it stands in a schedule.

@@ -17,13 +17,13 @@ FAULTS = frozenset(
 )
 """Every kind of fault. `lose` is of the backend's operations, answered or not; `time` (a deadline
 that passes while something is under way, a load's as well) occurs behind a guard only, `slow` there
-and behind a local tier. `feed` occurs in a tiered world; `lose` and `late` do not, unless it is
+and behind a local tier. `feed` occurs with two tiers; `lose` and `late` do not, unless it is
 guarded: a remote tier is a guarded one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulator:
-    """What is explored.
+    """A simulation to explore.
 
     Attributes:
         processes: for each, its actors: "R" a reader, "M" one that reads many keys at once (this
@@ -62,7 +62,7 @@ class Simulator:
 
 @dataclass(frozen=True, kw_only=True)
 class Components:
-    """What is put together in each process; a test puts something broken in.
+    """The parts of each process; a test can replace them by broken ones.
 
     Attributes:
         cache: takes a backend and the keyword arguments of `JobCache`.

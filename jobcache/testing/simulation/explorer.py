@@ -1,8 +1,8 @@
-"""Goes through the schedules of a world: all of them, or as many as a seed leads to.
+"""Plays the schedules of a simulation: all of them, or as many as a seed leads to.
 
-A schedule is replayed from the labels of its steps. There is no copying a coroutine, so every
-branch begins anew; and a state that was met before is not gone into again, which is why worlds of
-some ten thousand states are gone through in seconds.
+A schedule is replayed from the labels of its steps. A coroutine cannot be copied, so every branch
+begins anew. A state that was met before is not explored again. So simulations of some ten thousand
+states take seconds.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was gone through.
+    """The result of an exploration.
 
     Attributes:
-        simulator: where.
-        schedules: how many were played, in whole or to where a state was met again.
-        steps: how many steps of them were new.
-        states: how many different states were met; 0 where they were not told apart.
-        complete: whether that was all there is.
-        finding: the first that went wrong, made short; None if none did.
+        simulator: the simulation.
+        schedules: how many schedules were played, to their end or to a state that was known.
+        steps: how many of their steps were new.
+        states: how many different states were met; 0 if states were not told apart.
+        complete: whether every schedule was played.
+        finding: the first schedule that goes wrong, made short; None if none does.
     """
 
     simulator: Simulator
@@ -162,8 +162,8 @@ class Explorer:
     ) -> Report:
         """Play every schedule of `simulator`.
 
-        Depth first, in the order of the options. Two states are one if the cell, the source and
-        all that anybody was told in them, in order, are the same.
+        Depth first, in the order of the options. Two states are the same if their cell, their
+        source, and all results that actors were given, in order, are the same.
 
         Args:
             simulator: what is explored.
@@ -227,7 +227,7 @@ class Explorer:
     def _wander(self, simulator: Simulator, seed: str) -> tuple[Finding | None, int]:
         chance = random.Random(seed)  # noqa: S311 - it is to be repeated
         # Each run has a character of its own: few kinds of faults, and so more of each; more or
-        # fewer of them; and how often whoever moved last moves again.
+        # fewer of them; and how often the last actor moves again.
         kinds = sorted(simulator.kinds if simulator.tiered else simulator.kinds - {"feed"})
         kinds = chance.sample(kinds, min(len(kinds), chance.choice((1, 2, 3, len(kinds)))))
         faulty = chance.choice((0.05, 0.15, 0.4))

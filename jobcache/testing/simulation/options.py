@@ -25,7 +25,7 @@ class Options:
         self._state = state
 
     def options(self) -> list[Option]:
-        """All that can be done next, what is no fault first; none if this is the end."""
+        """Return all that can be done next, faults last; nothing if this is the end."""
         steps = self.steps()
         if self._state.focus is not None:
             ours = [(name, step) for name, step in steps if step.actor is self._state.focus]
@@ -149,9 +149,9 @@ class Options:
                 yield Option(f"{name}'s feed is cut", "cut", name, fault="feed")
 
     def _fronts(self) -> Iterator[tuple[str, TierStack]]:
-        """Where it matters what is told, and when: somebody may still read there.
+        """Yield the processes in which somebody may still read: there the order of reports matters.
 
-        Elsewhere everything is told at the end.
+        The other processes are given all reports at the end.
         """
         for process in self._state.processes:
             if process.front is not None and self._state.reads_on(process):

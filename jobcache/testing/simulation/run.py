@@ -1,28 +1,34 @@
-"""A small world in which the real cache runs, one step at a time.
+"""One schedule of a simulation, in which the real cache runs step by step.
 
-A world is processes on one store and one source, each with a `JobCache` of its own, and in them
-readers and writers of one key. Whatever they wait for is a *step*: an operation of the backend, a
-load, an update, a commit, a pause. A step is taken when the explorer says so, at once and whole;
-then everything runs on until it waits again. What can be done next are the *options*:
+A simulation has processes on one store and one source. Each process has a `JobCache` of its own,
+and readers and writers of one key. Whatever they wait for is a *step*: an operation of the backend,
+a load, an update, a commit, a pause. The explorer decides which step is taken next. The step
+happens at once and as a whole, and then everything runs until it waits again.
+
+The *options* are what can be done next:
 
     R0 begins             a reader (M0: of many keys) or a writer begins
-    R0 lease, R0 load, …  a step that somebody waits for is taken
-    R0 looks again        a pause ends; R0 waits no longer: all its pauses end, one after the other
-    P time passes         the next deadline is reached
-    P0 is told            its feed delivers the next report (in a tiered world)
-    P0's feed is back     it is live again
+    R0 lease, R0 load, …  a step that an actor waits for is taken
+    R0 looks again        a pause ends
+    R0 waits no longer    all pauses of the reader end, one after the other
+    time passes           the next deadline is reached
+    P0 is told            the feed of a process delivers the next report (if it has two tiers)
+    P0's feed is back     the feed is live again
 
-and, as faults, of which a world allows only so many:
+Faults are options too. A simulation allows only so many of them:
 
-    W0 fence is lost      it fails, and has not happened
-    W0 fence unanswered   it happens, and fails: the reply is lost
-    W0 fence is late      it fails, and happens at some other time
-    W0 publish is slow      it happens, and the reply comes at some other time
-    cancel W0             what it waits for itself has not happened; sent: it has; late: it will
-    W0 dies               its process takes no further step
-    evict, age            the cell is lost; what it holds is no longer fresh
-    P0's feed is cut      it says so, and what it has not told yet it never will
-    P0's feed is silent   it is not live, by the clock only; what changes is told, some time
+    W0 fence is lost      the operation fails, and did not happen
+    W0 fence unanswered   the operation happens, and its reply is lost
+    W0 fence is late      the operation fails, and happens at another time
+    W0 publish is slow    the operation happens, and its reply arrives at another time
+    cancel W0             the operation that the actor waits for did not happen
+    cancel W0 sent        … it has happened
+    cancel W0 late        … it will happen
+    W0 dies               the process of the actor takes no further step
+    evict                 the cell is lost
+    age                   the entry in the cell is past its freshness
+    P0's feed is cut      the feed reports that; reports that were under way are lost
+    P0's feed is silent   the feed is not live, by the clock only; reports arrive late
 """
 
 from __future__ import annotations
@@ -194,7 +200,7 @@ class Run:
         return next(actor for actor in self._state.actors if actor.name == name)
 
     def finish(self) -> None:
-        """Look at what is left when nothing more can be done.
+        """Look for violations when nothing more can be done.
 
         Raises:
             Violation: somebody still waits, or something was left behind.

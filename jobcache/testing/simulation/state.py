@@ -1,4 +1,4 @@
-"""The state of a simulation: its processes, the store, the source, and what is waited for."""
+"""The state of a simulation: its processes, its store, its source, and the pending steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CarryOut(Protocol):
     """Runs one operation of a backend to its end."""
 
     def __call__(self, operation: Coroutine[Any, Any, T], /) -> T:
-        """Its result, or what it raises."""
+        """Return its result, or raise its error."""
 
 
 class OpenTransaction(Protocol):
@@ -45,7 +45,7 @@ class OpenTransaction(Protocol):
 
 
 class State:
-    """What there is at one point of a schedule.
+    """Everything at one point of a schedule.
 
     Args:
         simulator: what is explored.
@@ -60,11 +60,11 @@ class State:
         now_ms: the wall clock.
         row_lock: the transaction that has raised the version and not ended.
         tokens: which writer fenced with a token.
-        pending: what is waited for.
+        pending: the steps that actors wait for.
         faults_left: how many faults may still happen.
         focus: the actor that goes on next, if it can: where nobody would notice another order.
         load_failed: whether a load has ever failed.
-        closing: whether the simulation is over, and whoever waits is cancelled.
+        closing: whether the simulation is over, so that waiting actors are cancelled.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class State:
     def note(self, actor: Actor, what: str, result: Hashable) -> None:
         """Add to the memory of an actor what happened to it."""
         memory, front = actor.memory, actor.process.front
-        # What is near is seen without a step, but only by a reader, and only as it moves.
+        # A reader sees the local tier without a step, but only when it runs.
         local: Hashable = None
         if front is not None and not actor.writes:
             local = front.held(self.key), front.feed.live

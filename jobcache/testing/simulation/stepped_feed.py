@@ -17,8 +17,8 @@ class SteppedFeed:
     """A `ChangeFeed` of one cell.
 
     Attributes:
-        state: "live"; "silent", when by the clock it is not, though nothing is lost: what has
-            changed is told late, and some of it perhaps when it is live again; or "cut".
+        state: "live"; "silent", which is not live by the clock, but loses nothing: reports arrive
+            late, some of them perhaps when the feed is live again; or "cut".
         waiting: the reports to come. Each is the version that was visible before its change.
     """
 
@@ -28,67 +28,67 @@ class SteppedFeed:
         self.state: Literal["live", "silent", "cut"] = "live"
         self.waiting: deque[int] = deque()
 
-    # --- see `ChangeFeed` ---
+    # --- for the backend ---
 
     @property
     def live(self) -> bool:
-        """See `ChangeFeed`."""
+        """Whether every change is reported."""
         return self.state == "live"
 
     def listen(self, listener: ChangeListener) -> None:
-        """See `ChangeFeed`."""
+        """Report to a listener from now on."""
         self._listeners.append(listener)
 
     def start(self) -> None:
-        """It has begun."""
+        """Do nothing: the feed runs from the beginning."""
 
     def condition(self) -> FeedStatus:
-        """See `ChangeFeed`."""
+        """Return the status."""
         state: Literal["live", "connecting"] = "live" if self.live else "connecting"
         return FeedStatus(state, 0.0, "", 0, {})
 
     async def aclose(self) -> None:
-        """There is nothing to end."""
+        """Do nothing: there is nothing to close."""
 
     # --- for the explorer ---
 
     @property
     def heard(self) -> int | None:
-        """The version that was visible before the first change that is yet to be told.
+        """The version that was visible before the first change that was not reported yet.
 
-        None if nothing is, or if nobody relies on it.
+        None if there is no such change, or if nobody relies on the feed.
         """
         return self.waiting[0] if self.live and self.waiting else None
 
     def report(self, visible: int) -> None:
-        """The cell has changed; `visible` was visible before."""
+        """Add a report of a change, before which the version `visible` was visible."""
         if self.state != "cut":
             self.waiting.append(visible)
 
     def deliver(self) -> None:
-        """Tell of the next change."""
+        """Deliver the next report."""
         self.waiting.popleft()
         for listener in self._listeners:
             listener.changed([self._key])
 
     def fall_silent(self) -> None:
-        """By the clock it is not live any more."""
+        """Cease to be live, by the clock only."""
         self.state = "silent"
 
     def cut(self) -> None:
-        """What has not been told yet never will be."""
+        """Lose all reports that were not delivered."""
         self.state = "cut"
         self.waiting.clear()
         for listener in self._listeners:
             listener.interrupted()
 
     def come_back(self) -> None:
-        """It is live again."""
+        """Be live again."""
         was_cut, self.state = self.state == "cut", "live"
         if was_cut:
             for listener in self._listeners:
                 listener.resumed()
 
     def fingerprint(self) -> Hashable:
-        """What decides about the future."""
+        """Return all that decides about the future."""
         return self.state, tuple(self.waiting)

@@ -47,21 +47,21 @@ class Store:
         )
 
     async def get(self, key: str) -> Entry | None:
-        """See `CacheBackend`."""
+        """Get an entry, as a step."""
         state = self._state
         return await self._step(
             "get", lambda: state.carry_out(state.subject.backend.get(key)), changes=False
         )
 
     async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
-        """See `CacheBackend`."""
+        """Get entries, as one step."""
         state = self._state
         return await self._step(
             "get", lambda: state.carry_out(state.subject.backend.get_many(keys)), changes=False
         )
 
     async def lease(self, key: str, token: str) -> Entry | LeaseResult:
-        """See `CacheBackend`."""
+        """Take a lease, as a step."""
         state = self._state
 
         def act() -> Entry | LeaseResult:
@@ -71,7 +71,7 @@ class Store:
         return await self._step("lease", act, detail=f" {token}")
 
     async def fence(self, key: str, token: str) -> None:
-        """See `CacheBackend`."""
+        """Fence the cell, as a step."""
         state = self._state
         actor = state.tokens[token] = ACTOR.get()
 
@@ -83,7 +83,7 @@ class Store:
         await self._step("fence", act, detail=f" {token}")
 
     async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
-        """See `CacheBackend`."""
+        """Publish or withdraw, as a step."""
         state = self._state
 
         def act() -> PublishResult:
@@ -99,7 +99,7 @@ class Store:
         return await self._step(label, act, detail=detail, version=version)
 
     async def purge(self, keys: Sequence[str]) -> int:
-        """See `CacheBackend`."""
+        """Purge, as a step."""
         state = self._state
 
         def act() -> int:
@@ -109,7 +109,7 @@ class Store:
         return await self._step("purge", act)
 
     async def purge_all(self) -> int:
-        """See `SupportsPurgeAll`: of all the keys there are, this world knows one."""
+        """Lose the cell: the simulation has one key."""
         state = self._state
 
         def act() -> int:
@@ -119,7 +119,7 @@ class Store:
         return await self._step("purge all", act)
 
     async def ping(self) -> None:
-        """See `SupportsPing`."""
+        """Ping, as a step."""
         await self._step("ping", lambda: None, changes=False)
 
     async def aclose(self) -> None:

@@ -92,7 +92,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
-        """See asyncio."""
+        """Run a callback in this `settle`, or in the next."""
         within = contextvars.copy_context() if context is None else context
         handle = asyncio.Handle(callback, args, self, within)
         self._ready.append((handle, callback, args, within))
@@ -105,7 +105,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
-        """See asyncio."""
+        """Run a callback at a virtual time."""
         within = contextvars.copy_context() if context is None else context
         handle = asyncio.TimerHandle(when, callback, args, self, within)
         call = (handle, callback, args, within)
@@ -119,11 +119,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
-        """See asyncio."""
+        """Run a callback after some virtual seconds."""
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def create_future(self) -> asyncio.Future[Any]:
-        """See asyncio."""
+        """Return a future of this loop."""
         return asyncio.Future(loop=self)
 
     def create_task(
@@ -133,26 +133,26 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         name: str | None = None,
         context: contextvars.Context | None = None,
     ) -> asyncio.Task[Any]:
-        """See asyncio."""
+        """Start a task, and note its context."""
         within = contextvars.copy_context() if context is None else context
         task = asyncio.Task(coro, loop=self, name=name, context=within)
         self.tasks[task] = within
         return task
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Forgotten errors are found by what they do."""
+        """Do nothing: an error that nobody awaits shows in its consequences."""
 
     def get_debug(self) -> bool:
-        """See asyncio."""
+        """Return False: nothing is debugged."""
         return False
 
     def is_running(self) -> bool:
-        """See asyncio."""
+        """Whether `settle` runs."""
         return asyncio._get_running_loop() is self  # noqa: SLF001
 
     def is_closed(self) -> bool:
-        """See asyncio."""
+        """Return False: there is nothing to close."""
         return False
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """See asyncio: a timer says so when it is cancelled; it is dropped when it is met."""
+        """Do nothing: a cancelled timer is dropped when its time comes."""

@@ -45,7 +45,7 @@ def test_an_unreadable_cell_is_left_by_a_lease_and_replaced_by_everything_else()
         assert step == CellStep(None, PublishResult.REMOVED, Effect.DELETE)
 
 
-@pytest.mark.parametrize("held", CELLS, ids=repr)
+@pytest.mark.parametrize("held", CELLS)
 def test_the_effect_of_a_step_tells_what_becomes_of_the_cell(held: Cell) -> None:
     steps: list[CellStep[object]] = [CellStep(*step) for _, _, step in publishes(held)]
     steps += [CellStep(*table.fence(held, "w")), CellStep(*table.purge(held))]
@@ -61,7 +61,7 @@ def test_the_effect_of_a_step_tells_what_becomes_of_the_cell(held: Cell) -> None
         assert not isinstance(step.cell, Entry) or step.cell.keep_ms > 0
 
 
-@pytest.mark.parametrize("held", CELLS, ids=repr)
+@pytest.mark.parametrize("held", CELLS)
 def test_a_step_that_is_repeated_changes_nothing(held: Cell) -> None:
     """A client library may retry what it does not know the outcome of."""
     assert table.fence(table.fence(held, "w").cell, "w").cell == table.fence(held, "w").cell
@@ -73,7 +73,7 @@ def test_a_step_that_is_repeated_changes_nothing(held: Cell) -> None:
         assert table.publish(step.cell, token, entry).cell == step.cell
 
 
-@pytest.mark.parametrize("held", CELLS, ids=repr)
+@pytest.mark.parametrize("held", CELLS)
 def test_a_publish_never_leaves_anything_older_than_itself(held: Cell) -> None:
     for _, entry, step in publishes(held):
         if entry is not None and isinstance(step.cell, Entry):

@@ -1,4 +1,4 @@
-"""The real cache in every schedule of small worlds, and in some of larger ones.
+"""The real cache in every schedule of small simulations, and in some of larger ones.
 
 What a failure prints is a schedule: `Explorer.replay` plays it again, and so does
 `python -m jobcache.testing.simulation --simulator … --schedule "…"`.
@@ -65,7 +65,7 @@ def in_order(report: Report) -> None:
     assert report.finding is None, f"{report.simulator!r}\n{report}"
 
 
-# --- whole worlds ---
+# --- whole simulations ---
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_no_schedule_of_few_processes_goes_wrong(small: Simulator, states: int) 
         report = explorer.exhaust(small)
     in_order(report)
     assert report.complete
-    assert report.states > states, "it is a world of some size"
+    assert report.states > states, "it is a simulation of some size"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_no_schedule_with_few_switches_goes_wrong(large: Simulator, *, long: boo
         in_order(explorer.exhaust(large, switches=0, most=2500 if long else 400))
 
 
-# --- larger worlds, at random ---
+# --- larger simulations, at random ---
 
 LARGE = [
     simulator("R R W W", 4),
@@ -181,7 +181,7 @@ def test_a_backend_that_keeps_nothing_is_always_right() -> None:
 
 # --- whatever is broken is found ---
 
-# A small world whole; then a larger one, in which nobody is left waiting more than once.
+# A small simulation whole; then a larger one, in which nobody is left waiting more than once.
 BACKENDS = [(simulator("R W", 2, "evict die"), None), (simulator("R W W", 2, "evict die"), 1)]
 
 FOUND_IN: list[tuple[str, Fault, Simulator, int]] = [
@@ -251,8 +251,8 @@ LOCAL_FOUND_IN: list[tuple[str, Simulator, int | None]] = [
 ]
 
 
-# By fault and world, a seed whose first schedules show the fault. It only saves time: where they do
-# not, since any change of the cache may change what a seed leads to, all schedules are played.
+# By fault and simulation, a seed whose first schedules show the fault. Seeds only save time: if a
+# change of the cache changes what a seed leads to, all schedules are played.
 SEEDS = {
     ("a fill takes no lease", "MR W warm tiered"): 1,
     ("an unsure writer publishes its body", "R W W"): 12,
@@ -265,12 +265,12 @@ SEEDS = {
 }
 
 
-def found(explorer: Explorer, name: str, *worlds: tuple[Simulator, int | None]) -> None:
+def found(explorer: Explorer, name: str, *simulations: tuple[Simulator, int | None]) -> None:
     def reports() -> Iterator[tuple[Simulator, Report]]:
-        for where, _ in worlds:
+        for where, _ in simulations:
             if (name, str(where)) in SEEDS:
                 yield where, explorer.search(where, seed=SEEDS[name, str(where)], runs=40)
-        for where, switches in worlds:
+        for where, switches in simulations:
             yield where, explorer.exhaust(where, switches=switches, most=20_000)
 
     for where, report in reports():
