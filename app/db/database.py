@@ -22,6 +22,7 @@ from app.db.errors import (
 )
 from app.db.limits import within
 from app.db.tables import clients, create_missing, identity
+from app.db.url import scheme_and_host
 from jobcache._concurrency.tasks import ShieldedTasks
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ class Database:
     ) -> None:
         self._outage = outage
         self._refused_at: float | None = None  # the last write, if it was refused
-        self._url = url
-        with explaining(url):
+        self._address = scheme_and_host(url)
+        with explaining(self._address):
             self.connections = Connections(
                 url, recycle=pool_recycle, pooler=pooler, sqlite_lock_wait=_LONGEST_WAIT
             )
@@ -121,7 +122,7 @@ class Database:
             SettingsError: the driver refuses an option of the URL.
             DatabaseUnavailable: the database cannot be used.
         """
-        with explaining(self._url):
+        with explaining(self._address):
             await self._create_tables_in_turn()
 
     async def _create_tables_in_turn(self) -> None:

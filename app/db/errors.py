@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from app.db.driver_errors import Failure, classify, driver_error
-from app.db.url import scheme_and_host
 from jobcache import SettingsError, SourceUnavailable
 
 if TYPE_CHECKING:
@@ -37,11 +36,14 @@ def translating() -> Iterator[None]:
 
 
 @contextmanager
-def explaining(url: str) -> Iterator[None]:
+def explaining(address: str) -> Iterator[None]:
     """Raise an error of one line for whatever fails while a database is opened.
 
     The driver gets the options of the URL unchanged and checks them. Drivers have many types of
     errors: one for a wrong password, another for a missing permission.
+
+    Args:
+        address: the part of the URL that may be logged.
 
     Raises:
         SettingsError: the URL cannot be used.
@@ -53,10 +55,10 @@ def explaining(url: str) -> Iterator[None]:
         raise
     except (TypeError, ValueError) as error:
         allowed = f"the driver refuses it: {error}"
-        raise SettingsError("DATABASE_URL", scheme_and_host(url), allowed) from error
+        raise SettingsError("DATABASE_URL", address, allowed) from error
     except Exception as error:
         line = str(error).partition("\n")[0]
-        raise DatabaseUnavailable(f"{scheme_and_host(url)}: {line}") from error
+        raise DatabaseUnavailable(f"{address}: {line}") from error
 
 
 def may_repeat(error: Exception) -> bool:
