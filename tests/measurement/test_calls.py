@@ -21,6 +21,8 @@ import app
 import jobcache
 from app.http.fast_path_protocol import FastPathProtocol
 from app.http.lifespan_state import FAST_PATH
+from app.jobs import documents
+from app.jobs.schemas import JobBody
 from jobcache.backends.redis.tracking.feed import TrackingFeed
 from jobcache.backends.tiered import TieredBackend
 from tests.app.running import Service, choosing, starting
@@ -97,17 +99,17 @@ class Served:
     def __init__(self, service: Service, poller: Poller, job_id: int) -> None:
         self.service = service
         self._poller = poller
-        self._job_id = job_id
+        self.job_id = job_id
         self._percent = 0.0
 
     async def poll(self) -> None:
-        answer = await self._poller.poll(f"/api/v2/jobs/{self._job_id}")
+        answer = await self._poller.poll(f"/api/v2/jobs/{self.job_id}")
         assert b"jobcache; hit;" in answer
 
     async def update(self) -> None:
         self._percent += 1
         jobs = self.service.services.jobs
-        await jobs.report_progress(self._job_id, self._percent, "stage", "message", worker=True)
+        await jobs.report_progress(self.job_id, self._percent, "stage", "message", worker=True)
 
     async def local_tier_is_empty(self) -> None:
         """Change the job, and wait until the feed has told of everything."""
@@ -188,3 +190,19 @@ async def test_a_progress_update(served: Served, capsys: pytest.CaptureFixture[s
     await served.update()
     loop.set_task_factory(None)
     assert len(tasks) <= 1, tasks
+
+
+@pytest.mark.parametrize("served", ["redis"], indirect=True)
+async def test_a_progress_update_builds_its_document_once(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One document is published to the cache and sent to the worker."""
+    made: list[int] = []
+
+    def counted(**fields: Any) -> JobBody:
+        made.append(fields["version"])
+        return JobBody(**fields)
+
+    monkeypatch.setattr(documents, "JobBody", counted)
+    job = await served.service.post(f"{served.job_id}/progress", percent=50)
+    assert made == [job["version"]]
