@@ -39,7 +39,9 @@ async def test_two_processes_share_entries_and_neither_shows_an_older_one(
             reported = await writer.post(f"{job['id']}/progress", percent=percent)
             response = await reader.http.get(f"/api/v2/jobs/{job['id']}")
             assert response.json() == reported
-            assert "; hit;" in response.headers["cache-status"]
+            await hit(reader, job["id"])
+            assert await reader.job(job["id"]) == reported
+        await hit(one, job["id"])
         stats = await one.stats()
         assert stats["statistics"]["backend"] == "memcached"
         assert stats["statistics"]["redis_enabled"] is False
@@ -73,8 +75,9 @@ def test_dev_starts_memcached_and_ends_it(tmp_path: Path) -> None:
         log = service.log.read_text()
         assert "started memcached at memcached://127.0.0.1:" in log
         assert "backend memcached (memcached://127.0.0.1:" in log
+        assert service.http.get("/api/v2/jobs/1").status_code == 404
         stats = service.http.get("/api/v2/cache/stats").json()
-        assert stats["message"] == "Cache is working normally"
+        assert stats["statistics"]["backend"] == "memcached"
         family = psutil.Process(service.child.pid).children(recursive=True)
         assert "memcached" in {each.name() for each in family}
     _, alive = psutil.wait_procs(family, timeout=60)
