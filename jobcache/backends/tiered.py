@@ -1,37 +1,36 @@
-"""Two tiers: a local one in this process, before a remote one that all processes share.
+"""Two tiers: a local one in this process, in front of a remote one that all processes share.
 
-The local tier keeps the contract of a backend like any other; what is special is its source, which
-is the remote tier, and its writers, who are everybody. The feed speaks for them: each report of a
-change empties the local cell. So the protocol that keeps readers of a database right keeps the
-readers of the remote tier right, too:
+The local tier keeps the contract of a backend like any other. Its source is the remote tier, and
+its writers are all processes. The feed stands for them: each change that it reports empties the
+local cell. So the protocol that keeps the readers of a database right keeps the readers of the
+remote tier right, too:
 
-    a fill is a load       it takes the near lease before it asks the remote tier, and what it
-    brings
-                           is stored only over that lease; a report in between has removed it
-    an answer is a publish  whatever the remote tier says is published to the local one before it is
-                           returned, and so removes what is older, or may become older
+    a fill is a load         it takes the local lease before it reads the remote tier, and its
+                             result is stored only over that lease; a report in between removes it
+    an answer is a publish   each answer of the remote tier is published to the local one before it
+                             is returned, and so removes an entry that is older, or may become so
 
-        R0 takes the near lease, reads v1; W commits v2; R1 finds the lease, reads v2, returns it
-        R0 stores v1, for the report has not come yet; the next read goes back to v1
+        R0 takes the local lease, reads v1; W commits v2; R1 finds the lease, reads v2, returns it
+        R0 stores v1, because the report has not come yet; the next read goes back to v1
 
-Writers fence the remote tier, and all processes are told of that. But what is published in this
-process may be acknowledged or returned here before the feed has told of anything. So the local cell
-is emptied once the publish has been made, whatever came of it, and before anybody hears of it:
+Writers fence the remote tier, and the feed reports that to all processes. But a version that is
+published in this process may be acknowledged or returned here before the feed has reported it. So
+the local cell is emptied after the publish, whatever came of it, and before anybody learns of it:
 
     W fences, commits v2, publishes it, acknowledges it; no report has come yet; R is given v1
 
-Even while the feed is not live, when nothing is filled, what the remote tier says is published to
-the local one: the feed may be live again before it has told of that.
+Even while the feed is not live, and nothing is filled, the answers of the remote tier are published
+to the local one: the feed may be live again before it has reported the change.
 
-What a process serves from its local tier may be as old as the feed lags, and no older than the
-limit after which a silent feed is not live any more. While it is not, the local tier is not asked
-at all, and every read is the remote tier's.
+An entry of the local tier may be as old as the feed lags, and no older than the limit after which a
+silent feed is not live any more. While it is not, the local tier is not read at all.
 
 Rejected: to empty the cell before a publish, too, or for a fence. Until the publish has been made
-nobody is owed what it carries, and what is filled meanwhile goes with the rest.
+nobody has been promised its version, and a fill in the meantime is dropped with the rest.
 
-Rejected: to keep what a write has published. Its own report comes back and empties the cell again;
-and if another writer's fence were reported in between, the cell would hide what that one commits.
+Rejected: to keep the entry that a write has published. Its own report comes back and empties the
+cell again; and if another writer's fence were reported in between, the cell would hide the version
+that this writer commits.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ if TYPE_CHECKING:
 
 
 class LocalTier(CacheBackend, SupportsPeek, SupportsDiscard, SupportsSize, Protocol):
-    """What can stand in front: a backend of this process, none of whose operations waits."""
+    """A backend of this process, none of whose operations waits."""
 
 
 class RemoteTier(
@@ -80,7 +79,7 @@ class RemoteTier(
     SupportsStart,
     Protocol,
 ):
-    """What can stand behind: a guarded backend that several processes share."""
+    """A guarded backend that several processes share."""
 
 
 class TieredBackend:
@@ -89,9 +88,9 @@ class TieredBackend:
     An optional ability of the remote tier is this backend's, too, and only then.
 
     Args:
-        local: what is asked first, while the feed is live.
-        remote: the truth about cells.
-        feed: tells what changes in the remote tier.
+        local: is read first, while the feed is live.
+        remote: decides what a cell holds.
+        feed: reports changes of the remote tier.
         token: makes unique tokens of ASCII letters and digits, for the local tier only.
     """
 
