@@ -88,13 +88,18 @@ class FaultyRedis(redis.RedisBackend):
         self._switches = switches
         self._fenced: set[tuple[str, str]] = set()
 
-    async def fence(self, key: str, token: str) -> None:
+    def fence_future(self, key: str, token: str) -> asyncio.Future[None]:
         """Fence a key, unless this rule is removed; remember the writer."""
         self._fenced.add((key, token))
         if self._switches.broken != "fence":
-            await super().fence(key, token)
+            return super().fence_future(key, token)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
 
-    async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
+    def publish_future(
+        self, key: str, token: str, entry: Entry | None
+    ) -> asyncio.Future[PublishResult]:
         """Publish, unless the process dies first or a rule is removed."""
         writes = (key, token) in self._fenced
         self._fenced.discard((key, token))
@@ -102,13 +107,19 @@ class FaultyRedis(redis.RedisBackend):
             os.kill(os.getpid(), signal.SIGKILL)
         broken = self._switches.broken
         if entry is not None and broken == "removal" and entry.keep_ms == 0:
-            return PublishResult.NOTHING
+            done: asyncio.Future[PublishResult] = asyncio.get_running_loop().create_future()
+            done.set_result(PublishResult.NOTHING)
+            return done
         if entry is not None and broken == ("order" if writes else "lease"):
-            await asyncio.sleep(random.uniform(0, _LATE))  # noqa: S311 - no secret
-            if entry.keep_ms > 0:
-                await self._drop([self._prefix + key], "evict")
-                await super().lease(key, token)
-        return await super().publish(key, token, entry)
+            return asyncio.ensure_future(self._publish_late(key, token, entry))
+        return super().publish_future(key, token, entry)
+
+    async def _publish_late(self, key: str, token: str, entry: Entry) -> PublishResult:
+        await asyncio.sleep(random.uniform(0, _LATE))  # noqa: S311 - no secret
+        if entry.keep_ms > 0:
+            await self._drop([self._prefix + key], "evict")
+            await super().lease(key, token)
+        return await super().publish_future(key, token, entry)
 
     async def _learn_incarnation(self, connection: AbstractConnection) -> str:
         if self._switches.broken == "incarnation":
