@@ -83,8 +83,9 @@ def test_it_names_the_backend_and_the_workers_once_and_no_secret(
     assert "s3cret" not in log
 
 
-def test_it_names_postgres_without_credentials(tmp_path: Path, postgres_url: str) -> None:
-    with serving(tmp_path, DATABASE_URL=postgres_url) as process:
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_it_names_postgres_without_credentials(tmp_path: Path, database_url: str) -> None:
+    with serving(tmp_path, DATABASE_URL=database_url) as process:
         found = line(process.log.read_text())
     assert found["database"] == "postgresql+asyncpg://"
 
