@@ -46,6 +46,7 @@ from jobcache.backends.redis.refused_commands import (
 )
 from jobcache.backends.redis.script_calls import Call, ScriptCalls
 from jobcache.backends.redis.url import Address
+from jobcache.errors import CacheUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -125,7 +126,7 @@ class Server:
         self._reads = ConnectionSlot(self.identity, self._open_pipelined, new_proof, clock)
         self._scripted = ConnectionSlot(self.identity, self._open_pipelined, new_proof, clock)
         self._fallback = PoolFallback(pool, self.identity, new_proof)
-        self._uses_pool = False
+        self._uses_pool = self._closed = False
         self._calls: Batcher[Call, ScriptReply] = Batcher(self._call_all, _CALLS)
         self.call = self._calls.request
         self._verify_from = -math.inf
@@ -279,13 +280,15 @@ class Server:
         await self._fallback.retire()
 
     async def aclose(self) -> None:
-        """Close the connections. Callers that wait are cancelled."""
-        self._uses_pool = True
+        """Close the connections. Callers that wait are cancelled, later ones get an error."""
+        # First, so that nothing more is sent: a command that begins while the others are ended
+        # would open a connection that nobody closes.
+        self._uses_pool = self._closed = True
         for slot in (self._reads, self._scripted):
-            await slot.aclose()  # first, so that nothing more is sent
+            await slot.aclose()
         self._calls.cancel()
-        await end_all(list(self._tasks))
         await self._end_verification()
+        await end_all(list(self._tasks))
         await self._fallback.aclose()
 
     async def _end_verification(self) -> None:
@@ -411,7 +414,12 @@ class Server:
 
     # --- one round trip ---
 
-    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
+        if self._closed:
+            work.close()
+            refused: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+            refused.set_exception(CacheUnavailable("the connections to Redis have been closed"))
+            return refused
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -420,6 +428,9 @@ class Server:
     def _retry(self, *again: Any) -> None:  # noqa: ANN401 - a coroutine function and its arguments
         """Send again, in a task, what met a lost connection; its outcome becomes the future's."""
         send, *arguments, future = again
+        if self._closed:
+            future.cancel()
+            return
         self._start(send(*arguments)).add_done_callback(partial(copy_outcome, future))
 
     async def _exchange(

@@ -35,8 +35,9 @@ async def backend(redis_server: RedisServer) -> AsyncIterator[RedisBackend]:
         await backend.lease(key, "t")
         await backend.publish(key, "t", entry_of(number))
     yield backend
-    await backend.purge(KEYS)
     await backend.aclose()
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
 
 
 def server_of(backend: RedisBackend) -> Server:
@@ -237,6 +238,19 @@ async def test_what_is_lost_while_it_closes_is_not_sent_again(redis_server: Redi
     assert fencing.cancelled()
     with redis.Redis.from_url(redis_server.url) as client:
         assert not client.exists("closing:other"), "once it is resumed"
+
+
+async def test_a_closed_backend_opens_no_connection(redis_server: RedisServer) -> None:
+    """A writer that goes on while its cache is closed would leave the connection open."""
+    backend = RedisBackend(redis_server.url, prefix="closed:")
+    await backend.fence("k", "w")
+    await backend.aclose()
+    before = asyncio.all_tasks()
+    for operation in (backend.fence("k", "w"), backend.publish("k", "w", None), backend.get("k")):
+        with pytest.raises(CacheUnavailable, match="closed"):
+            await operation
+    assert asyncio.all_tasks() == before
+    assert server_of(backend)._fallback._pool._available_connections == []
 
 
 async def slow_to_end() -> None:
