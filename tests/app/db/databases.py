@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-
 from app.db.database import Database
+from tests.sqlite_threads import sqlite_threads_ended
 
 
 async def closed(database: Database) -> None:
-    """Close a database and wait for its threads, which may not report to a loop that has ended."""
+    """Close a database and wait for its threads."""
     await database.aclose()
-    async with asyncio.timeout(60):
-        while any("connection_worker" in thread.name for thread in threading.enumerate()):
-            await asyncio.sleep(0.005)
+    await sqlite_threads_ended()

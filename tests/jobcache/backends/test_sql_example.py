@@ -12,6 +12,7 @@ import pytest
 
 from jobcache import CacheSettings, CacheUnavailable
 from tests.app.process import clean_environment
+from tests.sqlite_threads import sqlite_threads_ended
 from tests.test_documents import blocks
 
 ROOT = Path(__file__).parents[3]
@@ -71,3 +72,4 @@ async def test_the_factory_of_the_page_makes_the_backend_and_an_absent_database_
     with pytest.raises(CacheUnavailable, match="the table of cells"):
         await backend.ping()
     await backend.aclose()
+    await sqlite_threads_ended()
