@@ -96,7 +96,7 @@ async def poll(exports: Exports, *, tell: bool) -> None:
     while status != "done":
         result = await exports.poll(version)
         if tell and result.version > version:
-            print(f"{result.outcome.value}: {result.body.decode()}")
+            print(f"{result.outcome}: {result.body.decode()}")
         version, status = result.version, result.entry.status
         await asyncio.sleep(0.02)
 

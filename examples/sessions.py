@@ -55,7 +55,7 @@ def make_app(engine: AsyncEngine, cache: JobCache) -> FastAPI:
         result = await cache.read(f"job:{job_id}", partial(load, job_id))
         if result.missing:
             return Response(status_code=404)
-        headers = {"X-Cache": result.outcome.value}
+        headers = {"X-Cache": result.outcome}
         return Response(result.body, media_type="application/json", headers=headers)
 
     return app

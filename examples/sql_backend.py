@@ -125,7 +125,7 @@ async def main(url: str) -> None:
 
     for _ in range(2):
         found = await cache.read("export:7", load)
-        print(f"{found.outcome.value}: {found.body.decode()}")
+        print(f"{found.outcome}: {found.body.decode()}")
     await cache.aclose()
 
 

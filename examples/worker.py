@@ -93,7 +93,7 @@ def follow(jobs: Jobs, job_id: int) -> int:
         result = jobs.newer(job_id, version)
         if result is not None:
             version, status = result.version, result.entry.status
-            print(f"{result.body.decode()} {result.outcome.value}", flush=True)
+            print(f"{result.body.decode()} {result.outcome}", flush=True)
     return version
 
 

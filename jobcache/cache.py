@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from jobcache._engine.batched_gets import BatchedGets
 from jobcache._engine.clock import WallClock
@@ -307,9 +307,15 @@ class JobCache:
 
     # --- writing ---
 
+    @overload
+    def write(self, *keys: str) -> AbstractAsyncContextManager[Write[None]]: ...
+    @overload
     def write(
         self, transaction: AbstractAsyncContextManager[T], *keys: str
-    ) -> AbstractAsyncContextManager[Write[T]]:
+    ) -> AbstractAsyncContextManager[Write[T]]: ...
+    def write(
+        self, transaction: AbstractAsyncContextManager[Any] | str | None = None, *keys: str
+    ) -> AbstractAsyncContextManager[Write[Any]]:
         """Wrap a transaction, so that the cache never hides what it commits.
 
             async with cache.write(engine.begin()) as write:
@@ -331,15 +337,27 @@ class JobCache:
         The transaction must raise the version under the lock of the row (`UPDATE … SET version =
         version + 1 … RETURNING version`), so that versions grow in commit order.
 
+        A block that commits its change itself, such as a single statement, needs no transaction.
+        Its keys are fenced before the change. If the block raises, it may have committed, so the
+        fences stay until they expire.
+
+            async with cache.write(key) as write:
+                row = await pool.fetchrow(UPDATE_RETURNING)
+                write.publish(key, document_of(row))
+
         Args:
             transaction: commits when it is left normally, rolls back when it is left by an
-                exception.
+                exception. Leave it out if the block commits its change itself.
             keys: the keys that will change, if they are known beforehand; else use `Write.fence`.
 
         Raises:
-            WriteMisuse: a key was fenced but never published. Nothing is committed.
+            WriteMisuse: a key was fenced but never published. The transaction is rolled back.
             Exception: any exception that the block or the commit raised.
         """
+        if transaction is None:
+            return self.writes.unwrapped(keys)
+        if isinstance(transaction, str):
+            return self.writes.unwrapped((transaction, *keys))
         return self.writes.through(transaction, keys)
 
     async def invalidate(self, *keys: str) -> int:

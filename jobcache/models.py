@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobcache.errors import DocumentMissing
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     LoadMany = Callable[[Sequence[str]], Awaitable[Mapping[str, Document]]]
 
 
-class CacheOutcome(Enum):
+class CacheOutcome(StrEnum):
     """How a read was answered."""
 
     HIT = "hit"

@@ -59,6 +59,7 @@ TESTED_ELSEWHERE = {
     ("docs/embedding.md", 1): "tests/jobcache/test_load_sessions.py",
     ("docs/embedding.md", 2): "tests/jobcache/test_savepoints.py",
     ("docs/embedding.md", 3): "tests/jobcache/test_savepoints.py",
+    ("docs/embedding.md", 4): "tests/jobcache/test_writing.py",
 }
 """Code that needs a service or a database, by page and index, and the test that runs it."""
 

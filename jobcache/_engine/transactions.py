@@ -92,24 +92,45 @@ class Enclosing:
                 )
 
 
-def _django_savepoints() -> dict[str, tuple[int, OnCommit]]:
-    """How many nested atomic blocks each connection of this thread is in, by Django's alias."""
-    django = sys.modules.get("django.db.transaction")
-    if django is None:
-        return {}
-    from django.conf import settings  # noqa: PLC0415 - not a dependency
-    from django.db import connections  # noqa: PLC0415 - not a dependency
+def check_autocommit() -> None:
+    """Check that a write without a transaction of its own is not in one of Django's.
 
-    if not settings.configured:
-        return {}  # nobody can have connected
+    Raises:
+        WriteMisuse: what the block changes would be committed after the block has ended.
+    """
+    for connection in _django_connections():
+        if connection.in_atomic_block:
+            raise WriteMisuse(
+                "the write has no transaction, but it is in an atomic block of Django, which"
+                " commits later; give `write` a `transaction.atomic()`"
+            )
+
+
+def _django_savepoints() -> dict[str, tuple[int, OnCommit]]:
+    """Return in how many nested atomic blocks each connection of this thread is, by alias."""
+    if "django.db.transaction" not in sys.modules:
+        return {}
+    from django.db.transaction import on_commit  # noqa: PLC0415 - not a dependency
 
     return {
         connection.alias: (
             len(connection.savepoint_ids),
-            partial(django.on_commit, using=connection.alias),
+            partial(on_commit, using=connection.alias),
         )
-        for connection in connections.all(initialized_only=True)
+        for connection in _django_connections()
     }
+
+
+def _django_connections() -> list[Any]:
+    """Return the connections that Django has made in this thread; none if it is not loaded."""
+    if "django.db.transaction" not in sys.modules:
+        return []
+    from django.conf import settings  # noqa: PLC0415 - not a dependency
+    from django.db import connections  # noqa: PLC0415 - not a dependency
+
+    if not settings.configured:
+        return []  # nobody can have connected
+    return list(connections.all(initialized_only=True))
 
 
 def _is_savepoint(transaction: Any, entered: object) -> bool:  # noqa: ANN401 - of any library

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from jobcache._concurrency.batching import gather_all
 from jobcache._engine.publishing import version_only
-from jobcache._engine.transactions import Enclosing
+from jobcache._engine.transactions import Enclosing, check_autocommit
 from jobcache.errors import CacheError, InvalidDocument, WriteMisuse
 from jobcache.protocol.backend import VERSION_LIMIT, Document, Entry, check_key
 
@@ -121,7 +121,7 @@ class Write(Generic[T]):
     """A write in its block: fence the keys that will change, then publish their documents.
 
     Attributes:
-        transaction: the value that entering the caller's transaction returned.
+        transaction: the value that entering the caller's transaction returned; None without one.
     """
 
     def __init__(self, transaction: T, steps: WriteSteps) -> None:
@@ -129,7 +129,9 @@ class Write(Generic[T]):
         self._steps = steps
 
     async def fence(self, *keys: str) -> None:
-        """Fence keys. Call it within the block, and so before the commit.
+        """Fence keys. Call it within the block, before the commit.
+
+        In a write without a transaction, call it before the change.
 
         If the backend is away, the write goes on, and publishes only the version of these keys.
 
@@ -208,3 +210,25 @@ class WriteCoordinator:
         if reached_commit:
             enclosing.left()
             await steps.publish()
+
+    @asynccontextmanager
+    async def unwrapped(self, keys: Sequence[str]) -> AsyncGenerator[Write[None], None]:
+        """Fence keys around a block that commits its changes itself.
+
+        A block that raises may have committed:
+
+            the block commits version 2, then raises
+            if the fence were withdrawn: a reader that has loaded version 1 stores it
+
+        So the fences stay until they expire.
+        """
+        check_autocommit()
+        steps = self.begin()
+        try:
+            await steps.fence(keys)
+        except BaseException:
+            await steps.withdraw()  # the block has not begun
+            raise
+        yield Write(None, steps)
+        steps.check()
+        await steps.publish()

@@ -23,11 +23,11 @@ import re
 import time
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from jobcache._engine.loading import as_part_of_this_load
 from jobcache._engine.options import split
-from jobcache._engine.transactions import Enclosing
+from jobcache._engine.transactions import Enclosing, check_autocommit
 from jobcache._engine.writing import Write as AsyncWrite
 from jobcache._threads import refuse_eventlet
 from jobcache.backends.registry import make_backend
@@ -195,10 +195,16 @@ class JobCache:
 
         return self._here().call(work)
 
-    @_documented_as(AsyncJobCache.write)
+    @overload
+    def write(self, *keys: str) -> AbstractContextManager[Write[None]]: ...
+    @overload
     def write(
         self, transaction: AbstractContextManager[T], *keys: str
-    ) -> AbstractContextManager[Write[T]]:
+    ) -> AbstractContextManager[Write[T]]: ...
+    @_documented_as(AsyncJobCache.write)
+    def write(
+        self, transaction: AbstractContextManager[Any] | str | None = None, *keys: str
+    ) -> AbstractContextManager[Write[Any]]:
         """The transaction does not leave this thread.
 
         If the transaction is Django's `atomic()` within another atomic block (as with
@@ -209,7 +215,12 @@ class JobCache:
         If this process is forked within the block, the write belongs to the parent: the child
         leaves the block without touching the transaction.
         """
-        return _Writing(self._here(), transaction, keys)
+        loop_thread = self._here()
+        if transaction is None:
+            return _Writing(loop_thread, _unwrapped(loop_thread, keys))
+        if isinstance(transaction, str):
+            return _Writing(loop_thread, _unwrapped(loop_thread, (transaction, *keys)))
+        return _Writing(loop_thread, _through(loop_thread, transaction, keys))
 
     @_documented_as(AsyncJobCache.wait_for_newer)
     def wait_for_newer(
@@ -341,21 +352,40 @@ def _through(
         publish()
 
 
+@contextmanager
+def _unwrapped(
+    loop_thread: LoopThread[AsyncJobCache], keys: Sequence[str]
+) -> Iterator[Write[None]]:
+    """Fence keys around a block of a thread; the steps are those of `WriteCoordinator.unwrapped`.
+
+    If the cache is closed meanwhile, the fences stay until they expire, as if the process had died.
+    """
+    check_autocommit()
+    steps = loop_thread.call(_begin)
+    try:
+        loop_thread.call(lambda _, __: steps.fence(keys))
+    except BaseException:
+        with suppress(CacheClosed):
+            loop_thread.call(lambda _, __: steps.withdraw())
+        raise
+    yield Write(None, steps, loop_thread)
+    steps.check()
+    with suppress(CacheClosed):
+        loop_thread.call(lambda _, __: steps.publish())
+
+
 async def _begin(cache: AsyncJobCache, _: CallingThread) -> WriteSteps:
     return cache.writes.begin()
 
 
 class _Writing(Generic[T]):
-    """The block of a write: `_through`, except in a forked child."""
+    """The block of a write, which a forked child leaves without ending it."""
 
     def __init__(
-        self,
-        loop_thread: LoopThread[AsyncJobCache],
-        transaction: AbstractContextManager[T],
-        keys: Sequence[str],
+        self, loop_thread: LoopThread[AsyncJobCache], block: AbstractContextManager[Write[T]]
     ) -> None:
         self._loop_thread = loop_thread
-        self._block = _through(loop_thread, transaction, keys)
+        self._block = block
 
     def __enter__(self) -> Write[T]:
         return self._block.__enter__()

@@ -222,6 +222,36 @@ def test_outermost_blocks_are_published_at_once(cache: JobCache, jobs: None) -> 
     assert cache.read("k", load).outcome is CacheOutcome.HIT
 
 
+def test_a_write_without_a_transaction_is_refused_in_an_atomic_block(
+    memory: JobCache, jobs: None
+) -> None:
+    """It would publish version 2 before the block commits, which may yet roll back."""
+    memory.read("k", load)
+    with (
+        transaction.atomic(),
+        pytest.raises(WriteMisuse, match=r"atomic block.*transaction\.atomic\(\)"),
+        memory.write("k"),
+    ):
+        raise AssertionError
+    assert memory.read("k", load).outcome is CacheOutcome.HIT, "nothing was fenced"
+    with memory.write("k") as write:
+        version = query(RAISE)
+        write.publish("k", document(version))
+    answer = memory.read("k", load)
+    assert (answer.version, answer.outcome) == (2, CacheOutcome.HIT)
+
+
+async def test_the_asynchronous_write_is_refused_in_an_atomic_block(
+    jobs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+    cache = jobcache.JobCache(MemoryBackend())
+    with transaction.atomic(), pytest.raises(WriteMisuse, match="atomic block"):
+        async with cache.write("k"):
+            raise AssertionError
+    await cache.aclose()
+
+
 def test_the_example_for_django_in_the_documentation(memory: JobCache, jobs: None) -> None:
     example = blocks("docs/embedding.md", "python")[2]
     names: dict[str, Any] = {

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 
 import pytest
 
 from jobcache import CacheOutcome
-from jobcache.errors import WriteMisuse
+from jobcache.errors import InvalidKey, WriteMisuse
 from jobcache.protocol.backend import Entry, LeaseResult, PublishResult
 from tests.jobcache.bench import Bench, Transaction, document
 from tests.subjects import KEEPING, MemorySubject, make_subject
+from tests.test_documents import blocks
 
 
 @pytest.fixture
@@ -185,3 +187,81 @@ async def test_a_writer_cancelled_in_its_block_withdraws() -> None:
     with pytest.raises(asyncio.CancelledError):
         await writer
     assert await bench.subject.backend.lease("k", "r") is LeaseResult.ACQUIRED
+
+
+# --- without a transaction ---
+
+
+@on_keeping
+async def test_a_block_that_commits_itself_is_fenced_before_and_published_after(
+    bench: Bench,
+) -> None:
+    await bench.write("k")
+    async with bench.cache.write("k") as write:
+        assert write.transaction is None
+        assert await bench.read("k") == (1, CacheOutcome.BYPASS)
+        bench.source.versions["k"] = 2
+        assert await bench.read("k") == (2, CacheOutcome.BYPASS)
+        write.publish("k", document(2))
+    assert await bench.read("k") == (2, CacheOutcome.HIT)
+    async with bench.cache.write() as write:
+        await write.fence("k", "list")
+        bench.source.versions["k"] = 3
+        write.publish("k", document(3))
+        write.outdate("list", 3)
+    assert await bench.read("k") == (3, CacheOutcome.HIT)
+    loads = bench.source.loads
+    await bench.read("list")
+    assert bench.source.loads == loads + 1
+
+
+@on_keeping
+@pytest.mark.parametrize("ends", ["raises", "is cancelled", "publishes nothing"])
+async def test_a_block_that_commits_itself_and_fails_leaves_its_fence(
+    bench: Bench, ends: str
+) -> None:
+    """Nobody knows whether it has committed, or is about to."""
+    await bench.write("k")
+    error = {"raises": TimeoutError, "is cancelled": asyncio.CancelledError}.get(ends, WriteMisuse)
+
+    async def change() -> None:
+        async with bench.cache.write("k"):
+            if error is not WriteMisuse:
+                raise error
+
+    with pytest.raises(error):
+        await change()
+    assert await bench.read("k") == (1, CacheOutcome.BYPASS)
+    bench.source.versions["k"] = 2  # the database carries out what it was sent
+    assert await bench.read("k") == (2, CacheOutcome.BYPASS)
+    await bench.elapse(31)
+    assert await bench.read("k") == (2, CacheOutcome.MISS)
+
+
+@on_keeping
+async def test_a_block_that_did_not_begin_leaves_no_fence(bench: Bench) -> None:
+    await bench.write("k")
+    with pytest.raises(InvalidKey):
+        async with bench.cache.write("k", "k" * 5000):
+            raise AssertionError
+    assert await bench.read("k") == (1, CacheOutcome.MISS)
+    assert await bench.read("k") == (1, CacheOutcome.HIT)
+
+
+async def test_the_example_without_a_transaction_in_the_documentation() -> None:
+    example = blocks("docs/embedding.md", "python")[4]
+    database = sqlite3.connect(":memory:", isolation_level=None)
+    database.execute("CREATE TABLE exports (id INTEGER PRIMARY KEY, percent, version)")
+    database.execute("INSERT INTO exports VALUES (7, 0, 1)")
+    async for subject in make_subject("memory", {}):
+        cache = Bench(subject).cache
+        names = {"cache": cache, "database": database, "document": lambda row: document(row[2])}
+        exec(example, names)  # noqa: S102 - our own
+        await names["report"](50)  # type: ignore[operator]
+
+        async def load() -> None:
+            raise AssertionError
+
+        assert (await cache.read("export:7", load)).version == 2
+    assert database.execute("SELECT percent, version FROM exports").fetchone() == (50, 2)
+    database.close()

@@ -74,6 +74,8 @@ async def asynchronous(transaction: AbstractAsyncContextManager[Session]) -> Non
             await write.fence("other")
             write.publish("k", Document(2, "acme", b""))
             write.outdate("other", 2)
+        async with cache.write("k", "other") as unwrapped:
+            assert_type(unwrapped, Write[None])
         assert_type(await cache.invalidate("a", "b"), int)
         assert_type(await cache.invalidate_all(), int)
         info = cache.info()
@@ -102,6 +104,8 @@ def synchronous(transaction: AbstractContextManager[Session]) -> None:
         with cache.write(transaction) as write:
             assert_type(write, sync.Write[Session])
             assert_type(write.transaction, Session)
+        with cache.write("k") as unwrapped:
+            assert_type(unwrapped, sync.Write[None])
         assert_type(cache.invalidate("k"), int)
         assert_type(cache.info(), CacheInfo)
 
@@ -111,6 +115,7 @@ async def wrong(cache: JobCache, threaded: sync.JobCache) -> None:
     await cache.read(7, load)  # type: ignore[arg-type]
     await cache.read("k", load_many)  # type: ignore[arg-type]
     await cache.read("k", lambda: Document(1, "acme", b""))  # type: ignore[arg-type, return-value]
+    cache.write("k", transaction=7)  # type: ignore[call-overload]
     await cache.read("k", load, 3)  # type: ignore[call-arg]
     threaded.read("k", load)  # type: ignore[arg-type]
     JobCache.from_url("memory://", no_such_option=1)  # type: ignore[call-arg]

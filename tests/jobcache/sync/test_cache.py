@@ -30,7 +30,7 @@ from jobcache._engine.options import CacheOptions
 from jobcache._engine.watchers import PollIntervals
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.null import NullBackend
-from jobcache.errors import WriteMisuse
+from jobcache.errors import InvalidKey, WriteMisuse
 from jobcache.sync import CacheClosed, JobCache, Write
 from tests.jobcache.bench import document
 from tests.jobcache.sync.sync_bench import MEMORY, Source, read, write
@@ -141,6 +141,30 @@ def test_what_a_block_does_not_finish_is_rolled_back(cache: JobCache) -> None:
         w.fence("k")
         w.outdate("k", 3)
     assert read(cache, source) == (3, CacheOutcome.MISS)
+
+
+def test_a_write_without_a_transaction_means_the_same(cache: JobCache) -> None:
+    source = Source(k=1)
+    read(cache, source)
+    with cache.write("k") as writing:
+        assert writing.transaction is None
+        assert read(cache, source) == (1, CacheOutcome.BYPASS)
+        source.versions["k"] = 2
+        writing.publish("k", document(2))
+    assert read(cache, source) == (2, CacheOutcome.HIT)
+    with cache.write() as writing:
+        writing.fence("k")
+        source.versions["k"] = 3
+        writing.outdate("k", 3)
+    assert read(cache, source) == (3, CacheOutcome.MISS)
+    with pytest.raises(InvalidKey), cache.write("k", "k" * 5000):
+        raise AssertionError
+    assert read(cache, source) == (3, CacheOutcome.MISS), "it did not begin, so no fence is left"
+    with pytest.raises(LookupError), cache.write("k"):
+        raise LookupError
+    assert read(cache, source) == (3, CacheOutcome.BYPASS), "it may have committed"
+    with pytest.raises(WriteMisuse, match="never published: j"), cache.write("j"):
+        pass
 
 
 def test_a_transaction_may_swallow_what_its_block_raises(memory: JobCache) -> None:

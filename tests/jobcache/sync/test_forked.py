@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ import redis as redis_client
 import jobcache
 from jobcache import CacheOutcome, CacheSettings, Document
 from jobcache.errors import WriteMisuse
-from jobcache.sync import JobCache
+from jobcache.sync import JobCache, Write
 from tests.jobcache.bench import document
 from tests.jobcache.sync.sync_bench import MEMORY, Source, read, write
 
@@ -171,7 +172,8 @@ def test_a_fork_while_other_threads_are_at_every_kind_of_work_does_not_hang() ->
 
 
 @forking
-def test_a_write_is_the_parents_when_its_block_forks(memory: JobCache) -> None:
+@pytest.mark.parametrize("around", ["a transaction", "nothing"])
+def test_a_write_is_the_parents_when_its_block_forks(memory: JobCache, around: str) -> None:
     source = Source(k=1)
 
     def leaves_the_block(how: BaseException | None) -> list[Any]:
@@ -187,7 +189,9 @@ def test_a_write_is_the_parents_when_its_block_forks(memory: JobCache) -> None:
             return [manager.__exit__(*sys.exc_info()), source.ends]
         raise AssertionError
 
-    manager = memory.write(source.transaction(), "k")
+    manager: AbstractContextManager[Write[Any]] = (
+        memory.write("k") if around == "nothing" else memory.write(source.transaction(), "k")
+    )
     with manager as writing:
         assert Child(lambda: leaves_the_block(None)).result() == [
             "a fork within the block left with two processes at its end",

@@ -260,7 +260,6 @@ def test_who_waits_for_a_newer_version_can_be_interrupted() -> None:
 
 LEAVES = """
 import asyncio, signal, threading
-from contextlib import nullcontext
 from jobcache import Document
 from jobcache.backends.memory import MemoryBackend
 from jobcache.sync import JobCache
@@ -275,7 +274,7 @@ class Slow(MemoryBackend):
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 cache = JobCache(Slow)
 try:
-    with cache.write(nullcontext(), "k") as write:
+    with cache.write("k") as write:
         write.publish("k", Document(1, "acme", b""))
 except KeyboardInterrupt:
     print("interrupted")
