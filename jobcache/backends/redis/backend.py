@@ -493,7 +493,7 @@ class RedisBackend:
     def _report_trouble(self, error: BaseException) -> None:
         """Have the topology learned anew after an error that says that it may have changed."""
         if isinstance(error, _TROUBLE) or isinstance(error.__cause__, _TROUBLE):
-            self._topology.doubt()
+            self._topology.refresh_soon()
 
     # --- the server's incarnation ---
 

@@ -1,11 +1,11 @@
-"""A cluster: each slot's owner.
+"""A cluster: which server owns each slot.
 
-The map of slots is learned from whichever node answers first and finds the cluster well; where a
-server no longer owns a slot, its own words mend the map at once. A server that fails is reason to
-learn it anew, in the background and not too often.
+Several nodes are asked for the map of slots. The first answer from a node that finds the cluster in
+order is used. A MOVED reply corrects the map at once. After a failure of a server the map is
+learned again, in the background and at a limited rate.
 
-Rejected: redis-py's `RedisCluster`. Its retries pause for longer than any deadline here, it makes
-all connections anew whenever it learns the map, and nothing tells which server gave a reply.
+Rejected: redis-py's `RedisCluster`. Its retries pause for longer than any deadline here, it
+replaces all connections whenever it learns the map, and it does not say which server sent a reply.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 
     from jobcache.backends.redis.server import Server
 
-_BETWEEN_LOOKS = 0.2  # seconds
-_ASKED = 6  # nodes at once
+_BETWEEN_REFRESHES = 0.2  # seconds
+_NODES_ASKED = 6  # at once
 
 _View = list[tuple[int, int, Address]]
-"""A cluster as one of its nodes sees it: the first and the last slot of a range, and its owner."""
+"""The map of slots of one node: first and last slot of each range, and the address of its owner."""
 
 
 class Cluster:
     """The primaries of a cluster, by slot.
 
     Args:
-        seeds: some of its nodes.
-        serve: makes a server of an address, not yet connected.
+        seeds: some of the cluster's nodes.
+        serve: makes a `Server` for an address, not yet connected.
         connect: makes a connection to an address, not yet connected.
     """
 
@@ -63,50 +63,50 @@ class Cluster:
         self._serve = serve
         self.connect = connect
         self._slots: list[Server | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
-        self._tags: dict[Server, str] = {}  # of those that own slots
-        self._servers: dict[Address, Server] = {}  # and those that are about to
+        self._tags: dict[Server, str] = {}  # of the servers that own slots
+        self._servers: dict[Address, Server] = {}  # also those that are about to own slots
         self._retired: WeakSet[Server] = WeakSet()
-        self._doubtful = False
-        self._mending: asyncio.Task[None] | None = None
-        self._looking: asyncio.Task[None] | None = None
+        self._outdated = False
+        self._background: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def owner(self, key: str | bytes) -> Server | None:
-        """Return the server that `key` belongs to; None where that is not known."""
+        """Return the server that `key` belongs to, or None if it is not known."""
         return self._slots[key_slot(key.encode() if isinstance(key, str) else key)]
 
     def servers(self) -> Sequence[Server]:
-        """Return all servers that own keys, as far as is known."""
+        """Return all known servers that own keys."""
         return list(self._tags)
 
     def tag_of(self, server: Server) -> str:
-        """Return what at the end of a key makes it belong to `server`."""
+        """Return a hash tag: a key that ends with it belongs to `server`."""
         return self._tags.get(server, "")
 
     def name_of(self, server: Server) -> str:
-        """Return the host and port of `server`, for people."""
+        """Return the host and port of `server`, for log messages."""
         return server.name
 
     def redirected(self, error: AskError, server: Server) -> Server:
-        """Return the server that an error refers to, and note a slot that has moved."""
-        # A node that does not know the other's name means the one it has itself.
+        """Return the server that an error redirects to, and note a slot that has moved."""
+        # An empty host means the host of the server that replied.
         other = self._server_at(Address(error.host or server.host, error.port))
         if isinstance(error, MovedError):
             self._slots[error.slot_id] = other
-            self.doubt()  # others will have moved with it
+            self.refresh_soon()  # other slots have probably moved, too
         return other
 
-    def doubt(self) -> None:
-        """Learn the topology anew, soon, because a server has failed."""
-        self._doubtful = True
-        if self._mending is None or self._mending.done():
-            self._mending = self._keep(self._mend())
+    def refresh_soon(self) -> None:
+        """Learn the map of slots again in the background."""
+        self._outdated = True
+        if self._background is None or self._background.done():
+            self._background = self._keep(self._refresh_until_current())
 
     async def refresh(self) -> None:
-        """Learn the map of slots anew, now; callers that come meanwhile share the attempt."""
-        if self._looking is None or self._looking.done():
-            self._looking = self._keep(self._learn())
-        await asyncio.shield(self._looking)
+        """Learn the map of slots again. Concurrent callers share one attempt."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = self._keep(self._learn())
+        await asyncio.shield(self._refreshing)
 
     async def aclose(self) -> None:
         """Close the servers."""
@@ -116,20 +116,20 @@ class Cluster:
 
     # --- the map ---
 
-    async def _mend(self) -> None:
-        # A doubt that comes while the nodes are asked is not put to rest by what they say:
-        # they may have been asked before the slot moved, and its new owner would stay unlisted.
-        while self._doubtful:
-            self._doubtful = False
+    async def _refresh_until_current(self) -> None:
+        # A call of `refresh_soon` during a refresh needs another one:
+        #   the nodes are asked; a slot moves; a MOVED reply; the nodes' older map is adopted
+        while self._outdated:
+            self._outdated = False
             with suppress(RedisError, OSError):
                 await self.refresh()
-            await asyncio.sleep(_BETWEEN_LOOKS)
+            await asyncio.sleep(_BETWEEN_REFRESHES)
 
     async def _learn(self) -> None:
         nodes = list({*self._servers, *self._seeds})
-        asked = random.sample(nodes, min(len(nodes), _ASKED))
+        asked = random.sample(nodes, min(len(nodes), _NODES_ASKED))
         views = [asyncio.create_task(self._view_of(node)) for node in asked]
-        error: Exception = RedisConnectionError("no node of the cluster finds it well")
+        error: Exception = RedisConnectionError("no node of the cluster finds it in order")
         try:
             for view in asyncio.as_completed(views):
                 try:
@@ -145,7 +145,7 @@ class Cluster:
             await end_all(views)
 
     async def _view_of(self, node: Address) -> _View | None:
-        """A node's view; None if it does not find the cluster well."""
+        """Return a node's map of slots, or None if it does not find the cluster in order."""
         connection = self.connect(node)
         try:
             with closed_is_lost():
@@ -154,13 +154,13 @@ class Cluster:
                 await connection.send_packed_command(
                     connection.pack_commands([("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")])
                 )
-                well = b"cluster_state:ok" in await connection.read_response()
+                in_order = b"cluster_state:ok" in await connection.read_response()
                 slots = await connection.read_response()
         finally:
             await connection.disconnect(nowait=True)
-        if not well:
+        if not in_order:
             return None
-        # A node that does not know its own name means the one it was asked under.
+        # An empty host means the host under which the node was asked.
         return [
             (first, last, Address((host or b"").decode() or node.host, port))
             for first, last, (host, port, *_), *_ in slots
@@ -171,7 +171,7 @@ class Cluster:
         for first, last, address in view:
             slots[first : last + 1] = [self._server_at(address)] * (last + 1 - first)
         self._slots = slots
-        self._name_tags()
+        self._find_tags()
         for address, server in list(self._servers.items()):
             if server not in self._tags:
                 del self._servers[address]
@@ -184,8 +184,8 @@ class Cluster:
             server = self._servers[address] = self._serve(address)
         return server
 
-    def _name_tags(self) -> None:
-        """Find a tag for each server that owns slots, the one it has had if that still serves."""
+    def _find_tags(self) -> None:
+        """Find a tag for each server that owns slots; keep a tag that is still right."""
         tags = {
             server: self._tag_on(server, self._tags.get(server, ""))
             for server in dict.fromkeys(self._slots)
@@ -212,4 +212,4 @@ class Cluster:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # seen: whoever asked for it may have gone
+            task.exception()  # retrieved, because the caller may have been cancelled

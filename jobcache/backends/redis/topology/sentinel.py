@@ -1,14 +1,14 @@
-"""The master that sentinels name.
+"""Finds the master that Redis sentinels name, and follows its failovers.
 
-They are asked whenever a connection is made; of several answers, the one from the latest failover
-counts. They are listened to as well, for a master that is deposed while it lives goes on taking
-connections for some seconds:
+All sentinels are asked whenever a connection is made. The answer that knows the latest failover is
+used. This class also subscribes to their announcements of failovers, because an old master that is
+still running accepts writes and reads for some seconds:
 
-    the sentinels promote B; A has not been told yet
-    a new process publishes v2 to B; the old ones would go on reading v1 from A
+    the sentinels promote B; A does not know it yet
+    a new process publishes v2 to B; the older processes would go on reading v1 from A
 
-Rejected: redis-py's `Sentinel`. It believes whichever sentinel answers first in the order of its
-list, waits for each that hangs, and hears of no failover.
+Rejected: redis-py's `Sentinel`. It uses the first sentinel of its list that answers, waits for each
+one that hangs, and does not notice a failover.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ if TYPE_CHECKING:
 
 # In seconds.
 _GRACE = 0.025  # for the other sentinels, once one has answered
-_BETWEEN_LISTENINGS = 1.0
-_LOOK_ANYWAY = 5.0  # a sentinel that has nothing to say may have been cut off
+_BETWEEN_SUBSCRIPTIONS = 1.0
+_ASK_ANYWAY = 5.0  # the connection of a sentinel that announces nothing may be lost
 
 
-class _Word(NamedTuple):
-    """A sentinel's word. The greater one is to be believed.
+class _Answer(NamedTuple):
+    """A sentinel's answer. The greatest one is used.
 
     Attributes:
-        epoch: the number of the last failover it knows of.
-        settled: that is over. While it goes on, the sentinel that leads it knows its number, but
-            still names the old master; the others name the new one as soon as that is promoted.
-        master: whom it names.
+        epoch: the number of the latest failover that the sentinel knows.
+        settled: whether that failover is over. During a failover the sentinel that leads it knows
+            its number, but still names the old master. The others name the new master as soon as
+            it is promoted.
+        master: the master that the sentinel names.
     """
 
     epoch: int
@@ -52,22 +53,22 @@ class _Word(NamedTuple):
 
 
 class Sentinels:
-    """What names the master; redis-py's connections ask it where to go.
+    """Names the master to redis-py's connection pool, as redis-py's own `Sentinel` would.
 
     Args:
-        clients: of the sentinels.
-        service: what they call the master.
+        clients: one for each sentinel.
+        service: the name of the master's service.
 
     Attributes:
-        master: the one they have named last.
-        switches: how often that was another one than before.
-        deposed: are called then.
+        master: the address that was named last.
+        switches: how often the master has changed.
+        on_switch: called after each change.
     """
 
     def __init__(self, clients: Sequence[Redis], service: str) -> None:
         self.master: Address | None = None
         self.switches = 0
-        self.deposed: list[Callable[[], None]] = []
+        self.on_switch: list[Callable[[], None]] = []
         self._questions = itertools.count(1)
         self._answered = 0
         self._clients = clients
@@ -75,64 +76,64 @@ class Sentinels:
         self._listening: list[asyncio.Task[None]] = []
 
     async def discover_master(self, _service: str) -> Address:
-        """Where the master is, in the words of the sentinel that knows of the latest failover.
+        """Return the address of the master, from the sentinel that knows the latest failover.
 
         Raises:
-            MasterNotFoundError: no sentinel names one that it finds well.
+            MasterNotFoundError: no sentinel names a master that it finds in order.
         """
         if not self._listening:
             self._listening = [asyncio.create_task(self._listen(to)) for to in self._clients]
         question = next(self._questions)
         named = await self._ask()
         if self.master is not None and question < self._answered:
-            return self.master  # whoever asked later has heard sooner
+            return self.master  # a later question was answered first
         self._answered = question
         if named != self.master:
             self.master = named
             self.switches += 1
-            for deposed in self.deposed:
-                deposed()
+            for notify in self.on_switch:
+                notify()
         return named
 
     async def _ask(self) -> Address:
-        pending = {asyncio.create_task(self._word_of(client)) for client in self._clients}
-        words: list[_Word] = []
+        pending = {asyncio.create_task(self._answer_of(client)) for client in self._clients}
+        answers: list[_Answer] = []
         try:
             while pending:
-                # One that hangs holds nobody up for long.
+                # A sentinel that hangs costs a short wait only.
                 done, pending = await asyncio.wait(
                     pending,
-                    timeout=_GRACE if words else None,
+                    timeout=_GRACE if answers else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 if not done:
                     break
-                words += [word for task in done if (word := task.result()) is not None]
+                answers += [answer for task in done if (answer := task.result()) is not None]
         finally:
             await end_all(pending)
-        if not words:
+        if not answers:
             raise MasterNotFoundError(f"no sentinel knows a master of {self._service!r}")
-        return max(words).master
+        return max(answers).master
 
-    async def _word_of(self, client: Redis) -> _Word | None:
+    async def _answer_of(self, client: Redis) -> _Answer | None:
         with suppress(RedisError, OSError), closed_is_lost():
             masters: Any = await client.sentinel_masters()
             state = masters.get(self._service)
             if state and state["is_master"] and not state["is_sdown"] and not state["is_odown"]:
                 settled = "failover_in_progress" not in state["flags"]
-                return _Word(state["config-epoch"], settled, Address(state["ip"], state["port"]))
+                return _Answer(state["config-epoch"], settled, Address(state["ip"], state["port"]))
         return None
 
     async def _listen(self, client: Redis) -> None:
         while True:
             with suppress(RedisError, OSError), closed_is_lost():
-                async with client.pubsub() as news:
-                    await news.subscribe("+switch-master")
+                async with client.pubsub() as subscription:
+                    await subscription.subscribe("+switch-master")
                     while True:
                         with suppress(MasterNotFoundError):
                             await self.discover_master(self._service)
-                        await news.get_message(timeout=_LOOK_ANYWAY)
-            await asyncio.sleep(_BETWEEN_LISTENINGS)
+                        await subscription.get_message(timeout=_ASK_ANYWAY)
+            await asyncio.sleep(_BETWEEN_SUBSCRIPTIONS)
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -1,4 +1,4 @@
-"""Which server a key belongs to: the only one, the master that sentinels name, a slot's owner."""
+"""Which server a key belongs to: the protocol, and its implementation for a single server."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Topology(Protocol):
-    """Which server a key belongs to."""
+    """The servers, and which of them each key belongs to."""
 
     is_sharded: bool
-    """Whether there is more than one server, so that no command can be of several keys."""
+    """Whether the keys are spread over several servers, so that no command may name several."""
 
     @property
     def connect(self) -> Callable[[Address], AbstractConnection] | None:
@@ -29,28 +29,36 @@ class Topology(Protocol):
 
     @property
     def generation(self) -> int:
-        """Changes whenever `servers`, their tags or who they are may have changed."""
+        """A number that changes whenever the servers, their tags or incarnations may have."""
 
     def owner(self, key: str | bytes) -> Server | None:
-        """The server that `key` belongs to; None where that is not known."""
+        """Return the server that `key` belongs to, or None if it is not known."""
 
     def servers(self) -> Sequence[Server]:
-        """All that own keys, as far as is known."""
+        """Return all known servers that own keys."""
 
     def tag_of(self, server: Server) -> str:
-        """What at the end of a key makes the key that server's."""
+        """Return a hash tag: a key that ends with it belongs to `server`."""
 
     def name_of(self, server: Server) -> str:
-        """Its host and port, for people."""
+        """Return the host and port of `server`, for log messages."""
 
     def redirected(self, error: AskError, server: Server) -> Server:
-        """Whom `server` has referred to by `error`. Raises `error` where nobody can be."""
+        """Return the server that `error`, a reply of `server`, redirects to.
 
-    def doubt(self) -> None:
-        """A server has failed: what is known is learned anew, soon."""
+        Raises:
+            CommandRefused: this topology has no other server.
+        """
+
+    def refresh_soon(self) -> None:
+        """Learn the topology again in the background, because a server has failed."""
 
     async def refresh(self) -> None:
-        """Learn it anew, now. Raises `RedisError` where nobody can tell."""
+        """Learn the topology again, and wait for the result.
+
+        Raises:
+            RedisError: no server could be asked.
+        """
 
     async def aclose(self) -> None:
         """Close the servers."""
@@ -60,9 +68,9 @@ class SingleServer:
     """One server for all keys.
 
     Args:
-        server: it.
-        name: its host and port, for people; of a master that sentinels name, what they call it.
-        sentinels: those who name it, if any do: it may be another one at any time.
+        server: the server.
+        name: its host and port, for log messages; with sentinels, the name of the service.
+        sentinels: name the master, if there are any. The master may change at any time.
     """
 
     is_sharded = False
@@ -73,7 +81,7 @@ class SingleServer:
         self._name = name
         self._sentinels = sentinels
         if sentinels is not None:
-            sentinels.deposed.append(server.identity.invalidate)
+            sentinels.on_switch.append(server.identity.invalidate)
 
     @property
     def generation(self) -> int:
@@ -82,29 +90,29 @@ class SingleServer:
         return switches + self._server.identity.incarnations
 
     def owner(self, key: str | bytes) -> Server:  # noqa: ARG002 - whatever the key
-        """Return the server that `key` belongs to; None where that is not known."""
+        """Return the one server."""
         return self._server
 
     def servers(self) -> Sequence[Server]:
-        """Return all servers that own keys, as far as is known."""
+        """Return the one server."""
         return [self._server]
 
     def tag_of(self, server: Server) -> str:  # noqa: ARG002 - any key
-        """Return what at the end of a key makes it belong to `server`."""
+        """Return no tag: every key belongs to the one server."""
         return ""
 
     def name_of(self, server: Server) -> str:  # noqa: ARG002 - there is one
-        """Return the host and port of `server`, for people."""
+        """Return the host and port of `server`, for log messages."""
         if self._sentinels is None or self._sentinels.master is None:
             return self._name
         return str(self._sentinels.master)
 
     def redirected(self, error: AskError, server: Server) -> Server:  # noqa: ARG002 - there is one
-        """Raise an error: the server is a cluster's node, and the URL does not say so."""
+        """Raise an error: the server is a node of a cluster, and the URL does not say so."""
         raise cluster_node(error)
 
-    def doubt(self) -> None:
-        """Do nothing: there is nothing to learn but by connecting."""
+    def refresh_soon(self) -> None:
+        """Do nothing: a new connection asks the sentinels anyway."""
 
     async def refresh(self) -> None:
         """Ask the sentinels which server is the master, if there are any."""

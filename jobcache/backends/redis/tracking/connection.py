@@ -1,8 +1,9 @@
-"""A line to one primary, on which it reports what changes.
+"""Tracking of one primary: a connection on which the server reports the keys that change.
 
-In RESP3 reports come between the replies on the tracked connection itself. Where a server, or our
-own parser, will not have that, the older form does: one connection is tracked, and its reports are
-redirected to a second one that subscribes to them. Where that is refused, too, there is no line.
+In RESP3 the reports arrive on the tracked connection itself, between the replies. If the server or
+our parser does not support that, RESP2 is used: one connection is tracked, and its reports are
+redirected to a second connection that subscribes to them. If the server refuses that too, it cannot
+be tracked.
 """
 
 from __future__ import annotations
@@ -33,31 +34,30 @@ if TYPE_CHECKING:
 HANDSHAKE = 2.0
 """Seconds to connect and to turn tracking on."""
 
-_AWAKE = 0.1  # seconds that a report is waited for at a time, where nothing can end the wait
+_LONGEST_READ = 0.1  # seconds that one read waits for a report, where `wake` cannot end it
 _CHANNEL = b"__redis__:invalidate"
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A primary: a server that cells are written on.
+    """A primary: a server on which cells are written.
 
     Attributes:
-        name: its host and port, for people.
-        connect: makes a new connection to it, not yet connected. Takes redis-py's options of one,
-            which win over the backend's own.
-        heartbeat_key: a key that lives there, with a word of the caller's in it; no cell is ever
-            there.
-        heartbeat: writes two such keys, one through the connection for reads, the other through the
-            one
-            for scripts. Raises `CacheUnavailable`.
-        doubt: has these two connections made anew before they are used again.
+        name: the host and port, for log messages.
+        connect: makes a new connection, not yet connected. Takes redis-py's options for one, which
+            override those of the backend.
+        heartbeat_key: makes a key that belongs to this server and contains the given word. No cell
+            has such a key.
+        heartbeat: writes two heartbeat keys, the first through the connection for reads, the second
+            through the one for scripts. Raises `CacheUnavailable`.
+        mark_suspect: has these two connections replaced before they are used again.
     """
 
     name: str
     connect: Callable[..., AbstractConnection]
     heartbeat_key: Callable[[str], str]
     heartbeat: Callable[[str, str], Coroutine[Any, Any, None]]
-    doubt: Callable[[], None]
+    mark_suspect: Callable[[], None]
 
 
 class Lost(Exception):  # noqa: N818 - says what has happened
@@ -68,117 +68,119 @@ class Untracked(Lost):
     """The server does not report changes in this way."""
 
 
-class Line(Protocol):
-    """What `opened` opens."""
+class TrackingConnection(Protocol):
+    """A primary's reports of changed keys."""
 
     async def check(self) -> None:
-        """Raise `RedisError` or `OSError` if a connection that only listens is lost."""
+        """Raise `RedisError` or `OSError` if a connection that receives nothing is lost."""
 
     def wake(self) -> None:
-        """Have `report` return soon."""
+        """Make `report` return soon."""
 
     async def report(self, patience: float) -> list[bytes] | None:
-        """The keys of the next report, None for all there are.
+        """Return the keys of the next report.
 
-        None of them if that was no report, or none came within `patience` seconds.
+        None means all keys: the server was flushed. The list is empty if no report came within
+        `patience` seconds, or if the message was not a report.
         """
 
 
 @asynccontextmanager
-async def opened(endpoint: Endpoint, prefix: bytes, at_once: AtOnce) -> AsyncIterator[Line]:
-    """A line to a primary.
+async def track(
+    endpoint: Endpoint, prefix: bytes, at_once: AtOnce
+) -> AsyncIterator[TrackingConnection]:
+    """Open tracking on a primary.
 
     Args:
         endpoint: the primary.
-        prefix: of the keys whose changes are to be reported.
-        at_once: may be given a report where it comes in, before those that wait to be asked for.
-            Returns whether that was all; else the report waits, too. It must not raise.
+        prefix: the prefix of the keys whose changes are reported.
+        at_once: called with the keys of a report as soon as it arrives, on RESP3 only. If it
+            returns True, the report is done; else `report` returns it, too. It must not raise.
 
     Raises:
-        Untracked: it will not.
-        Lost: it cannot be reached, or the line was cut.
+        Untracked: the server refuses tracking.
+        Lost: the server cannot be reached, or a connection was lost.
     """
     async with AsyncExitStack() as stack:
         try:
             try:
                 async with asyncio.timeout(HANDSHAKE):
-                    line = await _handshake(endpoint, prefix, at_once, stack)
+                    connection = await _handshake(endpoint, prefix, at_once, stack)
             except TimeoutError as error:
                 raise Lost(f"{endpoint.name} does not answer") from error
-            yield line
+            yield connection
         except (RedisError, OSError, CacheError) as error:
             raise Lost(f"{endpoint.name}: {error}") from error
         except RuntimeError as error:
             if "is closed" not in str(error):
                 raise
-            raise Lost(
-                f"{endpoint.name}: {error}"
-            ) from error  # uvloop's word for a reset connection
+            # uvloop's error for a connection that was reset.
+            raise Lost(f"{endpoint.name}: {error}") from error
 
 
 async def _handshake(
     endpoint: Endpoint, prefix: bytes, at_once: AtOnce, stack: AsyncExitStack
-) -> Line:
-    track: Command = ("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", prefix)
+) -> TrackingConnection:
+    command: Command = ("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", prefix)
     own = endpoint.connect()
-    stack.push_async_callback(_let_go, own)
+    stack.push_async_callback(_disconnect, own)
     if str(own.protocol) != "2":
         with suppress(ResponseError, NotPipelinable):  # an old server, or a proxy; or no hiredis
             await _connect(own)
-            pushed = Pushed(own, at_once)
+            pushed = PushedReports(own, at_once)
             stack.callback(pushed.close)
-            await pushed.order(track)
+            await pushed.execute(command)
             return pushed
-        await _let_go(own)
+        await _disconnect(own)
     tracked, subscribed = endpoint.connect(protocol=2), endpoint.connect(protocol=2)
     for connection in (tracked, subscribed):
-        stack.push_async_callback(_let_go, connection)
+        stack.push_async_callback(_disconnect, connection)
     try:
         await _connect(subscribed)
-        number = await _order(subscribed, "CLIENT", "ID")
+        number = await _execute(subscribed, "CLIENT", "ID")
         await subscribed.send_command("SUBSCRIBE", _CHANNEL)
         await subscribed.read_response()
         await _connect(tracked)
-        await _order(tracked, *track[:3], "REDIRECT", number, *track[3:])
+        await _execute(tracked, *command[:3], "REDIRECT", number, *command[3:])
     except ResponseError as error:
         raise Untracked(f"{endpoint.name}: {error}") from error
-    return Redirected(tracked, subscribed)
+    return RedirectedReports(tracked, subscribed)
 
 
 async def _connect(connection: AbstractConnection) -> None:
     await connection.connect()  # type: ignore[no-untyped-call] # redis-py has not typed it
 
 
-async def _let_go(connection: AbstractConnection) -> None:
+async def _disconnect(connection: AbstractConnection) -> None:
     with suppress(RedisError, OSError, RuntimeError):
         await connection.disconnect(nowait=True)
 
 
-async def _order(connection: AbstractConnection, *words: str | int | bytes) -> Any:  # noqa: ANN401 - any reply
+async def _execute(connection: AbstractConnection, *words: str | int | bytes) -> Any:  # noqa: ANN401 - any reply
     await connection.send_command(*words)
     return await connection.read_response()
 
 
-class Pushed:
-    """RESP3. Most reports are passed on as they arrive, without a turn of the event loop.
+class PushedReports:
+    """Receive reports by RESP3. Most are handled as they arrive, without a turn of the event loop.
 
     Args:
-        connection: connected; nobody else uses it.
-        at_once: see `opened`.
+        connection: connected, and used by nothing else.
+        at_once: as for `track`.
 
     Raises:
-        NoLane: there is none.
+        NotPipelinable: the connection cannot be read in this way.
     """
 
     def __init__(self, connection: AbstractConnection, at_once: AtOnce) -> None:
         self._at_once = at_once
         self._reports: deque[list[bytes] | None] = deque()
         self._error: BaseException | None = None
-        self._news = asyncio.Event()
-        self._connection = PipelinedConnection(connection, math.inf, self._heard)
+        self._arrived = asyncio.Event()
+        self._connection = PipelinedConnection(connection, math.inf, self._on_push)
 
-    async def order(self, command: Command) -> None:
-        """Give the server a command. Raises `ResponseError` if it refuses."""
+    async def execute(self, command: Command) -> None:
+        """Send a command, and wait for its reply. Raises `ResponseError` if it is refused."""
         (reply,) = await self._connection.request([command])
         if isinstance(reply, Exception):
             raise reply
@@ -187,16 +189,16 @@ class Pushed:
         """Do nothing: `report` raises an error if the connection is lost."""
 
     def wake(self) -> None:
-        """Have `report` return soon."""
-        self._news.set()
+        """Make `report` return soon."""
+        self._arrived.set()
 
     async def report(self, patience: float) -> list[bytes] | None:
-        """Return the keys of the next report, as the protocol says."""
+        """Return the keys of the next report."""
         if not self._reports and self._error is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(patience, 0.001)):
-                    await self._news.wait()
-        self._news.clear()
+                    await self._arrived.wait()
+        self._arrived.clear()
         if self._error is not None:
             raise self._error
         return self._reports.popleft() if self._reports else []
@@ -205,23 +207,23 @@ class Pushed:
         """Close the connection."""
         self._connection.close()
 
-    def _heard(self, message: list[Any] | BaseException) -> None:
+    def _on_push(self, message: list[Any] | BaseException) -> None:
         if isinstance(message, BaseException):
-            self._end(message)
+            self._on_close(message)
         elif message[0] == b"invalidate":
             keys = message[1]
             if keys is None or not self._at_once(keys):
                 self._reports.append(keys)
-                self._news.set()
+                self._arrived.set()
 
-    def _end(self, error: BaseException) -> None:
+    def _on_close(self, error: BaseException) -> None:
         if self._error is None:
             self._error = error
-        self._news.set()
+        self._arrived.set()
 
 
-class Redirected:
-    """RESP2: reports come as messages, on another connection than the tracked one."""
+class RedirectedReports:
+    """Receive reports by RESP2: as messages, on another connection than the tracked one."""
 
     def __init__(self, tracked: AbstractConnection, subscribed: AbstractConnection) -> None:
         self._tracked = tracked
@@ -229,14 +231,14 @@ class Redirected:
 
     async def check(self) -> None:
         """Ping the tracked connection: no report would show that it is lost."""
-        await _order(self._tracked, "PING")
+        await _execute(self._tracked, "PING")
 
     def wake(self) -> None:
         """Do nothing: `report` returns soon anyway."""
 
     async def report(self, patience: float) -> list[bytes] | None:
-        """Return the keys of the next report, as the protocol says."""
-        patience = min(max(patience, 0.001), _AWAKE)
+        """Return the keys of the next report."""
+        patience = min(max(patience, 0.001), _LONGEST_READ)
         message = await self._subscribed.read_response(timeout=patience)
         if isinstance(message, list) and message[:2] == [b"message", _CHANNEL]:
             return message[2]  # type: ignore[no-any-return] # a list of keys, or None

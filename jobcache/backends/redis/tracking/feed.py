@@ -1,8 +1,8 @@
 """The change feed of Redis: server-assisted tracking, in broadcast mode.
 
 Each primary has one connection of its own, on which it reports every key of the namespace that
-changes: written, deleted, expired, evicted, flushed. No other commands use this connection, and
-none of the other connections is tracked.
+changes: written, deleted, expired, evicted or flushed. No other command uses this connection, and
+no other connection is tracked.
 
 A *heartbeat* proves that no report is missing: at intervals the feed writes keys of its own and
 waits for the reports of these writes. Reports come in the order of changes. So when the heartbeat
@@ -19,9 +19,12 @@ So a caller that asks `live` first reads nothing that is outdated for longer tha
 if the network, the server or a busy event loop delays the reports.
 
 Rejected: PING as a heartbeat. Its reply overtakes reports of commands that the server executed in
-the same turn, and it comes even if tracking is off. Publishing changes ourselves: a
-subscriber that has missed a message does not know. Tracking keys one by one, without broadcast: the
-server forgets which, and the connection would have to carry every read.
+the same turn, and it comes even if tracking is off.
+
+Rejected: publishing the changes ourselves. A subscriber that has missed a message does not know.
+
+Rejected: tracking single keys, without broadcast. The server forgets which keys a client has read,
+and every read would have to use the tracked connection.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ import time
 from typing import TYPE_CHECKING
 
 from jobcache.backends._closing import end_all
-from jobcache.backends.redis.tracking.connection import HANDSHAKE, Endpoint, Lost, Untracked, opened
+from jobcache.backends.redis.tracking.connection import HANDSHAKE, Endpoint, Lost, Untracked, track
 from jobcache.errors import CacheError
 from jobcache.observability.statistics import Histogram
 from jobcache.protocol.backend import FeedStatus
@@ -47,18 +50,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jobcache")
 
 _PAUSES = (0.05, 1.0)  # seconds between two attempts to connect: the first, and the longest
-_REFUSED_PAUSE = 30.0  # the same, after a server that has no such thing
+_REFUSED_PAUSE = 30.0  # seconds until the next attempt on a server that refused tracking
 
 
 class TrackingFeed:
     """A `ChangeFeed` of one namespace.
 
     Args:
-        primaries: finds the primaries there are now.
-        generation: changes whenever they do; the feed then begins anew.
-        prefix: of the namespace.
+        primaries: returns the present primaries.
+        generation: returns a number that changes whenever the primaries do. The feed then starts
+            again.
+        prefix: the prefix of the namespace.
         heartbeat: seconds between two heartbeats.
-        silence: seconds after the sending of the last proven heartbeat for which the feed is live.
+        silence: seconds that the feed is live after it sent a heartbeat that came back.
         clock: monotonic time in seconds.
         sleep: waits for the given seconds.
     """
@@ -83,8 +87,8 @@ class TrackingFeed:
         self._sleep = sleep
         self._listeners: list[ChangeListener] = []
         self._token = f"{random.getrandbits(64):016x}"
-        # By primary, until when its last heartbeat proves that no report is missing; 0 at first.
-        self._vouched: dict[str, float] = {}
+        # For each primary, until when its last heartbeat counts as proof; 0 before the first one.
+        self._confirmed_until: dict[str, float] = {}
         self._live_until = 0.0
         self._connected = False
         self._state: Literal["idle", "connecting", "live", "unsupported"] = "idle"
@@ -95,25 +99,25 @@ class TrackingFeed:
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
-    # --- see `ChangeFeed` ---
+    # --- the protocol `ChangeFeed` ---
 
     @property
     def live(self) -> bool:
-        """Whether every change from now on will be reported. Every hit reads this."""
+        """Whether every change from now on will be reported. Read on every hit."""
         return self._clock() < self._live_until
 
     def listen(self, listener: ChangeListener) -> None:
-        """Have `listener` called from now on."""
+        """Report changes to `listener` from now on."""
         self._listeners.append(listener)
 
     def start(self) -> None:
-        """Begin to follow the changes, in the running loop."""
+        """Start to follow the changes, in the running loop."""
         if self._task is None and not self._closed:
             self._enter("connecting", "not connected yet")
             self._task = asyncio.create_task(self._run())
 
     def condition(self) -> FeedStatus:
-        """Return how the feed is now."""
+        """Return the present state of the feed."""
         return FeedStatus(
             state=self._state,
             age=self._clock() - self._since,
@@ -130,7 +134,7 @@ class TrackingFeed:
             self._task.cancel()
             await asyncio.wait({self._task})
 
-    # --- from one connection to the next ---
+    # --- connecting and reconnecting ---
 
     async def _run(self) -> None:
         pause = _PAUSES[0]
@@ -142,7 +146,7 @@ class TrackingFeed:
                     pause = _PAUSES[0]
                 self._interrupt(error)
             except Exception as error:
-                # Without this task no change would be reported, ever again.
+                # If this task ended, no change would be reported any more.
                 logger.exception("following the changes in Redis failed")
                 self._interrupt(Lost(repr(error)))
             refused = self._state == "unsupported"
@@ -153,15 +157,15 @@ class TrackingFeed:
         """Follow every primary until one of them is lost.
 
         Raises:
-            Lost: always, in the end.
+            Lost: a primary was lost. There is no other end.
         """
         generation = self._generation()
         try:
             endpoints = await self._primaries()
         except CacheError as error:
             raise Lost(str(error)) from error
-        _heed_cancellation()
-        self._vouched = {endpoint.name: 0.0 for endpoint in endpoints}
+        _raise_cancellation()
+        self._confirmed_until = {endpoint.name: 0.0 for endpoint in endpoints}
         following = {
             asyncio.create_task(self._follow(endpoint, generation), name=endpoint.name)
             for endpoint in endpoints
@@ -173,45 +177,46 @@ class TrackingFeed:
                 task.cancel()
             await asyncio.wait(following)
         for task in done:
-            task.result()  # which raises
+            task.result()  # raises `Lost`
 
     async def _follow(self, endpoint: Endpoint, generation: int) -> None:
-        beats = _Heartbeats(endpoint, self._token, self._heartbeat, self._silence, self._clock)
+        heartbeats = _Heartbeats(endpoint, self._token, self._heartbeat, self._silence, self._clock)
 
         def at_once(keys: Sequence[bytes]) -> bool:
-            """Report changes as they arrive. A report of a heartbeat also proves something."""
-            self._tell(keys)
-            return beats.names.isdisjoint(keys)
+            """Report changes as they arrive. The loop below sees those with a heartbeat as well."""
+            self._report(keys)
+            return heartbeats.names.isdisjoint(keys)
 
         try:
-            async with opened(endpoint, self._prefix, at_once) as line:
+            async with track(endpoint, self._prefix, at_once) as connection:
                 while True:
-                    _heed_cancellation()
+                    _raise_cancellation()
                     if generation != self._generation():
                         raise Lost("the primaries have changed")
-                    if beats.send_if_due(line.wake):
-                        await line.check()
-                    keys = await line.report(beats.patience())
+                    if heartbeats.send_if_due(connection.wake):
+                        await connection.check()
+                    keys = await connection.report(heartbeats.patience())
                     if keys is None:
-                        self._tell_of_a_gap()
+                        self._report_flush()
                         continue
                     if keys:
-                        self._tell(keys)  # before the heartbeat among them confirms them
-                    took = beats.came_back(keys)
+                        # First: a heartbeat among these keys confirms that all were reported.
+                        self._report(keys)
+                    took = heartbeats.came_back(keys)
                     if took is not None:
                         self._lag.record(round(took * 1e9))
-                        self._confirm(endpoint, beats.deadline)
+                        self._confirm(endpoint, heartbeats.deadline)
         finally:
-            await beats.aclose()
+            await heartbeats.aclose()
 
     # --- reports ---
 
     def _confirm(self, endpoint: Endpoint, until: float) -> None:
-        self._vouched[endpoint.name] = until
-        weakest = min(self._vouched.values())
-        if weakest == 0.0:
-            return  # another primary has not been heard of yet
-        self._live_until = weakest
+        self._confirmed_until[endpoint.name] = until
+        earliest = min(self._confirmed_until.values())
+        if earliest == 0.0:
+            return  # no heartbeat has come back from another primary yet
+        self._live_until = earliest
         if not self._connected:
             self._connected = True
             if self._interruptions:
@@ -237,14 +242,14 @@ class TrackingFeed:
                 logger.warning("the feed of changes in Redis is interrupted (%s)", error)
             self._enter("connecting", str(error))
 
-    def _tell(self, keys: Sequence[bytes]) -> None:
+    def _report(self, keys: Sequence[bytes]) -> None:
         start = len(self._prefix)
         names = [key[start:].decode("utf-8", "replace") for key in keys]
         for listener in self._listeners:
             listener.changed(names)
 
-    def _tell_of_a_gap(self) -> None:
-        """All has been flushed: which keys there were, nobody knows."""
+    def _report_flush(self) -> None:
+        """Report that all keys were flushed. The server does not say which keys it held."""
         if self._connected:
             for listener in self._listeners:
                 listener.interrupted()
@@ -257,18 +262,18 @@ class TrackingFeed:
 
 
 class _Heartbeats:
-    """The heartbeats of one connection: the last one sent, and whether it has come back.
+    """Sends the heartbeats of one primary, and notices when one comes back.
 
     Args:
         endpoint: the primary.
-        token: tells this feed's keys from others'.
+        token: makes the keys of this feed unique.
         every: seconds between two heartbeats.
-        silence: seconds from the sending of a proven heartbeat until the next must be back.
+        silence: seconds after a heartbeat was sent until the next one must have come back.
         clock: monotonic time in seconds.
 
     Attributes:
         names: the keys that a heartbeat writes, as they are reported.
-        deadline: when the next heartbeat must be back.
+        deadline: the time by which the next heartbeat must have come back.
     """
 
     def __init__(
@@ -289,7 +294,7 @@ class _Heartbeats:
         self._due = 0.0
         self._sent: float | None = None
         self._awaited: set[bytes] = set()
-        self._beating: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
 
     def send_if_due(self, wake: Callable[[], object]) -> bool:
         """Send a heartbeat if it is due; return whether it was sent.
@@ -301,28 +306,28 @@ class _Heartbeats:
             Lost: the last heartbeat was refused, or did not come back in time.
         """
         now = self._clock()
-        if self._beating is not None and self._beating.done():
-            self._see_to_refusal(self._beating)
-            self._beating = None
+        if self._writing is not None and self._writing.done():
+            self._check_written(self._writing)
+            self._writing = None
         if now >= self.deadline:
-            self._endpoint.doubt()
+            self._endpoint.mark_suspect()
             raise Lost(f"{self._endpoint.name} has been silent for {self._silence:g} s")
         if self._sent is not None or now < self._due:
             return False
         self._sent, self._due, self._awaited = now, now + self._every, set(self.names)
-        self._beating = asyncio.create_task(self._endpoint.heartbeat(*self._keys))
-        self._beating.add_done_callback(lambda _: wake())
+        self._writing = asyncio.create_task(self._endpoint.heartbeat(*self._keys))
+        self._writing.add_done_callback(lambda _: wake())
         return True
 
-    def _see_to_refusal(self, beating: asyncio.Task[None]) -> None:
-        if beating.cancelled():
+    def _check_written(self, writing: asyncio.Task[None]) -> None:
+        if writing.cancelled():
             raise Lost(f"{self._endpoint.name} is not used any more")
-        error = beating.exception()
+        error = writing.exception()
         if error is not None:
             raise Lost(f"{self._endpoint.name}: {error}") from error
 
     def patience(self) -> float:
-        """Seconds until there is something to do, if no report comes before."""
+        """Return the seconds until a heartbeat is due or overdue."""
         return (self._due if self._sent is None else self.deadline) - self._clock()
 
     def came_back(self, keys: Sequence[bytes]) -> float | None:
@@ -337,16 +342,16 @@ class _Heartbeats:
         return took
 
     async def aclose(self) -> None:
-        """End a heartbeat in progress."""
-        if self._beating is not None:
-            await end_all({self._beating})
+        """Cancel a heartbeat that is being written."""
+        if self._writing is not None:
+            await end_all({self._writing})
 
 
-def _heed_cancellation() -> None:
-    """Raise the cancellation that redis-py may have swallowed.
+def _raise_cancellation() -> None:
+    """Raise a cancellation that redis-py has swallowed.
 
-    It sends through `asyncio.wait_for`, which before Python 3.12 returns the result that is there
-    instead. Whoever has cancelled a task that goes on for ever would wait for it for ever.
+    redis-py sends through `asyncio.wait_for`. Before Python 3.12, that returns a result which is
+    already there, instead of raising the cancellation. `aclose` would then wait for ever.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

@@ -334,7 +334,7 @@ async def test_what_a_node_says_that_no_feed_listens_to_is_to_be_confirmed(
     await store(backend, key, 2)
     confirm = entry_of(2).past_its_freshness()
     assert [await backend.get(key), await backend.lease(key, "r")] == [confirm, confirm]
-    backend._topology.doubt()
+    backend._topology.refresh_soon()
     await asyncio.sleep(0.05)  # it has just looked when it hears of the move, and looks once more
     assert list(moving) == ["done"]
     before = backend.generation
