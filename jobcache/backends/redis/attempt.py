@@ -21,18 +21,18 @@ T = TypeVar("T")
 class Attempt(Generic[T]):
     """Turn the replies to commands into a result, or have the commands sent again.
 
-    They are sent again where the connection is lost, where it leads to where the server is no
-    longer, and where `read` says so: all commands can be repeated.
+    They are sent again if the connection is lost, if it leads to an older incarnation of the
+    server, or if `read` returns None. All commands can be repeated.
 
     Args:
-        identity: of the server.
-        incarnation: what the connection leads to.
-        read: makes the result of the replies and the incarnation id; None: send them again.
-        retry: sends them again, and is given the future to resolve.
-        translate: makes the error to raise of what has gone wrong.
+        identity: the identity of the server.
+        incarnation: the incarnation that the connection leads to.
+        read: makes the result from the replies and the incarnation id; None: send them again.
+        retry: sends the commands again; called with the future to resolve.
+        translate: returns the error to raise in place of the given one.
 
     Attributes:
-        future: of the result.
+        future: the future of the result.
     """
 
     __slots__ = ("_identity", "_incarnation", "_read", "_retry", "_translate", "future")

@@ -1,4 +1,4 @@
-"""Errors of redis-py, as the errors that a backend may raise."""
+"""Translate the errors of redis-py to the errors that a backend may raise."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def as_cache_error(error: BaseException) -> Exception:
             error = cluster_node(error)
         made = CacheUnavailable(f"{type(error).__name__}: {error}")
     elif isinstance(error, Exception):
-        return error  # a defect, which is not to be hidden
+        return error  # a defect, which must not be hidden
     else:
         raise error
     made.__cause__ = error

@@ -31,9 +31,9 @@ class ConnectionSlot:
     """Hold a pipelined connection to the current incarnation of a server.
 
     Args:
-        identity: of the server.
+        identity: the identity of the server.
         connect: opens a connection.
-        proof: makes what a new connection proves itself with.
+        proof: makes the `Proof` of a new connection.
         clock: monotonic time in seconds.
     """
 
@@ -54,7 +54,7 @@ class ConnectionSlot:
         self._connecting: asyncio.Task[Opened] | None = None
 
     def incarnation(self) -> Incarnation | None:
-        """Return what the open connection leads to; None if there is none that can be used."""
+        """Return the incarnation that the open connection leads to; None if it cannot be used."""
         connection = self._connection
         if (
             connection is None
@@ -67,7 +67,7 @@ class ConnectionSlot:
     def send(self, commands: list[Command], on_replies: OnReplies) -> None:
         """Send commands on the open connection; see `PipelinedConnection.send`.
 
-        To be called only right after `incarnation` has returned one.
+        Call it only right after `incarnation` has returned one.
         """
         if self._clock() >= self._proof.due_at:
             proof = self._proof.due()
@@ -84,7 +84,8 @@ class ConnectionSlot:
             make: makes the commands for the server's incarnation id.
 
         Raises:
-            RedisError: the server cannot be reached, the connection is lost, a reply is overdue.
+            RedisError: the server cannot be reached, the connection is lost, or a reply is
+                overdue.
         """
         incarnation = self.incarnation()
         connection, proof = self._connection, self._proof
@@ -103,19 +104,19 @@ class ConnectionSlot:
             self._connection.close_when_idle()
 
     async def aclose(self) -> None:
-        """Close the connection. Callers that wait are cancelled."""
+        """Close the connection. Pending requests are cancelled."""
         if self._connecting is not None:
             await end_all({self._connecting})
         if self._connection is not None:
             self._connection.close()
 
     async def _open(self) -> Opened:
-        """Connect; callers that need a connection meanwhile share the attempt, or its error."""
+        """Connect. Concurrent callers share the attempt, and its error."""
         if self._connecting is None or self._connecting.done():
             self._connecting = asyncio.create_task(self._replace())
             self._connecting.add_done_callback(_retrieve_error)
         connecting = self._connecting
-        await asyncio.wait({connecting})  # which goes on if this caller is cancelled
+        await asyncio.wait({connecting})  # the attempt goes on if this caller is cancelled
         if connecting.cancelled():
             raise asyncio.CancelledError
         return connecting.result()
@@ -140,6 +141,6 @@ def _strip(
 
 
 def _retrieve_error(task: asyncio.Task[Any]) -> None:
-    """Mark the error of a task as seen: the callers may have gone."""
+    """Retrieve the error of a task, because its callers may have been cancelled."""
     if not task.cancelled():
         task.exception()

@@ -1,4 +1,4 @@
-"""From what a URL says to the servers behind it: connections, pools, and who knows which to ask."""
+"""Make the topology that a URL names: its servers, their pools and their connections."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ def topology_of(
     pool_wait: float,
     socket_limit: float,
 ) -> Topology:
-    """Who knows which server a key belongs to. Nothing is connected yet.
+    """Return the topology for a URL. Nothing is connected yet.
 
     Args:
-        location: what the URL says. Its options win over those given here.
-        serve: makes a server of a pool; takes `is_sharded`.
-        connections: the most to each server.
-        pool_wait: seconds to wait for a free one.
+        location: the parsed URL. Its options override the arguments below.
+        serve: makes a `Server` from a pool; takes `is_sharded`.
+        connections: the largest number of connections in the pool of a server.
+        pool_wait: seconds to wait for a free connection of the pool.
         socket_limit: seconds to connect, and to wait for a reply.
 
     Raises:
-        ValueError: no connection can be made with these options, or none of use.
+        ValueError: no usable connection can be made with these options.
         TypeError: the same.
     """
     common: dict[str, Any] = {
         "socket_connect_timeout": socket_limit,
         "socket_timeout": socket_limit,
-        # What is tried again, and how often, is `Server`'s to say, once for all of it.
+        # redis-py repeats nothing: `Server` decides what is sent again.
         "retry": Retry(NoBackoff(), 0),
-        # Two round trips less on every connection.
+        # Saves two round trips on every new connection.
         "driver_info": None,
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
@@ -60,7 +60,7 @@ def topology_of(
     kind: type[AbstractConnection] = options.pop("connection_class", Connection)
     most = options.pop("max_connections", connections)
     patience = options.pop("timeout", pool_wait)
-    # Connections are made lazily; an option that none can be made with is found out now.
+    # Connections are made later. Make one now, so that a wrong option is an error at once.
     if kind(**options).encoder.decode_responses:
         raise ValueError("decode_responses cannot be used: cells are bytes")
     pool = partial(
@@ -88,7 +88,7 @@ def topology_of(
             location.service,
             sentinels,
             ssl=kind is SSLConnection,
-            max_connections=most,  # for which callers wait in line, in `Server`
+            max_connections=most,  # callers wait for a free one in `PoolFallback`
             **options,
         )
         return SingleServer(serve(to_master), location.service, sentinels)

@@ -1,13 +1,13 @@
 """The identity of the server behind an address: the incarnation that answers there now.
 
-Every cell carries the incarnation id of the server that it was written on, so each command is made
-for the connection that it is sent on:
+Every cell carries the incarnation id of the server on which it was written. So each command is made
+for the connection on which it is sent:
 
     W's fence is sent to A, which dies; the next connection leads to B: a new fence is made for B
 
-A connection that finds another incarnation makes all older connections suspect: they may lead to
-where the server was before. Each is replaced before it is used, and what is under way on it is sent
-again.
+If a new connection finds another incarnation, all older connections become suspect: they may lead
+to the server that had this address before. Each is replaced before it is used, and its pending
+commands are sent again.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ _BETWEEN_SUSPICIONS = 0.2
 
 
 class Incarnation(NamedTuple):
-    """What a connection leads to.
+    """The incarnation of the server that a connection leads to.
 
     Attributes:
-        incarnation_id: of the server, when the connection was made.
-        generation: of the connections; see `Identity`.
+        incarnation_id: the id of the incarnation, learned when the connection was made.
+        generation: a number that `Identity.invalidate` raises. Connections of an older generation
+            are replaced.
     """
 
     incarnation_id: str | None
@@ -49,7 +50,7 @@ class Identity:
     Attributes:
         current: the incarnation, and the generation of connections that are not suspect. An older
             connection is replaced before it is used, even if it leads to the same incarnation.
-        incarnations: how often another incarnation was found than the one before.
+        incarnations: how often the incarnation has changed.
     """
 
     def __init__(
@@ -64,15 +65,15 @@ class Identity:
         self._known: WeakKeyDictionary[AbstractConnection, Incarnation] = WeakKeyDictionary()
 
     def of(self, connection: AbstractConnection) -> Incarnation | None:
-        """Return what a connection leads to; None if it has not been recorded."""
+        """Return the incarnation that a connection leads to; None if it was not recorded."""
         return self._known.get(connection)
 
     def invalidate(self) -> None:
-        """Have every connection replaced before it is used again."""
+        """Have every connection replaced before its next use."""
         self.current = Incarnation(None, self.current.generation + 1)
 
     def mark_suspect(self) -> None:
-        """Invalidate, because the server has refused a write; at most every few tenths a second."""
+        """Invalidate, because the server has refused a write; at most once in 0.2 s."""
         if self._clock() >= self._suspicious_from:
             self._suspicious_from = self._clock() + _BETWEEN_SUSPICIONS
             self.invalidate()
@@ -81,12 +82,12 @@ class Identity:
         """Learn which incarnation a new connection leads to.
 
         Args:
-            connection: can be used, but for this.
-            generation: the current one when the connection was begun.
+            connection: a connection that is ready except for this.
+            generation: the generation that was current when the connection was started.
 
         Raises:
-            NamespaceConflict: the namespace on that server is another source's.
-            RedisError: as redis-py does.
+            NamespaceConflict: the namespace on that server belongs to another source.
+            RedisError: as raised by redis-py.
         """
         try:
             incarnation_id = await self.learn(connection)

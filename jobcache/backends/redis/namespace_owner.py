@@ -1,7 +1,8 @@
-"""Whose cells are under a prefix: a marker key that holds the identity of their source.
+"""The owner of a prefix: a marker key holds the identity of the source of all cells under it.
 
 Two services with different databases must not share a prefix, or each would return the other's
-documents. The marker has no expiry. It may be evicted or flushed; whoever notices sets it again.
+documents. The marker has no expiry. If it is evicted or flushed, the first process that notices
+sets it again.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class Source:
     async def claim(self, connection: AbstractConnection, connect: Connect | None) -> None:
         """Set the marker if there is none, and check that it is ours.
 
-        A server that takes no writes now is no conflict: whoever notices that there is no marker
-        claims it later.
+        A server that refuses writes now is no conflict. The marker is then set later, by a process
+        that notices that it is missing.
 
         Args:
             connection: leads to any server.
@@ -68,10 +69,10 @@ class Source:
 
         Raises:
             NamespaceConflict: the marker is another source's.
-            RedisError: as redis-py does.
+            RedisError: as raised by redis-py.
         """
         asking = False
-        own: AbstractConnection | None = None  # made here
+        own: AbstractConnection | None = None  # a connection made here, to be closed here
         try:
             for _ in range(_REFERRALS):
                 try:

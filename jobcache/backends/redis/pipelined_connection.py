@@ -3,11 +3,11 @@
 Redis replies in the order of the commands. A request therefore puts its callback at the end of a
 queue and its bytes into the transport, and each reply belongs to the request at the head of the
 queue. No connection is taken from a pool, no task is made, and no request waits for another.
-redis-py makes the connection (address, TLS, credentials, database) and brings the parser; from then
-on this class owns the transport.
+redis-py makes the connection (address, TLS, credentials, database) and its parser. From then on
+this class owns the transport.
 
-Only commands that can be repeated are sent here. Where a reply is overdue, so are all replies
-behind it: the connection is closed, and the next request opens another.
+Only commands that can be repeated are sent here. If a reply is overdue, so are all replies behind
+it. The connection is then closed, and the next request opens another one.
 
 Rejected: a reader task on redis-py's own streams, which costs two task switches for each reply, and
 several times the work done here.
@@ -30,7 +30,7 @@ from jobcache._concurrency.batching import resolve_future
 try:
     from hiredis import PushNotification
     from hiredis import pack_command as _pack
-except ImportError:  # then no connection is pipelined
+except ImportError:  # without hiredis no connection is pipelined
     PushNotification = list  # type: ignore[assignment, misc]
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 Command = tuple["str | int | bytes", ...]
 
 OnReplies: TypeAlias = "Callable[[list[Any] | BaseException], None]"
-"""Is called with the replies; or with a `RedisError`; or with a `CancelledError` on `close`."""
+"""Called with the replies, or with a `RedisError`, or after `close` with a `CancelledError`."""
 
 _GRACE = 0.05
 """Seconds for a reply that came while the loop was busy, and has not been read yet."""
@@ -64,13 +64,13 @@ class PipelinedConnection(asyncio.Protocol):
     """Pipeline commands on a connection that redis-py has made, and that nothing else uses.
 
     Args:
-        connection: connected, with no command under way.
-        limit: seconds to wait for a reply; infinite if somebody else watches the connection.
-        on_push: is called with each message that is no reply, and at last with the reason why the
-            connection was closed. It must not raise.
+        connection: a connection that is connected, with no pending command.
+        limit: seconds to wait for a reply; infinite if the caller notices a silent server itself.
+        on_push: called with each message that is not a reply, and at the end with the reason why
+            the connection was closed. It must not raise.
 
     Attributes:
-        is_closing: whether no command can be sent any more.
+        is_closing: returns True if no more commands can be sent.
 
     Raises:
         NotPipelinable: commands cannot be pipelined on it.
@@ -82,7 +82,7 @@ class PipelinedConnection(asyncio.Protocol):
         limit: float,
         on_push: Callable[[list[Any] | BaseException], None] = lambda _: None,
     ) -> None:
-        # Private, and pinned by tests: redis-py gives access to neither of them.
+        # Private attributes of redis-py, which has no public access to them. Tests check them.
         parser: Any = connection._parser  # noqa: SLF001
         writer: Any = connection._writer  # noqa: SLF001
         reader = getattr(parser, "_reader", None)
@@ -120,10 +120,10 @@ class PipelinedConnection(asyncio.Protocol):
     def send(self, commands: Sequence[Command], on_replies: OnReplies) -> None:
         """Send commands while the connection is open; `on_replies` is called later.
 
-        It is called where bytes are received: it must not raise.
+        It is called while bytes are received, so it must not raise.
         """
-        pack: Any = _pack  # whose types allow one word only
-        packed = b"".join(map(pack, commands))  # which may raise
+        pack: Any = _pack  # its type hints allow only one word
+        packed = b"".join(map(pack, commands))  # may raise; so nothing is queued before
         self._queue.append(_Pending(len(commands), self._loop.time(), on_replies, []))
         self._transport.write(packed)
         if self._timer is None and self._limit < math.inf:
@@ -145,7 +145,7 @@ class PipelinedConnection(asyncio.Protocol):
             self._timer.cancel()
         self._transport.abort()
         closing: Any = self._connection
-        closing._close()  # noqa: SLF001 - or it would warn that nobody has closed it
+        closing._close()  # noqa: SLF001 - without it, redis-py warns of an unclosed connection
         reason = asyncio.CancelledError() if error is None else error
         while self._queue:
             self._queue.popleft().on_replies(reason)
@@ -171,7 +171,7 @@ class PipelinedConnection(asyncio.Protocol):
                     first.on_replies(first.replies)
             if self._closes_when_idle and not queue:
                 self.close()
-        except RedisError as error:  # no reply after this one could be trusted
+        except RedisError as error:  # later replies could belong to other requests
             self.close(RedisConnectionError(str(error)))
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -190,7 +190,7 @@ class PipelinedConnection(asyncio.Protocol):
         elif self._late is not first:
             self._late, left = first, _GRACE
         else:
-            self.close(RedisTimeoutError("an answer is overdue"))
+            self.close(RedisTimeoutError("a reply is overdue"))
             return
         self._timer = self._loop.call_later(left, self._check_overdue)
 

@@ -1,7 +1,7 @@
-"""Commands by redis-py's connection pool, where none can be pipelined.
+"""Commands on redis-py's connection pool, for connections that cannot be pipelined.
 
-Without hiredis every command takes a connection of the pool, which is small, and makes callers wait
-a moment rather than fail: a burst of polls is not an outage.
+Without hiredis every command takes a connection from a small pool. If none is free, callers wait
+for a moment instead of failing: a burst of polls is not an outage.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class PoolFallback:
     """Exchange commands on connections of a pool.
 
     Args:
-        pool: redis-py's.
-        identity: of the server that its connections lead to.
-        proof: makes what each connection proves itself with.
+        pool: the pool of redis-py.
+        identity: the identity of the server that its connections lead to.
+        proof: makes the `Proof` of a connection.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class PoolFallback:
         self._retired = False
 
     async def exchange(self, make: Callable[[str], list[Command]]) -> tuple[list[Any], Incarnation]:
-        """Send commands, and return the replies; see `ConnectionSlot.exchange`."""
-        # First come, first served. The pool's own queue is not: a caller that has just returned a
-        # connection can take it again before those that wait, for as long as it likes.
+        """Send commands, and return the replies, as `ConnectionSlot.exchange` does."""
+        # First come, first served. The pool's own queue is not fair: a caller that has just
+        # returned a connection can take it again before the callers that wait.
         async with self._queue:
             with closed_is_lost():
                 # (redis-py has not typed this method.)
@@ -57,7 +57,7 @@ class PoolFallback:
                     replies = await replies_to(connection, commands)
                     return proof.strip(first, replies), incarnation
                 except BaseException:
-                    # Replies that are still to come belong to no other command.
+                    # Later replies must not be read as those of another command.
                     await connection.disconnect(nowait=True)
                     raise
                 finally:
@@ -66,7 +66,7 @@ class PoolFallback:
                     await self._pool.release(connection)
 
     def forget(self, connection: AbstractConnection) -> None:
-        """Have a connection prove itself, for it has been made anew."""
+        """Forget the proofs of a connection, because it has been reconnected."""
         self._proofs.pop(connection, None)
 
     async def retire(self) -> None:
@@ -80,7 +80,7 @@ class PoolFallback:
         await self._pool.disconnect()
 
     async def _prepare(self, connection: AbstractConnection) -> Incarnation:
-        """Make a suspect connection anew; return what it leads to."""
+        """Reconnect a suspect connection; return the incarnation that the connection leads to."""
         incarnation = self._identity.of(connection)
         if incarnation is None or incarnation != self._identity.current:
             await connection.disconnect(nowait=True)

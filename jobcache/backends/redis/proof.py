@@ -1,9 +1,9 @@
 """Proof that a connection still leads to a primary.
 
 An address may be pointed at a new primary while connections to the old one stay open, and the old
-one lives on as a replica. So every connection in use proves itself every half second: before
-whatever else it sends, it sends a write that changes nothing. A server that refuses this write, or
-any other, makes all connections suspect:
+one continues as a replica. So every connection in use is checked every half second: a write that
+changes nothing is sent before its next commands. If the server refuses this write, or any other,
+all connections become suspect:
 
     the address moves from A to B; A becomes a replica of B, and has not copied B's cells yet
     W commits v2, and publishes it on B; R would go on reading v1 from A on its old connection
@@ -24,15 +24,15 @@ BETWEEN_PROOFS = 0.5
 
 
 class Proof:
-    """Decides when one connection has to prove itself again, and whether it has.
+    """Decides when one connection must be checked again, and reads the result of the check.
 
     Args:
-        commands: makes the commands that prove it.
-        check: given these commands and all replies, returns the error if they prove nothing.
+        commands: makes the commands of the check.
+        check: called with these commands and all replies; returns an error if the check failed.
         clock: monotonic time in seconds.
 
     Attributes:
-        due_at: the time of the next proof.
+        due_at: the time of the next check.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Proof:
         self.due_at = -math.inf
 
     def due(self) -> list[Command]:
-        """Return the commands to send before the next ones; none if it is not time yet."""
+        """Return the commands of the check, to be sent first; none before it is due."""
         now = self._clock()
         if now < self.due_at:
             return []
@@ -55,7 +55,7 @@ class Proof:
         return self._commands()
 
     def strip(self, proof: Sequence[Command], replies: list[Any]) -> list[Any]:
-        """Return the replies behind the proof's; if it has failed, its error in place of each."""
+        """Return the replies behind those of the check; if it failed, its error for each."""
         if not proof:
             return replies
         others = replies[len(proof) :]

@@ -1,4 +1,4 @@
-"""Commands on redis-py's own connections, which are not pipelined."""
+"""Helps to use redis-py's own connections, which are not pipelined."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _CLOSED = "handler is closed"
 
 @contextmanager
 def closed_is_lost() -> Iterator[None]:
-    """Raise a lost connection where uvloop says, in its own words, that the peer closed it.
+    """Translate uvloop's error for a connection that the peer has closed, a `RuntimeError`.
 
     Raises:
-        RedisConnectionError: what redis-py would raise if it knew those words.
+        RedisConnectionError: the error that redis-py raises for other lost connections.
     """
     try:
         yield

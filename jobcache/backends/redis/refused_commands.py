@@ -1,4 +1,4 @@
-"""What it means when a Redis server refuses a command."""
+"""Classify the errors with which a Redis server refuses a command."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from redis.exceptions import (
 )
 
 _SUSPECT = (ReadOnlyError, MasterDownError, BusyLoadingError, AuthenticationError)
-# Redis 6 wraps the error of a command that a script has called; others have no type in redis-py.
+# Redis 6 wraps the errors of commands within scripts, and redis-py has no types for some others.
 _SUSPECT_WORDS = re.compile(r"(?:^|[ -])(?:READONLY|MASTERDOWN|NOREPLICAS|MISCONF) ")
 _WITHIN_SCRIPT = re.compile("ACL failure in script|The user executing the script can't run")
 _UNKNOWN = re.compile("unknown (?:command|subcommand)", re.IGNORECASE)
 
 
 class CommandRefused(ResponseError):  # noqa: N818 - says what is the matter
-    """The server does not have a command, or does not let us use it. The message names it."""
+    """The server lacks a command, or forbids it. The message names the command."""
 
 
 def is_suspect(reply: object) -> bool:
@@ -38,7 +38,7 @@ def is_unknown(reply: object) -> bool:
 
 
 def is_refused(reply: object) -> bool:
-    """Return whether the server does not have the command, or does not let us use it."""
+    """Return whether the server lacks the command, or forbids it."""
     return isinstance(reply, NoPermissionError) or is_unknown(reply)
 
 

@@ -1,4 +1,4 @@
-"""Calls of the scripts on the server, as commands: by digest, or as text where that is refused."""
+"""Commands that run a script on the server: by its digest, or by its text if that is refused."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Call(NamedTuple):
     """A script to run on one key.
 
     Attributes:
-        script: its name.
+        script: the name of the script.
         key: the key, with its prefix.
-        arguments: what follows the incarnation id; an entry is sent as its cell.
-        others: more keys of the same server, for a script that takes any number.
+        arguments: the arguments after the incarnation id; an entry is sent as its cell.
+        others: more keys of the same server, for a script that takes any number of keys.
     """
 
     script: str
@@ -40,7 +40,7 @@ class ScriptCalls:
     """Make the commands that run scripts on one server.
 
     Args:
-        texts: of the scripts, by name.
+        texts: the texts of the scripts, by name.
     """
 
     def __init__(self, texts: Mapping[str, str]) -> None:
@@ -61,7 +61,8 @@ class ScriptCalls:
     def as_text(self, calls: Sequence[Call], incarnation_id: str) -> list[Command]:
         """Return an EVAL for each call.
 
-        The server then knows the script by its digest, too; many proxies refuse SCRIPT LOAD.
+        The server then also knows the script by its digest. SCRIPT LOAD would do the same, but many
+        proxies refuse it.
         """
         return _commands("EVAL", self._texts, calls, incarnation_id)
 

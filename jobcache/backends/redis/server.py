@@ -1,14 +1,13 @@
-"""One Redis server: what is sent to it, on which connection, and what is sent again.
+"""One Redis server: sends commands to it, and sends them again after a lost connection.
 
-Reads share one pipelined connection, scripts another (`connection_slot`). Where commands cannot be
-pipelined, they use redis-py's pool (`pool_fallback`). Every command is made for the incarnation
-that its connection leads to (`identity`), and connections prove that they lead to a primary
-(`proof`).
+Reads share one pipelined connection, and scripts another (`connection_slot`). Connections that
+cannot be pipelined are taken from redis-py's pool (`pool_fallback`). Every command is made for the
+incarnation that its connection leads to (`identity`), and connections prove that they lead to a
+primary (`proof`).
 
-Every command can be repeated. So a command that met a lost connection, or one that leads to where
-the server is no longer, is sent again, once, on a new one. That may be a fence, without which other
-processes serve an old version. Not after a time-out, which would double it. redis-py itself repeats
-nothing.
+Commands are retried once after a lost connection, or after one that led to an older incarnation.
+All of them can be repeated, and a lost fence would let other processes serve an old version. There
+is no retry after a time-out, which would double the wait. redis-py itself retries nothing.
 """
 
 from __future__ import annotations
@@ -77,28 +76,28 @@ Check: TypeAlias = "Callable[[Server, Sequence[Command], Sequence[Any]], Excepti
 
 
 class OlderProtocol(RedisConnectionError):  # noqa: N818 - an instruction to try again
-    """The server knows no HELLO: the next connection does without it."""
+    """The server does not know HELLO. The next connection uses RESP2."""
 
 
 class Server:
     """Send commands to one server.
 
     Args:
-        pool: redis-py's, for connections and their options.
-        scripts: their texts, by name.
+        pool: the pool of redis-py, for connections and their options.
+        scripts: the texts of the scripts, by name.
         learn: asks a new connection for the incarnation id of the server that it leads to.
         proof: makes the commands with which a connection proves that it leads to a primary of ours.
-        check: given these commands and the replies, returns the error if they prove nothing.
-        is_sharded: it holds only some of the keys, so that one command cannot read several.
+        check: called with these commands and the replies; returns an error if they prove nothing.
+        is_sharded: whether the server holds only some of the keys. Then no command reads several.
         clock: monotonic time in seconds.
 
     Attributes:
-        host: where it is.
-        name: its host and port, for people.
-        identity: which incarnation answers.
-        tracked: whether a change feed listens to it.
+        host: the host.
+        name: the host and port, for log messages.
+        identity: the incarnation that answers now.
+        tracked: whether a change feed follows this server.
         call: returns a future of a script's reply. The calls of one turn of the loop share a
-            pipeline. It raises, in the future, as redis-py does; also `OSError`.
+            pipeline. The future may raise the errors of redis-py, and `OSError`.
     """
 
     def __init__(
@@ -138,12 +137,12 @@ class Server:
     def read(self, names: Sequence[str], decode: Callable[[Cells, str], T]) -> asyncio.Future[T]:
         """Return a future of the cells at these keys, decoded.
 
-        One MGET, or a GET for each in a cluster. Without a task, if there is a connection.
+        Sends one MGET, or a GET for each key in a cluster. Needs no task if a connection is open.
 
         Args:
             names: the keys, with their prefix.
-            decode: is given the cells, an error in place of one that has none, and the incarnation
-                id of the server.
+            decode: called with the cells, an error in place of each that could not be read, and the
+                incarnation id of the server.
 
         Raises (in the future):
             CacheError: the server did not answer, or whatever `decode` raises.
@@ -165,11 +164,11 @@ class Server:
         return attempt.future
 
     async def read_asking(self, name: str, decode: Callable[[Cells, str], T]) -> T:
-        """Read one key whose slot is on its way to this server. Raises as `read` does."""
+        """Read one key whose slot is migrating to this server. Raises as `read` does."""
         return await self._read([name], decode, asking=True)
 
     async def call_asking(self, call: Call) -> ScriptReply:
-        """Call a script on a key whose slot is on its way to this server. Raises as `call`."""
+        """Call a script on a key whose slot is migrating to this server. Raises as `call` does."""
         (reply,) = await self._evaluate([call], asking=True)
         if isinstance(reply, Exception):
             raise reply
@@ -205,10 +204,10 @@ class Server:
     # --- the server's state ---
 
     async def ping(self, key: str) -> None:
-        """Try on `key` everything that the cache needs. Raises as `read` does.
+        """Try all commands that the cache needs, on `key`. Raises as `read` does.
 
-        A server that is full or read-only, or refuses scripts, still answers a PING. This uses a
-        connection of its own: the others may be stuck, or have a queue before them.
+        A server that is full or read-only, or refuses scripts, still answers a PING. The commands
+        use a new connection: the others may be stuck, or have a queue.
         """
         with suppress(OlderProtocol):
             await self._ping(key)
@@ -219,10 +218,10 @@ class Server:
         connection = self.connection()
         try:
             with closed_is_lost():
-                await connect(connection)  # which learns the incarnation, too
+                await connect(connection)  # this also learns the incarnation
                 await self._try_out(connection, key)
         except AskError as error:
-            # In a cluster it is up: the key's slot has moved, or is about to.
+            # In a cluster this is an answer: the key's slot has moved, or is migrating.
             if not self._is_sharded:
                 raise cluster_node(error) from error
         except ResponseError as error:
@@ -236,7 +235,7 @@ class Server:
         incarnation = self.identity.of(connection)
         assert incarnation is not None  # noqa: S101 - each new connection is recorded
         incarnation_id = str(incarnation.incarnation_id)
-        # Two keys of different slots: one node of a cluster refuses that.
+        # Two keys of different slots: a node of a cluster refuses that.
         read: Command = ("GET", key) if self._is_sharded else ("MGET", key, f"{key}:")
         calls = Call("fence", key, ("ping", _PING_MS)), Call("publish", key, ("ping", -1, 0, b""))
         commands = [read, *self._scripts.by_digest(calls, incarnation_id)]
@@ -249,11 +248,11 @@ class Server:
                 raise named(str(word), reply)
 
     def verify_identity(self, key: str) -> None:
-        """Find out, by a ping, whether the server has become another incarnation.
+        """Find out, by a ping in the background, whether the server has a new incarnation.
 
-        Called when a cell of another incarnation is found. Connections outlive an incarnation where
-        a server is demoted and promoted again, or forgets its replicas; and another process may
-        have learned of it before this one.
+        Called when a cell of another incarnation is found. A connection may outlive an incarnation:
+        a server was demoted and promoted again, or dropped its replicas. Another process may have
+        noticed that first, and have written the cell.
         """
         if self._clock() >= self._verify_from:
             self._verify_from = self._clock() + _BETWEEN_VERIFICATIONS
@@ -272,7 +271,7 @@ class Server:
         return made
 
     async def retire(self) -> None:
-        """Close the connections, each as soon as it is not in use."""
+        """Close each connection as soon as it is idle."""
         self._uses_pool = True
         await self._end_verification()
         for slot in (self._reads, self._scripted):
@@ -280,9 +279,9 @@ class Server:
         await self._fallback.retire()
 
     async def aclose(self) -> None:
-        """Close the connections. Callers that wait are cancelled, later ones get an error."""
-        # First, so that nothing more is sent: a command that begins while the others are ended
-        # would open a connection that nobody closes.
+        """Close the connections. Pending calls are cancelled, and later ones raise an error."""
+        # First, so that nothing more is sent: a command that begins while the others are cancelled
+        # would open a connection that is never closed.
         self._uses_pool = self._closed = True
         for slot in (self._reads, self._scripted):
             await slot.aclose()
@@ -296,7 +295,7 @@ class Server:
             await end_all({self._verification})
 
     async def _prepare(self, connection: AbstractConnection) -> None:
-        """Make a new connection ready, and learn which incarnation it leads to."""
+        """Make a new connection ready, and learn the incarnation that it leads to."""
         generation = self.identity.current.generation
         try:
             await connection.on_connect()
@@ -318,7 +317,7 @@ class Server:
         """Open a pipelined connection.
 
         Raises:
-            NotPipelinable: there is none; from now on every command uses the pool.
+            NotPipelinable: it cannot be pipelined; from now on every command uses the pool.
             RedisError: the server cannot be reached.
         """
         connection = self.connection()
@@ -378,13 +377,13 @@ class Server:
     def _results(
         self, replies: list[Any], incarnation_id: str
     ) -> list[ScriptReply | Exception] | None:
-        """Return the scripts' results; None if a script is to be sent as text."""
+        """Return the scripts' results; None if a script must be sent as text."""
         results: list[ScriptReply | Exception] = []
         for reply in replies:
             if not isinstance(reply, Exception):
                 results.append((reply, incarnation_id, self))
             elif self._scripts.wants_text(reply):
-                return None  # all of them again, for each can be repeated
+                return None  # all calls are sent again, which is allowed for each
             else:
                 results.append(named(_SCRIPTS, reply))
         return results
@@ -399,7 +398,7 @@ class Server:
         results = [(reply, incarnation_id, self) for reply in replies]
         again = [n for n, reply in enumerate(replies) if scripts.wants_text(reply)]
         if again:
-            # The server was restarted, or told to forget scripts; or it does not allow EVALSHA.
+            # The server was restarted, or has flushed its scripts, or does not allow EVALSHA.
             some = [calls[n] for n in again]
             replies, incarnation_id = await self._exchange(
                 self._scripted, partial(scripts.as_text, some), asking=asking
@@ -426,7 +425,7 @@ class Server:
         return task
 
     def _retry(self, *again: Any) -> None:  # noqa: ANN401 - a coroutine function and its arguments
-        """Send again, in a task, what met a lost connection; its outcome becomes the future's."""
+        """Send commands again, in a task, and copy the outcome to the future."""
         send, *arguments, future = again
         if self._closed:
             future.cancel()
@@ -436,13 +435,13 @@ class Server:
     async def _exchange(
         self, slot: ConnectionSlot, make: Callable[[str], list[Command]], *, asking: bool = False
     ) -> tuple[list[Any], str]:
-        """Send commands together, once more if necessary; return the replies, errors among them.
+        """Send commands together, twice if necessary; return the replies, errors among them.
 
         Args:
             slot: the connection to use.
             make: makes the commands for the server's incarnation id.
-            asking: the keys' slot is on its way to this server, which takes the commands all the
-                same.
+            asking: whether the keys' slot is migrating to this server. Then ASKING is sent before
+                each command.
         """
         if asking:
             make = partial(_with_asking, make)

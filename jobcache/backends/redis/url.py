@@ -1,4 +1,4 @@
-"""Where Redis is, from a URL: one server, a master that sentinels name, or a cluster."""
+"""Parse the URL of Redis: one server, a master that sentinels name, or a cluster."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ class Address(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        """As people write it."""
+        """Return `host:port`; an IPv6 address in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True)
 class RedisURL:
-    """What a URL says.
+    """A parsed URL.
 
     Attributes:
         kind: "sentinel", "cluster", or empty for one server.
-        hosts: the sentinels, or some of the cluster's nodes.
-        service: what the sentinels call the master.
-        options: redis-py's, of a connection and its pool; of one server with its host and port.
-        sentinel_options: those of a connection to a sentinel, where they differ.
+        hosts: the sentinels, or some of the cluster's nodes; empty for one server.
+        service: the name that the sentinels have for the master.
+        options: redis-py's options for connections and pools. For one server they include its host
+            and port.
+        sentinel_options: options for connections to sentinels that override `options`.
     """
 
     kind: Kind
@@ -49,10 +50,10 @@ class RedisURL:
 
 
 def read_url(url: str) -> RedisURL:
-    """What `url` says; see `RedisBackend` for what it may.
+    """Parse a URL, whose forms `RedisBackend` documents.
 
     Raises:
-        ValueError: it cannot be read. May quote the URL, password and all.
+        ValueError: the URL is wrong. The message may contain the URL with its password.
     """
     if not REDIS_URL.fullmatch(url):
         raise ValueError("it has not the form of a Redis URL")
@@ -80,7 +81,7 @@ def _parse(url: str) -> RedisURL:
     service, database = "", path.strip("/")
     if kind == "sentinel":
         service, _, database = database.partition("/")
-    # The rest is redis-py's to read.
+    # redis-py parses the rest.
     options: dict[str, Any] = dict(
         parse_url(f"{tls}{separator}{credentials}{at}host/{database}{question}{query}")
     )

@@ -1,9 +1,9 @@
--- Empty the cells among these keys that are of our namespace, of the server's present incarnation.
--- KEYS the keys, of one server   ARGV[1] the incarnation_id
--- Returns how many cells were emptied.
+-- Delete the keys that hold cells of our namespace, written on the present incarnation of the server.
+-- KEYS the keys, all of one server   ARGV[1] the incarnation_id, which also names the namespace
+-- Returns the number of deleted keys.
 local dropped = 0
 for _, key in ipairs(KEYS) do
-  local head = redis.pcall('GETRANGE', key, 0, 63) -- of a wrong type: an error, and none of ours
+  local head = redis.pcall('GETRANGE', key, 0, 63) -- an error if the key has another type; then it is not ours
   if type(head) == 'string' and head:match('^[ELF]%d|(%w+)|') == ARGV[1] then
     dropped = dropped + redis.call('DEL', key)
   end

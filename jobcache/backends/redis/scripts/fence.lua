@@ -1,7 +1,7 @@
--- Nothing in this cell is served until every token has left the fence.
+-- Fence a cell: nothing in it is served until every token has left the fence.
 -- KEYS[1] the cell   ARGV[1] the server's incarnation_id   ARGV[2] token   ARGV[3] a new fence's lifetime in ms
 local incarnation_id, token = ARGV[1], ARGV[2]
-local cell = redis.pcall('GET', KEYS[1]) -- of a wrong type: an error, and replaced
+local cell = redis.pcall('GET', KEYS[1]) -- an error if the key has another type; then it is replaced
 if type(cell) ~= 'string' then
   cell = ''
 end
@@ -12,7 +12,7 @@ end
 local done
 local fence_version, tokens = cell:match('^F1|%w+|(%d+)|(,[%w,]+,)$')
 if fence_version then
-  -- A standing fence keeps its deadline, or a writer that died would hold up a busy key for ever.
+  -- An existing fence keeps its deadline. Else the token of a dead writer would stay while others write.
   if not tokens:find(',' .. token .. ',', 1, true) then
     tokens = tokens .. token .. ','
   end
@@ -22,6 +22,6 @@ else
   done = redis.pcall('SET', KEYS[1], 'F1|' .. incarnation_id .. '|' .. fence_version .. '|,' .. token .. ',', 'PX', ARGV[3])
 end
 if done.err then
-  redis.call('DEL', KEYS[1]) -- no memory for a fence: at least nothing old is served
+  redis.call('DEL', KEYS[1]) -- no memory for a fence: remove the cell, so that nothing old is served
 end
 return done

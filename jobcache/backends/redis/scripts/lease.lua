@@ -1,6 +1,6 @@
--- Take the lease of an empty cell.
+-- Take the lease, if the cell is empty.
 -- KEYS[1] the cell   ARGV[1] the server's incarnation_id   ARGV[2] token   ARGV[3] the lease's lifetime in ms
--- Returns false if the lease is now the token's, else the cell, which stays as it is.
+-- Returns false if the token has the lease now, else the cell, which is not changed.
 local incarnation_id = ARGV[1]
 local cell = redis.call('GET', KEYS[1])
 local written = cell and cell:match('^[ELF]1|(%w+)|')

@@ -1,4 +1,4 @@
--- Hand over a committed version, or withdraw.
+-- Publish a committed version, or withdraw the token.
 -- KEYS[1] the cell   ARGV[1] the server's incarnation_id   ARGV[2] token
 -- ARGV[3] version, -1 to withdraw   ARGV[4] lifetime in ms   ARGV[5] the entry's cell
 -- Returns a value of `PublishResult`.
@@ -16,7 +16,7 @@ local function store(word)
   end
   local done = redis.pcall('SET', key, ARGV[5], 'PX', ARGV[4])
   if done.err then
-    redis.call('DEL', key) -- no memory for the entry: at least nothing old is served
+    redis.call('DEL', key) -- no memory for the entry: remove the cell, so that nothing old is served
     return done
   end
   return word
@@ -64,7 +64,7 @@ end
 
 local held = tonumber(cell:match('^E1|%w+|(%d+)|%d+|%d+|%d+|%l+|%x+|[%d-]+|[^|\n]*|[^|\n]*\n'))
 if not held then
-  return remove() -- unreadable: nobody can say that it is not older
+  return remove() -- unreadable: it may be older
 end
 if withdrawn or held > version then
   return 'kept'

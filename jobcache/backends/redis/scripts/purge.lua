@@ -1,7 +1,7 @@
--- Empty the cell, but for a fence, which stays.
+-- Empty the cell, unless it holds a fence.
 -- KEYS[1] the cell   ARGV[1] the server's incarnation_id
--- Returns 1 if it held something to drop, else 0.
-local cell = redis.pcall('GET', KEYS[1]) -- of a wrong type: an error, and dropped
+-- Returns 1 if the cell held an entry or a lease, else 0.
+local cell = redis.pcall('GET', KEYS[1]) -- an error if the key has another type; then it is deleted
 if cell == false then
   return 0
 end
@@ -11,7 +11,7 @@ if written and written ~= ARGV[1] then
   return 0
 end
 local fence = type(cell) == 'string' and cell:match('^F1|%w+|%d+|,[%w,]+,$')
-if fence and redis.call('PTTL', KEYS[1]) >= 0 then -- without an end it is none of ours
+if fence and redis.call('PTTL', KEYS[1]) >= 0 then -- without an expiry it is not ours
   return 0
 end
 return redis.call('DEL', KEYS[1])
