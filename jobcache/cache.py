@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from jobcache._engine.batched_gets import BatchedGets
+from jobcache._engine.cell_changes import CellChanges
 from jobcache._engine.clock import WallClock
 from jobcache._engine.fetching import Fetcher
 from jobcache._engine.loading import Loads
@@ -134,7 +135,8 @@ class JobCache:
             sleep=sleep,
         )
         gets = BatchedGets(backend) if isinstance(backend, SupportsFutureGet) else None
-        self._publisher = Publisher(backend, self.statistics, token)
+        changes = CellChanges(backend)
+        self._publisher = Publisher(backend, self.statistics, changes, token)
         self.reads = Reads(
             backend,
             statistics=self.statistics,
@@ -148,6 +150,7 @@ class JobCache:
                 lifetimes=self.lifetimes,
                 loads=self._loads,
                 publisher=self._publisher,
+                changes=changes,
                 token=token,
                 sleep=sleep,
                 gets=gets,

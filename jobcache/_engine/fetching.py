@@ -1,7 +1,7 @@
 """What a read does when the cache has no entry to serve: lease, load, publish.
 
     nothing                       take the lease, load, publish
-    a fence, or another's lease   wait briefly for the entry; then load and publish
+    a fence, or another's lease   wait for the entry, but not for long; then load and publish
     the cache is away             load
 
 Why each step is there, and which schedule goes stale without it, is in `docs/coherence.md`.
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from jobcache._engine.batched_gets import BatchedGets
+    from jobcache._engine.cell_changes import CellChanges
     from jobcache._engine.clock import WallClock
     from jobcache._engine.loading import Loads
     from jobcache._engine.publishing import Publisher
@@ -35,7 +36,11 @@ if TYPE_CHECKING:
     Fetched = tuple[Entry, CacheOutcome]
 
 PAUSES = tuple(0.002 * 2**n for n in range(7))
-"""Seconds that a reader waits between two attempts to lease a cell that others are working on."""
+"""Seconds after which a reader looks again at a cell that others are working on.
+
+A change of the cell that is reported wakes it earlier. It shortens no pause, so a reader waits as
+long as others publish something else.
+"""
 
 ATTEMPTS = {LeaseResult.ACQUIRED: 0, LeaseResult.FENCED: 5, LeaseResult.HELD: len(PAUSES)}
 """How many of those pauses a reader makes before it asks the source itself: 62 ms behind a fence,
@@ -67,6 +72,7 @@ class Fetcher:
         lifetimes: of the entries that are loaded.
         loads: runs loaders.
         publisher: hands over what was loaded.
+        changes: wakes reads behind a fence or a lease.
         token: makes unique tokens.
         sleep: waits for the given seconds.
         gets: of a backend whose store is elsewhere.
@@ -81,6 +87,7 @@ class Fetcher:
         lifetimes: Lifetimes,
         loads: Loads,
         publisher: Publisher,
+        changes: CellChanges,
         token: Callable[[], str],
         sleep: Callable[[float], Awaitable[object]],
         gets: BatchedGets | None,
@@ -94,6 +101,7 @@ class Fetcher:
         self._lifetimes = lifetimes
         self._loads = loads
         self._publisher = publisher
+        self._changes = changes
         self._token = token
         self._sleep = sleep
 
@@ -160,15 +168,32 @@ class Fetcher:
     async def _take_lease(self, key: str, token: str, min_version: int) -> Lookup:
         """Take the lease of an empty cell; behind others, wait a moment for their entry."""
         try:
-            found = await self._backend.lease(key, token)
-            for number, pause in enumerate(PAUSES):
-                if isinstance(found, Entry) or number >= ATTEMPTS[found]:
-                    break
-                await self._sleep(pause)
+            with self._changes.noticed(key) as change:
                 found = await self._backend.lease(key, token)
+                for number, pause in enumerate(PAUSES):
+                    if isinstance(found, Entry) or number >= ATTEMPTS[found]:
+                        break
+                    found = await self._lease_again(key, token, change, pause)
         except CacheError as error:
             return await self._failed(error, key)
         return self._judge(found, min_version)
+
+    async def _lease_again(
+        self, key: str, token: str, change: asyncio.Event, pause: float
+    ) -> Entry | LeaseResult:
+        """Lease a cell at each change, until others have left it or `pause` seconds are over."""
+        pausing = asyncio.ensure_future(self._sleep(pause))
+        pausing.add_done_callback(lambda _: change.set())
+        try:
+            while True:
+                await change.wait()
+                change.clear()
+                over = pausing.done()
+                found = await self._backend.lease(key, token)
+                if over or found is LeaseResult.ACQUIRED or isinstance(found, Entry):
+                    return found
+        finally:
+            pausing.cancel()
 
     async def _failed(self, error: CacheError, *keys: str) -> Lookup:
         self._statistics.errors += 1

@@ -14,6 +14,7 @@ from jobcache.protocol.backend import Entry, PublishResult, SupportsVersionHint
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from jobcache._engine.cell_changes import CellChanges
     from jobcache.observability.statistics import Statistics
     from jobcache.protocol.backend import CacheBackend
 
@@ -28,14 +29,20 @@ class Publisher:
     Args:
         backend: the backend.
         statistics: counted into.
+        changes: is told of each publish.
         token: makes unique tokens.
     """
 
     def __init__(
-        self, backend: CacheBackend, statistics: Statistics, token: Callable[[], str]
+        self,
+        backend: CacheBackend,
+        statistics: Statistics,
+        changes: CellChanges,
+        token: Callable[[], str],
     ) -> None:
         self._backend = backend
         self._statistics = statistics
+        self._changes = changes
         self._token = token
         self._shielded = ShieldedTasks()
 
@@ -75,6 +82,7 @@ class Publisher:
             self._statistics.publish.record(time.perf_counter_ns() - began)
             if entry is not None and entry.keep_ms and done in _NOT_STORED:
                 self._statistics.not_stored += 1
+        self._changes.changed((key,))
 
 
 def version_only(entry: Entry) -> Entry:
