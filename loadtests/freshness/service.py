@@ -28,6 +28,8 @@ from app import environment, settings
 from app.main import create_app
 from jobcache.backends import registry, tiered
 from jobcache.backends.redis import backend as redis
+from jobcache.backends.redis.namespace import Namespace
+from jobcache.backends.redis.script_calls import Call
 from jobcache.backends.redis.tracking.feed import TrackingFeed
 from jobcache.protocol.backend import PublishResult
 
@@ -117,14 +119,23 @@ class FaultyRedis(redis.RedisBackend):
     async def _publish_late(self, key: str, token: str, entry: Entry) -> PublishResult:
         await asyncio.sleep(random.uniform(0, _LATE))  # noqa: S311 - no secret
         if entry.keep_ms > 0:
-            await self._drop([self._prefix + key], "evict")
+            await self._call(Call("evict", self._prefix + key))
             await super().lease(key, token)
         return await super().publish_future(key, token, entry)
 
-    async def _learn_incarnation(self, connection: AbstractConnection) -> str:
+
+class FaultyNamespace(Namespace):
+    """The namespace of a Redis backend, which ignores incarnations if that rule is removed."""
+
+    def __init__(self, switches: Switches, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - its
+        self._switches = switches
+        super().__init__(*arguments, **options)
+
+    async def learn_incarnation(self, connection: AbstractConnection) -> str:
+        """Return the incarnation id, or the same one for all servers."""
         if self._switches.broken == "incarnation":
             return "ignored"
-        return await super()._learn_incarnation(connection)
+        return await super().learn_incarnation(connection)
 
 
 def main() -> None:
@@ -136,6 +147,7 @@ def main() -> None:
     chosen = settings.load()
     # What the backend's factory finds under this name; registry and guard are the real ones.
     vars(redis)["RedisBackend"] = partial(FaultyRedis, switches)
+    vars(redis)["Namespace"] = partial(FaultyNamespace, switches)
     if switches.broken == "report":
         vars(registry)["TieredBackend"] = DeafTiers
     vars(redis)["TrackingFeed"] = partial(TrackingFeed, heartbeat=_HEARTBEAT)

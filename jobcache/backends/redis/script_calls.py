@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from hashlib import sha1
+from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
 from redis.exceptions import NoScriptError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from jobcache.backends.redis.pipelined_connection import Command
 
 logger = logging.getLogger("jobcache")
+
+_NAMES = ("lease", "fence", "publish", "purge", "evict")
 
 
 class Call(NamedTuple):
@@ -34,6 +37,12 @@ class Call(NamedTuple):
     key: str | bytes
     arguments: tuple[str | int | bytes | Entry, ...] = ()
     others: tuple[str | bytes, ...] = ()
+
+
+def script_texts() -> dict[str, str]:
+    """Return the texts of all scripts, by name."""
+    folder = files("jobcache.backends.redis").joinpath("scripts")
+    return {name: folder.joinpath(f"{name}.lua").read_text("utf-8") for name in _NAMES}
 
 
 class ScriptCalls:

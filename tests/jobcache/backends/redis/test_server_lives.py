@@ -274,7 +274,7 @@ async def test_a_connection_that_is_lost_while_it_is_made_is_made_again(
     server: RedisServer,
 ) -> None:
     backend = RedisBackend(server.url, connections=1)
-    learn, losses = backend._learn_incarnation, 0
+    learn, losses = backend._namespace.learn_incarnation, 0
 
     async def lost(connection: AbstractConnection) -> str:
         nonlocal losses
