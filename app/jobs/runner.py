@@ -1,10 +1,12 @@
-"""Moves the service's own jobs along: writes storyboards, renders, reports progress.
+"""Works on the service's own jobs: writes storyboards, renders videos, reports progress.
 
-A job is worked on by the process that has claimed it in the database. A claim is renewed while the
-process is at work and runs out when it dies; every process looks now and then, and at its start,
-for jobs that should be moving and that nobody has claimed, and takes them up again from where their
-state says. A job that was taken up too often is failed: it may be what kills the processes. One
-that only waits for its turn is not claimed, and so not to blame for a death.
+A process works on a job only while it holds the job's claim in the database. The claim is renewed
+during the work, and expires when the process dies. At its start and at intervals, each process
+looks for unfinished jobs without a claim, and continues them from their state.
+
+A job that was started too often is failed, because it may be the reason why processes die. A job
+that waits for a free renderer is not claimed yet, so the death of the process does not count
+against it.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("app")
 
 _MOST_ATTEMPTS = 5
-_TAKEN_AT_ONCE = 100
+_FOUND_AT_ONCE = 100
 _COMPLETE_PAUSES = (0.5, 1, 2, 4, 8, 15, 15, 15)
 
 
@@ -46,15 +48,15 @@ class Runner:
     """Works on jobs, in tasks of this process.
 
     Args:
-        jobs: through which every change is made.
-        store: for claims.
+        jobs: makes every change of a job.
+        store: keeps the claims.
         renderer: makes the videos.
-        videos: where they go.
-        name: this process's, unlike any other's; None: made at the start, for processes that were
-            forked after this was made need names of their own.
-        at_once: how many are rendered at a time; the others wait their turn.
-        claim_for: seconds that a claim lasts unless renewed.
-        report_every: the least seconds between two progress reports of a job.
+        videos: the folder of the videos.
+        name: a unique name of this process. None: a name is made by `start`, so that processes
+            which are forked before that have different ones.
+        at_once: how many videos are rendered at a time.
+        claim_for: seconds until a claim expires, unless it is renewed.
+        report_every: the least number of seconds between two progress reports of a job.
         clock_ms: wall-clock time in milliseconds.
         clock: monotonic time in seconds.
     """
@@ -79,7 +81,7 @@ class Runner:
         self._videos = videos
         self._given_name = name
         self._name = ""
-        self._turns = asyncio.Semaphore(at_once)
+        self._renderings = asyncio.Semaphore(at_once)
         self._claim_for = claim_for
         self._report_every = report_every
         self._clock_ms = clock_ms
@@ -88,63 +90,65 @@ class Runner:
         self._working: dict[int, _Step] = {}
         self._next: dict[int, Job] = {}
         self._claimed: set[int] = set()
-        self._rounds: asyncio.Task[None] | None = None
+        self._finding: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to look for work."""
+        """Start to look for unfinished jobs."""
         self._name = _unique_name() if self._given_name is None else self._given_name
-        self._rounds = asyncio.create_task(self._make_rounds())
+        self._finding = asyncio.create_task(self._find_jobs())
 
     def seen(self, job: Job) -> None:
-        """A job has changed: take it up if it is ours to move, let it go if it has ended."""
+        """Start to work on a job that has changed, or stop if it has ended."""
         working = self._working.get(job.id)
-        if self._rounds is None or (working and working.task is asyncio.current_task()):
-            return  # shutting down, or our own change
+        if self._finding is None or (working and working.task is asyncio.current_task()):
+            return  # shutting down, or the change was made by the task that works on the job
         if job.status is Status.COMPLETED:
-            return  # our own as well: it may be tidying up
+            return  # also a change of that task, which may not be finished yet
         if job.status in TERMINAL:
             self._next.pop(job.id, None)
             if working is not None:
                 working.task.cancel()
             if job.renderer == "builtin":
-                self._video(job.id).unlink(missing_ok=True)  # in place, but one move too late
+                # The video may have been finished just before the job was cancelled.
+                self._video(job.id).unlink(missing_ok=True)
         elif not _is_ours(job):
             return
         elif working is None:
             task = asyncio.create_task(self._work(job))
-            # Not a `finally` within: a task that is cancelled before it has begun has none.
+            # Not a `finally` in `_work`: a task cancelled before it starts never runs it.
             task.add_done_callback(lambda _: self._ended(job.id))
             self._working[job.id] = _Step(task, renders=_renders(job))
         elif working.renders != _renders(job):
-            self._next[job.id] = job  # still tidying up after the step before
+            self._next[job.id] = job  # the task of the previous step is still ending
 
     async def aclose(self) -> None:
-        """Stop all work and give up the claims, so that the next process takes it up at once."""
+        """Stop all work and release the claims, so that another process can continue at once."""
         tasks = [step.task for step in self._working.values()]
-        if self._rounds is not None:
-            tasks.append(self._rounds)
-            self._rounds = None
+        if self._finding is not None:
+            tasks.append(self._finding)
+            self._finding = None
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
         await self._shielded.join()
 
-    # --- rounds ---
+    # --- looking for jobs ---
 
-    async def _make_rounds(self) -> None:
+    async def _find_jobs(self) -> None:
         while True:
             try:
                 await self._renew()
-                # Those that wait for a turn here are among them, and must not hide the others.
-                most = _TAKEN_AT_ONCE + len(self._working)
-                # To its end: a read that is cut off half way loses its connection, too.
+                # The result includes the jobs that wait in this process. Without them there must
+                # be room for as many others.
+                most = _FOUND_AT_ONCE + len(self._working)
+                # Shielded: cancelling a query half way would cost its connection.
                 for job in await self._shielded.run(
                     self._store.find_unfinished(self._clock_ms(), most)
                 ):
                     self.seen(job)
             except SourceUnavailable:
-                pass  # the next round may be luckier
+                pass  # the next round tries again
             except Exception:
                 logger.exception("looking for unfinished jobs failed")
             await asyncio.sleep(self._claim_for / 3)
@@ -156,8 +160,8 @@ class Runner:
         before = set(self._claimed)
         held = await self._store.renew_claims(sorted(before), self._name, expires_at)
         for job_id in before - held:
-            # It ran out while the database could not be reached, and another process has it now;
-            # or the job has ended.
+            # The claim expired while the database could not be reached, and another process has
+            # the job now; or the job has ended.
             working = self._working.get(job_id)
             if job_id in self._claimed and working is not None:
                 self._claimed.discard(job_id)
@@ -167,14 +171,14 @@ class Runner:
 
     async def _work(self, job: Job) -> None:
         try:
-            # First a turn, then the claim: what waits has made no attempt, and its process may die
-            # of another job without that being counted.
-            async with self._turns if _renders(job) else nullcontext():
-                await self._take_up(job)
+            # The job is claimed only when its rendering can start. A job that waits has made no
+            # attempt, so nothing is counted against it if another job kills the process.
+            async with self._renderings if _renders(job) else nullcontext():
+                await self._claim_and_work(job)
         except (IllegalMove, JobNotFound):
-            pass  # it was cancelled, or another process has moved it on
+            pass  # the job was cancelled, or another process has changed it
         except SourceUnavailable as error:
-            # The claim runs out, and the job is taken up again.
+            # The claim expires, and then the job is started again.
             logger.warning("job %d is left for later: %s", job.id, error)
         except Exception:
             logger.exception("work on job %d failed; it will be tried again", job.id)
@@ -185,15 +189,16 @@ class Runner:
         if following is not None:
             self.seen(following)
 
-    async def _take_up(self, job: Job) -> None:
+    async def _claim_and_work(self, job: Job) -> None:
         now_ms = self._clock_ms()
         expires_at = now_ms + round(self._claim_for * 1000)
-        # A task of its own: cancelled meanwhile, we give up the claim once it is there to give up.
+        # In a task of its own: if this task is cancelled meanwhile, the claim is released as soon
+        # as the statement has ended.
         claim = self._store.claim(job.id, self._name, now_ms, expires_at)
         claiming = asyncio.create_task(claim)
         try:
             attempts = await asyncio.shield(claiming)
-            if attempts is not None:  # or else another process is at it
+            if attempts is not None:  # None: another process has claimed the job
                 self._claimed.add(job.id)
                 await self._step(job, attempts)
         except (asyncio.CancelledError, IllegalMove, JobNotFound):
@@ -202,7 +207,7 @@ class Runner:
         else:
             await self._shielded.run(self._release(job.id, claiming))
         finally:
-            # After any other error the claim stays until it runs out, and the attempt counts.
+            # After any other error the claim stays until it expires, and the attempt counts.
             self._claimed.discard(job.id)
 
     async def _step(self, job: Job, attempts: int) -> None:
@@ -235,11 +240,12 @@ class Runner:
     async def _render(self, job_id: int) -> None:
         written = await self._shielded.run(self._store.load_to_render(job_id))
         if written is None:
-            return  # it has moved on while it waited for its turn
+            return  # the job has changed while it waited
         if not written:
             raise RenderError("The storyboard is missing.")
         storyboard = Storyboard.model_validate_json(written)
-        # Of this process alone, in case another one takes the job for abandoned.
+        # The name of this process is part of the path, because another process may work on the
+        # same job after this one's claim has expired.
         output = self._videos / f"{job_id}.{self._name}.mp4"
         try:
             task = RenderTask(job_id, storyboard, output)
@@ -249,14 +255,14 @@ class Runner:
                 output.replace(self._video(job_id))
             await self._complete(job_id)
         finally:
-            # Still there if it was whole when we were told to stop.
+            # The file still exists if the task was cancelled, or failed, after the rendering.
             output.unlink(missing_ok=True)
 
     def _video(self, job_id: int) -> Path:
         return self._videos / f"{job_id}.mp4"
 
     def _clear_away(self, job_id: int) -> None:
-        """Remove what earlier attempts, cut short by the death of their process, left behind."""
+        """Remove the files of earlier attempts, whose processes have died."""
         for leftover in self._videos.glob(f"{job_id}.*.mp4*"):
             leftover.unlink(missing_ok=True)
 
@@ -270,11 +276,11 @@ class Runner:
                     job_id, round(step.percent, 1), step.stage, step.message, worker=False
                 )
             except SourceUnavailable:
-                continue  # rendering goes on; the next report may get through
+                continue  # rendering continues, and the next report tries again
             reported = self._clock()
 
     async def _complete(self, job_id: int) -> None:
-        """Say that it is done; a finished video is worth waiting for the database."""
+        """Complete the job. If the database is away, try for a while: the video is finished."""
         for pause in _COMPLETE_PAUSES:
             try:
                 await self._shielded.run(self._try_to_complete(job_id))
@@ -285,22 +291,22 @@ class Runner:
         await self._shielded.run(self._try_to_complete(job_id))
 
     async def _try_to_complete(self, job_id: int) -> None:
-        """To be run to its end: only the end tells whether the video is to be kept.
+        """Try once to complete the job, and remove its video if the job has ended before.
 
-        While the database is away, nothing does; if the job is not completed after all, the next
-        attempt replaces the video, or the job's end removes it.
+        Must not be cancelled: only the result says whether the video is kept. If the database is
+        away, the video stays. A later attempt replaces it, or `seen` removes it when the job ends.
         """
         video_url = f"/api/v2/jobs/{job_id}/video" if self._renderer.makes_video else None
         try:
             await self._jobs.complete(job_id, video_url, worker=False)
         except (IllegalMove, JobNotFound):
-            self._video(job_id).unlink(missing_ok=True)  # cancelled at the last moment
+            self._video(job_id).unlink(missing_ok=True)  # the job was cancelled just before
             raise
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What this process does for a job, or waits to do."""
+    """The work of this process on a job, which may still wait for its turn."""
 
     task: asyncio.Task[None]
     renders: bool
@@ -315,7 +321,7 @@ def _renders(job: Job) -> bool:
 
 
 def _is_ours(job: Job) -> bool:
-    """True if it is the service that has to move this job along."""
+    """Return whether the service itself has to work on this job."""
     if job.status is Status.RENDERING:
         return job.renderer == "builtin"
     return job.status in {Status.PENDING, Status.STORYBOARDING}

@@ -1,35 +1,35 @@
 """Two tiers: a local one in this process, in front of a remote one that all processes share.
 
-The local tier keeps the contract of a backend like any other. Its source is the remote tier, and
-its writers are all processes. The feed stands for them: each change that it reports empties the
-local cell. So the protocol that keeps the readers of a database right keeps the readers of the
-remote tier right, too:
+To the local tier, the remote tier is the source, and all processes are its writers. The local tier
+learns of their writes from the change feed: each report empties the local cell. So the protocol
+that is used between a database and a cache is used between the two tiers, too:
 
-    a fill is a load         it takes the local lease before it reads the remote tier, and its
-                             result is stored only over that lease; a report in between removes it
-    an answer is a publish   each answer of the remote tier is published to the local one before it
-                             is returned, and so removes an entry that is older, or may become so
+    a fill is a load          it takes the local lease before it reads the remote tier; its result
+                              is stored only if that lease is still there; a report removes it
+    a result is a publish     each result of the remote tier is published to the local tier before
+                              it is returned; this removes an older entry, and the lease of a fill
+                              that may store one
 
         R0 takes the local lease, reads v1; W commits v2; R1 finds the lease, reads v2, returns it
-        R0 stores v1, because the report has not come yet; the next read goes back to v1
+        without the publish of R1: R0 stores v1, as no report has come; the next read returns v1
 
-Writers fence the remote tier, and the feed reports that to all processes. But a version that is
-published in this process may be acknowledged or returned here before the feed has reported it. So
-the local cell is emptied after the publish, whatever came of it, and before anybody learns of it:
+Writers fence the remote tier, and the feed reports each fence to all processes. But a version that
+this process publishes may be acknowledged or returned here before its report comes. So the local
+cell is emptied after each publish, even a failed one, and before the caller continues:
 
     W fences, commits v2, publishes it, acknowledges it; no report has come yet; R is given v1
 
-Even while the feed is not live, and nothing is filled, the answers of the remote tier are published
-to the local one: the feed may be live again before it has reported the change.
+While the feed is not live, the local tier is neither read nor filled. Results of the remote tier
+are published to the local tier even then: the feed may be live again before it reports the change.
 
-An entry of the local tier may be as old as the feed lags, and no older than the limit after which a
-silent feed is not live any more. While it is not, the local tier is not read at all.
+A local entry is out of date for as long as the feed lags, at most for the limit after which a
+silent feed is no longer live.
 
-Rejected: to empty the cell before a publish, too, or for a fence. Until the publish has been made
-nobody has been promised its version, and a fill in the meantime is dropped with the rest.
+Rejected: emptying the local cell before a publish, or for a fence. Before the publish nobody has
+been promised the new version, and a fill that happens meanwhile is dropped after the publish.
 
-Rejected: to keep the entry that a write has published. Its own report comes back and empties the
-cell again; and if another writer's fence were reported in between, the cell would hide the version
+Rejected: keeping the entry that a write has published. The report of that write would empty the
+cell anyway. And if another writer's fence were reported in between, the cell would hide the version
 that this writer commits.
 """
 
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
 
 class LocalTier(CacheBackend, SupportsPeek, SupportsDiscard, SupportsSize, Protocol):
-    """A backend of this process, none of whose operations waits."""
+    """A backend in this process. Its operations never wait."""
 
 
 class RemoteTier(
@@ -83,13 +83,13 @@ class RemoteTier(
 
 
 class TieredBackend:
-    """A local tier before a remote one.
+    """A local tier in front of a remote one.
 
-    An optional ability of the remote tier is this backend's, too, and only then.
+    It has an optional ability only if the remote tier has it.
 
     Args:
-        local: is read first, while the feed is live.
-        remote: decides what a cell holds.
+        local: the local tier, which is read first while the feed is live.
+        remote: the remote tier, which decides what each cell holds.
         feed: reports changes of the remote tier.
         token: makes unique tokens of ASCII letters and digits, for the local tier only.
     """
@@ -121,7 +121,7 @@ class TieredBackend:
         feed.listen(self)
 
     def _pass_on(self, remote: RemoteTier) -> None:
-        """Have the optional abilities of the remote tier; the local one is filled from there."""
+        """Take over the optional abilities of the remote tier."""
         if isinstance(remote, SupportsPurgeAll):
             self.purge_all = partial(self._purge_all, remote)
         if isinstance(remote, SupportsBodyCheck):
@@ -147,14 +147,14 @@ class TieredBackend:
         return (await self.get_many((key,))).get(key)
 
     def get_many_future(self, keys: Sequence[str]) -> asyncio.Future[Mapping[str, Entry]]:
-        """Return a future of the entries at `keys`, by one task for all of them."""
+        """Return a future of the entries at `keys`; one task reads all of them."""
         reading = asyncio.create_task(self.get_many(keys))
         self._reading.add(reading)
         reading.add_done_callback(self._reading.discard)
         return reading
 
     async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
-        """Return the entries at `keys`, from the local tier or else from the remote one."""
+        """Return the entries at `keys`, each from the local tier if it is there."""
         token = self._token()
         found: dict[str, Entry] = {}
         lacking = []
@@ -162,7 +162,7 @@ class TieredBackend:
         if not fills:
             self._feed.start()
         for key in keys:
-            # Where the local tier holds nothing, `token` has the right to fill it from now on.
+            # If the local cell is empty, `token` takes its lease, and so the right to fill it.
             held = await self._local.lease(key, token) if fills else None
             if isinstance(held, Entry):
                 found[key] = held
@@ -179,21 +179,22 @@ class TieredBackend:
         return found
 
     async def _publish_local(self, key: str, token: str, entry: Entry | None) -> None:
-        """Publish the entry that the remote tier returned, or withdraw the lease without one."""
+        """Publish an entry of the remote tier to the local one; without one, withdraw the lease."""
         if entry is not None and entry.fresh_ms <= 0:
-            entry = replace(entry, keep_ms=0)  # to be confirmed by the source first
+            # Not to be kept: an entry past its freshness must be confirmed by the source.
+            entry = replace(entry, keep_ms=0)
         await self._local.publish(key, token, entry)
 
     async def lease(self, key: str, token: str) -> Entry | LeaseResult:
-        """Take a lease of the remote tier; an entry that is found there empties the local cell."""
+        """Take a lease of the remote tier; if it holds an entry, empty the local cell."""
         found = await self._remote.lease(key, token)
         if isinstance(found, Entry):
-            # It is newer than what the local tier has, or that is not served.
+            # The caller saw no usable local entry, so the remote entry is newer.
             self._local.drop((key,))
         return found
 
     def clock_set_back(self, latest_ms: int) -> None:
-        """Empty the local tier, and tell the remote one."""
+        """Empty the local tier, and notify the remote one."""
         self._local.drop_all()
         if isinstance(self._remote, SupportsClockSteps):
             self._remote.clock_set_back(latest_ms)
@@ -205,43 +206,43 @@ class TieredBackend:
         await self._remote.fence(key, token)
 
     async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
-        """Publish to the remote tier, then empty the local cell, whatever came of it."""
+        """Publish to the remote tier; then empty the local cell, even if that failed."""
         try:
             return await self._remote.publish(key, token, entry)
         finally:
             self._local.drop((key,))
 
     def remember(self, key: str, version: int) -> None:
-        """Empty the local cell, and have the remote tier note the version."""
+        """Empty the local cell, and note the version in the remote tier."""
         self._local.drop((key,))
         self._remote.remember(key, version)
 
     async def purge(self, keys: Sequence[str]) -> int:
-        """Purge both tiers; return how many cells of the remote one held something."""
+        """Purge both tiers; return the number of cells of the remote tier that held something."""
         try:
             return await self._remote.purge(keys)
         finally:
             self._local.drop(keys)
 
     async def _purge_all(self, remote: SupportsPurgeAll) -> int:
-        """Empty both tiers; return how many cells of the remote one were dropped."""
+        """Empty both tiers; return the number of cells that the remote tier has dropped."""
         try:
             return await remote.purge_all()
         finally:
             self._local.drop_all()
 
-    # --- what the feed reports ---
+    # --- reports of the feed ---
 
     def changed(self, keys: Sequence[str]) -> None:
         """Empty the local cells of keys that have changed."""
         self._local.drop(keys)
 
     def interrupted(self) -> None:
-        """Empty the local tier. Fills under way lose their leases, and so store nothing."""
+        """Empty the local tier. Fills in progress lose their leases, and store nothing."""
         self._local.drop_all()
 
     def resumed(self) -> None:
-        """Resume; the local tier is empty since `interrupted`, for nothing filled it."""
+        """Do nothing: since `interrupted` the local tier is empty, and was not filled."""
 
     # --- the rest ---
 
@@ -250,11 +251,11 @@ class TieredBackend:
         return self._feed
 
     def condition(self) -> Health:
-        """Return the health of the remote tier, without which nothing is coherent."""
+        """Return the health of the remote tier."""
         return self._remote.condition()
 
     def size(self) -> tuple[int, int]:
-        """Return the local tier's size."""
+        """Return the size of the local tier."""
         return self._local.size()
 
     async def start(self) -> None:
@@ -263,7 +264,7 @@ class TieredBackend:
         await self._remote.start()
 
     async def aclose(self) -> None:
-        """Close both tiers, and the feed before them."""
+        """Close the feed, then both tiers."""
         await self._feed.aclose()
         await end_all(list(self._reading))
         await self._local.aclose()
