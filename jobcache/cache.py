@@ -12,7 +12,6 @@ import secrets
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from jobcache._engine.batched_gets import BatchedGets
 from jobcache._engine.cell_changes import CellChanges
 from jobcache._engine.clock import WallClock
 from jobcache._engine.fetching import Fetcher
@@ -43,6 +42,7 @@ from jobcache.protocol.backend import (
     SupportsStart,
     check_key,
 )
+from jobcache.resilience.batched_gets import BatchedGets
 from jobcache.settings import CacheSettings
 
 if TYPE_CHECKING:

@@ -24,7 +24,6 @@ from jobcache.protocol.backend import GONE, CacheBackend, Document, Entry, Lease
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
 
-    from jobcache._engine.batched_gets import BatchedGets
     from jobcache._engine.cell_changes import CellChanges
     from jobcache._engine.clock import WallClock
     from jobcache._engine.loading import Loads
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from jobcache.lifetimes import Lifetimes
     from jobcache.models import Load, LoadMany
     from jobcache.observability.statistics import Statistics
+    from jobcache.resilience.batched_gets import BatchedGets
 
     Fetched = tuple[Entry, CacheOutcome]
 

@@ -24,7 +24,6 @@ from jobcache.protocol.backend import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from jobcache._engine.batched_gets import BatchedGets
     from jobcache._engine.clock import WallClock
     from jobcache._engine.fetching import Fetched, Fetcher
     from jobcache._engine.loading import Loads
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from jobcache._engine.shadow_reads import Shadow
     from jobcache.models import Load, LoadMany
     from jobcache.observability.statistics import Statistics
+    from jobcache.resilience.batched_gets import BatchedGets
 
 # Globals of the module: an attribute lookup, and the call of `ReadResult(...)`, would each take
 # about as long as finding the entry; this is the path of every poll.

@@ -51,6 +51,7 @@ from jobcache.protocol.backend import (
     SupportsNamespaceOwner,
     SupportsPurgeAll,
 )
+from jobcache.resilience.batched_gets import BatchedGets
 from jobcache.resilience.circuit_breaker import Breaker
 from jobcache.resilience.confirmation import Confirmation
 from jobcache.resilience.operation import GuardedOperation
@@ -133,6 +134,7 @@ class GuardedBackend:
         self._running: set[asyncio.Future[Any]] = set()
         self._future_get = backend if isinstance(backend, SupportsFutureGet) else None
         self._future_write = backend if isinstance(backend, SupportsFutureWrite) else None
+        self._gets = BatchedGets(self)
         self._pass_on(backend)
 
     def _pass_on(self, backend: RemoteBackend) -> None:
@@ -162,7 +164,8 @@ class GuardedBackend:
             CacheUnavailable: the key is pending, or the store is set aside or did not answer.
         """
         self._require_readable(key)
-        return (await self.get_many_future((key,))).get(key)
+        entry: Entry | None = await self._gets.get(key)
+        return entry
 
     async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
         """Return the entries at `keys`. Pending keys are left out."""
@@ -320,6 +323,7 @@ class GuardedBackend:
     async def aclose(self) -> None:
         """End the recovery and what is still under way, then close the backend."""
         self._closed = True
+        self._gets.close()
         await self._recovery.aclose()
         tasks = [*self._running]
         for task in tasks:

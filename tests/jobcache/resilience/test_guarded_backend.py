@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import pytest
 
 from jobcache import CacheOutcome, CacheUnavailable, JobCache
-from jobcache._engine.batched_gets import BatchedGets
 from jobcache.backends.memory import MemoryBackend
 from jobcache.errors import UnreadableCell
 from jobcache.protocol.backend import (
@@ -26,6 +25,7 @@ from jobcache.protocol.backend import (
     SupportsPing,
     SupportsPurgeAll,
 )
+from jobcache.resilience.batched_gets import BatchedGets
 from jobcache.resilience.guarded_backend import GuardedBackend
 from jobcache.testing.simulation import entry_of
 from tests.jobcache.bench import Source, Transaction, document
@@ -323,6 +323,25 @@ async def test_who_is_cancelled_as_a_fence_goes_late_is_heard_of_once(
     assert await rig.store.lease("k", "r") is LeaseResult.FENCED, "which its writer withdraws"
     await rig.guard.aclose()
     assert "Error" not in caplog.text
+
+
+async def test_gets_of_one_turn_are_one_get_many(rig: Rig) -> None:
+    """Else each of many readers would cost a round trip, a deadline and a place at the breaker."""
+    await rig.store.fence("a", "w")
+    await rig.store.publish("a", "w", entry_of(1))
+    before = rig.store.calls
+    found = await asyncio.gather(*(rig.guard.get(key) for key in ("a", "b", "a")))
+    assert [entry and entry.version for entry in found] == [1, None, 1]
+    assert rig.store.calls == before + 1
+
+
+async def test_a_get_that_is_not_sent_before_the_guard_is_closed_fails(rig: Rig) -> None:
+    reading = asyncio.create_task(rig.guard.get("a"))
+    closing = asyncio.create_task(rig.guard.aclose())  # before the turn ends that sends the get
+    with pytest.raises(CacheUnavailable, match="closed"):
+        await reading
+    await closing
+    assert rig.store.calls == 0
 
 
 async def test_after_a_deadline_of_silence_reads_do_not_wait_and_one_probe_decides(

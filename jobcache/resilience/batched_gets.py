@@ -1,7 +1,7 @@
 """Gets of one turn of the event loop, read with one `get_many`: one round trip instead of many.
 
-This is the only place where gets are batched, for all backends that read without a task of the
-caller's: those whose store is elsewhere.
+This is the only place where gets are batched, for all backends whose store is elsewhere: `JobCache`
+reads through it, and a guarded backend that is asked for one key at a time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST = 50
 
 
 class BatchedGets:
-    """Batch the gets of one `JobCache`.
+    """Batch the gets of one reader.
 
     Args:
         backend: what is read.
