@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 # about as long as finding the entry; this is the path of every poll.
 _HIT = CacheOutcome.HIT
 _new = tuple.__new__
+_now_ns = time.perf_counter_ns
 
 
 class Reads:
@@ -86,8 +87,9 @@ class Reads:
 
     def peek(self, key: str, load: Load, min_version: int = 0) -> ReadResult | None:
         """Return a hit from this process, without waiting; None if there is none."""
-        began = time.perf_counter_ns()
-        entry = None if self._peek is None else self._peek(key)
+        began = _now_ns()
+        peek = self._peek
+        entry = None if peek is None else peek(key)
         if entry is None or entry.version < min_version:
             return None
         clock = self._clock
@@ -103,7 +105,7 @@ class Reads:
         statistics = self._statistics
         statistics.hits += 1
         statistics.local_hits += 1
-        statistics.hit.record(time.perf_counter_ns() - began)
+        statistics.hit.record(_now_ns() - began)
         age_ms = age_ms if age_ms > 0 else 0  # noqa: FURB136 - which would be a call
         return _new(ReadResult, (entry, _HIT, False, self._local, age_ms))
 
