@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from jobcache.backends.memory import MemoryBackend
-from jobcache.backends.redis import backend as redis_backend
+from jobcache.backends.redis import namespace
 from jobcache.errors import CacheUnavailable
 from jobcache.protocol.backend import Entry
 from jobcache.testing import conformance
@@ -77,16 +77,10 @@ async def test_a_script_without_a_guard_is_found_out(
     guard: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script, whole, broken = BROKEN_SCRIPTS[guard]
-    lua = redis_backend._lua
-
-    def broken_lua(name: str) -> str:
-        text = lua(name)
-        if name != script:
-            return text
-        assert whole in text, "the script has changed; say anew how to break it"
-        return text.replace(whole, broken)
-
-    monkeypatch.setattr(redis_backend, "_lua", broken_lua)
+    texts = dict(namespace.script_texts())
+    assert whole in texts[script], "the script has changed; say anew how to break it"
+    texts[script] = texts[script].replace(whole, broken)
+    monkeypatch.setattr(namespace, "script_texts", lambda: texts)
     failing = await _failing(lambda: RedisSubject(redis_url))
     assert guard.replace(" ", "_").replace("'", "") in failing
 
