@@ -84,7 +84,8 @@ class Round:
         compared: how many polls these percentiles are of.
         cpu_ratio: processor time of the polled process in the second half of the outage, to that
             of the polled process without a cache.
-        closed_after_s: from the end of the outage to the breaker being closed.
+        closed_after_s: from the end of the outage to the breaker being closed; 0 if a server that
+            was started answered the breaker before its start was reported.
         hit_after_s: from there to the first answer that was a hit; None if there was none.
         steady_after_s: and to the first from which on nearly all were.
     """
@@ -211,7 +212,7 @@ class _Outages:
             null_apart=_apart(percentile(null[::2], 99), percentile(null[1::2], 99)),
             compared=len(own),
             cpu_ratio=own_computed / null_computed,
-            closed_after_s=closed - back,
+            closed_after_s=max(closed - back, 0.0),
             hit_after_s=None if first is None else first - back,
             steady_after_s=None if steady is None else steady - back,
         )

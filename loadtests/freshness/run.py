@@ -283,6 +283,7 @@ async def _one(  # noqa: PLR0917 - each is another thing
         outcome.complaints.append(f"{name} was not injected: {error}")
     watch.scope = replace(watch.scope, phase="after")
     await asyncio.sleep(plan.calm if bound is None else bound + _MARGIN)
+    await _until_read(name, watch, outcome)
     await _until_back(name, cluster, outcome)
     watch.scope = Scope(lag=plan.lag)
     for service in cluster.services:
@@ -303,6 +304,16 @@ async def _watch_breakers(cluster: Cluster, watch: Watch) -> None:
             if not (service.down or await service.uses_cache()):
                 watch.tallies[watch.scope.fault].away[watch.scope.phase] += _SAMPLE
     await asyncio.Event().wait()  # there is none
+
+
+async def _until_read(name: str, watch: Watch, outcome: RunResult) -> None:
+    """Wait until a read has been checked; on a busy machine it may take longer than the fault."""
+    deadline = time.monotonic() + _BACK
+    while not watch.tallies[name].reads:
+        if time.monotonic() > deadline:
+            outcome.complaints.append(f"no read was checked within {_BACK:g} s of {name}")
+            return
+        await asyncio.sleep(_LOOK)
 
 
 async def _until_back(name: str, cluster: Cluster, outcome: RunResult) -> None:
