@@ -250,6 +250,7 @@ async def test_the_asynchronous_write_is_refused_in_an_atomic_block(
         async with cache.write("k"):
             raise AssertionError
     await cache.aclose()
+    connections["default"].close()  # a task has a connection of its own
 
 
 def test_the_example_for_django_in_the_documentation(memory: JobCache, jobs: None) -> None:
