@@ -216,7 +216,7 @@ def _claims() -> Iterator[tuple[str, _Check]]:
             (updates.BARE, "the bare statement in a transaction of SQLAlchemy and 2 round trips"),
             (updates.BAREST, "the bare statement in asyncpg, without BEGIN, and 2 round trips"),
         ):
-            yield f"{update}: times {words}", _costs("updates", ours, other, 1.5)
+            yield f"{update}: times {words}", _costs("updates", ours, other, 1.35)
         yield f"{update}: SQL statements in its transaction", _statements(name)
     yield "6. Cost of a hit, 100 to 1,000,000 keys, the same 100 asked for", _flat("keys", keys.HOT)
     yield (

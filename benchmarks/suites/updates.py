@@ -36,20 +36,21 @@ STATEMENTS = "{}_statements_per_update"
 OTHERS = "{}_statements_that_are_no_update"
 
 _PATIENCE = 15.0  # seconds for a storyboard
-_DATABASE = "updates"
+_DATABASE = "updates_{}"
 
 
 async def updates(
     postgres: PostgresServer, redis_url: str, place: Path, *, operations: int, turns: int
 ) -> Section:
     """The section. `operations` are those of a turn; `place` is a directory for files."""
-    postgres.create_database(_DATABASE)
-    url = postgres.url(_DATABASE)
     subjects = []
     facts: dict[str, float] = {}
     async with AsyncExitStack() as stack:
         counted = {}
         for name in BACKENDS:
+            # On a database that another service uses, the memory backend is replaced by null.
+            postgres.create_database(_DATABASE.format(name))
+            url = postgres.url(_DATABASE.format(name))
             cache = CacheSettings(backend=name, redis_url=redis_url, prefix=f"update-{name}:")
             settings = Settings(cache=cache).model_copy(
                 update={"database_url": url, "var_dir": place, "renderer": "simulated"}
