@@ -357,10 +357,9 @@ class JobCache:
             WriteMisuse: a key was fenced but never published. The transaction is rolled back.
             Exception: any exception that the block or the commit raised.
         """
-        if transaction is None:
+        if transaction is None or isinstance(transaction, str):
+            keys = (transaction, *keys) if transaction is not None else keys
             return self.writes.unwrapped(keys)
-        if isinstance(transaction, str):
-            return self.writes.unwrapped((transaction, *keys))
         return self.writes.through(transaction, keys)
 
     async def invalidate(self, *keys: str) -> int:

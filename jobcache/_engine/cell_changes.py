@@ -57,10 +57,6 @@ class CellChanges:
             if not events:
                 del self._noticing[key]
 
-    def __len__(self) -> int:
-        """Return the number of cells whose changes are noticed."""
-        return len(self._noticing)
-
     def changed(self, keys: Sequence[str]) -> None:
         """Wake the reads of these keys."""
         if self._noticing:

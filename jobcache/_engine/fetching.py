@@ -236,7 +236,7 @@ class Fetcher:
             if isinstance(error, SourceUnavailable) and len(kept) == len(lacking):
                 return kept
             raise
-        # Publish before anybody sees what was loaded:
+        # Publish before a caller sees the loaded documents:
         #   R loads v2 and returns it, unpublished; the cell still holds v1; the next read gets v1
         publishable = {key: loaded.get(key) for key, found in lacking.items() if not found.failed}
         hints = {key: loaded[key] for key in loaded if key not in publishable}

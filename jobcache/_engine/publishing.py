@@ -29,7 +29,7 @@ class Publisher:
     Args:
         backend: the backend.
         statistics: counted into.
-        changes: is told of each publish.
+        changes: wakes the reads that wait for a publish.
         token: makes unique tokens.
     """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from jobcache._concurrency.batching import outcome_error, resolve_future
 from jobcache.errors import CacheUnavailable
@@ -37,8 +37,12 @@ class BatchedGets:
         self._backend = backend
         self._waiting: _Waiting = {}
 
+    @overload
+    def get(self, key: str) -> asyncio.Future[Entry | None]: ...
+    @overload
+    def get(self, key: str, convert: Callable[[Entry | None], T]) -> asyncio.Future[T]: ...
     def get(
-        self, key: str, convert: Callable[[Entry | None], T] | None = None
+        self, key: str, convert: Callable[[Entry | None], Any] | None = None
     ) -> asyncio.Future[Any]:
         """Return a future of the entry at `key`, or None; or of what `convert` makes of it.
 
@@ -75,7 +79,7 @@ class BatchedGets:
 
 
 def _resolve(waiting: _Waiting, reading: asyncio.Future[Mapping[str, Entry]]) -> None:
-    """Give each caller what was read for it."""
+    """Resolve the future of each caller with its entry."""
     if reading.cancelled() or reading.exception() is not None:
         _fail(waiting, outcome_error(reading))
         return

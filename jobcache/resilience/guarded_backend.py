@@ -164,8 +164,7 @@ class GuardedBackend:
             CacheUnavailable: the key is pending, or the store is set aside or did not answer.
         """
         self._require_readable(key)
-        entry: Entry | None = await self._gets.get(key)
-        return entry
+        return await self._gets.get(key)
 
     async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
         """Return the entries at `keys`. Pending keys are left out."""

@@ -216,10 +216,9 @@ class JobCache:
         leaves the block without touching the transaction.
         """
         loop_thread = self._here()
-        if transaction is None:
+        if transaction is None or isinstance(transaction, str):
+            keys = (transaction, *keys) if transaction is not None else keys
             return _Writing(loop_thread, _unwrapped(loop_thread, keys))
-        if isinstance(transaction, str):
-            return _Writing(loop_thread, _unwrapped(loop_thread, (transaction, *keys)))
         return _Writing(loop_thread, _through(loop_thread, transaction, keys))
 
     @_documented_as(AsyncJobCache.wait_for_newer)

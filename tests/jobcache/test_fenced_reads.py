@@ -112,7 +112,7 @@ async def near() -> AsyncIterator[Near]:
     """Whatever a test does, nothing is left of it."""
     made = Near()
     yield made
-    assert len(waiting(made.cache)) == 0
+    assert waiting(made.cache)._noticing == {}
     await turns()
     assert len(made.pauses) == 0
     await made.cache.aclose()
@@ -192,7 +192,7 @@ async def test_a_fence_whose_writer_has_died_is_waited_for_as_long_as_the_pauses
     assert await answer(reader) == (1, BYPASS)
 
 
-async def test_a_change_that_no_report_tells_of_is_found_after_the_pause(near: Near) -> None:
+async def test_a_change_without_a_report_is_found_after_the_pause(near: Near) -> None:
     writer = await near.writer()
     reader = await near.reader()
     await near.bench.subject.evict("k")
@@ -206,13 +206,13 @@ async def test_a_change_that_no_report_tells_of_is_found_after_the_pause(near: N
 async def test_a_cancelled_read_leaves_nothing(near: Near) -> None:
     writer = await near.writer()
     readers = [await near.reader() for _ in range(2)]
-    assert len(waiting(near.cache)) == 1
+    assert len(waiting(near.cache)._noticing) == 1
     for reader in readers:
         reader.cancel()
     await asyncio.wait(readers)
     await writer.commit()  # what the two shared goes on until now
     await turns()
-    assert len(waiting(near.cache)) == 0
+    assert waiting(near.cache)._noticing == {}
 
 
 async def test_closing_leaves_nothing(near: Near) -> None:
@@ -276,7 +276,7 @@ async def test_a_report_of_the_feed_wakes_a_read() -> None:
     await turns()
     await writer.commit()
     await turns()
-    assert not reader.done(), "nobody has told it"
+    assert not reader.done(), "the feed has not reported the publish"
     feed.changed("another")
     feed.changed("k")
     result = await answer(reader)

@@ -264,13 +264,13 @@ class Nowhere(asyncio.Transport):
     """A connection whose other end takes everything."""
 
     def write(self, data: object) -> None:
-        """See asyncio."""
+        """Discard the data."""
 
     def is_closing(self) -> bool:
         return False
 
     def close(self) -> None:
-        """See asyncio."""
+        """Stay open."""
 
 
 async def test_the_application_runs_in_the_context_of_its_request_and_not_of_the_store() -> None:
