@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -35,6 +36,21 @@ def test_a_cycle_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     imports = {each: graph.find_modules_directly_imported_by(each) for each in graph.modules}
     with pytest.raises(CycleError, match=r"cyclic\.one"):
         TopologicalSorter(imports).prepare()
+
+
+def test_every_package_has_a_contract_that_names_all_its_modules() -> None:
+    """`make check` then refuses a module that has no layer."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]
+    complete = {
+        package
+        for contract in settings["contracts"]
+        if contract["type"] == "layers" and contract.get("exhaustive")
+        for package in contract["containers"]
+    }
+    graph = grimp.build_graph("jobcache", "app", cache_dir=None)
+    packages = {each for each in graph.modules if graph.find_children(each)}
+    assert len(packages) > 20
+    assert packages - complete == set()
 
 
 def test_every_module_says_first_what_it_is() -> None:
