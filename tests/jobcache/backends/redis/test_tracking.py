@@ -56,9 +56,9 @@ def feed_state(cache: JobCache) -> str:
 
 @asynccontextmanager
 async def following(
-    url: str, *, heartbeat: float = 0.02, silence: float = 0.3, clock: FakeClock | None = None
+    url: str, *, heartbeat: float = 0.02, silence: float = 30, clock: FakeClock | None = None
 ) -> AsyncIterator[tuple[TrackingFeed, Told]]:
-    """A feed of the namespace `test:`, live."""
+    """A feed of the namespace `test:`, live. A busy machine can be silent for a second."""
     backend = RedisBackend(url, prefix="test:")
     feed = TrackingFeed(
         backend.primaries,
@@ -107,7 +107,7 @@ async def test_every_way_a_key_changes_is_told(program: Path, form: str) -> None
             raw.delete("test:a")
             raw.set("test:b", 1, px=100)  # a busy machine may take longer than 1 ms to write it
             raw.eval("return redis.call('SET', KEYS[1], 1, 'KEEPTTL')", 1, "test:c")
-            await until(lambda: told.keys.count("b") == 2)  # written, and expired
+            await until(lambda: told.keys.count("b") >= 2)  # written, and expired
             assert told.keys.count("a") >= 1
             assert set(told.keys) == {"a", "b", "c"}
             assert (told.gaps, told.resumptions) == (0, 1)
@@ -163,13 +163,13 @@ async def test_silence_is_noticed_by_the_clock_alone(program: Path, form: str) -
 async def test_a_server_that_hangs_is_not_followed(program: Path, form: str) -> None:
     """And once it goes on, it is: what has changed meanwhile may have been missed."""
     with serving(program) as (server, raw):
-        async with following(server.url + form) as (feed, told):
+        async with following(server.url + form, silence=1) as (feed, told):
             server.pause()
-            await until(lambda: told.gaps == 1)
-            assert not feed.live
+            await until(lambda: not feed.live)
+            await until(lambda: told.gaps == told.resumptions)
             server.resume()
             await until(lambda: feed.live)
-            assert told.resumptions == 2
+            assert told.resumptions == told.gaps + 1 >= 2
             raw.set("test:a", 1)
             await until(lambda: "a" in told.keys)
 
