@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jobcache import CacheSettings
 from jobcache.backends.registry import make_backend
-from jobcache.protocol.backend import (
+from jobcache.protocol.capabilities import (
     SupportsChangeFeed,
     SupportsHealth,
     SupportsStart,

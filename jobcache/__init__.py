@@ -22,7 +22,8 @@ from jobcache.errors import (
 from jobcache.lifetimes import Lifetimes
 from jobcache.loaders import with_session
 from jobcache.models import CacheOutcome, ReadResult
-from jobcache.protocol.backend import Document, Entry
+from jobcache.protocol.document import Document
+from jobcache.protocol.entry import Entry
 from jobcache.settings import CacheSettings
 
 __version__ = "0.1.0"

@@ -28,8 +28,7 @@ from jobcache.errors import CacheError
 from jobcache.lifetimes import Lifetimes
 from jobcache.models import CacheInfo, CacheSize, WaiterCount
 from jobcache.observability.statistics import Statistics
-from jobcache.protocol.backend import (
-    CacheBackend,
+from jobcache.protocol.capabilities import (
     Health,
     SupportsBodyCheck,
     SupportsChangeFeed,
@@ -40,8 +39,8 @@ from jobcache.protocol.backend import (
     SupportsPurgeAll,
     SupportsSize,
     SupportsStart,
-    check_key,
 )
+from jobcache.protocol.key import check_key
 from jobcache.resilience.batched_gets import BatchedGets
 from jobcache.settings import CacheSettings
 
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
     from jobcache._engine.watchers import CallLater
     from jobcache._engine.writing import Write
     from jobcache.models import Load, LoadMany, ReadResult, ReadResults
+    from jobcache.protocol.backend import CacheBackend
 
 T = TypeVar("T")
 

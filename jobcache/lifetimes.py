@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from jobcache.protocol.backend import Document, Entry
 from jobcache.protocol.codec import compress, fits
+from jobcache.protocol.entry import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from jobcache.protocol.document import Document
 
 
 _LONGEST = 10 * 365 * 86400.0

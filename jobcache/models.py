@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from jobcache.errors import InvalidDocument
     from jobcache.observability.statistics import Counters
-    from jobcache.protocol.backend import Document, Entry, FeedStatus, Health
+    from jobcache.protocol.capabilities import Health
+    from jobcache.protocol.change_feed import FeedStatus
+    from jobcache.protocol.document import Document
+    from jobcache.protocol.entry import Entry
 
     Load = Callable[[], Awaitable[Document | None]]
     LoadMany = Callable[[Sequence[str]], Awaitable[Mapping[str, Document]]]

@@ -23,7 +23,8 @@ from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.null import NullBackend
 from jobcache.backends.redis.backend import RedisBackend
 from jobcache.backends.tiered import TieredBackend
-from jobcache.protocol.backend import CacheBackend, Entry, LeaseResult, PublishResult
+from jobcache.protocol.backend import CacheBackend, LeaseResult, PublishResult
+from jobcache.protocol.entry import Entry
 from jobcache.resilience.guarded_backend import GuardedBackend
 from jobcache.testing import conformance
 

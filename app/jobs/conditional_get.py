@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from app.http.reply import Reply
 from app.jobs.documents import with_prefix
 from jobcache import CacheOutcome
-from jobcache.protocol.backend import VERSION_LIMIT
 from jobcache.protocol.codec import identity_body
+from jobcache.protocol.document import VERSION_LIMIT
 
 if TYPE_CHECKING:
     from jobcache import Entry, ReadResult

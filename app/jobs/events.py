@@ -25,7 +25,7 @@ from app.jobs.documents import with_prefix
 from app.jobs.held_requests import ClientGone, HeldRequest, Revoked, cancel_on_disconnect
 from app.jobs.states import TERMINAL
 from jobcache import SourceUnavailable
-from jobcache.protocol.backend import VERSION_LIMIT
+from jobcache.protocol.document import VERSION_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

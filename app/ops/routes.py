@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from app.db.database import Database
     from app.jobs.held_requests import HeldRequests
     from jobcache import JobCache
-    from jobcache.protocol.backend import FeedStatus
+    from jobcache.protocol.change_feed import FeedStatus
 
 _WITH_REDIS = {"redis", "tiered"}
 

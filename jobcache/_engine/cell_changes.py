@@ -20,7 +20,7 @@ import asyncio
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from jobcache.protocol.backend import SupportsChangeFeed
+from jobcache.protocol.capabilities import SupportsChangeFeed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

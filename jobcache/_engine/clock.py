@@ -12,12 +12,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from jobcache.protocol.backend import CLOCK_SKEW_MS
+from jobcache.protocol.entry import CLOCK_SKEW_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jobcache.protocol.backend import Entry
+    from jobcache.protocol.entry import Entry
 
 YOUNGEST_MS = -CLOCK_SKEW_MS
 """The lowest age of an entry that is served. An entry from the future shows that the clocks of two

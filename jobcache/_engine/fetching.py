@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 
 from jobcache.errors import CacheError, InvalidDocument, SourceUnavailable, UnreadableCell
 from jobcache.models import CacheOutcome
-from jobcache.protocol.backend import GONE, CacheBackend, Document, Entry, LeaseResult
+from jobcache.protocol.backend import CacheBackend, LeaseResult
+from jobcache.protocol.document import GONE, Document
+from jobcache.protocol.entry import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from jobcache._concurrency.batching import gather_all
 from jobcache._concurrency.tasks import ShieldedTasks
 from jobcache.errors import CacheError
-from jobcache.protocol.backend import Entry, PublishResult, SupportsVersionHint
+from jobcache.protocol.backend import PublishResult
+from jobcache.protocol.capabilities import SupportsVersionHint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from jobcache._engine.cell_changes import CellChanges
     from jobcache.observability.statistics import Statistics
     from jobcache.protocol.backend import CacheBackend
+    from jobcache.protocol.entry import Entry
 
 _NOT_STORED = frozenset({PublishResult.NOTHING, PublishResult.REMOVED})
 

@@ -12,14 +12,8 @@ from jobcache._engine.single_flight import SingleFlight
 from jobcache.errors import InvalidDocument, InvalidKey
 from jobcache.loaders import LoaderLeft, bound_to_caller
 from jobcache.models import CacheOutcome, ReadResult, ReadResults
-from jobcache.protocol.backend import (
-    CacheBackend,
-    Entry,
-    SupportsClockSteps,
-    SupportsPeek,
-    SupportsTiers,
-    check_key,
-)
+from jobcache.protocol.capabilities import SupportsClockSteps, SupportsPeek, SupportsTiers
+from jobcache.protocol.key import check_key
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -31,6 +25,8 @@ if TYPE_CHECKING:
     from jobcache._engine.shadow_reads import Shadow
     from jobcache.models import Load, LoadMany
     from jobcache.observability.statistics import Statistics
+    from jobcache.protocol.backend import CacheBackend
+    from jobcache.protocol.entry import Entry
     from jobcache.resilience.batched_gets import BatchedGets
 
 # Globals of the module: an attribute lookup, and the call of `ReadResult(...)`, would each take

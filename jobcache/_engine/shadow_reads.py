@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from jobcache.observability.statistics import Statistics
-    from jobcache.protocol.backend import CacheBackend, Document, Entry
+    from jobcache.protocol.backend import CacheBackend
+    from jobcache.protocol.document import Document
+    from jobcache.protocol.entry import Entry
 
 logger = logging.getLogger("jobcache")
 

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Protocol
 from jobcache._engine.loading import be_independent
 from jobcache.errors import SourceUnavailable
 from jobcache.loaders import LoaderLeft, bound_to_caller
-from jobcache.protocol.backend import SupportsChangeFeed, SupportsHealth, SupportsPeek
+from jobcache.protocol.capabilities import SupportsChangeFeed, SupportsHealth, SupportsPeek
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence

@@ -14,7 +14,9 @@ from jobcache._concurrency.batching import gather_all
 from jobcache._engine.publishing import version_only
 from jobcache._engine.transactions import Enclosing, check_autocommit
 from jobcache.errors import CacheError, InvalidDocument, WriteMisuse
-from jobcache.protocol.backend import VERSION_LIMIT, Document, Entry, check_key
+from jobcache.protocol.document import VERSION_LIMIT, Document
+from jobcache.protocol.entry import Entry
+from jobcache.protocol.key import check_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Sequence

@@ -34,9 +34,9 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from jobcache.errors import CacheContended, CacheError, UnreadableCell
 from jobcache.protocol import cell as transitions
-from jobcache.protocol.backend import Entry
 from jobcache.protocol.cell import Effect, Fence, Lease, Unreadable
 from jobcache.protocol.codec import Decoder, encode
+from jobcache.protocol.entry import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Any
 from cachetools import Cache, LRUCache
 
 from jobcache.protocol import cell as table
-from jobcache.protocol.backend import CLOCK_SKEW_MS, Entry, Health, LeaseResult, PublishResult
+from jobcache.protocol.backend import LeaseResult, PublishResult
+from jobcache.protocol.capabilities import Health
 from jobcache.protocol.cell import Effect, Lease
+from jobcache.protocol.entry import CLOCK_SKEW_MS, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobcache.protocol.backend import Entry, LeaseResult, PublishResult
+from jobcache.protocol.backend import LeaseResult, PublishResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from jobcache.protocol.entry import Entry
     from jobcache.settings import CacheSettings
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from jobcache.backends import memory
 from jobcache.backends.tiered import TieredBackend
 from jobcache.errors import CacheError, NamespaceConflict, SettingsError
-from jobcache.protocol.backend import SupportsPing
+from jobcache.protocol.capabilities import SupportsPing
 from jobcache.resilience.guarded_backend import GuardedBackend
 from jobcache.settings import GROUP, backend_names
 

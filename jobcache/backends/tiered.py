@@ -42,12 +42,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jobcache.backends._closing import end_all
-from jobcache.protocol.backend import (
-    CacheBackend,
-    Entry,
+from jobcache.protocol.backend import CacheBackend, LeaseResult, PublishResult
+from jobcache.protocol.capabilities import (
     Health,
-    LeaseResult,
-    PublishResult,
     SupportsBodyCheck,
     SupportsClockSteps,
     SupportsDiscard,
@@ -61,11 +58,12 @@ from jobcache.protocol.backend import (
     SupportsStart,
     SupportsVersionHint,
 )
+from jobcache.protocol.entry import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
-    from jobcache.protocol.backend import ChangeFeed
+    from jobcache.protocol.change_feed import ChangeFeed
 
 
 class LocalTier(CacheBackend, SupportsPeek, SupportsDiscard, SupportsSize, Protocol):

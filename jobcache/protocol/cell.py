@@ -19,7 +19,8 @@ from enum import Enum
 from typing import Generic, NamedTuple, TypeVar
 
 from jobcache.errors import UnreadableCell
-from jobcache.protocol.backend import Entry, LeaseResult, PublishResult
+from jobcache.protocol.backend import LeaseResult, PublishResult
+from jobcache.protocol.entry import Entry
 
 Result = TypeVar("Result")
 

@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from jobcache.errors import UnreadableCell
-from jobcache.protocol.backend import VERSION_LIMIT, Entry
 from jobcache.protocol.cell import Fence, Lease
+from jobcache.protocol.document import VERSION_LIMIT
+from jobcache.protocol.entry import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jobcache.protocol.backend import Encoding
+    from jobcache.protocol.entry import Encoding
 
 COMPRESS_OVER_BYTES = 1024
 _GZIP = 16 + zlib.MAX_WBITS

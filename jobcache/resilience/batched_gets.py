@@ -16,7 +16,8 @@ from jobcache.errors import CacheUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from jobcache.protocol.backend import Entry, SupportsFutureGet
+    from jobcache.protocol.capabilities import SupportsFutureGet
+    from jobcache.protocol.entry import Entry
 
     _Waiting = dict[str, list[tuple[Callable[[Entry | None], Any] | None, asyncio.Future[Any]]]]
 

@@ -18,7 +18,7 @@ import logging
 from typing import TYPE_CHECKING, Literal
 
 from jobcache.observability.log_limit import LogLimit
-from jobcache.protocol.backend import Health
+from jobcache.protocol.capabilities import Health
 
 if TYPE_CHECKING:
     from collections.abc import Callable

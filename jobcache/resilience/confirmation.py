@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobcache.protocol.backend import CLOCK_SKEW_MS
+from jobcache.protocol.entry import CLOCK_SKEW_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from jobcache.protocol.backend import Entry
+    from jobcache.protocol.entry import Entry
 
 _MOST_PUBLISHED = 10_000
 

@@ -40,8 +40,7 @@ from jobcache.errors import (
     NamespaceConflict,
     UnreadableCell,
 )
-from jobcache.protocol.backend import (
-    Entry,
+from jobcache.protocol.capabilities import (
     Health,
     SupportsBodyCheck,
     SupportsChangeFeed,
@@ -51,6 +50,7 @@ from jobcache.protocol.backend import (
     SupportsNamespaceOwner,
     SupportsPurgeAll,
 )
+from jobcache.protocol.entry import Entry
 from jobcache.resilience.batched_gets import BatchedGets
 from jobcache.resilience.circuit_breaker import Breaker
 from jobcache.resilience.confirmation import Confirmation
@@ -61,7 +61,8 @@ from jobcache.resilience.replay_log import PendingOperation, ReplayLog
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
-    from jobcache.protocol.backend import ChangeFeed, LeaseResult, PublishResult
+    from jobcache.protocol.backend import LeaseResult, PublishResult
+    from jobcache.protocol.change_feed import ChangeFeed
     from jobcache.resilience.recovery import RemoteBackend
 
 T = TypeVar("T")

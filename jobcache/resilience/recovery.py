@@ -26,13 +26,15 @@ from typing import TYPE_CHECKING
 
 from jobcache.errors import CacheContended, CacheUnavailable
 from jobcache.observability.log_limit import LogLimit
-from jobcache.protocol.backend import CacheBackend, Entry, SupportsPing, SupportsPurgeAll
+from jobcache.protocol.capabilities import SupportsPing, SupportsPurgeAll
+from jobcache.protocol.entry import Entry
 from jobcache.resilience.deadline import ends_within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Protocol
 
+    from jobcache.protocol.backend import CacheBackend
     from jobcache.resilience.circuit_breaker import Breaker
     from jobcache.resilience.replay_log import PendingOperation, ReplayLog
 

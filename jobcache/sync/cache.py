@@ -56,7 +56,8 @@ if TYPE_CHECKING:
     from jobcache.lifetimes import Lifetimes
     from jobcache.models import ReadResult, ReadResults
     from jobcache.observability.statistics import Statistics
-    from jobcache.protocol.backend import CacheBackend, Document
+    from jobcache.protocol.backend import CacheBackend
+    from jobcache.protocol.document import Document
 
 __all__ = ["CacheClosed", "JobCache", "Throttle", "Write"]
 

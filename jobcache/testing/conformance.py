@@ -17,7 +17,8 @@ import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from jobcache.protocol.backend import VERSION_LIMIT, LeaseResult, PublishResult
+from jobcache.protocol.backend import LeaseResult, PublishResult
+from jobcache.protocol.document import VERSION_LIMIT
 from jobcache.testing.scenarios import GUARDS, entry_of, play
 from jobcache.testing.subject import Subject
 from jobcache.testing.transcript import RecordedSubject, Transcript, expect

@@ -40,7 +40,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from jobcache.errors import CacheContended
 from jobcache.protocol import cell as transitions
-from jobcache.protocol.backend import Entry, LeaseResult, PublishResult
+from jobcache.protocol.backend import LeaseResult, PublishResult
+from jobcache.protocol.entry import Entry
 from jobcache.testing.scenarios import entry_of
 
 if TYPE_CHECKING:

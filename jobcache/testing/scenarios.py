@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from jobcache.lifetimes import Lifetimes
-from jobcache.protocol.backend import Document, Entry
+from jobcache.protocol.document import Document
 from jobcache.testing.invariants import Violation
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from jobcache.protocol.backend import CacheBackend
+    from jobcache.protocol.entry import Entry
 
 GUARDS = {
     "writers fence before they commit": (

@@ -10,12 +10,12 @@ from dataclasses import fields
 from enum import Enum
 from typing import TYPE_CHECKING, TypeVar
 
-from jobcache.protocol.backend import CacheBackend, Entry
+from jobcache.protocol.entry import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence
 
-    from jobcache.protocol.backend import LeaseResult, PublishResult
+    from jobcache.protocol.backend import CacheBackend, LeaseResult, PublishResult
     from jobcache.testing.subject import Subject
 
 T = TypeVar("T")

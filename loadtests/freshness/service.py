@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection
 
-    from jobcache.protocol.backend import Entry
+    from jobcache.protocol.entry import Entry
 
 BREAKS = {
     "fence": "writers do not fence",

@@ -9,7 +9,7 @@ import redis
 
 from app.jobs.cache_keys import jobs_key, progress_key, storyboard_key
 from jobcache import SettingsError
-from jobcache.protocol.backend import Entry
+from jobcache.protocol.entry import Entry
 from tests.app.running import Service, Start
 
 LIFETIMES = {

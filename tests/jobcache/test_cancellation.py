@@ -17,7 +17,8 @@ import pytest
 
 from jobcache import CacheOutcome
 from jobcache.backends._closing import end_all
-from jobcache.protocol.backend import Entry, LeaseResult
+from jobcache.protocol.backend import LeaseResult
+from jobcache.protocol.entry import Entry
 from jobcache.resilience.guarded_backend import GuardedBackend
 from tests.cancelling import CancelledAt
 from tests.jobcache.bench import Bench, Transaction, document

@@ -17,7 +17,8 @@ from jobcache._engine.cell_changes import CellChanges
 from jobcache._engine.fetching import ATTEMPTS, PAUSES
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.null import NullBackend
-from jobcache.protocol.backend import Entry, LeaseResult
+from jobcache.protocol.backend import LeaseResult
+from jobcache.protocol.entry import Entry
 from tests.jobcache.bench import Bench, Source, Transaction, document
 from tests.jobcache.test_waiting import HandFeed, Remote, turns
 from tests.subjects import PAIRS, PATIENCE, MemorySubject, TieredSubject

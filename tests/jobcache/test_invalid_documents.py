@@ -14,8 +14,9 @@ import pytest
 
 from jobcache import CacheOutcome, Document, InvalidDocument, JobCache, JobCacheError
 from jobcache.errors import InvalidKey
-from jobcache.protocol.backend import LONGEST_KEY, VERSION_LIMIT
 from jobcache.protocol.codec import identity_body
+from jobcache.protocol.document import VERSION_LIMIT
+from jobcache.protocol.key import LONGEST_KEY
 from jobcache.testing import conformance
 from tests.jobcache.bench import Bench, Transaction, document
 from tests.subjects import BACKENDS

@@ -14,7 +14,9 @@ import pytest
 from jobcache import Document, JobCache, ReadResult, SourceUnavailable
 from jobcache._engine.watchers import PollIntervals
 from jobcache.backends.memory import MemoryBackend
-from jobcache.protocol.backend import ChangeListener, Entry, FeedStatus, Health
+from jobcache.protocol.capabilities import Health
+from jobcache.protocol.change_feed import ChangeListener, FeedStatus
+from jobcache.protocol.entry import Entry
 from tests.jobcache.bench import Bench, Source, document
 from tests.subjects import BACKENDS, MemorySubject, make_subject
 

@@ -10,7 +10,8 @@ import pytest
 
 from jobcache import CacheOutcome
 from jobcache.errors import InvalidKey, WriteMisuse
-from jobcache.protocol.backend import Entry, LeaseResult, PublishResult
+from jobcache.protocol.backend import LeaseResult, PublishResult
+from jobcache.protocol.entry import Entry
 from tests.jobcache.bench import Bench, Transaction, document
 from tests.subjects import KEEPING, MemorySubject, make_subject
 from tests.test_documents import blocks

@@ -19,7 +19,8 @@ from jobcache import (
 )
 from jobcache.models import CacheInfo, CacheSize, ReadResults, WaiterCount
 from jobcache.observability.statistics import Counters
-from jobcache.protocol.backend import FeedStatus, Health
+from jobcache.protocol.capabilities import Health
+from jobcache.protocol.change_feed import FeedStatus
 
 
 class Session:

@@ -44,9 +44,10 @@ from jobcache.errors import (
     UnreadableCell,
     redacted,
 )
-from jobcache.protocol.backend import Entry, LeaseResult, PublishResult
+from jobcache.protocol.backend import LeaseResult, PublishResult
 from jobcache.protocol.cell import Fence
 from jobcache.protocol.codec import Decoder
+from jobcache.protocol.entry import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

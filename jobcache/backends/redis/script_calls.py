@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from redis.exceptions import NoScriptError
 
 from jobcache.backends.redis.refused_commands import is_refused
-from jobcache.protocol.backend import Entry
 from jobcache.protocol.codec import encode_entry
+from jobcache.protocol.entry import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, cast
 
 from jobcache.backends.memory import MemoryBackend
-from jobcache.protocol.backend import SupportsPurgeAll
+from jobcache.protocol.capabilities import SupportsPurgeAll
 from jobcache.settings import GROUP, CacheSettings, backend_names
 from jobcache.testing.invariants import Violation
 from jobcache.testing.simulation.configuration import FAULTS, Simulator

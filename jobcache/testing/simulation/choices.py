@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobcache.errors import CacheUnavailable, SourceUnavailable
-from jobcache.protocol.backend import Entry
+from jobcache.protocol.entry import Entry
 from jobcache.testing.simulation.configuration import FAULTS
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from jobcache.protocol.backend import Document
 from jobcache.protocol.cell import Fence
+from jobcache.protocol.document import Document
 from jobcache.testing.invariants import Commit
 
 if TYPE_CHECKING:

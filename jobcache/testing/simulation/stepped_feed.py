@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Literal
 
-from jobcache.protocol.backend import FeedStatus
+from jobcache.protocol.change_feed import FeedStatus
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from jobcache.protocol.backend import ChangeListener
+    from jobcache.protocol.change_feed import ChangeListener
 
 
 class SteppedFeed:

@@ -11,7 +11,8 @@ from jobcache.testing.simulation.actors import ACTOR
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from jobcache.protocol.backend import Entry, LeaseResult, PublishResult
+    from jobcache.protocol.backend import LeaseResult, PublishResult
+    from jobcache.protocol.entry import Entry
     from jobcache.testing.simulation.actors import Process
     from jobcache.testing.simulation.state import State
 

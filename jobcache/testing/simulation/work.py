@@ -10,7 +10,7 @@ from jobcache.testing.simulation.source import Transaction, document
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from jobcache.protocol.backend import Document
+    from jobcache.protocol.document import Document
     from jobcache.testing.simulation.actors import Actor
     from jobcache.testing.simulation.state import State
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.jobs.schemas import LARGEST_ID
-from jobcache.protocol.backend import VERSION_LIMIT
+from jobcache.protocol.document import VERSION_LIMIT
 from tests.app.running import Service, Start
 
 FILM = b"0123456789" * 10

@@ -28,7 +28,8 @@ from jobcache import (
 from jobcache.backends.compare_and_set import CellTooLarge
 from jobcache.backends.memcached import MemcachedBackend
 from jobcache.backends.registry import make_backend
-from jobcache.protocol.backend import LONGEST_KEY, LeaseResult, PublishResult
+from jobcache.protocol.backend import LeaseResult, PublishResult
+from jobcache.protocol.key import LONGEST_KEY
 from jobcache.testing.simulation import entry_of
 from tests.installed import require_program
 from tests.subjects import PATIENCE, MemcachedSubject

@@ -13,13 +13,9 @@ import pytest
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.tiered import TieredBackend
 from jobcache.errors import CacheUnavailable
-from jobcache.protocol.backend import (
-    ChangeListener,
-    Entry,
-    FeedStatus,
+from jobcache.protocol.backend import LeaseResult, PublishResult
+from jobcache.protocol.capabilities import (
     Health,
-    LeaseResult,
-    PublishResult,
     SupportsBodyCheck,
     SupportsChangeFeed,
     SupportsLeaseTime,
@@ -28,6 +24,8 @@ from jobcache.protocol.backend import (
     SupportsSize,
     SupportsTiers,
 )
+from jobcache.protocol.change_feed import ChangeListener, FeedStatus
+from jobcache.protocol.entry import Entry
 from jobcache.testing.simulation import entry_of
 from tests.jobcache.bench import Bench
 from tests.subjects import FakeClock

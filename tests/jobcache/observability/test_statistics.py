@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jobcache import Document, Lifetimes
 from jobcache.observability.statistics import Histogram
-from jobcache.protocol.backend import GONE
+from jobcache.protocol.document import GONE
 
 
 @given(st.lists(st.integers(0, 10**12), min_size=1), st.floats(0, 100))

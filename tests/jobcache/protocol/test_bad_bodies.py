@@ -16,8 +16,8 @@ import redis as redis_client
 from jobcache import CacheOutcome, CacheSettings, Document, JobCache
 from jobcache.backends.registry import make_backend
 from jobcache.errors import UnreadableCell
-from jobcache.protocol.backend import Entry
 from jobcache.protocol.codec import Decoder, encode_entry, identity_body
+from jobcache.protocol.entry import Entry
 from jobcache.testing import conformance
 from tests.jobcache.bench import Bench
 from tests.subjects import BACKENDS

@@ -10,8 +10,9 @@ import pytest
 
 from jobcache.errors import UnreadableCell
 from jobcache.protocol import cell as table
-from jobcache.protocol.backend import Entry, PublishResult
+from jobcache.protocol.backend import PublishResult
 from jobcache.protocol.cell import Cell, CellStep, Effect, Fence, Lease, Unreadable
+from jobcache.protocol.entry import Entry
 from jobcache.testing.simulation import entry_of
 
 UNREADABLE = Unreadable("of another format")

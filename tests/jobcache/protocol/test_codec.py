@@ -10,9 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jobcache.errors import UnreadableCell
-from jobcache.protocol.backend import VERSION_LIMIT, Entry
 from jobcache.protocol.cell import Fence, Lease
 from jobcache.protocol.codec import compress, decode, encode_entry, identity_body
+from jobcache.protocol.document import VERSION_LIMIT
+from jobcache.protocol.entry import Entry
 from jobcache.testing.simulation import entry_of
 
 INCARNATION_ID = "s"

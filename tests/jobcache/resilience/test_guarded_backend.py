@@ -13,11 +13,8 @@ import pytest
 from jobcache import CacheOutcome, CacheUnavailable, JobCache
 from jobcache.backends.memory import MemoryBackend
 from jobcache.errors import UnreadableCell
-from jobcache.protocol.backend import (
-    CLOCK_SKEW_MS,
-    Entry,
-    LeaseResult,
-    PublishResult,
+from jobcache.protocol.backend import LeaseResult, PublishResult
+from jobcache.protocol.capabilities import (
     SupportsBodyCheck,
     SupportsChangeFeed,
     SupportsLeaseTime,
@@ -25,6 +22,7 @@ from jobcache.protocol.backend import (
     SupportsPing,
     SupportsPurgeAll,
 )
+from jobcache.protocol.entry import CLOCK_SKEW_MS, Entry
 from jobcache.resilience.batched_gets import BatchedGets
 from jobcache.resilience.guarded_backend import GuardedBackend
 from jobcache.testing.simulation import entry_of

@@ -13,7 +13,7 @@ import pytest
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.redis import namespace
 from jobcache.errors import CacheUnavailable
-from jobcache.protocol.backend import Entry
+from jobcache.protocol.entry import Entry
 from jobcache.testing import conformance
 from jobcache.testing.conformance import Check, Subject
 from jobcache.testing.simulation import GUARDS

@@ -9,7 +9,8 @@ import pytest
 from examples.sql_backend import SqlBackend
 from jobcache.backends.memcached import MemcachedBackend
 from jobcache.errors import CacheError
-from jobcache.protocol.backend import Entry, LeaseResult, PublishResult
+from jobcache.protocol.backend import LeaseResult, PublishResult
+from jobcache.protocol.entry import Entry
 from jobcache.testing import conformance, interleavings
 from jobcache.testing.interleavings import Operation, Scenario
 from tests.subjects import (

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from jobcache.protocol import cell
-from jobcache.protocol.backend import Entry, LeaseResult, PublishResult
+from jobcache.protocol.backend import LeaseResult, PublishResult
 from jobcache.protocol.cell import Cell, CellStep
+from jobcache.protocol.entry import Entry
 from jobcache.testing.conformance import Subject
 from jobcache.testing.simulation import entry_of
 from tests.subjects import (

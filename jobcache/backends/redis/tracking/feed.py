@@ -39,13 +39,13 @@ from jobcache.backends._closing import end_all
 from jobcache.backends.redis.tracking.connection import HANDSHAKE, Endpoint, Lost, Untracked, track
 from jobcache.errors import CacheError
 from jobcache.observability.statistics import Histogram
-from jobcache.protocol.backend import FeedStatus
+from jobcache.protocol.change_feed import FeedStatus
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from typing import Literal
 
-    from jobcache.protocol.backend import ChangeListener
+    from jobcache.protocol.change_feed import ChangeListener
 
 logger = logging.getLogger("jobcache")
 

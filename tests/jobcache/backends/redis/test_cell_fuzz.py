@@ -23,9 +23,11 @@ from hypothesis import strategies as st
 from jobcache.backends.redis.backend import RedisBackend
 from jobcache.errors import UnreadableCell
 from jobcache.protocol import cell as table
-from jobcache.protocol.backend import VERSION_LIMIT, Entry, LeaseResult, PublishResult
+from jobcache.protocol.backend import LeaseResult, PublishResult
 from jobcache.protocol.cell import Cell, CellStep, Effect, Fence, Lease
 from jobcache.protocol.codec import decode, encode_entry, identity_body
+from jobcache.protocol.document import VERSION_LIMIT
+from jobcache.protocol.entry import Entry
 from jobcache.testing.simulation import entry_of
 from tests.subjects import REDIS_SERVERS
 

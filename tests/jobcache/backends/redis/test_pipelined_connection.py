@@ -13,7 +13,8 @@ from jobcache.backends.redis.backend import RedisBackend
 from jobcache.backends.redis.pipelined_connection import PipelinedConnection
 from jobcache.backends.redis.server import Server
 from jobcache.errors import CacheUnavailable
-from jobcache.protocol.backend import Entry, LeaseResult
+from jobcache.protocol.backend import LeaseResult
+from jobcache.protocol.entry import Entry
 from jobcache.testing.simulation import entry_of
 from tests.subjects import by_the_pool
 

@@ -1,0 +1,67 @@
+"""The change feed: a store reports to each process which of its cells have changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class ChangeListener(Protocol):
+    """Receives the events of a `ChangeFeed`, which waits for each call: they must be quick."""
+
+    def changed(self, keys: Sequence[str]) -> None:
+        """Handle a change of these cells. Each is reported at least once, some without a change."""
+
+    def interrupted(self) -> None:
+        """Handle the loss of the feed: changes are not reported from now on."""
+
+    def resumed(self) -> None:
+        """Handle the return of the feed. Anything may have changed before."""
+
+
+class ChangeFeed(Protocol):
+    """Reports to a process which cells of a shared store change.
+
+    Changes are reported after they were made, later by the lag of the feed, and in their order. A
+    feed that cannot guarantee this is not live, and reports that too.
+    """
+
+    @property
+    def live(self) -> bool:
+        """Whether every change from now on will be reported."""
+
+    def listen(self, listener: ChangeListener) -> None:
+        """Report to `listener` from now on, after the listeners that were added before."""
+
+    def start(self) -> None:
+        """Start in the running event loop. Safe to call again."""
+
+    def condition(self) -> FeedStatus:
+        """Return the present status."""
+
+    async def aclose(self) -> None:
+        """Close the feed. Safe to call twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedStatus:
+    """The status of a change feed.
+
+    Attributes:
+        state: "idle" (not started, because nobody needs it), "connecting", "live", or
+            "unsupported" (the store has none).
+        age: seconds in that state.
+        reason: why it is not live, for people; empty while it is, and while nobody needs it.
+        interruptions: how often it was live and ceased to be.
+        lag_us: percentiles of the lag, in microseconds: of the time from the feed's own heartbeat
+            writes to their reports.
+    """
+
+    state: Literal["idle", "connecting", "live", "unsupported"]
+    age: float
+    reason: str
+    interruptions: int
+    lag_us: Mapping[str, float]

@@ -1,0 +1,48 @@
+"""An entry: a document in the cache, with its lifetime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Encoding = Literal["identity", "gzip"]
+
+CLOCK_SKEW_MS = 1000
+"""What the wall clocks of well-kept hosts may differ by, in milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A committed version of one document, ready to serve.
+
+    Attributes:
+        version: see `Document`.
+        owner: see `Document`.
+        status: see `Document`.
+        poll_after: see `Document`.
+        encoded_body: the body, in `encoding`; `ReadResult.body` is the body without it.
+        encoding: "gzip" where the body was large enough to be worth it, else "identity".
+        stored_at_ms: wall-clock time of the load or commit, in milliseconds since the epoch. It
+            only feeds ages shown to people and `fresh_ms`; no decision about order rests on it.
+        fresh_ms: for how long after that it is served without asking the source.
+        keep_ms: for how long a backend keeps it, grace included. 0: it is not kept at all.
+    """
+
+    version: int
+    owner: str
+    status: str
+    poll_after: int | None
+    encoded_body: bytes
+    encoding: Encoding
+    stored_at_ms: int
+    fresh_ms: int
+    keep_ms: int
+
+    @property
+    def gone(self) -> bool:
+        """True if this entry says that the source knows no such document."""
+        return self.version == 0
+
+    def past_its_freshness(self) -> Entry:
+        """Return the same entry, to be served only if the source cannot be asked."""
+        return replace(self, fresh_ms=-CLOCK_SKEW_MS)  # no age is below that
