@@ -1,4 +1,4 @@
-"""Explore a backend from the command line; see `--help`. Ends with 1 if something is wrong."""
+"""Explore a backend from the command line; exits with 1 if something is wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, cast
 
+from jobcache.backends.compare_and_set import CompareAndSetBackend
 from jobcache.backends.memory import MemoryBackend
+from jobcache.errors import CacheUnavailable
 from jobcache.protocol.capabilities import SupportsPurgeAll
 from jobcache.settings import GROUP, CacheSettings, backend_names
 from jobcache.testing.invariants import Violation
@@ -24,14 +26,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Subject:
-    """A backend in a namespace of its own, where to lose everything is to lose the one cell."""
+    """A backend in a namespace of its own, and a way to lose a cell of it."""
 
     backend: CacheBackend
 
     async def evict(self, key: str) -> None:
-        del key
-        assert isinstance(self.backend, SupportsPurgeAll)
-        await self.backend.purge_all()
+        backend = self.backend
+        if isinstance(backend, SupportsPurgeAll):
+            await backend.purge_all()  # no other cell of the namespace is in use
+        elif isinstance(backend, CompareAndSetBackend):
+            found = await backend.read(key)
+            if found is not None:
+                await backend.delete(key, found[1])
+        else:
+            raise NotImplementedError("the backend has no operation that loses a cell")
 
     async def elapse(self, seconds: float) -> None:
         raise NotImplementedError(f"no schedule lets {seconds} s pass in the store")
@@ -40,11 +48,13 @@ class _Subject:
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m jobcache.testing.simulation",
-        description="Run the real cache on a backend through schedules of a few processes.",
+        description="Run the real cache on a backend through schedules of a few processes. On a"
+        " server the keys have a random prefix, so the data of others is safe.",
     )
     add = parser.add_argument
     add("--backend", default="memory", choices=backend_names())
-    add("--redis-url", default=CacheSettings.redis_url, help="for redis; a prefix keeps off others")
+    add("--redis-url", default=CacheSettings.redis_url, help="default: %(default)s")
+    add("--memcached-url", default=CacheSettings.memcached_url, help="default: %(default)s")
     add(
         "--processes",
         default="R R W W",
@@ -75,11 +85,15 @@ def _explorer(chosen: argparse.Namespace) -> Explorer:
     settings = CacheSettings(
         backend=chosen.backend,
         redis_url=chosen.redis_url,
+        memcached_url=chosen.memcached_url,
         prefix=f"jobcache-schedules-{secrets.token_hex(4)}:",
     )
     backend = cast("Factory", point.load())(settings)
-    if not isinstance(backend, SupportsPurgeAll):
-        sys.exit(f"{chosen.backend} has no purge_all to lose a cell with: call Explorer from code")
+    if not isinstance(backend, SupportsPurgeAll | CompareAndSetBackend):
+        sys.exit(
+            f"{chosen.backend} has no operation that loses a cell: call Explorer from code, with"
+            " a subject that has one"
+        )
     return Explorer(_Subject(backend))
 
 
@@ -99,22 +113,29 @@ def main(arguments: list[str] | None = None) -> int:
         )
     except ValueError as error:
         sys.exit(f"--processes, --kinds: {error}")
-    logging.getLogger("jobcache").setLevel(logging.CRITICAL)  # a guard tells of every fault
-    with _explorer(chosen) as explorer:
-        if chosen.schedule is not None:
-            try:
-                explorer.replay(replace(simulator, faults=len(chosen.schedule)), chosen.schedule)
-            except (Violation, LookupError) as error:
-                sys.stdout.write(f"WRONG: {error}\n")
-                return 1
-            sys.stdout.write("nothing wrong\n")
-            return 0
-        if chosen.exhaust:
-            report = explorer.exhaust(simulator, switches=chosen.switches, most=chosen.most)
-        else:
-            seed = secrets.token_hex(4) if chosen.seed is None else chosen.seed
-            report = explorer.search(simulator, seed=seed, runs=chosen.runs)
-            sys.stdout.write(f"seed {seed}: ")
+    logging.getLogger("jobcache").setLevel(logging.CRITICAL)  # a guard reports every fault
+    try:
+        with _explorer(chosen) as explorer:
+            return _explore(explorer, simulator, chosen)
+    except CacheUnavailable as error:
+        sys.exit(f"{chosen.backend} cannot be explored: {error}")
+
+
+def _explore(explorer: Explorer, simulator: Simulator, chosen: argparse.Namespace) -> int:
+    if chosen.schedule is not None:
+        try:
+            explorer.replay(replace(simulator, faults=len(chosen.schedule)), chosen.schedule)
+        except (Violation, LookupError) as error:
+            sys.stdout.write(f"WRONG: {error}\n")
+            return 1
+        sys.stdout.write("nothing wrong\n")
+        return 0
+    if chosen.exhaust:
+        report = explorer.exhaust(simulator, switches=chosen.switches, most=chosen.most)
+    else:
+        seed = secrets.token_hex(4) if chosen.seed is None else chosen.seed
+        report = explorer.search(simulator, seed=seed, runs=chosen.runs)
+        sys.stdout.write(f"seed {seed}: ")
     sys.stdout.write(f"{report}\n")
     return 0 if report.finding is None else 1
 

@@ -1,7 +1,7 @@
 """The real cache in every schedule of small simulations, and in some of larger ones.
 
 What a failure prints is a schedule: `Explorer.replay` plays it again, and so does
-`python -m jobcache.testing.simulation --simulator … --schedule "…"`.
+`python -m jobcache.testing.simulation --processes "…" --schedule "…"`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import pytest
 
+from app.devservers.memcached import MemcachedServer
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.redis import namespace
 from jobcache.testing.simulation import GUARDS, Components, Explorer, Report, Simulator, Violation
@@ -392,3 +393,20 @@ def test_the_command_explores_redis_in_a_namespace_of_its_own(
         assert raw.keys("*") == [b"others"]
         raw.delete("others")
     assert "10 schedules" in capsys.readouterr().out
+
+
+def test_the_command_explores_memcached(
+    memcached_server: MemcachedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--backend", "memcached", "--memcached-url", memcached_server.url]
+    assert main([*chosen, "--runs", "10"]) == 0
+    assert "10 schedules" in capsys.readouterr().out
+    schedule = "R0 begins -> R0 get -> R0 lease -> R0 load -> R0 publish v1 -> evict -> R1 begins"
+    assert main([*chosen, "--schedule", f"{schedule} -> R1 get -> R1 lease"]) == 0
+
+
+def test_the_command_says_that_a_store_is_away(unused_tcp_port: int) -> None:
+    for name, option in (("redis", "--redis-url"), ("memcached", "--memcached-url")):
+        url = f"{name}://127.0.0.1:{unused_tcp_port}"
+        with pytest.raises(SystemExit, match=f"{name} cannot be explored: "):
+            main(["--backend", name, option, url, "--runs", "1"])
