@@ -34,7 +34,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import uvloop
 
 from app.devservers import PostgresServer, RedisServer
