@@ -26,25 +26,33 @@ NEEDS_REDIS = {
     "redis": True,
     "tiered": True,
 }
-"""Every backend by its name, and whether it needs a Redis server."""
+"""The backends of the load tests by their names, and whether they need a Redis server."""
+
+EVERY_BACKEND = ("null", "memory", "memcached", "redis", "tiered")
+"""The backends that `ready_backend` knows."""
 
 _LIVE = 5.0  # seconds for a feed to become live
 
 
 @asynccontextmanager
-async def ready_backend(name: str, redis_url: str) -> AsyncGenerator[CacheBackend]:
+async def ready_backend(
+    name: str, *, redis_url: str = "", memcached_url: str = ""
+) -> AsyncGenerator[CacheBackend]:
     """Return a backend as the service creates it, guard included, ready in the running loop.
 
     Args:
-        name: one of `NEEDS_REDIS`.
-        redis_url: a private server; unused by backends that need none.
+        name: one of `EVERY_BACKEND`.
+        redis_url: a private server, for backends that need one.
+        memcached_url: the same.
     """
-    backend = make_backend(CacheSettings(backend=name, redis_url=redis_url))
+    backend = make_backend(
+        CacheSettings(backend=name, redis_url=redis_url, memcached_url=memcached_url)
+    )
     try:
         if isinstance(backend, SupportsStart):
             await backend.start()
         if isinstance(backend, SupportsHealth):
-            assert backend.condition().available, f"no Redis at {redis_url}"
+            assert backend.condition().available, f"{name} does not reach its server"
         if isinstance(backend, SupportsTiers) and isinstance(backend, SupportsChangeFeed):
             async with asyncio.timeout(_LIVE):  # before that it does not use its local tier
                 while (feed := backend.feed()) is None or not feed.live:  # noqa: ASYNC110

@@ -1,6 +1,9 @@
 """The cost of one operation of the cache, by backend.
 
-A round is many operations in one coroutine, so that starting the loop does not count.
+    pytest benchmarks --benchmark-group-by=group
+
+Every figure is for one operation. `null` keeps nothing: in the groups of hits, its row is what the
+same call costs where nothing is found, and a read loads its document again.
 """
 
 from __future__ import annotations
@@ -8,34 +11,33 @@ from __future__ import annotations
 import itertools
 import time
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
 from app.jobs.cache_keys import progress_key
-from benchmarks.backends import NEEDS_REDIS, ready_backend
+from benchmarks.backends import EVERY_BACKEND, NEEDS_REDIS, ready_backend
 from benchmarks.document import DOCUMENT
 from jobcache import CacheOutcome, JobCache, Lifetimes
 from jobcache.protocol.backend import LeaseResult, PublishResult
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
-    from benchmarks.conftest import Benchmark
+    from benchmarks.one_operation import OneOperation
     from jobcache import Document
     from jobcache.protocol.backend import CacheBackend
 
-    Measure = Callable[[str, Callable[[], Coroutine[object, object, None]]], None]
+    T = TypeVar("T")
 
-OPERATIONS = 500  # in a round
+MANY = 20  # keys of one get_many
 ENTRY = Lifetimes().entry(DOCUMENT, time.time_ns() // 1_000_000)
 TOKEN = "benchmark"  # noqa: S105 - names a lease
 
-every_backend = pytest.mark.parametrize("backend", NEEDS_REDIS, indirect=True)
-every_keeping_backend = pytest.mark.parametrize(
-    "backend", [name for name in NEEDS_REDIS if name != "null"], indirect=True
-)
+# A round of the default length would be a few operations only.
+pytestmark = pytest.mark.benchmark(min_time=0.001)
 
 
 async def load() -> Document:
@@ -43,112 +45,153 @@ async def load() -> Document:
     return DOCUMENT
 
 
+class Measured:
+    """Measures operations of one backend, in the group of the operation.
+
+    Args:
+        one_operation: what measures.
+        backend: the backend.
+        runner: its event loop.
+        numbers: of keys that no other benchmark has used on the server.
+    """
+
+    def __init__(
+        self,
+        one_operation: OneOperation,
+        backend: CacheBackend,
+        runner: asyncio.Runner,
+        numbers: Iterator[int],
+    ) -> None:
+        self.backend = backend
+        self.runner = runner
+        self._one_operation = one_operation
+        self._numbers = numbers
+
+    @property
+    def keeps(self) -> bool:
+        """Return False for the backend that stores nothing."""
+        return self.backend.name != "null"
+
+    def new_key(self) -> str:
+        """Return a key that was not used before."""
+        return progress_key(next(self._numbers))
+
+    def stored(self, count: int) -> list[str]:
+        """Return the keys of so many new entries."""
+        keys = [self.new_key() for _ in range(count)]
+
+        async def store() -> None:
+            for key in keys:
+                await self.load(key)
+
+        self.runner.run(store())
+        return keys
+
+    async def load(self, key: str) -> PublishResult:
+        """Do what a read does that finds nothing: take a lease, and publish what was loaded."""
+        assert await self.backend.lease(key, TOKEN) is LeaseResult.ACQUIRED
+        return await self.backend.publish(key, TOKEN, ENTRY)
+
+    def __call__(self, group: str, operation: Callable[[], Awaitable[T]]) -> T:
+        """Measure the operation, and return the result of one."""
+        return self._one_operation(group, operation, backend=self.backend.name)
+
+
 @pytest.fixture(scope="session")
-def new_key() -> Callable[[], str]:
-    """Makes keys that no benchmark has used before."""
-    numbers = itertools.count(1)
-    return lambda: progress_key(next(numbers))
+def numbers() -> Iterator[int]:
+    """Count up from 1, through all benchmarks."""
+    return itertools.count(1)
 
 
-@pytest.fixture
-def backend(
-    request: pytest.FixtureRequest, runner: asyncio.Runner, redis_url: str
-) -> Iterator[CacheBackend]:
-    """A backend of the table, in the loop of `runner`."""
+@pytest.fixture(params=EVERY_BACKEND)
+def backend(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Iterator[CacheBackend]:
+    """Each backend as the service creates it, in the loop of `runner`."""
+    name: str = request.param
+    servers: dict[str, str] = {}
+    if name == "memcached":
+        servers["memcached_url"] = request.getfixturevalue("memcached_url")
+    elif NEEDS_REDIS[name]:
+        servers["redis_url"] = request.getfixturevalue("redis_url")
     stack = AsyncExitStack()
-    yield runner.run(stack.enter_async_context(ready_backend(request.param, redis_url)))
+    yield runner.run(stack.enter_async_context(ready_backend(name, **servers)))
     runner.run(stack.aclose())
 
 
 @pytest.fixture
-def measure(benchmark: Benchmark, runner: asyncio.Runner, backend: CacheBackend) -> Measure:
-    """Runs a coroutine function of `OPERATIONS` operations as one round."""
-
-    def measured(operation: str, round_of: Callable[[], Coroutine[object, object, None]]) -> None:
-        benchmark.group = operation
-        benchmark.extra_info |= {
-            "operation": operation,
-            "backend": backend.name,
-            "operations_per_round": OPERATIONS,
-        }
-        benchmark(lambda: runner.run(round_of()))
-
-    return measured
+def measured(
+    one_operation: OneOperation,
+    backend: CacheBackend,
+    runner: asyncio.Runner,
+    numbers: Iterator[int],
+) -> Measured:
+    """Measure operations of the backend."""
+    return Measured(one_operation, backend, runner, numbers)
 
 
-@every_keeping_backend
-def test_get_hit(
-    measure: Measure, backend: CacheBackend, runner: asyncio.Runner, new_key: Callable[[], str]
-) -> None:
+def test_get_hit(measured: Measured) -> None:
     """The backend alone, where it holds the entry."""
-    key = new_key()
-
-    async def store() -> None:
-        assert await backend.lease(key, TOKEN) is LeaseResult.ACQUIRED
-        assert await backend.publish(key, TOKEN, ENTRY) is PublishResult.STORED
-
-    async def hits() -> None:
-        for _ in range(OPERATIONS):
-            found = await backend.get(key)
-        assert found == ENTRY
-
-    runner.run(store())
-    measure("get, hit", hits)
+    (key,) = measured.stored(1)
+    found = measured("get, hit", partial(measured.backend.get, key))
+    assert found == (ENTRY if measured.keeps else None)
 
 
-@every_backend
-def test_get_miss(measure: Measure, backend: CacheBackend, new_key: Callable[[], str]) -> None:
+def test_get_miss(measured: Measured) -> None:
     """The backend alone, where it holds nothing."""
-    key = new_key()
-
-    async def misses() -> None:
-        for _ in range(OPERATIONS):
-            found = await backend.get(key)
-        assert found is None
-
-    measure("get, miss", misses)
+    key = measured.new_key()
+    assert measured("get, miss", partial(measured.backend.get, key)) is None
 
 
-@every_backend
-def test_fence_and_publish(
-    measure: Measure, backend: CacheBackend, new_key: Callable[[], str]
-) -> None:
-    """What a write does to the backend, before and after its commit."""
-    expected = PublishResult.NOTHING if backend.name == "null" else PublishResult.STORED
-
-    async def writes() -> None:
-        for _ in range(OPERATIONS):
-            key = new_key()
-            await backend.fence(key, TOKEN)
-            published = await backend.publish(key, TOKEN, ENTRY)
-        assert published is expected
-
-    measure("fence and publish", writes)
+def test_get_many(measured: Measured) -> None:
+    """The backend alone, where it holds all of the entries."""
+    keys = measured.stored(MANY)
+    found = measured(f"get_many, {MANY} hits", partial(measured.backend.get_many, keys))
+    assert len(found) == (MANY if measured.keeps else 0)
 
 
-@every_keeping_backend
-def test_read_hit(measure: Measure, backend: CacheBackend, new_key: Callable[[], str]) -> None:
+def test_lease_and_publish(measured: Measured) -> None:
+    """What a miss does to the backend, before and after it loads; each time with a new key."""
+    result = measured("lease and publish", lambda: measured.load(measured.new_key()))
+    assert result is (PublishResult.STORED if measured.keeps else PublishResult.NOTHING)
+
+
+def test_fence_and_publish(measured: Measured) -> None:
+    """What a write does to the backend, before and after its commit; each time with a new key."""
+
+    async def write() -> PublishResult:
+        key = measured.new_key()
+        await measured.backend.fence(key, TOKEN)
+        return await measured.backend.publish(key, TOKEN, ENTRY)
+
+    result = measured("fence and publish", write)
+    assert result is (PublishResult.STORED if measured.keeps else PublishResult.NOTHING)
+
+
+def test_read_hit(measured: Measured) -> None:
     """A whole read that is answered from the cache."""
-    cache = JobCache(backend)
-    key = new_key()
-
-    async def hits() -> None:
-        await cache.read(key, load)  # stores it, and again once it is no longer fresh
-        for _ in range(OPERATIONS):
-            answer = await cache.read(key, load)
-        assert answer.outcome is CacheOutcome.HIT
-
-    measure("read, hit", hits)
+    cache = JobCache(measured.backend)
+    key = measured.new_key()
+    measured.runner.run(cache.read(key, load))  # a later read stores it again, if it has expired
+    outcome = CacheOutcome.HIT if measured.keeps else CacheOutcome.MISS
+    assert measured("read, hit", partial(cache.read, key, load)).outcome is outcome
 
 
-@every_backend
-def test_read_miss(measure: Measure, backend: CacheBackend, new_key: Callable[[], str]) -> None:
+def test_read_miss(measured: Measured) -> None:
     """A whole read of a key that nobody has read before, with a source that costs nothing."""
-    cache = JobCache(backend)
+    cache = JobCache(measured.backend)
+    result = measured("read, miss", lambda: cache.read(measured.new_key(), load))
+    assert result.outcome is CacheOutcome.MISS
 
-    async def misses() -> None:
-        for _ in range(OPERATIONS):
-            answer = await cache.read(new_key(), load)
-        assert answer.outcome is CacheOutcome.MISS
 
-    measure("read, miss", misses)
+def test_write(measured: Measured) -> None:
+    """A whole write of a new key, with a transaction that costs nothing."""
+    cache = JobCache(measured.backend)
+
+    async def write() -> str:
+        key = measured.new_key()
+        async with cache.write(key) as change:
+            change.publish(key, DOCUMENT)
+        return key
+
+    key = measured("write", write)
+    found = measured.runner.run(measured.backend.get_many([key]))
+    assert bool(found) == measured.keeps

@@ -282,11 +282,22 @@ def assigned(words: list[str]) -> bool:
     return True
 
 
+def benchmarked(words: list[str]) -> bool:
+    """Whether the test of pytest-benchmark uses these options, and the paths exist."""
+    source = (ROOT / "tests/measurement/test_pytest_benchmark.py").read_text()
+    options = {word.partition("=")[0] for word in words if word.startswith("--")}
+    paths = {word for word in words[1:] if not word.startswith("--")}
+    return all(option in source for option in options) and all(
+        (ROOT / path).exists() for path in paths
+    )
+
+
 NOT_RUN: dict[str, Callable[[list[str]], bool]] = {
     "pip": installs,  # needs a network; a test installs the wheel
     "uvicorn": served,  # `tests/app/test_servers.py` starts all three
     "fastapi": served,
     "gunicorn": served,
+    "pytest": benchmarked,
     ".ci/run": lambda words: (ROOT / words[0]).exists(),  # is `make check` and `make test`
 }
 """Commands that are not run here, and what is checked instead."""

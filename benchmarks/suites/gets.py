@@ -46,7 +46,7 @@ async def gets(
     found: dict[str, tuple[Kind, str, Get]] = {}
     missing: list[Missing] = []
     async with AsyncExitStack() as stack:
-        backend = await stack.enter_async_context(ready_backend("redis", redis_url))
+        backend = await stack.enter_async_context(ready_backend("redis", redis_url=redis_url))
         cache = JobCache(backend, lifetimes=Lifetimes(default=_KEEP))
         entry = cache.lifetimes.entry(document, time.time_ns() // 1_000_000)
         for key in keys:

@@ -95,7 +95,7 @@ async def lookups(*, peers: bool, operations: int, turns: int) -> Section:
     values: dict[str, bytes] = {key: bytes(bytearray(BODY)) for key in keys}
     subjects = Subjects(list(islice(cycle(keys), operations)))
     async with AsyncExitStack() as stack:
-        backend = await stack.enter_async_context(ready_backend("memory", ""))
+        backend = await stack.enter_async_context(ready_backend("memory"))
         cache = JobCache(backend, lifetimes=Lifetimes(default=_KEEP))
         for key in keys:
             await cache.read(key, load)
