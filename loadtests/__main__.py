@@ -2,6 +2,8 @@
 
 python -m loadtests --backends null,memory,redis --users 1,10,100 --scenario shared
 python -m loadtests --backends memory,redis --users 100 --scenario shared --modes plain,etag,wait
+
+python -m loadtests capacity --help: compute what a number of pollers needs
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from benchmarks.machine import surroundings
 from benchmarks.service import ServiceFailed
 from loadtests import table, trial
 from loadtests.arguments import positive
+from loadtests.capacity import command as capacity
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> int:
     """Run all load tests; return 1 if a response was wrong or waiting does not pay, else 0."""
+    if arguments and arguments[0] == "capacity":
+        return capacity.main(arguments[1:])
     options = _parser().parse_args(arguments)
     plan = trial.Plan(
         scenario=options.scenario,

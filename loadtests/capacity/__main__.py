@@ -1,0 +1,10 @@
+"""Compute the capacity that a load needs: `python -m loadtests.capacity --pollers 1000`."""
+
+from __future__ import annotations
+
+import sys
+
+from loadtests.capacity.command import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
