@@ -149,7 +149,7 @@ class FastPathProtocol(HeaderLimits):
         self._response_written()
 
     def _leave_to_uvicorn(self) -> None:
-        """Have uvicorn do what it would have done when the head and the request were complete.
+        """Call the steps of uvicorn that were postponed: the head and the request are complete.
 
         The parser has read nothing since, and the request has no body.
         """

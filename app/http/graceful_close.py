@@ -170,7 +170,7 @@ class GracefulTransport:
             self.abort()
 
     def abort(self) -> None:
-        """Close at once, without sending what was written."""
+        """Close at once. Bytes that were written and not sent yet are lost."""
         self.is_closing, self.write = _always, _drop
         self._transport.abort()
 

@@ -167,13 +167,13 @@ class LimitedH11Protocol(H11Protocol):
             self._fail(408)
 
     def pause_writing(self) -> None:
-        """Wait for the client to accept what was written."""
+        """Watch for a client that does not read its response."""
         super().pause_writing()
         if not self._guarded.is_closing():
             self._rewatch()
 
     def resume_writing(self) -> None:
-        """Go on: the client has accepted what was written."""
+        """Go on: the client has read enough of its response."""
         super().resume_writing()
         if not self._guarded.is_closing():
             self._rewatch()

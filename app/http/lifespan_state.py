@@ -1,9 +1,9 @@
 """The lifespan state of ASGI: what the application gives to the server's connections.
 
 uvicorn copies this state to each connection. uvicorn stops in this order: it tells each connection
-to shut down, waits until all answers under way are complete, and only then tells the application.
-Held requests would keep it waiting until they were cut off. So the first connection that is told
-to shut down ends them, with the function that the application has put here.
+to shut down, waits until all answers under way are complete, and only then notifies the
+application. Held requests would keep it waiting until they were cut off. So the first connection
+that shuts down ends them, with the function that the application has put here.
 
 Rejected: a subclass of `uvicorn.Server`. uvicorn's workers create their servers themselves.
 """

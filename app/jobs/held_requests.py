@@ -133,8 +133,8 @@ async def cancel_on_disconnect(
 ) -> T:
     """Return the result of `work`; cancel it if the client disconnects or loses its key.
 
-    Servers do not cancel the task of a client that has disconnected; they only tell those who
-    call `receive`.
+    Servers do not cancel the task of a client that has disconnected. They only report that to a
+    caller of `receive`.
 
     Raises:
         ClientGone: the client has disconnected.

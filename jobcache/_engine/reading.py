@@ -113,12 +113,12 @@ class Reads:
         The future can be awaited, or given a callback. All arguments are as for `JobCache.read`.
 
         Returns:
-            A future of the hit; of None where there is none to be served, and `read` finds out
-            more. None in place of the future where there is no such store, or the cache does not
-            belong to the running loop yet.
+            A future of the hit; or of None if there is no entry that may be served: call `read`
+            then. None in place of the future if the entries are in this process, or the cache does
+            not belong to the running loop yet.
 
         Raises (in the future):
-            CacheUnavailable: the store is set aside, or did not answer: `read` asks the source.
+            CacheUnavailable: the store is not in use, or did not answer: `read` asks the source.
         """
         gets = self._gets
         if gets is None or self._owner.loop is not asyncio.get_running_loop() or not key.isascii():

@@ -1,4 +1,4 @@
-"""Single shared: one call at a time per key, shared by all callers who came before it began.
+"""Single flight: one call at a time per key, shared by all callers that asked before it began.
 
 Go's singleflight lets a caller join a call that already runs. For a cache that is wrong:
 
@@ -9,8 +9,8 @@ Go's singleflight lets a caller join a call that already runs. For a cache that 
 So here nobody joins a call that runs. While one call runs, all new callers share one further call,
 which begins when the running one ends. A burst of any size costs at most two calls.
 
-The calls of a key run in tasks of their own, one after the other. The cancellation of a caller does
-not reach them. A call whose callers have all left before it began is not made.
+Each call runs in a task of its own, so the cancellation of a caller does not reach it. A call whose
+callers have all left before it began is not made.
 
 A call that goes on after all its callers have left is *abandoned*. It may hang, so later callers do
 not wait for it: another call begins beside it. It is not cancelled at once, because its result may

@@ -1,4 +1,4 @@
-"""The end of tasks that talk to a server."""
+"""Cancel tasks that talk to a server, until they have ended."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _AGAIN = 0.05  # seconds
 
 
 async def end_all(tasks: Collection[asyncio.Task[Any]]) -> None:
-    """Cancel the tasks, and return once they have ended; what they raise is nobody's.
+    """Cancel the tasks, and return once they have ended. Their errors are ignored.
 
-    Before Python 3.12 `asyncio.wait_for`, which redis-py sends with, may lose a cancellation. A
-    task that goes on for ever would then never end, so it is cancelled again until it has.
+    Before Python 3.12 `asyncio.wait_for`, which redis-py uses to send, may lose a cancellation. So
+    a task that has not ended is cancelled again.
     """
     left = set(tasks)
     while left:
@@ -24,4 +24,4 @@ async def end_all(tasks: Collection[asyncio.Task[Any]]) -> None:
         _, left = await asyncio.wait(left, timeout=_AGAIN)
     for task in tasks:
         if not task.cancelled():
-            task.exception()  # seen: nobody waits for it any more
+            task.exception()  # retrieved, so that asyncio does not report it

@@ -9,7 +9,7 @@ No operation takes longer the more cells there are:
 - A deadline stands beside its cell and is compared when the cell is looked up. An expired cell is
   dropped then, or evicted as the least recently used one. Nothing sweeps.
 - A use is noted at most once a second for each cell, as in memcached. A hit in between only reads.
-- Cells that are dropped as a whole are set aside, and later operations free a few of them each.
+- Emptying the backend only replaces the caches. Each later operation frees a few of the old cells.
 
 Rejected: `TTLCache` and `TLRUCache`. They drop all expired cells at once, which takes seconds where
 a million have expired.
@@ -41,7 +41,7 @@ _CELLS_OF_A_PART = 8192
 _EVICTED_AT_ONCE = 1000
 """Cells that one operation evicts one by one, at most: it must not stop the loop."""
 _FREED_AT_ONCE = 20
-"""Cells set aside that each new cell frees, so that the memory is given back in small parts."""
+"""After the backend was emptied, each new cell frees so many old ones: all at once takes long."""
 _USE_NOTED_FOR = 1.0
 """Seconds for which a cell that was used counts as just used. Pollers come less often."""
 _look_up = Cache.__getitem__

@@ -1,4 +1,4 @@
-"""The contract between `JobCache` and the places where entries live.
+"""The contract of a backend: where `JobCache` keeps its entries.
 
 A backend keeps one *cell* for each key. A cell is empty, or holds exactly one of these:
 
@@ -6,8 +6,8 @@ A backend keeps one *cell* for each key. A cell is empty, or holds exactly one o
     a fence    writers are about to commit, or have committed, a newer version
     an entry   a committed version, safe to serve
 
-Only the operations of `CacheBackend` change a cell. `jobcache.protocol.cell` says what each of them
-makes of what a cell holds. The rest of the contract is here:
+Only the operations of `CacheBackend` change a cell. `jobcache.protocol.cell` contains the
+transitions: what each operation makes of a cell. The rest of the contract is here:
 
 - Each operation is one atomic step for its key: a critical section in a process, a script on a
   server, a read and a compare-and-set that is tried again. No operation waits for another caller.
@@ -24,7 +24,7 @@ such document. Tokens are unique strings of ASCII letters and digits, made anew 
 every write.
 
 `docs/coherence.md` explains why this is enough. A new backend shows that it keeps the contract by
-passing `jobcache.testing.conformance`.
+passing `jobcache.testing.conformance`. `jobcache.protocol.capabilities` has the optional abilities.
 """
 
 from __future__ import annotations
@@ -39,46 +39,46 @@ if TYPE_CHECKING:
 
 
 class LeaseResult(Enum):
-    """What `lease` returns if the cell holds no entry."""
+    """The result of `lease` if the cell holds no entry."""
 
     ACQUIRED = "nothing"
     """The cell was empty or held the caller's lease, and holds the caller's lease now."""
     HELD = "lease"
     """Another reader is loading this key."""
     FENCED = "fence"
-    """Writers are at work. What is loaded now must not be stored."""
+    """Writers are about to commit. A document that is loaded now must not be stored."""
 
 
 class PublishResult(Enum):
-    """What `publish` did."""
+    """The result of `publish`."""
 
     STORED = "stored"
     """The cell holds the entry, which will be served."""
     PROLONGED = "prolonged"
     """The cell held this version already; its lifetime starts anew."""
     KEPT = "kept"
-    """The cell stays as it is: it holds a newer version, or there is nothing to withdraw."""
+    """The cell is unchanged: it holds a newer version, or there is nothing to withdraw."""
     FENCED = "fenced"
     """Other writers have not left the fence; the last of them decides."""
     REMOVED = "removed"
-    """The cell is empty now: what it held may be older, or was withdrawn."""
+    """The cell is empty now: its content was withdrawn, or may have been older."""
     NOTHING = "nothing"
     """The cell was empty and stays empty: the token's lease or fence was lost."""
 
 
 class CacheBackend(Protocol):
-    """Where cells live. The module's docstring says what holds for every operation."""
+    """A store of cells. The docstring of the module says what holds for every operation."""
 
     @property
     def name(self) -> str:
-        """A short name for people: "memory", "redis"."""
+        """A short name, such as "memory" or "redis"."""
 
     async def get(self, key: str) -> Entry | None:
         """Return the entry at `key`, or None if the cell is empty or holds something else.
 
         Raises:
-            UnreadableCell: no backend of this version wrote what the cell holds. A backend that
-                cannot tell may return None, because `lease` will tell.
+            UnreadableCell: the cell is damaged, or has an unknown format. A backend that cannot
+                know that here may return None; `lease` raises the error then.
             CacheUnavailable: the store did not answer.
         """
 
@@ -118,7 +118,8 @@ class CacheBackend(Protocol):
         """Publish a committed version, or withdraw: with None, nothing was committed.
 
         The entry is stored only over the lease of `token`, or by the last token that leaves a
-        fence, and never over a newer version. Everywhere else it only removes what may be older.
+        fence, and never over a newer version. In all other cases it only removes content that may
+        be older.
         An entry with `keep_ms` 0 removes in the same way, and is never stored. An entry that the
         store has no room for is not stored either; the result is then `REMOVED`.
 

@@ -28,29 +28,29 @@ class SupportsPeek(Protocol):
 
 @runtime_checkable
 class SupportsFutureGet(Protocol):
-    """A backend that reads without a task of the caller's."""
+    """A backend that reads without a task of the caller."""
 
     def get_many_future(self, keys: Sequence[str]) -> asyncio.Future[Mapping[str, Entry]]:
-        """Return a future of what `get_many` returns, or raises; to be awaited, or called back.
+        """Return a future of the result of `get_many`, which can be awaited or given a callback.
 
-        To cancel the future changes nothing for others.
+        Cancelling the future does not affect other callers.
         """
 
 
 @runtime_checkable
 class SupportsFutureWrite(Protocol):
-    """A backend that fences and publishes without a task of the caller's.
+    """A backend that fences and publishes without a task of the caller.
 
-    Both go on if their future is cancelled.
+    Both operations continue if their future is cancelled.
     """
 
     def fence_future(self, key: str, token: str) -> asyncio.Future[None]:
-        """Return a future of what `fence` returns, or raises."""
+        """Return a future of the result of `fence`."""
 
     def publish_future(
         self, key: str, token: str, entry: Entry | None
     ) -> asyncio.Future[PublishResult]:
-        """Return a future of what `publish` returns, or raises."""
+        """Return a future of the result of `publish`."""
 
 
 @runtime_checkable
@@ -84,10 +84,10 @@ class SupportsPurgeAll(Protocol):
 
 @runtime_checkable
 class SupportsNamespaceOwner(Protocol):
-    """A backend in whose store a service with another source may use the same keys."""
+    """A backend on a store where a service with another source may use the same keys."""
 
     def identify(self, source_id: str) -> None:
-        """Refuse a store that belongs to another source from now on; called before `start`.
+        """From now on refuse a store that belongs to another source. Called before `start`.
 
         Args:
             source_id: the identity of the source, such as a random id kept in the database. All
@@ -97,10 +97,10 @@ class SupportsNamespaceOwner(Protocol):
 
 @runtime_checkable
 class SupportsPing(Protocol):
-    """A backend whose store can be away."""
+    """A backend whose store may be unreachable at times."""
 
     async def ping(self) -> None:
-        """Raise `CacheUnavailable` unless the store does all that the backend needs."""
+        """Raise `CacheUnavailable` unless the store does everything that the backend needs."""
 
 
 @runtime_checkable
@@ -127,10 +127,9 @@ class SupportsVersionHint(Protocol):
 class SupportsLeaseTime(Protocol):
     """A backend with a configurable lease time.
 
-    A lease that is lost before its load has ended keeps the result from being stored. So it lasts
-    as long as a load may take. That costs little if its reader dies: the next reader finds the
-    lease, waits for a moment, loads, and removes the lease by its publish. Then readers store
-    again.
+    If a lease is lost before its load has ended, the result is not stored. So a lease lasts as long
+    as a load may take. That costs little if its reader dies: the next reader finds the lease, waits
+    for a moment, loads, and its publish removes the lease. The reader after that stores again.
 
     Rejected: short leases, which their readers renew. Each slow load would send an operation every
     few seconds, and a renewal that arrives after the lease was lost must not take it anew:
@@ -159,9 +158,9 @@ class SupportsClockSteps(Protocol):
     """A backend that has to react when the wall clock is set back."""
 
     def clock_set_back(self, latest_ms: int) -> None:
-        """Distrust the age of entries that were stored before now.
+        """Require that entries which were stored before now are confirmed by the source.
 
-        They look younger than they are. So the source confirms each before it is served.
+        They look younger than they are, so each is confirmed before it is served.
 
         Args:
             latest_ms: the latest time that the clock has shown.
@@ -173,7 +172,7 @@ class SupportsStart(Protocol):
     """A backend that needs a start before its first use."""
 
     async def start(self) -> None:
-        """Start. A store that does not answer is no error.
+        """Start. It is no error if the store does not answer.
 
         Raises:
             NamespaceConflict: the store belongs to another source; see `SupportsNamespaceOwner`.
@@ -182,7 +181,7 @@ class SupportsStart(Protocol):
 
 @runtime_checkable
 class SupportsChangeFeed(Protocol):
-    """A backend whose store reports what changes in it."""
+    """A backend whose store reports which cells change."""
 
     def feed(self) -> ChangeFeed | None:
         """Return the one feed of this backend, or None. It may not have been started yet."""
@@ -213,8 +212,8 @@ class Health:
         available: False while the cache is skipped.
         state: "closed" (in use) or "open" (skipped).
         age: seconds in that state.
-        reason: why it is not in use, for people; empty while it is.
-        pending: for how many keys operations will be replayed; these keys are not read meanwhile.
+        reason: why the store is not in use, for people; empty while it is.
+        pending: the number of keys with operations to replay; these keys are not read meanwhile.
             None: all keys.
     """
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class ChangeListener(Protocol):
-    """Receives the events of a `ChangeFeed`, which waits for each call: they must be quick."""
+    """Receives the events of a `ChangeFeed`. The feed waits for each call, so it must be quick."""
 
     def changed(self, keys: Sequence[str]) -> None:
         """Handle a change of these cells. Each is reported at least once, some without a change."""
@@ -51,13 +51,13 @@ class FeedStatus:
     """The status of a change feed.
 
     Attributes:
-        state: "idle" (not started, because nobody needs it), "connecting", "live", or
+        state: "idle" (not started, because no caller needs it), "connecting", "live", or
             "unsupported" (the store has none).
         age: seconds in that state.
-        reason: why it is not live, for people; empty while it is, and while nobody needs it.
-        interruptions: how often it was live and ceased to be.
-        lag_us: percentiles of the lag, in microseconds: of the time from the feed's own heartbeat
-            writes to their reports.
+        reason: why it is not live, for people; empty while it is live or idle.
+        interruptions: how often it was live and stopped being live.
+        lag_us: percentiles of the lag in microseconds: the time from each heartbeat, a write of the
+            feed itself, to its report.
     """
 
     state: Literal["idle", "connecting", "live", "unsupported"]

@@ -1,19 +1,20 @@
-r"""Cells as bytes, for stores outside the process, and bodies as compressed bytes.
+r"""Encode cells as bytes, for stores outside the process, and compress bodies.
 
-A cell is a text header and, for an entry, the body after the first newline, so that it can be
-read with `redis-cli`:
+A cell is a header of text, so that it can be read with `redis-cli`. The body of an entry follows
+after the first newline:
 
     E1|<incarnation_id>|<version>|<stored_at_ms>|<fresh_ms>|<keep_ms>|<encoding>|<crc32>|<poll_after>|<status>|<owner>\n<body>
     L1|<incarnation_id>|<token>
     F1|<incarnation_id>|<fence_version>|,<token>,<token>,
 
-The first character tells the kind, the digit the format. A format this version does not know is an
-`UnreadableCell`, never a guess; nothing is ever unpickled. The scripts in `backends/*.lua` read
-the same headers.
+The first character is the kind, the digit is the number of the format. A cell in an unknown format
+is an `UnreadableCell`; it is never guessed, and nothing is ever unpickled. The scripts in
+`backends/redis/scripts/` read the same headers.
 
-The incarnation id, letters and digits, names the life of the store that wrote the cell. A store
-that was restarted from an old dump, or a replica that was promoted, brings old cells back; they
-bear another id than it has now, and are as good as none.
+The incarnation id consists of letters and digits. It names the incarnation of the store that wrote
+the cell: one life of a server, from its start to its end. A store that was restarted from an old
+dump, or a replica that was promoted, brings old cells back. Their id differs from the present one,
+so they count as empty.
 """
 
 from __future__ import annotations
@@ -36,24 +37,24 @@ if TYPE_CHECKING:
 COMPRESS_OVER_BYTES = 1024
 _GZIP = 16 + zlib.MAX_WBITS
 _KINDS = frozenset({b"E1", b"L1", b"F1"})
-# What a decoder knows: with cells of usual size, some megabytes; at most 2 x 32.
+# How many decoded cells a decoder keeps, and the bytes of the largest one.
 _KNOWN = 4096
 _LARGEST_KNOWN = 8192
 # One corrupted cell must not make the process allocate without bounds.
 _MAX_IDENTITY_BYTES = 64 * 1024 * 1024
-# Larger bodies are not given to a caller's check, which may take long and blocks the event loop.
+# Larger bodies are not passed to a check, because it would block the event loop for long.
 _LARGEST_CHECKED = 1024 * 1024
 
 
 def fits(body: bytes) -> bool:
-    """Whether `body` is small enough to be stored; `identity_body` returns none that is larger."""
+    """Return whether `body` is small enough to be stored, and to be returned by `identity_body`."""
     return len(body) <= _MAX_IDENTITY_BYTES
 
 
 def compress(body: bytes) -> tuple[bytes, Encoding]:
-    """`body` as it should be stored, with its encoding: gzip over 1 KiB, where that is smaller.
+    """Return `body` as it is stored, with its encoding: gzip above 1 KiB, if that is smaller.
 
-    The same body always gives the same bytes: the header carries no time.
+    The same body always gives the same bytes: the header of gzip contains no time.
     """
     if len(body) > COMPRESS_OVER_BYTES:
         packer = zlib.compressobj(6, zlib.DEFLATED, _GZIP)
@@ -64,16 +65,16 @@ def compress(body: bytes) -> tuple[bytes, Encoding]:
 
 
 def identity_body(entry: Entry) -> bytes:
-    """The entry's body without its encoding.
+    """Return the body of an entry, decompressed.
 
     Raises:
-        UnreadableCell: the body is not what its encoding says.
+        UnreadableCell: the body does not have the encoding that the entry names.
     """
     if entry.encoding == "identity":
         return entry.encoded_body
     unpacker = zlib.decompressobj(_GZIP)
     try:
-        # One byte more: with its last byte a body that just fits would not come to its end.
+        # One byte more, or a body of exactly the limit would not reach its end.
         body = unpacker.decompress(entry.encoded_body, _MAX_IDENTITY_BYTES + 1)
     except zlib.error as error:
         raise UnreadableCell(f"an entry's gzip body cannot be read: {error}") from error
@@ -83,7 +84,7 @@ def identity_body(entry: Entry) -> bytes:
 
 
 def encode_entry(entry: Entry, incarnation_id: str) -> bytes:
-    """The cell that holds `entry`, written in the life of the store that `incarnation_id` names."""
+    """Return the bytes of a cell with this entry, of the incarnation `incarnation_id`."""
     poll_after = "-" if entry.poll_after is None else entry.poll_after
     header = (
         f"E1|{incarnation_id}|{entry.version}|{entry.stored_at_ms}|{entry.fresh_ms}|{entry.keep_ms}"
@@ -93,7 +94,7 @@ def encode_entry(entry: Entry, incarnation_id: str) -> bytes:
 
 
 def encode(cell: Entry | Lease | Fence, incarnation_id: str) -> bytes:
-    """Return the bytes of a cell that the incarnation `incarnation_id` of the store holds."""
+    """Return the bytes of a cell, of the incarnation `incarnation_id` of the store."""
     if isinstance(cell, Entry):
         return encode_entry(cell, incarnation_id)
     if isinstance(cell, Lease):
@@ -106,20 +107,20 @@ def decode(cell: bytes, incarnation_id: str) -> Entry | Lease | Fence | None:
     """Return the content of a cell; None if another incarnation of the store wrote it.
 
     Raises:
-        UnreadableCell: garbage, or another format.
+        UnreadableCell: the cell is damaged, or has an unknown format.
     """
-    # One look for the cell that a poll finds; what it does not know is looked at piece by piece.
+    # Fast path: one regular expression matches the cell that a poll usually finds.
     found = _ENTRY.match(cell)
     if found is not None and found[1] == incarnation_id.encode("ascii"):
         return _entry(cell, found)
     kind, _, stamped = cell.partition(b"|")
     written, bar, rest = stamped.partition(b"|")
     if kind not in _KINDS or not written.isalnum() or not bar:
-        raise UnreadableCell(f"a cell begins with {cell[:20]!r}, which is no format of ours")
+        raise UnreadableCell(f"a cell begins with {cell[:20]!r}, which is an unknown format")
     if written != incarnation_id.encode("ascii"):
         return None
     if kind == b"E1":
-        raise UnreadableCell("the header of an entry is not as we write it")
+        raise UnreadableCell("the header of an entry is damaged")
     try:
         if kind == b"L1":
             return Lease(_token(rest))
@@ -130,21 +131,21 @@ def decode(cell: bytes, incarnation_id: str) -> Entry | Lease | Fence | None:
 
 
 class Decoder:
-    """Decodes cells, and knows the last one of each name: most have not changed since.
+    """Decode cells, and keep the last one of each name, because most cells have not changed since.
 
-    The whole cell is compared, so this is `decode`, only faster; and who is given the same entry
-    again may keep with it what it has made of it.
+    All bytes of a cell are compared, so the result is that of `decode`. An unchanged cell gives the
+    same `Entry` object again, so callers can cache what they derive from it.
 
-    With a `check`, a body is read when its cell is decoded for the first time, so that one that
-    cannot be read is found out here, and not when it is to be sent. Of larger cells only the header
-    is known, which has the checksum of the body.
+    With a `check`, the body is decompressed and checked when its cell is first decoded. So a bad
+    body is found here, and not when it is about to be sent. Of larger cells the decoder keeps only
+    the header, which contains the checksum of the body.
 
     Args:
-        prefix: how many characters of a name are not the key's.
+        prefix: how many characters of a name come before the key.
 
     Attributes:
-        check: called with the key and the body without its encoding; raises whatever it likes if
-            the body is not one that its owner would have written. None: bodies are not read.
+        check: called with the key and the decompressed body; raises any exception if the body is
+            not valid. None: bodies are not checked.
     """
 
     def __init__(self, prefix: int = 0) -> None:
@@ -154,10 +155,10 @@ class Decoder:
         self._read: dict[str, bytes] = {}
 
     def decode(self, name: str, cell: bytes, incarnation_id: str) -> Entry | Lease | Fence | None:
-        """As `decode`, of the cell at `name`.
+        """Return the content of the cell at `name`; None if another incarnation wrote it.
 
         Raises:
-            UnreadableCell: as `decode`, or the body cannot be read.
+            UnreadableCell: the cell is damaged, has an unknown format, or its body is not valid.
         """
         last = self._last.get(name)
         if last is not None and last[0] == cell and last[1] == incarnation_id:
@@ -206,7 +207,7 @@ def _entry(cell: bytes, found: re.Match[bytes]) -> Entry:
     )
     body = cell[found.end() :]
     if int(crc, 16) != zlib.crc32(body):
-        raise UnreadableCell("the body of an entry is not the one that was stored")
+        raise UnreadableCell("the body of an entry does not match its checksum")
     numbers = int(version), int(stored_at_ms), int(fresh_ms), int(keep_ms)
     after = None if poll_after == b"-" else int(poll_after)
     if max(numbers) >= VERSION_LIMIT or (after is not None and after >= VERSION_LIMIT):
@@ -230,7 +231,7 @@ def _text(quoted: bytes) -> str:
 
 
 def _number(text: bytes) -> int:
-    # int() alone would take signs, spaces, underscores and any length
+    # int() alone accepts signs, spaces, underscores and any length.
     if not text.isdigit() or len(text) > len(str(VERSION_LIMIT)):
         raise ValueError(f"{text[:20]!r} is not a number")
     number = int(text)
@@ -240,7 +241,7 @@ def _number(text: bytes) -> int:
 
 
 def _tokens(text: bytes) -> frozenset[str]:
-    # Not a shade more than the scripts write: they would not know their own fence in it.
+    # Exactly the form that the scripts write: they would not recognise a fence in any other form.
     before, *each, after = text.split(b",")
     tokens = frozenset(map(_token, each))
     if before or after or not tokens or len(tokens) < len(each):

@@ -15,11 +15,11 @@ class Document:
     """One version of a document as the source has committed it.
 
     Attributes:
-        version: its place in the document's history, from 1; 0 with an empty body if the source
-            knows no such document.
+        version: a number that each change raises, from 1; 0 with an empty body if the source has no
+            such document.
         owner: the owner. It is kept beside the body, so that a hit can be refused without parsing.
         body: the bytes that answer a poll.
-        status: decides about its lifetime in the cache.
+        status: decides how long the document is cached; see `Lifetimes`.
         poll_after: seconds after which another poll makes sense; None if the document is final.
 
     A `bytearray` or a `memoryview` given as the body is copied.
@@ -73,4 +73,4 @@ def _type(value: object) -> str:
 
 
 GONE = Document(version=0, owner="", body=b"", status="gone")
-"""What a loader's None stands for: no such document."""
+"""The document that stands for the None of a loader: there is no such document."""

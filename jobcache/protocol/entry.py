@@ -8,7 +8,7 @@ from typing import Literal
 Encoding = Literal["identity", "gzip"]
 
 CLOCK_SKEW_MS = 1000
-"""What the wall clocks of well-kept hosts may differ by, in milliseconds."""
+"""The largest difference between the wall clocks of synchronised hosts, in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,12 @@ class Entry:
         status: see `Document`.
         poll_after: see `Document`.
         encoded_body: the body, in `encoding`; `ReadResult.body` is the body without it.
-        encoding: "gzip" where the body was large enough to be worth it, else "identity".
-        stored_at_ms: wall-clock time of the load or commit, in milliseconds since the epoch. It
-            only feeds ages shown to people and `fresh_ms`; no decision about order rests on it.
-        fresh_ms: for how long after that it is served without asking the source.
-        keep_ms: for how long a backend keeps it, grace included. 0: it is not kept at all.
+        encoding: "gzip" if the body was large enough to compress, else "identity".
+        stored_at_ms: wall-clock time of the load or commit, in milliseconds since the epoch. It is
+            the start of `fresh_ms`, and of the age that responses show. It never decides which of
+            two entries is newer.
+        fresh_ms: how long after `stored_at_ms` the entry is served without asking the source.
+        keep_ms: how long a backend keeps the entry, grace included. 0: it is not kept at all.
     """
 
     version: int
@@ -44,5 +45,5 @@ class Entry:
         return self.version == 0
 
     def past_its_freshness(self) -> Entry:
-        """Return the same entry, to be served only if the source cannot be asked."""
+        """Return the same entry, past its freshness: served only if the source is away."""
         return replace(self, fresh_ms=-CLOCK_SKEW_MS)  # no age is below that

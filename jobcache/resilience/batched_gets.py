@@ -1,4 +1,4 @@
-"""Gets of one turn of the event loop, read with one `get_many`: one round trip instead of many.
+"""Batch the gets of one turn of the event loop: one `get_many`, one round trip instead of many.
 
 This is the only place where gets are batched, for all backends whose store is elsewhere: `JobCache`
 reads through it, and a guarded backend that is asked for one key at a time.
@@ -45,11 +45,11 @@ class BatchedGets:
     def get(
         self, key: str, convert: Callable[[Entry | None], Any] | None = None
     ) -> asyncio.Future[Any]:
-        """Return a future of the entry at `key`, or None; or of what `convert` makes of it.
+        """Return a future of the entry at `key` or None, converted by `convert` if it is given.
 
         Raises (in the future):
-            CacheUnavailable: the store is set aside, or did not answer.
-            Exception: whatever `convert` raises.
+            CacheUnavailable: the store is not in use, or did not answer.
+            Exception: an error of `convert`.
         """
         loop = asyncio.get_running_loop()
         waiting = self._waiting

@@ -1,15 +1,15 @@
-"""A circuit breaker: is a store in use? Decisions and one log line for each change, no waiting.
+"""A circuit breaker: decides whether a store is used, and logs each change. It never waits.
 
-    closed         in use
-    unresponsive   in use, but it has let a whole deadline pass without any answer: reads do not
-                   wait for it until it has answered
-    open           set aside
+    closed         the store is used
+    unresponsive   the store is used, but a whole deadline has passed without any answer: reads
+                   do not wait for it until it has answered
+    open           the store is not used
 
 A few failures in a row open the circuit, and so does a probe that fails. An operation that is late
-while others are answered shows that there is much to do, not that the store is away.
+while others are answered shows that the store is busy, not that it is away.
 
-Rejected: the breakers on the package index. Those for asyncio let a caller's own call find out
-whether the service is back; here one probe in the background does, and no poll pays for it.
+Rejected: the published breakers for asyncio. With them the call of some caller finds out whether
+the service is back. Here a probe in the background does that, so no poll has to wait for it.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _LINES = 20  # a minute: a store can come and go many times
 
 
 class Breaker:
-    """Count how a store answers, and decide whether it is in use.
+    """Count the answers of a store, and decide whether it is used.
 
     Operations are numbered as they begin. An operation that began before the last answer of the
     store, be it a success or a counted failure, shows nothing new when it fails: a burst that waits
     for our own connection is no outage.
 
     Args:
-        name: the cache's, for the log.
-        failures: how many in a row open it.
+        name: the name of the cache, for the log.
+        failures: how many failures in a row open the circuit.
         clock: monotonic time in seconds.
 
     Attributes:
-        open: True while the store is set aside.
-        unresponsive: True while an answer is overdue, and no other has come since.
-        reason: why it is open, for people; empty while it is not.
+        open: True while the store is not used.
+        unresponsive: True while an answer is overdue, and no other has arrived since.
+        reason: why the circuit is open, for people; empty while it is closed.
         begun: the number of the operation that began last.
     """
 
@@ -81,11 +81,11 @@ class Breaker:
             self.unresponsive = True
 
     def open_for(self) -> float:
-        """Return the seconds since the store was set aside; 0 while it is not."""
+        """Return the seconds since the circuit opened; 0 while it is closed."""
         return self._clock() - self._since if self.open else 0.0
 
     def trip(self, reason: str) -> None:
-        """Set the store aside."""
+        """Open the circuit: stop using the store."""
         if not self.open:
             self.open, self._since, self.reason = True, self._clock(), reason
             self._log(
@@ -95,7 +95,7 @@ class Breaker:
             )
 
     def close(self) -> None:
-        """Use the store again."""
+        """Close the circuit: use the store again."""
         self.unresponsive = False
         self._failures = 0
         if self.open:
@@ -109,7 +109,7 @@ class Breaker:
             logger.warning("%s%s", words % values, omitted)
 
     def condition(self, pending: int | None) -> Health:
-        """Return whether the store is in use; `pending` is passed on as it is."""
+        """Return the health of the store, with `pending` as its number of pending keys."""
         state: Literal["closed", "open"] = "open" if self.open else "closed"
         age = self._clock() - self._since
         return Health(not self.open, state, age, self.reason, pending)

@@ -1,13 +1,13 @@
 """Entries that the source has to confirm before they are served again.
 
-What was stored before an outage ended may be old: another process may have missed something as
-well, and may notice later than this one.
+An entry that was stored before an outage ended may be old: another process may have missed an
+operation too, and may notice the outage later than this process.
 
     Redis hangs; W in process A commits v2, which Redis does not receive
     Redis goes on; process B is the first to notice, reads v1; A replays its publish
 
-So entries from before that moment count as past their freshness: the source is asked, and they are
-served only while it is away.
+So entries from before the end of the outage count as past their freshness: the source is asked, and
+they are served only while the source is away.
 """
 
 from __future__ import annotations
@@ -31,25 +31,26 @@ class Confirmation:
         clock_ms: wall-clock time in milliseconds since the epoch.
 
     Attributes:
-        active: whether there are any.
+        active: whether there may be entries to confirm.
     """
 
     def __init__(self, clock_ms: Callable[[], int]) -> None:
         self._clock_ms = clock_ms
         self.active = False
-        self._from_ms = 0  # entries that were loaded or committed before are to be confirmed
-        # Once the wall clock was set back, that moment may lie far ahead, and confirmed entries
-        # carry an earlier time. So the publishes of this process are noted: their times, by key.
+        # Entries that were loaded or committed before this time have to be confirmed.
+        self._from_ms = 0
+        # After the wall clock was set back, that time may lie far ahead, and new entries have an
+        # earlier time. So this process notes the entries that it publishes: their times, by key.
         self._published: dict[str, int] | None = None
 
     def apply(self, found: Mapping[str, Entry]) -> Mapping[str, Entry]:
-        """Return entries by key; those that are to be confirmed are past their freshness."""
+        """Return the entries; entries that have to be confirmed are past their freshness."""
         if not self.active:
             return found
         return {key: self.apply_one(key, entry) for key, entry in found.items()}
 
     def apply_one(self, key: str, entry: Entry) -> Entry:
-        """Return an entry, past its freshness if it is to be confirmed."""
+        """Return the entry, past its freshness if it has to be confirmed."""
         stored_at_ms, published = entry.stored_at_ms, self._published
         if stored_at_ms >= self._from_ms:
             return entry
@@ -66,7 +67,7 @@ class Confirmation:
             published[key] = entry.stored_at_ms
 
     def outage_ended(self) -> None:
-        """Have everything confirmed that was stored before now."""
+        """Require that all entries which were stored before now are confirmed."""
         self.active = True
         moment_ms = self._clock_ms() + CLOCK_SKEW_MS
         if moment_ms < self._from_ms:
@@ -75,7 +76,7 @@ class Confirmation:
             self._from_ms, self._published = moment_ms, None
 
     def clock_set_back(self, latest_ms: int) -> None:
-        """Have everything confirmed that was stored before now.
+        """Require that all entries which were stored before now are confirmed.
 
         Args:
             latest_ms: the latest time that the wall clock has shown.

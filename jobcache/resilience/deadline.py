@@ -1,7 +1,7 @@
 """Deadlines of operations that are not cancelled when their time is up.
 
-A deadline is waited for in parts, between which the loop reads its sockets: however long the loop
-is busy with other work, a reply that has come, but is not read yet, is not taken for silence.
+A deadline consists of several timers, and the loop reads its sockets between them. So a reply that
+has arrived but is not read yet, because the loop is busy with other work, does not count as late.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ _PARTS = 10
 class Deadline:
     """Call a function when the time is up, unless the timer is cancelled before.
 
-    It is one timer, because every operation has one: `asyncio.wait` costs several times as much.
+    It is a plain timer, because every operation needs one: `asyncio.wait` costs several times as
+    much.
 
     Args:
         limit: in seconds.
-        on_missed: called once when it is missed.
+        on_missed: called once when the deadline is missed.
 
     Attributes:
         timer: to be cancelled when the operation has ended.

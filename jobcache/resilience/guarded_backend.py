@@ -1,26 +1,29 @@
 """Guard a backend whose store can be away: deadlines, a circuit breaker, and recovery.
 
-No caller waits long for the store, and no caller is given what it holds before it has received what
-it missed.
+No caller waits long for the store. And no caller reads from it before the store has received the
+operations that it missed.
 
-Each operation has a deadline (`operation`). The breaker (`circuit_breaker`) decides when the store
-is set aside; its operations then fail at once. A background task brings it back (`recovery`). What
-was stored before an outage ended is confirmed by the source before it is served (`confirmation`).
+- Each operation has a deadline (`operation`).
+- The breaker (`circuit_breaker`) decides when the store is no longer used; its operations then fail
+  at once.
+- A background task probes the store and replays operations until it can be used (`recovery`).
+- Entries that were stored before an outage ended are confirmed by the source before they are served
+  (`confirmation`).
 
-Reads are the first to go on without a store. Writes try it for as long as it answers at all: a full
-store will not keep a fence, but empties the cell, and other processes may read from a store that
-this one has set aside. If it is unresponsive, fences are the last to give it up, and so the other
-processes have time to notice before something is committed that they do not learn of.
+Reads are the first to stop using a store. Writes are sent as long as the store answers at all: a
+full store cannot keep a fence, but it empties the cell, and other processes may still read from a
+store that this process does not read. Fences are the last to give up an unresponsive store. So
+other processes have time to notice the outage before a writer commits a change without a fence.
 
-A fence that did not get through is a lost fence: the protocol allows that, as long as its writer
-publishes. But it may still get through late, when its writer has long gone, and hold up the key for
-as long as a fence lives; it is then withdrawn. What its writer publishes must not be stored:
+A fence that failed counts as lost. The protocol allows that, as long as its writer publishes. But
+the fence may still arrive, long after its writer has ended, and block the key until it expires. So
+a late fence is withdrawn. The document of its writer must not be stored:
 
     W1's fence and publish are both late; W1 goes on; W2 fences, commits v3, publishes; v3 is
-    evicted; W1's fence lands, then its publish of v2, as the last one out of a fence that never
-    heard of v3
+    evicted; W1's fence arrives, then its publish of v2: its token is the last one of a fence whose
+    fence version does not include v3
 
-`JobCache` sees to that: behind a fence that may be lost, it publishes the version and not the body.
+`JobCache` prevents that: if a fence may be lost, it publishes the version and not the body.
 """
 
 from __future__ import annotations
@@ -74,14 +77,14 @@ _CLOSED = "it is being closed"
 class GuardedBackend:
     """Guard a backend.
 
-    An optional ability of the backend is the guard's, too, and only then.
+    The guard has an optional ability if the backend has it.
 
     Args:
         backend: the one to guard.
         deadline: seconds an operation may take before its caller goes on without it.
-        fence_deadline: the same for fences. Without one, other processes may serve an old version,
-            and being right comes before being fast.
-        failures: how many in a row open the breaker.
+        fence_deadline: the same for fences. It is longer, because without the fence other
+            processes may serve an old version.
+        failures: how many failures in a row open the circuit.
         probe_after: seconds until the first probe; doubled for each that fails, with jitter.
         probe_limit: the most seconds between probes, and for one probe to take.
         most_missed: with more pending operations than these, the whole namespace is emptied
@@ -139,7 +142,7 @@ class GuardedBackend:
         self._pass_on(backend)
 
     def _pass_on(self, backend: RemoteBackend) -> None:
-        """Have the optional abilities of the backend. They need no guard, but `purge_all`."""
+        """Take over the optional abilities of the backend. Only `purge_all` needs the guard."""
         if isinstance(backend, SupportsPurgeAll):
             self.purge_all = partial(self._purge_all, backend)
         if isinstance(backend, SupportsChangeFeed):
@@ -162,7 +165,7 @@ class GuardedBackend:
         """Return the entry at `key`; None if there is none, or it cannot be read.
 
         Raises:
-            CacheUnavailable: the key is pending, or the store is set aside or did not answer.
+            CacheUnavailable: the key is pending, or the store is not in use or did not answer.
         """
         self._require_readable(key)
         return await self._gets.get(key)
@@ -182,7 +185,7 @@ class GuardedBackend:
                 return _resolved({})
         reading: asyncio.Future[Mapping[str, Entry]] | None = None
         if self._future_get is not None:
-            with suppress(Exception):  # which `get_many` will raise where it can be reported
+            with suppress(Exception):  # `get_many` raises it again, where it is reported
                 reading = self._future_get.get_many_future(keys)
         if reading is None:
             reading = self._start(self._backend.get_many(keys))
@@ -194,7 +197,7 @@ class GuardedBackend:
         """Take a lease.
 
         Raises:
-            CacheUnavailable: the key is pending, or the store is set aside or did not answer.
+            CacheUnavailable: the key is pending, or the store is not in use or did not answer.
         """
         self._require_readable(key)
         found = await self._run(partial(self._backend.lease, key, token), reads=True)
@@ -202,12 +205,12 @@ class GuardedBackend:
 
     def _require_readable(self, key: str) -> None:
         if key in self._log:
-            raise CacheUnavailable(f"the store has yet to be told of {key}")
+            raise CacheUnavailable(f"an operation on {key} is still to be replayed")
 
     # --- writing ---
 
     async def fence(self, key: str, token: str) -> None:
-        """Fence `key`. A fence that lands after its deadline is withdrawn."""
+        """Fence `key`. A fence that arrives after its deadline is withdrawn."""
         limit = self._fence_deadline
         future_write = self._future_write
         fence: Callable[[str, str], Awaitable[None]] = (
@@ -217,7 +220,7 @@ class GuardedBackend:
         await self._run(partial(fence, key, token), late, deadline=limit, persists=limit)
 
     def _fence_is_late(self, late: tuple[str, str], fencing: asyncio.Future[None]) -> None:
-        # Its caller may be cancelled in the very turn in which it is overdue.
+        # Called twice if its caller is cancelled in the turn in which the fence is overdue.
         if late not in self._late_fences:
             self._late_fences[late] = False
             fencing.add_done_callback(partial(self._late_fence_ended, late))
@@ -227,7 +230,7 @@ class GuardedBackend:
             self._start(self._backend.publish(*late, None))
 
     async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
-        """Publish. A publish that does not get through is replayed until it does."""
+        """Publish. A publish that fails is replayed until it succeeds."""
         late = (key, token)
         if late in self._late_fences:
             self._late_fences[late] = True
@@ -266,7 +269,7 @@ class GuardedBackend:
             self._log.made(key, token, operation)
 
     def remember(self, key: str, version: int) -> None:
-        """Note that the source has `version`, and publish that once the store answers."""
+        """Note that the source has `version`, and publish it once the store answers."""
         self._log.note_seen(key, version)
         self._recovery.begin()
 
@@ -280,7 +283,7 @@ class GuardedBackend:
             raise
 
     async def _purge_all(self, backend: SupportsPurgeAll) -> int:
-        """Empty the namespace. This has no deadline: a large namespace takes its time."""
+        """Empty the namespace. There is no deadline, because a large namespace takes time."""
         try:
             return await self._run(backend.purge_all, deadline=math.inf)
         except CacheUnavailable:
@@ -295,11 +298,11 @@ class GuardedBackend:
     # --- the rest ---
 
     def condition(self) -> Health:
-        """Return whether the store is in use, and what it has missed."""
+        """Return the health of the store, with the number of pending keys."""
         return self._breaker.condition(self._log.keys)
 
     def clock_set_back(self, latest_ms: int) -> None:
-        """Have entries confirmed that were stored before the wall clock was set back."""
+        """Require that entries from before the wall clock was set back are confirmed."""
         self._confirmation.clock_set_back(latest_ms)
 
     async def start(self) -> None:
@@ -321,7 +324,7 @@ class GuardedBackend:
             self._recovery.begin()
 
     async def aclose(self) -> None:
-        """End the recovery and what is still under way, then close the backend."""
+        """End the recovery and the running operations, then close the backend."""
         self._closed = True
         self._gets.close()
         await self._recovery.aclose()
@@ -346,13 +349,13 @@ class GuardedBackend:
         """Run one operation of the backend under a deadline.
 
         Args:
-            operate: begins it.
-            on_late: called with it if nobody waits for it any more: it is overdue, or its caller
-                has gone.
+            operate: begins the operation.
+            on_late: called with the operation if no caller waits for it any more: it is overdue, or
+                its caller was cancelled.
             deadline: in seconds; the guard's own if None.
-            reads: whether the caller can do without.
-            persists: for so many seconds after an unresponsive store was set aside it is tried,
-                too.
+            reads: whether the caller can do without the store.
+            persists: the operation is also tried for this many seconds after the circuit of an
+                unresponsive store was opened.
         """
         if self._breaker.open or self._breaker.unresponsive:
             refusal = self._refusal(reads=reads, persists=persists)
@@ -371,16 +374,16 @@ class GuardedBackend:
             raise
 
     def _refusal(self, *, reads: bool, persists: float) -> str:
-        """Return why an operation is not even tried; empty if it is."""
+        """Return why an operation is not tried; empty if it is tried."""
         breaker = self._breaker
         if breaker.open and (reads or (breaker.unresponsive and breaker.open_for() >= persists)):
-            return breaker.reason or "set aside"
+            return breaker.reason or "the circuit is open"
         if breaker.unresponsive and reads:
             return "an answer is overdue"
         return ""
 
     def _start(self, operation: Awaitable[T]) -> asyncio.Future[T]:
-        """Begin an operation that goes on by itself, and is ended by `aclose`."""
+        """Begin an operation that runs by itself until it ends, or until `aclose`."""
         running = asyncio.ensure_future(operation)
         self._running.add(running)
         running.add_done_callback(self._running.discard)
@@ -396,7 +399,7 @@ class GuardedBackend:
         if isinstance(error, asyncio.CancelledError):
             error = CacheUnavailable(_CLOSED)
         if isinstance(error, UnreadableCell | CacheContended):
-            self._breaker.succeeded()  # the store answers; it is the one cell that is bad or busy
+            self._breaker.succeeded()  # the store answers; only this cell is bad or busy
             return error
         if self._closed and isinstance(error, CacheError):
             return error
@@ -406,7 +409,7 @@ class GuardedBackend:
             return error
         if type(error) not in self._unexpected:
             self._unexpected.add(type(error))
-            logger.error("the %s cache failed in a way it should not", self.name, exc_info=error)
+            logger.error("the %s cache raised an unexpected error", self.name, exc_info=error)
         ours = CacheUnavailable(f"{type(error).__name__}: {error}")
         ours.__cause__ = error
         return ours

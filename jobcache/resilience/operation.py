@@ -1,8 +1,8 @@
 """One operation of a store under a deadline.
 
-An operation that is overdue is not cancelled. It goes on by itself, up to the limits of its socket:
-cancelling it would drop the connection, and a burst of deadlines would become a burst of
-reconnects. Neither its success nor its failure counts any more.
+An overdue operation is not cancelled. It runs on until its socket's own limit, because cancelling
+it would close the connection, and a burst of deadlines would become a burst of reconnects. Neither
+its success nor its failure counts any more.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class FailureObserver(Protocol):
-    """Takes note of operations that do not succeed in time."""
+    """Is notified of operations that do not succeed in time."""
 
     def failed(self, number: int, error: BaseException) -> CacheError:
         """Note an operation that has failed in time. Returns the error to raise."""
@@ -33,14 +33,14 @@ class FailureObserver(Protocol):
 
 
 class GuardedOperation(Generic[T]):
-    """Give a running operation's outcome to its caller, or an error at the deadline.
+    """Give the result of a running operation to its caller, or an error at the deadline.
 
     Args:
         running: the operation.
         limit: its deadline in seconds.
         breaker: counts the operation, and its success.
-        observer: takes note of any other end.
-        confirmation: of the entries that the operation reads.
+        observer: is notified if it does not succeed in time.
+        confirmation: decides which of the entries that it reads have to be confirmed.
         on_late: called with the operation once it is overdue.
 
     Attributes:
@@ -98,7 +98,7 @@ class GuardedOperation(Generic[T]):
 
     def _give_up(self) -> None:
         if self._running.done() or self.result.done():
-            return  # its outcome is on its way, or its caller has gone
+            return  # its callback will run next, or its caller has gone
         if self._on_late is not None:
             self._on_late(self._running)
         self.result.set_exception(self._observer.overdue(self._number, self._limit))

@@ -1,20 +1,20 @@
-"""Bring a store back: probe it until it answers and takes writes, then replay what it missed.
+"""Probe a store until it answers and accepts writes, then replay the operations that it missed.
 
-After any failure one background task probes the store, with jittered backoff. A store that does not
-answer the probe, or takes no writes, is set aside, whatever else it answers. The circuit closes
-when every pending operation has been replayed.
+After any failure one background task probes the store, with jittered backoff. If the store does not
+answer the probe, or refuses writes, the circuit opens, even if the store answers reads. The circuit
+closes when every pending operation has been replayed.
 
-A publish that did not get through leaves its key *pending*: the store may hold an older version
-than the source. Such a key is not read; the publish is replayed, with its own token but without its
-body, until it gets through:
+A publish that failed leaves its key *pending*: the store may hold an older version than the source.
+Such a key is not read. The publish is replayed, with its own token but without its body, until it
+succeeds:
 
     W's publish is lost; the source has v2, and the store comes back with v1
     replaying the publish removes v1, or raises the fence version of another writer's fence
 
-Rejected: to purge pending keys instead. A purge leaves standing fences, and then
+Rejected: to purge pending keys instead. A purge leaves fences where they are, and then
 
     W1 fences, commits v2; W2 cannot fence, commits v3, cannot publish; the key is purged
-    W1 publishes v2 as the last out of a fence that never heard of v3, and v2 is served
+    W1, the last writer of a fence whose version does not include v3, publishes v2; it is served
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jobcache")
 
 _MOST_REFUSALS = 5
-_AT_ONCE = 32  # operations that are replayed side by side
+_AT_ONCE = 32  # operations that are replayed concurrently
 
 
 class Recovery:
-    """Probes a store after failures, and replays what it has missed.
+    """Probes a store after failures, and replays the operations that it missed.
 
     Args:
-        backend: of the store.
+        backend: the backend of the store.
         breaker: decides whether the store is in use.
-        log: of pending operations.
+        log: the pending operations.
         on_recovered: called when the store is about to be used again after an outage.
         deadline: seconds that the callers of an operation wait.
         probe_after: seconds until the first probe; doubled for each that fails, with jitter.
@@ -63,8 +63,8 @@ class Recovery:
         sleep: waits for the given seconds.
 
     Attributes:
-        task: the one that probes, if one has begun.
-        overdue: an operation has run out of its deadline since the last probe.
+        task: the task that probes, if one has begun.
+        overdue: whether an operation has missed its deadline since the last probe.
     """
 
     def __init__(
@@ -98,14 +98,14 @@ class Recovery:
     def mark_suspect(self) -> None:
         """Probe the store, because an operation has failed.
 
-        Failures in a row are not the only sign: a full server answers gets, and nothing else.
+        The breaker alone would not notice a full server: it answers gets, and refuses the rest.
         """
         self._suspect = True
         self._log.reset()
         self.begin()
 
     def begin(self) -> None:
-        """Start to probe, unless that is under way."""
+        """Start to probe, unless a probe is running."""
         if not self._closed and (self.task is None or self.task.done()):
             self.task = asyncio.create_task(self._recover())
 
@@ -119,7 +119,7 @@ class Recovery:
         await self._ping(self._probe_limit)
 
     async def aclose(self) -> None:
-        """End what is under way."""
+        """Cancel the running probe."""
         self._closed = True
         tasks = [*self._pings, *([] if self.task is None else [self.task])]
         for task in tasks:
@@ -129,7 +129,7 @@ class Recovery:
 
     async def _recover(self) -> None:
         pause = self._probe_after
-        # Closed: its cancellation may have been swallowed on the way, as `tracking` explains.
+        # `_closed` is checked, because its cancellation may have been lost, as `tracking` explains.
         while not self._closed and (self._suspect or self._breaker.open or self._log):
             if not self._is_urgent():
                 await self._sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads the probes
@@ -145,7 +145,7 @@ class Recovery:
                 self._breaker.trip("no answer")
             except CacheUnavailable as error:
                 self._log.reset()
-                # A store that answers reads, but takes no writes, is found out here.
+                # A store that answers reads and refuses writes is noticed here.
                 self._breaker.unresponsive = False
                 self._breaker.trip(str(error))
             except Exception:
@@ -161,21 +161,20 @@ class Recovery:
         self._pings.add(pinging)
         pinging.add_done_callback(self._ping_ended)
         if not await ends_within(limit, pinging):
-            pinging.cancel()  # the connection is its own
+            pinging.cancel()  # no other operation uses its connection
             raise TimeoutError
         pinging.result()
 
     def _ping_ended(self, pinging: asyncio.Task[None]) -> None:
         self._pings.discard(pinging)
         if not pinging.cancelled():
-            pinging.exception()  # retrieved: the probe may not wait for it any more
+            pinging.exception()  # retrieved: the probe may have stopped waiting
 
     def _is_urgent(self) -> bool:
-        """Return whether callers wait for a store that may be away, or have stopped to wait for it.
+        """Return whether callers wait, or have just stopped waiting, for a store that may be away.
 
-        Not only if it is unresponsive. Where many operations are under way, the first to be overdue
-        began before the store's last answer, and proves nothing; but the one probe there is begins
-        then:
+        An overdue operation is enough. If many operations are running, the first overdue one began
+        before the last answer of the store, so it proves nothing. But it has to start the probe:
 
             A and B are sent; A is answered; the store hangs; B is overdue, and soon all others are
         """
@@ -187,9 +186,9 @@ class Recovery:
         self._breaker.close()
 
     async def _replay(self) -> bool:
-        """Replay what is pending by now. Returns True if all of that got through.
+        """Replay the operations that are pending now. Return True if all of them succeeded.
 
-        What one attempt got through stays done; what is missed meanwhile is left to the next one.
+        Replayed operations stay done. Operations that are missed meanwhile are replayed next time.
         """
         if self._log.everything and isinstance(self._backend, SupportsPurgeAll):
             mark = self._log.mark()
@@ -203,7 +202,7 @@ class Recovery:
         return not self._log.everything
 
     async def _repeat(self, key: str, token: str, operation: PendingOperation) -> bool:
-        """Replay one operation, or give it up if the store, which answers, refuses it."""
+        """Replay one operation. Give it up if the store keeps refusing it."""
         try:
             async with asyncio.timeout(self._probe_limit):
                 if operation.kind == "purge":
@@ -213,8 +212,8 @@ class Recovery:
                 else:
                     await self._backend.publish(key, token, _version_only(operation.version))
         except (TimeoutError, CacheContended):
-            return False  # no refusal: a busy key takes the operation some time
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other keys wait for it
+            return False  # not refused: the operation may succeed later
+        except Exception as error:  # noqa: BLE001 - the other keys must not wait for this one
             operation.refusals += 1
             if operation.refusals < _MOST_REFUSALS:
                 return False
@@ -228,8 +227,8 @@ class Recovery:
         omitted = self._given_up_lines.admit()
         if omitted is not None:
             logger.warning(
-                "the %s cache cannot be told of %r (%s): it may serve an old version until it"
-                " expires%s",
+                "the %s cache refuses an operation on %r (%s): it may serve an old version until"
+                " that expires%s",
                 *(self._backend.name, key, error, omitted),
             )
 

@@ -1,4 +1,4 @@
-"""The log of operations that a store has missed, by key; replayed once the store is back."""
+"""The replay log: operations that a store has missed, to be replayed once it is back."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 SEEN = "seen"
-"""The token under which versions are noted that were seen, not written. No lease and no fence can
-hold it."""
+"""The token for versions that this process has seen and not written. No lease or fence has it."""
 
 
 @dataclass(slots=True, eq=False)
 class PendingOperation:
-    """An operation to replay. Compared by identity: each attempt is its own.
+    """An operation to replay. Two operations are equal only if they are the same object.
 
     Attributes:
         kind: what to do.
         version: of a publish; None for a withdrawal.
-        refusals: how often a store that answers otherwise has refused it.
+        refusals: how often the store has refused it.
     """
 
     kind: Literal["publish", "purge"]
@@ -29,8 +28,8 @@ class ReplayLog:
     """Pending operations by key and token.
 
     Args:
-        most: operations that are kept in full. With more, either the whole namespace has to be
-            emptied, or, of a store that cannot empty it, one version of each key is kept.
+        most: how many operations are kept in full. If there are more, the whole namespace has to
+            be emptied. If the store cannot do that, one version of each key is kept.
         can_empty: whether the store can empty its namespace.
 
     Attributes:
@@ -78,10 +77,10 @@ class ReplayLog:
                 self._merge(key)
 
     def note_seen(self, key: str, version: int) -> None:
-        """Note that the source has `version`, whoever committed it.
+        """Note that the source has `version`, which any process may have committed.
 
-        A key that is polled all the time always has a poll under way, which would make it pending
-        again, for ever:
+        A version that the store has received is not noted. Otherwise a key that is polled all the
+        time would stay pending for ever, because a poll is always running:
 
             R is refused, loads v2; the store receives v2, the key is readable; R notes v2
         """
@@ -94,7 +93,7 @@ class ReplayLog:
             self.note(key, SEEN, PendingOperation("publish", version))
 
     def note_everything(self) -> None:
-        """Have the namespace emptied: there is too much to note, or to name."""
+        """Require that the namespace is emptied, because too many operations are pending."""
         self._pending.clear()
         self._count = 0
         self._overflows += 1
@@ -102,10 +101,10 @@ class ReplayLog:
         self.empty = False
 
     def _merge(self, key: str) -> None:
-        """Keep only what is needed to keep `key` right, where the namespace cannot be emptied.
+        """Keep only the operations that `key` needs, if the namespace cannot be emptied.
 
-        That is the highest version: publishing it removes what is older, and raises a standing
-        fence. Fences that this leaves behind are lost when their time is up. And a purge stays.
+        One is a publish of the highest version: it removes older entries and raises the fence
+        version. Fences that are not withdrawn expire. The other is a purge, if there is one.
         """
         pending = self._pending[key]
         versions = [
@@ -125,15 +124,15 @@ class ReplayLog:
         self._pending[key] = kept
 
     def made(self, key: str, token: str, operation: PendingOperation) -> None:
-        """Remove an operation that the store has made: from now on it holds nothing older."""
+        """Remove an operation that the store has carried out."""
         self.discard(key, token, operation)
         if operation.version is not None:
             if len(self._received) >= self._most:
-                self._received.clear()  # costs those that are under way one more note
+                self._received.clear()  # running polls may then be noted once more
             self._received[key] = max(operation.version, self._received.get(key, -1))
 
     def reset(self) -> None:
-        """Forget what the store has received, for it has failed since."""
+        """Forget which versions the store has received, because it has failed since."""
         self._received.clear()
 
     def discard(self, key: str, token: str, operation: PendingOperation) -> None:
@@ -159,6 +158,6 @@ class ReplayLog:
         return self._overflows
 
     def emptied(self, mark: int) -> None:
-        """Note that the namespace has been emptied; what was missed meanwhile stays pending."""
+        """Note that the namespace was emptied. Operations that were missed meanwhile stay."""
         self.everything = mark != self._overflows
         self.empty = not (self.everything or self._pending)

@@ -64,7 +64,7 @@ forks = _Forks()
 
 @contextmanager
 def _signals_later() -> Iterator[set[int] | None]:
-    """Block signals in this thread, and yield those that were blocked before; None: unsupported.
+    """Block signals in this thread, and yield the set that was blocked before; None: unsupported.
 
     For `Thread.start`: a signal handler that raises there may leave a lock locked, for which the
     new thread waits.

@@ -1,7 +1,7 @@
-"""What a check asked of a backend and what the backend returned, for the message of a failure.
+"""Record the calls of a check and their results, for the message of a failure.
 
-A failed check says what it expected and what it found, in whatever test framework it runs: pytest
-rewrites the `assert` statements of test modules, but not those of an installed package.
+A failed check names the expected and the actual value under every test framework: pytest rewrites
+the `assert` statements of test modules, but not those of an installed package.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MOST_LINES = 40
 
 
 def expect(found: object, expected: object) -> None:
-    """Check that a backend returned what it has to return.
+    """Check that a backend returned the expected value.
 
     Raises:
         AssertionError: it did not. The message names both values, and where they differ.

@@ -26,7 +26,7 @@ def prefix_of(request: Request) -> str:
 def changed_job(
     document: Document, request: Request, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
-    """Return the document of a job as it is after a change."""
+    """Return a response with the new document of a job."""
     body = with_prefix(document.body, prefix_of(request))
     tag = {"ETag": etag(document.version, gzip=False), "Cache-Control": "private, no-cache"}
     more = {} if headers is None else headers

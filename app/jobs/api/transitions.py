@@ -52,7 +52,7 @@ def _add_for_clients(routes: APIRouter, service: JobService) -> None:
         "/{job_id}/cancel", response_model=JobBody, **only(Role.CLIENT, answers=responses.CHANGED)
     )
     async def cancel(job_id: JobIdInPath, request: Request) -> Response:
-        """Stop the job, whatever it is at."""
+        """Stop the job, whatever its status."""
         return changed_job(
             service.document(await service.cancel(job_id, caller_of(request))), request
         )

@@ -195,7 +195,7 @@ class RedisBackend:
     # --- reading from a cluster ---
 
     async def _get_many_sharded(self, keys: Sequence[str]) -> Mapping[str, Entry]:
-        """Read the keys of each server together, then one by one those that have moved."""
+        """Read the keys of each server together, then one by one the keys that have moved."""
         names: dict[Server | None, list[str]] = {}
         for key in keys:
             name = self._prefix + key

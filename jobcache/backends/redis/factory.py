@@ -50,7 +50,7 @@ def topology_of(
     common: dict[str, Any] = {
         "socket_connect_timeout": socket_limit,
         "socket_timeout": socket_limit,
-        # redis-py repeats nothing: `Server` decides what is sent again.
+        # redis-py repeats nothing: `Server` decides which commands are sent again.
         "retry": Retry(NoBackoff(), 0),
         # Saves two round trips on every new connection.
         "driver_info": None,

@@ -1,12 +1,12 @@
 """A namespace on the servers of Redis: the keys under a prefix, and the checks of each connection.
 
 Every cell carries the incarnation id of the server on which it was written. The id is made of the
-server's `run_id` and its replication id. A server that was restarted from an old dump, or a replica
-that was promoted, has another incarnation id than the cells that it brings along, so they count as
-empty:
+server's `run_id` and its replication id. A server may restart from an old dump, or be a replica
+that was promoted. Its incarnation id is then another one than that of its old cells, so these count
+as empty:
 
     W commits v2, publishes it; Redis dies, and comes back with a dump that holds v1
-    every connection has died with it; each new one learns the incarnation id before it is used
+    every connection has died with it; each new one asks for the incarnation id before it is used
 
 A cell that a slot's migration has moved to another node counts as empty there, too.
 

@@ -1,10 +1,10 @@
 """Pipeline commands on one connection: each is sent without waiting for the replies before it.
 
-Redis replies in the order of the commands. A request therefore puts its callback at the end of a
-queue and its bytes into the transport, and each reply belongs to the request at the head of the
-queue. No connection is taken from a pool, no task is made, and no request waits for another.
-redis-py makes the connection (address, TLS, credentials, database) and its parser. From then on
-this class owns the transport.
+Redis replies in the order of the commands. So a request puts its callback at the end of a queue and
+its bytes into the transport. Each reply belongs to the request at the head of the queue. No
+connection is taken from a pool, no task is made, and no request waits for another. redis-py makes
+the connection (address, TLS, credentials, database) and its parser. From then on this class owns
+the transport.
 
 Only commands that can be repeated are sent here. If a reply is overdue, so are all replies behind
 it. The connection is then closed, and the next request opens another one.

@@ -1,8 +1,8 @@
-"""Schedules of readers and writers: known ones that go wrong, and a search for others.
+"""Schedules of readers and writers: known ones that go wrong, and an explorer that finds others.
 
 `play` takes a backend through one schedule of the bare protocol; the conformance suite plays all of
 `GUARDS`. `Explorer` runs the real `JobCache` on a backend. It plays the schedules of a small
-simulation: all of them, or those that a seed leads to.
+simulation: all of them, or a random choice that a seed determines.
 
     with Explorer(subject) as explorer:
         print(explorer.search(Simulator(), seed=1, runs=1000))

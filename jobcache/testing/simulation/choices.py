@@ -31,13 +31,13 @@ class Choice:
 
     label: str
     identity: str
-    """The label and all that it does not say."""
+    """The label with the details that it leaves out."""
     actor: Actor
     act: Callable[[], Any]
     reply: asyncio.Future[Any] | None
     """Where the result goes; None if nobody waits for it any more."""
     error: type[Exception] | None = None
-    """What a failure is; None if it cannot fail."""
+    """The type of error that a failure raises; None if the step cannot fail."""
     faults: tuple[str, ...] = ()
     changes: bool = False
     """Whether it changes the store or the source."""
@@ -46,11 +46,11 @@ class Choice:
     ready: Callable[[], bool] | None = None
     abandon: Callable[[], None] = lambda: None
     """Called if it will never happen."""
-    looked: Hashable = None
+    content_before: Hashable = None
     """Of a pause: the cell when it began."""
 
     def kind(self, fate: str) -> str:
-        """The kind of fault that `fate` is."""
+        """Return the kind of fault that `fate` is."""
         if self.error is CacheUnavailable:
             return fate if fate in FAULTS else "lose"
         return "load" if self.error is SourceUnavailable else "commit"
@@ -67,10 +67,10 @@ class Option:
 
     Attributes:
         label: as it stands in a schedule.
-        kind: what sort of thing it is.
-        whose: the step, actor or process it is done to.
-        fate: how a step fails, or what becomes of what is cancelled.
-        fault: the kind of fault it is; empty if it is none.
+        kind: its kind, such as "step" or "evict".
+        whose: the name of its step, actor or process.
+        fate: how a step fails, or what happens to the operation that is cancelled.
+        fault: the kind of fault; empty if it is none.
     """
 
     label: str
@@ -81,7 +81,7 @@ class Option:
 
     @property
     def actor(self) -> str:
-        """Who takes this step; empty for what befalls them."""
+        """The actor that takes this step; empty if no actor does."""
         word = self.label.partition(" ")[0]
         return word if self.kind in {"step", "begin", "look", "wait"} and word != "late" else ""
 

@@ -1,4 +1,4 @@
-"""What a simulation consists of: its processes, its faults, and the parts of each process."""
+"""The configuration of a simulation: its processes, its faults, and the parts of each process."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Simulator:
         processes: for each, its actors: "R" a reader, "M" one that reads many keys at once (this
             one among them), "W" a writer. ("R", "R", "W") is three processes; ("RRW",) is one, in
             which single flight is in play.
-        faults: how many may happen in one schedule.
-        kinds: which; a subset of `FAULTS`.
+        faults: how many faults may happen in one schedule.
+        kinds: the kinds of fault that may happen; a subset of `FAULTS`.
         warm: whether the cell holds an entry at the beginning.
         late_fence: writers change the row first and fence before they commit.
         guarded: each process has a `GuardedBackend` between its cache and the store.
         tiered: each process has a local tier before that, and a feed; `warm` warms both tiers.
-        reads: how many each reader makes, one after the other.
+        reads: how many reads each reader makes, in sequence.
     """
 
     processes: tuple[str, ...] = ("R", "R", "W", "W")

@@ -245,7 +245,7 @@ class Explorer:
                     option = chance.choice(faults)
                 else:
                     if lagging and chance.random() < lagging:
-                        plain = [option for option in plain if option.kind != "told"] or plain
+                        plain = [option for option in plain if option.kind != "report"] or plain
                     same = [option for option in plain if option.actor == last]
                     option = chance.choice(same if same and chance.random() < faithful else plain)
                     last = option.actor

@@ -16,7 +16,7 @@ def fingerprint(state: State) -> int:
     """Two runs with the same one have the same futures (but for a collision of hashes)."""
     return hash(
         (
-            state.look(),
+            state.content(),
             summarize(state.cell),
             state.database,
             state.invariants.state(),

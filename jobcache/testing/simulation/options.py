@@ -96,7 +96,7 @@ class Options:
                 yield Option(name, "step", name)
                 continue
             # Nothing is seen by looking at what has not changed; but patience may end any time.
-            if step.looked != self._state.look():
+            if step.content_before != self._state.content():
                 yield Option(f"{step.actor.name} looks again", "look", name)
             yield Option(f"{step.actor.name} waits no longer", "wait", name)
 
@@ -113,9 +113,9 @@ class Options:
 
     def _elsewhere(self, steps: list[tuple[str, Choice]]) -> Iterator[Option]:
         kinds = self._state.simulator.kinds
-        if "evict" in kinds and self._state.look() is not None:
+        if "evict" in kinds and self._state.content() is not None:
             yield Option("evict", "evict", fault="evict")
-        if "age" in kinds and self._state.look() is not None:
+        if "age" in kinds and self._state.content() is not None:
             yield Option("age", "age", fault="age")
         if "feed" in kinds:
             yield from self._cutting()
@@ -137,7 +137,7 @@ class Options:
     def _telling(self) -> Iterator[Option]:
         for name, front in self._fronts():
             if front.feed.waiting:
-                yield Option(f"{name} is told", "told", name)
+                yield Option(f"{name} is notified", "report", name)
             if not front.feed.live:
                 yield Option(f"{name}'s feed is back", "back", name)
 

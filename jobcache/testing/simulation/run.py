@@ -10,9 +10,9 @@ The *options* are what can be done next:
     R0 begins             a reader (M0: of many keys) or a writer begins
     R0 lease, R0 load, …  a step that an actor waits for is taken
     R0 looks again        a pause ends
-    R0 waits no longer    all pauses of the reader end, one after the other
+    R0 waits no longer    all pauses of the reader end
     time passes           the next deadline is reached
-    P0 is told            the feed of a process delivers the next report (if it has two tiers)
+    P0 is notified        the feed of a process delivers the next report (if it has two tiers)
     P0's feed is back     the feed is live again
 
 Faults are options too. A simulation allows only so many of them:
@@ -321,7 +321,7 @@ class Run:
         process = next(process for process in self._state.processes if process.name == name)
         assert process.front is not None
         feed = process.front.feed
-        if kind == "told":
+        if kind == "report":
             feed.deliver()
         elif kind == "cut":
             feed.cut()

@@ -97,8 +97,8 @@ class State:
         self.load_failed = False
         self.closing = False
 
-    def look(self) -> Hashable:
-        """What the cell holds."""
+    def content(self) -> Hashable:
+        """Return the content of the cell."""
         if self._snapshot is None:
             return self.cell
         if self._unseen:
@@ -110,12 +110,12 @@ class State:
         if not self.simulator.tiered:
             self._unseen = True
             return self.carry_out(operation)
-        before, visible = self.look(), self.invariants.visible
+        before, visible = self.content(), self.invariants.visible
         self._unseen = True
         result = self.carry_out(operation)
-        if self._snapshot is None or self.look() != before:
+        if self._snapshot is None or self.content() != before:
             for process in self.processes:
-                # Where nobody reads, nothing is ever near.
+                # A process without readers never fills its local tier.
                 if process.front is not None and process.reads and not process.dead:
                     process.front.feed.report(visible)
         return result
@@ -158,7 +158,7 @@ class State:
             abandon=abandon,
         )
         if step.pause:
-            step.looked = self.look()
+            step.content_before = self.content()
         self.pending.append(step)
         try:
             return await reply
@@ -168,7 +168,7 @@ class State:
 
     async def pause(self, label: str, seconds: float) -> None:
         """Wait until the explorer ends a pause."""
-        del seconds  # how long it is matters to nobody: others may take any time
+        del seconds  # the explorer decides how long it is
         await self.step(label, lambda: None)
 
     def fates(self, *, changes: bool) -> Iterator[str]:
@@ -214,7 +214,7 @@ class State:
         """Return the least version that a read which begins now in a process may return."""
         front = process.front
         return self.invariants.min_version(
-            process.name, None if front is None else front.feed.heard
+            process.name, None if front is None else front.feed.reported
         )
 
     def cut_off(self, actor: Actor, version: int) -> bool:

@@ -53,7 +53,7 @@ class SteppedFeed:
     # --- for the explorer ---
 
     @property
-    def heard(self) -> int | None:
+    def reported(self) -> int | None:
         """The version that was visible before the first change that was not reported yet.
 
         None if there is no such change, or if nobody relies on the feed.

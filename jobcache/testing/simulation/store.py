@@ -1,4 +1,4 @@
-"""A process's way to the backend: each operation is a step."""
+"""The backend as one process of a simulation uses it: each operation is a step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Store:
-    """One process's way to the backend: each operation is a step."""
+    """Pass the operations of one process to the backend, each as a step."""
 
     name = "explored"
 
@@ -91,7 +91,7 @@ class Store:
             state.cell = cell.publish(state.cell, token, entry).cell
             published = state.ask(state.subject.backend.publish(key, token, entry))
             if entry is not None:
-                state.invariants.told(entry.version)
+                state.invariants.published(entry.version)
             return published
 
         label = "withdraw" if entry is None else f"publish v{entry.version}"
@@ -124,4 +124,4 @@ class Store:
         await self._step("ping", lambda: None, changes=False)
 
     async def aclose(self) -> None:
-        """The subject is closed by whoever made it."""
+        """Do nothing: the owner of the subject closes it."""

@@ -1,7 +1,7 @@
-"""An event loop with nothing in it but callbacks and virtual time.
+"""An event loop that has callbacks and virtual time, and nothing else.
 
-It never waits: `settle` runs all that can run, and time stands still until `pass_time`. So what
-happens between two choices of the explorer is the same in every run.
+It never waits: `settle` runs every callback that is ready, and time stands still until `pass_time`.
+So the same things happen between two choices of the explorer in every run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def at_once(operation: Coroutine[Any, Any, T], /) -> T:
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):
-    """What asyncio's tasks, futures and timeouts need of a loop; no files, threads or signals."""
+    """The parts of a loop that tasks, futures and timeouts need; no files, threads or signals."""
 
     def __init__(self) -> None:
         self._now = 0.0
@@ -45,9 +45,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._timers: list[tuple[float, int, asyncio.TimerHandle, _Call]] = []
         self._order = count()
         self.tasks: dict[asyncio.Task[Any], contextvars.Context] = {}
-        """All that have not been found done, with the context each began in."""
+        """Tasks that were not found to be done yet, with the context that each began in."""
         self.errors: list[BaseException] = []
-        """What callbacks raised, which nobody awaits."""
+        """Errors that callbacks raised."""
 
     # --- for the explorer ---
 

@@ -280,7 +280,7 @@ GUARD = {
     "the guard forgets missed publishes": Fault(
         "resilience.guarded_backend", (("            self._note(key, token, operation)\n", ""),)
     ),
-    "the guard reads what the store has yet to be told of": Fault(
+    "the guard reads a pending key": Fault(
         "resilience.guarded_backend",
         (
             ("        if key in self._log:\n", "        if False:\n"),

@@ -224,7 +224,7 @@ FOUND_IN: list[tuple[str, Fault, Simulator, int]] = [
         1,
     ),
     (
-        "the guard reads what the store has yet to be told of",
+        "the guard reads a pending key",
         GUARD,
         simulator("RW", 2, "lose", warm=True, guarded=True),
         1,
@@ -258,7 +258,7 @@ SEEDS = {
     ("a fill takes no lease", "MR W warm tiered"): 1,
     ("an unsure writer publishes its body", "R W W"): 12,
     ("a reader returns before it publishes", "RRW warm"): 223,
-    ("the guard reads what the store has yet to be told of", "RW warm guarded"): 52,
+    ("the guard reads a pending key", "RW warm guarded"): 52,
     ("an answer of a lease spares what is local", "RR W warm tiered"): 74,
     ("what is remembered spares what is local", "RR W warm guarded tiered"): 54,
     ("a fence holds every writer's token", "R W W"): 21,

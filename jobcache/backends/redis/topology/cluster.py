@@ -64,7 +64,7 @@ class Cluster:
         self.connect = connect
         self._slots: list[Server | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._tags: dict[Server, str] = {}  # of the servers that own slots
-        self._servers: dict[Address, Server] = {}  # also those that are about to own slots
+        self._servers: dict[Address, Server] = {}  # and servers that are about to own slots
         self._retired: WeakSet[Server] = WeakSet()
         self._outdated = False
         self._background: asyncio.Task[None] | None = None

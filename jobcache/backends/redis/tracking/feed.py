@@ -15,8 +15,8 @@ each. So it also proves that these lead to the server that reports:
 
 A heartbeat that is refused, or does not come back, makes all these connections suspect. The feed is
 live while the last such proof is younger than a limit, counted from when the heartbeat was *sent*.
-So a caller that asks `live` first reads nothing that is outdated for longer than that limit, even
-if the network, the server or a busy event loop delays the reports.
+So a caller that checks `live` before a read gets nothing that was outdated for longer than that
+limit, even if the network, the server or a busy event loop delays the reports.
 
 Rejected: PING as a heartbeat. Its reply overtakes reports of commands that the server executed in
 the same turn, and it comes even if tracking is off.

@@ -115,10 +115,10 @@ async def test_what_cannot_be_done_without_is_unavailable_and_named_in_one_line(
             for _ in range(3):
                 assert set(await poll(cache)) == {CacheOutcome.BYPASS}
             assert command in cache.info().health.reason
-            told = [line for line in lines(caplog) if "feed" not in line]
-            assert len(told) == 1
-            assert command in told[0]
-            assert "answered from the source" in told[0]
+            refused = [line for line in lines(caplog) if "feed" not in line]
+            assert len(refused) == 1
+            assert command in refused[0]
+            assert "answered from the source" in refused[0]
             permit(raw)
             await until(lambda: cache.info().health.available)
             if refusal != "scripts":
@@ -249,8 +249,8 @@ async def test_keys_that_are_given_up_are_told_of_together(
                 with pytest.raises(CacheUnavailable):
                     await cache.backend.publish(key, "w", entry_of(2))
             await until(lambda: cache.info().health.pending == 0)
-            told = [line for line in lines(caplog) if "cannot be told" in line]
-            assert len(told) == 1
+            refused = [line for line in lines(caplog) if "refuses an operation" in line]
+            assert len(refused) == 1
             assert len(lines(caplog)) <= 3, "it was set aside, and is back"
 
 
