@@ -26,6 +26,7 @@ from benchmarks.service import ServiceFailed
 from loadtests import table, trial
 from loadtests.arguments import positive
 from loadtests.capacity import command as capacity
+from loadtests.pollers.options import POLL_MODES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -121,7 +122,7 @@ def _backends(text: str) -> list[str]:
 
 
 def _modes(text: str) -> list[str]:
-    return _names(text, trial.MODES)
+    return _names(text, POLL_MODES)
 
 
 def _names(text: str, known: Collection[str]) -> list[str]:

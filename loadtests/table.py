@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from loadtests.pollers.rows import COUNTERS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -71,7 +73,7 @@ def _table(rows: Iterable[Row], columns: Mapping[str, Callable[[Row], str]]) -> 
 
 def polls(row: Row) -> int:
     """Return the number of polls."""
-    return int(row["requests"].get("poll", 0))
+    return int(row["polls"])
 
 
 def hit_rate(row: Row) -> float:
@@ -90,7 +92,25 @@ def complaints(row: Row) -> list[str]:
     found = [f"{run}: {failures(row)} failures, such as {row['errors']}"] if failures(row) else []
     if not 0 < row["completed"] == row["jobs"]:
         found.append(f"{run}: {row['completed']} of {row['jobs']} jobs were seen to complete")
-    return found
+    if row["ends_seen"] != row["users"]:
+        found.append(f"{run}: {row['ends_seen']} of {row['users']} users saw the end of their job")
+    return found + [f"{run}: {difference}" for difference in differences(row)]
+
+
+def differences(row: Row) -> list[str]:
+    """Return where the counts of the users and of the service differ, as sentences.
+
+    The service reads its cache several times for a poll that it holds, so there is nothing to
+    compare where polls were held, or where the test did not wait for responses.
+    """
+    seen = row["outcomes"]
+    if seen["held"] or row["cut_off"]:
+        return []
+    return [
+        f"{name}: users counted {seen[name]}, the service {row[name]}"
+        for name in COUNTERS
+        if seen[name] != row[name]
+    ]
 
 
 def worth_of_waiting(rows: Iterable[Row]) -> tuple[list[str], list[str]]:

@@ -17,15 +17,13 @@ from app.devservers import RedisServer
 from benchmarks.backends import NEEDS_REDIS
 from benchmarks.process import Process
 from benchmarks.service import Service
+from loadtests.pollers.rows import COUNTERS
 
 if TYPE_CHECKING:
     from app.devservers import PostgresServer
 
-SCENARIOS = {"own": "OwnJob", "shared": "SharedJob"}
-"""The class of `loadtests.pollers` behind each scenario."""
-
-MODES = ("plain", "etag", "wait")
-"""How users ask: for all of it, for what is new, or for what is new once there is something."""
+SCENARIOS = {"own": 0, "shared": 1}
+"""How many jobs the users of each scenario share."""
 
 _SPARE = 60.0  # seconds beyond a job's for starting, agreeing to storyboards, and the last polls
 _STOP = 30.0  # seconds for Locust to start, and to end once its time is up
@@ -43,7 +41,7 @@ class Plan:
         scenario: one of `SCENARIOS`.
         seconds: how long a job takes.
         updates: how many progress reports it makes.
-        interval: seconds between a user's polls, in those of `MODES` where they are paced.
+        interval: seconds between a user's polls, in those of `POLL_MODES` where they are paced.
     """
 
     scenario: str
@@ -59,7 +57,7 @@ def run(
 
     Args:
         plan: what to do.
-        mode: one of `MODES`.
+        mode: one of `POLL_MODES`.
         backend: one of `benchmarks.backends.NEEDS_REDIS`.
         users: how many there are; all begin at once.
         postgres: where the jobs are, in a database of this run's own; None for SQLite.
@@ -95,10 +93,12 @@ def _poll(plan: Plan, mode: str, users: int, url: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="jobcache-") as place:
         report = Path(place) / "report.json"
         command = [
-            *(sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("pollers.py"))),
-            *(SCENARIOS[plan.scenario], "--headless", "--only-summary", "--host", url),
+            *(sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("locustfile.py"))),
+            *("--headless", "--only-summary", "--host", url, "--report", str(report)),
             *("--users", str(users), "--spawn-rate", str(users), "--run-time", f"{limit:.0f}s"),
-            *("--mode", mode, "--interval", str(plan.interval), "--report", str(report)),
+            *("--poll-mode", mode, "--poll-interval", str(plan.interval)),
+            *("--shared-jobs", str(SCENARIOS[plan.scenario]), "--jobs-per-user", "1"),
+            *("--renderer", "service"),
         ]
         kept = {name: text for name, text in os.environ.items() if not name.startswith("LOCUST_")}
         with Process(command, kept) as locust:
@@ -123,8 +123,7 @@ def _difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]
     purposes = {name: grown("database", "purposes", name) for name in after["database"]["purposes"]}
     return {
         "reads": grown("statistics", "total_requests"),
-        "hits": grown("statistics", "hits"),
-        "bypasses": grown("statistics", "bypasses"),
+        **{name: grown("statistics", name) for name in COUNTERS},
         "cache_errors": grown("statistics", "errors"),
         "selects_by_polls": purposes.get("load", 0),
         "statements": sum(purposes.values()),

@@ -235,6 +235,22 @@ def understood(modules: list[list[str]]) -> str:
     return result.stdout
 
 
+def refused_by_locust(commands: list[list[str]]) -> str:
+    """What Locust says if it does not take these arguments: it only lists its users."""
+    words = [word for command in commands for word in command]
+    result = subprocess.run(
+        [sys.executable, "-m", "locust", *words, "--processes", "0", "--list"],
+        cwd=ROOT,
+        env=clean_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return result.stderr if result.returncode else ""
+
+
 def made_by(words: list[str]) -> list[list[str]]:
     """The project's modules that a make command starts, with their arguments."""
     recipe = subprocess.run(
@@ -306,6 +322,7 @@ NOT_RUN: dict[str, Callable[[list[str]], bool]] = {
 def test_every_command_is_understood() -> None:
     seen: set[tuple[str, ...]] = set()
     modules: list[list[str]] = []
+    of_locust: list[list[str]] = []
     for page, words in commands():
         if tuple(words) in seen:
             continue
@@ -315,6 +332,8 @@ def test_every_command_is_understood() -> None:
             modules += made_by(words[1:])
         elif words[:2] == ["python", "-m"]:
             modules.append(words[2:])
+        elif program == "locust":
+            of_locust.append(words[1:])
         elif re.fullmatch(r"[A-Z_]+=.*", program):
             assert assigned(words), f"{page}: {words}"
         else:
@@ -322,11 +341,15 @@ def test_every_command_is_understood() -> None:
             assert NOT_RUN[program](words), f"{page}: {shlex.join(words)}"
     assert len(modules) > 20
     assert understood(modules) == ""
+    assert of_locust
+    assert refused_by_locust(of_locust) == ""
 
 
 def test_a_command_with_an_unknown_argument_is_found() -> None:
     assert "--nothing" in understood([["app", "serve", "--nothing"]])
     assert "--nothing" in understood(made_by(["bench", "ARGS=--nothing"]))
+    assert "--nothing" in refused_by_locust([["-f", "loadtests/locustfile.py", "--nothing"]])
+    assert "nothing.py" in refused_by_locust([["-f", "loadtests/nothing.py"]])
 
 
 def test_make_run_starts_the_service() -> None:

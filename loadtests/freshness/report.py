@@ -12,7 +12,7 @@ from benchmarks.machine import surroundings
 from loadtests.freshness.checker import Kind
 from loadtests.freshness.faults import FAULTS
 from loadtests.freshness.tally import PHASES, Tally, total
-from loadtests.record import percentile
+from loadtests.percentiles import percentile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -23,7 +23,7 @@ def test_the_command_shows_backends_side_by_side(command: Command, tmp_path: Pat
     null, memory = json.loads(document.read_text())["runs"]
     for run in (null, memory):
         assert run["jobs"] == run["completed"] == 3
-        assert run["reads"] == run["requests"]["poll"] >= 3 * 9  # 1.5 s at 0.15 s, less the first
+        assert run["reads"] == run["polls"] >= 3 * 9  # 1.5 s at 0.15 s, less the first
         assert run["failures"] == {}
         assert run["changes"] > run["jobs"] * 6
         assert 0 < run["poll_ms"]["p50"] <= run["poll_ms"]["max"]

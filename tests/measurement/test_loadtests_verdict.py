@@ -10,15 +10,18 @@ import pytest
 
 from loadtests import trial
 from loadtests.__main__ import main
-from loadtests.record import Record
+from loadtests.pollers.record import Record
 from loadtests.table import complaints, failures, markdown, worth_of_waiting
+
+OUTCOMES = {"hits": 39, "misses": 0, "bypasses": 1, "stale_served": 0, "coalesced": 0, "held": 0}
 
 
 def row(**other: object) -> dict[str, Any]:
     around = {"users": 1, "backend": "memory", "mode": "plain"}
-    counted = {"reads": 40, "hits": 39, "bypasses": 1, "cache_errors": 0}
+    counted = {"reads": 40, "cache_errors": 0} | OUTCOMES
     statements = {"selects_by_polls": 1, "statements": 60}
-    return around | counted | statements | Record().report() | other
+    seen = Record().report() | {"polls": 40, "outcomes": OUTCOMES, "ends_seen": 1}
+    return around | counted | statements | seen | other
 
 
 GOOD = row(jobs=2, completed=2)
@@ -36,6 +39,23 @@ def test_failures_and_unfinished_jobs_are_complained_of() -> None:
 
 def test_a_run_without_a_single_job_is_complained_of() -> None:
     assert complaints(row()) == ["1 users, memory, plain: 0 of 0 jobs were seen to complete"]
+
+
+def test_a_user_that_missed_the_end_of_its_job_is_complained_of() -> None:
+    assert complaints(row(jobs=1, completed=1, users=2)) == [
+        "2 users, memory, plain: 1 of 2 users saw the end of their job"
+    ]
+
+
+@pytest.mark.parametrize("counter", ["hits", "misses", "bypasses", "stale_served", "coalesced"])
+def test_counts_of_users_and_service_that_differ_are_complained_of(counter: str) -> None:
+    seen = OUTCOMES | {counter: 7}
+    assert complaints(GOOD | {"outcomes": seen}) == [
+        f"1 users, memory, plain: {counter}: users counted 7, the service {OUTCOMES[counter]}"
+    ]
+    # What the service read for a poll that it held, or whose answer nobody waited for, is unknown.
+    assert complaints(GOOD | {"outcomes": seen | {"held": 1}}) == []
+    assert complaints(GOOD | {"outcomes": seen, "cut_off": 1}) == []
 
 
 def test_what_cannot_be_divided_is_a_dash() -> None:

@@ -1,0 +1,126 @@
+"""The locustfile without its web page: rows, failures and exit status."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.devservers import free_port
+from benchmarks.service import Service
+from tests.measurement.locust_process import run_locust
+from tests.measurement.stub_service import PollAnswer, stub_service
+
+MISTAKES = [
+    PollAnswer(200, 3, "storyboard_ready"),
+    PollAnswer(200, 6, "rendering"),
+    PollAnswer(200, 5, "rendering", "fwd=bypass"),  # older than what was shown before
+    PollAnswer(500, 0, ""),
+    PollAnswer(200, 8, "completed", "fwd=miss"),
+]
+
+
+def results(place: Path, *options: str) -> tuple[int, dict[str, Any], str]:
+    """Run Locust; return its exit status, its results and what it printed."""
+    report = place / "report.json"
+    status, printed = run_locust(place, "--report", str(report), *options)
+    return status, json.loads(report.read_text()), printed
+
+
+@pytest.mark.parametrize(
+    ("mode", "asked"),
+    [("plain", (None, None)), ("etag", ('"6-0"', None)), ("wait", ('"6-0"', "wait=25"))],
+)
+def test_wrong_answers_are_failures(
+    tmp_path: Path, mode: str, asked: tuple[str | None, str | None]
+) -> None:
+    polls = itertools.chain(MISTAKES, itertools.repeat(MISTAKES[-1]))
+    with stub_service(lambda: next(polls)) as service:
+        status, seen, _ = results(
+            tmp_path,
+            *("--host", service.url, "--users", "1", "--run-time", "30s", "--renderer", "service"),
+            *("--jobs-per-user", "1", "--poll-interval", "0.05", "--poll-mode", mode),
+        )
+    assert status == 1
+    polled = {"poll: hit": 3, "poll: during a change": 1, "poll: miss": 1}
+    changed = {"job: create": 1, "job: approve": 1, "job: render": 1}
+    assert seen["requests"] == polled | changed
+    assert seen["failures"] == {"poll: during a change": 1, "poll: hit": 1}
+    assert seen["errors"] == [
+        "poll: during a change: version 5 after 6",
+        "poll: hit: status 500, not 200",
+    ]
+    assert (seen["jobs"], seen["completed"], seen["ends_seen"], seen["changes"]) == (1, 1, 1, 8)
+    assert (seen["first_polls"], seen["first_polls_missed"]) == (2, 1)
+    assert service.asked == [(None, None)] * 2 + [asked] * 3
+    assert (seen["update_polls"], seen["updates"]) == (4, 2)  # from version 6 to 8
+    assert seen["delay_ms"]["max"] > 0
+    assert seen["received_bytes"] > 8 * 100 < seen["sent_bytes"]
+
+
+def test_an_end_that_polls_do_not_show_is_a_failure(tmp_path: Path) -> None:
+    polls = itertools.chain(
+        [PollAnswer(200, 3, "storyboard_ready")],
+        itertools.repeat(PollAnswer(200, 6, "rendering"), 60),
+        itertools.repeat(PollAnswer(200, 7, "completed")),
+    )
+    with stub_service(lambda: next(polls)) as service:
+        status, seen, _ = results(
+            tmp_path,
+            *("--host", service.url, "--users", "1", "--run-time", "30s", "--jobs-per-user", "1"),
+            *("--poll-interval", "0.05", "--job-seconds", "0.1", "--job-updates", "2"),
+            *("--stale-after", "0.1"),
+        )
+    assert status == 1
+    assert 0 < seen["failures"].pop("poll: hit") < seen["requests"]["poll: hit"]
+    assert not seen["failures"]
+    assert seen["errors"][0] == "poll: hit: version 6, long after 7 was acknowledged"
+    assert seen["ends_seen"] == 1
+    assert seen["requests"]["job: report progress"] == 2
+
+
+def test_users_go_on_creating_jobs_and_count_what_the_service_counts(tmp_path: Path) -> None:
+    settings = {"JOBCACHE_BACKEND": "memory", "JOBCACHE_RENDERER": "simulated"}
+    with Service(settings) as service:
+        service.wait_until_ready()
+        status, seen, printed = results(
+            tmp_path,
+            *("--host", service.url, "--users", "4", "--spawn-rate", "4", "--run-time", "6s"),
+            *("--poll-interval", "0.1", "--job-seconds", "0.5", "--job-updates", "5"),
+            *("--csv", "seen", "--html", "seen.html", "--stop-timeout", "60"),
+        )
+        counted = service.stats()["statistics"]
+    assert status == 0, printed
+    assert seen["completed"] > 1
+    assert seen["jobs"] > 4
+    assert seen["failures"] == {}
+    assert seen["cut_off"] == 0
+    assert {name: counted[name] for name in seen["outcomes"] if name != "held"} | {
+        "held": 0
+    } == seen["outcomes"]
+    with (tmp_path / "seen_stats.csv").open() as file:
+        rows = {row["Name"]: int(row["Request Count"]) for row in csv.DictReader(file)}
+    assert rows["poll: hit"] + rows["poll: 304"] == counted["hits"] > 0
+    assert rows.get("poll: during a change", 0) == counted["bypasses"]
+    assert "poll: 304" in (tmp_path / "seen.html").read_text()
+
+
+def test_a_run_that_polled_nothing_fails(tmp_path: Path) -> None:
+    status, seen, printed = results(
+        tmp_path,
+        *("--host", f"http://127.0.0.1:{free_port()}", "--users", "2", "--run-time", "1s"),
+        *("--poll-interval", "0.1", "--exit-code-on-error", "0"),
+    )
+    assert status == 1
+    assert "no poll was answered" in printed
+    assert seen["polls"] == 0
+
+
+def test_an_invalid_option_ends_locust_with_what_is_valid(tmp_path: Path) -> None:
+    status, printed = run_locust(tmp_path, "--host", "http://127.0.0.1:1", "--hold=61")
+    assert status == 1
+    assert "--hold must be 1 to 60, not 61" in printed
