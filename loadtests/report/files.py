@@ -1,0 +1,83 @@
+"""The files of a report: HTML, JSON, and CSV for runs, samples and requests."""
+
+from __future__ import annotations
+
+import csv
+from typing import TYPE_CHECKING
+
+from loadtests.report.document import to_json
+from loadtests.report.page import html
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from loadtests.report.document import Document, Measurement
+
+_SUMS = ("seconds", "users", "polls", "held", "not_modified", "jobs", "completed")
+_OUTCOMES = ("hits", "misses", "bypasses", "stale", "coalesced")
+
+
+def write_json(document: Document, place: Path) -> None:
+    """Write the document, so that an interruption finds either the old file or the new one."""
+    place.mkdir(parents=True, exist_ok=True)
+    new = place / "report.json.new"
+    new.write_bytes(to_json(document))
+    new.replace(place / "report.json")
+
+
+def write(document: Document, place: Path) -> Path:
+    """Write all files; return the path of the page."""
+    write_json(document, place)
+    _write_csv(place / "runs.csv", (_run(run) for run in document.runs))
+    _write_csv(place / "requests.csv", (row for run in document.runs for row in _requests(run)))
+    _write_csv(place / "samples.csv", (row for run in document.runs for row in _samples(run)))
+    page = place / "report.html"
+    page.write_text(html(document), "utf-8")
+    return page
+
+
+def _run(run: Measurement) -> Mapping[str, object]:
+    return {
+        "scenario": run.scenario,
+        "backend": run.backend,
+        **{name: getattr(run, name) for name in _SUMS},
+        **{name: getattr(run.service, name) for name in _OUTCOMES},
+        **{f"clients_{name}": getattr(run.clients, name) for name in _OUTCOMES},
+        **{f"statements_{purpose}": count for purpose, count in run.statements.items()},
+        **{f"database_{name}": count for name, count in run.database.items()},
+        **{
+            f"inside_{operation}_{figure}": value
+            for operation, taken in run.inside_us.items()
+            for figure, value in taken.items()
+        },
+        "problems": len(run.problems),
+    }
+
+
+def _requests(run: Measurement) -> Iterable[Mapping[str, object]]:
+    for requests in run.requests:
+        yield {"scenario": run.scenario, "backend": run.backend, **vars(requests)}
+
+
+def _samples(run: Measurement) -> Iterable[Mapping[str, object]]:
+    for sample in run.samples:
+        yield {
+            "scenario": run.scenario,
+            "backend": run.backend,
+            "second": sample.second,
+            "reads": sample.reads,
+            "hits": sample.hits,
+            "statements": sample.statements,
+            **{f"cpu_seconds_{name}": value for name, value in sample.cpu_seconds.items()},
+            **{f"resident_bytes_{name}": value for name, value in sample.resident_bytes.items()},
+        }
+
+
+def _write_csv(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    listed = list(rows)
+    columns = dict.fromkeys(name for row in listed for name in row)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows(listed)

@@ -1,0 +1,86 @@
+"""The report as one HTML page without external resources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from loadtests.report import figures, plots
+from loadtests.report.comparison import compare
+from loadtests.report.tables import ANSWERS, BACKENDS, COSTS, REQUESTS, backends, cells
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from loadtests.report.comparison import Verdict
+    from loadtests.report.document import Bucket, Described, Document, Measurement
+
+
+def html(document: Document) -> str:
+    """Return the page."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.jinja").render(
+        document=document,
+        problems=document.all_problems,
+        backends_head=list(BACKENDS),
+        backends_rows=[cells(BACKENDS, each) for each in backends(document)],
+        verdicts=[_verdict(verdict) for verdict in compare(document)],
+        sections=[_section(document, scenario) for scenario in document.scenarios],
+        answers_head=list(ANSWERS),
+        costs_head=list(COSTS),
+        requests_head=["backend", *REQUESTS],
+    )
+
+
+def _verdict(verdict: Verdict) -> dict[str, str]:
+    goal = verdict.goal
+    bound = f"{'at least' if goal.at_least else 'at most'} {goal.bound:g} {goal.unit}".strip()
+    said = {True: "met", False: "missed", None: "not judged"}[verdict.met]
+    return {
+        "figure": goal.figure,
+        "run": verdict.run.name,
+        "first_version": goal.first_version,
+        "bound": bound,
+        "value": f"{verdict.value:.4g} {goal.unit}".strip(),
+        "met": said,
+    }
+
+
+def _section(document: Document, scenario: Described) -> dict[str, object]:
+    runs = [run for run in document.runs if run.scenario == scenario.name]
+    return {
+        "scenario": scenario,
+        "answers": [cells(ANSWERS, run) for run in runs],
+        "costs": [cells(COSTS, run) for run in runs],
+        "requests": [
+            [run.backend, *cells(REQUESTS, requests)] for run in runs for requests in run.requests
+        ],
+        "plots": [Markup(svg) for svg in _plots(runs)],  # noqa: S704 - drawn here
+    }
+
+
+def _plots(runs: Sequence[Measurement]) -> list[str]:
+    if not runs:
+        return []
+    lines: Mapping[str, Sequence[Bucket]] = {r.backend: r.polls_ms for r in runs if r.polls_ms}
+    drawn = [plots.distribution(lines)] if lines else []
+    each_second: dict[str, Callable[[Measurement], figures.Series]] = {
+        "hit rate, %": figures.hit_rates,
+        "statements to the database, per second": figures.query_rates,
+        "processor time of the service, % of a core": lambda run: figures.cpu_percent(
+            run, "service"
+        ),
+    }
+    for unit, series in each_second.items():
+        points = {run.backend: series(run) for run in runs}
+        drawn.append(plots.over_time(unit, points))
+    return drawn
