@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.open_loop import report, trial
+from loadtests.open_loop import against_locust, report, trial
 from loadtests.open_loop.__main__ import main
 from loadtests.open_loop.load import Load, Plan, Seen
 from loadtests.open_loop.precise_timers import new_event_loop
@@ -263,6 +263,37 @@ def test_other_processes_make_a_run_noisy(stub: Stub) -> None:
     figures["processors"]["others"] = usage.others
     (doubt,) = report.doubts(figures, 0.1)
     assert doubt.startswith("NOISY")
+
+
+def test_the_driver_agrees_with_locust(stub: Stub) -> None:
+    def slow(request: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.15)
+        reply(request, 1)
+
+    StubHandler.polled, port = slow, stub.server.server_port
+    polling = plan(pollers=10, interval=0.5, jobs=2)
+    driver = against_locust.by_driver(port, [1, 2], polling, 3)
+    locust = against_locust.by_locust(port, [1, 2], polling, 3)
+    for polled in (driver, locust):
+        assert polled.failures == []
+        assert polled.times["p50"] is not None
+        assert polled.times["p50"] > 150
+    # On a busy machine they may differ by more than the command allows.
+    assert against_locust.differences(driver, locust, tolerance=150, rate=0.3) == []
+
+
+def test_what_the_driver_and_locust_disagree_in_is_said() -> None:
+    polled = against_locust.Polled(100, 10.0, [], {"p50": 20.0}, 100)
+    assert against_locust.differences(polled, polled, 5) == []
+    other = against_locust.Polled(90, 10.0, ["refused"], {"p50": 26.0}, 91)
+    assert against_locust.differences(polled, other, 5) == [
+        "Locust: refused",
+        "Locust has sent 90 polls, and the service counted 91",
+        "10.0 polls a second, by Locust 9.0",
+        "a median of 20.0 ms, by Locust 26.0 ms",
+    ]
+    nothing = against_locust.Polled(0, 0.0, [], {"p50": None}, 0)
+    assert "the driver has measured nothing" in against_locust.differences(nothing, polled, 5)
 
 
 def test_the_schedule_is_spread_and_repeatable() -> None:
