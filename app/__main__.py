@@ -122,7 +122,7 @@ def _serve(chosen: Settings, sockets: list[socket.socket]) -> int:
         backlog=BACKLOG,
         timeout_graceful_shutdown=10,
         timeout_worker_healthcheck=60,  # on a busy machine a worker may take long to start
-        http=protocol(),
+        http=protocol(fast=chosen.fast_protocol),
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_keep_alive=cast("int", chosen.keep_alive),  # uvicorn accepts fractions, too
         ws="none",

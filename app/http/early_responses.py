@@ -52,6 +52,11 @@ class _Cycle(Protocol):
     waiting_for_100_continue: bool
 
 
+class _Connection(Protocol):
+    @property
+    def cycle(self) -> _Cycle: ...
+
+
 class EarlyResponses:
     """ASGI wrapper for one connection: close it after a response that comes before a large body.
 
@@ -61,22 +66,20 @@ class EarlyResponses:
 
     Args:
         app: the application.
-        cycle: returns uvicorn's record of the current request.
+        connection: has uvicorn's record of the current request.
         body_size: returns the number of bytes of its body that have come.
     """
 
-    __slots__ = ("_app", "_body_size", "_cycle")
+    __slots__ = ("_app", "_body_size", "_connection")
 
-    def __init__(
-        self, app: ASGIApp, cycle: Callable[[], _Cycle], body_size: Callable[[], int]
-    ) -> None:
+    def __init__(self, app: ASGIApp, connection: _Connection, body_size: Callable[[], int]) -> None:
         self._app = app
-        self._cycle = cycle
+        self._connection = connection
         self._body_size = body_size
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Return the coroutine that answers. This is none itself: held requests would keep it."""
-        cycle = self._cycle()
+        cycle = self._connection.cycle
         if cycle.disconnected:
             return _nothing()  # refused in the same turn of the loop
         headers = scope["headers"]

@@ -33,9 +33,10 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.http.early_responses import announced
+from app.http.header_limits import RequestRefused, check_fields, check_head
 from app.http.lifespan_state import drain
 from app.http.limited_connection import DEFAULT_LIMITS, limit_connection
-from app.http.limits import BACKLOG_BYTES, BODY_BYTES, HEAD_BYTES, HEADERS, Wait
+from app.http.limits import BACKLOG_BYTES, BODY_BYTES, HEAD_BYTES, HEADERS, URL_BYTES, Wait
 
 if TYPE_CHECKING:
     import asyncio
@@ -61,30 +62,21 @@ class Stage(Enum):
 
 # Globals are quicker than members, and polls look at them.
 _HEAD, _BODY, _ANSWER = Stage.HEAD, Stage.BODY, Stage.ANSWER
-_KEEP_ALIVE = Wait.KEEP_ALIVE
-
-
-class RequestRefused(Exception):  # noqa: N818 - stops the parser; never leaves the protocol
-    """Stops the parser, because the request is refused.
-
-    Args:
-        status: the HTTP status of the refusal.
-    """
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
+_NOTHING, _KEEP_ALIVE, _SEND = Wait.NOTHING, Wait.KEEP_ALIVE, Wait.SEND
 
 
 class Exchange(HttpToolsProtocol):
-    """uvicorn's protocol, which parses one request at a time."""
+    """uvicorn's protocol, which parses one request at a time.
+
+    It answers 414 or 431 to a head that is too large, and closes; see `header_limits`.
+    """
 
     url = b""  # until the parser has begun to read one
     _limits: ConnectionLimits = DEFAULT_LIMITS
     _guarded: GracefulTransport
     _timer: KeepAliveTimer
-    _wait = Wait.NOTHING
-    _unparsed = 0  # bytes since a head was complete, or a piece of a body came
+    _wait = _NOTHING
+    _unparsed = 0  # bytes since a head, a piece of a body or a request was complete
     _stalled = False  # the application was not reading the body when its time limit was set
     _stage = _HEAD
     _ended: HTTPScope | None = None  # of the last request that has been read to its end
@@ -169,7 +161,7 @@ class Exchange(HttpToolsProtocol):
             self._wait is not _KEEP_ALIVE
             or self._stage is not _HEAD
             or self.scope is not self._ended  # as `_begun` has it
-        ) and (self._stage is not _ANSWER or self._wait is not Wait.NOTHING):
+        ) and (self._stage is not _ANSWER or self._wait is not _NOTHING):
             self._rewatch()
 
     def _take(self) -> bytes:
@@ -206,10 +198,7 @@ class Exchange(HttpToolsProtocol):
             self._fail(refused.status if isinstance(refused, RequestRefused) else 400)
         # The parser holds an incomplete header itself, and skips some bytes in silence.
         if self._unparsed > HEAD_BYTES:
-            self._refuse_head()
-
-    def _refuse_head(self) -> None:
-        """Refuse a head that is too large; see `header_limits`."""
+            self._fail(414 if len(self.url) > URL_BYTES else 431)
 
     def _without_upgrade(self) -> bytes:
         """Return the head that has just been parsed, without its upgrade."""
@@ -230,6 +219,9 @@ class Exchange(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Hand a request to the application, once its head is complete."""
+        if self._unparsed > URL_BYTES or len(self.headers) > HEADERS:  # it might be too large
+            check_head(self.url, self.headers)
+        self._unparsed = 0
         if self.parser.should_upgrade():
             return  # the parser gets the head once more
         self._stage = _BODY
@@ -258,6 +250,7 @@ class Exchange(HttpToolsProtocol):
 
         uvicorn limits only the bytes that it holds.
         """
+        self._unparsed = 0
         self._body_size += len(body)
         if self._body_size > BODY_BYTES + self._limits.discard_bytes:
             if self.cycle.response_complete:
@@ -267,27 +260,39 @@ class Exchange(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Finish a request, and check its trailers."""
+        self._unparsed = 0  # bytes after it count anew
         if self.parser.should_upgrade():
             return
         self._ended = self.scope
-        fields = self.headers
-        if fields:
-            size = sum(len(name) + len(value) for name, value in fields)
-            if size > HEAD_BYTES or len(fields) > HEADERS:
-                raise RequestRefused(431)
+        if self.headers:
+            check_fields(self.headers)
         super().on_message_complete()
-        self._stage = _HEAD if self.cycle.response_complete else _ANSWER
+        if self.cycle.response_complete:
+            self._stage = _HEAD
+        else:
+            self._stage = _ANSWER
+            if self._wait is not _SEND:
+                self._wait = _NOTHING
 
     def on_response_complete(self) -> None:
         """Go on with the bytes of the next request, instead of uvicorn's queue."""
         self.server_state.total_requests += 1
         if self._guarded.is_closing():
             return
-        if self._stage is _ANSWER:
-            self._stage, self._wait = _HEAD, _KEEP_ALIVE  # as `_watch` has it, without the calls
-            self._timer.begin()
         self.flow.resume_reading()
-        self._advance()
+        if self._stage is _ANSWER:
+            self._response_complete()
+        else:
+            self._rewatch()  # the rest of the request is dropped
+
+    def _response_complete(self) -> None:
+        """Begin to wait for the next request, or parse it if it has been received."""
+        self._stage, self._wait = _HEAD, _KEEP_ALIVE  # as `_watch` has it, without the calls
+        self._timer.begin()
+        if self.flow.write_paused:
+            self._rewatch()
+        if self._held:
+            self._advance()
 
     # --- the end of a connection, and its time limits ---
 
@@ -308,8 +313,7 @@ class Exchange(HttpToolsProtocol):
     def _watch(self, wait: Wait) -> None:
         """Set the time limit of a wait."""
         self._wait = wait
-        if wait is Wait.NOTHING:
-            self._timer.cancel()
+        if wait is _NOTHING:  # `_overdue` does nothing then
             return
         if wait is Wait.BODY:
             self._stalled = self.flow.read_paused
@@ -318,14 +322,14 @@ class Exchange(HttpToolsProtocol):
     def _rewatch(self) -> None:
         """Set the time limit that fits the state. The limit of a head is set once per head."""
         if self.flow.write_paused:
-            wait = Wait.SEND
+            wait = _SEND
         elif self._stage is _BODY and self.cycle.response_complete:
             wait = Wait.DISCARD
         elif self._stage is _BODY:
             self._watch(Wait.BODY)  # again after each read
             return
         elif self._stage is _ANSWER:
-            wait = Wait.NOTHING
+            wait = _NOTHING
         elif self._begun():
             wait = Wait.HEAD
         elif self._wait is Wait.HEAD:  # the client has sent only empty lines so far
@@ -336,8 +340,10 @@ class Exchange(HttpToolsProtocol):
             self._watch(wait)
 
     def _overdue(self) -> None:
-        """Close the connection, because its time limit is over."""
-        if self._wait in {Wait.SEND, Wait.DISCARD}:
+        """Close the connection if its time limit is over."""
+        if self._wait is _NOTHING:
+            return
+        if self._wait in {_SEND, Wait.DISCARD}:
             self._guarded.abort()
         elif self._wait is Wait.BODY and self._stalled:
             self._watch(Wait.BODY)  # part of the time, the application did not read
@@ -350,7 +356,7 @@ class Exchange(HttpToolsProtocol):
         """Wait for the client to accept what was written."""
         super().pause_writing()
         if not self._guarded.is_closing():
-            self._watch(Wait.SEND)
+            self._watch(_SEND)
 
     def resume_writing(self) -> None:
         """Go on: the client has accepted what was written."""

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any, cast
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from app.http.exchange import Stage
+from app.http.exchange import Exchange, Stage
 from app.http.fast_path import MATCHED
-from app.http.header_limits import HeaderLimits
 from app.http.lifespan_state import FAST_PATH
 from app.http.limits import HEADERS, URL_BYTES, Wait
 from app.http.reply import Reply
@@ -44,7 +43,7 @@ TESTED_VERSIONS = ("0.54.",)
 
 _NOT_A_PATH = frozenset(b"?%#")
 # Globals are quicker than members.
-_HEAD, _ANSWER, _KEEP_ALIVE = Stage.HEAD, Stage.ANSWER, Wait.KEEP_ALIVE
+_ANSWER, _NOTHING = Stage.ANSWER, Wait.NOTHING
 
 
 @functools.cache  # one log line for each process
@@ -60,7 +59,7 @@ def is_tested(version: str) -> bool:
     return tested
 
 
-class FastPathProtocol(HeaderLimits):
+class FastPathProtocol(Exchange):
     """uvicorn's protocol, which writes hits itself."""
 
     _enabled = False
@@ -106,8 +105,7 @@ class FastPathProtocol(HeaderLimits):
         reading = self._reading
         if reading is not None:
             self._ended = self.scope
-            self._stage, self._wait = _ANSWER, Wait.NOTHING
-            self._timer.cancel()
+            self._stage, self._wait = _ANSWER, _NOTHING
             reading.add_done_callback(self._receive)
         elif self._written:
             self._ended = self.scope
@@ -160,12 +158,7 @@ class FastPathProtocol(HeaderLimits):
     def _response_written(self) -> None:
         """Finish a response that was written here, as uvicorn finishes others."""
         self.server_state.total_requests += 1
-        self._stage, self._wait = _HEAD, _KEEP_ALIVE
-        self._timer.begin()
-        if self.flow.write_paused:
-            self._rewatch()
-        if self._held:
-            self._advance()
+        self._response_complete()
 
     def _write(self, reply: Reply) -> None:
         defaults = self.server_state.default_headers

@@ -152,13 +152,13 @@ class LimitedH11Protocol(H11Protocol):
         elif state is h11.IDLE:
             begun = self._wait is Wait.HEAD or self.conn.trailing_data[0]
             wait = Wait.HEAD if begun else Wait.KEEP_ALIVE
-        if wait is Wait.NOTHING:
-            self._timer.cancel()
-        elif wait is not self._wait or wait is Wait.BODY:
+        if wait is Wait.BODY or wait not in {self._wait, Wait.NOTHING}:
             self._timer.begin(self._limits.seconds(wait))
         self._wait = wait
 
     def _overdue(self) -> None:
+        if self._wait is Wait.NOTHING:
+            return
         if self._wait in {Wait.SEND, Wait.DISCARD}:
             self._guarded.abort()
         elif self._wait is Wait.KEEP_ALIVE or not self._unread():

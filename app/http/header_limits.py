@@ -1,47 +1,55 @@
 """The limits on all parts of a request but its body: URL, headers, trailers, sizes of chunks.
 
 uvicorn's parser collects a head for as long as a client sends one, and holds all of it. Middleware
-would run too late to limit that.
+would run too late to limit that. So `app.http.exchange` counts the bytes that it reads. A complete
+head is measured only if so many bytes were read that it might be too large: every poll would pay
+for counting its headers one by one. An incomplete one is refused when more bytes have been read
+than a head may have.
 """
 
 from __future__ import annotations
 
-from app.http.exchange import Exchange, RequestRefused
+from typing import TYPE_CHECKING
+
 from app.http.limits import HEAD_BYTES, HEADERS, URL_BYTES
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-class HeaderLimits(Exchange):
-    """uvicorn's protocol, which answers 414 or 431 to a head that is too large, and closes.
 
-    Headers are not counted one by one, because every poll would pay for that. A complete head is
-    measured only if so many bytes were read that it might be too large. An incomplete one is
-    refused when more bytes have been read than a head may have.
+class RequestRefused(Exception):  # noqa: N818 - stops the parser; never leaves the protocol
+    """Stops the parser, because the request is refused.
+
+    Args:
+        status: the HTTP status of the refusal.
     """
 
-    def _refuse_head(self) -> None:
-        self._fail(414 if len(self.url) > URL_BYTES else 431)
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
-    def on_headers_complete(self) -> None:
-        """Refuse a head that is too large."""
-        if self._unparsed > URL_BYTES or len(self.headers) > HEADERS:  # it might be too large
-            self._measure()
-        self._unparsed = 0
-        super().on_headers_complete()
 
-    def on_body(self, body: bytes) -> None:
-        """Pass on a piece of a body, which does not count here."""
-        self._unparsed = 0
-        super().on_body(body)
+def check_head(url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Check the sizes of a complete head.
 
-    def on_message_complete(self) -> None:
-        """Finish a request: bytes after it count anew."""
-        self._unparsed = 0
-        super().on_message_complete()
+    Raises:
+        RequestRefused: the URL, or the whole head, is too large.
+    """
+    if len(url) > URL_BYTES:
+        raise RequestRefused(414)
+    check_fields(headers, len(url))
 
-    def _measure(self) -> None:
-        headers = self.headers
-        if len(self.url) > URL_BYTES:
-            raise RequestRefused(414)
-        total = len(self.url) + sum(len(name) + len(value) for name, value in headers)
-        if total > HEAD_BYTES or len(headers) > HEADERS:
-            raise RequestRefused(431)
+
+def check_fields(fields: Sequence[tuple[bytes, bytes]], before: int = 0) -> None:
+    """Check the sizes of headers or trailers.
+
+    Args:
+        fields: names and values.
+        before: the number of bytes that count, too.
+
+    Raises:
+        RequestRefused: there are too many fields, or bytes.
+    """
+    total = before + sum(len(name) + len(value) for name, value in fields)
+    if total > HEAD_BYTES or len(fields) > HEADERS:
+        raise RequestRefused(431)

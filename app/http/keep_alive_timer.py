@@ -13,7 +13,8 @@ class KeepAliveTimer:
     """A deadline that is moved often and reached rarely.
 
     To move it later only changes a number: when the timer fires, it compares that number with the
-    time. Only an earlier deadline needs a new timer.
+    time. Only an earlier deadline needs a new timer. A deadline is not cancelled: its owner ignores
+    one that it no longer cares for.
 
     Args:
         loop: its clock counts.
@@ -21,7 +22,7 @@ class KeepAliveTimer:
         over: called when the deadline is reached.
     """
 
-    __slots__ = ("_armed", "_due", "_goes_off", "_limit", "_loop", "_over", "_timer")
+    __slots__ = ("_due", "_goes_off", "_limit", "_loop", "_over", "_timer")
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, limit: float, over: Callable[[], object]
@@ -29,7 +30,6 @@ class KeepAliveTimer:
         self._loop = loop
         self._limit = limit
         self._over = over
-        self._armed = False
         self._due = 0.0
         self._goes_off = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -39,20 +39,14 @@ class KeepAliveTimer:
         if limit is None:
             limit = self._limit
         due = self._due = self._loop.time() + limit
-        self._armed = True
         if self._timer is None:
             self._set(limit)
         elif due < self._goes_off:
             self._timer.cancel()
             self._set(limit)
 
-    def cancel(self) -> None:
-        """Set no deadline."""
-        self._armed = False
-
     def close(self) -> None:
         """Cancel the timer for good, and drop the reference to the connection."""
-        self._armed = False
         self._over = _nothing
         if self._timer is not None:
             self._timer.cancel()
@@ -64,13 +58,10 @@ class KeepAliveTimer:
 
     def _look(self) -> None:
         self._timer = None
-        if not self._armed:
-            return
         left = self._due - self._loop.time()
         if left > 0:
             self._set(left)
         else:
-            self._armed = False
             self._over()
 
 

@@ -45,6 +45,6 @@ def limit_connection(
     guarded = GracefulTransport(transport, protocol.loop, limits, unread)
     timer = KeepAliveTimer(protocol.loop, protocol.timeout_keep_alive, overdue)
     application = cast("ASGIApp", protocol.app)
-    early = EarlyResponses(application, lambda: protocol.cycle, body_size)
+    early = EarlyResponses(application, protocol, body_size)
     protocol.app = cast("ASGI3Application", early)
     return limits, guarded, timer

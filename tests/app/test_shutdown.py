@@ -146,3 +146,4 @@ async def test_while_it_drains_nobody_is_held_any_more(start: Start) -> None:
 
 def test_the_protocol_is_one_that_drains() -> None:
     assert protocol().__name__ == "FastPathProtocol"
+    assert protocol(fast=False).__name__ == "Exchange"

@@ -1,6 +1,6 @@
 """One request at a time: each is answered once, in order, whatever stands around its body.
 
-Both protocols are tried: ours, and the one for where httptools is missing.
+Three protocols are tried: with the fast path, without, and the one for where httptools is missing.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ def without_httptools(directory: Path) -> dict[str, str]:
     return {"PYTHONPATH": f"{directory}:{Path(__file__).parents[3]}"}
 
 
-@pytest.fixture(scope="module", params=["httptools", "h11"])
+@pytest.fixture(scope="module", params=["fast path", "httptools", "h11"])
 def service(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Process]:
     directory = tmp_path_factory.mktemp("exchange")
     other = without_httptools(directory) if request.param == "h11" else {}
-    with serving(directory, **LIMITS, **other) as running:
+    fast = str(int(request.param == "fast path"))
+    with serving(directory, **LIMITS, **other, JOBCACHE_FAST_PROTOCOL=fast) as running:
         yield running
 
 

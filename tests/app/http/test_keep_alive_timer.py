@@ -65,23 +65,26 @@ def test_what_comes_in_between_begins_it_anew_with_one_timer() -> None:
     for _ in range(10):
         connection.idle.begin()
         connection.loop.elapse(LIMIT - 1)
-        connection.idle.cancel()
         assert len(connection.loop.timers) <= 1
     connection.idle.begin()
     connection.loop.elapse(3 * LIMIT)
     assert connection.closed_at == [10 * (LIMIT - 1) + LIMIT]
 
 
-def test_while_a_request_is_under_way_nothing_is_over() -> None:
+def test_after_its_end_it_begins_anew() -> None:
+    connection = Connection()
+    for _ in range(2):
+        connection.idle.begin()
+        connection.loop.elapse(10 * LIMIT)
+    assert connection.closed_at == [LIMIT, 11 * LIMIT]
+
+
+def test_an_earlier_deadline_counts() -> None:
     connection = Connection()
     connection.idle.begin()
-    connection.loop.elapse(1)
-    connection.idle.cancel()
-    connection.loop.elapse(10 * LIMIT)
-    assert connection.closed_at == []
-    connection.idle.begin()
-    connection.loop.elapse(LIMIT)
-    assert connection.closed_at == [1 + 10 * LIMIT + LIMIT]
+    connection.idle.begin(1)
+    connection.loop.elapse(3 * LIMIT)
+    assert connection.closed_at == [1]
 
 
 def test_a_connection_that_is_gone_leaves_no_timer() -> None:

@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 
 from app.auth.middleware import Authenticator
 from app.db.database import DatabaseUnavailable
+from app.http.exchange import Exchange
 from app.http.fast_path import MATCHED
 from app.http.fast_path_protocol import FastPathProtocol, is_tested
 from app.http.lifespan_state import FAST_PATH
@@ -61,7 +62,7 @@ class Ways:
         app = transport.app
         kinds: dict[str, tuple[Any, ASGIApp, dict[str, Any]]] = {
             "protocol": (FastPathProtocol, app, {FAST_PATH: app.fast_path}),
-            "ASGI": (HttpToolsProtocol, app, {}),
+            "ASGI": (Exchange, app, {}),
             "route": (HttpToolsProtocol, partial(without_fast_path, app), {}),
         }
         for way, (kind, application, lifespan_state) in kinds.items():
