@@ -13,7 +13,7 @@ class CancelledAt:
     Args:
         work: what to run.
         number: at which wait; counted from 1.
-        late: when what it waits for is there, and not at once.
+        late: cancel when the awaited result has arrived, and not at once.
 
     Attributes:
         waits: how often it has waited.

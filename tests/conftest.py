@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Take what was imported and collected out of the garbage collector's work."""
+    """Exclude the objects that exist now from garbage collection."""
     gc.collect()
     gc.freeze()
 

@@ -1,4 +1,4 @@
-"""Backends under test, and what a test does to them that no caller can."""
+"""Backends under test, with the interventions of tests: lost cells, and time that passes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ KEEPING = BACKENDS[1:]
 COMPARE_AND_SET = ["a dictionary", "memcached", "sql on sqlite", "sql on postgres"]
 """Backends on stores that compare and set; `stores` makes their subjects."""
 PATIENCE = 60.0
-"""Seconds for whatever a backend under test waits for: the machine may be busy."""
+"""Seconds that a test waits for a backend: the machine may be busy."""
 PAIRS = [f"two tiered on {name}" for name in REDIS_SERVERS]
 """Two instances that share a server, asked in turn, as two processes would be."""
 
@@ -231,9 +231,9 @@ class Stores:
 
 
 class TieredSubject:
-    """Instances on a flushed server; what a test does behind their backs, they are told of first.
+    """Instances on a flushed server. Changes by the test are reported to them first.
 
-    A guard's deadline is not what is tested here: on a busy machine it would be. On a cluster,
+    The guard has a long deadline, because a busy machine would miss a short one. On a cluster,
     `tags` has a hash tag of each primary.
     """
 
@@ -251,7 +251,7 @@ class TieredSubject:
         self._tags = tags
         self.instances = [self._instance(url) for _ in range(instances)]
         self.backend: CacheBackend = self.instances[0] if instances == 1 else InTurn(self)
-        self._told: list[set[str]] = []
+        self._reported: list[set[str]] = []
         self._marks = itertools.count()
 
     def _instance(self, url: str) -> TieredBackend:
@@ -262,24 +262,24 @@ class TieredSubject:
         )
 
     async def start(self) -> None:
-        """Return once every instance is told what changes."""
+        """Return once the feed of every instance is live."""
         for instance in self.instances:
-            told: set[str] = set()
-            self._told.append(told)
-            instance.feed().listen(_Told(told))
+            reported: set[str] = set()
+            self._reported.append(reported)
+            instance.feed().listen(_Reported(reported))
             await instance.start()
         async with asyncio.timeout(PATIENCE):
             while not all(instance.feed().live for instance in self.instances):
                 await asyncio.sleep(0.001)
 
     async def in_step(self) -> None:
-        """Return once every instance has been told what has changed until now."""
+        """Return once all changes until now have been reported to every instance."""
         number = next(self._marks)
         marks = {f"mark:{number}{tag}" for tag in self._tags}
         for mark in marks:
             self.raw.set(f"test:{mark}", "", px=60_000)
         async with asyncio.timeout(PATIENCE):
-            while not all(marks <= told for told in self._told):
+            while not all(marks <= reported for reported in self._reported):
                 await asyncio.sleep(0)
 
     async def evict(self, key: str) -> None:
@@ -297,7 +297,7 @@ class TieredSubject:
         self.raw.close()
 
 
-class _Told:
+class _Reported:
     def __init__(self, keys: set[str]) -> None:
         self._keys = keys
 
@@ -312,10 +312,10 @@ class _Told:
 
 
 class InTurn:
-    """A backend whose every operation is another instance's than the one before.
+    """A backend that passes each operation to another instance, in turn.
 
-    Each is told first what the others have changed: that it is told at all, and what becomes of it,
-    is what is tested; how soon, elsewhere.
+    Before that, the changes of the other instances are reported to it. So the reports and their
+    effect are tested here; other tests measure their delay.
     """
 
     name = "tiered"
@@ -355,7 +355,7 @@ class InTurn:
 
 
 def by_the_pool(backend: RedisBackend) -> RedisBackend:
-    """`backend`, not used yet, as it is without hiredis: all goes by redis-py's own pool."""
+    """Make a new `backend` use redis-py's own pool for all commands, as without hiredis."""
     for server in backend._topology.servers():
         server._pool.connection_kwargs["parser_class"] = _AsyncRESP3Parser
     return backend

@@ -65,7 +65,7 @@ TESTED_ELSEWHERE = {
 
 
 def test_every_program_runs_as_it_stands(tmp_path: Path) -> None:
-    """The programs of a page run one after the other in one process, and print what it says."""
+    """The programs of a page run in one process, in order, and print the text that follows them."""
     running = {}
     for page in PAGES:
         programs, printed, index, before = [], "", 0, False

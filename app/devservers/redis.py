@@ -177,5 +177,5 @@ def _id(program: Path) -> str:
     said = run([str(program), "--version"])
     version = re.search(r"(\w+) server v=(\d+\.\d+)", said, re.IGNORECASE)
     if version is None:
-        raise ServerFailed(f"{program} does not tell its version:\n{said}")
+        raise ServerFailed(f"{program} does not print its version:\n{said}")
     return f"{version[1]}-{version[2]}".lower()

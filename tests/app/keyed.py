@@ -32,7 +32,7 @@ class Keyed:
 
 
 def write_keys(file: Path) -> dict[str, str]:
-    """A key of every kind, written to the file; by what it is."""
+    """Write a key of every kind to the file; return the keys by their kind."""
     text, tokens = HEADING, {}
     for name, role in (
         ("own", Role.CLIENT),

@@ -37,19 +37,19 @@ def _right(case: schemathesis.Case, response: schemathesis.Response) -> bool:
         # no document says why; GET's does, and is held to what follows
         return case.path == "/api/v2/jobs" and not {"ids", "cursor"}.isdisjoint(case.query)
     problem = response.json()
-    told = {(error["field"], error["message"]) for error in problem.get("errors", ())}
-    if not told:
+    listed = {(error["field"], error["message"]) for error in problem.get("errors", ())}
+    if not listed:
         # who has used the key before
         return bool(problem["detail"].startswith("This Idempotency-Key has been used"))
-    return all(error in _UNTOLD or _no_url(*error) for error in told)
+    return all(error in _UNDOCUMENTED or _no_url(*error) for error in listed)
 
 
-_UNTOLD = {
+_UNDOCUMENTED = {
     ("query.ids", "goes with no other parameter"),
     ("query.cursor", "a next_cursor of an earlier page"),
 }
 
 
 def _no_url(field: str, message: str) -> bool:
-    # beyond its characters: what is a host, or a port
+    # beyond its characters: whether it is a valid host or port
     return field == "body.video_url" and message.startswith("Input should be a valid URL")

@@ -1,4 +1,4 @@
-"""What is answered is bounded, and so is the work for it: errors, readiness, unfinished jobs."""
+"""Responses and the work for them are bounded: errors, readiness, unfinished jobs."""
 
 from __future__ import annotations
 

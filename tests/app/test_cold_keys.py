@@ -61,7 +61,7 @@ class Monitor:
 
 @asynccontextmanager
 async def held_up(database: str) -> AsyncIterator[None]:
-    """Whoever reads jobs meanwhile waits until this has ended."""
+    """Delay all reads of jobs until the block ends."""
     connection = await asyncpg.connect(database)
     try:
         async with connection.transaction():
@@ -113,8 +113,8 @@ class Cost:
         loads: from the database, over all processes.
         gets: sent to Redis, by process.
         steps: leases and publishes sent to it, by process.
-        bypasses: polls that a deadline sent past the cache. Their process was short of CPU, and
-            what they load is not shared: that is the guard's doing, not the cold key's.
+        bypasses: polls that were answered from the database after a deadline, because their
+            process was short of CPU. The guard causes these loads, and not the cold key.
     """
 
     loads: int

@@ -1,4 +1,4 @@
-"""With Redis or the database away, or Redis full of rubbish: what still works, and what it says."""
+"""Redis or the database is away, or Redis holds foreign data: responses and log lines."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def test_redis_killed_in_mid_flight_costs_no_answer_and_leaves_nothing_old
     assert "is back after" in lines[1]
 
 
-async def test_a_write_that_redis_never_heard_of_is_not_hidden_when_it_comes_back(
+async def test_a_write_that_redis_missed_is_not_hidden_when_redis_comes_back(
     start: Start,
 ) -> None:
     """Redis is paused, not restarted: it comes back with the old entry."""
@@ -106,7 +106,9 @@ async def test_a_write_that_redis_never_heard_of_is_not_hidden_when_it_comes_bac
 
 
 @pytest.mark.parametrize("kind", ["garbage", "list", "another format"])
-async def test_rubbish_in_redis_is_never_an_error(start: Start, redis_url: str, kind: str) -> None:
+async def test_foreign_data_in_redis_is_never_an_error(
+    start: Start, redis_url: str, kind: str
+) -> None:
     with redis.Redis.from_url(redis_url) as raw:
         raw.flushall()
         async with start(JOBCACHE_BACKEND="redis", REDIS_URL=redis_url) as service:
@@ -131,7 +133,7 @@ async def test_rubbish_in_redis_is_never_an_error(start: Start, redis_url: str, 
             assert await service.job(job["id"]) == done
 
 
-async def test_an_operator_is_told_when_a_purge_has_to_wait(start: Start) -> None:
+async def test_a_purge_that_has_to_wait_is_reported_to_the_operator(start: Start) -> None:
     with RedisServer() as server:
         async with start(JOBCACHE_BACKEND="redis", REDIS_URL=server.url) as service:
             server.kill()
@@ -170,7 +172,7 @@ def gone(server: PostgresServer, how: str) -> Iterator[None]:
         for process in family:
             process.suspend()
         try:
-            # Only now: a busy machine may take longer for what is answered.
+            # Only now, because a busy machine may take longer for the polls that are answered.
             with pytest.MonkeyPatch.context() as patch:
                 limit(patch, reads=0.5, writes=1.0)
                 patch.setattr(asyncpg.Connection, "close", close_briefly)
@@ -212,9 +214,9 @@ class Chosen:
 
 @pytest.fixture(scope="module")
 def durable() -> Iterator[PostgresServer]:
-    """A server in a directory of its own: otherwise what it acknowledged may die with it.
+    """A server in a directory of its own, so that it keeps acknowledged writes after it is killed.
 
-    It only dies itself, not the machine: what it has written need not reach the disk.
+    The machine does not fail, so the writes need not reach the disk.
     """
     with TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)  # for root, it runs as somebody else
@@ -243,7 +245,7 @@ async def chosen(
     durable.create_database(tmp_path.name)
     environment = {"DATABASE_URL": durable.url(tmp_path.name), "JOBCACHE_CLAIM_SECONDS": "600"}
     async with start(**environment, **backend_environment) as service:
-        limit(monkeypatch, reads=3, writes=3)  # for what is under way when the server hangs
+        limit(monkeypatch, reads=3, writes=3)  # for requests in progress when the server hangs
         yield Chosen(service, durable)
 
 
@@ -339,9 +341,9 @@ async def test_past_its_freshness_an_answer_is_marked_stale(chosen: Chosen, how:
 
 @dataclass
 class Load:
-    """Workers and pollers of some jobs, and what they were told.
+    """Workers and pollers of some jobs, with checks of every response.
 
-    Every write is answered 200 or 503, and no poll with less than was acknowledged before it.
+    Every write is answered 200 or 503, and no poll gets less than was acknowledged before it.
 
     Attributes:
         acknowledged: the newest version, by job.
@@ -382,12 +384,12 @@ class Load:
 
 
 @each_way(BACKENDS[1:3], ("redis", "stopped"), ("memory", "killed"), ("redis", "hanging"))
-async def test_what_was_acknowledged_under_load_outlives_the_database(
+async def test_writes_acknowledged_under_load_survive_a_crash_of_the_database(
     chosen: Chosen, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     service = chosen.service
     jobs = [await service.rendering() for _ in range(4)]
-    limit(monkeypatch, reads=0.5, writes=0.5)  # what is refused for it is sent again
+    limit(monkeypatch, reads=0.5, writes=0.5)  # a write that is refused because of it is sent again
     load = Load(service, {job["id"]: job["version"] for job in jobs})
     async with asyncio.TaskGroup() as group:
         for job in jobs:

@@ -1,7 +1,7 @@
-"""Clients that go away in the middle of a request, by the hundred, and those who stay.
+"""Hundreds of clients disconnect in the middle of a request, and the others are answered.
 
-uvicorn cancels nobody whose client has gone: the request is worked on to its end, and the answer
-thrown away. Other servers and middleware do cancel, so requests are cancelled here, too.
+uvicorn does not cancel the request of a client that has disconnected: it completes the request and
+drops the response. Other servers and middleware do cancel, so requests are cancelled here, too.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def connections(service: Service, redis_url: str) -> Iterator[Connections]:
 
 @dataclass
 class Crowd:
-    """Pollers of the same jobs, a third of whom go away again and again.
+    """Pollers of the same jobs; a third of them disconnect again and again.
 
     Attributes:
-        versions: the newest that anybody has been shown, or told, by job.
+        versions: the newest version that any client has received, by job.
     """
 
     port: int
@@ -154,7 +154,7 @@ class Crowd:
 
 @postgres_only
 @redis_only
-async def test_a_third_of_many_pollers_going_away_is_nothing_to_the_others(
+async def test_a_third_of_many_pollers_disconnect_and_the_others_notice_nothing(
     service: Service, redis_url: str, connections: Connections, *, long: bool
 ) -> None:
     pollers = POLLERS_IF_LONG if long else POLLERS
@@ -263,7 +263,7 @@ async def call(app: Any, method: str, path: str, body: Any) -> int:
 @redis_only
 @pytest.mark.parametrize("late", [False, True], ids=["waiting", "answered"])
 @pytest.mark.parametrize("request_", REQUESTS)
-async def test_a_request_cancelled_at_any_wait_is_nothing_to_the_others(
+async def test_a_request_cancelled_at_any_wait_does_not_affect_others(
     service: Service, redis_url: str, connections: Connections, request_: str, *, late: bool
 ) -> None:
     method, path, body = REQUESTS[request_]

@@ -33,14 +33,14 @@ PROGRAM = list(REDIS_SERVERS.values())[-1]  # the library's own tests have failo
 
 
 class Clients:
-    """Who polls and who reports progress, through all processes, and what they have been told.
+    """Clients that poll and report progress through all processes, with checks of every response.
 
     Args:
         services: the processes, one for each backend of `LAG`.
 
     Attributes:
-        settled: from now on nobody is told anything older than what was acknowledged, or than the
-            process has told before.
+        settled: from now on no response is older than an acknowledged write, or than an earlier
+            response of the same process.
         counts: what happened, for the figures of a run.
     """
 
@@ -52,7 +52,7 @@ class Clients:
         backend = {service.port: name for service, name in zip(services, LAG, strict=True)}
         self._lag = {port: LAG[name] for port, name in backend.items()}
         self._first = {port: FIRST_TIER[name] for port, name in backend.items()}
-        self._told: Counter[tuple[int, int]] = Counter()  # the newest version, by process and job
+        self._received: Counter[tuple[int, int]] = Counter()  # version, by process and job
         # By job, when which version was acknowledged.
         self._acknowledged: dict[int, list[tuple[float, int]]] = {}
         self._clients: list[Client] = []
@@ -106,7 +106,7 @@ class Clients:
         began = time.monotonic()
         due = began - self._lag[port]
         acknowledged = max(version for at, version in self._acknowledged[job_id] if at <= due)
-        min_version = max(acknowledged, self._told[port, job_id])
+        min_version = max(acknowledged, self._received[port, job_id])
         reply = await client.request("GET", f"/api/v2/jobs/{job_id}")
         assert reply.status == 200, reply
         version = reply.json()["version"]
@@ -119,7 +119,7 @@ class Clients:
                 f"{time.monotonic() - began:.3f} s; acknowledged, and seconds ago: {ago}"
             )
             self.counts["polls behind"] += 1
-        self._told[port, job_id] = max(version, self._told[port, job_id])
+        self._received[port, job_id] = max(version, self._received[port, job_id])
         self.counts["polls"] += 1
         newest = max(version for _, version in self._acknowledged[job_id])
         hit = re.search(f"; hit;.* detail={self._first[port]}$", reply.headers["cache-status"])
@@ -135,7 +135,7 @@ class Clients:
         await self._until_all_are_new_hits(self._probes)
 
     async def _until_all_are_new_hits(self, jobs: list[int]) -> None:
-        """In each process, twice: what it holds then is changed by the first of them meanwhile."""
+        """Poll twice in each process, while the first process changes the jobs."""
         clients = self._one_for_each_process()
         async with asyncio.timeout(60):
             for client in clients * 2:
@@ -192,7 +192,7 @@ async def kill(clients: Clients, server: RedisServer) -> None:
 
 
 async def until_all_have_moved_to(clients: Clients, server: RedisServer) -> None:
-    """Until every process is connected to it: what they know of the change is what they use."""
+    """Wait until every process is connected to it."""
 
     async def moved() -> bool:
         return all(
@@ -251,7 +251,7 @@ async def test_a_master_is_deposed_and_the_next_one_killed_and_no_client_notices
         clients = Clients(services)
         async with clients.at_work():
             first = sentinels.master()
-            async with settling(clients):  # the first master lives on, and is told seconds later
+            async with settling(clients):  # the first master goes on, and is demoted seconds later
                 sentinels.fail_over()
                 await asyncio.to_thread(sentinels.wait_until_another_is_master, first)
                 await until_all_have_moved_to(clients, sentinels.master())

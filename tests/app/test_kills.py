@@ -66,7 +66,7 @@ class Target:
 
 
 class NoAnswer(Exception):  # noqa: N818 - says what is the matter
-    """The process went away; nobody knows whether it did what it was asked."""
+    """The process died, so nobody knows whether it carried out the request."""
 
 
 class Refused(Exception):  # noqa: N818 - says what is the matter
@@ -87,7 +87,7 @@ async def ask_once(port: int, method: str, path: str, body: Any = None, **header
 
 @dataclass
 class Watch:
-    """What clients were told, and what must therefore hold.
+    """The versions that clients received, and the checks that follow from them.
 
     Attributes:
         versions: the newest that was acknowledged to a writer or shown to a reader, by job.
@@ -105,7 +105,7 @@ class Watch:
     counts: Counter[str] = field(default_factory=Counter)
     going_on: bool = True
 
-    def told(self, job: dict[str, Any], min_version: int) -> None:
+    def received(self, job: dict[str, Any], min_version: int) -> None:
         """A client has this answer; when it asked, `min_version` was known."""
         job_id, version = job["id"], job["version"]
         if version < min_version:
@@ -131,7 +131,7 @@ class Watch:
             return None
         assert reply.status == 200, reply.body
         job: dict[str, Any] = reply.json()
-        self.told(job, min_version)
+        self.received(job, min_version)
         self.counts["polls"] += 1
         return job
 
@@ -151,7 +151,7 @@ class Watch:
                 raise Refused(reply.body.decode())
             assert reply.status in {200, 202}, (path, reply)
             job: dict[str, Any] = reply.json()
-            self.told(job, 0)
+            self.received(job, 0)
             self.counts["writes acknowledged"] += 1
             return job
 
@@ -273,7 +273,7 @@ async def test_kills_lose_no_acknowledged_write_and_leave_no_job_stuck(
                         for process, share in zip(processes, shares, strict=True)
                     )
                 )
-                # What is under way goes to its end, with nobody killed any more.
+                # Jobs in progress run to their end; no process is killed any more.
                 watch.going_on = False
                 limit.reschedule(asyncio.get_running_loop().time() + 60)
             async with asyncio.timeout(60):
@@ -282,7 +282,7 @@ async def test_kills_lose_no_acknowledged_write_and_leave_no_job_stuck(
 
 
 async def compare(watch: Watch, database_url: str) -> None:
-    """What clients were told, what is in the rows, and what each process answers now."""
+    """Compare the versions that clients received, the rows, and the responses of each process."""
     database = Database(database_url)
     rows = {row.id: row for row in await database.read(select(jobs), "test")}
     await database.aclose()

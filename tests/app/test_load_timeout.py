@@ -10,7 +10,7 @@ from tests.app.running import Start
 
 
 @pytest.mark.parametrize("backend", ["null", "memory"])
-async def test_a_poll_whose_load_hangs_is_told_to_come_again(
+async def test_a_poll_whose_load_hangs_gets_retry_after(
     start: Start, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with start(JOBCACHE_BACKEND=backend, JOBCACHE_LOAD_TIMEOUT="0.2") as service:

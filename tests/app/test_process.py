@@ -1,4 +1,4 @@
-"""The service as a process: what it says of wrong settings, how it ends, what its death leaves."""
+"""The service as a process: wrong settings, the end by a signal, and the state after a kill."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIMULATED = {
 
 
 def refused(directory: Path, *flags: str, anew: bool = False, **environment: str) -> str:
-    """Start with a wrong setting; returns what it says."""
+    """Start with a wrong setting; return the output."""
     if not (directory / ".env").exists():
         environment = {"JOBCACHE_PORT": "0", **environment}  # not one that is in use
     status, said = run(directory, "serve", *flags, anew=anew, workers=False, **environment)

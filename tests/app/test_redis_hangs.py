@@ -27,7 +27,7 @@ def guard_of(service: Service) -> GuardedBackend:
 
 
 def counted(service: Service) -> Counter[str]:
-    """What is asked of Redis from now on, by operation."""
+    """Count the operations that are sent to Redis from now on."""
     backend: Any = guard_of(service)._backend
     asked: Counter[str] = Counter()
 
@@ -44,9 +44,9 @@ def counted(service: Service) -> Counter[str]:
 
 
 class Clients:
-    """Everybody who polls or changes some jobs, through one service or several.
+    """Clients that poll and change some jobs, through one service or several.
 
-    What anybody has been told of a job, nobody may be told something older of afterwards.
+    No response may be older than an earlier response or acknowledgement of the same job.
     """
 
     def __init__(self, jobs: list[dict[str, Any]]) -> None:
@@ -182,17 +182,17 @@ async def test_writes_that_wait_for_redis_leave_polls_a_connection_to_the_databa
 async def test_hits_come_back_and_hide_no_write_of_a_process_that_is_still_cut_off(
     start: Start,
 ) -> None:
-    """Two services on one Redis, which comes back with what was stored before the writes.
+    """Two services on one Redis, which comes back with entries from before the writes.
 
-    The one that wrote meanwhile cannot tell it of them before the other reads from it.
+    The service that wrote meanwhile cannot replay its publishes before the other one reads.
     """
     with RedisServer() as server:
         async with (
             start(JOBCACHE_BACKEND="redis", REDIS_URL=server.url) as late,
             start(JOBCACHE_BACKEND="redis", REDIS_URL=server.url) as early,
         ):
-            told = asyncio.Event()
-            guard_of(late)._recovery._sleep = lambda _: told.wait()  # between its probes
+            may_probe = asyncio.Event()
+            guard_of(late)._recovery._sleep = lambda _: may_probe.wait()  # between its probes
             watched, written = [await jobs_in_the_cache(late) for _ in range(2)]
             await written.until_all_are_hits(early)
             server.pause()
@@ -208,7 +208,7 @@ async def test_hits_come_back_and_hide_no_write_of_a_process_that_is_still_cut_o
                 assert not guard_of(late).condition().available
                 for job_id in written.known:
                     assert not await written.poll(late, job_id)
-                told.set()
+                may_probe.set()
                 await until(lambda: guard_of(late).condition().available)
                 await written.until_all_are_hits(late)
             await written.until_all_are_hits(early)

@@ -1,4 +1,4 @@
-"""Three processes restarted in turn: whoever waits notices nothing but lost connections."""
+"""Three processes are restarted in turn; waiting clients notice lost connections only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.app.forking import can_fork
 
 
 @pytest.mark.parametrize("backend", ["tiered"])
-async def test_nobody_who_waits_misses_the_end_of_a_job(
+async def test_no_waiter_misses_the_end_of_a_job(
     backend: str,
     postgres: PostgresServer,
     redis_url: str,

@@ -25,7 +25,7 @@ from tests.app.servers import PYTHON, at_port, ended, start
 from tests.app.test_shutdown import check_stream, check_wait, external, hold, rest
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 20  # seconds; what is held would last longer
+LIMIT = 20  # seconds; held requests would last longer
 
 UVICORN = (*PYTHON, "uvicorn", "app.main:app", "--port", "{port}")
 GUNICORN = (

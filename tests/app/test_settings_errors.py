@@ -1,7 +1,6 @@
-"""What cannot be used is refused before anything is started: one line, a status, no secret.
+"""A setting that cannot be used stops the start at once: one line, an exit status, no secret.
 
-`main` runs in this process; that it ends as a process with what it returns is seen in
-`test_process.py`.
+`main` runs in this process. `test_process.py` shows that the process ends with its result.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A process that holds requests is told to end: every client gets its whole answer, and at once."""
+"""A process that holds requests is stopped: every client gets a complete response at once."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def test_without_httptools_it_is_the_same(start: Start) -> None:
 
 
 async def ended(service: Service, job: dict[str, int]) -> list[bytes]:
-    """What a stream and a wait receive from a server of h11 that is told to end."""
+    """Return the responses to a stream and a long poll of a server on h11 that is stopped."""
     app = service.http._transport.app  # type: ignore[attr-defined]
 
     class Protocol(LimitedH11Protocol):
@@ -131,7 +131,7 @@ async def ended(service: Service, job: dict[str, int]) -> list[bytes]:
     return received
 
 
-async def test_while_it_drains_nobody_is_held_any_more(start: Start) -> None:
+async def test_while_draining_no_request_is_held(start: Start) -> None:
     async with start() as service, asyncio.timeout(60):
         job = await service.rendering()
         headers = {"If-None-Match": f'"{job["version"]}-0"', "Prefer": "wait=60"}

@@ -1,4 +1,4 @@
-"""Connections that are silent, slow or do not read are ended; those that are held are not."""
+"""Connections that are silent, slow or do not read are closed; held requests are not."""
 
 from __future__ import annotations
 

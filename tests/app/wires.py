@@ -1,4 +1,4 @@
-"""One application on two ports, with our short way and without, and what is said to both."""
+"""One application on two ports, with the fast path and without, and a client that asks both."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from tests.jobcache.bench import Source, Transaction, document
 
 
 class Jobs:
-    """Some jobs, read and changed through one cache or several, as by so many processes.
+    """Jobs that are read and changed through one cache or several, as by several processes.
 
-    Nobody is told anything older than what was acknowledged when they asked.
+    No read returns less than was acknowledged before it began.
     """
 
     def __init__(self, keys: Sequence[str], *caches: JobCache) -> None:
@@ -25,7 +25,7 @@ class Jobs:
 
     @property
     def errors(self) -> int:
-        """How often a store could not do what it was asked."""
+        """Return how many operations of a store have failed."""
         return sum(cache.statistics.errors for cache in self.caches)
 
     async def read(self, cache: JobCache, key: str) -> CacheOutcome:
@@ -67,7 +67,7 @@ class Jobs:
                 over = True
 
     async def until_all_are_hits(self) -> None:
-        """Through every cache; what was told meanwhile was as new as ever."""
+        """Read through every cache, and check that no earlier read was stale."""
         async with asyncio.timeout(60):
             for cache in self.caches:
                 while {await self.read(cache, key) for key in self.keys} != {CacheOutcome.HIT}:

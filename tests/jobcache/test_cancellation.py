@@ -1,8 +1,8 @@
 """A caller that is cancelled, wherever it happens to wait, changes nothing for the others.
 
-Clients go away all the time. Each operation is run again and again and cancelled at its first wait,
-its second, and so on to its last, twice each: while what it waits for is under way, and when that
-has come but not been seen. Beside it others use the same key.
+Clients disconnect all the time. Each operation is run again and again and cancelled at its first
+wait, its second, and so on to its last, twice each: while the awaited result is on its way, and
+when it has arrived but was not delivered. Other callers use the same key meanwhile.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SlowTransaction(Transaction):
 
 @dataclass
 class Case:
-    """One key, and what was done to it.
+    """One key, with the operations on it.
 
     Attributes:
         bench: the cache and its source.
@@ -123,7 +123,7 @@ class Case:
         self.others = [asyncio.create_task(load())]
 
     async def during_the_load(self) -> None:
-        """Another caller's, in this process; and those that follow take as long."""
+        """Of another caller in this process; later operations take as long."""
         gate = self.bench.source.gate
         gate.clear()
 

@@ -1,4 +1,4 @@
-"""Wall clocks that are set back or forward: what it costs, and what is served by then."""
+"""Wall clocks that are set back or forward: additional loads, and entries that are served."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ where_kept = pytest.mark.parametrize("subject", KEEPING, indirect=True)
 
 
 class Guarded:
-    """A subject whose backend is behind a guard, as it is in use."""
+    """A subject whose backend is behind a guard, as in production."""
 
     def __init__(self, subject: conformance.Subject) -> None:
         self.evict, self.elapse = subject.evict, subject.elapse

@@ -136,7 +136,7 @@ async def test_a_key_that_cannot_be_used_is_refused(bench: Bench, wrong: Any) ->
 
 
 @everywhere
-async def test_a_wrong_key_spares_those_that_are_read_in_the_same_turn(bench: Bench) -> None:
+async def test_a_wrong_key_does_not_affect_the_others_of_its_batch(bench: Bench) -> None:
     cache = bench.cache
     await bench.read("k")  # or it would not be asked for with others
 
@@ -161,7 +161,7 @@ async def test_a_wrong_key_spares_those_that_are_read_in_the_same_turn(bench: Be
 
 
 @everywhere
-async def test_one_of_many_keys_that_is_wrong_spares_the_others(bench: Bench) -> None:
+async def test_one_wrong_key_among_many_does_not_affect_the_others(bench: Bench) -> None:
     for _ in range(2):
         answers = await bench.cache.read_many(["k", "x\ud800", "l"], bench.source.load_many)
         assert {key: answer.entry.version for key, answer in answers.items()} == {"k": 1, "l": 1}
@@ -178,7 +178,7 @@ NO_DOCUMENTS: list[Any] = [{"version": 1}, "text", 7, b"{}", (1, "acme", b"{}"),
 
 @everywhere
 @pytest.mark.parametrize("wrong", NO_DOCUMENTS, ids=lambda wrong: type(wrong).__name__)
-async def test_a_loader_that_returns_no_document_is_told_so(bench: Bench, wrong: Any) -> None:
+async def test_a_loader_that_returns_no_document_is_an_error(bench: Bench, wrong: Any) -> None:
     async def load() -> Any:
         return wrong
 
@@ -190,7 +190,7 @@ async def test_a_loader_that_returns_no_document_is_told_so(bench: Bench, wrong:
 
 
 @everywhere
-async def test_one_of_many_documents_that_is_wrong_spares_the_others(bench: Bench) -> None:
+async def test_one_wrong_document_among_many_does_not_affect_the_others(bench: Bench) -> None:
     async def load_many(keys: Sequence[str]) -> Mapping[str, Any]:
         wrong: dict[str, Any] = {"dict": {"version": 1}, "body": Document(0, "acme", b"{}")}
         return {"k": document(1), "nothing": None, **wrong}

@@ -64,7 +64,7 @@ def cache(request: pytest.FixtureRequest) -> JobCache:
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("closed", ["", "closed"])
-def test_in_another_loop_it_says_what_is_wrong(cache: JobCache, use: str, closed: str) -> None:
+def test_in_another_event_loop_it_raises_wrong_loop(cache: JobCache, use: str, closed: str) -> None:
     async def first() -> None:
         assert (await cache.read("k", load)).entry.version == 1
         if closed:
@@ -132,8 +132,10 @@ async def test_a_read_that_raises_is_counted(cache: JobCache) -> None:
         await cache.wait_for_newer("k", broken, 0, 1)
     assert statistics.read_errors == 6
     # Each of several callers who share a load that fails has made a read.
-    told = await asyncio.gather(*(cache.read("k", away) for _ in range(3)), return_exceptions=True)
-    assert [type(each) for each in told] == [SourceUnavailable] * 3
+    results = await asyncio.gather(
+        *(cache.read("k", away) for _ in range(3)), return_exceptions=True
+    )
+    assert [type(each) for each in results] == [SourceUnavailable] * 3
     assert statistics.read_errors == 9
     assert statistics.counters().read_errors == 9
     assert statistics.counters().total_requests == 0, "which counts answers, as it always has"

@@ -137,7 +137,7 @@ async def test_cancelled_requests_leak_no_connection(
     await cache.aclose()
 
 
-async def test_whoever_shared_the_load_of_a_cancelled_request_loads_itself(
+async def test_a_request_that_shared_a_cancelled_load_loads_itself(
     engine: AsyncEngine,
 ) -> None:
     cache, sessions = JobCache(MemoryBackend()), async_sessionmaker(engine)

@@ -88,7 +88,7 @@ class Hanging:
 
 @everywhere
 @pytest.mark.parametrize("stubborn", ["", "ignores its cancellation"])
-async def test_a_load_whose_callers_have_left_holds_up_nobody(bench: Bench, stubborn: str) -> None:
+async def test_a_load_whose_callers_have_left_blocks_no_reader(bench: Bench, stubborn: str) -> None:
     load = Hanging(stubborn=stubborn != "")
     callers = [asyncio.create_task(bench.cache.read("k", load)) for _ in range(3)]
     await load.begun.wait()
@@ -103,7 +103,7 @@ async def test_a_load_whose_callers_have_left_holds_up_nobody(bench: Bench, stub
 
 
 @everywhere
-async def test_of_callers_that_come_and_go_two_loads_go_on_at_most(bench: Bench) -> None:
+async def test_at_most_two_loads_run_however_many_callers_come_and_go(bench: Bench) -> None:
     loads = [Hanging() for _ in range(5)]
     for load in loads:
         caller = asyncio.create_task(bench.cache.read("k", load))
@@ -119,7 +119,7 @@ async def test_of_callers_that_come_and_go_two_loads_go_on_at_most(bench: Bench)
 
 
 @where_kept
-async def test_what_an_abandoned_load_brings_is_stored(bench: Bench) -> None:
+async def test_the_document_of_an_abandoned_load_is_stored(bench: Bench) -> None:
     bench.source.gate.clear()
     caller = asyncio.create_task(bench.read("k"))
     while not bench.source.loads:
@@ -141,7 +141,7 @@ async def test_an_abandoned_load_brings_nothing_old_back(bench: Bench) -> None:
         await asyncio.sleep(0)
     slow.cancel()
     await asyncio.wait([slow])
-    bench.source.versions["k"] = 2  # by a writer that nobody has been told of
+    bench.source.versions["k"] = 2  # by a writer whose change was not reported
 
     async def load() -> Document:
         return document(2)
@@ -199,7 +199,7 @@ async def test_a_load_that_takes_too_long_leaves_no_lease(quick: Bench) -> None:
 
 
 @everywhere
-async def test_whoever_waits_for_a_newer_version_outlasts_a_load_that_hangs(
+async def test_a_wait_for_a_newer_version_outlasts_a_load_that_hangs(
     subject: conformance.Subject,
 ) -> None:
     often = PollIntervals(with_feed=0.01, without_feed=0.01, after_report=0.01)
@@ -284,7 +284,7 @@ def test_the_setting_is_a_number_of_seconds(text: str, seconds: float) -> None:
 
 @where_kept
 @pytest.mark.parametrize("seconds", [6, 29], ids=["6 s", "29 s"])
-async def test_what_a_slow_load_brings_is_stored(bench: Bench, seconds: float) -> None:
+async def test_the_document_of_a_slow_load_is_stored(bench: Bench, seconds: float) -> None:
     async def load() -> Document:
         await bench.subject.elapse(seconds)
         return document(1)
@@ -311,7 +311,7 @@ async def test_a_reader_that_died_costs_one_load_more(bench: Bench) -> None:
 
 
 @where_kept
-async def test_what_could_not_be_kept_is_counted(bench: Bench) -> None:
+async def test_a_document_that_was_not_stored_is_counted(bench: Bench) -> None:
     async def load() -> Document:
         await bench.subject.evict("k")
         return document(1)
@@ -325,7 +325,7 @@ async def test_what_could_not_be_kept_is_counted(bench: Bench) -> None:
 
 
 @everywhere
-async def test_a_load_that_reads_its_own_key_is_told_so(bench: Bench) -> None:
+async def test_a_load_that_reads_its_own_key_is_recursive(bench: Bench) -> None:
     cache, source = bench.cache, bench.source
 
     async def inner() -> Document | None:
@@ -355,7 +355,7 @@ async def test_a_load_that_reads_its_own_key_is_told_so(bench: Bench) -> None:
 
 
 @everywhere
-async def test_a_load_of_many_that_reads_one_of_them_is_told_so(bench: Bench) -> None:
+async def test_a_load_of_many_that_reads_one_of_them_is_recursive(bench: Bench) -> None:
     cache, source = bench.cache, bench.source
 
     async def one(keys: Sequence[str]) -> Mapping[str, Document]:
@@ -374,7 +374,7 @@ async def test_a_load_of_many_that_reads_one_of_them_is_told_so(bench: Bench) ->
 
 
 @everywhere
-async def test_loads_that_read_each_others_keys_are_told_so(bench: Bench) -> None:
+async def test_loads_that_read_each_others_keys_are_recursive(bench: Bench) -> None:
     async def load(key: str) -> Document:
         following = {"a": "b", "b": "c", "c": "a"}[key]
         await bench.cache.read(following, lambda: load(following))
@@ -389,7 +389,7 @@ async def test_loads_that_read_each_others_keys_are_told_so(bench: Bench) -> Non
 
 @everywhere
 @pytest.mark.parametrize("caches", ["one cache", "two caches"])
-async def test_loads_begun_for_two_callers_that_wait_for_each_other_are_told_so(
+async def test_loads_of_two_callers_that_wait_for_each_other_are_recursive(
     bench: Bench, caches: str
 ) -> None:
     other = Bench(bench.subject).cache if caches == "two caches" else bench.cache
@@ -411,10 +411,10 @@ async def test_loads_begun_for_two_callers_that_wait_for_each_other_are_told_so(
         return document(1)
 
     async with asyncio.timeout(10):
-        told = await asyncio.gather(
+        raised = await asyncio.gather(
             bench.cache.read("a", load_a), other.read("b", load_b), return_exceptions=True
         )
-    assert any(isinstance(each, RecursiveLoad) for each in told), told
+    assert any(isinstance(each, RecursiveLoad) for each in raised), raised
 
 
 @everywhere
@@ -458,7 +458,7 @@ async def test_a_task_that_outlives_its_load_may_read_the_key(bench: Bench) -> N
 
 
 @everywhere
-async def test_what_a_write_in_a_load_wakes_is_no_part_of_the_load(bench: Bench) -> None:
+async def test_a_reader_woken_by_a_write_in_a_load_is_no_part_of_the_load(bench: Bench) -> None:
     bench.source.versions |= {"w": 1}
     waiting = asyncio.create_task(
         bench.cache.wait_for_newer("w", lambda: bench.source.load("w"), 1, 30)
@@ -496,7 +496,7 @@ def synchronous(request: pytest.FixtureRequest) -> Callable[..., jobcache.sync.J
     return make
 
 
-def test_a_synchronous_load_that_reads_its_own_key_is_told_so(
+def test_a_synchronous_load_that_reads_its_own_key_is_recursive(
     synchronous: Callable[..., jobcache.sync.JobCache],
 ) -> None:
     cache = synchronous()
@@ -535,7 +535,7 @@ def test_a_synchronous_load_that_hangs_holds_up_no_other_thread(
 ) -> None:
     cache = synchronous(load_timeout=QUICK)
     begun, gate = threading.Event(), threading.Event()
-    told: list[BaseException] = []
+    raised: list[BaseException] = []
 
     def hang() -> Document:
         begun.set()
@@ -546,7 +546,7 @@ def test_a_synchronous_load_that_hangs_holds_up_no_other_thread(
         try:
             cache.read("k", hang)
         except SourceUnavailable as error:
-            told.append(error)
+            raised.append(error)
 
     thread = threading.Thread(target=first)
     thread.start()
@@ -554,4 +554,4 @@ def test_a_synchronous_load_that_hangs_holds_up_no_other_thread(
     assert cache.read("k", lambda: document(2)).entry.version == 2
     gate.set()
     thread.join(10)
-    assert [type(error) for error in told] == [LoadTimeout]
+    assert [type(error) for error in raised] == [LoadTimeout]

@@ -45,7 +45,7 @@ def raw(url: str) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def shared_url(program: Path, redis_urls: dict[str, str]) -> Iterator[str]:
-    """A flushed server of the whole worker, for tests that only change what it holds."""
+    """The flushed server of the worker, for tests that change its keys only."""
     (url,) = (redis_urls[name] for name, known in REDIS_SERVERS.items() if known == program)
     with redis.Redis.from_url(url) as client:
         client.flushall()
@@ -176,11 +176,11 @@ async def test_emptying_has_no_deadline_and_reports_its_progress(
         await backend.lease(f"job:{number}", "r")
     with caplog.at_level(logging.INFO, "jobcache"):
         assert await backend.purge_all() == 50
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) > 2
-    assert all("emptying the cache under the prefix 'p:'" in line for line in told[:-1])
-    assert "emptied the cache under the prefix 'p:': 50" in told[-1]
-    assert "50 entries dropped" in told[-1]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) > 2
+    assert all("emptying the cache under the prefix 'p:'" in line for line in messages[:-1])
+    assert "emptied the cache under the prefix 'p:': 50" in messages[-1]
+    assert "50 entries dropped" in messages[-1]
     assert len(raw.keys("p:theirs:*")) == 5000
     await backend.aclose()
 
@@ -252,7 +252,7 @@ async def test_a_marker_that_was_lost_is_set_anew(loss: str, url: str, raw: redi
 
 
 @pytest.mark.parametrize("backend", ["redis", "tiered"])
-async def test_who_loses_the_namespace_while_it_runs_sets_the_cache_aside(
+async def test_a_process_that_loses_its_namespace_stops_using_the_cache(
     backend: str, url: str, raw: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After a flush another service was first."""
@@ -281,7 +281,7 @@ async def test_who_loses_the_namespace_while_it_runs_sets_the_cache_aside(
         await until(lambda: cache.info().health.available)
 
 
-async def test_a_redis_that_turns_out_to_be_anothers_is_not_used(program: Path) -> None:
+async def test_a_redis_that_belongs_to_another_database_is_not_used(program: Path) -> None:
     """It was away at the start."""
     with RedisServer(program) as server:
         server.kill()

@@ -43,7 +43,7 @@ async def test_clocks_that_are_hours_apart_cost_loads_and_never_freshness(subjec
 
 @pytest.mark.parametrize("subject", KEEPING, indirect=True)
 @pytest.mark.parametrize("body", [b"", b"{}", b"0", b"null", b"false", b"[]"])
-async def test_what_python_calls_false_is_a_hit(subject: Subject, body: bytes) -> None:
+async def test_falsy_bodies_are_hits(subject: Subject, body: bytes) -> None:
     cache = JobCache(subject.backend)
 
     async def load() -> Document:
@@ -54,7 +54,7 @@ async def test_what_python_calls_false_is_a_hit(subject: Subject, body: bytes) -
     assert (answer.outcome, answer.body) == (CacheOutcome.HIT, body)
 
 
-async def test_a_redis_that_hangs_stops_nothing_else_in_the_process() -> None:
+async def test_a_redis_that_hangs_does_not_block_the_event_loop() -> None:
     with RedisServer() as server:
         guard = GuardedBackend(RedisBackend(server.url))
         await guard.get("k")
@@ -120,7 +120,7 @@ async def test_connections_recover_after_time_outs(
 
 
 def test_nothing_is_ever_unpickled_or_evaluated() -> None:
-    """Whoever can write to Redis could run code here otherwise."""
+    """Otherwise anybody who can write to Redis could run code here."""
     forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "jsonpickle"}
     found = []
     for package in (jobcache, app):

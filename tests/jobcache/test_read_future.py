@@ -30,7 +30,7 @@ def server() -> Iterator[RedisServer]:
 
 
 class Asked:
-    """A cache in Redis, with version 3 at `k`; and what it is asked."""
+    """A cache in Redis, with version 3 at `k`, and a record of its operations."""
 
     def __init__(self, url: str) -> None:
         self.now_ms = 1_700_000_000_000
@@ -62,7 +62,7 @@ async def asked(server: RedisServer) -> AsyncIterator[Asked]:
     await asked.cache.aclose()
 
 
-async def test_a_hit_is_told_and_counted(asked: Asked) -> None:
+async def test_a_hit_is_reported_and_counted(asked: Asked) -> None:
     hits, misses, loads = asked.counts()
     asked.now_ms += 2000
     answer = await asked.ask("k", min_version=3)
@@ -71,7 +71,7 @@ async def test_a_hit_is_told_and_counted(asked: Asked) -> None:
     assert asked.counts() == (hits + 1, misses, loads)
 
 
-async def test_what_must_not_be_served_is_not_told(asked: Asked) -> None:
+async def test_an_entry_that_must_not_be_served_is_not_reported(asked: Asked) -> None:
     counts = asked.counts()
     assert await asked.ask("k", min_version=4) is None, "the caller has seen more"
     assert await asked.ask("nothing") is None

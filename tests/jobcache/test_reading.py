@@ -1,4 +1,4 @@
-"""`JobCache.read` and `read_many` on every backend: where answers come from, what they cost."""
+"""`JobCache.read` and `read_many` on every backend: the source of results, and their cost."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_a_write_warms_the_cache(bench: Bench) -> None:
 
 
 @on_keeping
-async def test_what_does_not_exist_is_remembered_until_it_does(bench: Bench) -> None:
+async def test_a_missing_document_is_remembered_until_it_exists(bench: Bench) -> None:
     assert await bench.read("k") == (0, CacheOutcome.MISS)
     assert await bench.read("k") == (0, CacheOutcome.HIT)
     await bench.write("k")
@@ -73,7 +73,7 @@ async def test_a_burst_costs_one_load(bench: Bench) -> None:
 
 @on_every
 async def test_a_read_does_not_share_a_load_that_began_before_it(bench: Bench) -> None:
-    """Or it would be given what was true before the write that it comes after."""
+    """Otherwise it would get the version from before a write that ended before it began."""
     bench.source.versions["k"] = 1
     bench.source.gate.clear()
     early = asyncio.create_task(bench.read("k"))
@@ -142,9 +142,11 @@ async def test_while_the_source_is_away_what_is_not_cached_is_an_error(bench: Be
 
 
 @on_keeping
-async def test_the_floor_is_never_undercut_by_the_cache(bench: Bench) -> None:
+async def test_the_cache_never_returns_less_than_min_version(bench: Bench) -> None:
     await bench.write("k")
-    bench.source.versions["k"] = 5  # another process's write, which this cache was not told of
+    bench.source.versions["k"] = (
+        5  # a write of another process, which was not reported to this cache
+    )
     assert await bench.read("k") == (1, CacheOutcome.HIT)
     assert await bench.read("k", min_version=5) == (5, CacheOutcome.EXPIRED)
     assert (await bench.read("k"))[0] == 5, "and the older entry is gone for everyone"
@@ -152,7 +154,7 @@ async def test_the_floor_is_never_undercut_by_the_cache(bench: Bench) -> None:
 
 
 @on_keeping
-async def test_a_floor_is_kept_when_callers_with_lower_ones_ask_first(bench: Bench) -> None:
+async def test_min_version_holds_when_callers_with_lower_ones_ask_first(bench: Bench) -> None:
     await bench.write("k")
     bench.source.versions["k"] = 3
     answers = await asyncio.gather(bench.read("k"), bench.read("k", min_version=3), bench.read("k"))
@@ -169,7 +171,7 @@ async def test_below_its_floor_nothing_is_served_stale_either(bench: Bench) -> N
 
 
 @on_keeping
-async def test_that_nothing_is_there_is_not_served_stale(bench: Bench) -> None:
+async def test_a_missing_document_is_not_served_stale(bench: Bench) -> None:
     await bench.read("k")
     bench.now_ms += 6000  # past its freshness, while the backend still holds it
     bench.source.away = True
@@ -273,7 +275,7 @@ async def test_an_error_of_the_loader_is_passed_on_and_leaves_no_lease(bench: Be
 
 
 @on_keeping
-async def test_behind_somebody_elses_lease_a_reader_waits_then_loads(bench: Bench) -> None:
+async def test_behind_the_lease_of_another_a_reader_waits_then_loads(bench: Bench) -> None:
     await bench.subject.backend.lease("k", "deadprocess")
     bench.source.versions["k"] = 1
     assert await bench.read("k") == (1, CacheOutcome.MISS)
@@ -284,7 +286,9 @@ async def test_behind_somebody_elses_lease_a_reader_waits_then_loads(bench: Benc
 
 
 @on_keeping
-async def test_behind_somebody_elses_lease_a_reader_takes_what_they_store(bench: Bench) -> None:
+async def test_behind_the_lease_of_another_a_reader_gets_the_entry_that_it_stores(
+    bench: Bench,
+) -> None:
     backend = bench.subject.backend
     await backend.lease("k", "other")
     waiting = asyncio.create_task(bench.read("k"))

@@ -1,6 +1,6 @@
 """Writes whose transaction is a savepoint: nothing is published before the outermost commit."""
 
-# ruff: noqa: PT012 - where an error is raised in a block is what is tested
+# ruff: noqa: PT012 - the place in the block that raises is tested
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ REFUSED: dict[str, Callable[[Connection], Any]] = {
 
 
 @pytest.mark.parametrize("how", REFUSED)
-def test_what_does_not_commit_at_the_end_of_its_block_is_refused(
+def test_a_transaction_that_does_not_commit_with_its_block_is_refused(
     memory: JobCache, engine: Engine, how: str
 ) -> None:
     with engine.connect() as outer:
@@ -337,7 +337,7 @@ def _controlling(engine: Engine) -> Session:
 
 
 @pytest.mark.parametrize("how", ACCEPTED)
-def test_what_commits_is_published(memory: JobCache, engine: Engine, how: str) -> None:
+def test_a_committed_write_is_published(memory: JobCache, engine: Engine, how: str) -> None:
     with memory.write(ACCEPTED[how](engine)) as write:
         entered: Any = write.transaction
         executes = entered if hasattr(entered, "execute") else entered.session

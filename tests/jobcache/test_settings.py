@@ -1,4 +1,4 @@
-"""From settings to a backend: names, plug-ins, what is missing, clear words for what is wrong."""
+"""From settings to a backend: names, plug-ins, missing libraries, and clear errors."""
 
 from __future__ import annotations
 

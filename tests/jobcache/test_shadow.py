@@ -1,4 +1,4 @@
-"""Shadow reads: what they count, and what they leave alone."""
+"""Shadow reads: their counters, and that they change nothing."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Commit:
 
 @dataclass
 class Simulator:
-    """Time that only passes when told to, and a place to commit to that is slow or refuses."""
+    """A clock that the test moves, and a commit that may be slow or fail."""
 
     now: float = 0.0
     newest: int = 0
@@ -211,7 +211,7 @@ async def test_an_error_is_raised_to_the_next_report_which_is_taken_all_the_same
     await simulator.settle()
     with pytest.raises(RefusedError):
         throttle.report(2)
-    throttle.report(3)  # told once
+    throttle.report(3)  # its error is raised once
     await simulator.elapse(INTERVAL)
     assert simulator.committed == [3]
     simulator.refusals = 1
@@ -220,7 +220,7 @@ async def test_an_error_is_raised_to_the_next_report_which_is_taken_all_the_same
     assert simulator.committed == [3, 4], "tried again by itself"
     with caplog.at_level(logging.WARNING):
         throttle.report(4)
-    assert len(caplog.records) == 1, "nobody came in time to be told"
+    assert len(caplog.records) == 1, "no caller came in time to get the error"
     await throttle.aclose()
 
 
@@ -248,13 +248,13 @@ async def test_a_close_tries_again_at_once_what_fails_meanwhile() -> None:
     assert [commit.began for commit in simulator.commits] == [0, 1]
 
 
-async def test_everybody_who_waits_for_a_commit_is_told_of_its_error() -> None:
+async def test_every_caller_that_waits_for_a_commit_gets_its_error() -> None:
     simulator = Simulator(takes=1, refusals=1)
     throttle = simulator.throttle()
     throttle.report(1)
     flushes = [asyncio.create_task(throttle.flush()) for _ in range(2)]
     assert [type(await simulator.ended(flush)) for flush in flushes] == [RefusedError] * 2
-    throttle.report(2)  # somebody has been told
+    throttle.report(2)  # a caller has got the error
     closing = asyncio.create_task(throttle.aclose())
     assert await simulator.ended(closing) is None
 
@@ -291,7 +291,7 @@ async def test_flush_does_not_wait_for_the_interval() -> None:
         assert simulator.now == 0
 
 
-async def test_who_is_cancelled_while_it_waits_leaves_the_commit_going_on() -> None:
+async def test_a_cancelled_waiter_does_not_stop_the_commit() -> None:
     simulator = Simulator(takes=2)
     throttle = simulator.throttle()
     throttle.report(1)
@@ -397,7 +397,7 @@ def test_in_a_thread_the_end_follows_what_is_under_way_and_nothing_follows_it() 
     assert recorder.committed == [1, 3]
 
 
-def test_in_a_thread_errors_are_raised_to_who_waits_or_comes_next() -> None:
+def test_in_a_thread_errors_are_raised_to_the_waiter_or_the_next_caller() -> None:
     recorder = Recorder()
     recorder.refusals = 4
     throttle = ThreadedThrottle(recorder.commit, interval=1000)

@@ -1,4 +1,4 @@
-"""`JobCache.wait_for_newer`: what wakes a waiter, what it costs, and that nothing is missed."""
+"""`JobCache.wait_for_newer`: waiters are woken, cost little, and miss no version."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Timers:
 
     @property
     def pending(self) -> list[float]:
-        """Seconds until each of those that have not been cancelled."""
+        """Return the seconds until each timer that has not been cancelled."""
         return sorted(at - self.now for at, _, timer in self._heap if timer.call is not None)
 
     async def elapse(self, seconds: float) -> None:
@@ -194,7 +194,7 @@ async def wait(bench: Bench, key: str, version: int, seconds: float = LONG) -> R
 
 
 @pytest.mark.parametrize("bench", BACKENDS, indirect=True)
-async def test_a_write_of_this_process_wakes_those_who_have_less(bench: Bench) -> None:
+async def test_a_write_of_this_process_wakes_waiters_with_older_versions(bench: Bench) -> None:
     await bench.write("k")
     # who has less already is answered at once; with no time, so is everybody
     assert version(await wait(bench, "k", 0)) == 1
@@ -245,7 +245,7 @@ async def test_on_memory_a_waiter_is_answered_before_the_writer() -> None:
     assert bench.cache._watchers.checks == bench.source.loads == 0
 
 
-async def test_an_invalidation_is_a_reason_to_look() -> None:
+async def test_an_invalidation_makes_the_watcher_read() -> None:
     timers = Timers()
     bench = Bench(MemorySubject(), later=timers, poll_intervals=EVEN)
     await bench.write("k")
@@ -263,7 +263,7 @@ async def test_an_invalidation_is_a_reason_to_look() -> None:
 # --- woken by a feed ---
 
 
-async def test_a_report_of_an_entry_answers_every_waiter_with_one_look(two: Two) -> None:
+async def test_a_report_of_an_entry_answers_every_waiter_with_one_read(two: Two) -> None:
     await two.other.write("k")
     waiters = [await two.waiter(1) for _ in range(30)]
     assert two.feed.started  # by the first wait, not before
@@ -340,7 +340,7 @@ async def test_without_a_live_feed_or_with_the_breaker_open_it_is_a_second(two: 
         assert version(await waiter) == held + 1
 
 
-async def test_what_a_feed_may_have_missed_is_looked_for_soon_but_not_all_at_once() -> None:
+async def test_after_an_interruption_waiters_read_soon_but_not_all_at_once() -> None:
     parts = iter([0.0] * 100 + [n / 100 for n in range(100)] * 2)
     two = Two()
     two.cache = JobCache(
@@ -404,7 +404,7 @@ async def test_while_the_source_is_away_waiters_wait(two: Two) -> None:
     assert version(await waiter) == 2
 
 
-async def test_any_other_error_of_a_load_is_the_waiters(two: Two) -> None:
+async def test_any_other_error_of_a_load_is_raised_to_the_waiter(two: Two) -> None:
     async def broken() -> Document | None:
         raise ZeroDivisionError
 
@@ -421,7 +421,7 @@ async def test_any_other_error_of_a_load_is_the_waiters(two: Two) -> None:
 # --- who leaves ---
 
 
-async def test_a_waiter_that_is_cancelled_takes_nobody_along_and_leaves_nothing(two: Two) -> None:
+async def test_a_cancelled_waiter_does_not_affect_others_and_leaves_nothing(two: Two) -> None:
     await two.other.write("k")
     leaving, staying = await two.waiter(1), await two.waiter(1)
     two.backend.gate.clear()
@@ -447,9 +447,7 @@ async def test_a_waiter_that_is_cancelled_takes_nobody_along_and_leaves_nothing(
     two.backend.gate.set()
 
 
-async def test_thousands_whose_time_is_up_together_are_told_together(
-    two: Two, *, long: bool
-) -> None:
+async def test_thousands_of_waiters_time_out_together(two: Two, *, long: bool) -> None:
     count = 5000 if long else 1000
     await two.other.write("k")
     waiters = [asyncio.create_task(two.wait(1)) for _ in range(count)]
@@ -461,7 +459,7 @@ async def test_thousands_whose_time_is_up_together_are_told_together(
     assert two.backend.gets - gets <= LONG / EVEN.with_feed + 1
 
 
-async def test_when_waiting_is_stopped_all_are_told_and_nobody_is_held_any_more(two: Two) -> None:
+async def test_cancel_waiters_answers_all_and_holds_no_later_caller(two: Two) -> None:
     await two.other.write("k")
     waiters = [await two.waiter(1) for _ in range(3)]
     two.backend.gate.clear()

@@ -1,4 +1,4 @@
-"""`JobCache.write`: what is cached after a commit, a rollback, and when nobody knows which."""
+"""`JobCache.write`: the cache after a commit, a rollback, and an unknown outcome."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_a_block_that_raises_leaves_nothing_behind(bench: Bench) -> None:
 
 @on_keeping
 @pytest.mark.parametrize("fails", ["before", "after"])
-async def test_while_nobody_knows_whether_it_committed_the_fence_stays(
+async def test_after_a_commit_with_an_unknown_outcome_the_fence_stays(
     bench: Bench, fails: str
 ) -> None:
     await bench.write("k")
@@ -104,7 +104,7 @@ async def test_a_key_can_be_fenced_in_the_middle_of_the_transaction(bench: Bench
 
 
 @on_keeping
-async def test_what_is_only_outdated_is_loaded_again(bench: Bench) -> None:
+async def test_an_expired_entry_is_loaded_again(bench: Bench) -> None:
     await bench.write("list")
     async with bench.cache.write(Transaction(bench.source, "list"), "list") as write:
         write.outdate("list", 2)
@@ -134,7 +134,7 @@ async def test_a_fenced_key_must_be_published_or_nothing_commits(bench: Bench) -
 
 
 @on_keeping
-async def test_what_was_not_fenced_cannot_be_published(bench: Bench) -> None:
+async def test_a_key_that_was_not_fenced_cannot_be_published(bench: Bench) -> None:
     with pytest.raises(WriteMisuse, match="other is published but was never fenced"):
         async with bench.cache.write(Transaction(bench.source, "k"), "k") as write:
             write.publish("other", document(1))
@@ -233,7 +233,7 @@ async def test_a_block_that_commits_itself_and_fails_leaves_its_fence(
     with pytest.raises(error):
         await change()
     assert await bench.read("k") == (1, CacheOutcome.BYPASS)
-    bench.source.versions["k"] = 2  # the database carries out what it was sent
+    bench.source.versions["k"] = 2  # the database carries out the statement that it has received
     assert await bench.read("k") == (2, CacheOutcome.BYPASS)
     await bench.elapse(31)
     assert await bench.read("k") == (2, CacheOutcome.MISS)

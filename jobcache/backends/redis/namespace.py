@@ -149,7 +149,7 @@ class Namespace:
         if not self._warned:
             self._warned = True
             logger.warning(
-                "Redis does not tell its run_id (%s): one that comes back with old data may"
+                "Redis does not report its run_id (%s): one that comes back with old data may"
                 " have it served until it expires",
                 error,
             )

@@ -149,7 +149,9 @@ async def test_every_endpoint_has_a_row(start: Start) -> None:
 
 
 @pytest.mark.parametrize("endpoint", TABLE, ids=" ".join)
-async def test_everybody_gets_what_the_table_says(access: Keyed, endpoint: tuple[str, str]) -> None:
+async def test_every_role_gets_the_statuses_of_the_table(
+    access: Keyed, endpoint: tuple[str, str]
+) -> None:
     method, path = endpoint
     row = TABLE[endpoint]
     expected = {"none": row.bare, "malformed": row.bare, "wrong": row.bare}
@@ -172,7 +174,7 @@ async def test_everybody_gets_what_the_table_says(access: Keyed, endpoint: tuple
 
 
 @pytest.mark.parametrize("endpoint", HIDDEN, ids=" ".join)
-async def test_a_strangers_job_looks_like_one_that_never_was(
+async def test_the_job_of_another_client_looks_like_an_unknown_job(
     access: Keyed, endpoint: tuple[str, str]
 ) -> None:
     method, path = endpoint
@@ -186,12 +188,12 @@ async def test_a_strangers_job_looks_like_one_that_never_was(
         assert theirs.status_code == nobodys.status_code == 404
         assert list(theirs.headers.raw) == list(nobodys.headers.raw)
         assert set(theirs.headers) == {"content-length", "content-type", "x-content-type-options"}
-        told = theirs.text.replace(f"jobs/{job_id}", f"jobs/{UNKNOWN}")
-        assert told.replace(f"job {job_id}.", f"job {UNKNOWN}.") == nobodys.text
+        renamed = theirs.text.replace(f"jobs/{job_id}", f"jobs/{UNKNOWN}")
+        assert renamed.replace(f"job {job_id}.", f"job {UNKNOWN}.") == nobodys.text
 
 
 @pytest.mark.parametrize("endpoint", HIDDEN, ids=" ".join)
-async def test_a_stranger_costs_no_more_than_an_unknown_job_and_leaves_the_cache_alone(
+async def test_another_client_costs_no_more_than_an_unknown_job_and_leaves_the_cache_alone(
     access: Keyed, endpoint: tuple[str, str]
 ) -> None:
     method, path = endpoint
@@ -226,7 +228,7 @@ async def queries(
     return {name: count for name, count in spent.items() if count and name != "recovery"}
 
 
-async def test_a_storyboard_that_is_not_there_yet_is_not_told_to_strangers(access: Keyed) -> None:
+async def test_a_missing_storyboard_is_not_revealed_to_other_clients(access: Keyed) -> None:
     job = await access.service.create(renderer="external")
     await access.service.until(job["id"], "storyboard_ready")
     gone = update(jobs).where(jobs.c.id == job["id"])
@@ -239,7 +241,7 @@ async def test_a_storyboard_that_is_not_there_yet_is_not_told_to_strangers(acces
     assert (await access.call("stranger", "GET", path)).status_code == 404
 
 
-async def test_a_refused_move_says_nothing_of_the_state(access: Keyed) -> None:
+async def test_a_refused_transition_does_not_reveal_the_state(access: Keyed) -> None:
     job = await access.service.create(renderer="external")
     await access.service.until(job["id"], "storyboard_ready")
     await access.service.post(f"{job['id']}/cancel")

@@ -80,7 +80,7 @@ def test_two_keys_have_nothing_in_common() -> None:
 # --- the text of a file ---
 
 
-def test_what_is_written_is_read_again() -> None:
+def test_written_keys_are_read_back() -> None:
     keys = [make_key(role, c, DAY)[0] for role, c in ((Role.CLIENT, "a.b"), (Role.OPERATOR, None))]
     text = HEADING + "\n  # a note\n" + "".join(key.line() for key in keys)
     assert read_lines(text) == keys
@@ -196,7 +196,7 @@ def test_a_key_made_while_the_file_is_being_changed_waits_its_turn(
     assert [key.role for key in read_lines(file.read_text())] == ["operator", "worker"]
 
 
-def test_what_cannot_be_written_leaves_the_file_as_it_was(
+def test_a_failed_write_leaves_the_key_file_unchanged(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert keys("add", "--role", "worker") == 0
@@ -303,7 +303,7 @@ async def test_a_change_that_leaves_size_and_time_alone_is_noticed(tmp_path: Pat
     assert watched.ring is not old
 
 
-async def test_a_broken_file_is_told_of_once_and_changes_nothing(
+async def test_a_broken_file_is_reported_once_and_changes_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

@@ -19,7 +19,7 @@ from tests.app.running import Start
 
 
 class Ageing(MemoryStoreBackend):
-    """Time is read where no clock can be given, so what it is compared with grows older instead."""
+    """The code reads the time itself, so the stored times are made older instead."""
 
     passed = 0.0
 
@@ -206,9 +206,7 @@ def test_a_rate_that_is_none_stops_the_start(text: str, monkeypatch: pytest.Monk
     )
 
 
-async def test_a_caller_who_calls_too_often_is_told_when_to_come_back(
-    start: Start, tmp_path: Path
-) -> None:
+async def test_a_caller_above_the_rate_gets_retry_after(start: Start, tmp_path: Path) -> None:
     async with keyed(start, tmp_path / "keys", JOBCACHE_RATE_LIMIT="3/hour") as access:
         for _ in range(3):
             assert (await access.call("own", "GET", "/api/v2/jobs")).status_code == 200

@@ -1,4 +1,4 @@
-"""A key that is taken away: what is held for it ends."""
+"""A key is revoked: long polls and streams that are held for it end."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ async def test_streams_and_long_polls_end_when_their_key_is_taken_away(
                 f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {key}\r\n"
                 f"Connection: close\r\n{lines}\r\n".encode()
             )
-            told = await reader.read()
+            received = await reader.read()
             writer.close()
-            return told
+            return received
 
         def hold(caller: str) -> list[asyncio.Task[bytes]]:
             waiting = said(caller, path, f"If-None-Match: {tag}", "Prefer: wait=50")
@@ -135,7 +135,7 @@ async def test_a_key_that_stays_is_the_same_caller_and_another_is_not() -> None:
     assert not back.holds(caller), "it was away in between"
 
 
-async def test_who_has_lost_its_key_is_not_held(start: Start, tmp_path: Path) -> None:
+async def test_a_client_with_a_revoked_key_is_not_held(start: Start, tmp_path: Path) -> None:
     async with keyed(start, tmp_path / "keys") as access:
         services = access.service.services
         assert services.keys is not None

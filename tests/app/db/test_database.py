@@ -32,7 +32,7 @@ both = pytest.mark.parametrize("database_url", DATABASES, indirect=True)
 
 @contextmanager
 def executed(database: Database) -> Iterator[list[tuple[str, Any]]]:
-    """What is sent to the database: statements and their parameters."""
+    """Record the statements that are sent to the database, with their parameters."""
     sent: list[tuple[str, Any]] = []
 
     def note(*arguments: Any) -> None:
@@ -170,7 +170,7 @@ async def test_what_the_driver_raises_while_it_connects_is_understood(
         await database.read(text("SELECT 1"), "test")
     with pytest.raises(DatabaseUnavailable):
         await database.write(text("SELECT 1"))
-    # SQLAlchemy 2.0 passes it on as it is, 2.1 wraps it.
+    # SQLAlchemy 2.0 passes it on unchanged, 2.1 wraps it.
     with pytest.raises(DatabaseUnavailable), translating():
         raise error
     await closed(database)

@@ -1,4 +1,4 @@
-"""Parameters of a PostgreSQL URL, as libpq knows them, do what they say."""
+"""Parameters of a PostgreSQL URL have the effect that they have in libpq."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_hosts_that_cannot_be_paired_are_refused(query: str) -> None:
 
 @pytest.fixture(scope="module")
 def certificate() -> Iterator[Path]:
-    """Make a certificate for `localhost`, which no other authority vouches for."""
+    """Make a self-signed certificate for `localhost`."""
     authority = trustme.CA()
     issued = authority.issue_cert("localhost")
     with TemporaryDirectory() as name:
@@ -179,7 +179,7 @@ async def test_sslmode_decides_whether_tls_is_used_and_checked(
                     await database.read(text("SELECT 1"), "test")
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused(tcp: tuple[bool, str]) -> None:
+async def test_a_certificate_of_an_unknown_authority_is_refused(tcp: tuple[bool, str]) -> None:
     tls, url = tcp
     if tls:
         async with using(f"{url}?sslmode=verify-full&sslrootcert=system") as database:

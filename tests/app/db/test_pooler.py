@@ -1,4 +1,4 @@
-"""The service behind PgBouncer in transaction mode, which nobody has told it of."""
+"""The service behind PgBouncer in transaction mode, without a setting that says so."""
 
 from __future__ import annotations
 

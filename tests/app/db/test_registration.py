@@ -1,4 +1,4 @@
-"""A second process on one database, whatever its backend and however it was started."""
+"""A second process on one database, with any backend and under any server."""
 
 from __future__ import annotations
 
@@ -143,7 +143,10 @@ async def test_with_a_second_process_memory_is_not_used(
         async with start(**then) as b:
             memory, another = (a, b) if memory_first else (b, a)
             await in_step(another, memory, job["id"])
-            if second in {"memory", "null"}:  # Redis is told by those who use it, and by no other
+            if second in {
+                "memory",
+                "null",
+            }:  # only a process that uses Redis announces its writes there
                 await in_step(memory, another, job["id"])
             assert not await caching(memory, job["id"])
             stats = await memory.stats()

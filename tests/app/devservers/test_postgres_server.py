@@ -196,7 +196,7 @@ def test_a_copy_for_another_account_is_whole_and_its_own(tmp_path: Path) -> None
 
 
 @needs_root
-def test_root_is_told_of_a_directory_that_postgres_cannot_enter(tmp_path: Path) -> None:
+def test_a_directory_that_postgres_cannot_enter_is_reported_to_root(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     server = PostgresServer(tmp_path / "data")
     with pytest.raises(ServerFailed, match="every account may enter"), server:

@@ -27,7 +27,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_cluster_covers_all_slots_and_leaves_nothing_behind(temporary: Path) -> None:
-    """On other ports, if somebody else has taken one of those that it was to have."""
+    """It starts on other ports if one of its ports has been taken meanwhile."""
     cluster = RedisCluster(OLDEST)
     bus = cluster.nodes[-1].port + 10_000
     with socket.create_server(("127.0.0.1", bus)), cluster:

@@ -59,7 +59,7 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("host", LOCAL)
-def test_loopback_is_told_in_every_spelling(host: str) -> None:
+def test_loopback_is_recognised_in_every_spelling(host: str) -> None:
     assert AllowedHosts(["localhost", "*.localhost", "127.0.0.1", "[::1]"]).allows(host.encode())
 
 
@@ -173,7 +173,7 @@ async def test_a_request_of_http_1_0_needs_no_host(wire: Wire) -> None:
     assert b" 200 " in said
 
 
-async def test_a_known_poll_says_nothing_to_another_origin(wire: Wire) -> None:
+async def test_a_repeated_poll_says_nothing_to_another_origin(wire: Wire) -> None:
     path, _ = await job_of(wire)
     reader, writer = await wire.connect(short=True)
     sent = get(path, f"Origin: {EVIL}")

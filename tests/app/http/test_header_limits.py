@@ -43,7 +43,9 @@ def answer(connection: socket.socket) -> bytes:
     try:
         while piece := connection.recv(65536):
             said += piece
-    except ConnectionResetError:  # it hung up on what was still being sent
+    except (
+        ConnectionResetError
+    ):  # the server closed the connection while the client was still sending
         pass
     return said
 
@@ -83,8 +85,8 @@ def test_what_is_within_the_limits_is_answered(service: Process) -> None:
 def test_what_is_beyond_is_refused_with_a_problem(
     service: Process, outside: bytes, status: int
 ) -> None:
-    told, said = ask(service, outside)
-    assert told == status
+    answered, said = ask(service, outside)
+    assert answered == status
     head, _, body = said.partition(b"\r\n\r\n")
     assert b"content-type: application/problem+json" in head
     assert b"connection: close" in head

@@ -1,4 +1,4 @@
-"""What the service listens on: addresses, Unix sockets, and what it says when it cannot."""
+"""Listening on addresses and Unix sockets, and the error if that is impossible."""
 
 from __future__ import annotations
 

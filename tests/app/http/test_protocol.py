@@ -125,7 +125,7 @@ async def test_head_is_answered_wherever_get_is(service: Service) -> None:
         ("/healthz", "GET, HEAD"),
     ],
 )
-async def test_a_method_that_is_not_allowed_is_told_all_that_are(
+async def test_a_refused_method_gets_the_allowed_ones(
     service: Service, path: str, allowed: str
 ) -> None:
     response = await service.http.delete(path)
@@ -185,7 +185,7 @@ async def test_a_version_no_source_gives_out_costs_no_query(service: Service) ->
     assert after.get("load") == before.get("load")
 
 
-# --- what is taken for a number, and for a URL ---
+# --- numbers and URLs ---
 
 
 async def test_a_job_has_one_path(service: Service) -> None:
@@ -282,7 +282,7 @@ async def test_a_whole_number_of_seconds_is_shown_as_one(service: Service) -> No
     assert '"ttl_seconds":30,' in raw
 
 
-# --- what is said in the log ---
+# --- the log ---
 
 
 async def test_an_error_is_logged_with_one_traceback_which_is_the_servers(

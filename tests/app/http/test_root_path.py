@@ -119,10 +119,10 @@ async def test_the_video_of_a_finished_job(start: Start) -> None:
 
 
 def test_only_links_are_changed() -> None:
-    told = b'{"prompt":"\\"storyboard_url\\":\\"/x","storyboard_url":"/api","video_url":null}'
-    changed = told.replace(b'"/api"', b'"/p/api"')
-    assert with_prefix(told, "/p") == changed
-    assert with_prefix(told, "") is told
+    original = b'{"prompt":"\\"storyboard_url\\":\\"/x","storyboard_url":"/api","video_url":null}'
+    changed = original.replace(b'"/api"', b'"/p/api"')
+    assert with_prefix(original, "/p") == changed
+    assert with_prefix(original, "") is original
 
 
 WRONG = [

@@ -117,7 +117,7 @@ async def test_a_changed_tag_is_held_and_its_version_is_the_least(service: Servi
 
 
 @pytest.mark.parametrize("spelling", spellings('"abc0"'))
-def test_the_tag_of_a_file_is_told_in_every_spelling(spelling: str) -> None:
+def test_the_tag_of_a_file_is_recognised_in_every_spelling(spelling: str) -> None:
     assert holds(spelling, '"abc0"')
     assert holds(f'"x", {spelling}', '"abc0"')
     assert not holds(spelling, '"abc1"')

@@ -1,4 +1,4 @@
-"""The service keeps to its own OpenAPI document, whatever it is sent."""
+"""The service keeps to its own OpenAPI document for all requests that Schemathesis generates."""
 
 from __future__ import annotations
 
@@ -130,7 +130,9 @@ def test_schemathesis_finds_no_answer_outside_the_contract(
         text = text if long else text.replace(full, short)
     configuration.write_text(text)
     seed = request.config.getoption("randomly_seed", default=1)
-    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # it would halve what is tried
+    monkeypatch.delenv(
+        "COVERAGE_PROCESS_CONFIG", raising=False
+    )  # it would halve the number of examples
     environment = {
         "JOBCACHE_BACKEND": "memory",
         "DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path / 'jobs.db'}",

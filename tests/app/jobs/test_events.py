@@ -146,7 +146,7 @@ async def test_a_quiet_stream_is_kept_alive_and_ends_after_its_time(start: Start
 
 
 @on_memory
-async def test_who_reads_slowly_is_sent_the_newest_version_and_no_backlog(
+async def test_a_slow_reader_of_a_stream_gets_the_newest_version_and_no_backlog(
     service: Service,
 ) -> None:
     job = await service.rendering()

@@ -122,7 +122,7 @@ async def test_when_the_time_is_up_it_is_304(start: Start) -> None:
         assert answer.headers["retry-after"] == "2"
 
 
-async def test_who_lacks_the_newest_version_is_not_held_and_nobody_is_once_it_is_terminal(
+async def test_a_client_without_the_newest_version_is_not_held_and_none_is_at_the_end(
     start: Start,
 ) -> None:
     async with start() as service, asyncio.timeout(60):
@@ -170,7 +170,7 @@ async def test_another_process_wakes_it_through_the_feed(
             assert one.services.cache.statistics.database_loads == loads
 
 
-async def test_strangers_are_told_nothing_and_are_not_held(start: Start, tmp_path: Path) -> None:
+async def test_other_clients_get_404_and_are_not_held(start: Start, tmp_path: Path) -> None:
     async with keyed(start, tmp_path / "keys") as access, asyncio.timeout(60):
         job = await access.service.rendering()
         headers = {"If-None-Match": f'"{job["version"]}-0"', "Prefer": "wait=55"}

@@ -126,7 +126,7 @@ async def test_repeating_a_step_changes_nothing(service: Service) -> None:
     assert await service.post(f"{job['id']}/cancel") == cancelled
 
 
-async def test_a_move_that_is_not_allowed_names_the_state(service: Service) -> None:
+async def test_a_transition_that_is_not_allowed_names_the_state(service: Service) -> None:
     job = await service.create(renderer="external")
     ready = await service.until(job["id"], "storyboard_ready")
     for action, body in (
@@ -143,7 +143,7 @@ async def test_a_move_that_is_not_allowed_names_the_state(service: Service) -> N
         assert "cancelled" in problem["detail"]
 
 
-async def test_what_is_refused_or_repeated_leaves_the_entry_alone(service: Service) -> None:
+async def test_refused_and_repeated_reports_leave_the_entry_alone(service: Service) -> None:
     job = await service.rendering()
     before = (await service.stats())["database"]["purposes"].get("load", 0)
     await service.post(f"{job['id']}/approve")
@@ -156,7 +156,7 @@ async def test_what_is_refused_or_repeated_leaves_the_entry_alone(service: Servi
     assert loads == (2 if cached(service) else 3), "one for each refusal, to say why"
 
 
-async def test_of_many_at_once_one_ends_the_job(service: Service) -> None:
+async def test_of_many_concurrent_reports_one_ends_the_job(service: Service) -> None:
     job = await service.rendering()
     path = f"/api/v2/jobs/{job['id']}"
     answers = await asyncio.gather(
@@ -173,7 +173,7 @@ async def test_of_many_at_once_one_ends_the_job(service: Service) -> None:
         assert {answer.status_code for answer in group} == {expected}
 
 
-async def test_every_version_is_given_once(service: Service) -> None:
+async def test_every_version_is_assigned_once(service: Service) -> None:
     job = await service.rendering()
     reports = await asyncio.gather(
         *(service.post(f"{job['id']}/progress", percent=n) for n in range(20))
@@ -187,7 +187,7 @@ async def test_every_version_is_given_once(service: Service) -> None:
 # --- the poll ---
 
 
-async def test_a_poll_carries_its_validator_and_what_caches_have_to_say(service: Service) -> None:
+async def test_a_poll_has_an_etag_and_cache_status(service: Service) -> None:
     job = await service.rendering()
     response = await service.http.get(f"/api/v2/jobs/{job['id']}")
     assert response.headers["etag"] == f'"{job["version"]}-0"'
@@ -220,7 +220,7 @@ async def test_a_first_poll_after_each_change_is_a_hit_and_costs_no_query(
     assert loads == (0 if cached(service) else 10)
 
 
-async def test_if_none_match_that_holds_is_304_with_no_body(service: Service) -> None:
+async def test_a_matching_if_none_match_is_304_without_a_body(service: Service) -> None:
     job = await service.rendering()
     url = f"/api/v2/jobs/{job['id']}"
     tag = (await service.http.get(url)).headers["etag"]
@@ -286,7 +286,7 @@ async def test_the_storyboard_has_a_validator_of_its_own(service: Service) -> No
     assert again.status_code == 304, "what changes the job does not change its storyboard"
 
 
-# --- what is not there ---
+# --- unknown jobs and paths ---
 
 
 async def test_an_unknown_job_is_404_until_it_exists(service: Service) -> None:

@@ -1,4 +1,4 @@
-"""The runner by itself, on a real database: what it claims and gives up, what it leaves on disk."""
+"""The runner by itself, on a real database: its claims, failed jobs, and files on disk."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class StandIn:
 
 @dataclass
 class Rig:
-    """A runner and what it works with. `elsewhere` is the service in another process."""
+    """A runner with its service and storage. `elsewhere` is the service in another process."""
 
     database: Database
     store: JobStore

@@ -1,4 +1,4 @@
-"""Text fits its box, whatever it is."""
+"""Any text fits its box."""
 
 from __future__ import annotations
 

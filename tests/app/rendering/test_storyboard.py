@@ -72,8 +72,8 @@ def test_there_are_exactly_as_many_scenes_as_asked_for(prompt: str, scenes: int)
 @given(prompt=ANY_TEXT | st.text("ab ,.!。、\n", min_size=1, max_size=600))
 def test_the_scenes_tell_the_whole_text_once(prompt: str) -> None:
     made = make_storyboard(prompt)
-    told = without_spaces("".join(scene.text for scene in made.scenes))
-    assert told == (without_spaces(readable(prompt)) or "…")
+    spoken = without_spaces("".join(scene.text for scene in made.scenes))
+    assert spoken == (without_spaces(readable(prompt)) or "…")
     assert 1 <= len(made.scenes) <= 6
 
 
@@ -174,7 +174,9 @@ def test_a_wrong_length_is_refused(seconds: float) -> None:
 @pytest.mark.parametrize(
     "change", [{"width": 641}, {"height": 0}, {"fps": 0}, {"scenes": ()}, {"colour": "red"}]
 )
-def test_what_cannot_be_encoded_is_refused(storyboard: Storyboard, change: object) -> None:
+def test_a_storyboard_that_cannot_be_encoded_is_refused(
+    storyboard: Storyboard, change: object
+) -> None:
     with pytest.raises(ValidationError):
         Storyboard.model_validate({**storyboard.model_dump(), **change})
 

@@ -35,7 +35,7 @@ async def render(task: RenderTask) -> list[Progress]:
     return [step async for step in VideoRenderer().render(task)]
 
 
-async def test_a_video_is_made_and_its_progress_told(
+async def test_a_video_is_made_and_its_progress_reported(
     tmp_path: Path,
     encoders: Callable[[], list[psutil.Process]],
     caplog: pytest.LogCaptureFixture,

@@ -11,7 +11,7 @@ from jobcache._engine.single_flight import SingleFlight
 
 
 class Calls:
-    """A call that tells when it begins, and ends when it is told."""
+    """A call that reports when it begins, and ends when the test says so."""
 
     def __init__(self) -> None:
         self.begun = 0
@@ -30,7 +30,7 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
-async def test_all_who_ask_before_it_begins_share_one_call() -> None:
+async def test_callers_that_ask_before_a_call_begins_share_it() -> None:
     flights: SingleFlight[int] = SingleFlight()
     call = Calls()
     call.gate.set()
@@ -40,7 +40,7 @@ async def test_all_who_ask_before_it_begins_share_one_call() -> None:
     assert len(flights) == 0
 
 
-async def test_nobody_joins_a_call_that_has_begun() -> None:
+async def test_no_caller_joins_a_call_that_has_begun() -> None:
     flights: SingleFlight[int] = SingleFlight()
     call = Calls()
     early = asyncio.create_task(flights.share("k", call))
@@ -65,7 +65,7 @@ async def test_keys_do_not_wait_for_each_other() -> None:
 
 
 @pytest.mark.parametrize("leaves", [0, 1, 2])
-async def test_whoever_is_cancelled_the_others_get_their_answer(leaves: int) -> None:
+async def test_cancelling_any_caller_does_not_affect_the_others(leaves: int) -> None:
     flights: SingleFlight[int] = SingleFlight()
     call = Calls()
     callers = [asyncio.create_task(flights.share("k", call)) for _ in range(3)]
@@ -78,7 +78,7 @@ async def test_whoever_is_cancelled_the_others_get_their_answer(leaves: int) -> 
     assert [result[0] for result in results if not isinstance(result, BaseException)] == [1, 1]
 
 
-async def test_a_call_goes_on_when_all_who_wanted_it_have_gone() -> None:
+async def test_a_call_goes_on_after_all_its_callers_have_left() -> None:
     flights: SingleFlight[int] = SingleFlight()
     call = Calls()
     caller = asyncio.create_task(flights.share("k", call))
@@ -91,7 +91,7 @@ async def test_a_call_goes_on_when_all_who_wanted_it_have_gone() -> None:
     assert len(flights) == 0
 
 
-async def test_a_call_that_nobody_wants_any_more_does_not_begin() -> None:
+async def test_a_call_whose_callers_have_all_left_does_not_begin() -> None:
     flights: SingleFlight[int] = SingleFlight()
     call = Calls()
     first = asyncio.create_task(flights.share("k", call))
@@ -107,7 +107,7 @@ async def test_a_call_that_nobody_wants_any_more_does_not_begin() -> None:
     assert len(flights) == 0
 
 
-async def test_whoever_comes_after_an_abandoned_call_gets_one_of_their_own() -> None:
+async def test_a_caller_after_an_abandoned_call_gets_a_call_of_its_own() -> None:
     flights: SingleFlight[int] = SingleFlight()
     call = Calls()
     first = asyncio.create_task(flights.share("k", call))
@@ -121,7 +121,7 @@ async def test_whoever_comes_after_an_abandoned_call_gets_one_of_their_own() -> 
     assert [await first, (await late)[0]] == [(1, False), 2]
 
 
-async def test_an_error_reaches_everyone_and_is_not_kept() -> None:
+async def test_an_error_is_raised_to_every_caller_and_not_kept() -> None:
     flights: SingleFlight[int] = SingleFlight()
 
     async def fails() -> int:
@@ -135,7 +135,7 @@ async def test_an_error_reaches_everyone_and_is_not_kept() -> None:
     assert await flights.share("k", call) == (1, False)
 
 
-async def test_closing_ends_what_is_under_way() -> None:
+async def test_closing_ends_running_operations() -> None:
     flights: SingleFlight[int] = SingleFlight()
     call = Calls()
     running = asyncio.create_task(flights.share("k", call))
@@ -164,7 +164,7 @@ async def test_a_call_that_is_cancelled_by_what_it_called_cancels_nobody() -> No
     assert (await following)[0] == 1
 
 
-async def test_each_call_runs_in_the_context_of_one_who_asked_for_it() -> None:
+async def test_each_call_runs_in_the_context_of_one_of_its_callers() -> None:
     request: contextvars.ContextVar[str] = contextvars.ContextVar("request")
     flights: SingleFlight[str] = SingleFlight()
     gate = asyncio.Event()
@@ -185,7 +185,7 @@ async def test_each_call_runs_in_the_context_of_one_who_asked_for_it() -> None:
     assert [await first, await second] == ["first", "second"]
 
 
-async def test_closing_before_anything_has_begun_leaves_nobody_waiting() -> None:
+async def test_closing_before_a_call_has_begun_ends_its_callers() -> None:
     flights: SingleFlight[int] = SingleFlight()
     waiting = asyncio.create_task(flights.share("k", Calls()))
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Backends on stores that compare and set keep the contract, whatever their stores do."""
+"""Backends on stores with compare-and-set keep the contract."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ async def test_when_attempts_run_out_nothing_has_changed_and_the_error_says_so()
         await backend.lease("k", "r")
 
 
-async def test_contention_is_an_answer_and_what_was_not_published_is_repeated() -> None:
-    """Or one busy key would have the breaker set the store aside for all of them."""
+async def test_contention_counts_as_an_answer_and_the_publish_is_repeated() -> None:
+    """Otherwise one busy key would open the circuit for all keys."""
     backend = AlwaysTooLate(attempts=2)
     guarded = GuardedBackend(
         backend, deadline=PATIENCE, fence_deadline=PATIENCE, probe_after=0.001, probe_limit=0.01
@@ -180,7 +180,7 @@ async def test_a_store_that_cannot_be_emptied_brings_no_old_version_back() -> No
 # --- stored cells ---
 
 
-async def test_a_standing_fence_keeps_the_deadline_in_its_bytes() -> None:
+async def test_a_fence_that_others_join_keeps_the_deadline_in_its_bytes() -> None:
     subject = DictionarySubject()
     await subject.backend.fence("k", "w0")
     deadline = subject.backend.stored["k"][0].partition(b"|")[0]

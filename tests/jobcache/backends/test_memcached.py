@@ -55,7 +55,7 @@ async def backend(subject: MemcachedSubject) -> MemcachedBackend:
 # --- tokens ---
 
 
-async def test_a_token_from_before_a_restart_is_worth_nothing() -> None:
+async def test_a_token_from_before_a_restart_is_refused() -> None:
     """Though the restarted server counts its tokens from 1 again."""
     with MemcachedServer() as server:
         backend = MemcachedBackend(server.url, socket_limit=PATIENCE)
@@ -200,7 +200,9 @@ async def test_a_server_that_hangs_is_given_up_and_holds_up_nothing_afterwards()
         await backend.aclose()
 
 
-async def test_a_cancelled_callers_answer_goes_to_nobody_else(backend: MemcachedBackend) -> None:
+async def test_the_reply_of_a_cancelled_caller_goes_to_no_other_caller(
+    backend: MemcachedBackend,
+) -> None:
     for number in range(20):
         await backend.lease(f"k{number}", "r")
         await backend.publish(f"k{number}", "r", entry_of(number + 1))
@@ -215,7 +217,7 @@ async def test_a_cancelled_callers_answer_goes_to_nobody_else(backend: Memcached
         await asyncio.gather(*gone, return_exceptions=True)
 
 
-async def test_what_is_no_memcached_is_unavailable() -> None:
+async def test_a_server_that_is_no_memcached_is_unavailable() -> None:
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         writer.write(b"VALUE nonsense\r\n")

@@ -107,7 +107,7 @@ async def test_the_same_entry_again_does_not_count_twice() -> None:
     assert backend.size() == (0, 0)
 
 
-async def test_what_has_expired_is_dropped_when_it_is_met() -> None:
+async def test_an_expired_cell_is_dropped_when_it_is_looked_up() -> None:
     clock = FakeClock()
     backend = MemoryBackend(clock=clock)
     await backend.lease("k", "r")
@@ -124,7 +124,7 @@ def test_bounds_are_positive(bounds: dict[str, int]) -> None:
         MemoryBackend(**bounds)
 
 
-async def test_what_is_emptied_as_a_whole_is_given_back_little_by_little() -> None:
+async def test_after_emptying_old_cells_are_freed_a_few_at_a_time() -> None:
     """To free a million cells at once would stop the loop."""
     backend = MemoryBackend()
     bodies = [bytes([number]) * 99 for number in range(250)]

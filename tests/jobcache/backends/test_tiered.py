@@ -1,4 +1,4 @@
-"""What only two tiers do: whose answer it is, what is kept near, and when that is let go."""
+"""The backend of two tiers: which tier answers, and which entries the local tier keeps."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class GatedRemote:
         self.closed += 1
 
     async def hold(self, key: str, entry: Entry) -> None:
-        """Another process has stored it; nobody is told yet."""
+        """Another process has stored it; the feed has not reported it yet."""
         await self.cells.purge([key])
         await self.cells.lease(key, "other")
         await self.cells.publish(key, "other", entry)
@@ -219,7 +219,7 @@ async def test_the_min_version_is_kept_although_the_local_tier_lags() -> None:
         await bench.read("k")
     bench.source.versions["k"] = 2
     await tiered.remote.hold("k", replace(entry_of(2), stored_at_ms=bench.now_ms))
-    assert (await bench.read("k"))[0] == 1, "it has not been told"
+    assert (await bench.read("k"))[0] == 1, "the feed has not reported it"
     assert (await bench.read("k", min_version=2))[0] == 2
     assert (await bench.read("k"))[0] == 2, "nobody here steps back"
     assert bench.source.loads == 1
@@ -253,7 +253,7 @@ async def test_a_fill_that_does_not_end_leaves_no_lease_behind(
         fill.cancel()
         with pytest.raises(asyncio.CancelledError):
             await fill
-        tiered.remote.gate.set()  # what is asked for together goes on without one who has gone
+        tiered.remote.gate.set()  # a batched get goes on without a caller that was cancelled
         async with asyncio.timeout(60):
             while not await tiered.holds_nothing_local("k"):
                 await asyncio.sleep(0)
@@ -265,38 +265,40 @@ async def test_a_fill_that_does_not_end_leaves_no_lease_behind(
     assert await tiered.holds_nothing_local("l")
 
 
-# --- what is told ---
+# --- reports ---
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
-@pytest.mark.parametrize("told", ["changed", "cut", "cut and back"])
+@pytest.mark.parametrize("event", ["changed", "cut", "cut and back"])
 async def test_a_fill_that_a_report_overtakes_is_not_kept(
-    tiered: Tiered, told: str, *, many: bool
+    tiered: Tiered, event: str, *, many: bool
 ) -> None:
     await tiered.remote.hold("k", entry_of(1))
     tiered.remote.gate.clear()
     backend = tiered.backend
     fill = asyncio.ensure_future(backend.get_many(["k"]) if many else backend.get("k"))
     await tiered.remote.at_gate.wait()
-    if told == "changed":
+    if event == "changed":
         tiered.feed.tell("other", "k")
     else:
         tiered.feed.cut()
-        if told == "cut and back":
+        if event == "cut and back":
             tiered.feed.resume()
     tiered.remote.gate.set()
     assert await fill is not None
     assert await tiered.holds_nothing_local()
 
 
-async def test_a_report_empties_what_it_names_and_nothing_else(tiered: Tiered) -> None:
+async def test_a_report_empties_the_keys_that_it_names_and_no_others(tiered: Tiered) -> None:
     for key in ("a", "b", "c"):
         await tiered.fill(key)
     tiered.feed.tell("a", "c", "unheard of")
     assert [tiered.version(key) for key in "abc"] == [None, 1, None]
 
 
-async def test_a_cut_sets_the_local_tier_aside_and_it_comes_back_empty(tiered: Tiered) -> None:
+async def test_a_cut_stops_the_use_of_the_local_tier_and_it_comes_back_empty(
+    tiered: Tiered,
+) -> None:
     await tiered.fill()
     tiered.feed.cut()
     assert tiered.version() is None
@@ -308,7 +310,7 @@ async def test_a_cut_sets_the_local_tier_aside_and_it_comes_back_empty(tiered: T
     await tiered.fill(version=3)
 
 
-async def test_silence_by_the_clock_sets_the_local_tier_aside(tiered: Tiered) -> None:
+async def test_without_a_recent_heartbeat_the_local_tier_is_not_used(tiered: Tiered) -> None:
     await tiered.fill()
     tiered.clock.now = tiered.feed.live_until
     assert tiered.version() is None
@@ -316,7 +318,7 @@ async def test_silence_by_the_clock_sets_the_local_tier_aside(tiered: Tiered) ->
     await tiered.remote.hold("k", entry_of(2))
     assert (await tiered.backend.get_many(["k"])) == {"k": entry_of(2)}
     assert tiered.feed.starts == starts + 1, "whoever needs it starts it"
-    tiered.feed.live_until += 2  # what was changed meanwhile is yet to be told
+    tiered.feed.live_until += 2  # changes that were made meanwhile are not reported yet
     assert tiered.version() is None, "what was read meanwhile is known here"
 
 
@@ -325,7 +327,7 @@ async def test_silence_by_the_clock_sets_the_local_tier_aside(tiered: Tiered) ->
 
 @pytest.mark.parametrize("change", ["publish", "purge", "purge all"])
 @pytest.mark.parametrize("how", ["made", "failed", "cancelled"])
-async def test_what_is_filled_while_this_process_changes_the_cell_is_not_kept(
+async def test_a_fill_during_a_change_of_this_process_is_not_kept(
     tiered: Tiered, change: str, how: str
 ) -> None:
     await tiered.remote.hold("k", entry_of(1))
@@ -357,7 +359,7 @@ async def test_a_remembered_version_is_not_hidden_by_the_local_tier(tiered: Tier
     assert tiered.remote.remembered == [("k", 2)]
 
 
-async def test_purged_are_both_tiers_and_the_remote_one_counts(tiered: Tiered) -> None:
+async def test_a_purge_empties_both_tiers_and_counts_in_the_remote_one(tiered: Tiered) -> None:
     for key in ("a", "b", "c"):
         await tiered.fill(key)
     tiered.feed.tell("b")

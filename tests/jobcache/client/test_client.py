@@ -480,7 +480,7 @@ REPLIES = st.lists(st.tuples(st.floats(0, 40), st.one_of(answers(), st.just(LOST
     wait=st.integers(0, 60),
     timeout=st.none() | st.floats(1, 400),
 )
-def test_whatever_comes(
+def test_any_replies_are_handled(
     replies: list[tuple[float, Reply]], chances: list[float], wait: int, timeout: float | None
 ) -> None:
     """Versions only grow, a terminal one ends it, and nobody is asked sooner than it allows."""
@@ -597,7 +597,7 @@ async def test_a_job_is_followed_through_failures(kind: str) -> None:
     assert either.client.counts.failed == 4
 
 
-async def test_what_on_progress_raises_ends_the_wait(kind: str) -> None:
+async def test_an_error_of_on_progress_ends_the_wait(kind: str) -> None:
     def raise_(job: Job) -> None:
         raise LookupError(job.version)
 
@@ -625,7 +625,7 @@ async def test_the_asynchronous_client_awaits_on_progress() -> None:
     assert order == ["request", "version 1", "request", "version 2"]
 
 
-async def test_making_a_job_is_repeated_under_one_key_and_moving_it_is_not(kind: str) -> None:
+async def test_creating_a_job_is_repeated_under_one_key_and_a_transition_is_not(kind: str) -> None:
     seen: list[httpx.Request] = []
     made = Response(202, {"etag": '"1-0"'}, body(1, "pending"))
     lost = httpx.ReadError("reset")

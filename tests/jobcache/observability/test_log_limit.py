@@ -9,7 +9,7 @@ from jobcache.resilience.circuit_breaker import Breaker
 from tests.subjects import FakeClock
 
 
-def test_the_rest_of_a_minute_is_counted_and_told_of_in_the_next() -> None:
+def test_omitted_lines_are_counted_and_reported_in_the_next_minute() -> None:
     clock = FakeClock()
     limit = LogLimit(2, clock)
     assert [limit.admit() for _ in range(5)] == ["", "", None, None, None]

@@ -129,7 +129,7 @@ def test_a_body_is_checked_once(size: int) -> None:
     assert [key for key, _ in checked] == ["k", "k", "l"]
 
 
-def test_what_is_no_document_or_large_is_not_checked() -> None:
+def test_missing_documents_and_large_bodies_are_not_checked() -> None:
     def refuse(key: str, body: bytes) -> None:
         raise ZeroDivisionError(key, body)
 

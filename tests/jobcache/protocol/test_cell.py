@@ -47,7 +47,7 @@ def test_an_unreadable_cell_is_left_by_a_lease_and_replaced_by_everything_else()
 
 
 @pytest.mark.parametrize("held", CELLS)
-def test_the_effect_of_a_step_tells_what_becomes_of_the_cell(held: Cell) -> None:
+def test_the_effect_of_a_step_says_what_the_store_has_to_do(held: Cell) -> None:
     steps: list[CellStep[object]] = [CellStep(*step) for _, _, step in publishes(held)]
     steps += [CellStep(*table.fence(held, "w")), CellStep(*table.purge(held))]
     if held is not UNREADABLE:
@@ -64,7 +64,7 @@ def test_the_effect_of_a_step_tells_what_becomes_of_the_cell(held: Cell) -> None
 
 @pytest.mark.parametrize("held", CELLS)
 def test_a_step_that_is_repeated_changes_nothing(held: Cell) -> None:
-    """A client library may retry what it does not know the outcome of."""
+    """A client library may retry an operation whose outcome it does not know."""
     assert table.fence(table.fence(held, "w").cell, "w").cell == table.fence(held, "w").cell
     assert table.purge(table.purge(held).cell) == (table.purge(held).cell, False, Effect.NONE)
     if held is not UNREADABLE:

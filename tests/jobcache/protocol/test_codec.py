@@ -1,4 +1,4 @@
-"""Cells as bytes: what comes back, and that nothing but a cell of ours is taken for one."""
+"""Cells as bytes: they are decoded as they were encoded, and foreign bytes are refused."""
 
 from __future__ import annotations
 

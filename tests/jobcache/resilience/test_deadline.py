@@ -1,4 +1,4 @@
-"""Deadlines: met or missed, once; and no timer outlives who waits."""
+"""Deadlines are met or missed once, and no timer outlives its waiter."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_a_deadline_is_missed_once() -> None:
     assert missed.empty()
 
 
-async def test_who_waits_for_a_task_and_goes_leaves_it_alone_and_no_timer() -> None:
+async def test_a_cancelled_waiter_leaves_the_task_alone_and_no_timer() -> None:
     task = asyncio.create_task(asyncio.Event().wait())
     waiting = asyncio.create_task(ends_within(60, task))
     await asyncio.sleep(0)

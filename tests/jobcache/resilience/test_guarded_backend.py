@@ -1,4 +1,4 @@
-"""The guard: deadlines, the breaker, and telling the store what it missed before it is used."""
+"""The guard: deadlines, the circuit breaker, and the replay of missed operations."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ async def test_a_few_failures_in_a_row_open_the_breaker(rig: Rig) -> None:
     assert rig.store.calls == calls, "an open breaker asks the store nothing"
 
 
-async def test_a_store_that_failed_without_a_word_is_set_aside_like_any_other(rig: Rig) -> None:
+async def test_a_store_that_fails_without_a_message_opens_the_circuit(rig: Rig) -> None:
     async def get_many(keys: Sequence[str]) -> Mapping[str, Entry]:
         rig.store.calls += 1
         raise CacheUnavailable
@@ -225,7 +225,7 @@ async def test_an_unreadable_cell_is_no_failure_of_the_store(rig: Rig) -> None:
     assert rig.guard.condition().available
 
 
-async def test_nobody_waits_longer_than_the_deadline(rig: Rig) -> None:
+async def test_no_caller_waits_longer_than_the_deadline(rig: Rig) -> None:
     rig.store.hangs = asyncio.Event()
     with pytest.raises(CacheUnavailable, match=r"no answer within 0\.02 s"):
         await rig.guard.get("k")
@@ -236,7 +236,7 @@ async def test_nobody_waits_longer_than_the_deadline(rig: Rig) -> None:
         await asyncio.sleep(0)
 
 
-async def test_an_answer_after_the_deadline_is_nobodys(rig: Rig) -> None:
+async def test_an_answer_after_the_deadline_is_dropped(rig: Rig) -> None:
     rig.store.hangs = asyncio.Event()
     reading = rig.guard.get_many_future(["k"])
     with pytest.raises(CacheUnavailable, match=r"no answer within 0\.02 s"):
@@ -246,7 +246,7 @@ async def test_an_answer_after_the_deadline_is_nobodys(rig: Rig) -> None:
     assert str(reading.exception()) == "no answer within 0.02 s"
 
 
-async def test_a_caller_that_has_gone_takes_nobody_else_along(
+async def test_a_cancelled_caller_does_not_cancel_others(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
     rig.store.hangs = asyncio.Event()
@@ -287,7 +287,7 @@ def test_an_optional_ability_is_the_backends(ability: type) -> None:
     assert not isinstance(GuardedBackend(Plain(Able())), ability)
 
 
-async def test_who_waits_while_it_closes_is_told(rig: Rig) -> None:
+async def test_a_waiter_is_answered_when_the_cache_closes(rig: Rig) -> None:
     rig.store.hangs = asyncio.Event()
     waiting = [asyncio.create_task(rig.guard.get("k"))]
     await asyncio.sleep(0.005)
@@ -299,7 +299,7 @@ async def test_who_waits_while_it_closes_is_told(rig: Rig) -> None:
     rig.store.hangs.set()
 
 
-async def test_who_is_cancelled_as_a_fence_goes_late_is_heard_of_once(
+async def test_a_caller_cancelled_as_its_fence_becomes_overdue_is_noted_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     rig = Rig(Store())
@@ -345,7 +345,7 @@ async def test_a_get_that_is_not_sent_before_the_guard_is_closed_fails(rig: Rig)
 async def test_after_a_deadline_of_silence_reads_do_not_wait_and_one_probe_decides(
     rig: Rig,
 ) -> None:
-    """Or polls that come one after the other would each wait for a deadline of their own."""
+    """Otherwise each of several polls in sequence would wait for a deadline of its own."""
     rig.store.hangs = hangs = asyncio.Event()
     gets = BatchedGets(rig.guard)
     waiting = [gets.get(f"k{number}") for number in range(5)]
@@ -365,7 +365,7 @@ async def test_after_a_deadline_of_silence_reads_do_not_wait_and_one_probe_decid
     hangs.set()
 
 
-async def test_an_answer_to_what_began_earlier_does_not_put_off_the_probe(rig: Rig) -> None:
+async def test_an_answer_to_an_earlier_operation_does_not_delay_the_probe(rig: Rig) -> None:
     """The store hangs between two answers, as it does where there is always something under way."""
     rig.store.hangs = first = asyncio.Event()
     answered = asyncio.create_task(rig.guard.get("k"))
@@ -405,7 +405,7 @@ async def until_open(rig: Rig) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_a_silent_store_that_was_set_aside_a_moment_ago_is_still_fenced(rig: Rig) -> None:
+async def test_an_unresponsive_store_is_still_fenced_for_a_moment(rig: Rig) -> None:
     """So that others have noticed, too, before something is committed that they do not hear of."""
     rig.store.hangs = hangs = asyncio.Event()
     with pytest.raises(CacheUnavailable):
@@ -424,7 +424,7 @@ async def test_a_silent_store_that_was_set_aside_a_moment_ago_is_still_fenced(ri
     hangs.set()
 
 
-async def test_a_full_store_hears_of_writes_although_it_is_set_aside(rig: Rig) -> None:
+async def test_a_full_store_receives_writes_although_its_circuit_is_open(rig: Rig) -> None:
     """It empties the cell; another process may still be reading there."""
     await rig.guard.lease("k", "r")
     await rig.guard.publish("k", "r", entry_of(1))
@@ -490,7 +490,7 @@ async def test_probes_come_from_one_task_with_growing_jittered_pauses(rig: Rig) 
     assert len(set(pauses)) > 5, "they are jittered"
 
 
-async def test_what_was_missed_is_repeated_before_the_cache_is_read_again(rig: Rig) -> None:
+async def test_missed_operations_are_replayed_before_the_cache_is_read_again(rig: Rig) -> None:
     """Without that, the old version would be served until it expired."""
     await rig.guard.lease("k", "r")
     await rig.guard.publish("k", "r", entry_of(1))
@@ -507,7 +507,7 @@ async def test_what_was_missed_is_repeated_before_the_cache_is_read_again(rig: R
     assert await rig.guard.get("k") is None
 
 
-async def test_what_was_stored_before_an_outage_is_confirmed_before_it_is_served(rig: Rig) -> None:
+async def test_entries_from_before_an_outage_are_confirmed_before_they_are_served(rig: Rig) -> None:
     """Another process may have missed a publish, and comes back after this one."""
     cache, source = JobCache(rig.guard, clock_ms=lambda: rig.now_ms), Source()
     source.versions |= {"old": 1, "same": 7}
@@ -538,7 +538,7 @@ async def test_what_was_stored_before_an_outage_is_confirmed_before_it_is_served
     await cache.aclose()
 
 
-async def test_what_cannot_be_confirmed_is_served_as_stale(rig: Rig) -> None:
+async def test_an_entry_that_cannot_be_confirmed_is_served_as_stale(rig: Rig) -> None:
     cache, source = JobCache(rig.guard, clock_ms=lambda: rig.now_ms), Source()
     source.versions["k"] = 1
     await cache.read("k", lambda: source.load("k"))
@@ -551,7 +551,7 @@ async def test_what_cannot_be_confirmed_is_served_as_stale(rig: Rig) -> None:
     await cache.aclose()
 
 
-async def test_polls_during_an_outage_are_one_note_to_a_key(rig: Rig) -> None:
+async def test_polls_during_an_outage_add_one_operation_per_key(rig: Rig) -> None:
     """Or a busy job alone would be too much to remember, and cost everybody the whole cache."""
     cache, source = JobCache(rig.guard), Source()
     source.versions["k"] = 1
@@ -569,7 +569,7 @@ async def test_polls_during_an_outage_are_one_note_to_a_key(rig: Rig) -> None:
     await cache.aclose()
 
 
-async def test_polls_while_the_store_is_told_do_not_keep_it_away(rig: Rig) -> None:
+async def test_polls_during_the_replay_do_not_keep_the_circuit_open(rig: Rig) -> None:
     """A key noted anew while its note is repeated does not begin the round again."""
     cache, source = JobCache(rig.guard), Source()
     source.versions |= {f"k{number}": 1 for number in range(3)}
@@ -591,7 +591,7 @@ async def test_polls_while_the_store_is_told_do_not_keep_it_away(rig: Rig) -> No
     await cache.aclose()
 
 
-async def test_a_poll_under_way_while_the_store_was_told_does_not_unsettle_its_key(
+async def test_a_poll_during_the_replay_does_not_make_its_key_pending(
     rig: Rig,
 ) -> None:
     """Of a job that is polled all the time some poll always is, and no hit would ever come back."""
@@ -607,7 +607,7 @@ async def test_a_poll_under_way_while_the_store_was_told_does_not_unsettle_its_k
     assert rig.guard.condition().pending == 1, "of this the store has not heard"
 
 
-async def test_what_a_store_heard_before_it_failed_does_not_count(rig: Rig) -> None:
+async def test_versions_received_before_a_failure_do_not_count(rig: Rig) -> None:
     await rig.break_it()
     rig.guard.remember("k", 2)
     rig.store.away = False
@@ -619,7 +619,7 @@ async def test_what_a_store_heard_before_it_failed_does_not_count(rig: Rig) -> N
     assert rig.guard.condition().pending == 1
 
 
-async def test_a_step_given_up_was_not_heard(rig: Rig) -> None:
+async def test_an_operation_that_was_given_up_was_not_received(rig: Rig) -> None:
     await rig.break_it()
     rig.guard.remember("k", 2)
     rig.store.away = False
@@ -634,8 +634,8 @@ async def test_a_step_given_up_was_not_heard(rig: Rig) -> None:
     assert rig.guard.condition().pending == 1
 
 
-async def test_a_fence_another_writer_left_hears_of_the_missed_version(rig: Rig) -> None:
-    """A purge would leave that fence as it is, and its writer would bring the old version back."""
+async def test_a_fence_of_another_writer_gets_the_missed_version(rig: Rig) -> None:
+    """A purge would leave that fence, and its writer would bring the old version back."""
     await rig.store.fence("k", "other")  # commits v2 in another process
     await rig.break_it()
     with pytest.raises(CacheUnavailable):
@@ -648,7 +648,7 @@ async def test_a_fence_another_writer_left_hears_of_the_missed_version(rig: Rig)
     assert await rig.guard.get("k") is None
 
 
-async def test_one_lost_publish_suspends_its_key_only_and_only_until_it_is_repeated(
+async def test_one_lost_publish_makes_only_its_key_pending_until_it_is_replayed(
     rig: Rig,
 ) -> None:
     for key in ("k", "other"):
@@ -669,7 +669,7 @@ async def test_one_lost_publish_suspends_its_key_only_and_only_until_it_is_repea
     assert await rig.guard.lease("k", "r2") is LeaseResult.ACQUIRED
 
 
-async def test_a_lost_fence_suspends_nothing_for_its_writer_will_publish(rig: Rig) -> None:
+async def test_a_lost_fence_makes_no_key_pending(rig: Rig) -> None:
     rig.store.away = True
     with pytest.raises(CacheUnavailable):
         await rig.guard.fence("k", "w")
@@ -678,7 +678,7 @@ async def test_a_lost_fence_suspends_nothing_for_its_writer_will_publish(rig: Ri
     assert await rig.guard.get("k") is None
 
 
-async def test_a_fence_that_lands_after_its_writer_has_gone_is_withdrawn(rig: Rig) -> None:
+async def test_a_fence_that_arrives_after_its_writer_has_ended_is_withdrawn(rig: Rig) -> None:
     """Or it would hold up its key for as long as a fence lives."""
     rig.store.hangs = hangs = asyncio.Event()
     fencing = asyncio.create_task(rig.guard.fence("k", "w"))
@@ -753,7 +753,7 @@ async def test_a_late_success_settles_an_operation_that_its_deadline_left_pendin
     assert rig.guard.condition().pending == 0
 
 
-async def test_an_operators_purge_is_made_good(rig: Rig) -> None:
+async def test_a_purge_that_failed_is_repeated(rig: Rig) -> None:
     await rig.guard.lease("k", "r")
     await rig.guard.publish("k", "r", entry_of(1))
     await rig.break_it()
@@ -780,7 +780,7 @@ async def test_too_much_to_remember_empties_the_namespace(rig: Rig) -> None:
     assert await rig.guard.get("innocent") is None
 
 
-async def test_what_is_missed_while_everything_is_purged_is_not_forgotten(rig: Rig) -> None:
+async def test_an_operation_missed_during_a_purge_of_everything_is_kept(rig: Rig) -> None:
     """Another process stores the old version behind the purge, and a write goes by it."""
     await rig.break_it()
     for number in range(60):
@@ -851,7 +851,7 @@ async def test_steps_are_bounded_however_few_their_keys(rig: Rig) -> None:
     assert rig.guard.condition().pending is None
 
 
-async def test_the_breaker_stays_open_while_the_missed_cannot_be_repeated(
+async def test_the_circuit_stays_open_while_missed_operations_cannot_be_replayed(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
     await rig.break_it()
@@ -921,7 +921,7 @@ async def test_a_store_that_is_always_late_is_away(rig: Rig) -> None:
     await until_open(rig)
 
 
-async def test_whatever_a_backend_raises_is_an_error_of_the_cache(
+async def test_every_exception_of_a_backend_becomes_a_cache_error(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def buggy(keys: Sequence[str]) -> Mapping[str, Entry]:
@@ -934,7 +934,7 @@ async def test_whatever_a_backend_raises_is_an_error_of_the_cache(
     assert caplog.text.count("raised an unexpected error") == 1
 
 
-async def test_a_bypass_tells_the_cache_what_it_saw(rig: Rig) -> None:
+async def test_a_bypass_reports_the_version_that_it_loaded(rig: Rig) -> None:
     """One get is lost; what its reader then loads and returns is not undercut by the next read."""
     cache, source = JobCache(rig.guard), Source()
     source.versions["k"] = 1

@@ -5,7 +5,7 @@ python greenlets.py early|late {"thread": false, …} memory|redis|tiered REDIS_
 It patches the process before or after it imports jobcache, with these arguments.
 """
 
-# ruff: noqa: E402, PLC0415 - what is imported when is what is tested
+# ruff: noqa: E402, PLC0415 - the order of imports is tested
 
 from __future__ import annotations
 

@@ -77,8 +77,8 @@ def test_methods_parameters_and_documentation_are_the_asynchronous_ones(
     assert mine.keys() == asynchronous.keys()
     for name, method in mine.items():
         assert shape(method) == shape(asynchronous[name]), name
-        told = re.sub(r"\b(async|await) ", "", inspect.getdoc(asynchronous[name]) or "")
-        assert name == "close" or told in (inspect.getdoc(method) or ""), name
+        text = re.sub(r"\b(async|await) ", "", inspect.getdoc(asynchronous[name]) or "")
+        assert name == "close" or text in (inspect.getdoc(method) or ""), name
         assert not inspect.iscoroutinefunction(method)
 
 
@@ -249,7 +249,7 @@ def test_a_load_may_use_the_cache(memory: JobCache) -> None:
     assert version == 5
 
 
-def test_what_makes_a_backend_may_fail_and_is_tried_again() -> None:
+def test_a_factory_that_fails_is_called_again() -> None:
     tries = iter([SettingsError("REDIS_URL", "x", "y"), None])
 
     def make() -> MemoryBackend:
@@ -324,7 +324,7 @@ def test_readers_and_writers_in_threads_never_see_an_older_version(cache: JobCac
 # --- waiting ---
 
 
-def test_who_waits_is_told_of_a_write_in_another_thread(cache: JobCache) -> None:
+def test_a_waiter_is_woken_by_a_write_in_another_thread(cache: JobCache) -> None:
     source = Source(k=1)
     assert cache.wait_for_newer("k", source.load, 0, timeout=60) is not None, "newer already"
     assert cache.wait_for_newer("k", source.load, 1, timeout=0) is None
@@ -333,13 +333,13 @@ def test_who_waits_is_told_of_a_write_in_another_thread(cache: JobCache) -> None
         while cache.info().waiting != (1, 1):
             time.sleep(0.001)
         write(cache, source)
-        told = waiting.result(10)
-    assert told is not None
-    assert told.entry.version == 2
+        result = waiting.result(10)
+    assert result is not None
+    assert result.entry.version == 2
 
 
-def test_who_waits_goes_on_with_a_load_of_its_own_when_another_has_left() -> None:
-    """Two wait for one key: the checks ask the load of whoever came last."""
+def test_a_waiter_loads_itself_when_the_loading_caller_has_left() -> None:
+    """Two callers wait for one key: the reads use the load of the last one."""
     source = Source(k=1)
     threads = set[int]()
     often = PollIntervals(with_feed=0.02, without_feed=0.02)
@@ -359,7 +359,7 @@ def test_who_waits_goes_on_with_a_load_of_its_own_when_another_has_left() -> Non
     assert source.threads == {threading.get_ident(), *threads}
 
 
-def test_those_who_wait_are_told_when_nobody_is_to_wait_any_more(memory: JobCache) -> None:
+def test_waiters_are_answered_when_waiting_is_cancelled(memory: JobCache) -> None:
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(memory.wait_for_newer, "k", Source(k=1).load, 1, timeout=60)
         while memory.info().waiting != (1, 1):
@@ -371,7 +371,7 @@ def test_those_who_wait_are_told_when_nobody_is_to_wait_any_more(memory: JobCach
 # --- the end ---
 
 
-def test_a_closed_cache_says_so_to_those_who_wait_and_those_who_come_later() -> None:
+def test_a_closed_cache_raises_cache_closed_to_present_and_later_callers() -> None:
     cache, source = JobCache(MEMORY), Source(k=1)
     loading, may_go_on = threading.Event(), threading.Event()
 

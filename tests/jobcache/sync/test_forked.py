@@ -46,27 +46,27 @@ class Child:
             try:
                 os.write(writing, json.dumps(function()).encode())
                 status = 0
-            except BaseException as error:  # noqa: BLE001 - the parent is told
+            except BaseException as error:  # noqa: BLE001 - reported to the parent
                 os.write(writing, json.dumps(repr(error)).encode())
             finally:
                 os._exit(status)
         os.close(writing)
 
     def result(self) -> Any:
-        told = b""
+        output = b""
         try:
             while select.select([self._reading], [], [], 15)[0]:
                 part = os.read(self._reading, 65536)
                 if not part:
                     break
-                told += part
+                output += part
             else:
                 os.kill(self.pid, signal.SIGKILL)
         finally:
             os.close(self._reading)
             _, status = os.waitpid(self.pid, 0)
-        assert status == 0, told
-        return json.loads(told)
+        assert status == 0, output
+        return json.loads(output)
 
 
 def connections(cache: JobCache) -> set[int]:
@@ -238,7 +238,7 @@ print(cache.read("k", load).entry.version, flush=True)
 
 @forking
 def test_a_child_may_exit_as_any_program_does(redis_url: str) -> None:
-    """What it inherited is not collected on the way out, with complaints about open sockets."""
+    """Inherited objects are not collected at its exit, with warnings about open sockets."""
     with redis_client.Redis.from_url(redis_url) as raw:
         raw.flushall()
     result = subprocess.run(

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def run(*arguments: str, limit: float = 90) -> str:
-    """Run Python with these arguments; return what it printed to standard output."""
+    """Run Python with these arguments; return its standard output."""
     result = subprocess.run(
         [sys.executable, "-X", "faulthandler", *arguments],
         cwd=ROOT,

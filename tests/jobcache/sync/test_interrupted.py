@@ -123,7 +123,7 @@ def test_a_write_that_waits_for_a_store_that_hangs_can_be_interrupted() -> None:
         assert source.ends == [Alarm]
 
 
-def test_who_is_interrupted_waiting_leaves_the_others_load_alone(memory: JobCache) -> None:
+def test_an_interrupted_waiter_leaves_the_load_of_another_alone(memory: JobCache) -> None:
     source, loading, may_go_on = Source(k=1), threading.Event(), threading.Event()
 
     def slow() -> Document | None:
@@ -197,7 +197,7 @@ class Strike:
 def test_a_call_may_be_struck_at_every_place_it_comes_by(
     touch: Callable[[JobCache, Source], object], backend: Callable[[], CacheBackend]
 ) -> None:
-    """Of the library and of `contextlib`. What others wait for is done, or given up for good."""
+    """Lines of the library and `contextlib`; work that others wait for is done or given up."""
     files = ("jobcache/sync/cache.py", "jobcache/sync/_loop_thread.py", "contextlib.py")
     source = Source(k=1)
     struck = 0
@@ -251,7 +251,7 @@ def test_signals_at_any_moment_tear_nothing() -> None:
     assert source.threads == {threading.get_ident()}
 
 
-def test_who_waits_for_a_newer_version_can_be_interrupted() -> None:
+def test_a_wait_for_a_newer_version_can_be_interrupted() -> None:
     with JobCache(MEMORY) as cache:
         threading.Timer(0.02, interrupt).start()
         with pytest.raises(Alarm):

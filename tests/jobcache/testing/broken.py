@@ -25,7 +25,7 @@ class Fault:
     changes: tuple[tuple[str, str], ...]
 
     def load(self) -> ModuleType:
-        """Return the module so changed; the real one stays as it is."""
+        """Return a changed copy of the module."""
         name = f"jobcache.{self.module}"
         path = sys.modules[name].__file__
         assert path is not None

@@ -1,4 +1,4 @@
-"""Every backend keeps the contract, and the suite that says so can tell when one does not."""
+"""Every backend keeps the contract, and the suite detects backends that do not."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def _name(check: Check) -> str:
 
 @pytest.mark.parametrize("subject", [*BACKENDS, *PAIRS], indirect=True)
 @pytest.mark.parametrize("check", conformance.SAFETY, ids=_name)
-async def test_no_backend_serves_what_is_wrong(subject: Subject, check: Check) -> None:
+async def test_no_backend_serves_a_wrong_entry(subject: Subject, check: Check) -> None:
     await check(subject)
 
 
 @pytest.mark.parametrize("subject", [*KEEPING, *PAIRS], indirect=True)
 @pytest.mark.parametrize("check", conformance.KEEPING, ids=_name)
-async def test_every_backend_keeps_what_is_right(subject: Subject, check: Check) -> None:
+async def test_every_backend_keeps_a_right_entry(subject: Subject, check: Check) -> None:
     await check(subject)
 
 
-# --- backends with one guard removed, each to be found out by its own schedule ---
+# --- backends without one of the guards: each is detected by its own schedule ---
 
 
 async def _failing(subject: Callable[[], Subject]) -> list[str]:
@@ -60,20 +60,20 @@ async def _failing(subject: Callable[[], Subject]) -> list[str]:
 
 
 @pytest.mark.parametrize("guard", GUARDS)
-async def test_a_transition_table_without_a_guard_is_found_out(guard: str) -> None:
+async def test_a_transition_table_without_a_guard_is_detected(guard: str) -> None:
     broken = memory_on(broken_table(BROKEN_TABLE[guard]))
     failing = await _failing(lambda: MemorySubject(broken))
     assert guard.replace(" ", "_").replace("'", "") in failing
 
 
 @pytest.mark.parametrize("decision", OTHER_TABLES)
-async def test_a_transition_table_that_decides_otherwise_is_found_out(decision: str) -> None:
+async def test_a_wrong_transition_table_is_detected(decision: str) -> None:
     broken = memory_on(broken_table(OTHER_TABLES[decision]))
     assert await _failing(lambda: MemorySubject(broken)) != []
 
 
 @pytest.mark.parametrize("guard", GUARDS)
-async def test_a_script_without_a_guard_is_found_out(
+async def test_a_script_without_a_guard_is_detected(
     guard: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script, whole, broken = BROKEN_SCRIPTS[guard]
@@ -86,7 +86,7 @@ async def test_a_script_without_a_guard_is_found_out(
 
 
 def test_a_failure_says_what_was_expected_and_found_in_any_test_framework() -> None:
-    """In a program of its own: pytest rewrites the assertions of what it imports."""
+    """Run in a separate program: pytest rewrites the assertions of modules that it imports."""
     program = """
 import asyncio
 from jobcache.backends.memory import MemoryBackend
@@ -145,7 +145,7 @@ async def test_a_failure_says_where_two_entries_differ() -> None:
     assert len(str(raised.value)) < 1000, "nobody wants to see the whole body"
 
 
-async def test_an_operation_that_raises_is_told_with_what_led_to_it() -> None:
+async def test_an_operation_that_raises_is_shown_with_the_calls_before_it() -> None:
     class Broken(MemoryBackend):
         async def fence(self, key: str, token: str) -> None:
             raise CacheUnavailable("the disk is full")

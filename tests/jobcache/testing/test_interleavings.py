@@ -1,4 +1,4 @@
-"""Whatever a store does wrong between a read and a write is found, and it is found every time."""
+"""A store with a fault between a read and a write is detected every time."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ async def test_a_store_that_fails_is_no_finding() -> None:
         await interleavings.check(Fails())
 
 
-async def test_the_backend_is_as_it_was_afterwards() -> None:
+async def test_the_backend_is_unchanged_afterwards() -> None:
     backend = DictionaryBackend()
     await interleavings.check(backend, interleavings.SCENARIOS[:1])
     assert not {"read", "compare_and_set", "delete"} & set(vars(backend))

@@ -118,7 +118,7 @@ def test_no_schedule_of_few_processes_goes_wrong(small: Simulator, states: int) 
     ids=str,
 )
 def test_no_schedule_with_few_switches_goes_wrong(large: Simulator, *, long: bool) -> None:
-    """None in the short run: whoever can go on does."""
+    """No switch in the short run: an actor goes on as long as it can."""
     with in_memory() as explorer:
         if long:
             in_order(explorer.exhaust(large, switches=1, most=2500))
@@ -180,7 +180,7 @@ def test_a_backend_that_keeps_nothing_is_always_right() -> None:
         in_order(explorer.search(simulator("RRW W", 3), seed="null", runs=100))
 
 
-# --- whatever is broken is found ---
+# --- every fault in the code is found ---
 
 # A small simulation whole; then a larger one, in which nobody is left waiting more than once.
 BACKENDS = [(simulator("R W", 2, "evict die"), None), (simulator("R W W", 2, "evict die"), 1)]
@@ -284,13 +284,13 @@ def found(explorer: Explorer, name: str, *simulations: tuple[Simulator, int | No
 
 
 @pytest.mark.parametrize("guard", GUARDS)
-def test_a_transition_table_without_a_guard_is_found_out(guard: str) -> None:
+def test_a_transition_table_without_a_guard_is_detected(guard: str) -> None:
     with in_memory(memory_on(broken_table(BROKEN_TABLE[guard]))) as explorer:
         found(explorer, guard, *BACKENDS)
 
 
 @pytest.mark.parametrize("guard", GUARDS)
-def test_a_script_without_a_guard_is_found_out(
+def test_a_script_without_a_guard_is_detected(
     guard: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script, whole, broken = BROKEN_SCRIPTS[guard]
@@ -307,7 +307,7 @@ def test_a_script_without_a_guard_is_found_out(
     FOUND_IN,
     ids=[f"{name}, {where}".replace(" ", "-") for name, _, where, _ in FOUND_IN],
 )
-def test_a_cache_or_guard_that_is_broken_is_found_out(
+def test_a_broken_cache_or_guard_is_detected(
     name: str, among: dict[str, Fault], where: Simulator, switches: int
 ) -> None:
     with in_memory(parts=parts(among[name])) as explorer:
@@ -319,14 +319,12 @@ def test_a_cache_or_guard_that_is_broken_is_found_out(
     LOCAL_FOUND_IN,
     ids=[name.replace(" ", "-") for name, _, _ in LOCAL_FOUND_IN],
 )
-def test_two_tiers_that_are_broken_are_found_out(
-    name: str, where: Simulator, switches: int | None
-) -> None:
+def test_broken_tiers_are_detected(name: str, where: Simulator, switches: int | None) -> None:
     with in_memory(parts=parts(TIERED[name])) as explorer:
         found(explorer, name, (where, switches))
 
 
-def test_an_answer_that_spares_the_lease_of_another_is_found_out() -> None:
+def test_a_result_that_leaves_the_lease_of_another_is_detected() -> None:
     # Two fills side by side, the slower with the older version: of all schedules a random few.
     where = replace(simulator("MR W", 1, "slow", tiered=True), reads=2)
     with in_memory(parts=parts(TIERED["an answer spares the lease of another"])) as explorer:

@@ -95,7 +95,7 @@ async def test_an_unreadable_cell_is_a_bypass_and_heals(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_an_unreadable_cell_among_many_spoils_only_itself(
+async def test_an_unreadable_cell_among_many_affects_no_other(
     url: str, raw: redis.Redis, kind: str
 ) -> None:
     cache = JobCache(RedisBackend(url))
@@ -219,7 +219,7 @@ async def test_many_gets_are_one_command(url: str, raw: redis.Redis) -> None:
     await backend.aclose()
 
 
-async def test_a_caller_that_goes_away_takes_nobodys_answer_along(url: str) -> None:
+async def test_a_caller_that_leaves_takes_no_result_of_another_caller(url: str) -> None:
     backend = RedisBackend(url)
     await backend.lease("k", "r")
     await backend.publish("k", "r", entry_of(1))
@@ -232,7 +232,7 @@ async def test_a_caller_that_goes_away_takes_nobodys_answer_along(url: str) -> N
     await backend.aclose()
 
 
-async def test_a_lost_batch_is_an_error_to_each_who_shared_it() -> None:
+async def test_a_lost_batch_is_an_error_for_each_of_its_callers() -> None:
     with RedisServer() as server:
         backend = RedisBackend(server.url)
         await backend.ping()
@@ -245,7 +245,7 @@ async def test_a_lost_batch_is_an_error_to_each_who_shared_it() -> None:
 
 
 @pytest.mark.parametrize("prepare", [by_the_pool, lambda backend: backend])
-async def test_nobody_starves_for_a_connection(
+async def test_no_caller_starves_for_a_connection(
     prepare: Callable[[RedisBackend], RedisBackend], url: str
 ) -> None:
     """Many who ask without a pause, and fewer connections than they are."""
@@ -294,7 +294,9 @@ async def test_without_memory_nothing_old_is_served() -> None:
         await backend.aclose()
 
 
-async def test_a_full_redis_is_set_aside_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_full_redis_opens_the_circuit_with_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with RedisServer() as server, redis.Redis.from_url(server.url) as raw:
         cache = JobCache(make_backend(CacheSettings(backend="redis", redis_url=server.url)))
         raw.config_set("maxmemory", 1)

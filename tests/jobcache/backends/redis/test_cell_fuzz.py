@@ -35,7 +35,7 @@ from tests.subjects import REDIS_SERVERS
 
 
 def lead(incarnation_id: bytes) -> list[bytes]:
-    """The fields between a cell's kind and what is its own."""
+    """The fields after the kind that all cells have."""
     return [incarnation_id]
 
 
@@ -65,7 +65,7 @@ def _fired() -> None:
 
 
 class Armed:
-    """Whoever unpickles it is found out."""
+    """Its unpickling would be noticed."""
 
     fired = False
 
@@ -185,7 +185,7 @@ def remade(cell: Cell, incarnation_id: bytes) -> bytes:
             return b""
 
 
-def test_a_damaged_cell_is_read_right_or_not_at_all(*, long: bool) -> None:
+def test_a_damaged_cell_is_read_correctly_or_not_at_all(*, long: bool) -> None:
     @settings(max_examples=1000 if long else 400, deadline=None)
     @given(cell=cells(b"a1"))
     @example(cell=PICKLE)
@@ -311,11 +311,11 @@ async def done(backend: RedisBackend, operation: tuple[object, ...]) -> object:
 def test_the_scripts_treat_a_cell_as_python_reads_it(
     url: str, raw: redis.Redis, *, long: bool
 ) -> None:
-    """What Python cannot read the scripts may take for what it resembles, but never serve.
+    """The scripts may accept a cell that Python cannot read, but it is never served.
 
     The scripts check no checksums, and accept numbers that no version can have. So a damaged entry
-    may set a fence's version, or stay until it expires. What is read afterwards is nothing, or what
-    the operation wrote.
+    may set a fence's version, or stay until it expires. A read afterwards returns nothing, or the
+    entry that the operation wrote.
     """
     with asyncio.Runner() as runner:
         backend = RedisBackend(url)

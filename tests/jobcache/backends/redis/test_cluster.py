@@ -63,7 +63,7 @@ class ClusterSubject:
 
 
 def primaries(cluster: RedisCluster) -> list[RedisServer]:
-    """Whoever that is after a failover."""
+    """The owner may be another one after a failover."""
     return list({cluster.owner(slot): None for slot in (0, SLOTS // 2, SLOTS - 1)})
 
 
@@ -90,7 +90,7 @@ def name_of(node: RedisServer) -> str:
 
 @asynccontextmanager
 async def two_tiered(cluster: RedisCluster) -> AsyncIterator[TieredSubject]:
-    """Two instances before flushed primaries, once they are told what changes on any of them."""
+    """Two instances on flushed primaries, once their feeds report the changes of each primary."""
     client = redis.RedisCluster(host="127.0.0.1", port=cluster.owner(0).port)
     tags = [tag_of(cluster, node) for node in primaries(cluster)]
     subject = TieredSubject(cluster.url, 2, raw=client, tags=tags)
@@ -133,7 +133,7 @@ def test_a_cluster_agrees_with_the_model(cluster: RedisCluster) -> None:
     run_machine(OnACluster, 8)
 
 
-async def test_what_is_asked_for_in_one_turn_is_one_round_trip_to_each_primary(
+async def test_commands_of_one_turn_take_one_round_trip_to_each_primary(
     subject: ClusterSubject, backend: RedisBackend
 ) -> None:
     keys = [f"job:{number}:progress" for number in range(60)]
@@ -181,7 +181,7 @@ async def test_what_is_asked_for_in_one_turn_is_one_round_trip_to_each_primary(
     assert sum(scripts for _, scripts in each) == 30
 
 
-async def test_a_bad_cell_spoils_only_its_own_answer(
+async def test_a_bad_cell_affects_no_other_poll(
     subject: ClusterSubject, backend: RedisBackend
 ) -> None:
     await store(backend, "good", 1)
@@ -214,7 +214,7 @@ async def test_the_namespace_is_emptied_on_every_primary(
     assert [client.dbsize() for client in subject.raw.values()] == [1, 1, 1]
 
 
-async def test_every_primary_is_a_place_to_listen_at_with_a_key_that_lives_there(
+async def test_every_primary_has_a_feed_with_a_key_that_it_owns(
     cluster: RedisCluster, backend: RedisBackend
 ) -> None:
     before = backend.generation
@@ -318,10 +318,10 @@ def steps(moving: Iterator[str]) -> Iterator[str]:
         yield step
 
 
-async def test_what_a_node_says_that_no_feed_listens_to_is_to_be_confirmed(
+async def test_entries_of_a_node_without_a_feed_are_confirmed(
     cluster: RedisCluster,
 ) -> None:
-    """Another process may change it there, and nobody would be told; until the map shows it."""
+    """Another process may change it there without a report, until the slot map shows the node."""
     source, newcomer = cluster.owner(SLOTS // 2), cluster.nodes[-1]
     (key,) = keys_of(cluster, source, 1)
     slot = key_slot(key.encode())
@@ -347,7 +347,7 @@ async def test_what_a_node_says_that_no_feed_listens_to_is_to_be_confirmed(
     await backend.aclose()
 
 
-async def test_tiers_hear_of_changes_on_a_node_that_gets_its_first_slot(
+async def test_changes_on_a_node_that_gets_its_first_slot_are_reported(
     cluster: RedisCluster,
 ) -> None:
     source, newcomer = cluster.owner(SLOTS // 2), cluster.nodes[-1]
@@ -357,7 +357,7 @@ async def test_tiers_hear_of_changes_on_a_node_that_gets_its_first_slot(
         await store(here, key, 1)
         await until_local(there, key, 1)
         list(cluster.move_slot(key_slot(key.encode()), newcomer))
-        await until(lambda: there.peek(key) is None)  # its old owner has told of its going
+        await until(lambda: there.peek(key) is None)  # its old owner has reported its removal
         for version in (2, 3):
             await store(here, key, version)
             await until_local(there, key, version)

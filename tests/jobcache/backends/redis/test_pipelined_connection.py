@@ -31,7 +31,7 @@ def redis_server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 async def backend(redis_server: RedisServer) -> AsyncIterator[RedisBackend]:
-    backend = RedisBackend(redis_server.url, prefix="lane:", socket_limit=LIMIT_MS / 1000)
+    backend = RedisBackend(redis_server.url, prefix="pipelined:", socket_limit=LIMIT_MS / 1000)
     for number, key in enumerate(KEYS, 1):
         await backend.lease(key, "t")
         await backend.publish(key, "t", entry_of(number))
@@ -83,7 +83,9 @@ async def test_reads_follow_each_other_on_one_connection(
     assert asked_last.count("mget") == 1
 
 
-async def test_who_goes_away_leaves_the_answers_of_the_others_theirs(backend: RedisBackend) -> None:
+async def test_cancelled_callers_do_not_shift_the_replies_of_others(
+    backend: RedisBackend,
+) -> None:
     await connection_of(backend)
     tasks = await read_in_turns(backend)
     for task in tasks[::3]:
@@ -111,7 +113,7 @@ async def test_an_overdue_answer_closes_it_and_the_next_ask_on_another(
     assert versions(entries) == list(range(1, len(KEYS) + 1))
 
 
-async def test_what_is_under_way_on_a_lost_connection_is_asked_again(
+async def test_commands_on_a_lost_connection_are_sent_again(
     backend: RedisBackend, redis_server: RedisServer
 ) -> None:
     pipelined = await connection_of(backend)
@@ -122,7 +124,7 @@ async def test_what_is_under_way_on_a_lost_connection_is_asked_again(
     assert pipelined.is_closing()
 
 
-async def test_what_the_server_says_of_its_own_accord_is_nobodys_answer(
+async def test_a_push_of_the_server_is_no_reply_to_a_command(
     backend: RedisBackend, redis_server: RedisServer
 ) -> None:
     pipelined = await connection_of(backend)
@@ -135,7 +137,7 @@ async def test_what_the_server_says_of_its_own_accord_is_nobodys_answer(
     assert server_of(backend)._reads._connection is pipelined
 
 
-async def test_an_answer_that_nobody_asked_for_is_trusted_no_more(backend: RedisBackend) -> None:
+async def test_after_an_unexpected_reply_the_connection_is_closed(backend: RedisBackend) -> None:
     pipelined = await connection_of(backend)
     pipelined.data_received(b"$1\r\nx\r\n")
     assert pipelined.is_closing()
@@ -145,7 +147,7 @@ async def test_an_answer_that_nobody_asked_for_is_trusted_no_more(backend: Redis
 async def test_with_another_parser_all_goes_by_the_pool(
     backend: RedisBackend, redis_server: RedisServer
 ) -> None:
-    without = by_the_pool(RedisBackend(redis_server.url, prefix="lane:"))
+    without = by_the_pool(RedisBackend(redis_server.url, prefix="pipelined:"))
     entries = await asyncio.gather(*await read_in_turns(without))
     assert versions(entries) == list(range(1, len(KEYS) + 1))
     await without.fence(KEYS[0], "w")
@@ -221,7 +223,7 @@ async def test_a_read_under_way_ends_when_the_backend_closes(
     assert reading.cancelled() or isinstance(reading.exception(), CacheUnavailable)
 
 
-async def test_what_is_lost_while_it_closes_is_not_sent_again(redis_server: RedisServer) -> None:
+async def test_a_command_lost_while_closing_is_not_sent_again(redis_server: RedisServer) -> None:
     backend = RedisBackend(redis_server.url, prefix="closing:")
     await backend.fence("k", "first")
     server, pipelined = server_of(backend), server_of(backend)._scripted._connection
@@ -261,7 +263,7 @@ async def slow_to_end() -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_who_needs_a_connection_shares_the_attempt_and_its_failure() -> None:
+async def test_concurrent_callers_share_one_attempt_to_connect_and_its_failure() -> None:
     attempts = 0
 
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -286,7 +288,7 @@ async def test_who_needs_a_connection_shares_the_attempt_and_its_failure() -> No
     await asyncio.sleep(0.01)
 
 
-async def test_what_cannot_be_sent_fails_its_own_turn_and_nobody_waits_for_ever(
+async def test_commands_that_cannot_be_sent_fail_their_own_batch_only(
     backend: RedisBackend,
 ) -> None:
     await backend.lease("k", "r")
@@ -299,7 +301,7 @@ async def test_what_cannot_be_sent_fails_its_own_turn_and_nobody_waits_for_ever(
     await backend.purge(["k", "good", "better"])
 
 
-async def test_closing_ends_it_and_whoever_waits(
+async def test_closing_ends_the_connection_and_its_callers(
     backend: RedisBackend, redis_server: RedisServer
 ) -> None:
     pipelined = await connection_of(backend)

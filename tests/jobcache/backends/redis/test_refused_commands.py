@@ -103,7 +103,7 @@ REFUSALS = {
         ),
     ],
 )
-async def test_what_cannot_be_done_without_is_unavailable_and_named_in_one_line(
+async def test_a_refused_required_command_is_unavailable_and_named_in_one_line(
     backend: str, refusal: str, program: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rules, command = REFUSALS[refusal]
@@ -190,7 +190,7 @@ async def test_info_alone_may_be_refused_with_one_line(
             await poll(cache)
             assert set(await poll(cache)) == {CacheOutcome.HIT}
             assert len(lines(caplog)) == 1
-            assert "does not tell its run_id" in lines(caplog)[0]
+            assert "does not report its run_id" in lines(caplog)[0]
 
 
 async def test_a_proxy_that_hides_the_server_is_not_used(
@@ -233,7 +233,7 @@ async def test_a_cluster_node_behind_a_plain_url_is_unavailable_with_one_line(
             assert "redis+cluster://" in lines(caplog)[0]
 
 
-async def test_keys_that_are_given_up_are_told_of_together(
+async def test_keys_that_are_given_up_are_logged_together(
     program: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each of these keys is refused, and nothing else."""

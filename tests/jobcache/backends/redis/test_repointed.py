@@ -225,7 +225,7 @@ async def test_a_refused_write_leaves_no_connection_on_the_old_primary(
 
 
 @pytest.mark.parametrize("moved", ["_reads", "_scripted"])
-async def test_one_connection_that_leads_elsewhere_puts_all_others_in_doubt(
+async def test_one_connection_to_another_server_makes_all_others_suspect(
     moved: str, program: Path
 ) -> None:
     """The old primary goes on as a master of its own, and takes writes and beats."""
@@ -277,7 +277,7 @@ async def test_a_feed_that_leads_elsewhere_takes_reads_and_writes_along(program:
 async def test_without_info_the_feed_still_finds_out_that_reads_go_elsewhere(
     program: Path,
 ) -> None:
-    """No connection can tell servers apart then; only the beat does, which does not come back."""
+    """Connections cannot tell the servers apart; only the missing heartbeat shows it."""
     async with primaries(program) as address:
         for server in (address.old, address.new):
             with connected(server) as raw:
@@ -319,7 +319,7 @@ async def test_a_master_that_takes_no_writes_is_not_read_from(program: Path) -> 
         await cache.read(KEY, table.load)
         assert (await cache.read(KEY, table.load)).outcome.value == "hit"
         raw.config_set("min-replicas-to-write", 1)
-        table.version += 1  # by a process that Redis could not be told by
+        table.version += 1  # by a process whose publish did not reach Redis
         async with asyncio.timeout(10):
             while (await cache.read(KEY, table.load)).entry.version < table.version:
                 await asyncio.sleep(0.01)

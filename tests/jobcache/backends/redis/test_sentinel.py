@@ -1,4 +1,4 @@
-"""Redis behind sentinels: whoever is master now, and nobody who was."""
+"""Redis behind sentinels: the present master is used, and no earlier one."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def test_a_replica_that_the_sentinels_name_is_refused(
     await backend.aclose()
 
 
-async def test_a_master_that_is_deposed_is_left_by_everybody(sentinels: RedisSentinels) -> None:
+async def test_no_connection_stays_on_a_deposed_master(sentinels: RedisSentinels) -> None:
     """It lives, and goes on taking reads and writes; who was connected to it must not stay.
 
     That a master is killed is the service's own test.

@@ -52,12 +52,12 @@ def only_server(backend: RedisBackend) -> Server:
 
 
 def cells_of(cells: Cells, _: str) -> Cells:
-    """Return the cells as they are."""
+    """Return the bytes of the cells."""
     return cells
 
 
 async def drop_connections(backend: RedisBackend) -> None:
-    """What it asks next needs new ones."""
+    """The next commands need new connections."""
     for way in (only_server(backend)._reads, only_server(backend)._scripted):
         await way.aclose()
 
@@ -200,7 +200,7 @@ async def test_a_master_that_was_demoted_and_promoted_again_serves_nothing_old(
         await here.aclose()
 
 
-async def test_meeting_a_cell_of_another_incarnation_makes_it_ask_which_one_it_is(
+async def test_a_cell_of_another_incarnation_makes_the_server_verify_its_identity(
     server: RedisServer,
 ) -> None:
     """A master without replicas changes its replication id after a while; nothing else tells."""
@@ -233,7 +233,7 @@ async def test_meeting_a_cell_of_another_incarnation_makes_it_ask_which_one_it_i
     await backend.aclose()
 
 
-async def test_a_server_that_does_not_tell_is_used_with_one_warning(
+async def test_a_server_that_refuses_info_is_used_with_one_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with RedisServer() as server:
@@ -246,7 +246,7 @@ async def test_a_server_that_does_not_tell_is_used_with_one_warning(
         assert await backend.get("k7") == entry_of(1)
         await backend.aclose()
     assert len(caplog.records) == 1
-    assert "does not tell its run_id" in caplog.text
+    assert "does not report its run_id" in caplog.text
 
 
 async def test_a_connection_that_is_given_up_while_it_is_greeted_answers_nobody_else(

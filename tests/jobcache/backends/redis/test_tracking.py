@@ -1,4 +1,4 @@
-"""The feed of changes in Redis: what it tells, and that it knows when it cannot."""
+"""The change feed of Redis: its reports, and that it notices when reports are missing."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ NO_HELLO = ("--rename-command", "HELLO", "")
 NO_CLIENT = ("--rename-command", "CLIENT", "")
 
 
-class Told:
-    """What a feed has told."""
+class Events:
+    """The events that a feed has reported."""
 
     def __init__(self) -> None:
         self.keys: list[str] = []
@@ -57,7 +57,7 @@ def feed_state(cache: JobCache) -> str:
 @asynccontextmanager
 async def following(
     url: str, *, heartbeat: float = 0.02, silence: float = 30, clock: FakeClock | None = None
-) -> AsyncIterator[tuple[TrackingFeed, Told]]:
+) -> AsyncIterator[tuple[TrackingFeed, Events]]:
     """A feed of the namespace `test:`, live. A busy machine can be silent for a second."""
     backend = RedisBackend(url, prefix="test:")
     feed = TrackingFeed(
@@ -68,12 +68,12 @@ async def following(
         silence=silence,
         clock=time.monotonic if clock is None else clock,
     )
-    told = Told()
-    feed.listen(told)
+    events = Events()
+    feed.listen(events)
     feed.start()
     try:
         await until(lambda: feed.live)
-        yield feed, told
+        yield feed, events
     finally:
         await feed.aclose()
         await backend.aclose()
@@ -98,43 +98,43 @@ def serving(program: Path, *arguments: str) -> Iterator[tuple[RedisServer, redis
         yield server, raw
 
 
-async def test_every_way_a_key_changes_is_told(program: Path, form: str) -> None:
+async def test_every_kind_of_change_is_reported(program: Path, form: str) -> None:
     """Written, deleted, expired, by a script; those of other namespaces are not."""
     with serving(program) as (server, raw):
-        async with following(server.url + form) as (feed, told):
+        async with following(server.url + form) as (feed, events):
             raw.set("test:a", 1)
             raw.set("other:x", 1)
             raw.delete("test:a")
             raw.set("test:b", 1, px=100)  # a busy machine may take longer than 1 ms to write it
             raw.eval("return redis.call('SET', KEYS[1], 1, 'KEEPTTL')", 1, "test:c")
-            await until(lambda: told.keys.count("b") >= 2)  # written, and expired
-            assert told.keys.count("a") >= 1
-            assert set(told.keys) == {"a", "b", "c"}
-            assert (told.gaps, told.resumptions) == (0, 1)
+            await until(lambda: events.keys.count("b") >= 2)  # written, and expired
+            assert events.keys.count("a") >= 1
+            assert set(events.keys) == {"a", "b", "c"}
+            assert (events.gaps, events.resumptions) == (0, 1)
             assert feed.condition().lag_us["count"] >= 1
 
 
 async def test_a_flush_is_a_gap(program: Path, form: str) -> None:
     """Which keys there were, nobody knows any more; but nothing else has been missed."""
     with serving(program) as (server, raw):
-        async with following(server.url + form) as (feed, told):
+        async with following(server.url + form) as (feed, events):
             raw.flushall()
-            await until(lambda: told.gaps == 1)
-            assert told.resumptions == 2
+            await until(lambda: events.gaps == 1)
+            assert events.resumptions == 2
             assert feed.live
             raw.set("test:a", 1)
-            await until(lambda: "a" in told.keys)
+            await until(lambda: "a" in events.keys)
 
 
 async def test_a_cut_is_noticed_at_once_and_mended(
     program: Path, form: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each connection it has, one after the other; with a line in the log for each change."""
+    """Cut each of its connections in turn; each change of its state is one line in the log."""
     with serving(program) as (server, raw):
-        async with following(server.url + form, silence=30) as (feed, told):
+        async with following(server.url + form, silence=30) as (feed, events):
             wanted = 1 if form == "" else 2  # one that is tracked; and one that is subscribed
             for number in range(wanted):
-                gaps = told.gaps
+                gaps = events.gaps
                 mine = sorted(
                     int(c["id"]) for c in raw.client_list() if set("tP") & set(c["flags"])
                 )
@@ -142,11 +142,13 @@ async def test_a_cut_is_noticed_at_once_and_mended(
                 caplog.clear()
                 with caplog.at_level(logging.WARNING, "jobcache"):
                     raw.client_kill_filter(_id=str(mine[number]))
-                    await until(lambda before=gaps: told.resumptions == told.gaps + 1 > before + 1)
+                    await until(
+                        lambda before=gaps: events.resumptions == events.gaps + 1 > before + 1
+                    )
                 assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
                 assert feed.condition().interruptions == number + 1
             raw.set("test:a", 1)
-            await until(lambda: "a" in told.keys)
+            await until(lambda: "a" in events.keys)
 
 
 async def test_silence_is_noticed_by_the_clock_alone(program: Path, form: str) -> None:
@@ -163,23 +165,23 @@ async def test_silence_is_noticed_by_the_clock_alone(program: Path, form: str) -
 async def test_a_server_that_hangs_is_not_followed(program: Path, form: str) -> None:
     """And once it goes on, it is: what has changed meanwhile may have been missed."""
     with serving(program) as (server, raw):
-        async with following(server.url + form, silence=1) as (feed, told):
+        async with following(server.url + form, silence=1) as (feed, events):
             server.pause()
             await until(lambda: not feed.live)
-            await until(lambda: told.gaps == told.resumptions)
+            await until(lambda: events.gaps == events.resumptions)
             server.resume()
             await until(lambda: feed.live)
-            assert told.resumptions == told.gaps + 1 >= 2
+            assert events.resumptions == events.gaps + 1 >= 2
             raw.set("test:a", 1)
-            await until(lambda: "a" in told.keys)
+            await until(lambda: "a" in events.keys)
 
 
 async def test_a_server_that_takes_no_writes_is_not_followed(program: Path, form: str) -> None:
-    """Writers elsewhere go on, and it has nothing to tell of what they do."""
+    """Writers of other keys go on, and the feed does not report their changes."""
     with serving(program) as (server, raw):
-        async with following(server.url + form) as (feed, told):
+        async with following(server.url + form) as (feed, events):
             raw.replicaof("127.0.0.1", "1")
-            await until(lambda: told.gaps == 1)
+            await until(lambda: events.gaps == 1)
             assert not feed.live
             raw.replicaof("NO", "ONE")
             await until(lambda: feed.live)
@@ -187,11 +189,11 @@ async def test_a_server_that_takes_no_writes_is_not_followed(program: Path, form
 
 async def test_without_hello_the_older_form_is_taken(program: Path) -> None:
     with serving(program, *NO_HELLO) as (server, raw):
-        async with following(server.url) as (feed, told):
+        async with following(server.url) as (feed, events):
             raw.set("test:a", 1)
-            await until(lambda: "a" in told.keys)
+            await until(lambda: "a" in events.keys)
             raw.flushall()
-            await until(lambda: told.gaps == 1)
+            await until(lambda: events.gaps == 1)
             assert feed.live
 
 
@@ -221,16 +223,16 @@ async def test_a_server_that_is_away_is_waited_for(program: Path) -> None:
     with serving(program) as (server, raw):
         server.kill()
         backend = RedisBackend(server.url, prefix="test:")
-        feed, told = backend.feed(), Told()
-        feed.listen(told)
+        feed, events = backend.feed(), Events()
+        feed.listen(events)
         feed.start()
         feed.start()
         await until(lambda: "connecting to" in feed.condition().reason)
-        assert (feed.live, feed.condition().state, told.gaps) == (False, "connecting", 0)
+        assert (feed.live, feed.condition().state, events.gaps) == (False, "connecting", 0)
         server.start()
         await until(lambda: feed.live)
         raw.set("test:a", 1)
-        await until(lambda: "a" in told.keys)
+        await until(lambda: "a" in events.keys)
         await backend.aclose()
         assert not feed.live
         await backend.aclose()
