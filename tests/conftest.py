@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from app.devservers import MemcachedServer, PostgresServer, RedisServer
 from app.devservers.programs import memcached_program
+from jobcache.resilience.guarded_backend import GuardedBackend
 from jobcache.testing import conformance
 from tests.hanging import describe_tasks
 from tests.installed import require_program
@@ -51,6 +52,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each operation of a store half a minute: a busy machine misses the usual 0.1 s."""
+    assert GuardedBackend.__init__.__kwdefaults__ is not None
+    for name in ("deadline", "fence_deadline"):
+        monkeypatch.setitem(GuardedBackend.__init__.__kwdefaults__, name, 30.0)
 
 
 def pytest_collection_finish() -> None:
