@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from locust.runners import STATE_INIT, STATE_STOPPED, MasterRunner, WorkerRunner
 from locust.stats import CSV_STATS_INTERVAL_SEC
 
 from jobcache.client.core.rules import ANSWER_WITHIN, Rules
+from loadtests.pollers import results
 from loadtests.pollers.calls import ServiceCalls
 from loadtests.pollers.jobs import keep_shared_job
 from loadtests.pollers.options import InvalidOption, PollOptions, add_options, bearer
@@ -20,6 +22,7 @@ from loadtests.pollers.record import Record
 from loadtests.pollers.run import Run
 from loadtests.pollers.shared_jobs import SharedJobs
 from loadtests.pollers.traffic import count_bytes
+from loadtests.pollers.web_page import extend
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from locust.argument_parser import LocustArgumentParser
     from locust.env import Environment
     from locust.event import Events
+    from locust.web import WebUI
 
     from loadtests.pollers.polled_job import PolledJob
 
@@ -105,7 +109,7 @@ class LoadTest:
     def _add_options(self, parser: LocustArgumentParser, **_: object) -> None:
         add_options(parser)
 
-    def _init(self, environment: Environment, **_: object) -> None:
+    def _init(self, environment: Environment, web_ui: WebUI | None = None, **_: object) -> None:
         self._environment = environment
         runner = environment.runner
         if runner is None:
@@ -119,6 +123,8 @@ class LoadTest:
                 PollOptions.of(self._parsed)
             except InvalidOption as error:
                 raise SystemExit(str(error)) from error
+        if web_ui is not None:
+            extend(web_ui, lambda: self.record)
 
     def _test_start(self, **_: object) -> None:
         runner, parsed = self.environment.runner, self._parsed
@@ -199,6 +205,10 @@ class LoadTest:
         if options.report:
             text = json.dumps(self.record.report(), indent=1)
             Path(options.report).write_text(text, "utf-8")
+        if options.html_file and (page := Path(options.html_file)).exists():
+            page.write_text(results.insert(page.read_text("utf-8"), self.record), "utf-8")
+        if self.run is not None:
+            sys.stdout.write(f"\n{results.as_text(self.record)}\n")
         if (options.headless or self.run is not None) and self.record.answered == 0:
             logger.error("Nothing was measured: no poll was answered.")
             environment.process_exit_code = 1

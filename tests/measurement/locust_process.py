@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ WITHIN = 90.0  # seconds, on a machine as busy as it may be
 
 @contextmanager
 def locust(directory: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """Start Locust in a directory that is not the project's; kill it if it is still running."""
+    """Start Locust in a directory that is not the project's; kill what is left of it in the end."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith("LOCUST_")}
     kept.pop("PYTHONPATH", None)
     child = subprocess.Popen(
@@ -32,8 +34,16 @@ def locust(directory: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
         try:
             yield child
         finally:
-            if child.poll() is None:
-                child.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # with the workers that it has forked
+
+
+def master_port(port: int) -> tuple[str, ...]:
+    """Return the options for a master and its workers on a port of this machine."""
+    return (
+        *("--master-bind-host", "127.0.0.1", "--master-bind-port", str(port)),
+        *("--master-host", "127.0.0.1", "--master-port", str(port)),
+    )
 
 
 def run_locust(directory: Path, *options: str) -> tuple[int, str]:

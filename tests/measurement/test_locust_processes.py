@@ -1,0 +1,47 @@
+"""Locust with a master and workers, without its page: nothing that a worker saw is lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from app.devservers import free_port
+from benchmarks.service import Service
+from tests.measurement.locust_process import master_port, run_locust
+
+
+def test_workers_count_what_the_service_counts(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    with Service({"JOBCACHE_BACKEND": "memory"}) as service:
+        service.wait_until_ready()
+        status, printed = run_locust(
+            tmp_path,
+            *("--processes", "2", *master_port(free_port())),
+            *("--host", service.url, "--report", str(report)),
+            *("--users", "5", "--spawn-rate", "50", "--stop-timeout", "60"),
+            *("--shared-jobs", "2", "--jobs-per-user", "2", "--run-time", "60s"),
+            *("--poll-interval", "0.1", "--job-seconds", "1", "--job-updates", "4"),
+        )
+        counted = service.stats()["statistics"]
+    assert status == 0, printed
+    seen = json.loads(report.read_text())
+    assert seen["failures"] == {}
+    assert seen["cut_off"] == 0
+    assert seen["ends_seen"] == 5 * 2
+    assert seen["jobs"] == seen["completed"] == 2 * 2
+    assert seen["outcomes"].pop("held") == 0
+    assert seen["outcomes"] == {name: counted[name] for name in seen["outcomes"]}
+    assert seen["outcomes"]["hits"] > 20
+    assert "Poll latencies" in printed
+
+
+def test_a_master_whose_workers_polled_nothing_fails(tmp_path: Path) -> None:
+    status, printed = run_locust(
+        tmp_path,
+        *("--processes", "2", *master_port(free_port())),
+        *("--host", f"http://127.0.0.1:{free_port()}"),
+        *("--users", "2", "--spawn-rate", "2", "--run-time", "2s", "--poll-interval", "0.1"),
+        *("--exit-code-on-error", "0"),
+    )
+    assert status == 1
+    assert "no poll was answered" in printed
