@@ -181,7 +181,7 @@ class Registration:
                     await self._lost.wait()
             self._lost.clear()
             try:
-                await self._look()
+                await self._check_lock()
             except DatabaseUnavailable:
                 self._hold = Hold.NONE
                 await asyncio.sleep(_RETRY)
@@ -189,7 +189,7 @@ class Registration:
             except Exception:
                 logger.exception("looking after the lock of the database failed")
 
-    async def _look(self) -> None:
+    async def _check_lock(self) -> None:
         async with self._changing:
             if self._hold is Hold.NONE:
                 await self._register(_PATIENCE_LATER)

@@ -53,16 +53,16 @@ class ListeningWatch:
         self.begun = True
         self._sockets = dict(_listening(server))
         if self._sockets:
-            self._look()
+            self._check()
 
     def close(self) -> None:
         """Stop watching."""
         if self._timer is not None:
             self._timer.cancel()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         if all(_socket_inode(each) == inode for each, inode in self._sockets.items()):
-            self._timer = asyncio.get_running_loop().call_later(_EVERY, self._look)
+            self._timer = asyncio.get_running_loop().call_later(_EVERY, self._check)
         else:
             self._on_stopped()
 

@@ -54,9 +54,9 @@ class KeepAliveTimer:
 
     def _set(self, delay: float) -> None:
         self._goes_off = self._loop.time() + delay
-        self._timer = self._loop.call_later(delay, self._look)
+        self._timer = self._loop.call_later(delay, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         left = self._due - self._loop.time()
         if left > 0:

@@ -87,7 +87,7 @@ class Runner:
         self._clock_ms = clock_ms
         self._clock = clock
         self._shielded = ShieldedTasks()
-        self._working: dict[int, _Step] = {}
+        self._working: dict[int, _JobTask] = {}
         self._next: dict[int, Job] = {}
         self._claimed: set[int] = set()
         self._finding: asyncio.Task[None] | None = None
@@ -117,7 +117,7 @@ class Runner:
             task = asyncio.create_task(self._work(job))
             # Not a `finally` in `_work`: a task cancelled before it starts never runs it.
             task.add_done_callback(lambda _: self._ended(job.id))
-            self._working[job.id] = _Step(task, renders=_renders(job))
+            self._working[job.id] = _JobTask(task, renders=_renders(job))
         elif working.renders != _renders(job):
             self._next[job.id] = job  # the task of the previous step is still ending
 
@@ -305,7 +305,7 @@ class Runner:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _JobTask:
     """The work of this process on a job, which may still wait for its turn."""
 
     task: asyncio.Task[None]

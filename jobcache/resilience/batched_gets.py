@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jobcache.protocol.capabilities import SupportsFutureGet
     from jobcache.protocol.entry import Entry
 
-    _Waiting = dict[str, list[tuple[Callable[[Entry | None], Any] | None, asyncio.Future[Any]]]]
+    _Callers = dict[str, list[tuple[Callable[[Entry | None], Any] | None, asyncio.Future[Any]]]]
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class BatchedGets:
 
     def __init__(self, backend: SupportsFutureGet) -> None:
         self._backend = backend
-        self._waiting: _Waiting = {}
+        self._waiting: _Callers = {}
 
     @overload
     def get(self, key: str) -> asyncio.Future[Entry | None]: ...
@@ -79,7 +79,7 @@ class BatchedGets:
             reading.add_done_callback(partial(_resolve, waiting))
 
 
-def _resolve(waiting: _Waiting, reading: asyncio.Future[Mapping[str, Entry]]) -> None:
+def _resolve(waiting: _Callers, reading: asyncio.Future[Mapping[str, Entry]]) -> None:
     """Resolve the future of each caller with its entry."""
     if reading.cancelled() or reading.exception() is not None:
         _fail(waiting, outcome_error(reading))
@@ -96,7 +96,7 @@ def _resolve(waiting: _Waiting, reading: asyncio.Future[Mapping[str, Entry]]) ->
                 reply.set_exception(error)
 
 
-def _fail(waiting: _Waiting, error: BaseException | None) -> None:
+def _fail(waiting: _Callers, error: BaseException | None) -> None:
     for callers in waiting.values():
         for _, reply in callers:
             resolve_future(reply, error)

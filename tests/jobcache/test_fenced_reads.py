@@ -84,7 +84,7 @@ class Writer:
         publisher._backend = backend
 
 
-class Near:
+class OneProcess:
     """Readers and writers in one process, on memory."""
 
     def __init__(self) -> None:
@@ -109,9 +109,9 @@ def waiting(cache: JobCache) -> CellChanges:
 
 
 @pytest.fixture
-async def near() -> AsyncIterator[Near]:
-    """Whatever a test does, nothing is left of it."""
-    made = Near()
+async def process() -> AsyncIterator[OneProcess]:
+    """Yield one process, and check that nothing is left of it afterwards."""
+    made = OneProcess()
     yield made
     assert waiting(made.cache)._noticing == {}
     await turns()
@@ -128,108 +128,112 @@ async def answer(reader: asyncio.Task[Any]) -> Any:
 # --- in the process of the writer ---
 
 
-async def test_a_read_behind_a_fence_is_answered_when_the_writer_publishes(near: Near) -> None:
-    writer = await near.writer()
-    readers = [await near.reader() for _ in range(3)]
+async def test_a_read_behind_a_fence_is_answered_when_the_writer_publishes(
+    process: OneProcess,
+) -> None:
+    writer = await process.writer()
+    readers = [await process.reader() for _ in range(3)]
     await writer.commit()
     assert [await answer(reader) for reader in readers] == [(1, HIT)] * 3
-    assert near.source.loads == 0
-    assert near.pauses.begun == [PAUSES[0]], "it waited for a pause to end"
+    assert process.source.loads == 0
+    assert process.pauses.begun == [PAUSES[0]], "it waited for a pause to end"
 
 
-async def test_a_read_waits_for_the_last_writer_of_the_fence(near: Near) -> None:
-    first = await near.writer()
-    second = await near.writer()
+async def test_a_read_waits_for_the_last_writer_of_the_fence(process: OneProcess) -> None:
+    first = await process.writer()
+    second = await process.writer()
     second.transaction.version = 2
-    reader = await near.reader()
+    reader = await process.reader()
     await first.commit()
     await turns()
     assert not reader.done()
     await second.commit()
     assert await answer(reader) == (2, HIT)
-    assert near.pauses.begun == [PAUSES[0]], "what the first writer has published took a pause"
+    assert process.pauses.begun == [PAUSES[0]], "what the first writer has published took a pause"
 
 
-async def test_a_read_behind_a_withdrawn_fence_loads_at_once(near: Near) -> None:
-    near.source.versions["k"] = 1
-    writer = await near.writer()
-    reader = await near.reader()
+async def test_a_read_behind_a_withdrawn_fence_loads_at_once(process: OneProcess) -> None:
+    process.source.versions["k"] = 1
+    writer = await process.writer()
+    reader = await process.reader()
     await writer.give_up()
     assert await answer(reader) == (1, MISS)
-    assert await near.bench.read("k") == (1, HIT), "it was not stored"
+    assert await process.bench.read("k") == (1, HIT), "it was not stored"
 
 
-async def test_a_read_behind_a_lease_is_answered_when_the_load_is_published(near: Near) -> None:
-    near.source.versions["k"] = 1
-    near.source.gate.clear()
-    gate = near.source.gate
+async def test_a_read_behind_a_lease_is_answered_when_the_load_is_published(
+    process: OneProcess,
+) -> None:
+    process.source.versions["k"] = 1
+    process.source.gate.clear()
+    gate = process.source.gate
 
     async def load_many(keys: Any) -> Mapping[str, Document]:
         await gate.wait()
-        return await near.source.load_many(keys)
+        return await process.source.load_many(keys)
 
-    batch = asyncio.create_task(near.cache.read_many(["k"], load_many))
+    batch = asyncio.create_task(process.cache.read_many(["k"], load_many))
     await turns()
-    reader = await near.reader()
+    reader = await process.reader()
     gate.set()
     await batch
     assert await answer(reader) == (1, HIT)
-    assert near.source.loads == 1
+    assert process.source.loads == 1
 
 
 async def test_a_fence_whose_writer_has_died_is_waited_for_as_long_as_the_pauses_take(
-    near: Near,
+    process: OneProcess,
 ) -> None:
-    near.source.versions["k"] = 1
-    writer = await near.writer()
+    process.source.versions["k"] = 1
+    writer = await process.writer()
     await writer.die()
-    reader = await near.reader()
+    reader = await process.reader()
     for number in range(ATTEMPTS[LeaseResult.FENCED]):
-        assert near.pauses.begun == list(PAUSES[: number + 1])
-        waiting(near.cache).changed(["k", "another"])  # wakes it, and changes nothing else
+        assert process.pauses.begun == list(PAUSES[: number + 1])
+        waiting(process.cache).changed(["k", "another"])  # wakes it, and changes nothing else
         await turns()
         assert not reader.done()
-        await near.pauses.end()
+        await process.pauses.end()
     assert await answer(reader) == (1, BYPASS)
 
 
-async def test_a_change_without_a_report_is_found_after_the_pause(near: Near) -> None:
-    writer = await near.writer()
-    reader = await near.reader()
-    await near.bench.subject.evict("k")
-    near.source.versions["k"] = 1
-    await near.pauses.end()
+async def test_a_change_without_a_report_is_found_after_the_pause(process: OneProcess) -> None:
+    writer = await process.writer()
+    reader = await process.reader()
+    await process.bench.subject.evict("k")
+    process.source.versions["k"] = 1
+    await process.pauses.end()
     assert await answer(reader) == (1, MISS)
-    assert near.pauses.begun == [PAUSES[0]]
+    assert process.pauses.begun == [PAUSES[0]]
     await writer.give_up()
 
 
-async def test_a_cancelled_read_leaves_nothing(near: Near) -> None:
-    writer = await near.writer()
-    readers = [await near.reader() for _ in range(2)]
-    assert len(waiting(near.cache)._noticing) == 1
+async def test_a_cancelled_read_leaves_nothing(process: OneProcess) -> None:
+    writer = await process.writer()
+    readers = [await process.reader() for _ in range(2)]
+    assert len(waiting(process.cache)._noticing) == 1
     for reader in readers:
         reader.cancel()
     await asyncio.wait(readers)
     await writer.commit()  # what the two shared goes on until now
     await turns()
-    assert waiting(near.cache)._noticing == {}
+    assert waiting(process.cache)._noticing == {}
 
 
-async def test_closing_leaves_nothing(near: Near) -> None:
-    writer = await near.writer()
-    reader = await near.reader()
+async def test_closing_leaves_nothing(process: OneProcess) -> None:
+    writer = await process.writer()
+    reader = await process.reader()
     await writer.die()
-    await near.cache.aclose()
+    await process.cache.aclose()
     await asyncio.wait([reader])
     assert reader.cancelled()
 
 
-async def test_a_read_that_meets_nobody_starts_no_pause(near: Near) -> None:
-    near.source.versions["k"] = 1
-    assert await near.bench.read("k") == (1, MISS)
-    assert await near.bench.read("k") == (1, HIT)
-    assert near.pauses.begun == []
+async def test_a_read_that_meets_nobody_starts_no_pause(process: OneProcess) -> None:
+    process.source.versions["k"] = 1
+    assert await process.bench.read("k") == (1, MISS)
+    assert await process.bench.read("k") == (1, HIT)
+    assert process.pauses.begun == []
 
 
 def test_a_read_of_the_synchronous_library_is_woken_as_well() -> None:

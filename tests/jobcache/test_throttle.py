@@ -65,25 +65,25 @@ class Simulator:
         if commit.error is not None:
             raise commit.error
 
-    async def settle(self) -> None:
+    async def run_ready(self) -> None:
         for _ in range(8):
             await asyncio.sleep(0)
 
     async def elapse(self, seconds: float) -> None:
         until = self.now + seconds
-        await self.settle()
+        await self.run_ready()
         while due := [time for time, _ in self.sleepers if time <= until]:
             self.now = min(due)
             for time, over in self.sleepers:
                 if time <= self.now:
                     over.set()
-            await self.settle()
+            await self.run_ready()
         self.now = until
 
     async def ended(self, task: asyncio.Task[None]) -> Exception | None:
         """Let time pass until `task` has ended. Its error."""
         for _ in range(100):
-            await self.settle()
+            await self.run_ready()
             if task.done():
                 return task.exception()  # type: ignore[return-value]
             await self.elapse(0.5)
@@ -208,7 +208,7 @@ async def test_an_error_is_raised_to_the_next_report_which_is_taken_all_the_same
     simulator = Simulator(refusals=1)
     throttle = simulator.throttle()
     throttle.report(1)
-    await simulator.settle()
+    await simulator.run_ready()
     with pytest.raises(RefusedError):
         throttle.report(2)
     throttle.report(3)  # its error is raised once
@@ -228,7 +228,7 @@ async def test_a_close_tries_once_more_and_says_what_is_lost() -> None:
     simulator = Simulator(refusals=2)
     throttle = simulator.throttle()
     throttle.report(1)
-    await simulator.settle()
+    await simulator.run_ready()
     with pytest.raises(RefusedError):
         await throttle.aclose()
     assert len(simulator.commits) == 2
@@ -242,7 +242,7 @@ async def test_a_close_tries_again_at_once_what_fails_meanwhile() -> None:
     simulator = Simulator(takes=1, refusals=1)
     throttle = simulator.throttle()
     throttle.report(1)
-    await simulator.settle()
+    await simulator.run_ready()
     closing = asyncio.create_task(throttle.aclose())
     assert await simulator.ended(closing) is None
     assert [commit.began for commit in simulator.commits] == [0, 1]
@@ -265,7 +265,7 @@ async def test_a_block_that_raises_commits_its_last_report_and_goes_on_raising()
     async def fail() -> None:
         async with simulator.throttle() as throttle:
             throttle.report(1)
-            await simulator.settle()
+            await simulator.run_ready()
             throttle.report(2)
             simulator.refusals = 1
             raise LookupError
@@ -275,7 +275,7 @@ async def test_a_block_that_raises_commits_its_last_report_and_goes_on_raising()
     assert "RefusedError(2)" in caught.value.__notes__[0]
     async with simulator.throttle() as throttle:
         throttle.report(1)
-        await simulator.settle()
+        await simulator.run_ready()
         throttle.report(2)
     assert simulator.committed == [1, 1, 2]
 
@@ -295,9 +295,9 @@ async def test_a_cancelled_waiter_does_not_stop_the_commit() -> None:
     simulator = Simulator(takes=2)
     throttle = simulator.throttle()
     throttle.report(1)
-    await simulator.settle()
+    await simulator.run_ready()
     finishing = asyncio.create_task(throttle.finish(2))
-    await simulator.settle()
+    await simulator.run_ready()
     finishing.cancel()
     await simulator.elapse(10)
     assert finishing.cancelled()
@@ -321,7 +321,7 @@ async def test_a_commit_cancelled_by_what_it_calls_is_tried_again() -> None:
         commit, interval=INTERVAL, clock=lambda: simulator.now, sleep=simulator.sleep
     )
     throttle.report(1)
-    await simulator.settle()
+    await simulator.run_ready()
     with pytest.raises(RuntimeError, match="cancelled by what it called"):
         throttle.report(1)
     await simulator.elapse(INTERVAL)

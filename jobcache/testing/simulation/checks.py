@@ -57,7 +57,7 @@ class Checks:
         """Look for violations when nothing more can be done.
 
         Raises:
-            Violation: somebody still waits, or something was left behind.
+            Violation: an actor still waits, or a task, a call or a lease was left behind.
         """
         for actor in self._state.actors:
             if actor.task is not None and not actor.process.dead:
@@ -72,28 +72,28 @@ class Checks:
         for process in self._state.processes:
             if process.cache.reads.in_flight() and not process.dead:
                 raise Violation(f"{process.name} still has a call under way")
-        self._tell_all()
+        self._deliver_reports()
 
-    def _tell_all(self) -> None:
+    def _deliver_reports(self) -> None:
         for process in self._state.processes:
             front = process.front
             if front is None or process.dead:
                 continue
             if isinstance(front.held(self._state.key), Lease):
-                raise Violation(f"a lease that nobody holds was left near {process.name}")
+                raise Violation(f"a lease was left in the local tier of {process.name}")
             while front.feed.waiting:
                 front.feed.deliver()
             front.feed.come_back()
             self._check_local(process, front, quiet=True)
 
     def _check_local(self, process: Process, front: TierStack, *, quiet: bool) -> None:
-        """What a read that began now would be given."""
+        """Check the entry that a read would get now from the local tier."""
         entry = front.backend.peek(self._state.key)
         if entry is None:
             return
         min_version, held = (
             self._state.min_version(process),
-            f"v{entry.version} stays near {process.name}",
+            f"v{entry.version} stays in the local tier of {process.name}",
         )
         if entry.version < min_version:
             raise Violation(f"{held}, although v{min_version} was visible")
@@ -131,7 +131,7 @@ class Checks:
         self._state.invariants.seen(actor.process.name, version, refused=refused)
 
     def _quiet(self) -> bool:
-        """Whether no writer is at work, nor anything that one has left behind."""
+        """Return whether no writer is at work, and no operation of a writer is pending."""
         if any(actor.writes and self._at_work(actor) for actor in self._state.actors):
             return False
         if self._state.simulator.guarded:

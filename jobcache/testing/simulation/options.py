@@ -33,20 +33,20 @@ class Options:
                 return [*self._plain(ours), *self._failing(ours), *self._deadline(ours)]
             self._state.focus = None
         if not self._state.simulator.guarded:
-            settled = [(name, step) for name, step in steps if self._is_nobodys_business(step)]
+            settled = [(name, step) for name, step in steps if self._is_independent(step)]
             if settled:
                 return [*self._plain(settled[:1]), *self._failing(settled[:1])]
         options = [*self._beginning(), *self._plain(steps)]
         if not options and self._state.loop.waits_for_time():
             options.append(Option("time passes", "time"))
-        options.extend(self._telling())
+        options.extend(self._feed_options())
         if self._state.faults_left:
             options.extend(self._failing(steps))
             options.extend(self._elsewhere(steps))
         return options
 
     def steps(self) -> list[tuple[str, Choice]]:
-        """The steps that can be taken, each under a name of its own."""
+        """Return the steps that can be taken, each under a name of its own."""
         named: dict[str, Choice] = {}
         for step in self._state.pending:
             if self._state.lives(step) and (step.ready is None or step.ready()):
@@ -57,11 +57,11 @@ class Options:
                 named[name] = step
         return list(named.items())
 
-    def _is_nobodys_business(self, step: Choice) -> bool:
-        """Whether it makes no difference to anything else when `step` is taken; then it is at once.
+    def _is_independent(self, step: Choice) -> bool:
+        """Return whether it makes no difference when `step` is taken; it is taken at once then.
 
-        So it is with a load once nothing more can be committed, if nobody shares it and its reader
-        cannot be cancelled meanwhile.
+        That holds for a load once no writer can commit any more, if no other actor shares it and
+        its reader cannot be cancelled meanwhile.
         """
         if (
             step.reply is None
@@ -95,7 +95,7 @@ class Options:
             if not step.pause:
                 yield Option(name, "step", name)
                 continue
-            # Nothing is seen by looking at what has not changed; but patience may end any time.
+            # A read of an unchanged cell shows nothing new. But a pause may end at any time.
             if step.content_before != self._state.content():
                 yield Option(f"{step.actor.name} looks again", "look", name)
             yield Option(f"{step.actor.name} waits no longer", "wait", name)
@@ -129,12 +129,12 @@ class Options:
                 for manner in ("", "sent", "late") if actor.writes and under_way else ("",):
                     label = f"cancel {name} {manner}".rstrip()
                     yield Option(label, "cancel", name, manner, "cancel")
-            # The death of anybody else is as if it were never its turn again.
+            # The death of any other actor is like an actor that never takes its next step.
             if "die" in kinds and actor.fenced:
                 name = actor.process.name
                 yield Option(f"{name} dies", "die", name, fault="die")
 
-    def _telling(self) -> Iterator[Option]:
+    def _feed_options(self) -> Iterator[Option]:
         for name, front in self._fronts():
             if front.feed.waiting:
                 yield Option(f"{name} is notified", "report", name)
@@ -149,9 +149,9 @@ class Options:
                 yield Option(f"{name}'s feed is cut", "cut", name, fault="feed")
 
     def _fronts(self) -> Iterator[tuple[str, TierStack]]:
-        """Yield the processes in which somebody may still read: there the order of reports matters.
+        """Yield the processes with actors that may still read: there the order of reports matters.
 
-        The other processes are given all reports at the end.
+        The other processes receive all reports at the end.
         """
         for process in self._state.processes:
             if process.front is not None and self._state.reads_on(process):

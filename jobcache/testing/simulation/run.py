@@ -170,7 +170,7 @@ class Run:
         self._state.faults_left -= option.fault != ""
         self._state.focus = None
         self._do(option)
-        self._state.loop.settle()
+        self._state.loop.run_ready()
         self._checks.after_step(known=known)
 
     def _do(self, option: Option) -> None:
@@ -180,7 +180,7 @@ class Run:
         elif kind == "begin":
             self._begin(self._actor(whose))
         elif kind == "look":
-            self._look_again(dict(self._options.steps())[whose])
+            self._read_again(dict(self._options.steps())[whose])
         elif kind == "wait":
             self._wait_out(dict(self._options.steps())[whose])
         elif kind == "time":
@@ -194,7 +194,7 @@ class Run:
         elif kind == "die":
             self._die(whose)
         else:
-            self._tell(whose, kind)
+            self._change_feed(whose, kind)
 
     def _actor(self, name: str) -> Actor:
         return next(actor for actor in self._state.actors if actor.name == name)
@@ -215,7 +215,7 @@ class Run:
                 break
             for task in list(self._state.loop.tasks):
                 task.cancel()
-            self._state.loop.settle()
+            self._state.loop.run_ready()
         self._state.carry_out(self._state.subject.evict(self._state.key))
 
     def fingerprint(self) -> int:
@@ -284,7 +284,7 @@ class Run:
         else:
             step.reply.set_result(result)
 
-    def _look_again(self, step: Choice) -> None:
+    def _read_again(self, step: Choice) -> None:
         self._take(step, "")
         self._state.focus = step.actor
 
@@ -292,11 +292,11 @@ class Run:
         waiting: Choice | None = step
         while waiting is not None:
             self._take(waiting, "")
-            self._state.loop.settle()
+            self._state.loop.run_ready()
             ours = [other for other in self._state.pending if other.actor is step.actor]
             for look in [other for other in ours if other.label.endswith(" lease")]:
                 self._take(look, "")
-            self._state.loop.settle()
+            self._state.loop.run_ready()
             ours = [other for other in self._state.pending if other.actor is step.actor]
             waiting = next((other for other in ours if other.pause), None)
 
@@ -305,7 +305,7 @@ class Run:
         before, steps = self._at_rest(), list(self._state.pending)
         while self._state.loop.waits_for_time():
             self._state.loop.pass_time()
-            self._state.loop.settle()
+            self._state.loop.run_ready()
             same = len(steps) == len(self._state.pending) and all(
                 map(is_, steps, self._state.pending)
             )
@@ -317,7 +317,7 @@ class Run:
     def _at_rest(self) -> list[bool]:
         return [actor.task is None or actor.task.done() for actor in self._state.actors]
 
-    def _tell(self, name: str, kind: str) -> None:
+    def _change_feed(self, name: str, kind: str) -> None:
         process = next(process for process in self._state.processes if process.name == name)
         assert process.front is not None
         feed = process.front.feed
@@ -350,7 +350,7 @@ class Run:
         actor.cancelled = True
         actor.task.cancel()
         self._state.note(actor, f"cancel {actor.name}", None)
-        self._state.loop.settle()
+        self._state.loop.run_ready()
         for step in before:
             if step in self._state.pending:
                 continue

@@ -1,7 +1,7 @@
 """An event loop that has callbacks and virtual time, and nothing else.
 
-It never waits: `settle` runs every callback that is ready, and time stands still until `pass_time`.
-So the same things happen between two choices of the explorer in every run.
+It never waits: `run_ready` runs every callback that is ready, and time stands still until
+`pass_time`. So the same things happen between two choices of the explorer in every run.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     # --- for the explorer ---
 
-    def settle(self) -> None:
-        """Run until nothing is left to run at this moment."""
+    def run_ready(self) -> None:
+        """Run all callbacks that are ready now, and those that they make ready."""
         asyncio._set_running_loop(self)  # noqa: SLF001 - asyncio keeps it for event loops
         try:
             while self._ready:
@@ -92,7 +92,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
-        """Run a callback in this `settle`, or in the next."""
+        """Run a callback in this call of `run_ready`, or in the next one."""
         within = contextvars.copy_context() if context is None else context
         handle = asyncio.Handle(callback, args, self, within)
         self._ready.append((handle, callback, args, within))
@@ -147,7 +147,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return False
 
     def is_running(self) -> bool:
-        """Whether `settle` runs."""
+        """Return whether `run_ready` is running."""
         return asyncio._get_running_loop() is self  # noqa: SLF001
 
     def is_closed(self) -> bool:

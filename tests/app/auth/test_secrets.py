@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app import container as wiring
+from app import container
 from app import settings as service_settings
 from app.auth.middleware import Authenticator, bearer_token
 from app.devservers import RedisServer
@@ -109,7 +109,7 @@ def test_a_password_of_the_database_is_in_no_repr(
     monkeypatch.setenv("DATABASE_URL", f"postgresql://u:{PASSWORD}@127.0.0.1:1/d")
     chosen = service_settings.load()
     assert PASSWORD in chosen.database_url
-    services = wiring.build(chosen)
+    services = container.build(chosen)
     for thing in (chosen, services, *vars(services).values(), *vars(services.database).values()):
         assert PASSWORD not in repr(thing) + str(thing)
 

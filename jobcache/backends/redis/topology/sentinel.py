@@ -36,8 +36,8 @@ _BETWEEN_SUBSCRIPTIONS = 1.0
 _ASK_ANYWAY = 5.0  # the connection of a sentinel that announces nothing may be lost
 
 
-class _Answer(NamedTuple):
-    """A sentinel's answer. The greatest one is used.
+class _MasterReport(NamedTuple):
+    """The master that a sentinel names. The greatest report is used.
 
     Attributes:
         epoch: the number of the latest failover that the sentinel knows.
@@ -97,7 +97,7 @@ class Sentinels:
 
     async def _ask(self) -> Address:
         pending = {asyncio.create_task(self._answer_of(client)) for client in self._clients}
-        answers: list[_Answer] = []
+        answers: list[_MasterReport] = []
         try:
             while pending:
                 # A sentinel that hangs costs a short wait only.
@@ -115,13 +115,15 @@ class Sentinels:
             raise MasterNotFoundError(f"no sentinel knows a master of {self._service!r}")
         return max(answers).master
 
-    async def _answer_of(self, client: Redis) -> _Answer | None:
+    async def _answer_of(self, client: Redis) -> _MasterReport | None:
         with suppress(RedisError, OSError), closed_is_lost():
             masters: Any = await client.sentinel_masters()
             state = masters.get(self._service)
             if state and state["is_master"] and not state["is_sdown"] and not state["is_odown"]:
                 settled = "failover_in_progress" not in state["flags"]
-                return _Answer(state["config-epoch"], settled, Address(state["ip"], state["port"]))
+                return _MasterReport(
+                    state["config-epoch"], settled, Address(state["ip"], state["port"])
+                )
         return None
 
     async def _listen(self, client: Redis) -> None:
