@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shlex
 import signal
 import sys
@@ -21,6 +20,7 @@ from benchmarks.machine import surroundings
 from benchmarks.service import ServiceFailed
 from loadtests.arguments import count, positive
 from loadtests.open_loop import report, trial
+from loadtests.open_loop.files import allow_files
 from loadtests.open_loop.load import Plan
 
 if TYPE_CHECKING:
@@ -72,12 +72,6 @@ def main(arguments: Sequence[str]) -> int:
     path = results / f"{taken}-open-loop-{options.backend}-{options.pollers}.json"
     path.write_text(json.dumps(document, indent=1), "utf-8")
     return 1 if failed or missed else 0
-
-
-def allow_files() -> None:
-    """Let this process, and those that it starts, open as many files as it may."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.open_loop import against_locust, report, trial
+from loadtests.open_loop import against_locust, report, sweep, trial
 from loadtests.open_loop.__main__ import main
 from loadtests.open_loop.load import Load, Plan, Seen
 from loadtests.open_loop.precise_timers import new_event_loop
@@ -134,6 +134,22 @@ def test_a_run_that_polled_nothing_fails(command: Command, tmp_path: Path) -> No
     status, said, _ = command.run(main, *options.split(), *where)
     assert status == 1
     assert "nothing was measured" in said
+
+
+def test_numbers_of_pollers_are_shown_side_by_side(command: Command, tmp_path: Path) -> None:
+    load = "--pollers 2,20 --interval 0.2 --jobs 2 --update-interval 0.2 --seconds 0.6"
+    where = ["--database", "sqlite", "--results", str(tmp_path)]
+    status, said, complained = command.run(
+        sweep.main, *load.split(), "--backends", "memory", *where
+    )
+    assert status == 0, said + complained
+    (path,) = tmp_path.glob("*.json")
+    few, many = json.loads(path.read_text())["trials"]
+    assert few["polls"]["answered"] < many["polls"]["answered"]
+    assert f"| memory | 20 | {many['polls']['answered'] / many['took']:.0f} | " in said
+    drawn = path.with_suffix(".svg").read_text()
+    for words in ("pollers", "memory p99", "statements/s", "% of polls that are hits"):
+        assert words in drawn
 
 
 def test_wrong_options_are_explained(command: Command) -> None:
