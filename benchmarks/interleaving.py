@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.results import Series
+from benchmarks.generator import WrongAnswer
+from benchmarks.results import Missing, Series
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -51,14 +52,33 @@ class Subject:
         return Series(self.name, self.kind, self.how, self.samples, self.x, self.details)
 
 
-async def take_turns(subjects: Sequence[Subject], turns: int) -> list[Series]:
+async def take_turns(
+    subjects: Sequence[Subject], turns: int, *, missing: list[Missing] | None = None
+) -> list[Series]:
     """Measure all subjects once in each turn, each turn beginning with another one.
 
     The first turn warms up connections and caches, and does not count.
+
+    Args:
+        subjects: what to measure.
+        turns: how often.
+        missing: takes the peers that failed, which are then left out; None: a failure is raised.
+
+    Raises:
+        WrongAnswer: a subject failed; the message names it.
     """
+    failed = set()
     for number, one in _order(subjects, turns + 1):
-        await one.turn(counts=number > 0)
-    return [one.series for one in subjects]
+        if one.name in failed:
+            continue
+        try:
+            await one.turn(counts=number > 0)
+        except WrongAnswer as error:
+            if missing is None or one.kind not in {"peer", "tuned peer"}:
+                raise WrongAnswer(f"{one.name}: {error}") from error
+            failed.add(one.name)
+            missing.append(Missing(one.name, f"{error}".splitlines()[0]))
+    return [one.series for one in subjects if one.name not in failed]
 
 
 def _order(subjects: Sequence[Subject], turns: int) -> Iterator[tuple[int, Subject]]:

@@ -119,7 +119,7 @@ class Section:
         """
         found = sorted(filter(chosen, self.series), key=lambda one: one.median)
         if not found:
-            raise NoResults(f"no peer was measured: {self.title}")
+            raise NoResults(f"no other cache was measured: {self.title}")
         return found[-1 if self.more_is_better else 0]
 
 
@@ -142,6 +142,7 @@ class Run:
         sections: what was measured.
         missing: what was not.
         versions: of the packages that were measured, or measured with.
+        quick: whether it only shows that the benchmarks work; its figures mean nothing then.
     """
 
     command: str
@@ -150,6 +151,7 @@ class Run:
     sections: list[Section] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    quick: bool = False
 
     def find(self, name: str) -> Section:
         """A section.

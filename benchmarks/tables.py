@@ -14,6 +14,9 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks import results
+from benchmarks.backends import EVERY_BACKEND
+from benchmarks.headlines import summary
+from benchmarks.limits import limits
 from benchmarks.results import NoResults, Run, Section, Series, ratios, rows, spread
 from benchmarks.suites import keys
 from benchmarks.verdicts import verdicts
@@ -32,12 +35,10 @@ _KINDS = {
     "limit": "limit",
 }
 _PLOTTED = {
-    "polls-one": ["throughput", "latency"],
-    "polls-many": ["throughput", "latency"],
+    "polls-many": ["throughput"],
     "lookups": ["cost"],
     "gets-at-once": ["throughput"],
     "gets-alone": ["cost"],
-    "operations": ["cost"],
     "updates": ["cost"],
     "keys": ["scale"],
     "connections": ["scale"],
@@ -46,15 +47,19 @@ _PLOTTED = {
 
 
 def page(run: Run, plots: Sequence[str] = ()) -> str:
-    """`RESULTS.md`.
+    """`RESULTS.md`: the summary, the tables, the measured limits, and the goals at the end.
 
     Args:
         run: what was measured.
         plots: names of the plots there are, without suffix.
     """
-    lines = [
-        "# Results of the benchmarks",
-        "",
+    lines = ["# Results of the benchmarks", ""]
+    if run.quick:
+        lines += ["A quick run only shows that the benchmarks work. It has no verdicts.", ""]
+    else:
+        lines += ["## Summary", "", *summary(run), ""]
+        lines += [f"![{name}](plots/{name}.svg)\n" for name in plots if name.startswith("summary-")]
+    lines += [
         f"Written by `{run.command}`. Do not edit; what is measured, and how to read it, is in",
         "[README.md](README.md).",
         "",
@@ -65,13 +70,6 @@ def page(run: Run, plots: Sequence[str] = ()) -> str:
         "All subjects of a table took turns; ratios are taken turn by turn. Shown are the median",
         "of the turns and, in brackets, the lowest and the highest.",
         "",
-        "## What must hold",
-        "",
-        *rows(
-            ["claim", "limit", "found", "verdict"],
-            ([one.claim, one.limit, one.figure, one.words] for one in verdicts(run)),
-        ),
-        "",
     ]
     for section in run.sections:
         lines += _section(section, plots)
@@ -80,12 +78,42 @@ def page(run: Run, plots: Sequence[str] = ()) -> str:
         lines += rows(["subject", "reason"], ([one.subject, one.reason] for one in run.missing))
     else:
         lines.append("Nothing was left out.")
+    if not run.quick:
+        lines += ["", *_limits(run), *_goals(run)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _limits(run: Run) -> list[str]:
+    found = limits(run)
+    if not found:
+        return []
+    return [
+        "## Measured limits",
+        "",
+        "Python, the hardware or the workload set these. They are no goals.",
+        "",
+        *rows(["limit", "value", "reason"], ([one.name, one.value, one.reason] for one in found)),
+        "",
+    ]
+
+
+def _goals(run: Run) -> list[str]:
+    return [
+        "## Goals",
+        "",
+        *rows(
+            ["goal", "limit", "found", "verdict"],
+            ([one.claim, one.limit, one.figure, one.words] for one in verdicts(run)),
+        ),
+    ]
 
 
 def _section(section: Section, plots: Sequence[str]) -> list[str]:
     lines = [f"## {section.title}", "", f"{section.workload}. Driver: {section.driver}.", ""]
-    lines += _scale(section) if section.scale else _table(section)
+    if section.name == "operations":
+        lines += _by_backend(section)
+    else:
+        lines += _scale(section) if section.scale else _table(section)
     lines.append("")
     facts = _facts(section)
     lines += [*facts, ""] if facts else []
@@ -135,6 +163,21 @@ def _scale(section: Section) -> list[str]:
     return [f"In {section.unit}.", "", *rows([section.scale, *subjects], lines)]
 
 
+def _by_backend(section: Section) -> list[str]:
+    """Return a row for each operation, with a column for each backend."""
+    found = {one.subject.rpartition(", ")[::2]: one for one in section.series}
+    names = list(dict.fromkeys(operation for operation, _ in found))
+    backends = [name for name in EVERY_BACKEND if any(name == other for _, other in found)]
+    lines = [[name, *(_cost(found.get((name, backend))) for backend in backends)] for name in names]
+    return [f"In {section.unit}.", "", *rows(["one operation", *backends], lines)]
+
+
+def _cost(one: Series | None) -> str:
+    if one is None:
+        return ""
+    return spread(one.samples, ".0f" if one.median >= 100 else ".3g")
+
+
 def _facts(section: Section) -> list[str]:
     facts = dict(section.facts)
     lines = []
@@ -169,7 +212,13 @@ def _processor(one: Series) -> str:
 
 
 def write(run: Run) -> None:
-    """Write `RESULTS.md` and the plots."""
+    """Write `RESULTS.md` and the plots.
+
+    Raises:
+        NoResults: it was a quick run, which says nothing about speed.
+    """
+    if run.quick:
+        raise NoResults("a quick run is no result to publish")
     try:
         from benchmarks.plots import draw  # noqa: PLC0415 - needs what may be missing
     except ImportError as error:
@@ -188,13 +237,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         run = results.load(options.results)
+        if options.write:
+            write(run)
+        else:
+            sys.stdout.write(page(run))
     except (OSError, NoResults) as error:
         sys.stderr.write(f"{options.results}: {error}\n")
         return 2
-    if options.write:
-        write(run)
-    else:
-        sys.stdout.write(page(run))
     return 0
 
 

@@ -1,28 +1,33 @@
--- Sends the requests of a file in turn, and tells as JSON what came of them.
--- A line of the file: a path and, after a tab, a header to send with it, or nothing. In a header, %d
--- is a number that no other request has.
+-- Sends the requests of a file in turn, and prints what came of them as JSON.
+-- A line of the file: a path and headers, separated by tabs. The first %d of a line is replaced by a
+-- number that no other request has.
 
-local requests = {}
-local numbered = false
+local starts = {}
+local ends = {}  -- of the requests that have a number; false: it has none
+local count = 0
 local sent = 0
-local began = os.time() * 1000000  -- or the next run would begin with the same numbers
+local began = tostring(os.time())  -- or the next run would begin with the same numbers
 
 function init(arguments)
    for line in io.lines(arguments[1]) do
-      local path, name, value = line:match("^([^\t]*)\t([^:]*):? ?(.*)$")
+      local path = line:match("^[^\t]*")
       local headers = {}
-      if name ~= "" then
+      for name, value in line:gmatch("\t([^:\t]+): ?([^\t]*)") do
          headers[name] = value
       end
-      numbered = numbered or value:find("%d", 1, true) ~= nil
-      requests[#requests + 1] = wrk.format("GET", path, headers)
+      local text = wrk.format("GET", path, headers)
+      local first, last = text:find("%d", 1, true)
+      count = count + 1
+      starts[count] = first and text:sub(1, first - 1) .. began or text
+      ends[count] = first and text:sub(last + 1)
    end
 end
 
 function request()
+   local chosen = sent % count + 1
    sent = sent + 1
-   local chosen = requests[(sent - 1) % #requests + 1]
-   return numbered and chosen:format(began + sent) or chosen
+   local rest = ends[chosen]
+   return rest and starts[chosen] .. sent .. rest or starts[chosen]
 end
 
 local PERCENTS = { 1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9, 100 }

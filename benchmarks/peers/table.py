@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from benchmarks.results import Missing
 
 if TYPE_CHECKING:
-    from benchmarks.results import Kind
+    from benchmarks.results import Kind, Series
 
 MODULES = {
     "aiocache": "aiocache",
@@ -65,6 +65,17 @@ ROUTES = {
     "aiocache, Redis, bytes": Route("aiocache", "redis", "tuned peer", _BYTES),
 }
 """By name. What each does is in `benchmarks.peers.routes`."""
+
+
+def is_peer(one: Series) -> bool:
+    """Return True for a peer that is set up as its documentation recommends."""
+    return one.kind == "peer"
+
+
+def is_peer_on_redis(one: Series) -> bool:
+    """Return True for such a peer if its route keeps answers in Redis."""
+    route = ROUTES.get(one.subject)
+    return is_peer(one) and route is not None and route.store == "redis"
 
 
 def absent() -> list[Missing]:

@@ -27,6 +27,7 @@ OURS = "JobCache on memory, read"
 BACKEND = "memory backend, get"
 DICTIONARY = "dictionary"
 BARE = "cachetools.TTLCache"
+EMPTY = "a coroutine that does nothing"
 SYNCHRONOUS = " (not awaited)"
 """In the words on how one is set up whose get is no coroutine."""
 
@@ -124,7 +125,7 @@ def _limits(values: dict[str, bytes], subjects: Subjects) -> None:
     for key, value in values.items():
         timed[key] = least[key] = value
     subjects.called(DICTIONARY, "limit", "get", values.get)
-    subjects.awaited("a coroutine that does nothing", "limit", "await function(key)", _nothing)
+    subjects.awaited(EMPTY, "limit", "await function(key)", _nothing)
     subjects.called(BARE, "limit", f"get{SYNCHRONOUS}", timed.get)
     subjects.called("cachetools.LRUCache", "limit", f"get{SYNCHRONOUS}", least.get)
 

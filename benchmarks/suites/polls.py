@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from benchmarks.asgi import Uvicorn
-from benchmarks.backends import NEEDS_REDIS
+from benchmarks.backends import EVERY_BACKEND
 from benchmarks.constant import constant_server
 from benchmarks.generator import WrongAnswer
 from benchmarks.handwritten import DATABASE
@@ -35,11 +35,13 @@ WITHOUT_PROTOCOL = "memory without the fast protocol"
 NGINX = "nginx, kept for 1 s, before null"
 NOT_MODIFIED = "{}, 304"
 """The name of a backend that is asked with `If-None-Match`."""
-UNLIKE = "{}, no two requests alike"
-"""The name of one whose requests bear a number each, as some proxies have them."""
+NUMBER = "X-Request-Id: %d"
+"""A header that makes each request different from all others, as those of real clients are."""
 
-OURS = (*NEEDS_REDIS, WITHOUT_PROTOCOL, NULL_ON_SQLITE)
+OURS = (*EVERY_BACKEND, WITHOUT_PROTOCOL, NULL_ON_SQLITE)
 """The service, with each cache."""
+OF_ONE_JOB = ("null", "memory", "redis", "tiered", PLAIN, HANDWRITTEN, NGINX)
+"""The servers that are also asked for one job only."""
 
 CONNECTIONS = 32
 JOBS = 100
@@ -73,7 +75,7 @@ class Server:
 
     def requests(self, count: int) -> list[Request]:
         """Polls of so many of the jobs."""
-        return [(self.path.format(job), "") for job in self.jobs[:count]]
+        return [(self.path.format(job), NUMBER) for job in self.jobs[:count]]
 
 
 @dataclass
@@ -92,6 +94,7 @@ def started(
     peers: bool,
     jobs: int,
     services: Sequence[str] = OURS,
+    memcached_url: str | None = None,
 ) -> Servers:
     """Start them all; `stack` ends them.
 
@@ -102,11 +105,17 @@ def started(
         peers: whether to start the peers, too.
         jobs: how many each service is to know.
         services: which of them; those on null and on memory are among them.
+        memcached_url: a private server; None: it is not installed.
     """
     servers = Servers()
     running = {}
     for name in services:
         settings = {"JOBCACHE_BACKEND": name.split()[0], "REDIS_URL": redis_url}
+        if name == "memcached":
+            if memcached_url is None:
+                servers.missing.append(Missing(name, "not installed"))
+                continue
+            settings["MEMCACHED_URL"] = memcached_url
         if name != NULL_ON_SQLITE:
             plain_name = name.replace(" ", "_")
             database = f"polls_{plain_name}"
@@ -219,51 +228,43 @@ class Plan:
 
 async def one_document(servers: Servers, driver: Driver, plan: Plan) -> Section:
     """All connections ask for the same job."""
-    chosen = [name for name in servers.found if name != "redis" and not _on_redis(name)]
-    subjects = [_subject(servers.found[name], name, driver, plan, 1) for name in chosen]
-    subjects += [
-        _conditional(servers.found[name], name, driver, plan, 1)
-        for name in ("memory", "tiered")
-        if name in servers.found
-    ]
-    subjects += [
-        _numbered(servers.found[name], name, driver, plan, 1)
-        for name in ("memory", "tiered", WITHOUT_PROTOCOL)
-        if name in servers.found
-    ]
+    found = servers.found
+    chosen = [name for name in OF_ONE_JOB if name in found]
     return Section(
         "polls-one",
         "Polls of one document",
-        f"GET over {CONNECTIONS} connections without pause, all of the same job, "
-        f"a document of {BYTES} bytes, one worker",
+        f"GET over {CONNECTIONS} connections without pause, all of the same job, no two requests "
+        f"alike, a document of {BYTES} bytes, one worker",
         "answers/s",
         more_is_better=True,
         reference=PLAIN,
         driver=driver.words,
-        series=await take_turns(subjects, plan.turns),
+        series=await take_turns(
+            [_subject(found[name], name, driver, plan, 1) for name in chosen], plan.turns
+        ),
     )
 
 
 async def many_documents(servers: Servers, driver: Driver, plan: Plan) -> Section:
     """The connections ask for the jobs in turn."""
     found = servers.found
-    ours = [*OURS, PLAIN, HANDWRITTEN, NGINX]
-    names = [name for name in found if name in ours or _on_redis(name)]
-    subjects = [_subject(found[name], name, driver, plan, JOBS) for name in names]
-    if "redis" in found:
-        subjects.append(_conditional(found["redis"], "redis", driver, plan, JOBS))
-        subjects.append(_numbered(found["redis"], "redis", driver, plan, JOBS))
+    subjects = [_subject(server, name, driver, plan, JOBS) for name, server in found.items()]
+    subjects += [
+        _conditional(found[name], name, driver, plan, JOBS)
+        for name in ("memory", "tiered", "redis")
+        if name in found
+    ]
     known = len(found["null"].jobs)
     return Section(
         "polls-many",
         f"Polls of {min(JOBS, known)} documents",
         f"GET over {CONNECTIONS} connections without pause, of {min(JOBS, known)} jobs in turn, "
-        f"documents of {BYTES} bytes, one worker",
+        f"no two requests alike, documents of {BYTES} bytes, one worker",
         "answers/s",
         more_is_better=True,
         reference=PLAIN,
         driver=driver.words,
-        series=await take_turns(subjects, plan.turns),
+        series=await take_turns(subjects, plan.turns, missing=servers.missing),
     )
 
 
@@ -280,7 +281,8 @@ async def connections(
     return Section(
         "connections",
         "The cost of a hit by the number of connections",
-        f"GET without pause of one job, a document of {BYTES} bytes, one worker",
+        f"GET without pause of one job, no two requests alike, a document of {BYTES} bytes, "
+        "one worker",
         "µs of the worker's processor time for each answer",
         more_is_better=False,
         reference=PLAIN,
@@ -290,24 +292,13 @@ async def connections(
     )
 
 
-def _on_redis(name: str) -> bool:
-    return name in ROUTES and ROUTES[name].store == "redis"
-
-
 def _conditional(server: Server, name: str, driver: Driver, plan: Plan, jobs: int) -> Subject:
     requests = []
     for path, _ in server.requests(jobs):
         answer = httpx.get(f"http://{HOST}:{server.port}{path}", headers={"Accept-Encoding": "x"})
-        requests.append((path, f"If-None-Match: {answer.headers['ETag']}"))
+        requests.append((path, f"If-None-Match: {answer.headers['ETag']}\r\n{NUMBER}"))
     once = _turn(server, requests, driver, plan, status=304)
     return Subject(NOT_MODIFIED.format(name), server.kind, "asked with the ETag it has", once)
-
-
-def _numbered(server: Server, name: str, driver: Driver, plan: Plan, jobs: int) -> Subject:
-    requests = [(path, "X-Request-Id: %d") for path, _ in server.requests(jobs)]
-    once = _turn(server, requests, driver, plan)
-    how = "each request numbered, and so to be parsed"
-    return Subject(UNLIKE.format(name), server.kind, how, once)
 
 
 def _subject(
@@ -358,9 +349,11 @@ def _turn(
 
 
 def _bytes_of(server: Server, request: Request, status: int) -> float:
-    path, header = request
-    name, _, value = header.partition(": ")
-    headers = {"Accept-Encoding": "x", **({name: value} if header else {})}
+    path, lines = request
+    headers = {"Accept-Encoding": "x"}
+    for line in lines.splitlines():
+        name, _, value = line.partition(": ")
+        headers[name] = value
     answer = httpx.get(f"http://{HOST}:{server.port}{path}", headers=headers)
     if answer.status_code != status:
         raise WrongAnswer(f"{path} was answered {answer.status_code} instead of {status}")

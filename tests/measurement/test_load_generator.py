@@ -64,6 +64,10 @@ class StubHandler(BaseHTTPRequestHandler):
         self.server.numbers.append(self.headers["X-Number"])
         self.right()
 
+    def both(self) -> None:
+        assert self.headers["X-Other"] == "b c"
+        self.numbered()
+
     def missing(self) -> None:
         self.wfile.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}")
 
@@ -121,6 +125,12 @@ def test_numbers_are_not_given_twice(server: StubServer, asks: Driver) -> None:
         asks.load(server.server_port, [("/numbered", "X-Number: a%d")], connections=2, seconds=0.2)
     assert len(set(server.numbers)) == len(server.numbers) > 10
     assert all(number[1:].isdigit() for number in server.numbers)
+
+
+def test_a_request_has_all_of_its_headers(server: StubServer, asks: Driver) -> None:
+    headers = "X-Other: b c\r\nX-Number: %d"
+    asks.load(server.server_port, [("/both", headers)], connections=2, seconds=0.2)
+    assert len(set(server.numbers)) == len(server.numbers) > 10
 
 
 def test_no_driver_takes_failures_for_answers(server: StubServer, asks: Driver) -> None:
