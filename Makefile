@@ -85,8 +85,8 @@ settings: $(RUNS) ## write the tables of docs/settings.md from the code
 instructions: $(VENV)/installed ## count the instructions of the hottest paths and compare them; ARGS="--store"
 	$(BIN)/python -m benchmarks.instructions $(ARGS)
 
-loadtest: $(VENV)/installed ## simulate clients that poll, on each backend; ARGS="--users 10"
-	$(BIN)/python -m loadtests $(ARGS)
+loadtest: $(VENV)/installed ## simulate clients that poll each backend, and write a report; ARGS="--quick"
+	$(BIN)/python -m loadtests run $(ARGS)
 
 outage: $(VENV)/installed ## measure polls while Redis is unavailable; ARGS="--rounds 2"
 	$(BIN)/python -m benchmarks.outage $(ARGS)

@@ -121,7 +121,7 @@ class Record:
         `changes` are the committed versions of all jobs that ended, `updates` those that came while
         a user followed one, added up over users, `update_polls` their polls for them; `outcomes`
         are the polls by the service's counters; `poll_ms` and `delay_ms` are percentiles in
-        milliseconds.
+        milliseconds; `poll_us` are all durations of polls in microseconds, with their counts.
         """
         named = (
             *("jobs", "completed", "changes", "ends_seen", "updates", "update_polls"),
@@ -134,6 +134,7 @@ class Record:
             "polls": self.polls().count,
             "outcomes": {name: self._outcomes[name] for name in (*rows.COUNTERS, "held")},
             "poll_ms": self.polls().summary(),
+            "poll_us": self.polls().pairs(),
             "row_ms": {row: each.summary() for row, each in self.durations().items()},
             "delay_ms": self._delays.summary(),
             **{name: self._counts[name] for name in named},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loadtests.report.figures import loads_per_job
+from loadtests.report.figures import loads_per_job, polls_per_update
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,6 +99,24 @@ def _times_faster(document: Document, run: Measurement) -> float | None:
     return None
 
 
+def _first_polls_missed(_: Document, run: Measurement) -> float | None:
+    return run.first_polls_missed if run.first_polls else None
+
+
+def _polls_per_update(_: Document, run: Measurement) -> float | None:
+    return polls_per_update(run)
+
+
+def _times_sooner(document: Document, run: Measurement) -> float | None:
+    delay = run.delay_ms.get("p50")
+    for other in document.runs:
+        if (other.scenario, other.backend) == ("one_job", run.backend):
+            polled = other.delay_ms.get("p50")
+            # Commits are timed in whole milliseconds.
+            return None if polled is None or delay is None else polled / max(delay, 1.0)
+    return None
+
+
 def _not_modified(_: Document, run: Measurement) -> float | None:
     return 100 * run.not_modified / run.polls if run.polls else None
 
@@ -123,6 +141,16 @@ GOALS = (
         scenarios=_OWN_PACE,
         backends=_ALL,
         value=_loads_per_job,
+    ),
+    Goal(
+        figure="first polls after a change that caused a query",
+        first_version=_NO_CLAIM,
+        bound=0,
+        at_least=False,
+        unit="",
+        scenarios=_OWN_PACE,
+        backends=_ALL,
+        value=_first_polls_missed,
     ),
     Goal(
         figure="median hit inside the service",
@@ -173,6 +201,26 @@ GOALS = (
         scenarios=frozenset({"etags"}),
         backends=_IN_PROCESS,
         value=_hit_ms,
+    ),
+    Goal(
+        figure="polls of a waiting client for each update",
+        first_version=_NO_CLAIM,
+        bound=1.2,
+        at_least=False,
+        unit="",
+        scenarios=frozenset({"long_polls"}),
+        backends=_ALL,
+        value=_polls_per_update,
+    ),
+    Goal(
+        figure="median delay of polls every 3 s, divided by that of long polls",
+        first_version=_NO_CLAIM,
+        bound=10,
+        at_least=True,
+        unit="times",
+        scenarios=frozenset({"long_polls"}),
+        backends=_ALL,
+        value=_times_sooner,
     ),
     Goal(
         figure="queries of a cold start, per job",

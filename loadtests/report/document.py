@@ -108,6 +108,16 @@ class Measurement:
         not_modified: polls that were answered 304.
         jobs: jobs that the clients polled.
         completed: of these, jobs whose end a client saw.
+        ends_seen: clients that saw the end of their job.
+        first_polls: polls that were the first to bring a client a newer version.
+        first_polls_missed: of these, polls for which the cache did not have that version.
+        updates: versions that came while a client followed a job, added up over clients.
+        update_polls: the polls that the clients sent for them.
+        delay_ms: percentiles of the time from the commit of a version until a client had it.
+        received_bytes: what the clients received, headers included.
+        sent_bytes: what they sent.
+        cut_off: polls whose response was not waited for, because the time was up.
+        cache_errors: operations of the cache that failed or took too long.
         statements: statements that the service has sent to the database, by purpose.
         database: what the database counted in the same time; empty for SQLite.
         inside_us: for each operation inside the service, its count and percentiles in microseconds.
@@ -128,6 +138,16 @@ class Measurement:
     not_modified: int
     jobs: int
     completed: int
+    ends_seen: int
+    first_polls: int
+    first_polls_missed: int
+    updates: int
+    update_polls: int
+    delay_ms: dict[str, float | None]
+    received_bytes: int
+    sent_bytes: int
+    cut_off: int
+    cache_errors: int
     statements: dict[str, int]
     database: dict[str, int]
     inside_us: dict[str, dict[str, float]]

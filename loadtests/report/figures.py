@@ -34,6 +34,11 @@ def statements(run: Measurement) -> int:
     return sum(run.statements.values())
 
 
+def polls_per_update(run: Measurement) -> float | None:
+    """Return how many polls a client sent for each newer version; None without one."""
+    return run.update_polls / run.updates if run.updates else None
+
+
 def cpu_seconds(run: Measurement, process: str) -> float | None:
     """Return the processor time of a process in the run; None if it was not sampled twice."""
     taken = [s.cpu_seconds[process] for s in run.samples if process in s.cpu_seconds]

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
     from loadtests.report.document import Document, Measurement
 
-_SUMS = ("seconds", "users", "polls", "held", "not_modified", "jobs", "completed")
+_SUMS = (
+    *("seconds", "users", "polls", "held", "not_modified", "jobs", "completed", "ends_seen"),
+    *("first_polls", "first_polls_missed", "updates", "update_polls"),
+    *("received_bytes", "sent_bytes", "cut_off", "cache_errors"),
+)
 _OUTCOMES = ("hits", "misses", "bypasses", "stale", "coalesced")
 
 
@@ -44,6 +48,7 @@ def _run(run: Measurement) -> Mapping[str, object]:
         **{name: getattr(run, name) for name in _SUMS},
         **{name: getattr(run.service, name) for name in _OUTCOMES},
         **{f"clients_{name}": getattr(run.clients, name) for name in _OUTCOMES},
+        **{f"delay_ms_{name}": value for name, value in run.delay_ms.items()},
         **{f"statements_{purpose}": count for purpose, count in run.statements.items()},
         **{f"database_{name}": count for name, count in run.database.items()},
         **{

@@ -12,68 +12,11 @@ import pytest
 
 from loadtests.report import plots
 from loadtests.report.comparison import compare
-from loadtests.report.document import (
-    Bucket,
-    Described,
-    Document,
-    Measurement,
-    Outcomes,
-    Requests,
-    Sample,
-    from_json,
-    to_json,
-)
+from loadtests.report.document import Bucket, Described, Document, Outcomes, from_json, to_json
 from loadtests.report.figures import cpu_percent, cpu_seconds, hit_rates, percentile, query_rates
 from loadtests.report.files import write
 from loadtests.report.page import html
-
-
-def sample(second: float, reads: int, hits: int, statements: int) -> Sample:
-    return Sample(
-        second=second,
-        reads=reads,
-        hits=hits,
-        statements=statements,
-        cpu_seconds={"service": second / 4, "database": second / 8},
-        resident_bytes={"service": 80_000_000 + int(second) * 1_000_000},
-    )
-
-
-def measurement(backend: str, *, hits: int, misses: int, **other: object) -> Measurement:
-    outcomes = Outcomes(hits=hits, misses=misses, bypasses=3, stale=0, coalesced=2)
-    run = Measurement(
-        scenario="users_10",
-        backend=backend,
-        users=10,
-        seconds=12.5,
-        requests=[
-            Requests(
-                name="poll: hit",
-                count=1234,
-                failures=0,
-                p50_ms=1.23,
-                p95_ms=4.56,
-                p99_ms=7.89,
-                max_ms=31.75,
-            )
-        ],
-        polls_ms=[Bucket(upper_ms=1.5, count=90), Bucket(upper_ms=23.25, count=10)],
-        polls=hits + misses + 3,
-        clients=outcomes,
-        held=0,
-        service=outcomes,
-        not_modified=77,
-        jobs=20,
-        completed=18,
-        statements={"load": misses, "write": 411},
-        database={"xact_commit": 9876},
-        inside_us={
-            "hit": {"count": hits, "p50": 12.5},
-            "miss": {"count": misses, "p50": 2500.0},
-        },
-        samples=[sample(0, 0, 0, 0), sample(1, 100, 90, 30), sample(3, 300, 250, 50)],
-    )
-    return replace(run, **other)
+from tests.measurement.measurements import measurement, sample
 
 
 def document(**other: object) -> Document:
@@ -170,6 +113,7 @@ def test_tables_show_the_figures_of_the_document(text: str) -> None:
     assert (costs["CPU service s"], costs["CPU database s"]) == ("0.75", "0.38")
     assert costs["CPU Redis s"] == "-"
     assert (costs["hit inside, p50 ms"], costs["service MB"]) == ("0.013", "83")
+    assert (costs["commit to client, p50 ms"], costs["polls per update"]) == ("1500", "1.50")
     requests = page.table("request")[0]
     taken = ["1.23", "4.56", "7.89", "31.75"]
     assert list(requests.values()) == ["null", "poll: hit", "1,234", "0", *taken]
@@ -193,8 +137,20 @@ def test_goals_are_judged_unless_time_was_compressed() -> None:
     assert shown["hit rate", "users_10 on redis"][1] == "missed"
 
 
+def test_long_polls_are_compared_with_polls_of_the_same_job() -> None:
+    polled = measurement("redis", hits=80, misses=20, scenario="one_job")
+    waited = replace(polled, scenario="long_polls", update_polls=230, delay_ms={"p50": 0.5})
+    verdicts = compare(document(runs=[polled, waited]))
+    assert [(verdict.value, verdict.met) for verdict in verdicts] == [(1.15, True), (1500, True)]
+    waited = replace(waited, update_polls=250, delay_ms={"p50": 160.0})
+    verdicts = compare(document(runs=[polled, waited]))
+    assert [verdict.met for verdict in verdicts] == [False, False]
+    alone = compare(document(runs=[replace(waited, delay_ms={"p50": None})]))
+    assert [verdict.value for verdict in alone] == [1.25]
+
+
 def test_a_goal_without_its_figure_has_no_verdict() -> None:
-    nothing = measurement("memory", hits=0, misses=0, jobs=0, inside_us={})
+    nothing = measurement("memory", hits=0, misses=0, jobs=0, inside_us={}, first_polls=0)
     none = Outcomes(hits=0, misses=0, bypasses=0, stale=0, coalesced=0)
     assert compare(document(runs=[replace(nothing, service=none)])) == []
 

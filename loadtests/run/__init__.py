@@ -1,0 +1,1 @@
+"""The load test: it runs scenarios on backends and writes a report."""

@@ -1,0 +1,117 @@
+"""One scenario on one backend: servers, service, clients and samples."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from app.devservers import RedisServer
+from benchmarks.backends import NEEDS_REDIS
+from benchmarks.service import Service
+from loadtests.report.document import Measurement, Outcomes
+from loadtests.run.checks import problems
+from loadtests.run.clients import Clients
+from loadtests.sampling.postgres import database_counters
+from loadtests.sampling.sampler import Sampler
+
+if TYPE_CHECKING:
+    from app.devservers import PostgresServer
+    from loadtests.scenario import Scenario
+
+
+def measure(
+    scenario: Scenario, backend: str, postgres: PostgresServer | None, every: float = 1.0
+) -> Measurement:
+    """Run a scenario.
+
+    Args:
+        scenario: what the clients do.
+        backend: one of `benchmarks.backends.NEEDS_REDIS`.
+        postgres: where the jobs are, in a database of this run's own; None for SQLite.
+        every: seconds between two samples.
+
+    Raises:
+        ServiceFailed: the service did not start, or could not be asked for its statistics.
+        ClientsFailed: the clients have not reported what they saw.
+    """
+    settings = {
+        "JOBCACHE_BACKEND": backend,
+        "JOBCACHE_RENDERER": "simulated",
+        "JOBCACHE_SIMULATED_SECONDS": str(scenario.job_seconds),
+        "JOBCACHE_SIMULATED_UPDATES": str(scenario.updates),
+    }
+    database = f"{scenario.name}-{backend}"
+    processes = {}
+    with ExitStack() as stack:
+        if NEEDS_REDIS[backend]:
+            redis = stack.enter_context(RedisServer())
+            settings["REDIS_URL"] = redis.url
+            processes["redis"] = redis.pid
+        if postgres is not None:
+            postgres.create_database(database)
+            stack.callback(postgres.drop_database, database)
+            settings["DATABASE_URL"] = postgres.url(database)
+            processes["database"] = postgres.pid
+        with Service(settings) as service:
+            service.wait_until_ready()
+            before = service.stats()
+            began = time.monotonic()
+            with Clients(scenario, service.url) as clients:
+                watched = {**processes, "service": before["process"], "clients": clients.pid}
+                with Sampler(service, watched, every) as sampler:
+                    seen = clients.wait()
+            seconds = time.monotonic() - began
+            after = service.stats()
+        # Only now, as the connections have been closed, has PostgreSQL counted all of them.
+        counted = {}
+        if postgres is not None:
+            counted = database_counters(postgres.socket_directory, database)
+    run = Measurement(
+        scenario=scenario.name,
+        backend=backend,
+        users=scenario.users,
+        seconds=round(seconds, 3),
+        requests=seen.requests,
+        polls_ms=seen.polls_ms,
+        clients=seen.outcomes,
+        held=seen.held,
+        service=_outcomes(before, after),
+        not_modified=seen.not_modified,
+        delay_ms=seen.delay_ms,
+        polls=seen.counts["polls"],
+        jobs=seen.counts["jobs"],
+        completed=seen.counts["completed"],
+        ends_seen=seen.counts["ends_seen"],
+        first_polls=seen.counts["first_polls"],
+        first_polls_missed=seen.counts["first_polls_missed"],
+        updates=seen.counts["updates"],
+        update_polls=seen.counts["update_polls"],
+        received_bytes=seen.counts["received_bytes"],
+        sent_bytes=seen.counts["sent_bytes"],
+        cut_off=seen.counts["cut_off"],
+        cache_errors=_growth(before["statistics"], after["statistics"])["errors"],
+        statements=_growth(before["database"]["purposes"], after["database"]["purposes"]),
+        database=counted,
+        inside_us=after["statistics"]["latency_us"],
+        samples=sampler.samples,
+    )
+    return replace(run, problems=problems(run, seen.errors))
+
+
+def _outcomes(before: dict[str, Any], after: dict[str, Any]) -> Outcomes:
+    grown = _growth(before["statistics"], after["statistics"])
+    return Outcomes(
+        hits=grown["hits"],
+        misses=grown["misses"],
+        bypasses=grown["bypasses"],
+        stale=grown["stale_served"],
+        coalesced=grown["coalesced"],
+    )
+
+
+def _growth(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:
+    return {
+        name: value - before.get(name, 0) for name, value in after.items() if type(value) is int
+    }
