@@ -86,6 +86,15 @@ class ServiceCalls:
                 found.failure(str(error))
                 return None
 
+    def empty_cache(self) -> None:
+        """Remove all entries from the cache, as an operator."""
+        path, body = "/api/v2/cache/invalidate", {"all": True}
+        with self._session.post(
+            path, name=rows.EMPTY_CACHE, json=body, catch_response=True
+        ) as found:
+            if found.status_code not in {0, 200}:
+                found.failure(f"status {found.status_code}, not 200")
+
 
 def _fault(response: Response, request: Request, seen: Job | None, required: int) -> str | None:
     """Return what is wrong with the response to a poll, or None."""

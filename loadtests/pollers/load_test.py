@@ -16,18 +16,21 @@ from locust.stats import CSV_STATS_INTERVAL_SEC
 from jobcache.client.core.rules import ANSWER_WITHIN, Rules
 from loadtests.pollers import results
 from loadtests.pollers.calls import ServiceCalls
+from loadtests.pollers.chosen_shape import ChosenShape
 from loadtests.pollers.jobs import keep_shared_job
-from loadtests.pollers.options import InvalidOption, PollOptions, add_options, bearer
+from loadtests.pollers.options import NO_SHAPE, InvalidOption, PollOptions, add_options, bearer
 from loadtests.pollers.record import Record
 from loadtests.pollers.run import Run
 from loadtests.pollers.shared_jobs import SharedJobs
 from loadtests.pollers.traffic import count_bytes
 from loadtests.pollers.web_page import extend
+from loadtests.pollers.worker_reports import WorkerReports
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Generator
 
+    from locust import LoadTestShape
     from locust.argument_parser import LocustArgumentParser
     from locust.env import Environment
     from locust.event import Events
@@ -38,14 +41,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("loadtests")
 
 _SHARED_JOBS = "shared-jobs"
-_FINISH = "finish"
-_RECORD = "record"
-_FINAL = "final"
 
 _CONNECTIONS = 100  # of a process, for reports of progress
 _ANNOUNCE_AGAIN = 2.0  # seconds
 _LOOK_AGAIN = 0.1  # seconds
-_REPORT_WITHIN = 10.0  # seconds for a worker's results, beyond Locust's stop timeout
 
 
 class LoadTest:
@@ -63,8 +62,8 @@ class LoadTest:
         self.run: Run | None = None
         self.problem = ""
         self._environment: Environment | None = None
-        self._is_final = False  # whether the next report to the master is the last of this test
-        self._unfinished: set[str] = set()  # workers whose last report the master waits for
+        self._shape: ChosenShape | None = None
+        self._other_shape: LoadTestShape | None = None  # of another file that Locust has loaded
 
     def listen(self, events: Events) -> None:
         """Take part in Locust's events."""
@@ -74,11 +73,8 @@ class LoadTest:
         add(events.test_start, self._test_start)
         add(events.spawning_complete, self._spawning_complete)
         add(events.test_stopping, self._test_stopping)
-        add(events.test_stop, self._test_stop)
         add(events.reset_stats, self._reset)
         add(events.request, self._request)
-        add(events.report_to_master, self._report_to_master)
-        add(events.worker_report, self._worker_report)
         add(events.quitting, self._quitting)
 
     @property
@@ -116,15 +112,19 @@ class LoadTest:
             return
         count_bytes(lambda received, sent: self.record.traffic(received=received, sent=sent))
         runner.register_message(_SHARED_JOBS, self._shared_jobs_changed)
-        if isinstance(runner, WorkerRunner):
-            runner.register_message(_FINISH, self._finish, concurrent=True)
-        else:
+        reports = WorkerReports(environment, lambda: self.run)
+        _listen(environment.events.report_to_master, reports.send)
+        _listen(environment.events.worker_report, reports.receive)
+        _listen(environment.events.test_stop, reports.complete)
+        if not isinstance(runner, WorkerRunner):
+            self._other_shape = environment.shape_class
+            self._shape = ChosenShape(runner, self._empty_cache)
             try:
-                PollOptions.of(self._parsed)
+                self._choose(PollOptions.of(self._parsed))
             except InvalidOption as error:
                 raise SystemExit(str(error)) from error
         if web_ui is not None:
-            extend(web_ui, lambda: self.record)
+            extend(web_ui, lambda: self.record, self._choose)
 
     def _test_start(self, **_: object) -> None:
         runner, parsed = self.environment.runner, self._parsed
@@ -159,15 +159,6 @@ class LoadTest:
         if self.run is not None:
             self.run.stop()
 
-    def _test_stop(self, **_: object) -> None:
-        runner = self.environment.runner
-        if isinstance(runner, WorkerRunner):
-            self._is_final = True
-            runner._send_stats()  # noqa: SLF001 - the next report would come after the test
-            self._is_final = False
-        elif isinstance(runner, MasterRunner):
-            self._collect(runner)
-
     def _reset(self, **_: object) -> None:
         if self.run is not None:
             self.run.record = Record()
@@ -179,18 +170,6 @@ class LoadTest:
             self.run.record.request(name, response_time)
             if exception is not None:
                 self.run.record.failure(name, exception)
-
-    def _report_to_master(self, data: dict[str, Any], **_: object) -> None:
-        if self.run is not None:
-            data[_RECORD] = self.run.record.message()
-            self.run.record = Record()
-        data[_FINAL] = self._is_final
-
-    def _worker_report(self, client_id: str, data: dict[str, Any], **_: object) -> None:
-        if self.run is not None and _RECORD in data:
-            self.run.record.add(data[_RECORD])
-        if data.get(_FINAL):
-            self._unfinished.discard(client_id)
 
     def _quitting(self, environment: Environment, **_: object) -> None:
         runner = environment.runner
@@ -213,27 +192,21 @@ class LoadTest:
             logger.error("Nothing was measured: no poll was answered.")
             environment.process_exit_code = 1
 
+    def _choose(self, options: PollOptions) -> None:
+        """Use the shape of the options."""
+        chosen = self._other_shape if options.shape == NO_SHAPE else self._shape
+        self.environment.shape_class = chosen
+
+    def _empty_cache(self) -> None:
+        if self.run is not None:
+            key = self.run.options.operator_key or self.run.options.api_key
+            ServiceCalls(self._session(self.run, key), self.run).empty_cache()
+
     # --- the first process and the others ---
 
     @property
     def _is_worker(self) -> bool:
         return isinstance(self.environment.runner, WorkerRunner)
-
-    def _collect(self, runner: MasterRunner) -> None:
-        """Wait until workers that still have users have stopped them and sent what they saw."""
-        self._unfinished = {each.id for each in runner.clients.all if each.user_count}
-        for client_id in self._unfinished:
-            runner.send_message(_FINISH, client_id=client_id)
-        with gevent.Timeout(self.environment.stop_timeout + _REPORT_WITHIN, False):  # noqa: FBT003
-            while self._unfinished:
-                gevent.sleep(_LOOK_AGAIN)
-        if self._unfinished:
-            logger.error("The results of %d workers are missing.", len(self._unfinished))
-            self.environment.process_exit_code = 1
-
-    def _finish(self, environment: Environment, **_: object) -> None:
-        if environment.runner is not None:
-            environment.runner.stop()
 
     def _stop_after_last_user(self, run: Run) -> None:
         runner = self.environment.runner

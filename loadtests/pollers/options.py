@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 POLL_MODES = ("plain", "etag", "wait")
 RENDERERS = ("external", "service")
+NO_SHAPE = "none"
+STAMPEDE = "stampede"
+SHAPES = (NO_SHAPE, "ramp", "spike", STAMPEDE)
 
 _STOP_TIMEOUT = "2"
 """Seconds that Locust waits for requests in progress when users are stopped. Without it, polls that
@@ -84,6 +87,19 @@ def add_options(parser: LocustArgumentParser) -> None:
         help="A poll that lacks a version acknowledged so many seconds before is a failure",
     )
     parser.add_argument(
+        "--shape",
+        choices=SHAPES,
+        default=NO_SHAPE,
+        help="ramp: users come in steps; spike: ten times the users for a while; stampede: all lose"
+        " their connections and come back at once to an empty cache, as after a deploy",
+    )
+    parser.add_argument(
+        "--shape-seconds",
+        type=float,
+        default=120.0,
+        help="How long a shape takes, if there is no run time",
+    )
+    parser.add_argument(
         "--api-key",
         default="",
         is_secret=True,
@@ -94,6 +110,12 @@ def add_options(parser: LocustArgumentParser) -> None:
         default="",
         is_secret=True,
         help="API key of a worker, which reports progress; needed if the service has API keys",
+    )
+    parser.add_argument(
+        "--operator-key",
+        default="",
+        is_secret=True,
+        help="API key of an operator, which empties the cache for the shape stampede",
     )
     parser.add_argument(
         "--client-id",
@@ -122,8 +144,10 @@ class PollOptions:
         job_seconds: how long a job takes, if the test reports.
         job_updates: how many progress reports it makes.
         stale_after: seconds after which a poll must show an acknowledged version.
+        shape: one of `SHAPES`.
         api_key: for users; empty if there is none.
         worker_key: for reports of progress.
+        operator_key: to empty the cache.
         client_id: of all jobs; empty if each user has one of its own.
     """
 
@@ -136,8 +160,10 @@ class PollOptions:
     job_seconds: float
     job_updates: int
     stale_after: float
+    shape: str
     api_key: str
     worker_key: str
+    operator_key: str
     client_id: str
 
     @classmethod
@@ -156,6 +182,12 @@ class PollOptions:
         _at_least("--shared-jobs", parsed.shared_jobs, 0)
         _at_least("--jobs-per-user", parsed.jobs_per_user, 0)
         _at_least("--job-updates", parsed.job_updates, 1)
+        _one_of("--shape", parsed.shape, SHAPES)
+        _above("--shape-seconds", parsed.shape_seconds, 0)
+        if parsed.shape != NO_SHAPE and parsed.jobs_per_user:
+            raise InvalidOption("--jobs-per-user must be 0 with a --shape: the shape ends the test")
+        if parsed.shape == STAMPEDE and not parsed.shared_jobs:
+            raise InvalidOption("--shared-jobs must be at least 1 with --shape stampede")
         return cls(
             interval=parsed.poll_interval,
             mode=parsed.poll_mode,
@@ -166,8 +198,10 @@ class PollOptions:
             job_seconds=parsed.job_seconds,
             job_updates=parsed.job_updates,
             stale_after=parsed.stale_after,
+            shape=parsed.shape,
             api_key=parsed.api_key,
             worker_key=parsed.worker_key,
+            operator_key=parsed.operator_key,
             client_id=parsed.client_id,
         )
 

@@ -33,23 +33,24 @@ COLUMNS: dict[str, dict[str, str]] = {
 """The columns of the tables: keys of their lines, and titles."""
 
 _NONE = "-"
+# Locust sorts lines by their names, so the first words keep together what belongs together.
 _COUNTED = {
-    "hits": "hits",
-    "misses": "misses",
-    "bypasses": "polls during a change (bypasses)",
-    "stale_served": "stale responses",
-    "coalesced": "polls that shared a query (coalesced)",
-    "held": "long polls that were held",
+    "hits": "cache: hits",
+    "misses": "cache: misses",
+    "bypasses": "cache: bypasses (polls during a change)",
+    "stale_served": "cache: stale responses",
+    "coalesced": "cache: coalesced (polls that shared a query)",
+    "held": "polls: held by the service",
 }
-_OF_JOBS = {
-    "cut_off": "polls cut off at the end of the test",
-    "jobs": "jobs created",
-    "completed": "jobs completed",
-    "ends_seen": "ends of jobs seen by users",
-    "first_polls": "first polls after a change",
-    "first_polls_missed": "of them missed by the cache",
-    "received_bytes": "bytes received",
-    "sent_bytes": "bytes sent",
+_OTHERS = {
+    "cut_off": "polls: cut off at the end of the test",
+    "first_polls": "polls: first after a change",
+    "first_polls_missed": "polls: first after a change, missed by the cache",
+    "jobs": "jobs: created",
+    "completed": "jobs: completed",
+    "ends_seen": "jobs: ends seen by users",
+    "received_bytes": "traffic: bytes received",
+    "sent_bytes": "traffic: bytes sent",
 }
 
 
@@ -79,7 +80,7 @@ def as_html(record: Record) -> str:
         for table, title in TITLES.items()
     ]
     style = (
-        "#jobcache-results{font-family:sans-serif;padding:0 24px 24px}"
+        "#jobcache-results{font-family:sans-serif;max-width:1152px;margin:0 auto;padding:24px}"
         "#jobcache-results td,#jobcache-results th{padding:4px 12px;text-align:right}"
         "#jobcache-results td:first-child,#jobcache-results th:first-child{text-align:left}"
     )
@@ -110,10 +111,10 @@ def _counts(record: Record) -> list[Line]:
     found: list[Line] = [
         {"name": title, "value": report["outcomes"][key]} for key, title in _COUNTED.items()
     ]
-    found += [{"name": title, "value": report[key]} for key, title in _OF_JOBS.items()]
+    found += [{"name": title, "value": report[key]} for key, title in _OTHERS.items()]
     for name, value in report["delay_ms"].items():
         shown = _NONE if value is None else f"{value:.1f}"
-        found.append({"name": f"commit to user, {name} (ms)", "value": shown})
+        found.append({"name": f"delay from commit to user: {name} (ms)", "value": shown})
     return found
 
 

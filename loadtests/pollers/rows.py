@@ -26,6 +26,7 @@ APPROVE = "job: approve"
 RENDER = "job: render"
 PROGRESS = "job: report progress"
 COMPLETE = "job: report completion"
+EMPTY_CACHE = "deploy: empty the cache"
 
 COUNTERS = ("hits", "misses", "bypasses", "stale_served", "coalesced")
 """The service's counters of polls, which `PollOutcome` follows."""

@@ -14,7 +14,7 @@ from jobcache.client.core.errors import ClientError
 from jobcache.client.core.rules import ANSWER_WITHIN, Rules
 from loadtests.pollers.calls import ServiceCalls
 from loadtests.pollers.jobs import create, follow, report_progress
-from loadtests.pollers.options import bearer
+from loadtests.pollers.options import STAMPEDE, bearer
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -72,7 +72,8 @@ class JobUser(FastHttpUser):
         rules = Rules(random=chance.random)
         job_id = _NO_JOB
         jobs = 0
-        yield chance.uniform(0, options.interval)
+        if options.shape != STAMPEDE:
+            yield chance.uniform(0, options.interval)
         while not options.jobs_per_user or jobs < options.jobs_per_user:
             try:
                 job = yield from self._find(rules, number, job_id)

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 _CSV = "/polls/latencies.csv"
 
 
-def extend(web_ui: WebUI, record: Callable[[], Record]) -> None:
+def extend(
+    web_ui: WebUI, record: Callable[[], Record], accept: Callable[[PollOptions], None]
+) -> None:
     """Add the results of the test to Locust's web page, and check the options given there.
 
     Args:
         web_ui: the page.
         record: returns the results so far.
+        accept: called with the options of the page before a test starts.
     """
     app = web_ui.app
     if app is None:
@@ -42,18 +45,18 @@ def extend(web_ui: WebUI, record: Callable[[], Record]) -> None:
         ],
         "extendedCsvFiles": [{"href": f".{_CSV}", "title": "Download poll latencies CSV"}],
     }
-    _check_options(app, web_ui)
+    _check_options(app, web_ui, accept)
     _add_results(app, web_ui, record)
 
 
-def _check_options(app: Flask, web_ui: WebUI) -> None:
+def _check_options(app: Flask, web_ui: WebUI, accept: Callable[[PollOptions], None]) -> None:
     @app.before_request
     def refuse_invalid() -> Response | None:
         if request.endpoint != "locust.swarm":
             return None
         environment = web_ui.environment
         try:
-            PollOptions.of(_as_locust_reads(request.form, environment.parsed_options))
+            accept(PollOptions.of(_as_locust_reads(request.form, environment.parsed_options)))
         except InvalidOption as error:
             return jsonify({"success": False, "message": str(error), "host": environment.host})
         return None

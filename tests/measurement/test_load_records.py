@@ -13,6 +13,7 @@ from loadtests.pollers.histogram import Histogram
 from loadtests.pollers.options import InvalidOption, PollOptions
 from loadtests.pollers.polled_job import AcknowledgedVersions, PolledJob
 from loadtests.pollers.record import Record
+from loadtests.pollers.shapes import ramp, spike
 from loadtests.pollers.shared_jobs import SharedJobs
 
 
@@ -175,8 +176,11 @@ OPTIONS = {
     "job_seconds": 60.0,
     "job_updates": 20,
     "stale_after": 2.0,
+    "shape": "none",
+    "shape_seconds": 120.0,
     "api_key": "",
     "worker_key": "",
+    "operator_key": "",
     "client_id": "",
 }
 
@@ -202,6 +206,8 @@ def test_options_are_taken_as_they_are() -> None:
         ("shared_jobs", -1, "at least 0"),
         ("jobs_per_user", -1, "at least 0"),
         ("job_updates", 0, "at least 1"),
+        ("shape", "square", "one of none, ramp, spike, stampede"),
+        ("shape_seconds", 0.0, "above 0"),
     ],
 )
 def test_an_invalid_option_is_refused_with_what_is_valid(
@@ -210,3 +216,24 @@ def test_an_invalid_option_is_refused_with_what_is_valid(
     named = f"--{option.replace('_', '-')} must be {valid}, not {value!r}"
     with pytest.raises(InvalidOption, match=named):
         PollOptions.of(Namespace(**OPTIONS | {option: value}))
+
+
+def test_options_that_contradict_each_other_are_refused() -> None:
+    for other, option in (
+        ({"shape": "ramp", "jobs_per_user": 1}, "--jobs-per-user"),
+        ({"shape": "stampede"}, "--shared-jobs"),
+    ):
+        with pytest.raises(InvalidOption, match=option):
+            PollOptions.of(Namespace(**OPTIONS | other))
+    assert PollOptions.of(Namespace(**OPTIONS | {"shape": "stampede", "shared_jobs": 1}))
+
+
+def test_a_ramp_rises_in_steps_and_stays() -> None:
+    assert [ramp(at / 10, 100) for at in range(10)] == [10, 20, 30, 40, 60, 70, 80, 90, 100, 100]
+    assert ramp(0, 3) == 1
+    assert ramp(1, 3) == 3
+
+
+def test_a_spike_is_in_the_middle() -> None:
+    assert [spike(at / 10, 50) for at in range(10)] == [5, 5, 5, 5, 50, 50, 5, 5, 5, 5]
+    assert spike(0, 3) == 1

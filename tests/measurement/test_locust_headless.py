@@ -109,6 +109,24 @@ def test_users_go_on_creating_jobs_and_count_what_the_service_counts(tmp_path: P
     assert "poll: 304" in (tmp_path / "seen.html").read_text()
 
 
+def test_after_a_deploy_all_users_meet_an_empty_cache(tmp_path: Path) -> None:
+    with Service({"JOBCACHE_BACKEND": "memory"}) as service:
+        service.wait_until_ready()
+        status, seen, printed = results(
+            tmp_path,
+            *("--host", service.url, "--users", "20", "--stop-timeout", "60"),
+            *("--shape", "stampede", "--shape-seconds", "6", "--shared-jobs", "2"),
+            *("--poll-interval", "0.5", "--job-seconds", "60", "--job-updates", "1"),
+        )
+        counted = service.stats()["statistics"]
+    assert status == 0, printed
+    assert seen["requests"]["deploy: empty the cache"] == 1
+    assert seen["outcomes"].pop("held") == 0
+    assert seen["outcomes"] == {name: counted[name] for name in seen["outcomes"]}
+    assert counted["misses"] >= 1
+    assert counted["database_loads"] <= 2  # one for each job, however many users come back
+
+
 def test_a_run_that_polled_nothing_fails(tmp_path: Path) -> None:
     status, seen, printed = results(
         tmp_path,

@@ -89,9 +89,17 @@ def test_the_page_starts_stops_and_restarts_the_test(tmp_path: Path, service: Se
             row: count for row, count in requests_of(shown).items() if row != "Aggregated"
         }
         values = {line["name"]: line["value"] for line in table_of(shown, "counts")}
-        assert values["hits"] == counted["poll: hit"] + counted["poll: 304"]
+        assert values["cache: hits"] == counted["poll: hit"] + counted["poll: 304"]
         assert page.get("/polls/latencies.csv").startswith("Row,# Requests,p50 (ms),")
         assert "Poll latencies" in page.get("/stats/report").partition('id="jobcache-results"')[2]
+
+        refused = page.start(3, shape="stampede")
+        assert refused["message"] == "--shared-jobs must be at least 1 with --shape stampede"
+        assert "ChosenShape" in page.start(3, shape="ramp", shape_seconds=6)["message"]
+        page.wait_for(lambda shown: shown["state"] != "stopped")
+        page.wait_for(lambda shown: shown["state"] == "stopped")  # by itself
+        assert page.start(1, shape="none")["message"] == "Swarming started"
+        page.wait_for(lambda shown: shown["user_count"] == 1)
         child.terminate()
         assert child.wait(60) == 0
 
@@ -112,10 +120,10 @@ def test_users_present_an_api_key(tmp_path: Path, keys: tuple[Path, str, str]) -
         assert all("status 401, not 202" in error["error"] for error in shown["errors"])
         page.stop()
         page.wait_for(lambda shown: shown["state"] == "stopped")
-        page.start(1, api_key=client_key, worker_key=worker_key, client_id="acme")
+        page.start(1, api_key=client_key, worker_key=worker_key, client_id="acme", poll_mode="wait")
         shown = page.wait_for(lambda shown: "job: report completion" in requests_of(shown))
         assert shown["errors"] == []
-        assert polls_of(shown) > 0
+        assert requests_of(shown)["poll: long poll"] > 0
         assert client_key not in page.get("/")
 
 
@@ -148,5 +156,7 @@ def test_a_page_drives_two_workers(tmp_path: Path, service: Service) -> None:
         seen = 0
         for shown in (first, second):
             titles = {line["name"]: line["value"] for line in table_of(shown, "counts")}
-            seen += next(value for title, value in titles.items() if name in title)
+            seen += next(
+                value for title, value in titles.items() if title.startswith(f"cache: {name}")
+            )
         assert seen == after[name] - before[name], name
