@@ -14,7 +14,7 @@ PARALLEL := --numprocesses $(WORKERS) --dist worksteal --benchmark-disable
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-lowest check format bench bench-peers settings instructions loadtest outage held freshness clean
+.PHONY: help run test test-long test-lowest check format bench bench-peers settings instructions loadtest open-loop outage held freshness clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -87,6 +87,9 @@ instructions: $(VENV)/installed ## count the instructions of the hottest paths a
 
 loadtest: $(VENV)/installed ## simulate clients that poll each backend, and write a report; ARGS="--quick"
 	$(BIN)/python -m loadtests run $(ARGS)
+
+open-loop: $(VENV)/installed ## measure 10,000 pollers, each poll timed from when it was due; ARGS="--backend tiered"
+	$(BIN)/python -m loadtests.open_loop --pollers 10000 --jobs 1000 --seconds 60 $(ARGS)
 
 outage: $(VENV)/installed ## measure polls while Redis is unavailable; ARGS="--rounds 2"
 	$(BIN)/python -m benchmarks.outage $(ARGS)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Readable on a light and on a dark page; the background is transparent.
 _INK = "#808080"
 _COLOURS = ("#2f86c1", "#d9822b", "#3f9c6b", "#b06fb5")
+_MARKERS = ("s", "o", "^", "x")
 
 
 def hit_rate(figures: Figures) -> float:
@@ -50,13 +51,13 @@ def draw(trials: Sequence[Figures], path: Path) -> None:
         rate.set_ylabel("% of polls that are hits")
         for name, style in (("p50", "-"), ("p99", "--")):
             _line(latency, trials, partial(_percentile, name), name, style)
-        latency.set_yscale("log")
         latency.set_ylabel("ms from the planned time")
         _line(statements, trials, statements_per_second, "", "-")
-        statements.set_ylim(bottom=0)
         statements.set_ylabel("statements/s")
         statements.set_xscale("log")
         statements.set_xlabel("pollers")
+        for axes in (latency, statements):
+            axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
         for axes in (rate, latency, statements):
             axes.patch.set_alpha(0)
             axes.grid(visible=True, linewidth=0.3)
@@ -90,7 +91,8 @@ def _line(
             [shown for _, shown in points],
             style,
             color=_COLOURS[number % len(_COLOURS)],
-            marker="o",
-            markersize=3,
+            marker=_MARKERS[number % len(_MARKERS)],
+            markersize=7 - 2 * (number % 2),  # where two lines are the same, both are seen
+            fillstyle="none",
             label=f"{backend} {suffix}".strip(),
         )

@@ -20,8 +20,7 @@ class Usage:
 
     Attributes:
         roles: of the processes of the run, by role; "driver" is this process.
-        others: of all other processes. Work of the kernel for nobody, such as for interrupts,
-            does not count.
+        others: of all other processes, and of the kernel for nobody in particular.
         stolen: of other virtual machines on the same hardware.
     """
 
@@ -59,8 +58,13 @@ class ProcessorMeter:
         times = psutil.cpu_times()
         own = psutil.Process(os.getpid()).cpu_times()
         return {
-            # Time of guests is part of `user`.
-            "*busy": float(times.user + times.nice + times.system),
+            # Time of guests is part of `user`. Most kernels charge interrupts to the process that
+            # was interrupted as well, so without them the others would seem to use less. On the
+            # kernels that do not, those of the load's own packets seem to be the others'.
+            "*busy": sum(
+                float(getattr(times, name, 0.0))
+                for name in ("user", "nice", "system", "irq", "softirq")
+            ),
             "*stolen": float(getattr(times, "steal", 0.0)),
             "driver": float(own.user + own.system),
             **{role: sum(_family(process)) for role, process in self._roles.items()},
