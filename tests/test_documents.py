@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -19,6 +20,9 @@ import av
 import pytest
 
 from app.db.url import read_postgres_url
+from app.devservers.memcached import MemcachedServer
+from jobcache import CacheSettings
+from jobcache.testing.simulation.__main__ import main as explore
 from tests.app.process import clean_environment, serving
 
 ROOT = Path(__file__).parent.parent
@@ -139,7 +143,7 @@ def test_the_lines_of_the_readme_make_a_video(tmp_path: Path) -> None:
             env=clean_environment(),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,  # it renders a video, also on a busy machine
             check=True,
         )
     seen = [float(percent) for percent in re.findall(r'"percent":([\d.]+)', result.stderr)]
@@ -286,7 +290,7 @@ def served(words: list[str]) -> bool:
 
 
 def assigned(words: list[str]) -> bool:
-    """Whether each variable is a setting, and a URL of PostgreSQL can be read."""
+    """Whether each variable is a setting, and its URL can be used."""
     from sqlalchemy import make_url  # noqa: PLC0415 - only here
 
     settings = (ROOT / "docs/settings.md").read_text()
@@ -295,6 +299,8 @@ def assigned(words: list[str]) -> bool:
         assert f"| `{name}` |" in settings, name
         if value.startswith("postgresql"):
             read_postgres_url(make_url(value))
+        elif name in {"MEMCACHED_URL", "REDIS_URL"}:
+            CacheSettings.from_environment({name: value})
     return True
 
 
@@ -343,6 +349,21 @@ def test_every_command_is_understood() -> None:
     assert understood(modules) == ""
     assert of_locust
     assert refused_by_locust(of_locust) == ""
+
+
+def test_the_explorers_commands_run(
+    redis_url: str, memcached_server: MemcachedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "jobcache")  # the command changes it, too
+    urls = {
+        "redis://localhost:6379": redis_url,
+        "memcached://127.0.0.1:11211": memcached_server.url,
+    }
+    module = ["python", "-m", "jobcache.testing.simulation"]
+    found = [words[3:] for _, words in commands() if words[:3] == module]
+    assert set(urls) <= {word for words in found for word in words}
+    for words in found:
+        assert explore([*(urls.get(word, word) for word in words), "--runs", "10"]) == 0
 
 
 def test_a_command_with_an_unknown_argument_is_found() -> None:

@@ -28,17 +28,21 @@ _EXTRAS = {"memcached": "memcached", "redis": "redis", "tiered": "redis"}
 
 
 class Factory(Protocol):
-    """What an entry point of the group must lead to."""
+    """A function that an entry point of the group names."""
 
     def __call__(self, settings: CacheSettings) -> CacheBackend:
-        """A backend, not yet connected. Raises `SettingsError` where it cannot be set up."""
+        """Return a backend that is not connected yet.
+
+        Raises:
+            SettingsError: the settings cannot be used.
+        """
 
 
 def make_backend(settings: CacheSettings) -> CacheBackend:
-    """The backend that `settings` name. Connects to nothing yet.
+    """Return the backend that `settings` name. It is not connected yet.
 
     Raises:
-        SettingsError: no backend has that name, or it cannot be set up so, or the library it
+        SettingsError: no backend has that name, its settings cannot be used, or the library that it
             needs is not installed.
     """
     name = settings.backend
@@ -81,9 +85,9 @@ async def check_namespace(settings: CacheSettings) -> None:
 
 
 def tiered(settings: CacheSettings) -> CacheBackend:
-    """The factory behind the name "tiered": `memory` before `redis`.
+    """Return the backend "tiered": `memory` before `redis`.
 
-    Here, and not beside the backend, for no backend knows of another.
+    This factory is here and not in `tiered.py`, because no backend imports another.
 
     Raises:
         SettingsError: the URL of Redis cannot be used.

@@ -206,7 +206,7 @@ class JobCache:
     def write(
         self, transaction: AbstractContextManager[Any] | str | None = None, *keys: str
     ) -> AbstractContextManager[Write[Any]]:
-        """The transaction does not leave this thread.
+        """The transaction begins, commits and rolls back in this thread.
 
         If the transaction is Django's `atomic()` within another atomic block (as with
         `ATOMIC_REQUESTS`), the documents are published when the outermost block commits; until then

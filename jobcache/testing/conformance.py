@@ -73,7 +73,7 @@ async def a_publish_without_lease_or_fence_is_not_stored(subject: Subject) -> No
 
 
 async def nothing_is_served_behind_a_fence(subject: Subject) -> None:
-    """From fence to publish, a get returns nothing."""
+    """Between fence and publish, a get returns nothing."""
     await _stored(subject, "k", 1)
     await subject.backend.fence("k", "w")
     expect(await subject.backend.get("k"), None)
@@ -105,7 +105,7 @@ async def a_lease_stores_its_publish(subject: Subject) -> None:
 
 
 async def a_lease_is_exclusive(subject: Subject) -> None:
-    """One reader holds it; asking again with its token is harmless, others do not get it."""
+    """One reader holds it; it may ask again with its token, and other readers do not get it."""
     backend = subject.backend
     expect(await backend.lease("k", "r0"), LeaseResult.ACQUIRED)
     expect(await backend.lease("k", "r0"), LeaseResult.ACQUIRED)
@@ -114,13 +114,13 @@ async def a_lease_is_exclusive(subject: Subject) -> None:
 
 
 async def one_of_many_gets_the_lease(subject: Subject) -> None:
-    """However many ask at once."""
+    """One, however many readers ask at once."""
     found = await asyncio.gather(*(subject.backend.lease("k", f"r{n}") for n in range(50)))
     expect(found.count(LeaseResult.ACQUIRED), 1)
 
 
 async def a_withdrawn_lease_is_free(subject: Subject) -> None:
-    """A reader whose load failed lets the next one try; another's lease is none of its business."""
+    """A reader whose load failed gives up its own lease, and not the lease of another."""
     backend = subject.backend
     await backend.lease("k", "r0")
     expect(await backend.publish("k", "r1", None), PublishResult.KEPT)
@@ -130,7 +130,7 @@ async def a_withdrawn_lease_is_free(subject: Subject) -> None:
 
 
 async def a_writer_warms_the_cache(subject: Subject) -> None:
-    """What the last writer out of the fence publishes is served at once."""
+    """The entry that the last writer of a fence publishes is served at once."""
     backend = subject.backend
     await backend.fence("k", "w")
     expect(await backend.publish("k", "w", entry_of(1)), PublishResult.STORED)
@@ -138,7 +138,7 @@ async def a_writer_warms_the_cache(subject: Subject) -> None:
 
 
 async def a_fence_takes_the_lease_away(subject: Subject) -> None:
-    """A reader that began before the fence stores nothing, nor does one behind it."""
+    """A reader that began before the fence, or finds the fence, stores nothing."""
     backend = subject.backend
     await backend.lease("k", "r0")
     await backend.fence("k", "w")
@@ -149,7 +149,7 @@ async def a_fence_takes_the_lease_away(subject: Subject) -> None:
 
 
 async def every_writer_of_a_fence_must_leave(subject: Subject) -> None:
-    """However many entered at once; only the last one out stores."""
+    """Any number of writers may join a fence; only the last one that publishes stores."""
     backend = subject.backend
     writers = [f"w{n}" for n in range(20)]
     await asyncio.gather(*(backend.fence("k", writer) for writer in writers))
@@ -161,7 +161,7 @@ async def every_writer_of_a_fence_must_leave(subject: Subject) -> None:
 
 
 async def a_fence_repeated_is_one_fence(subject: Subject) -> None:
-    """A client library may send an operation twice; the token leaves once."""
+    """A client library may send an operation twice; the fence has the token once."""
     backend = subject.backend
     await backend.fence("k", "w")
     await backend.fence("k", "w")
@@ -170,8 +170,8 @@ async def a_fence_repeated_is_one_fence(subject: Subject) -> None:
     expect(await backend.get("k"), entry_of(2))
 
 
-async def below_the_floor_nothing_is_stored(subject: Subject) -> None:
-    """The floor is the fenced entry's version, and every version published meanwhile."""
+async def below_the_fence_version_nothing_is_stored(subject: Subject) -> None:
+    """It is the highest of the fenced entry's version and the versions published meanwhile."""
     backend = subject.backend
     await _stored(subject, "k", 5)
     await backend.fence("k", "w0")
@@ -184,7 +184,7 @@ async def below_the_floor_nothing_is_stored(subject: Subject) -> None:
 
 
 async def a_withdrawn_fence_leaves_the_cell_empty(subject: Subject) -> None:
-    """The last one out has committed nothing, so it cannot say which version is right."""
+    """The last writer has committed nothing, so it does not know which version is current."""
     backend = subject.backend
     await _stored(subject, "k", 1)
     await backend.fence("k", "w0")
@@ -195,7 +195,7 @@ async def a_withdrawn_fence_leaves_the_cell_empty(subject: Subject) -> None:
 
 
 async def a_withdrawal_leaves_the_others_to_store(subject: Subject) -> None:
-    """It does not spoil the fence for a writer that did commit."""
+    """A withdrawal leaves the fence to a writer that did commit."""
     backend = subject.backend
     await backend.fence("k", "w0")
     await backend.fence("k", "w1")
@@ -206,7 +206,7 @@ async def a_withdrawal_leaves_the_others_to_store(subject: Subject) -> None:
 
 
 async def a_newer_entry_stays(subject: Subject) -> None:
-    """A slow reader's older version changes nothing."""
+    """The older version of a slow reader changes nothing."""
     await _stored(subject, "k", 3)
     expect(await subject.backend.publish("k", "r", entry_of(2)), PublishResult.KEPT)
     expect(await subject.backend.get("k"), entry_of(3))
@@ -220,7 +220,7 @@ async def an_older_entry_is_removed(subject: Subject) -> None:
 
 
 async def the_same_version_is_prolonged(subject: Subject) -> None:
-    """Its lifetime starts anew."""
+    """The lifetime of the entry starts anew."""
     backend = subject.backend
     await _stored(subject, "k", 3, keep_ms=10_000)
     later = replace(entry_of(3), keep_ms=60_000, stored_at_ms=1_700_000_009_000)
@@ -230,7 +230,7 @@ async def the_same_version_is_prolonged(subject: Subject) -> None:
 
 
 async def entries_expire(subject: Subject) -> None:
-    """After `keep_ms`, and not before."""
+    """An entry expires after `keep_ms`, and not before."""
     await _stored(subject, "k", 1, keep_ms=10_000)
     await subject.elapse(9)
     expect(await subject.backend.get("k"), replace(entry_of(1), keep_ms=10_000))
@@ -240,7 +240,7 @@ async def entries_expire(subject: Subject) -> None:
 
 
 async def leases_and_fences_expire(subject: Subject) -> None:
-    """So that neither a reader nor a writer that died holds a key for ever."""
+    """Neither a reader nor a writer that has died blocks a key for ever."""
     backend = subject.backend
     await backend.lease("led", "r")
     await backend.fence("fenced", "w")
@@ -250,7 +250,7 @@ async def leases_and_fences_expire(subject: Subject) -> None:
 
 
 async def a_busy_key_outlives_a_dead_writer(subject: Subject) -> None:
-    """A standing fence keeps its deadline, however many writers pass through it."""
+    """A fence keeps its deadline, however many writers join it."""
     backend = subject.backend
     await backend.fence("k", "dead")
     for version in range(2, 20):
@@ -262,7 +262,7 @@ async def a_busy_key_outlives_a_dead_writer(subject: Subject) -> None:
 
 
 async def an_entry_without_a_lifetime_is_not_kept(subject: Subject) -> None:
-    """`keep_ms` 0 empties the cell where it would be stored, and still counts as committed."""
+    """With `keep_ms` 0 it empties the cell, and its version still counts as committed."""
     backend = subject.backend
     version_only = replace(entry_of(9), keep_ms=0)
     await backend.lease("k", "r")
@@ -275,7 +275,7 @@ async def an_entry_without_a_lifetime_is_not_kept(subject: Subject) -> None:
 
 
 async def the_note_that_nothing_is_there_is_replaced(subject: Subject) -> None:
-    """Version 0 is an entry like any other, and the lowest."""
+    """Version 0 is an entry like any other, with the lowest version."""
     backend = subject.backend
     await backend.lease("k", "r")
     expect(await backend.publish("k", "r", entry_of(0, body=b"")), PublishResult.STORED)
@@ -287,7 +287,7 @@ async def the_note_that_nothing_is_there_is_replaced(subject: Subject) -> None:
 
 
 async def large_versions_keep_their_order(subject: Subject) -> None:
-    """Up to the limit, where floating point ends."""
+    """Versions are compared exactly up to the limit, where floating point is no longer exact."""
     backend = subject.backend
     top = VERSION_LIMIT - 1
     await _stored(subject, "k", top - 1)
@@ -302,7 +302,7 @@ async def large_versions_keep_their_order(subject: Subject) -> None:
 
 
 async def a_purge_drops_entries_and_leases_but_no_fence(subject: Subject) -> None:
-    """A reader that leased before the purge stores nothing after it."""
+    """A reader that took its lease before the purge stores nothing after it."""
     backend = subject.backend
     await _stored(subject, "entry", 1)
     await backend.lease("lease", "r")
@@ -316,7 +316,7 @@ async def a_purge_drops_entries_and_leases_but_no_fence(subject: Subject) -> Non
 
 
 async def keys_are_independent(subject: Subject) -> None:
-    """A fence on one is nothing to another, however alike their names."""
+    """A fence on a key does not affect another key, even with a similar name."""
     backend = subject.backend
     await _stored(subject, "job:1:progress", 1)
     await _stored(subject, "job:11:progress", 2)
@@ -327,7 +327,7 @@ async def keys_are_independent(subject: Subject) -> None:
 
 
 async def a_large_body_is_kept_whole(subject: Subject) -> None:
-    """A megabyte, with every byte value."""
+    """The body has a megabyte and every byte value."""
     entry = replace(entry_of(1), encoded_body=bytes(range(256)) * 4096)
     await subject.backend.lease("k", "r")
     await subject.backend.publish("k", "r", entry)
@@ -361,7 +361,7 @@ KEEPING: tuple[Check, ...] = tuple(
         a_fence_takes_the_lease_away,
         every_writer_of_a_fence_must_leave,
         a_fence_repeated_is_one_fence,
-        below_the_floor_nothing_is_stored,
+        below_the_fence_version_nothing_is_stored,
         a_withdrawn_fence_leaves_the_cell_empty,
         a_withdrawal_leaves_the_others_to_store,
         a_newer_entry_stays,

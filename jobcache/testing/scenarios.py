@@ -143,7 +143,7 @@ def _returned(simulator: _Simulator, reader: str, version: int) -> None:
 
 
 def entry_of(version: int, *, body: bytes = b"{}", owner: str = "acme") -> Entry:
-    """An entry with a long life, for tests."""
+    """Return an entry with a long lifetime, for tests."""
     lifetimes = Lifetimes(jitter=0.0)
     document = Document(version=version, owner=owner, body=body, status="moving", poll_after=2)
     return lifetimes.entry(document, 1_700_000_000_000)

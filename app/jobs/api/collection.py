@@ -73,7 +73,7 @@ def add_to(routes: APIRouter, service: JobService) -> None:
         cursor: Annotated[str | None, Query(max_length=64)] = None,
         ids: Annotated[str | None, Query(max_length=2100, include_in_schema=False)] = None,
     ) -> Response:
-        """A page of jobs, newest first; or, with `ids`, up to 100 of them by id."""
+        """List jobs, newest first; or, with `ids`, return up to 100 jobs by id."""
         if ids is not None:
             if any(other is not None for other in (client_id, status, limit, cursor)):
                 raise invalid("query.ids", "goes with no other parameter")

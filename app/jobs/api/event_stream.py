@@ -28,11 +28,11 @@ def add_to(routes: APIRouter, service: JobService, events: JobEvents) -> None:
     async def stream(
         job_id: JobIdInPath, request: Request, last_event_id: LastEventId = None
     ) -> Response:
-        """The status of a job as server-sent events, until it is terminal.
+        """Send the status of a job as server-sent events, until the job has ended.
 
-        Each event is called `status`; its `id` is the version, its `data` the job as a poll returns
-        it. Versions that a client is too slow for are left out, the last one never. A stream may
-        end before the job does: come again with `Last-Event-ID`, as browsers do by themselves.
+        The name of each event is `status`, its `id` the version, and its `data` the job as a poll
+        returns it. A slow client misses versions in between, but never the last one. A stream may
+        end before the job does. The client then reconnects with `Last-Event-ID`, as browsers do.
         """
         caller, seen = caller_of(request), seen_version(last_event_id)
         result = await service.poll(job_id, caller, min_version=seen)

@@ -45,7 +45,7 @@ def add_to(routes: APIRouter, service: JobService, videos: Path) -> None:
         if_none_match: IfNoneMatch = None,
         accept_encoding: AcceptEncoding = None,
     ) -> Response:
-        """The storyboard, once there is one."""
+        """Return the storyboard, once there is one."""
         tags = joined(if_none_match)
         result = await service.storyboard(
             job_id, caller_of(request), min_version=conditions(tags).min_version
@@ -61,7 +61,7 @@ def add_to(routes: APIRouter, service: JobService, videos: Path) -> None:
     async def video(
         job_id: JobIdInPath, request: Request, if_none_match: IfNoneMatch = None
     ) -> Response:
-        """The video of a completed job, whole or by `Range`."""
+        """Return the video of a completed job, or a part of it by `Range`."""
         result = await service.poll(job_id, caller_of(request))
         job = result.json()
         if job["status"] != Status.COMPLETED:

@@ -51,10 +51,10 @@ def add_to(
         accept_encoding: AcceptEncoding = None,
         prefer: Prefer = None,
     ) -> Response:
-        """The status of a job, from the cache. `Retry-After` says when to ask again.
+        """Return the status of a job, from the cache. `Retry-After` says when to poll again.
 
-        With `Prefer: wait` and the version in `If-None-Match`, the answer comes when there is a
-        newer one, or else when the time is up; `Preference-Applied` says that it was so.
+        With `Prefer: wait` and the known version in `If-None-Match`, the request is answered when
+        there is a newer version, or when the time is up. `Preference-Applied` confirms that.
         """
         caller, tags = caller_of(request), joined(if_none_match)
         result = await service.poll(job_id, caller, min_version=conditions(tags).min_version)

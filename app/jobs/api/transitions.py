@@ -1,4 +1,4 @@
-"""The endpoints that move a job along: those of its client, and those of a worker."""
+"""The endpoints that change the state of a job: those of its client, and those of a worker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _add_for_clients(routes: APIRouter, service: JobService) -> None:
         "/{job_id}/approve", response_model=JobBody, **only(Role.CLIENT, answers=responses.CHANGED)
     )
     async def approve(job_id: JobIdInPath, request: Request) -> Response:
-        """The storyboard is as it should be."""
+        """Approve the storyboard, so that the video can be rendered."""
         return changed_job(
             service.document(await service.approve(job_id, caller_of(request))), request
         )
@@ -43,7 +43,7 @@ def _add_for_clients(routes: APIRouter, service: JobService) -> None:
         **only(Role.CLIENT, answers=responses.BEGUN),
     )
     async def render(job_id: JobIdInPath, request: Request) -> Response:
-        """Begin to render."""
+        """Start to render the video."""
         return changed_job(
             service.document(await service.render(job_id, caller_of(request))), request, 202
         )
@@ -52,7 +52,7 @@ def _add_for_clients(routes: APIRouter, service: JobService) -> None:
         "/{job_id}/cancel", response_model=JobBody, **only(Role.CLIENT, answers=responses.CHANGED)
     )
     async def cancel(job_id: JobIdInPath, request: Request) -> Response:
-        """Stop the job, whatever its status."""
+        """Cancel the job, unless it has ended."""
         return changed_job(
             service.document(await service.cancel(job_id, caller_of(request))), request
         )
@@ -65,7 +65,7 @@ def _add_for_workers(routes: APIRouter, service: JobService) -> None:
         **only(Role.WORKER, answers=responses.CHANGED),
     )
     async def progress(job_id: JobIdInPath, body: ReportProgress, request: Request) -> Response:
-        """A worker says how far it is."""
+        """Report the progress of a worker."""
         job = await service.report_progress(
             job_id, body.percent, body.stage, body.message, worker=True
         )
@@ -79,7 +79,7 @@ def _add_for_workers(routes: APIRouter, service: JobService) -> None:
     async def complete(
         job_id: JobIdInPath, request: Request, body: Complete | None = None
     ) -> Response:
-        """A worker has finished."""
+        """Report that a worker has finished the video."""
         video_url = None if body is None else body.video_url
         return changed_job(
             service.document(await service.complete(job_id, video_url, worker=True)), request
@@ -89,7 +89,7 @@ def _add_for_workers(routes: APIRouter, service: JobService) -> None:
         "/{job_id}/fail", response_model=JobBody, **only(Role.WORKER, answers=responses.CHANGED)
     )
     async def fail(job_id: JobIdInPath, body: Fail, request: Request) -> Response:
-        """A worker has given up."""
+        """Report that a worker has failed."""
         return changed_job(
             service.document(await service.fail(job_id, body.error, worker=True)), request
         )

@@ -31,7 +31,7 @@ class TierStack:
     backend: TieredBackend
 
     def held(self, key: str) -> Hashable:
-        """What the local cell holds, a lease included."""
+        """Return the content of the local cell, which may be a lease."""
         return self.local._cell(key)  # noqa: SLF001 - nobody else may look at a lease
 
 

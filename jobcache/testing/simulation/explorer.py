@@ -96,7 +96,7 @@ class _Fork:
         return self.chosen < len(self.options)
 
     def after(self) -> tuple[int | None, str]:
-        """How many switches are left after this option, and who moved last."""
+        """Return how many switches are left after this option, and the actor that moved last."""
         mover = self.option.actor
         if self.switches is None or mover in {"", self.last}:
             return self.switches, self.last

@@ -55,7 +55,7 @@ class Transaction:
         )
 
     def commit(self) -> None:
-        """The new version is there for everybody to see."""
+        """Commit: from now on every load returns the new version."""
         state = self.state
         stands = isinstance(state.cell, Fence) and any(
             state.tokens.get(token) is self.actor for token in state.cell.tokens
@@ -67,11 +67,11 @@ class Transaction:
         )
 
     def roll_back(self) -> None:
-        """The database rolls back."""
+        """Roll back the transaction."""
         if self.state.row_lock is self:
             self.state.row_lock = None
 
 
 def document(version: int) -> Document:
-    """What the source holds."""
+    """Return the document of the source."""
     return Document(version, "acme", b"{}", "moving", 2)

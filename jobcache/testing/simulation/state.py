@@ -172,7 +172,7 @@ class State:
         await self.step(label, lambda: None)
 
     def fates(self, *, changes: bool) -> Iterator[str]:
-        """How an operation of the backend can fail."""
+        """Yield the ways in which an operation of the backend can fail."""
         kinds = self.simulator.kinds
         guarded, tiered = self.simulator.guarded, self.simulator.tiered
         if "lose" in kinds and (guarded or not tiered):
@@ -194,7 +194,7 @@ class State:
         memory.hash = hash((memory.hash, what, result, local, self.now_ms, self.loop.time()))
 
     def lives(self, step: Choice) -> bool:
-        """Whether a step can still happen: its process lives, or the step was sent already."""
+        """Return whether a step can still happen: its process lives, or the step was sent."""
         return step.reply is None or not step.actor.process.dead
 
     def others(self, actor: Actor) -> list[Actor]:
@@ -202,7 +202,7 @@ class State:
         return [other for other in self.actors if other is not actor]
 
     def reads_on(self, process: Process) -> bool:
-        """Whether somebody may still read in a process."""
+        """Return whether a reader of a process may still read."""
         if process.dead:
             return False
         readers = [actor for actor in self.actors if actor.process is process and not actor.writes]
@@ -218,11 +218,11 @@ class State:
         )
 
     def cut_off(self, actor: Actor, version: int) -> bool:
-        """Whether a writer has become unable to tell the store that it committed `version`."""
+        """Return whether a writer can no longer publish the `version` that it committed."""
         if actor.process.dead or actor.unknown:
             return True
         return not self.simulator.guarded and version in actor.process.failed
 
     def refused(self, actor: Actor) -> bool:
-        """Whether the cache has counted an error since the actor began."""
+        """Return whether the cache has counted an error since the actor began."""
         return actor.process.cache.statistics.errors > actor.errors

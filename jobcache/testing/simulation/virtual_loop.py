@@ -68,7 +68,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             del self.tasks[task]
 
     def waits_for_time(self) -> bool:
-        """Whether a timer stands that has not been cancelled."""
+        """Return whether there is a timer that has not been cancelled."""
         while self._timers and self._timers[0][2].cancelled():
             heapq.heappop(self._timers)
         return bool(self._timers)

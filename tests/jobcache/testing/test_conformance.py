@@ -119,7 +119,7 @@ except AssertionError as error:
     )
     assert (
         result.stdout
-        == """a_newer_entry_stays: A slow reader's older version changes nothing.
+        == """a_newer_entry_stays: The older version of a slow reader changes nothing.
 expected the entry of version 3, found None
 what the check did:
    1. lease('k', 'first') -> LeaseResult.ACQUIRED
