@@ -22,6 +22,7 @@ class Scenario:
         shared_jobs: how many jobs they all poll; 0 gives each client a job of its own.
         job_seconds: how long a job takes.
         updates: how many progress reports a job makes.
+        driver: the module of `loadtests.drivers` that imitates the clients; empty for Locust.
         in_demonstration: whether `--quick` includes it.
     """
 
@@ -33,6 +34,7 @@ class Scenario:
     shared_jobs: int = 0
     job_seconds: float = 120.0
     updates: int = 20
+    driver: str = ""
     in_demonstration: bool = False
 
     def compressed(self) -> Scenario:

@@ -55,6 +55,14 @@ class Record:
             self._outcomes[outcome.counter] += 1
         self._outcomes["coalesced"] += outcome.coalesced
 
+    def held(self) -> None:
+        """Count a stream of events: the service reads the cache several times for it."""
+        self._outcomes["held"] += 1
+
+    def reads_without_outcome(self, number: int) -> None:
+        """Count reads of the cache by a request whose response does not say how they ended."""
+        self._counts["reads_without_outcome"] += number
+
     def cut_off(self) -> None:
         """Count a poll that was sent, and whose answer was not waited for: the test ended."""
         self._counts["cut_off"] += 1
@@ -126,6 +134,7 @@ class Record:
         named = (
             *("jobs", "completed", "changes", "ends_seen", "updates", "update_polls"),
             *("first_polls", "first_polls_missed", "received_bytes", "sent_bytes", "cut_off"),
+            "reads_without_outcome",
         )
         return {
             "requests": {row: each.count for row, each in self.durations().items()},

@@ -18,7 +18,14 @@ STALE = "poll: stale"
 UNCACHED = "poll: no cache status"
 NO_ANSWER = "poll: no answer"
 
-POLLS = (HIT, UNCHANGED, MISS, DURING_CHANGE, LONG_POLL, STALE, UNCACHED, NO_ANSWER)
+LIST = "dashboard: list"
+BATCH = "dashboard: batch"
+EVENT = "stream: event"
+
+POLLS = (
+    *(HIT, UNCHANGED, MISS, DURING_CHANGE, LONG_POLL, STALE, UNCACHED, NO_ANSWER),
+    *(LIST, BATCH, EVENT),
+)
 """All rows of polls."""
 
 CREATE = "job: create"

@@ -117,6 +117,8 @@ class Measurement:
         received_bytes: what the clients received, headers included.
         sent_bytes: what they sent.
         cut_off: polls whose response was not waited for, because the time was up.
+        reads_without_outcome: reads of the cache by lists and batches. Their responses do not say
+            how they were answered.
         cache_errors: operations of the cache that failed or took too long.
         statements: statements that the service has sent to the database, by purpose.
         database: what the database counted in the same time; empty for SQLite.
@@ -147,6 +149,7 @@ class Measurement:
     received_bytes: int
     sent_bytes: int
     cut_off: int
+    reads_without_outcome: int
     cache_errors: int
     statements: dict[str, int]
     database: dict[str, int]

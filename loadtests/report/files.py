@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _SUMS = (
     *("seconds", "users", "polls", "held", "not_modified", "jobs", "completed", "ends_seen"),
     *("first_polls", "first_polls_missed", "updates", "update_polls"),
-    *("received_bytes", "sent_bytes", "cut_off", "cache_errors"),
+    *("received_bytes", "sent_bytes", "cut_off", "reads_without_outcome", "cache_errors"),
 )
 _OUTCOMES = ("hits", "misses", "bypasses", "stale", "coalesced")
 

@@ -35,10 +35,16 @@ def differences(run: Measurement) -> list[str]:
     """Return where the counts of the clients and of the service differ, as sentences.
 
     The service reads its cache several times for a poll that it holds, so there is nothing to
-    compare where polls were held, or where the test did not wait for responses.
+    compare where polls were held, or where the test did not wait for responses. Responses to lists
+    and batches do not say how they were answered: there the numbers of reads are compared.
     """
     if run.held or run.cut_off:
         return []
+    if run.reads_without_outcome:
+        reads = run.clients.reads + run.reads_without_outcome
+        if reads == run.service.reads:
+            return []
+        return [f"reads: the clients counted {reads}, the service {run.service.reads}"]
     clients, service = asdict(run.clients), asdict(run.service)
     return [
         f"{name}: the clients counted {clients[name]}, the service {service[name]}"

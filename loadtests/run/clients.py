@@ -1,4 +1,4 @@
-"""The clients of a scenario: a Locust process, and what it reports."""
+"""The clients of a scenario: a process of Locust or of a driver, and what it reports."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ _PERCENTILES = ("p50", "p95", "p99", "max")
 _COUNTS = (
     *("polls", "jobs", "completed", "ends_seen", "first_polls", "first_polls_missed"),
     *("updates", "update_polls", "received_bytes", "sent_bytes", "cut_off"),
+    "reads_without_outcome",
 )
 """Counts that have the same names in Locust's report and in the document."""
 
 
 class ClientsFailed(Exception):  # noqa: N818 - says what is the matter
-    """Locust ended without a report; the message ends with its last output."""
+    """The clients ended without a report; the message ends with their last output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class Seen:
 
 
 class Clients:
-    """A Locust process that polls as a scenario says; entering starts it, leaving ends it.
+    """A process that polls as a scenario says; entering starts it, leaving ends it.
 
     Args:
         scenario: what the clients do.
@@ -86,7 +87,7 @@ class Clients:
 
     @property
     def pid(self) -> int:
-        """The process id of Locust."""
+        """The process id of the clients."""
         return self._process.pid
 
     def wait(self) -> Seen:
@@ -98,11 +99,19 @@ class Clients:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(self._scenario.job_seconds + _SPARE + _STOP)
         if not self._report.exists():
-            raise ClientsFailed(f"Locust has not reported:\n{self._process.log_tail()}")
+            raise ClientsFailed(f"the clients have not reported:\n{self._process.log_tail()}")
         return _seen(json.loads(self._report.read_text("utf-8")))
 
     def _command(self) -> list[str]:
         scenario = self._scenario
+        if scenario.driver:
+            return [
+                *(sys.executable, "-m", "loadtests.drivers", scenario.driver),
+                *("--port", self._url.rpartition(":")[2], "--users", str(scenario.users)),
+                *("--jobs", str(scenario.shared_jobs), "--poll-interval", str(scenario.interval)),
+                *("--job-seconds", str(scenario.job_seconds)),
+                *("--job-updates", str(scenario.updates), "--report", str(self._report)),
+            ]
         return [
             *(sys.executable, "-m", "locust", "-f", str(_LOCUST_FILE)),
             *("--headless", "--only-summary", "--host", self._url),

@@ -91,6 +91,7 @@ def measure(
         received_bytes=seen.counts["received_bytes"],
         sent_bytes=seen.counts["sent_bytes"],
         cut_off=seen.counts["cut_off"],
+        reads_without_outcome=seen.counts["reads_without_outcome"],
         cache_errors=_growth(before["statistics"], after["statistics"])["errors"],
         statements=_growth(before["database"]["purposes"], after["database"]["purposes"]),
         database=counted,

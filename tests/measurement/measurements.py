@@ -54,6 +54,7 @@ def measurement(backend: str, *, hits: int, misses: int, **other: Any) -> Measur
         received_bytes=123_456,
         sent_bytes=65_432,
         cut_off=0,
+        reads_without_outcome=0,
         cache_errors=0,
         statements={"load": misses, "write": 411},
         database={"xact_commit": 9876},

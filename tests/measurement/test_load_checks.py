@@ -50,3 +50,15 @@ def test_counts_of_clients_and_service_that_differ_are_problems(counter: str) ->
     # What the service read for a poll that it held, or whose answer nobody waited for, is unknown.
     assert differences(replace(seen, held=1)) == []
     assert differences(replace(seen, cut_off=1)) == []
+
+
+def test_reads_whose_outcome_is_not_known_are_compared_in_number() -> None:
+    """A list and a batch do not say how they were answered."""
+    reads = GOOD.service.reads
+    shown = replace(
+        GOOD, clients=replace(GOOD.clients, hits=GOOD.clients.hits - 5), reads_without_outcome=5
+    )
+    assert differences(shown) == []
+    assert differences(replace(shown, reads_without_outcome=6)) == [
+        f"reads: the clients counted {reads + 1}, the service {reads}"
+    ]
