@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 _EXACT_BELOW = 10_000
 """Durations below this are kept to the microsecond, longer ones to four digits."""
@@ -44,17 +44,26 @@ class Histogram:
 
         It is a duration that occurred (nearest rank), not a value between two.
         """
-        rank = max(1, math.ceil(self.count * percent / 100))
+        found = self.percentiles([percent])
+        return found[0] if found else None
+
+    def percentiles(self, percents: Sequence[float]) -> list[float]:
+        """Return the durations of these ranks, which ascend; empty if there are none."""
+        whole = self.count
+        found: list[float] = []
         seen = 0
         for microseconds in sorted(self._counts):
             seen += self._counts[microseconds]
-            if seen >= rank:
-                return microseconds / 1000
-        return None
+            while len(found) < len(percents):
+                if seen < max(1, math.ceil(whole * percents[len(found)] / 100)):
+                    break
+                found.append(microseconds / 1000)
+        return found
 
     def summary(self) -> dict[str, float | None]:
         """Return the percentiles of `PERCENTILES` in milliseconds."""
-        return {name: self.percentile(percent) for name, percent in PERCENTILES.items()}
+        found = self.percentiles(list(PERCENTILES.values()))
+        return dict(zip(PERCENTILES, found, strict=True)) if found else dict.fromkeys(PERCENTILES)
 
     def pairs(self) -> list[list[int]]:
         """Return the microseconds and counts, for another process to add."""

@@ -8,6 +8,8 @@ import io
 from typing import TYPE_CHECKING
 
 from loadtests.pollers.histogram import PERCENTILES, Histogram
+from loadtests.pollers.latency_plot import latency_plot
+from loadtests.pollers.rows import POLLS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,21 +76,24 @@ def as_csv(record: Record) -> str:
 
 
 def as_html(record: Record) -> str:
-    """Return both tables as a section of a page."""
-    parts = [
-        f"<h2>{title}</h2>{_html_table(COLUMNS[table], lines(record, table))}"
+    """Return both tables, and a plot of the durations of polls, as a section of a page."""
+    polls = {row: each for row, each in record.durations().items() if row in POLLS}
+    parts = {
+        table: f"<h2>{title}</h2>{_html_table(COLUMNS[table], lines(record, table))}"
         for table, title in TITLES.items()
-    ]
+    }
     style = (
         "#jobcache-results{font-family:sans-serif;max-width:1152px;margin:0 auto;padding:24px}"
         "#jobcache-results td,#jobcache-results th{padding:4px 12px;text-align:right}"
         "#jobcache-results td:first-child,#jobcache-results th:first-child{text-align:left}"
     )
-    return f'<section id="jobcache-results"><style>{style}</style>{"".join(parts)}</section>'
+    plot = f"<h2>Distribution of poll latencies</h2>{latency_plot(polls)}"
+    shown = "".join([parts[LATENCIES], plot, parts[COUNTS]])
+    return f'<section id="jobcache-results"><style>{style}</style>{shown}</section>'
 
 
 def insert(page: str, record: Record) -> str:
-    """Return Locust's report with both tables at its end."""
+    """Return Locust's report with the results of the test at its end."""
     before, end, after = page.rpartition("</body>")
     return f"{before}{as_html(record)}{end}{after}"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -10,6 +12,7 @@ from jobcache.client.core.messages import Response
 from loadtests.percentiles import percentile
 from loadtests.pollers import rows
 from loadtests.pollers.histogram import Histogram
+from loadtests.pollers.latency_plot import latency_plot
 from loadtests.pollers.options import InvalidOption, PollOptions
 from loadtests.pollers.polled_job import AcknowledgedVersions, PolledJob
 from loadtests.pollers.record import Record
@@ -55,6 +58,33 @@ def test_percentiles_are_durations_that_occurred() -> None:
     assert durations.count == 6
     assert Histogram().percentile(50) is None
     assert set(Histogram().summary().values()) == {None}
+
+
+def test_several_percentiles_are_those_that_one_by_one_has() -> None:
+    durations = Histogram()
+    for milliseconds in (5.0, 1.0, 1.0, 4.0, 2.0, 3.0):
+        durations.record(milliseconds)
+    percents = [0.0, 10.0, 33.3, 50.0, 50.1, 99.9, 100.0]
+    assert durations.percentiles(percents) == [durations.percentile(each) for each in percents]
+    assert durations.percentiles(percents) == [1.0, 1.0, 1.0, 2.0, 3.0, 5.0, 5.0]
+    assert Histogram().percentiles(percents) == []
+
+
+def test_the_plot_has_a_line_for_each_of_the_rows_with_most_requests() -> None:
+    durations = {f"row {number}": Histogram() for number in range(8)}
+    for number, each in enumerate(durations.values()):
+        for milliseconds in range(number):
+            each.record(float(milliseconds))
+    plot = latency_plot(durations)
+    names = re.findall(">(row [0-9])<", plot)
+    assert names == [f"row {number}" for number in range(2, 8)]
+    assert plot.count("<polyline") == 6
+    for points in re.findall('points="([^"]*)"', plot):
+        places = [tuple(map(float, pair.split(","))) for pair in points.split()]
+        assert len(places) == 103
+        assert places == sorted(places, key=lambda place: (place[0], -place[1]))  # rises
+    assert ET.fromstring(plot).attrib["role"] == "img"  # noqa: S314 - our own
+    assert latency_plot({"row": Histogram()}) == ""
 
 
 def test_a_duration_is_kept_to_four_digits_and_a_short_one_to_the_microsecond() -> None:

@@ -91,7 +91,9 @@ def test_the_page_starts_stops_and_restarts_the_test(tmp_path: Path, service: Se
         values = {line["name"]: line["value"] for line in table_of(shown, "counts")}
         assert values["cache: hits"] == counted["poll: hit"] + counted["poll: 304"]
         assert page.get("/polls/latencies.csv").startswith("Row,# Requests,p50 (ms),")
-        assert "Poll latencies" in page.get("/stats/report").partition('id="jobcache-results"')[2]
+        report = page.get("/stats/report").partition('id="jobcache-results"')[2]
+        assert "Poll latencies" in report
+        assert "<polyline" in report
 
         refused = page.start(3, shape="stampede")
         assert refused["message"] == "--shared-jobs must be at least 1 with --shape stampede"
