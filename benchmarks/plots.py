@@ -71,7 +71,9 @@ def figures(run: Run, plotted: Mapping[str, Sequence[str]]) -> Iterator[tuple[st
     else:
         chosen = headliners(polls)
         yield THROUGHPUT, _bars(polls, chosen, "Polls per second of one process", log=False)
-        yield LATENCY, _latency(polls, chosen)
+        timed = [one for one in chosen if one.details.get("latency_ms")]
+        if timed:
+            yield LATENCY, _latency(polls, timed)
     for section in run.sections:
         for kind in plotted.get(section.name, ()):
             yield f"{section.name}-{kind}", _DRAWN[kind](section)
@@ -115,8 +117,7 @@ def _cost(section: Section) -> Figure:
 def _latency(section: Section, chosen: Sequence[Series]) -> Figure:
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
-    timed = [one for one in chosen if one.details.get("latency_ms")]
-    for one, (colour, dashes, marker) in zip(timed, _styles(len(timed)), strict=True):
+    for one, (colour, dashes, marker) in zip(chosen, _styles(len(chosen)), strict=True):
         taken = one.details["latency_ms"]
         percents = list(taken[0])
         axes.plot(

@@ -45,8 +45,10 @@ class PollConnection(asyncio.Protocol):
         """Send one poll; return the whole response, head included.
 
         Raises:
-            WrongAnswer: the server closed the connection instead.
+            WrongAnswer: the server has closed the connection.
         """
+        if self._transport.is_closing():
+            raise WrongAnswer("the server closed the connection")
         response: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._response = response
         self._transport.write(self._request % next(self._numbers))

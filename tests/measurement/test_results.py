@@ -274,7 +274,11 @@ def test_plots_have_a_background_of_their_own_and_old_ones_are_removed(tmp_path:
         assert re.search(r'<g id="patch_1">\s*<path [^>]*style="fill: #ffffff"', page), file
 
 
-def test_a_quick_run_has_no_verdicts_and_is_not_published(tmp_path: Path) -> None:
+def test_a_quick_run_has_no_verdicts_and_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(tables, "PLOTS", tmp_path / "plots")
     run = replace(a_run(rates(PLAIN, series("memory", 1, 1, 1))), quick=True)
     page = tables.page(run)
     assert "quick run" in page
@@ -287,6 +291,7 @@ def test_a_quick_run_has_no_verdicts_and_is_not_published(tmp_path: Path) -> Non
     assert results.load(tmp_path / "run.json").quick
     assert tables.main([str(tmp_path / "run.json"), "--write"]) == 2
     assert compare.main([str(tmp_path / "run.json")] * 2) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_a_page_carries_where_its_numbers_come_from() -> None:
