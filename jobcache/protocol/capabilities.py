@@ -41,7 +41,7 @@ class SupportsFutureGet(Protocol):
 class SupportsFutureWrite(Protocol):
     """A backend that fences and publishes without a task of the caller.
 
-    Both operations continue if their future is cancelled.
+    Both operations continue if their future is cancelled. They end when the backend is closed.
     """
 
     def fence_future(self, key: str, token: str) -> asyncio.Future[None]:

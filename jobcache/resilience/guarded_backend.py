@@ -212,12 +212,12 @@ class GuardedBackend:
     async def fence(self, key: str, token: str) -> None:
         """Fence `key`. A fence that arrives after its deadline is withdrawn."""
         limit = self._fence_deadline
-        future_write = self._future_write
-        fence: Callable[[str, str], Awaitable[None]] = (
-            self._backend.fence if future_write is None else future_write.fence_future
-        )
-        late = partial(self._fence_is_late, (key, token))
-        await self._run(partial(fence, key, token), late, deadline=limit, persists=limit)
+        self._require_in_use(persists=limit)
+        if self._future_write is None:
+            fencing = self._start(self._backend.fence(key, token))
+        else:
+            fencing = self._future_write.fence_future(key, token)
+        await self._outcome(fencing, limit, partial(self._fence_is_late, (key, token)))
 
     def _fence_is_late(self, late: tuple[str, str], fencing: asyncio.Future[None]) -> None:
         # Called twice if its caller is cancelled in the turn in which the fence is overdue.
@@ -235,13 +235,14 @@ class GuardedBackend:
         if late in self._late_fences:
             self._late_fences[late] = True
         operation = PendingOperation("publish", None if entry is None else entry.version)
-        future_write = self._future_write
-        publish: Callable[[str, str, Entry | None], Awaitable[PublishResult]] = (
-            self._backend.publish if future_write is None else future_write.publish_future
-        )
-        on_late = partial(self._publish_is_late, key, token, operation)
         try:
-            published: PublishResult = await self._run(partial(publish, key, token, entry), on_late)
+            self._require_in_use()
+            if self._future_write is None:
+                publishing = self._start(self._backend.publish(key, token, entry))
+            else:
+                publishing = self._future_write.publish_future(key, token, entry)
+            on_late = partial(self._publish_is_late, key, token, operation)
+            published = await self._outcome(publishing, self._deadline, on_late)
         except CacheUnavailable:
             self._note(key, token, operation)
             raise
@@ -340,38 +341,60 @@ class GuardedBackend:
     async def _run(
         self,
         operate: Callable[[], Awaitable[T]],
-        on_late: Callable[[asyncio.Future[T]], None] | None = None,
         *,
         deadline: float | None = None,
         reads: bool = False,
-        persists: float = 0.0,
     ) -> T:
-        """Run one operation of the backend under a deadline.
+        """Run one operation of the backend under a deadline, if the store is in use.
 
         Args:
             operate: begins the operation.
+            deadline: in seconds; the guard's own if None.
+            reads: whether the caller can do without the store.
+        """
+        self._require_in_use(reads=reads)
+        limit = self._deadline if deadline is None else deadline
+        return await self._outcome(self._start(operate()), limit)
+
+    async def _outcome(
+        self,
+        running: asyncio.Future[T],
+        limit: float,
+        on_late: Callable[[asyncio.Future[T]], None] | None = None,
+    ) -> T:
+        """Return the result of an operation that runs.
+
+        Args:
+            running: the operation.
+            limit: its deadline in seconds.
             on_late: called with the operation if no caller waits for it any more: it is overdue, or
                 its caller was cancelled.
-            deadline: in seconds; the guard's own if None.
+        """
+        result = GuardedOperation(running, limit, self._breaker, self, on_late=on_late).result
+        try:
+            return await result
+        except asyncio.CancelledError:
+            if on_late is not None:
+                on_late(running)
+            if not result.cancelled():
+                result.exception()  # retrieved
+            raise
+
+    def _require_in_use(self, *, reads: bool = False, persists: float = 0.0) -> None:
+        """Raise an error if an operation must not even be tried.
+
+        Args:
             reads: whether the caller can do without the store.
             persists: the operation is also tried for this many seconds after the circuit of an
                 unresponsive store was opened.
+
+        Raises:
+            CacheUnavailable: the operation must not be tried.
         """
         if self._breaker.open or self._breaker.unresponsive:
             refusal = self._refusal(reads=reads, persists=persists)
             if refusal:
                 raise CacheUnavailable(refusal)
-        limit = self._deadline if deadline is None else deadline
-        running = self._start(operate())
-        operation = GuardedOperation(running, limit, self._breaker, self, on_late=on_late)
-        try:
-            return await operation.result
-        except asyncio.CancelledError:
-            if on_late is not None:
-                on_late(running)
-            if not operation.result.cancelled():
-                operation.result.exception()  # retrieved
-            raise
 
     def _refusal(self, *, reads: bool, persists: float) -> str:
         """Return why an operation is not tried; empty if it is tried."""

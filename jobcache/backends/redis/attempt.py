@@ -18,16 +18,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class SendAgain(Exception):  # noqa: N818 - an instruction
+    """The replies have no result: the commands must be sent again, in another form."""
+
+
 class Attempt(Generic[T]):
     """Turn the replies to commands into a result, or have the commands sent again.
 
     They are sent again if the connection is lost, if it leads to an older incarnation of the
-    server, or if `read` returns None. All commands can be repeated.
+    server, or if `read` raises `SendAgain`. All commands can be repeated.
 
     Args:
         identity: the identity of the server.
         incarnation: the incarnation that the connection leads to.
-        read: makes the result from the replies and the incarnation id; None: send them again.
+        read: makes the result from the replies and the incarnation id.
         retry: sends the commands again; called with the future to resolve.
         translate: returns the error to raise in place of the given one.
 
@@ -41,7 +45,7 @@ class Attempt(Generic[T]):
         self,
         identity: Identity,
         incarnation: Incarnation,
-        read: Callable[[list[Any], str], T | None],
+        read: Callable[[list[Any], str], T],
         retry: Callable[[asyncio.Future[T]], None],
         translate: Callable[[BaseException], BaseException],
     ) -> None:
@@ -54,21 +58,21 @@ class Attempt(Generic[T]):
 
     def on_replies(self, replies: list[Any] | BaseException) -> None:
         """Resolve the future, or send the commands again; see `PipelinedConnection.send`."""
-        result: T | None = None
         try:
             if isinstance(replies, BaseException):
                 if not isinstance(replies, RedisConnectionError):
                     raise replies  # noqa: TRY301 - translated like any other error
-            else:
-                for reply in replies:
-                    if isinstance(reply, Exception) and is_suspect(reply):
-                        self._identity.mark_suspect()
-                if self._incarnation == self._identity.current:
-                    result = self._read(replies, str(self._incarnation.incarnation_id))
+                raise SendAgain  # noqa: TRY301
+            for reply in replies:
+                if isinstance(reply, Exception) and is_suspect(reply):
+                    self._identity.mark_suspect()
+            if self._incarnation != self._identity.current:
+                raise SendAgain  # noqa: TRY301
+            result = self._read(replies, str(self._incarnation.incarnation_id))
+        except SendAgain:
+            self._retry(self.future)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - raised to the caller
             resolve_future(self.future, self._translate(error))
-            return
-        if result is None:
-            self._retry(self.future)
-        elif not self.future.done():
-            self.future.set_result(result)
+        else:
+            if not self.future.done():
+                self.future.set_result(result)

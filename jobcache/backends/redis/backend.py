@@ -351,7 +351,7 @@ class RedisBackend:
         return self._feed
 
     async def aclose(self) -> None:
-        """Close the connections. Pending operations are cancelled."""
+        """Close the connections. Pending operations fail, or are cancelled."""
         await self._feed.aclose()
         await self._topology.aclose()
         await end_all(list(self._tasks))
@@ -362,21 +362,19 @@ class RedisBackend:
         """Call a script on the server that owns its key."""
         if self._server is None:
             return await self._on_owner(call.key, partial(_call_on, call))
-        with translated():
-            return await self._server.call(call)
+        return await self._server.call(call, _reply, as_cache_error)
 
     def _call_future(self, call: Call, convert: Callable[[ScriptReply], T]) -> asyncio.Future[T]:
         """Return a future of a script's reply, converted."""
-        calling: asyncio.Future[ScriptReply]
-        if self._server is None:
-            calling = task = asyncio.create_task(self._call(call))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        else:
-            calling = self._server.call(call)
-        converted: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        calling.add_done_callback(partial(_convert, converted, convert))
-        return converted
+        if self._server is not None:
+            return self._server.call(call, convert, as_cache_error)
+        task = asyncio.create_task(self._call_sharded(call, convert))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _call_sharded(self, call: Call, convert: Callable[[ScriptReply], T]) -> T:
+        return convert(await self._call(call))
 
     async def _on_owner(self, name: str | bytes, operate: _Operate[T]) -> T:
         """Run an operation on the node of a cluster that owns `name`; follow redirections."""
@@ -409,29 +407,22 @@ def _ignore(_: ScriptReply) -> None:
     pass
 
 
+def _reply(reply: ScriptReply) -> ScriptReply:
+    return reply
+
+
+def _as_it_is(error: BaseException) -> BaseException:
+    return error
+
+
 def _publish_result(reply: ScriptReply) -> PublishResult:
     return PublishResult(reply[0].decode())
-
-
-def _convert(
-    converted: asyncio.Future[T],
-    convert: Callable[[ScriptReply], T],
-    calling: asyncio.Future[ScriptReply],
-) -> None:
-    if converted.done():
-        return  # cancelled by its caller
-    if calling.cancelled():
-        converted.cancel()
-    elif (error := calling.exception()) is not None:
-        converted.set_exception(as_cache_error(error))
-    else:
-        converted.set_result(convert(calling.result()))
 
 
 async def _call_on(call: Call, server: Server, *, asking: bool) -> ScriptReply:
     if asking:
         return await server.call_asking(call)
-    return await server.call(call)
+    return await server.call(call, _reply, _as_it_is)
 
 
 async def _heartbeat(server: Server, reads: str, scripted: str) -> None:

@@ -26,6 +26,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from jobcache._concurrency.batching import resolve_future
+from jobcache.backends.redis.write_coalescing import CoalescedWrites
 
 try:
     from hiredis import PushNotification
@@ -68,6 +69,7 @@ class PipelinedConnection(asyncio.Protocol):
         limit: seconds to wait for a reply; infinite if the caller notices a silent server itself.
         on_push: called with each message that is not a reply, and at the end with the reason why
             the connection was closed. It must not raise.
+        coalesces: whether several writes of one turn of the event loop are coalesced.
 
     Attributes:
         is_closing: returns True if no more commands can be sent.
@@ -81,6 +83,8 @@ class PipelinedConnection(asyncio.Protocol):
         connection: AbstractConnection,
         limit: float,
         on_push: Callable[[list[Any] | BaseException], None] = lambda _: None,
+        *,
+        coalesces: bool = False,
     ) -> None:
         # Private attributes of redis-py, which has no public access to them. Tests check them.
         parser: Any = connection._parser  # noqa: SLF001
@@ -100,8 +104,11 @@ class PipelinedConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._late: _Pending | None = None
         self._transport: asyncio.Transport = writer.transport
-        # The transport's own method: it is called for each request.
+        # The transport's own methods: they are called for each request.
         self.is_closing: Callable[[], bool] = self._transport.is_closing
+        self._write: Callable[[bytes], None] = self._transport.write
+        if coalesces:
+            self._write = CoalescedWrites(self._transport, self._loop).write
         self._transport.set_protocol(self)
 
     def request(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
@@ -125,7 +132,7 @@ class PipelinedConnection(asyncio.Protocol):
         pack: Any = _pack  # its type hints allow only one word
         packed = b"".join(map(pack, commands))  # may raise; so nothing is queued before
         self._queue.append(_Pending(len(commands), self._loop.time(), on_replies, []))
-        self._transport.write(packed)
+        self._write(packed)
         if self._timer is None and self._limit < math.inf:
             self._timer = self._loop.call_later(self._limit, self._check_overdue)
 

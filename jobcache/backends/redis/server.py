@@ -22,9 +22,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from redis.exceptions import AskError, NoScriptError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from jobcache._concurrency.batching import Batcher, copy_outcome
+from jobcache._concurrency.batching import (
+    Batcher,
+    copy_outcome,
+    outcome_error,
+    resolve_future,
+)
 from jobcache.backends._closing import end_all
-from jobcache.backends.redis.attempt import Attempt
+from jobcache.backends.redis.attempt import Attempt, SendAgain
 from jobcache.backends.redis.cache_errors import as_cache_error
 from jobcache.backends.redis.connection_slot import ConnectionSlot
 from jobcache.backends.redis.identity import Identity
@@ -96,8 +101,6 @@ class Server:
         name: the host and port, for log messages.
         identity: the incarnation that answers now.
         tracked: whether a change feed follows this server.
-        call: returns a future of a script's reply. The calls of one turn of the loop share a
-            pipeline. The future may raise the errors of redis-py, and `OSError`.
     """
 
     def __init__(
@@ -123,11 +126,12 @@ class Server:
         self._scripts = ScriptCalls(scripts)
         new_proof = partial(Proof, partial(proof, self), partial(check, self), clock)
         self._reads = ConnectionSlot(self.identity, self._open_pipelined, new_proof, clock)
-        self._scripted = ConnectionSlot(self.identity, self._open_pipelined, new_proof, clock)
+        # Reads are batched by their callers.
+        open_scripted = partial(self._open_pipelined, coalesces=True)
+        self._scripted = ConnectionSlot(self.identity, open_scripted, new_proof, clock)
         self._fallback = PoolFallback(pool, self.identity, new_proof)
         self._uses_pool = self._closed = False
-        self._calls: Batcher[Call, ScriptReply] = Batcher(self._call_all, _CALLS)
-        self.call = self._calls.request
+        self._calls: Batcher[Call, ScriptReply] = Batcher(self._evaluate_soon, _CALLS)
         self._verify_from = -math.inf
         self._verification: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -166,6 +170,41 @@ class Server:
     async def read_asking(self, name: str, decode: Callable[[Cells, str], T]) -> T:
         """Read one key whose slot is migrating to this server. Raises as `read` does."""
         return await self._read([name], decode, asking=True)
+
+    def call(
+        self,
+        call: Call,
+        convert: Callable[[ScriptReply], T],
+        translate: Callable[[BaseException], BaseException],
+    ) -> asyncio.Future[T]:
+        """Return a future of a script's reply, converted.
+
+        It is sent at once; further calls of the same turn of the loop are sent together. Needs no
+        task if a connection is open.
+
+        Args:
+            call: the script and its arguments.
+            convert: makes the result of the reply.
+            translate: returns the error to raise in place of one of redis-py, or an `OSError`.
+        """
+        incarnation = None if self._uses_pool else self._scripted.incarnation()
+        if incarnation is None:
+            evaluated: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+            self._evaluate_batched(call, convert, translate, evaluated)
+            return evaluated
+        attempt: Attempt[T] = Attempt(
+            self.identity,
+            incarnation,
+            partial(self._result, convert),
+            partial(self._evaluate_batched, call, convert, translate),
+            translate,
+        )
+        try:
+            commands = self._scripts.by_digest((call,), str(incarnation.incarnation_id))
+            self._scripted.send(commands, attempt.on_replies)
+        except Exception as error:  # noqa: BLE001 - raised to the caller, who awaits the future
+            attempt.future.set_exception(error)
+        return attempt.future
 
     async def call_asking(self, call: Call) -> ScriptReply:
         """Call a script on a key whose slot is migrating to this server. Raises as `call` does."""
@@ -279,7 +318,7 @@ class Server:
         await self._fallback.retire()
 
     async def aclose(self) -> None:
-        """Close the connections. Pending calls are cancelled, and later ones raise an error."""
+        """Close the connections. Pending calls fail, and so do later ones."""
         # First, so that nothing more is sent: a command that begins while the others are cancelled
         # would open a connection that is never closed.
         self._uses_pool = self._closed = True
@@ -313,7 +352,9 @@ class Server:
         options["protocol"] = 2
         logger.warning("Redis refuses HELLO (%s): the older protocol, RESP2, is used", error)
 
-    async def _open_pipelined(self) -> tuple[PipelinedConnection, Incarnation | None]:
+    async def _open_pipelined(
+        self, *, coalesces: bool = False
+    ) -> tuple[PipelinedConnection, Incarnation | None]:
         """Open a pipelined connection.
 
         Raises:
@@ -324,7 +365,8 @@ class Server:
         try:
             with closed_is_lost():
                 await connect(connection)
-            pipelined = PipelinedConnection(connection, connection.socket_timeout or _REPLY_LIMIT)
+            limit = connection.socket_timeout or _REPLY_LIMIT
+            pipelined = PipelinedConnection(connection, limit, coalesces=coalesces)
         except BaseException as error:
             self._uses_pool |= isinstance(error, NotPipelinable)
             await connection.disconnect(nowait=True)
@@ -359,34 +401,37 @@ class Server:
 
     # --- scripts ---
 
-    def _call_all(self, calls: Sequence[Call]) -> asyncio.Future[Sequence[ScriptReply | Exception]]:
-        incarnation = None if self._uses_pool else self._scripted.incarnation()
-        if incarnation is None:
-            return self._start(self._evaluate(calls))
-        attempt: Attempt[Sequence[ScriptReply | Exception]] = Attempt(
-            self.identity,
-            incarnation,
-            self._results,
-            partial(self._retry, self._evaluate, calls),
-            lambda error: error,
-        )
-        commands = self._scripts.by_digest(calls, str(incarnation.incarnation_id))
-        self._scripted.send(commands, attempt.on_replies)
-        return attempt.future
+    def _result(
+        self, convert: Callable[[ScriptReply], T], replies: list[Any], incarnation_id: str
+    ) -> T:
+        """Return the script's result, converted.
 
-    def _results(
-        self, replies: list[Any], incarnation_id: str
-    ) -> list[ScriptReply | Exception] | None:
-        """Return the scripts' results; None if a script must be sent as text."""
-        results: list[ScriptReply | Exception] = []
-        for reply in replies:
-            if not isinstance(reply, Exception):
-                results.append((reply, incarnation_id, self))
-            elif self._scripts.wants_text(reply):
-                return None  # all calls are sent again, which is allowed for each
-            else:
-                results.append(named(_SCRIPTS, reply))
-        return results
+        Raises:
+            SendAgain: the script must be sent as text.
+        """
+        (reply,) = replies
+        if not isinstance(reply, Exception):
+            return convert((reply, incarnation_id, self))
+        if self._scripts.wants_text(reply):
+            raise SendAgain
+        raise named(_SCRIPTS, reply)
+
+    def _evaluate_batched(
+        self,
+        call: Call,
+        convert: Callable[[ScriptReply], T],
+        translate: Callable[[BaseException], BaseException],
+        evaluated: asyncio.Future[T],
+    ) -> None:
+        """Call a script in a task, which all such calls of this turn of the loop share."""
+        self._calls.request(call).add_done_callback(
+            partial(_convert, evaluated, convert, translate)
+        )
+
+    def _evaluate_soon(
+        self, calls: Sequence[Call]
+    ) -> asyncio.Future[Sequence[ScriptReply | Exception]]:
+        return self._start(self._evaluate(calls))
 
     async def _evaluate(
         self, calls: Sequence[Call], *, asking: bool = False
@@ -462,6 +507,21 @@ class Server:
         elif (incarnation.incarnation_id, generation) != self.identity.current:
             raise RedisConnectionError("the server is not the one it was")
         return replies, str(incarnation.incarnation_id)
+
+
+def _convert(
+    converted: asyncio.Future[T],
+    convert: Callable[[ScriptReply], T],
+    translate: Callable[[BaseException], BaseException],
+    calling: asyncio.Future[ScriptReply],
+) -> None:
+    error = outcome_error(calling)
+    found: T | BaseException
+    try:
+        found = convert(calling.result()) if error is None else translate(error)
+    except Exception as unexpected:  # noqa: BLE001 - raised to the caller
+        found = unexpected
+    resolve_future(converted, found)
 
 
 def _with_asking(make: Callable[[str], list[Command]], incarnation_id: str) -> list[Command]:

@@ -40,6 +40,7 @@ class Store(MemoryBackend):
         self.away = False
         self.hangs: asyncio.Event | None = None
         self.calls = 0
+        self.tasks: set[asyncio.Task[Any]] = set()
 
     async def _reach(self) -> None:
         self.calls += 1
@@ -112,10 +113,6 @@ class Pauses:
 class FutureStore(Store):
     """The same, whose operations need no task of the guard's."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.tasks: set[asyncio.Task[Any]] = set()
-
     def get_many_future(self, keys: Sequence[str]) -> asyncio.Future[Mapping[str, Entry]]:
         return self._start(self.get_many(keys))
 
@@ -132,6 +129,11 @@ class FutureStore(Store):
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
+
+    async def aclose(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await super().aclose()
 
 
 class Rig:
@@ -160,6 +162,11 @@ class Rig:
             if len(self.pauses.asked) > before or recovery is None or recovery.done():
                 return
         raise AssertionError("the recovery makes no attempt")
+
+    async def idle(self) -> None:
+        """Wait until no operation of the store runs any more, not even an overdue one."""
+        while self.guard._running or self.store.tasks:
+            await asyncio.sleep(0)
 
     async def break_it(self) -> None:
         self.store.away = True
@@ -229,11 +236,10 @@ async def test_no_caller_waits_longer_than_the_deadline(rig: Rig) -> None:
     rig.store.hangs = asyncio.Event()
     with pytest.raises(CacheUnavailable, match=r"no answer within 0\.02 s"):
         await rig.guard.get("k")
-    left = rig.store.tasks if isinstance(rig.store, FutureStore) else rig.guard._running
-    assert len(left) == 1, "the operation itself is left to end by itself"
+    running = rig.store.tasks | rig.guard._running
+    assert len(running) == 1, "the operation itself is left to end by itself"
     rig.store.hangs.set()
-    while rig.guard._running:
-        await asyncio.sleep(0)
+    await rig.idle()
 
 
 async def test_an_answer_after_the_deadline_is_dropped(rig: Rig) -> None:
@@ -690,8 +696,7 @@ async def test_a_fence_that_arrives_after_its_writer_has_ended_is_withdrawn(rig:
         await fencing
     assert await rig.guard.publish("k", "w", entry_of(2)) is PublishResult.NOTHING
     hangs.set()
-    while rig.guard._running:
-        await asyncio.sleep(0)
+    await rig.idle()
     assert await rig.guard.lease("k", "r") is LeaseResult.ACQUIRED
     assert rig.guard._late_fences == {}
 
@@ -712,8 +717,7 @@ async def test_a_fence_whose_writer_was_cancelled_meanwhile_is_withdrawn(rig: Ri
     writing.cancel()
     await asyncio.wait({writing})
     hangs.set()
-    while rig.guard._running:
-        await asyncio.sleep(0)
+    await rig.idle()
     assert await rig.store.lease("k", "r") is LeaseResult.ACQUIRED
     await cache.aclose()
 
@@ -735,8 +739,7 @@ async def test_a_late_fence_followed_by_its_late_publish_brings_nothing_old_back
     await write()
     await rig.store.purge(["k"])
     hangs.set()  # now the late fence lands, and then the late publish
-    while rig.guard._running:
-        await asyncio.sleep(0)
+    await rig.idle()
     for _ in range(3):
         assert (await cache.read("k", lambda: source.load("k"))).entry.version == 3
     await cache.aclose()
@@ -748,8 +751,7 @@ async def test_a_late_success_settles_an_operation_that_its_deadline_left_pendin
         await rig.guard.publish("k", "w", entry_of(2))
     assert rig.guard.condition().pending == 1
     rig.store.hangs.set()
-    while rig.guard._running:
-        await asyncio.sleep(0)
+    await rig.idle()
     assert rig.guard.condition().pending == 0
 
 

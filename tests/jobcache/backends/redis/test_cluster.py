@@ -156,9 +156,9 @@ async def test_commands_of_one_turn_take_one_round_trip_to_each_primary(
             for port in before
         ]
 
-    def one_round_trip(each: list[list[int]]) -> bool:
+    def one_round_trip(each: list[list[int]], packets: int = 1) -> bool:
         # Two of the reads are of the counting itself, and a few of what nodes tell each other.
-        return all(3 <= reads <= 5 for reads, *_ in each)
+        return all(2 < reads <= 4 + packets for reads, *_ in each)
 
     before = counted("get", "mget", "evalsha")
     found = await backend.get_many(keys)
@@ -177,7 +177,7 @@ async def test_commands_of_one_turn_take_one_round_trip_to_each_primary(
     before = counted("evalsha")
     await asyncio.gather(*(backend.fence(key, "w") for key in keys[:30]))
     each = spent(before, counted("evalsha"))
-    assert one_round_trip(each)
+    assert one_round_trip(each, packets=2)  # the first script is sent at once
     assert sum(scripts for _, scripts in each) == 30
 
 
