@@ -277,13 +277,15 @@ class Database:
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
         """Wait until one more write may run."""
-        try:
-            # A limit costs more than the turn itself if it need not be waited for.
-            limit = _LONGEST_WAIT if self._writing.locked() else None
-            async with asyncio.timeout(limit):
-                await self._writing.acquire()
-        except TimeoutError as error:
-            raise DatabaseUnavailable("too many writes are waiting") from error
+        if self._writing.locked():
+            # Only then: a limit costs more than the turn itself if it need not be waited for.
+            try:
+                async with asyncio.timeout(_LONGEST_WAIT):
+                    await self._writing.acquire()
+            except TimeoutError as error:
+                raise DatabaseUnavailable("too many writes are waiting") from error
+        else:
+            await self._writing.acquire()
         try:
             yield
         finally:

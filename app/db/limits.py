@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from app.db.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from types import TracebackType
 
 
-@asynccontextmanager
-async def within(seconds: float) -> AsyncIterator[None]:
-    """Cancel the block when the time is over, and raise `DatabaseUnavailable`."""
-    try:
-        async with asyncio.timeout(seconds) as limit:
-            yield
-    except TimeoutError as error:
-        if not limit.expired():
-            raise  # a limit of the driver's
-        raise DatabaseUnavailable(f"no answer within {seconds:g} s") from error
+class within:  # noqa: N801 - a function to its callers
+    """Cancel the block when the time is over, and raise `DatabaseUnavailable`.
+
+    Args:
+        seconds: the limit.
+    """
+
+    __slots__ = ("_limit", "_seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._limit = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> None:
+        await self._limit.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._limit.__aexit__(kind, error, traceback)
+        except TimeoutError as timeout:
+            raise DatabaseUnavailable(f"no answer within {self._seconds:g} s") from timeout

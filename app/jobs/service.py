@@ -7,6 +7,7 @@ their statement.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,6 @@ from app.jobs.documents import job_document, list_document, storyboard_document
 from app.jobs.storage import StoredStoryboard, progress_values
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Mapping, Sequence
 
     from app.auth.callers import Caller
@@ -390,14 +390,18 @@ class JobService:
             )
             if job is None:
                 raise _NothingChanged
+            # Made, and kept, while the fence is on its way.
+            asyncio.get_running_loop().call_soon(self.document, job)
+            key = progress_key(job_id)
             # Fenced only now: a refused change, or an unreachable database, leaves the entry.
-            documents = {progress_key(job_id): self.document(job)}
             if move is states.FINISH_STORYBOARD:
+                storyboard = storyboard_key(job_id)
+                await write.fence(key, storyboard)
                 stored = StoredStoryboard(job.client_id, job.version, values["storyboard"])
-                documents[storyboard_key(job_id)] = storyboard_document(stored)
-            await write.fence(*documents)
-            for key, document in documents.items():
-                write.publish(key, document)
+                write.publish(storyboard, storyboard_document(stored))
+            else:
+                await write.fence(key)
+            write.publish(key, self.document(job))
         return job
 
     async def _refusal(self, job_id: int, move: Transition, caller: Caller) -> Job | None:

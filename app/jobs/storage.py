@@ -7,7 +7,7 @@ is left out of the row, because it is large and rarely needed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +110,9 @@ class JobList:
     complete: bool
 
 
-_COLUMNS = [column for column in jobs.c if column is not jobs.c.storyboard]
+_NAMES = [field.name for field in fields(Job)]
+_COLUMNS = [jobs.c[name] for name in _NAMES]
+_STATUS = _NAMES.index("status")
 _SELECT = select(*_COLUMNS)
 _SELECT_ONE = _SELECT.where(jobs.c.id == bindparam("job_id"))  # built once: it serves every miss
 _MOVING = sorted(map(str, MOVING))
@@ -392,6 +394,7 @@ def progress_values(percent: float, stage: str, message: str, now_ms: int) -> di
 
 
 def _job(row: Row[Any]) -> Job:
-    values = dict(row._mapping)  # noqa: SLF001 - the public name of a row's mapping
-    values["status"] = Status(values["status"])
-    return Job(**values)
+    """Return the job of a row that has `_COLUMNS`."""
+    values = list(row)
+    values[_STATUS] = Status(values[_STATUS])
+    return Job(*values)

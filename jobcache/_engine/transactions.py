@@ -36,7 +36,7 @@ class Enclosing:
 
     def __init__(self, transaction: object) -> None:
         self._transaction = transaction
-        self._entered: object = None
+        self._owners: list[Any] = []
         self._savepoints = _django_savepoints()
         self._open: list[tuple[Any, object]] = []
 
@@ -53,8 +53,8 @@ class Enclosing:
         Raises:
             WriteMisuse: the transaction is a savepoint, or joins another transaction.
         """
-        self._entered = value
-        if _is_savepoint(self._transaction, value):
+        self._owners = _sqlalchemy_owners(self._transaction, value)
+        if _is_savepoint(self._transaction, value, self._owners):
             raise WriteMisuse(f"the write's transaction is a savepoint of another one; {_ADVICE}")
         before = self._savepoints
         for alias, (count, on_commit) in _django_savepoints().items():
@@ -74,7 +74,7 @@ class Enclosing:
                 "the write's transaction is a session or connection, which does not commit when its"
                 " block ends; give `write` what its `begin()` returns"
             )
-        for owner in _sqlalchemy_owners(self._transaction, self._entered):
+        for owner in self._owners:
             root = owner.get_transaction()
             if root is not None:
                 self._open.append((owner, root))
@@ -133,14 +133,18 @@ def _django_connections() -> list[Any]:
     return list(connections.all(initialized_only=True))
 
 
-def _is_savepoint(transaction: Any, entered: object) -> bool:  # noqa: ANN401 - of any library
+def _is_savepoint(
+    transaction: Any,  # noqa: ANN401 - of any library
+    entered: object,
+    owners: list[Any],
+) -> bool:
     kind: Any = type(transaction)
     libraries = _libraries_of(kind)
     if "asyncpg" in libraries:
         return getattr(transaction, "_nested", False) is True
     if "psycopg" in libraries:
         return getattr(transaction, "_outer_transaction", True) is False
-    for owner in _sqlalchemy_owners(transaction, entered):
+    for owner in owners:
         if owner.in_nested_transaction():
             return True
     # A session's own new transaction has not begun one on its connection yet.

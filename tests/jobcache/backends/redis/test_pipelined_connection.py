@@ -325,7 +325,8 @@ async def test_a_script_is_sent_in_the_turn_in_which_it_is_called(
 async def test_further_scripts_of_a_turn_are_sent_together(
     backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await backend.lease("k", "r")
+    keys = [f"together-{number}" for number in range(10)]
+    await backend.fence(keys[0], "w")  # the server knows the script now
     connection = server_of(backend)._scripted._connection
     assert connection is not None
     transport, written = connection._transport, []
@@ -333,9 +334,9 @@ async def test_further_scripts_of_a_turn_are_sent_together(
     monkeypatch.setattr(transport, "write", lambda data: [written.append(data), write(data)])
     for _ in range(2):
         written.clear()
-        await asyncio.gather(*(backend.fence_future(f"k{number}", "w") for number in range(10)))
+        await asyncio.gather(*(backend.fence_future(key, "w") for key in keys))
         assert [data.count(b"EVALSHA") for data in written] == [1, 9]
-    await backend.purge(["k"])
+    await asyncio.gather(*(backend.publish(key, "w", None) for key in keys))
 
 
 async def test_a_get_of_an_empty_cell_is_sent_once(
