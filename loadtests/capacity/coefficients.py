@@ -42,13 +42,15 @@ class ServiceCost(Component):
 
     Attributes:
         poll: for a poll that is answered from the cache; on null, from the database.
-        load: more than that, for a poll that loads from the database.
+        conditional: more than that, for a poll with `If-None-Match`, which a 304 answers.
+        load: more than `poll`, for a poll that loads from the database.
         refill: more than `poll`, for a poll of tiered that reads Redis; 0 elsewhere.
         update: for an update of a job.
         report: for each changed key that the change feed of tiered reports; 0 elsewhere.
     """
 
     poll: float
+    conditional: float
     load: float
     refill: float
     update: float
@@ -118,14 +120,14 @@ class Coefficients:
 
     Attributes:
         services: by backend.
-        redis: by backend that uses Redis.
+        redis: of a Redis server.
         database: of the database server.
         sizes: bytes of messages and memory.
         origin: date, machine, Python and commit of the calibration.
     """
 
     services: Mapping[str, ServiceCost]
-    redis: Mapping[str, RedisCost]
+    redis: RedisCost
     database: DatabaseCost
     sizes: Sizes
     origin: Mapping[str, str]
@@ -146,7 +148,7 @@ def load(path: Path) -> Coefficients:
         document = json.loads(path.read_text("utf-8"))
         return Coefficients(
             services={name: _read(ServiceCost, document["services"][name]) for name in BACKENDS},
-            redis={name: _read(RedisCost, document["redis"][name]) for name in ("redis", "tiered")},
+            redis=_read(RedisCost, document["redis"]),
             database=_read(DatabaseCost, document["database"]),
             sizes=_read(Sizes, document["sizes"]),
             origin={str(name): str(text) for name, text in document["origin"].items()},

@@ -23,7 +23,7 @@ from jobcache import CacheSettings, Lifetimes
 from loadtests.capacity.workload import WITH_REDIS
 
 if TYPE_CHECKING:
-    from loadtests.capacity.coefficients import Coefficients
+    from loadtests.capacity.coefficients import Coefficients, RedisCost
     from loadtests.capacity.workload import Workload
 
 LIFETIME = Lifetimes().default * (1 - Lifetimes().jitter / 2)
@@ -108,14 +108,15 @@ def predict(workload: Workload, coefficients: Coefficients) -> Prediction:
     )
     connections = workload.pollers / workload.cells / processes
     remote = (live + finished) / workload.redis if workload.backend in WITH_REDIS else 0.0
+    process_cores = _process_cores(workload, rates, coefficients)
     redis_cores = redis_memory = 0.0
     if workload.backend in WITH_REDIS:
-        redis_cores = _redis_cores(workload, rates, coefficients)
+        redis_cores = _redis_cores(rates, workload.redis, process_cores, coefficients.redis)
         redis_memory = sizes.redis + remote * (sizes.redis_entry + workload.body)
     database = coefficients.database
     return Prediction(
         rates=rates,
-        process_cores=_process_cores(workload, rates, coefficients),
+        process_cores=process_cores,
         redis_cores=redis_cores,
         database_cores=rates.loads * database.select + rates.updates * database.update,
         process_bytes=sizes.process + connections * sizes.connection + local,
@@ -232,17 +233,17 @@ def _process_cores(workload: Workload, rates: Rates, coefficients: Coefficients)
     processes = workload.all_processes
     loads = 0.0 if workload.backend == "null" else rates.loads
     shared = (
-        rates.polls * cost.poll
+        rates.polls * (cost.poll + workload.etags * cost.conditional)
         + loads * cost.load
         + rates.refills * cost.refill
         + rates.updates * cost.update
     )
     work = cost.idle + shared / processes + rates.changes * cost.report
-    return busy(work, rates.polls / processes, cost.wakeup)
+    return busy(work, rates.polls / processes + rates.changes, cost.wakeup)
 
 
-def _redis_cores(workload: Workload, rates: Rates, coefficients: Coefficients) -> float:
-    cost = coefficients.redis[workload.backend]
-    each = workload.redis
+def _redis_cores(rates: Rates, primaries: int, process_cores: float, cost: RedisCost) -> float:
+    # A process that is busy reads the keys of several polls by one command.
+    wakeups = rates.gets * max(0.0, 1 - process_cores) + rates.scripts
     work = rates.gets * cost.get + rates.scripts * cost.script + rates.reports * cost.report
-    return busy(cost.idle + work / each, (rates.gets + rates.scripts) / each, cost.wakeup)
+    return busy(cost.idle + work / primaries, wakeups / primaries, cost.wakeup)

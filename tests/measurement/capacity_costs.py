@@ -12,11 +12,18 @@ from loadtests.capacity.coefficients import (
 
 REDIS = RedisCost(idle=0.0, wakeup=0.0, get=10e-6, script=20e-6, report=1e-6)
 SERVICE = ServiceCost(
-    idle=0.0, wakeup=0.0, poll=50e-6, load=1e-3, refill=100e-6, update=2e-3, report=5e-6
+    idle=0.0,
+    wakeup=0.0,
+    poll=50e-6,
+    conditional=0.0,
+    load=1e-3,
+    refill=100e-6,
+    update=2e-3,
+    report=5e-6,
 )
 COSTS = Coefficients(
     services=dict.fromkeys(("null", "memory", "redis", "tiered"), SERVICE),
-    redis=dict.fromkeys(("redis", "tiered"), REDIS),
+    redis=REDIS,
     database=DatabaseCost(select=100e-6, update=400e-6),
     sizes=Sizes(
         response=300.0,
