@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -21,6 +21,8 @@ from tests.app.forking import Forked, can_fork, fork
 Child = subprocess.Popen[bytes] | Forked
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """For a client without TLS: each would read all certificates otherwise, which takes long."""
+
+_START_SECONDS = 150.0
 
 
 class Process:
@@ -34,16 +36,21 @@ class Process:
         self.log = log
 
     def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + _START_SECONDS
+        seen: object = None
         while time.monotonic() < deadline:
             assert self.child.poll() is None, self.log.read_text()
             try:
-                if self.http.get("/readyz").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
+                seen = self.http.get("/readyz", timeout=10).status_code
+            except httpx.TransportError as error:
+                seen = error
+            if seen == 200:
+                return
             time.sleep(0.02)  # between bounded attempts, not instead of a condition
-        raise AssertionError(self.log.read_text())
+        self.child.send_signal(signal.SIGABRT)  # Python's fault handler writes where it is
+        with suppress(subprocess.TimeoutExpired):
+            self.child.wait(10)
+        raise AssertionError(f"not ready, but {seen!r}: {self.log.read_text()}")
 
     def until(self, job_id: int, *statuses: str) -> dict[str, object]:
         """Poll until the job has one of these statuses."""

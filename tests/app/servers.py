@@ -29,6 +29,7 @@ def start(
         if not anew and can_fork(variables):
             assert tuple(command[:2]) == PYTHON
             return fork(directory, command[3:], variables, output, command[2])
+        variables["PYTHONFAULTHANDLER"] = "1"
         return subprocess.Popen(
             command, cwd=directory, env=variables, stdout=output, stderr=subprocess.STDOUT
         )
