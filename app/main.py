@@ -74,8 +74,11 @@ class Application(FastAPI):
             self.watch.begin(scope.get("server"))
         if self.local_only and not loopback_only.is_local(scope.get("server")):
             await loopback_only.refuse(scope, receive, send)
-        elif not await self.fast_path.answer(scope, send):
-            await self.front(scope, receive, send)
+            return
+        answer = self.fast_path.answer(scope, receive, send)
+        if answer is None:
+            answer = self.front(scope, receive, send)
+        await answer
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that the front has not refused."""

@@ -21,14 +21,14 @@ so that the application does not examine it again."""
 
 
 class PendingPoll(Protocol):
-    """A poll that the fast path answers, as an ASGI application for this one request."""
+    """A poll of an entry that is elsewhere, as an ASGI application for this one request."""
 
     def begin(self) -> Reply | asyncio.Future[ReadResult | None] | None:
         """Begin to answer, without a task.
 
         Returns:
-            The reply, if the entry is in this process. If it is in a store elsewhere, a future for
-            `reply_to`. None: call this as an application.
+            If the entry may be in a store elsewhere, a future for `reply_to`. A reply if that
+            failed. None: call this as an application.
         """
 
     def reply_to(self, reading: asyncio.Future[ReadResult | None]) -> Reply | None:
@@ -45,7 +45,10 @@ class FastPath(Protocol):
         """Return True if connections to this address of the machine may be answered."""
 
     def match(self, scope: Scope) -> PendingPoll | Reply | None:
-        """Return the poll that a request is, or the refusal of it; None for any other request."""
+        """Return the reply to a poll, or the poll if its entry is not in this process.
+
+        None for any other request.
+        """
 
     def header_lines(self, reply: Reply) -> bytes:
         """Return the headers of a reply as they go over the wire, and keep them in the reply."""

@@ -7,14 +7,15 @@ because they use the same parts: `Authenticator` for the caller, `JobService` fo
 `respond` for the answer, `to_problem` for errors. A test compares them byte for byte.
 
     answer      answers a poll by ASGI, under any server
-    match       finds a poll for the service's own protocol, `app.http.fast_path_protocol`, which
-                writes a hit of this process at once, and one of another store without a task
+    match       answers a hit of this process, or finds a poll, for the service's own protocol:
+                `app.http.fast_path_protocol` writes a hit of another store without a task, too
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.auth.callers import Caller
@@ -29,6 +30,7 @@ from jobcache import CacheUnavailable
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Awaitable
 
     from starlette.types import Receive, Scope, Send
 
@@ -43,7 +45,7 @@ logger = logging.getLogger("app")
 _PATH = re.compile(r"/api/v2/jobs/([1-9][0-9]{0,18})", re.ASCII)
 _JOBS = 4096
 """The most jobs whose `_Job` is kept."""
-_UNUSUAL = frozenset(
+_EXAMINED = frozenset(
     {
         b"prefer",
         b"host",
@@ -56,8 +58,8 @@ _UNUSUAL = frozenset(
         b"upgrade",
     }
 )
-"""Headers that leave a request to the application: a wish to be held, a page of another origin, a
-body, an upgrade, or a second line of a header that the fast path reads."""
+"""Headers that the fast path reads, and those that leave a request to the application: a wish to be
+held, a page of another origin, a body, an upgrade, or a second line of a header that is read."""
 
 
 class _Job:
@@ -70,6 +72,7 @@ class _Job:
     """
 
     __slots__ = (
+        "common_headers",
         "id",
         "path",
         "peek",
@@ -80,102 +83,109 @@ class _Job:
         "service",
     )
 
-    def __init__(self, service: JobService, job_id: int, path: str, root_path: str) -> None:
-        self.service = service
-        self.root_path = root_path
+    def __init__(self, fast_path: PollFastPath, job_id: int, path: str) -> None:
+        self.service = service = fast_path.service
+        self.common_headers = fast_path.common_headers
+        self.root_path = root_path = fast_path.root_path
         self.path = path
         self.route_path = path.removeprefix(root_path)
         self.id = job_id
         self.peek, self.read_future = service.polled(job_id)
         self.representation: Representation | None = None
 
+    def answer(
+        self, caller: Caller, if_none_match: str | None, accept_encoding: str | None
+    ) -> Reply | Poll:
+        """Return the reply to a poll, or the poll if the entry is not in this process."""
+        min_version = 0 if if_none_match is None else conditions(if_none_match).min_version
+        try:
+            result = None if self.peek is None else self.peek(min_version)
+            if result is not None:
+                return self.reply(result, caller, if_none_match, accept_encoding)
+        except Exception as error:  # noqa: BLE001 - answered as the route would
+            return self.failed(error)
+        return Poll(self, caller, if_none_match, accept_encoding, min_version)
 
-class Poll:
-    """A poll by a caller who may call, and how it is answered."""
-
-    __slots__ = (
-        "_accept_encoding",
-        "_caller",
-        "_common_headers",
-        "_if_none_match",
-        "_job",
-        "_min_version",
-    )
-
-    def __init__(
+    def reply(
         self,
-        job: _Job,
+        result: ReadResult,
         caller: Caller,
         if_none_match: str | None,
         accept_encoding: str | None,
-        common_headers: CommonHeaders,
-    ) -> None:
-        self._job = job
-        self._caller = caller
-        self._if_none_match = if_none_match
-        self._accept_encoding = accept_encoding
-        self._common_headers = common_headers
-        self._min_version = 0 if if_none_match is None else conditions(if_none_match).min_version
+    ) -> Reply:
+        """Return the reply to a poll.
 
-    def peek(self) -> Reply | None:
-        """Return the reply if the entry is in this process, else None."""
-        job = self._job
-        try:
-            result = None if job.peek is None else job.peek(self._min_version)
-            return None if result is None else self._reply(result)
-        except Exception as error:  # noqa: BLE001 - answered as the route would
-            return self._failed(error)
+        Raises:
+            JobNotFound: there is no such job for this caller.
+        """
+        entry = result.entry
+        self.service.require_visible(caller, self.id, result)
+        kept = self.representation
+        if kept is None or kept.entry is not entry:  # keep it in the coding it is stored in
+            gzip = entry.encoding == "gzip" and not self.root_path
+            kept = Representation(entry, gzip=gzip, root_path=self.root_path)
+            self.representation = kept
+        return respond(result, if_none_match, accept_encoding, kept, self.root_path)
+
+    def failed(self, error: Exception) -> Reply:
+        """Return the reply to a poll that raised an error: the one that the route would send."""
+        answer = to_problem(error, self.path)
+        if answer is None:
+            answer = internal_error(error, "GET", self.path)
+            logger.error("Error on the fast path", exc_info=error)
+        return Reply.of(answer)
+
+
+@dataclass(slots=True)
+class Poll:
+    """A poll by a caller who may call, of an entry that is not in this process.
+
+    Attributes:
+        job: the job.
+        caller: who polls.
+        if_none_match: the header, if there is one.
+        accept_encoding: the header, if there is one.
+        min_version: the version that the client has seen.
+    """
+
+    job: _Job
+    caller: Caller
+    if_none_match: str | None
+    accept_encoding: str | None
+    min_version: int
 
     def begin(self) -> Reply | asyncio.Future[ReadResult | None] | None:
-        """Return the reply if the entry is in this process, or begin to read it elsewhere."""
-        job = self._job
+        """Begin to read the entry elsewhere; see `PendingPoll`."""
         try:
-            result = None if job.peek is None else job.peek(self._min_version)
-            return job.read_future(self._min_version) if result is None else self._reply(result)
+            return self.job.read_future(self.min_version)
         except Exception as error:  # noqa: BLE001 - answered as the route would
-            return self._failed(error)
+            return self.job.failed(error)
 
     def reply_to(self, reading: asyncio.Future[ReadResult | None]) -> Reply | None:
         """Return the reply, once the store has been read; see `PendingPoll`."""
         try:
             result = None if reading.cancelled() else reading.result()
-            return None if result is None else self._reply(result)
+            if result is None:
+                return None
+            return self.job.reply(result, self.caller, self.if_none_match, self.accept_encoding)
         except CacheUnavailable:
             return None
         except Exception as error:  # noqa: BLE001 - answered as the route would
-            return self._failed(error)
+            return self.job.failed(error)
 
     async def read(self) -> Reply:
         """Return the reply: after a load from the database if necessary, or for an error."""
-        job = self._job
+        job = self.job
         try:
-            result = await job.service.poll(job.id, self._caller, min_version=self._min_version)
-            return self._reply(result)
+            result = await job.service.poll(job.id, self.caller, min_version=self.min_version)
+            return job.reply(result, self.caller, self.if_none_match, self.accept_encoding)
         except Exception as error:  # noqa: BLE001 - answered as the route would
-            return self._failed(error)
+            return job.failed(error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Answer by ASGI, instead of the whole application and with the headers that it adds."""
         reply = await self.read()
-        await reply.send(send, self._common_headers)
-
-    def _reply(self, result: ReadResult) -> Reply:
-        job, entry = self._job, result.entry
-        job.service.require_visible(self._caller, job.id, result)
-        kept = job.representation
-        if kept is None or kept.entry is not entry:  # keep it in the coding it is stored in
-            gzip = entry.encoding == "gzip" and not job.root_path
-            kept = Representation(entry, gzip=gzip, root_path=job.root_path)
-            job.representation = kept
-        return respond(result, self._if_none_match, self._accept_encoding, kept, job.root_path)
-
-    def _failed(self, error: Exception) -> Reply:
-        path = self._job.path
-        answer = to_problem(error, path)
-        if answer is None:
-            answer = internal_error(error, "GET", path)
-            logger.error("Error on the fast path", exc_info=error)
-        return Reply.of(answer)
+        await reply.send(send, self.job.common_headers)
 
 
 class PollFastPath:
@@ -200,12 +210,12 @@ class PollFastPath:
         *,
         local_only: bool = False,
     ) -> None:
-        self._root_path = root_path
-        self._service = service
+        self.root_path = root_path
+        self.service = service
         self._authenticator = authenticator
         self._everybody = authenticator.everybody
         self._allowed = hosts.decisions
-        self._common_headers = common_headers
+        self.common_headers = common_headers
         self._local_only = local_only
         self._jobs: dict[str, _Job] = {}
 
@@ -215,29 +225,29 @@ class PollFastPath:
 
     def header_lines(self, reply: Reply) -> bytes:
         """Return the headers of a reply as they go over the wire, and keep them in the reply."""
-        headers = self._common_headers.added(reply.headers)
+        headers = self.common_headers.added(reply.headers)
         reply.lines = b"".join(map(b"%b: %b\r\n".__mod__, headers))
         return reply.lines
 
-    async def answer(self, scope: Scope, send: Send) -> bool:
-        """Answer a request if it is a plain poll; else return False, and send nothing.
+    def answer(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None] | None:
+        """Return what answers a request if it is a plain poll, to be awaited; else None.
 
         The answer has all headers that the whole application would add, so nothing is around this.
         """
         if scope["type"] != "http" or MATCHED in (scope.get("extensions") or ()):
-            return False
+            return None
         poll = self.match(scope)
         if poll is None:
-            return False
-        reply = poll if isinstance(poll, Reply) else poll.peek() or await poll.read()
-        await reply.send(send, self._common_headers)
-        return True
+            return None
+        if isinstance(poll, Reply):
+            return poll.send(send, self.common_headers)
+        return poll(scope, receive, send)
 
     def match(self, scope: Scope) -> Poll | Reply | None:
-        """Return the poll that a request is, or the refusal of it; None for any other request.
+        """Return the reply to a poll, or the poll if its entry is not in this process.
 
-        A request that is neither refused nor None has been counted against its caller's rate. So
-        the caller is judged last, and the request must not be judged again.
+        None for any other request. One that is not None may have been counted against its caller's
+        rate. So the caller is judged last, and the request must not be judged again.
 
         Args:
             scope: of ASGI; of it `path`, `method`, `query_string`, `root_path`, `headers`, and
@@ -249,32 +259,34 @@ class PollFastPath:
             return None
         # Empty unless the server has set it: `Front` has not.
         root_path = scope.get("root_path")
-        if root_path and root_path != self._root_path:
+        if root_path and root_path != self.root_path:
             return None
         host = if_none_match = accept_encoding = None
         for name, value in scope["headers"]:
+            if name not in _EXAMINED:
+                continue
             if name == b"host" and host is None:
                 host = value
             elif name == b"if-none-match" and if_none_match is None:
                 if_none_match = value.decode("latin-1")
             elif name == b"accept-encoding" and accept_encoding is None:
                 accept_encoding = value.decode("latin-1")
-            elif name in _UNUSUAL:
+            else:
                 return None
         if host is None or not self._allowed[host]:
             return None
         caller = self._everybody or self._authenticator.judge(scope, job.route_path)
         if isinstance(caller, Caller):
-            return Poll(job, caller, if_none_match, accept_encoding, self._common_headers)
+            return job.answer(caller, if_none_match, accept_encoding)
         return None if caller is None else Reply.of(caller)
 
     def _find(self, path: str) -> _Job | None:
         """Return the job of a path, whether it exists or not; None for any other path."""
-        root = self._root_path
+        root = self.root_path
         match = _PATH.fullmatch(path.removeprefix(root) if root else path)
         if match is None or int(match[1]) > LARGEST_ID:
             return None
         if len(self._jobs) >= _JOBS:
             self._jobs.clear()
-        job = self._jobs[path] = _Job(self._service, int(match[1]), path, root)
+        job = self._jobs[path] = _Job(self, int(match[1]), path)
         return job

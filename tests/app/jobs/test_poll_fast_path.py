@@ -40,8 +40,8 @@ Messages = list[dict[str, Any]]
 class Cold:
     """Answers no poll: all of them go to the route."""
 
-    async def answer(self, *_: object) -> bool:
-        return False
+    def answer(self, *_: object) -> None:
+        return None
 
 
 class SendRequest:
