@@ -71,6 +71,7 @@ class Sample:
         statements: statements that the service has sent to the database since its start.
         cpu_seconds: processor time since its start, by the name of the process.
         resident_bytes: resident memory, by the name of the process.
+        machine_seconds: processor time of all programs of the machine since it started.
     """
 
     second: float
@@ -79,6 +80,7 @@ class Sample:
     statements: int
     cpu_seconds: dict[str, float]
     resident_bytes: dict[str, int]
+    machine_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)

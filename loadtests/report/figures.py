@@ -45,6 +45,16 @@ def cpu_seconds(run: Measurement, process: str) -> float | None:
     return taken[-1] - taken[0] if len(taken) > 1 else None
 
 
+def others_percent(run: Measurement) -> float | None:
+    """Return the processor time of programs that are not of the test, in percent of one core."""
+    if len(run.samples) < 2:
+        return None
+    first, last = run.samples[0], run.samples[-1]
+    machine = last.machine_seconds - first.machine_seconds
+    ours = sum(cpu_seconds(run, process) or 0.0 for process in last.cpu_seconds)
+    return max(0.0, 100 * (machine - ours) / (last.second - first.second))
+
+
 def peak_megabytes(run: Measurement, process: str) -> float | None:
     """Return the largest resident memory of a process in MB; None if it was not sampled."""
     return max(

@@ -1,4 +1,4 @@
-"""The files of a report: HTML, JSON, and CSV for runs, samples and requests."""
+"""The files of a report: HTML, JSON, CSV for runs, samples and requests, and each plot as SVG."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 from typing import TYPE_CHECKING
 
 from loadtests.report.document import to_json
-from loadtests.report.page import html
+from loadtests.report.page import draw, html
+from loadtests.report.plots import standalone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -36,9 +37,17 @@ def write(document: Document, place: Path) -> Path:
     _write_csv(place / "runs.csv", (_run(run) for run in document.runs))
     _write_csv(place / "requests.csv", (row for run in document.runs for row in _requests(run)))
     _write_csv(place / "samples.csv", (row for run in document.runs for row in _samples(run)))
+    _write_plots(document, place / "plots")
     page = place / "report.html"
     page.write_text(html(document), "utf-8")
     return page
+
+
+def _write_plots(document: Document, place: Path) -> None:
+    place.mkdir(exist_ok=True)
+    for scenario in document.scenarios:
+        for name, svg in draw(document, scenario.name).items():
+            (place / f"{scenario.name}-{name}.svg").write_text(standalone(svg), "utf-8")
 
 
 def _run(run: Measurement) -> Mapping[str, object]:
@@ -74,6 +83,7 @@ def _samples(run: Measurement) -> Iterable[Mapping[str, object]]:
             "reads": sample.reads,
             "hits": sample.hits,
             "statements": sample.statements,
+            "machine_seconds": sample.machine_seconds,
             **{f"cpu_seconds_{name}": value for name, value in sample.cpu_seconds.items()},
             **{f"resident_bytes_{name}": value for name, value in sample.resident_bytes.items()},
         }

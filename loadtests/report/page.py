@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from loadtests.report.document import Bucket, Described, Document, Measurement
 
 
+_NOISE = 20.0
+"""Processor time of other programs, in percent of one core, above which a run is noisy."""
+
+
 def html(document: Document) -> str:
     """Return the page."""
     environment = Environment(
@@ -31,6 +35,8 @@ def html(document: Document) -> str:
     return environment.get_template("page.html.jinja").render(
         document=document,
         problems=document.all_problems,
+        noisy=[run.name for run in document.runs if (figures.others_percent(run) or 0) > _NOISE],
+        noise=f"{_NOISE:g} %",
         backends_head=list(BACKENDS),
         backends_rows=[cells(BACKENDS, each) for each in backends(document)],
         verdicts=[_verdict(verdict) for verdict in compare(document)],
@@ -64,23 +70,26 @@ def _section(document: Document, scenario: Described) -> dict[str, object]:
         "requests": [
             [run.backend, *cells(REQUESTS, requests)] for run in runs for requests in run.requests
         ],
-        "plots": [Markup(svg) for svg in _plots(runs)],  # noqa: S704 - drawn here
+        "plots": [Markup(svg) for svg in draw(document, scenario.name).values()],  # noqa: S704 - ours
     }
 
 
-def _plots(runs: Sequence[Measurement]) -> list[str]:
-    if not runs:
-        return []
+def draw(document: Document, scenario: str) -> dict[str, str]:
+    """Return the plots of a scenario by their names, as elements of a page."""
+    runs = [run for run in document.runs if run.scenario == scenario]
     lines: Mapping[str, Sequence[Bucket]] = {r.backend: r.polls_ms for r in runs if r.polls_ms}
-    drawn = [plots.distribution(lines)] if lines else []
-    each_second: dict[str, Callable[[Measurement], figures.Series]] = {
-        "hit rate, %": figures.hit_rates,
-        "statements to the database, per second": figures.query_rates,
-        "processor time of the service, % of a core": lambda run: figures.cpu_percent(
-            run, "service"
-        ),
-    }
-    for unit, series in each_second.items():
-        points = {run.backend: series(run) for run in runs}
-        drawn.append(plots.over_time(unit, points))
+    drawn = {"durations": plots.distribution(lines)} if lines else {}
+    if runs:
+        for name, (unit, series) in _EACH_SECOND.items():
+            drawn[name] = plots.over_time(unit, {run.backend: series(run) for run in runs})
     return drawn
+
+
+_EACH_SECOND: Mapping[str, tuple[str, Callable[[Measurement], figures.Series]]] = {
+    "hits": ("hit rate, %", figures.hit_rates),
+    "statements": ("statements to the database, per second", figures.query_rates),
+    "processor": (
+        "processor time of the service, % of a core",
+        lambda run: figures.cpu_percent(run, "service"),
+    ),
+}

@@ -27,6 +27,9 @@ MOST_LINES = 6
 COLOURS = ("#808080", "#2f7fd6", "#d64b3c", "#2b9457", "#9a63d0", "#b9731c")
 _STYLES = ("-", "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _TEXT = "#010203"  # becomes the page's own colour
+_FILE_STYLE = (
+    "svg { color: #1c1e21 } @media (prefers-color-scheme: dark) { svg { color: #e4e7eb } }"
+)
 _SIZE = (5.6, 2.8)
 _PERCENTS = (0, 50, 90, 99, 99.9)
 
@@ -81,6 +84,11 @@ def distribution(lines: Mapping[str, Sequence[Bucket]]) -> str:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("percentile of the polls")
     return _svg(figure, "duration of polls, ms, by percentile")
+
+
+def standalone(svg: str) -> str:
+    """Return a plot as the content of a file, with text that is legible on light and dark pages."""
+    return svg.replace("><title>", f"><style>{_FILE_STYLE}</style><title>", 1)
 
 
 def _place(seen: int, total: int) -> float:

@@ -68,6 +68,7 @@ COSTS: Mapping[str, Callable[[Measurement], str]] = {
     "CPU database s": lambda run: _number(figures.cpu_seconds(run, "database"), ".2f"),
     "CPU Redis s": lambda run: _number(figures.cpu_seconds(run, "redis"), ".2f"),
     "CPU clients s": lambda run: _number(figures.cpu_seconds(run, "clients"), ".2f"),
+    "CPU others %": lambda run: _number(figures.others_percent(run)),
     "service MB": lambda run: _number(figures.peak_megabytes(run, "service"), ".0f"),
     "Redis MB": lambda run: _number(figures.peak_megabytes(run, "redis"), ".0f"),
 }

@@ -37,3 +37,10 @@ def usage(pid: int) -> Usage | None:
             cpu += times.user + times.system + times.children_user + times.children_system
             resident += process.memory_info().rss
     return Usage(cpu_seconds=cpu, resident_bytes=resident)
+
+
+def busy_seconds() -> float:
+    """Return the processor time that all programs of the machine have used since it started."""
+    times = psutil.cpu_times()
+    waiting = times.idle + getattr(times, "iowait", 0.0)
+    return float(sum(times[:8]) - waiting)  # later fields are parts of earlier ones

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from loadtests.report.document import Sample
-from loadtests.sampling.processes import usage
+from loadtests.sampling.processes import busy_seconds, usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Sampler:
 
     Args:
         service: is asked for its counters.
-        processes: the ids of processes by their names. More may be added later by `add`.
+        processes: the ids of processes by their names.
         every: seconds between two samples.
     """
 
@@ -58,15 +58,13 @@ class Sampler:
         if self._error is not None:
             raise self._error
 
-    def add(self, name: str, pid: int) -> None:
-        """Sample another process from now on."""
-        self._processes = {**self._processes, name: pid}
-
     def _run(self) -> None:
         try:
             due = self._began
             while True:
                 due += self._every
+                if due < (now := time.monotonic()):
+                    due = now + self._every  # samples that were missed are not made up for
                 if self._ended.wait(max(0.0, due - time.monotonic())):
                     return
                 self._take()
@@ -84,6 +82,7 @@ class Sampler:
                 hits=cache["hits"],
                 statements=sum(found["database"]["purposes"].values()),
                 cpu_seconds={n: u.cpu_seconds for n, u in used.items() if u is not None},
+                machine_seconds=busy_seconds(),
                 resident_bytes={n: u.resident_bytes for n, u in used.items() if u is not None},
             )
         )

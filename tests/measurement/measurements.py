@@ -15,6 +15,7 @@ def sample(second: float, reads: int, hits: int, statements: int) -> Sample:
         hits=hits,
         statements=statements,
         cpu_seconds={"service": second / 4, "database": second / 8},
+        machine_seconds=100 + second,
         resident_bytes={"service": 80_000_000 + int(second) * 1_000_000},
     )
 

@@ -7,13 +7,21 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
 from loadtests.report import plots
 from loadtests.report.comparison import compare
 from loadtests.report.document import Bucket, Described, Document, Outcomes, from_json, to_json
-from loadtests.report.figures import cpu_percent, cpu_seconds, hit_rates, percentile, query_rates
+from loadtests.report.figures import (
+    cpu_percent,
+    cpu_seconds,
+    hit_rates,
+    others_percent,
+    percentile,
+    query_rates,
+)
 from loadtests.report.files import write
 from loadtests.report.page import html
 from tests.measurement.measurements import measurement, sample
@@ -174,6 +182,14 @@ def test_all_files_have_the_same_figures(tmp_path: Path) -> None:
     requests = table(tmp_path / "new" / "requests.csv")
     assert [row["count"] for row in requests] == ["1234", "1234"]
     assert not list((tmp_path / "new").glob("*.new"))
+    drawn = {path.name: path.read_text("utf-8") for path in (tmp_path / "new/plots").iterdir()}
+    assert drawn.keys() == {
+        *("users_10-durations.svg", "users_10-hits.svg"),
+        *("users_10-statements.svg", "users_10-processor.svg"),
+    }
+    for plot in drawn.values():
+        ET.fromstring(plot)  # noqa: S314 - ours
+        assert "prefers-color-scheme: dark" in plot
 
 
 def test_a_document_without_runs_is_a_problem_and_can_be_shown(tmp_path: Path) -> None:
@@ -211,6 +227,18 @@ def test_rates_are_of_the_time_between_samples() -> None:
     assert cpu_seconds(run, "redis") is None
     still = replace(run, samples=[sample(1, 5, 5, 0), sample(2, 5, 5, 0)])
     assert hit_rates(still) == []  # no reads have no hit rate
+
+
+def test_a_run_beside_other_programs_is_called_noisy(text: str) -> None:
+    run = measurement("memory", hits=1, misses=0)
+    # Of 3 s, the test's own processes used 1.125 s.
+    assert others_percent(run) == pytest.approx(62.5)
+    assert "Compare the counts of these runs" in text
+    assert "users_10 on null, users_10 on memory" in text
+    quiet = [replace(each, machine_seconds=0.5 * each.second) for each in run.samples]
+    assert others_percent(replace(run, samples=quiet)) == pytest.approx(12.5)
+    assert "Noisy" not in html(document(runs=[replace(run, samples=quiet)]))
+    assert others_percent(replace(run, samples=quiet[:1])) is None
 
 
 def test_percentiles_are_edges_of_buckets() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 import asyncpg
@@ -14,7 +16,7 @@ import pytest
 
 from app.devservers import PostgresServer
 from loadtests.sampling.postgres import COUNTERS, database_counters
-from loadtests.sampling.processes import usage
+from loadtests.sampling.processes import busy_seconds, usage
 from loadtests.sampling.sampler import Sampler
 
 _SPINS = """
@@ -49,13 +51,17 @@ class Service:
     def __init__(self) -> None:
         self.calls = 0
         self.enough = threading.Event()
+        self.enough_at = 4
         self.fails = False
+        self.fails_at = 0
+        self.failed = threading.Event()
 
     def stats(self) -> dict[str, Any]:
-        if self.fails:
-            raise ConnectionError("gone")
         self.calls += 1
-        if self.calls == 4:
+        if self.fails or self.calls == self.fails_at:
+            self.failed.set()
+            raise ConnectionError("gone")
+        if self.calls == self.enough_at:
             self.enough.set()
         return {
             "statistics": {"total_requests": 10 * self.calls, "hits": 9 * self.calls},
@@ -80,6 +86,40 @@ def test_a_service_that_cannot_be_asked_is_an_error() -> None:
     sampler = Sampler(service, {}, every=0.01)
     with pytest.raises(ConnectionError, match="gone"), sampler:
         service.fails = True
+
+
+def test_a_service_that_could_not_be_asked_once_is_an_error() -> None:
+    service = Service()
+    service.fails_at = 3
+    sampler = Sampler(service, {}, every=0.01)
+    with pytest.raises(ConnectionError, match="gone"), sampler:
+        assert service.failed.wait(30)
+
+
+def test_what_the_machine_has_used_grows_with_what_this_process_uses() -> None:
+    before, ends = busy_seconds(), time.process_time() + 0.2
+    while time.process_time() < ends:
+        pass
+    assert busy_seconds() - before > 0.1
+
+
+def test_samples_that_were_missed_are_left_out() -> None:
+    service = Service()
+    slow = threading.Event()
+    stats = service.stats
+
+    def first_slow() -> dict[str, Any]:
+        if service.calls == 1:
+            slow.wait(0.5)
+        return stats()
+
+    service.stats = first_slow  # type: ignore[method-assign]
+    service.enough_at = 15
+    with Sampler(service, {}, every=0.05) as sampler:
+        assert service.enough.wait(30)
+    taken = sampler.samples
+    assert max(b.second - a.second for a, b in itertools.pairwise(taken)) >= 0.5
+    assert len(taken) <= (taken[-1].second - 0.5) / 0.05 + 4  # no burst for those missed
 
 
 def test_an_error_of_the_block_comes_first() -> None:
