@@ -23,6 +23,9 @@ class Scenario:
         job_seconds: how long a job takes.
         updates: how many progress reports a job makes.
         driver: the module of `loadtests.drivers` that imitates the clients; empty for Locust.
+        redis_hangs_after: after how many seconds of polls Redis stops to answer, if the backend
+            uses it; 0 for never.
+        redis_hangs_for: for how long.
         in_demonstration: whether `--quick` includes it.
     """
 
@@ -35,6 +38,8 @@ class Scenario:
     job_seconds: float = 120.0
     updates: int = 20
     driver: str = ""
+    redis_hangs_after: float = 0.0
+    redis_hangs_for: float = 0.0
     in_demonstration: bool = False
 
     def compressed(self) -> Scenario:
@@ -43,14 +48,19 @@ class Scenario:
             self,
             interval=self.interval / _COMPRESSION,
             job_seconds=self.job_seconds / _COMPRESSION,
+            redis_hangs_after=self.redis_hangs_after / _COMPRESSION,
+            redis_hangs_for=self.redis_hangs_for / _COMPRESSION,
         )
 
     def settings(self) -> dict[str, str]:
         """Return the settings as text, for the report."""
         jobs = f"{self.shared_jobs} shared" if self.shared_jobs else "one for each client"
+        after, lasts = self.redis_hangs_after, self.redis_hangs_for
+        fault = {"Redis hangs": f"after {after:g} s, for {lasts:g} s"} if after else {}
         return {
             "clients": str(self.users),
             "polls": "held until a change" if self.mode == "wait" else f"every {self.interval:g} s",
             "mode": self.mode,
             "jobs": f"{jobs}, {self.job_seconds:g} s long, with {self.updates} updates",
+            **fault,
         }

@@ -92,6 +92,14 @@ class Bucket:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Something that was broken or mended during a run, and when."""
+
+    second: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """One scenario on one backend.
 
@@ -126,6 +134,7 @@ class Measurement:
         database: what the database counted in the same time; empty for SQLite.
         inside_us: for each operation inside the service, its count and percentiles in microseconds.
         samples: counters of every second.
+        faults: what was broken and mended during the run.
         problems: the reasons why the run is a failure, as sentences.
     """
 
@@ -157,6 +166,7 @@ class Measurement:
     database: dict[str, int]
     inside_us: dict[str, dict[str, float]]
     samples: list[Sample]
+    faults: list[Fault]
     problems: list[str] = field(default_factory=list)
 
     @property

@@ -65,6 +65,7 @@ def _run(run: Measurement) -> Mapping[str, object]:
             for operation, taken in run.inside_us.items()
             for figure, value in taken.items()
         },
+        "faults": "; ".join(f"{fault.text} at {fault.second:g} s" for fault in run.faults),
         "problems": len(run.problems),
     }
 

@@ -79,9 +79,10 @@ def draw(document: Document, scenario: str) -> dict[str, str]:
     runs = [run for run in document.runs if run.scenario == scenario]
     lines: Mapping[str, Sequence[Bucket]] = {r.backend: r.polls_ms for r in runs if r.polls_ms}
     drawn = {"durations": plots.distribution(lines)} if lines else {}
+    marks = [(fault.second, fault.text) for run in runs for fault in run.faults]
     if runs:
         for name, (unit, series) in _EACH_SECOND.items():
-            drawn[name] = plots.over_time(unit, {run.backend: series(run) for run in runs})
+            drawn[name] = plots.over_time(unit, {run.backend: series(run) for run in runs}, marks)
     return drawn
 
 

@@ -38,12 +38,17 @@ class TooManyLines(ValueError):  # noqa: N818 - says what is the matter
     """A plot would have more lines than can be told apart."""
 
 
-def over_time(unit: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+def over_time(
+    unit: str,
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    marks: Sequence[tuple[float, str]] = (),
+) -> str:
     """Return a plot of values over seconds.
 
     Args:
         unit: what the values are.
         lines: the points of each line, as second and value.
+        marks: seconds with a text, which is written once.
     """
 
     def draw(axes: Axes, name: str) -> list[Line2D]:
@@ -51,6 +56,21 @@ def over_time(unit: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> 
         return axes.plot([x for x, _ in points], [y for _, y in points])
 
     figure, axes = _figure(unit, lines, draw)
+    written: set[str] = set()
+    for second, text in marks:
+        axes.axvline(second, color=_TEXT, linewidth=0.8, linestyle=":")
+        if text not in written:
+            axes.annotate(
+                text,
+                (second, 0.5),
+                xycoords=("data", "axes fraction"),
+                color=_TEXT,
+                fontsize=7,
+                rotation=90,
+                ha="right",
+                va="center",
+            )
+            written.add(text)
     axes.set_xlabel("seconds")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)

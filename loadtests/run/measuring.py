@@ -13,6 +13,7 @@ from benchmarks.service import Service
 from loadtests.report.document import Measurement, Outcomes
 from loadtests.run.checks import problems
 from loadtests.run.clients import Clients
+from loadtests.run.outage import RedisOutage
 from loadtests.sampling.postgres import database_counters
 from loadtests.sampling.sampler import Sampler
 
@@ -44,6 +45,7 @@ def measure(
     }
     database = f"{scenario.name}-{backend}"
     processes = {}
+    redis = None
     with ExitStack() as stack:
         if NEEDS_REDIS[backend]:
             redis = stack.enter_context(RedisServer())
@@ -60,7 +62,10 @@ def measure(
             began = time.monotonic()
             with Clients(scenario, service.url) as clients:
                 watched = {**processes, "service": before["process"], "clients": clients.pid}
-                with Sampler(service, watched, every) as sampler:
+                with (
+                    Sampler(service, watched, every) as sampler,
+                    RedisOutage(scenario, redis, sampler.has_reads) as outage,
+                ):
                     seen = clients.wait()
             seconds = time.monotonic() - began
             after = service.stats()
@@ -97,6 +102,7 @@ def measure(
         database=counted,
         inside_us=after["statistics"]["latency_us"],
         samples=sampler.samples,
+        faults=outage.faults,
     )
     return replace(run, problems=problems(run, seen.errors))
 

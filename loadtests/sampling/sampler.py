@@ -58,6 +58,10 @@ class Sampler:
         if self._error is not None:
             raise self._error
 
+    def has_reads(self) -> bool:
+        """Return whether the service has answered a read."""
+        return self.samples[-1].reads > self.samples[0].reads
+
     def _run(self) -> None:
         try:
             due = self._began

@@ -6,6 +6,7 @@ from loadtests.scenarios import (
     leaving_clients,
     long_polls,
     one_job,
+    redis_hangs,
     stampede,
     streams,
     users_1,
@@ -18,7 +19,7 @@ SCENARIOS = {
     module.SCENARIO.name: module.SCENARIO
     for module in (
         *(users_1, users_10, users_100, one_job, etags, stampede),
-        *(dashboards, long_polls, streams, leaving_clients, writers),
+        *(dashboards, long_polls, streams, leaving_clients, writers, redis_hangs),
     )
 }
 """Scenarios by name, in the order of the report."""

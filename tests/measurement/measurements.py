@@ -64,5 +64,6 @@ def measurement(backend: str, *, hits: int, misses: int, **other: Any) -> Measur
             "miss": {"count": misses, "p50": 2500.0},
         },
         samples=[sample(0, 0, 0, 0), sample(1, 100, 90, 30), sample(3, 300, 250, 50)],
+        faults=[],
     )
     return replace(run, **other)

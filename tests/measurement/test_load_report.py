@@ -13,7 +13,15 @@ import pytest
 
 from loadtests.report import plots
 from loadtests.report.comparison import compare
-from loadtests.report.document import Bucket, Described, Document, Outcomes, from_json, to_json
+from loadtests.report.document import (
+    Bucket,
+    Described,
+    Document,
+    Fault,
+    Outcomes,
+    from_json,
+    to_json,
+)
 from loadtests.report.figures import (
     cpu_percent,
     cpu_seconds,
@@ -23,7 +31,7 @@ from loadtests.report.figures import (
     query_rates,
 )
 from loadtests.report.files import write
-from loadtests.report.page import html
+from loadtests.report.page import draw, html
 from tests.measurement.measurements import measurement, sample
 
 
@@ -245,6 +253,17 @@ def test_percentiles_are_edges_of_buckets() -> None:
     buckets = [Bucket(upper_ms=1, count=98), Bucket(upper_ms=5, count=2)]
     assert [percentile(buckets, p) for p in (0, 50, 98, 99, 100)] == [1, 1, 1, 5, 5]
     assert percentile([], 50) is None
+
+
+def test_plots_over_time_have_the_time_of_each_fault() -> None:
+    faults = [Fault(second=1.25, text="Redis hangs"), Fault(second=2, text="Redis answers")]
+    broken = measurement("redis", hits=5, misses=1, faults=faults)
+    also = measurement("tiered", hits=5, misses=1, faults=faults)
+    drawn = draw(document(runs=[broken, also]), "users_10")
+    for name in ("hits", "statements", "processor"):
+        assert drawn[name].count("Redis hangs") == 1
+        assert drawn[name].count("Redis answers") == 1
+    assert "Redis" not in drawn["durations"]
 
 
 def test_a_plot_has_at_most_six_lines() -> None:

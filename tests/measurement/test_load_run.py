@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -78,6 +79,23 @@ def test_the_command_measures_backends_and_writes_a_report(
     assert memory.service.hits > memory.polls * 0.8
     assert memory.statements.get("load", 0) <= memory.service.bypasses
     assert memory.first_polls > memory.first_polls_missed == 0
+
+
+def test_polls_are_answered_while_redis_hangs(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = replace(TINY, name="broken", redis_hangs_after=0.5, redis_hangs_for=0.7, job_seconds=4)
+    monkeypatch.setitem(SCENARIOS, "broken", broken)
+    options = "run --scenarios broken --backends redis --database sqlite --results"
+    status, said, complained = command.run(main, *options.split(), str(tmp_path))
+    assert status == 0, said + complained
+    (run,) = kept(tmp_path).runs
+    assert [fault.text for fault in run.faults] == ["Redis hangs", "Redis answers"]
+    hangs, answers = (fault.second for fault in run.faults)
+    assert 0.5 <= hangs <= answers - 0.7
+    assert run.clients == run.service
+    assert run.cache_errors > 0
+    assert "redis" in run.samples[-1].cpu_seconds
 
 
 PROGRAM = f"""
