@@ -56,11 +56,13 @@ class Scenario:
         """Return the settings as text, for the report."""
         jobs = f"{self.shared_jobs} shared" if self.shared_jobs else "one for each client"
         after, lasts = self.redis_hangs_after, self.redis_hangs_for
-        fault = {"Redis hangs": f"after {after:g} s, for {lasts:g} s"} if after else {}
+        fault = {"Redis hangs": f"after {after:.3g} s, for {lasts:.3g} s"} if after else {}
         return {
             "clients": str(self.users),
-            "polls": "held until a change" if self.mode == "wait" else f"every {self.interval:g} s",
+            "polls": "held until a change"
+            if self.mode == "wait"
+            else f"every {self.interval:.3g} s",
             "mode": self.mode,
-            "jobs": f"{jobs}, {self.job_seconds:g} s long, with {self.updates} updates",
+            "jobs": f"{jobs}, {self.job_seconds:.3g} s long, with {self.updates} updates",
             **fault,
         }
