@@ -36,6 +36,7 @@ _KINDS = {
 }
 _PLOTTED = {
     "polls-many": ["throughput"],
+    "polls-one": ["throughput"],
     "lookups": ["cost"],
     "gets-at-once": ["throughput"],
     "gets-alone": ["cost"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -84,6 +85,10 @@ def test_a_quick_run_measures_everything_and_draws_it(
     drawn = {path.name for path in (tmp_path / "plots").iterdir()}
     assert drawn >= {"summary-throughput.svg", "summary-latency.svg", f"{scaled}-scale.svg"}
     assert all(f"plots/{name}" in page for name in drawn)
+    # The page of the project shows one of them.
+    shown = re.findall(r"\(benchmarks/plots/(.*?)\)", (ROOT / "README.md").read_text())
+    assert shown
+    assert set(shown) <= drawn
 
 
 class Stored(Jobs):
