@@ -92,6 +92,15 @@ def as_html(record: Record) -> str:
     return f'<section id="jobcache-results"><style>{style}</style>{shown}</section>'
 
 
+def as_page(record: Record) -> str:
+    """Return a page with the results so far."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Poll latencies</title>'
+        "<style>:root{color-scheme:light dark}</style></head>"
+        f"<body>{as_html(record)}</body></html>"
+    )
+
+
 def insert(page: str, record: Record) -> str:
     """Return Locust's report with the results of the test at its end."""
     before, end, after = page.rpartition("</body>")

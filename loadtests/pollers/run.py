@@ -44,7 +44,7 @@ class Run:
         self._background = Group()
 
     def next_number(self) -> int:
-        """Return a number for a user, which no other user of the test has."""
+        """Return a number for a user, unlike those of other processes that began with this one."""
         return next(self._numbers)
 
     def job(self, job_id: int) -> PolledJob:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from loadtests.pollers.record import Record
 
 _CSV = "/polls/latencies.csv"
+_PAGE = "/polls/latencies"
 
 
 def extend(
@@ -43,7 +44,10 @@ def extend(
             }
             for table, columns in results.COLUMNS.items()
         ],
-        "extendedCsvFiles": [{"href": f".{_CSV}", "title": "Download poll latencies CSV"}],
+        "extendedCsvFiles": [
+            {"href": f".{_CSV}", "title": "Download poll latencies CSV"},
+            {"href": f".{_PAGE}", "title": "Show the distribution of poll latencies"},
+        ],
     }
     _check_options(app, web_ui, accept)
     _add_results(app, web_ui, record)
@@ -66,12 +70,16 @@ def _add_results(app: Flask, web_ui: WebUI, record: Callable[[], Record]) -> Non
     base = web_ui.environment.parsed_options
     prefix = "" if base is None else base.web_base_path or ""
 
-    def latencies() -> Response:
+    def table() -> Response:
         headers = {"Content-Disposition": "attachment;filename=latencies.csv"}
         return Response(results.as_csv(record()), headers=headers, mimetype="text/csv")
 
-    view = web_ui.auth_required_if_enabled(latencies)  # type: ignore[no-untyped-call]
-    app.add_url_rule(f"{prefix}{_CSV}", "poll_latencies", view)
+    def page() -> Response:
+        return Response(results.as_page(record()), mimetype="text/html")
+
+    for path, name, view in ((_CSV, "poll_table", table), (_PAGE, "poll_page", page)):
+        guarded = web_ui.auth_required_if_enabled(view)  # type: ignore[no-untyped-call]
+        app.add_url_rule(f"{prefix}{path}", name, guarded)
 
     @app.after_request
     def add_results(response: Response) -> Response:

@@ -14,8 +14,13 @@ from tests.measurement.in_process import Command
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Services are forked where possible: they start without importing everything again."""
     if can_fork(os.environ):
         for module in (asgi, service, cluster):
             monkeypatch.setattr(module, "Process", ForkedProcess)
+
+
+@pytest.fixture
+def command(forked: None, capsys: pytest.CaptureFixture[str]) -> Command:
     return Command(capsys)

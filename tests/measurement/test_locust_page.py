@@ -21,17 +21,17 @@ from tests.measurement.locust_process import WITHIN, locust, master_port
 QUICK = ("--poll-interval", "0.1", "--job-seconds", "0.5", "--job-updates", "3")
 
 
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, str, str]:
     client, client_key = make_key(Role.CLIENT, "acme", "2026-11-24")
     worker, worker_key = make_key(Role.WORKER, None, "2026-11-24")
-    path = tmp_path_factory.mktemp("keys") / "keys.txt"
+    path = tmp_path / "keys.txt"
     path.write_text(f"{HEADING}\n{client.line()}{worker.line()}")
     return path, client_key, worker_key
 
 
-@pytest.fixture(scope="module")
-def service(keys: tuple[Path, str, str]) -> Iterator[Service]:
+@pytest.fixture
+def service(forked: None) -> Iterator[Service]:
     with Service({"JOBCACHE_BACKEND": "memory"}) as started:
         started.wait_until_ready()
         yield started
@@ -91,6 +91,7 @@ def test_the_page_starts_stops_and_restarts_the_test(tmp_path: Path, service: Se
         values = {line["name"]: line["value"] for line in table_of(shown, "counts")}
         assert values["cache: hits"] == counted["poll: hit"] + counted["poll: 304"]
         assert page.get("/polls/latencies.csv").startswith("Row,# Requests,p50 (ms),")
+        assert "<polyline" in page.get("/polls/latencies")
         report = page.get("/stats/report").partition('id="jobcache-results"')[2]
         assert "Poll latencies" in report
         assert "<polyline" in report
@@ -106,7 +107,9 @@ def test_the_page_starts_stops_and_restarts_the_test(tmp_path: Path, service: Se
         assert child.wait(60) == 0
 
 
-def test_users_present_an_api_key(tmp_path: Path, keys: tuple[Path, str, str]) -> None:
+def test_users_present_an_api_key(
+    tmp_path: Path, keys: tuple[Path, str, str], forked: None
+) -> None:
     path, client_key, worker_key = keys
     port = free_port()
     options = ("--web-host", "127.0.0.1", "--web-port", str(port), *QUICK)
