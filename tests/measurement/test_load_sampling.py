@@ -20,12 +20,12 @@ from loadtests.sampling.processes import busy_seconds, usage
 from loadtests.sampling.sampler import Sampler
 
 _SPINS = """
-import subprocess, sys, time
-subprocess.run([sys.executable, "-c", "import time\\nwhile time.process_time() < 0.3: pass"])
+import subprocess, sys
+spins = "import time\\nwhile time.process_time() < 0.3: pass"
+subprocess.run([sys.executable, "-c", spins])
 print("spun", flush=True)
-memory = bytearray(b"x" * 60_000_000)
-print("filled", flush=True)
-sys.stdin.read()
+fills = "import sys; memory = b'x' * 60_000_000; print('filled', flush=True); sys.stdin.read()"
+subprocess.run([sys.executable, "-c", fills])
 """
 
 
