@@ -20,7 +20,7 @@ from benchmarks.machine import surroundings
 from benchmarks.service import ServiceFailed
 from loadtests.arguments import count, positive
 from loadtests.open_loop import report, trial
-from loadtests.open_loop.files import allow_files
+from loadtests.open_loop.files import TooManyConnections, allow_files, check_connections
 from loadtests.open_loop.load import Plan
 
 if TYPE_CHECKING:
@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> int:
     """Run one trial; return 1 if it failed, or missed a goal with `--goals`, else 0."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        check_connections(options.pollers)
+    except TooManyConnections as error:
+        parser.error(str(error))
     allow_files()
     plan = Plan(
         pollers=options.pollers,

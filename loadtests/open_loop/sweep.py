@@ -21,7 +21,7 @@ from benchmarks.machine import surroundings
 from benchmarks.service import ServiceFailed
 from loadtests.arguments import count, positive
 from loadtests.open_loop import plot, report, trial
-from loadtests.open_loop.files import allow_files
+from loadtests.open_loop.files import TooManyConnections, allow_files, check_connections
 from loadtests.open_loop.load import Plan
 
 if TYPE_CHECKING:
@@ -35,7 +35,12 @@ _HEADS = (
 
 def main(arguments: Sequence[str]) -> int:
     """Run all trials; return 1 if one of them has failed, else 0."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        check_connections(max(options.pollers))
+    except TooManyConnections as error:
+        parser.error(str(error))
     allow_files()
     around = surroundings()
     trials: list[dict[str, Any]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import resource
 import subprocess
 import sys
 import threading
@@ -155,6 +156,18 @@ def test_numbers_of_pollers_are_shown_side_by_side(command: Command, tmp_path: P
 def test_wrong_options_are_explained(command: Command) -> None:
     with pytest.raises(SystemExit):
         command.run(main, "--backend", "disk")
+
+
+@pytest.mark.parametrize("run", [main, sweep.main])
+def test_more_pollers_than_files_are_refused(
+    capsys: pytest.CaptureFixture[str], run: Callable[[list[str]], int]
+) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        pytest.skip("any number of files may be open here")
+    with pytest.raises(SystemExit):
+        run(["--pollers", str(hard)])
+    assert f"{hard} files may be open" in capsys.readouterr().err
 
 
 def test_the_time_of_a_poll_counts_from_when_it_was_due(stub: Stub) -> None:
