@@ -22,6 +22,7 @@ _HARDWARE = {
     "redis_memory": (float, "gigabytes of memory of each Redis primary"),
     "database_cores": (int, "processors of the database server"),
     "connections": (int, "connections that a service process accepts"),
+    "entries": (int, "entries that a service process may hold, as JOBCACHE_MAX_ENTRIES"),
     "limit": (float, "part of each resource that may be used"),
 }
 _WORKLOAD = {

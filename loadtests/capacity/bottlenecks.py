@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from jobcache import CacheSettings
 from loadtests.capacity.workload import WITH_REDIS, InvalidWorkload
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Hardware:
         redis_memory: of each Redis primary, in gigabytes.
         database_cores: of the database server.
         connections: that one service process accepts.
+        entries: that one service process may hold (`JOBCACHE_MAX_ENTRIES`).
         limit: the part of each resource, above 0 and at most 1, that may be used.
 
     Raises:
@@ -37,6 +39,7 @@ class Hardware:
     redis_memory: float = 16.0
     database_cores: int = 16
     connections: int = 11_000
+    entries: int = CacheSettings().max_entries
     limit: float = 0.7
 
     def __post_init__(self) -> None:
@@ -91,6 +94,12 @@ def resources(workload: Workload, prediction: Prediction, hardware: Hardware) ->
             needed=prediction.connections,
             available=hardware.connections,
             unit="connections",
+        ),
+        Resource(
+            name="entries of a service process",
+            needed=prediction.entries,
+            available=hardware.entries,
+            unit="entries",
         ),
         Resource(
             name="memory of a node",

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from loadtests.capacity.laboratory import Bench
     from loadtests.capacity.observation import Observation
 
+FEW = "few polls"
 JOBS = 120
 """Jobs that are made; loads poll them all, or some of them."""
+
+MANY_CHANGES = Point(name="many changes", polls=200, jobs=60, changes=20_000, batch=200)
+"""Shows what a report costs a process, without the wake-up: so many are reported together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +67,7 @@ def fitted_points(backend: str) -> list[Point]:
     few, more, many = (100, 250, 500) if backend == "null" else (200, 1000, 2500)
     updates = (20, 50) if backend == "null" else (30, 90)
     points = [
-        Point(name="few polls", polls=few, jobs=60),
+        Point(name=FEW, polls=few, jobs=60),
         Point(name="more polls", polls=more, jobs=60),
         Point(name="many polls", polls=many, jobs=60),
         Point(name="as many as possible", polls=None, jobs=60),
@@ -123,6 +127,8 @@ def calibrate(length: Length, note: Callable[[str], object] = sys.stderr.write) 
                     _measure(bench, backend, point, length, note)
                     for point in fitted_points(backend)
                 ]
+                if backend == "tiered":
+                    many_changes = _measure(bench, backend, MANY_CHANGES, length, note)
                 if backend == "redis":
                     cell = bench.cell(job)
                 for point in held_back_points(backend):
@@ -141,7 +147,7 @@ def calibrate(length: Length, note: Callable[[str], object] = sys.stderr.write) 
     one_get, script = sizes.message_bytes(on_redis, body)
     foreign = sum(each.foreign for each in fitted) / len(fitted)
     coefficients = Coefficients(
-        services=_services(fitted),
+        services=_services(fitted, many_changes),
         redis=fit.redis_cost([each for each in fitted if each.backend in WITH_REDIS], report),
         database=fit.database_cost(fitted),
         sizes=Sizes(
@@ -161,18 +167,22 @@ def calibrate(length: Length, note: Callable[[str], object] = sys.stderr.write) 
     return Measured(coefficients, fitted, held, body)
 
 
-def _services(fitted: Sequence[Observation]) -> dict[str, ServiceCost]:
+def _services(fitted: Sequence[Observation], many_changes: Observation) -> dict[str, ServiceCost]:
     costs: dict[str, ServiceCost] = {}
     for backend in BACKENDS:
         # On tiered each update makes a process read the entry again. So the two cannot be told
         # apart, but an update and a load do the same as on redis.
         redis = costs.get("redis")
-        known = (
-            {"update": redis.update, "load": redis.load}
-            if backend == "tiered" and redis is not None
-            else {}
-        )
+        known: dict[str, float] = {}
+        if backend in WITH_REDIS:
+            # HTTP is the same on each backend, and memory has the fewest other costs beside it.
+            known["conditional"] = costs["memory"].conditional
         loads = [each for each in fitted if each.backend == backend]
+        if backend == "tiered" and redis is not None:
+            without = next(each for each in loads if each.name == FEW)
+            more = many_changes.process_cores - without.process_cores
+            report = max(0.0, more / many_changes.changes)
+            known |= {"update": redis.update, "load": redis.load, "report": report}
         costs[backend] = fit.service_cost(loads, known)
     return costs
 

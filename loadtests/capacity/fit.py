@@ -62,9 +62,7 @@ def redis_cost(observations: Sequence[Observation], report: float) -> RedisCost:
     """
     terms: dict[str, Callable[[Observation], float]] = {
         "idle": lambda _: 1.0,
-        "wakeup": lambda each: (
-            (each.gets * _free(each) + each.scripts) * max(0.0, 1 - each.redis_cores)
-        ),
+        "wakeup": lambda each: (each.commands + each.scripts) * max(0.0, 1 - each.redis_cores),
         "get": lambda each: each.gets,
         "script": lambda each: each.scripts,
     }

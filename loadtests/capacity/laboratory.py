@@ -42,6 +42,7 @@ class Point:
         etags: whether polls name the version that they have seen.
         purges: whether the cache is emptied again and again, so that polls load.
         changes: a second, of keys in Redis that no process uses.
+        batch: how many of these changes come together, so that they are reported together.
         processes: of the service.
     """
 
@@ -52,6 +53,7 @@ class Point:
     etags: bool = False
     purges: bool = False
     changes: float = 0.0
+    batch: int = 1
     processes: int = 1
 
 
@@ -220,8 +222,11 @@ class Bench:
             while self._redis is not None and not ended.wait(
                 max(0.0, began + number / point.changes - time.perf_counter())
             ):
-                self._redis.set("jobcache:calibration", number)
-                number += 1
+                with self._redis.pipeline(transaction=False) as commands:
+                    for _ in range(point.batch):
+                        commands.set(f"jobcache:calibration:{number}", "", px=10_000)
+                        number += 1
+                    commands.execute()
 
         threads = [
             threading.Thread(target=work)

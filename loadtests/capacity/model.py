@@ -85,6 +85,7 @@ class Prediction:
         process_bytes: memory of one service process.
         redis_memory: memory of each primary of Redis, in bytes.
         connections: connections of one service process.
+        entries: entries of running jobs that one service process holds, on memory and tiered.
     """
 
     rates: Rates
@@ -94,6 +95,7 @@ class Prediction:
     process_bytes: float
     redis_memory: float
     connections: float
+    entries: float
 
 
 def predict(workload: Workload, coefficients: Coefficients) -> Prediction:
@@ -102,8 +104,9 @@ def predict(workload: Workload, coefficients: Coefficients) -> Prediction:
     sizes = coefficients.sizes
     processes = workload.all_processes
     live, finished = _entries(workload)
+    share = _local_share(workload)
     local = min(
-        _local_entries(workload, live + finished) * (sizes.entry + workload.body),
+        min((live + finished) * share, CacheSettings().max_entries) * (sizes.entry + workload.body),
         CacheSettings().max_bytes,
     )
     connections = workload.pollers / workload.cells / processes
@@ -122,6 +125,7 @@ def predict(workload: Workload, coefficients: Coefficients) -> Prediction:
         process_bytes=sizes.process + connections * sizes.connection + local,
         redis_memory=redis_memory,
         connections=connections,
+        entries=live * share,
     )
 
 
@@ -138,8 +142,8 @@ def count(workload: Workload, coefficients: Coefficients) -> Rates:
     stored = 0.0  # bodies that Redis sends or receives
     if workload.backend in WITH_REDIS:
         gets = polls
-        # A load after the lifetime is published once; a lease is taken of empty cells only.
-        scripts = CHANGES_OF_UPDATE * updates + loads
+        # Before a load the lease is tried, and finds the old entry; then the document is published.
+        scripts = CHANGES_OF_UPDATE * updates + 2 * loads
         stored = updates + loads
     if workload.backend == "tiered":
         refills = gets = _refills(workload, polls, updates, jobs) + loads
@@ -219,13 +223,14 @@ def _entries(workload: Workload) -> tuple[float, float]:
     return jobs, jobs / workload.seconds * (TERMINAL + KEPT_AFTER)
 
 
-def _local_entries(workload: Workload, entries: float) -> float:
+def _local_share(workload: Workload) -> float:
+    """Return the part of all jobs whose entries one process holds."""
     if workload.backend == "memory":
-        return entries
+        return 1.0
     if workload.backend != "tiered":
         return 0.0
     polls = workload.pollers / workload.jobs * workload.seconds / workload.interval
-    return entries * spread(polls, workload.all_processes) / workload.all_processes
+    return spread(polls, workload.all_processes) / workload.all_processes
 
 
 def _process_cores(workload: Workload, rates: Rates, coefficients: Coefficients) -> float:

@@ -37,6 +37,7 @@ class Observation:
         updates: committed updates.
         changes: changes of keys that the feed of tiered has reported to each process.
         gets: keys that Redis was asked for by readers.
+        commands: commands that read these keys, one or several each.
         scripts: scripts that Redis ran.
         redis_bytes: bytes that Redis received and sent.
         process_cores: processor time of each service process, on average.
@@ -59,6 +60,7 @@ class Observation:
     updates: float
     changes: float
     gets: float
+    commands: float
     scripts: float
     redis_bytes: float
     process_cores: float
@@ -129,6 +131,7 @@ class Observer:
             updates=updates / seconds,
             changes=grown["changed"] if feeds else 0.0,
             gets=grown["lookups"] - grown["scripts"],
+            commands=grown["commands"],
             scripts=grown["scripts"],
             redis_bytes=grown["bytes"],
             process_cores=grown["service"] / count,
@@ -151,7 +154,7 @@ class Observer:
             "database": sum(map(processor_seconds, family(self._database))),
             "machine": times.user + times.nice + times.system,
             "own": time.process_time(),
-            **dict.fromkeys(("redis", "lookups", "scripts", "changed", "bytes"), 0.0),
+            **dict.fromkeys(("redis", "lookups", "commands", "scripts", "changed", "bytes"), 0.0),
         }
         statistics = [service.stats()["statistics"] for service in self._services]
         found["loads"] = sum(each["database_loads"] for each in statistics)
@@ -181,6 +184,7 @@ def _redis_counters(client: Redis) -> dict[str, float]:
 
     return {
         "lookups": found["keyspace_hits"] + found["keyspace_misses"],
+        "commands": calls("get", "mget"),
         "scripts": calls("evalsha", "eval"),
         "changed": calls("set", "del"),
         "bytes": found["total_net_input_bytes"] + found["total_net_output_bytes"],

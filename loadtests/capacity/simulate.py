@@ -111,6 +111,7 @@ def _text(workload: Workload, scene: Scene, outcome: Counted, prediction: Predic
         f"| last query answered after | {outcome.warm_after:.3f} s |",
         f"| slowest poll | {1000 * outcome.slowest:.1f} ms |",
         f"| longest wait for Redis | {1000 * outcome.redis_wait:.2f} ms |",
+        f"| commands that Redis answered too late for the cache | {outcome.late:,} |",
         f"| longest wait for the database | {1000 * outcome.database_wait:.1f} ms |",
     ]
     return "\n".join(lines) + "\n"

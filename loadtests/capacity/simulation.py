@@ -11,12 +11,14 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING
 
 from jobcache._engine.fetching import ATTEMPTS, PAUSES
 from jobcache.protocol import cell as table
 from jobcache.protocol.backend import LeaseResult
 from jobcache.protocol.entry import Entry
+from jobcache.resilience.guarded_backend import GuardedBackend
 from loadtests.capacity.events import Queue, Signal, Timeline
 from loadtests.capacity.workload import WITH_REDIS, InvalidWorkload
 
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
     Wait = Generator[float | Signal, None, T]
+
+DEADLINE: float = signature(GuardedBackend).parameters["deadline"].default
+"""Seconds that a process waits for Redis."""
 
 JITTER = 0.1
 """The part of the interval by which a poll comes sooner or later."""
@@ -93,6 +98,8 @@ class Counted:
         warm_after: seconds until the last query caused by a poll had its answer; 0 without any.
         slowest: the longest time of a poll, in seconds.
         redis_wait: the longest time that a command waited for its turn in Redis.
+        late: commands that took longer than a process waits for Redis. It would ask the database
+            instead, which is not simulated.
         database_wait: the longest time that a query waited for its turn in the database.
     """
 
@@ -111,6 +118,7 @@ class Counted:
     warm_after: float
     slowest: float
     redis_wait: float
+    late: int
     database_wait: float
 
 
@@ -186,6 +194,7 @@ class _World:
             warm_after=self.warm_after,
             slowest=self.slowest,
             redis_wait=max(queue.longest_wait for queue in self.primaries),
+            late=self.counts["late"],
             database_wait=self.database.longest_wait,
         )
 
@@ -203,6 +212,7 @@ class _World:
 
         `operate` returns the reply, and whether a cell has changed.
         """
+        began = self.time.now
         yield self.scene.delay
         tiered = self.workload.backend == "tiered"
         primary = self.primaries[job % len(self.primaries)]
@@ -214,6 +224,7 @@ class _World:
                 primary.add(self.costs.report * len(self.processes))
                 self.time.at(self.time.now + self.scene.delay, partial(self._report, job))
         yield self.scene.delay
+        self.counts["late"] += self.time.now - began > DEADLINE
         return reply
 
     def load(self, process: int, job: int) -> Wait[int]:

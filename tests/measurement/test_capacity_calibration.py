@@ -12,6 +12,7 @@ from loadtests.capacity.calibration import Measured, fitted_points, held_back_po
 from loadtests.capacity.laboratory import Laboratory, Point
 from loadtests.capacity.model import busy, predict
 from loadtests.capacity.observation import Observation
+from loadtests.capacity.simulation import Scene, simulate
 from loadtests.capacity.workload import BACKENDS, Workload
 from tests.measurement.capacity_costs import COSTS, REDIS, SERVICE
 
@@ -27,6 +28,7 @@ NONE = Observation(
     updates=0.0,
     changes=0.0,
     gets=0.0,
+    commands=0.0,
     scripts=0.0,
     redis_bytes=0.0,
     process_cores=0.0,
@@ -105,7 +107,8 @@ def test_a_process_that_waited_for_a_processor_had_fewer_wakeups() -> None:
 
 
 def test_the_fit_finds_the_costs_of_redis_and_of_the_database() -> None:
-    redis = fit.redis_cost(LOADS, REDIS.report)
+    batches = [replace(each, commands=each.gets / (1 + each.polls / 1000)) for each in LOADS]
+    redis = fit.redis_cost(batches, REDIS.report)
     assert redis.get == pytest.approx(REDIS.get, rel=1e-6)
     assert redis.script == pytest.approx(REDIS.script, rel=1e-6)
     assert redis.report == REDIS.report
@@ -247,9 +250,10 @@ def test_a_noisy_calibration_says_so(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_load_is_measured_with_all_its_counts() -> None:
     """The figures are for a quiet machine to say; the counts are exact."""
-    with Laboratory(4) as laboratory, laboratory.bench("tiered") as bench:
-        point = Point(name="a load", polls=40, jobs=4, updates=8)
-        found = bench.measure(point, 1.0)
+    with Laboratory(4) as laboratory, laboratory.bench("tiered", processes=2) as bench:
+        bench.measure(Point(name="cold", polls=80, jobs=4, processes=2), 0.3)
+        cold = [service.stats()["statistics"] for service in bench.services]
+        found = bench.measure(Point(name="a load", polls=40, jobs=4, updates=8, processes=2), 1.0)
         busiest = bench.measure(Point(name="busy", polls=None, jobs=4), 0.2)
     assert found.backend == "tiered"
     assert 0 < found.polls < 45
@@ -262,3 +266,9 @@ def test_a_load_is_measured_with_all_its_counts() -> None:
     assert found.redis_bytes > 0
     assert math.isfinite(found.waiting)
     assert busiest.polls > 5 * found.polls
+    # As in the simulation: with two processes, a job is loaded twice at most.
+    workload = Workload(pollers=240, jobs=4, updates=0, backend="tiered", processes=2)
+    simulated = simulate(workload, Scene(seconds=1.0), COSTS)
+    assert 4 <= simulated.loads <= 2 * 4
+    if not any(each["errors"] for each in cold):  # as on a machine that is too busy
+        assert 4 <= sum(each["database_loads"] for each in cold) <= 2 * 4

@@ -113,6 +113,9 @@ def test_memory_counts_connections_and_entries_of_running_and_finished_jobs() ->
     assert found.redis_memory == pytest.approx(1e6 + entries * (200 + 500))
     local = predict(replace(LOAD, backend="memory"), COSTS)
     assert local.process_bytes == pytest.approx(found.process_bytes + entries * (500 + 500))
+    assert (local.entries, found.entries) == (600, 0)
+    tiered = predict(replace(LOAD, backend="tiered", processes=2, pollers=1, interval=120.0), COSTS)
+    assert tiered.entries == pytest.approx(600 / 600 / 2)  # one poll in the life of 600 jobs
 
 
 def test_a_busy_component_pays_for_fewer_wakeups() -> None:
@@ -205,6 +208,7 @@ def first(load: Workload, hardware: Hardware) -> str:
     [
         ({"updates": 0}, {}, "connections of a service process"),
         ({"processes": 8}, {"cores": 1}, "processors of a node"),
+        ({"backend": "memory"}, {"entries": 600, "limit": 1.0}, "entries of a service process"),
         ({}, {"connections": 10**6}, "processor of a service process"),
         ({"backend": "null", "processes": 8}, {"database_cores": 1}, "processors of the database"),
         ({"processes": 99}, {"memory": 0.1, "cores": 99}, "memory of a node"),

@@ -95,7 +95,15 @@ def test_a_cluster_divides_the_work_of_redis() -> None:
     assert three.redis_wait < one.redis_wait / 2
 
 
-SLOW_REDIS = replace(COSTS, redis=replace(COSTS.redis, get=0.002))
+def test_commands_that_are_later_than_a_process_waits_are_counted() -> None:
+    load = replace(LOAD, interval=0.5)
+    overloaded = replace(COSTS, redis=replace(COSTS.redis, get=0.02))
+    assert simulate(load, replace(WARM, seconds=1.0), SLOW_REDIS).late == 0
+    assert simulate(load, replace(WARM, seconds=1.0), overloaded).late > 100
+    assert simulation.DEADLINE == 0.1
+
+
+SLOW_REDIS = replace(COSTS, redis=replace(COSTS.redis, get=0.001))
 
 
 def test_tasks_run_in_the_order_of_time() -> None:
