@@ -87,6 +87,7 @@ RETIRED = {
     "HotPolls": "PollFastPath",
     "unless_gone": "cancel_on_disconnect",
     "Move": "Transition",
+    "IllegalMove": "IllegalTransition",
     "half_done": "find_unfinished",
     "TO_MOVE": "RUNNABLE",
     "seen_by": "require_visible",

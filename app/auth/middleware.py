@@ -54,7 +54,7 @@ class Authenticator:
     Args:
         keys: the keys; None: the service is open, and every caller is trusted.
         rate: the limit on calls; None: there is none.
-        proxies: those that may name a client's address; None: those on loopback.
+        proxies: the proxies that may name a client's address; None: those on loopback.
     """
 
     def __init__(

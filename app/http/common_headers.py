@@ -13,10 +13,10 @@ NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
 class CommonHeaders:
-    """Adds to an answer what `Front` adds to it, if its request names no origin.
+    """Adds the headers that `Front` adds to the response of a request without an origin.
 
     Args:
-        origins: those whose pages may use the service.
+        origins: the origins whose pages may use the service.
     """
 
     def __init__(self, origins: Collection[str]) -> None:

@@ -57,8 +57,8 @@ class Front:
 
     Args:
         app: answers the requests that are not refused.
-        hosts: those that requests may name.
-        origins: those whose pages may read and change everything that they have a key for.
+        hosts: the hosts that requests may name.
+        origins: the origins whose pages may read and change everything that they have a key for.
         keyed: whether the service has keys, which no browser sends by itself.
         proxies: those that may name the path under which they have the service.
         root_path: this path, if no proxy names it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from app.http.problems import problem, unavailable
-from app.jobs.service import IllegalMove, JobNotFound, RepeatMismatch, TooManyJobs
+from app.jobs.service import IllegalTransition, JobNotFound, RepeatMismatch, TooManyJobs
 from jobcache import SourceUnavailable
 from jobcache.errors import CacheError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _FULL_RETRY_AFTER = "30"  # seconds: about how long a job takes to end
 _STATUS: dict[type[Exception], int] = {
     JobNotFound: 404,
-    IllegalMove: 409,
+    IllegalTransition: 409,
     RepeatMismatch: 422,
     TooManyJobs: 429,
 }

@@ -22,7 +22,7 @@ from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from app.jobs.service import IllegalMove, JobNotFound
+from app.jobs.service import IllegalTransition, JobNotFound
 from app.jobs.states import TERMINAL, Status
 from app.rendering.renderer import RenderError, RenderTask
 from app.rendering.storyboard import Storyboard, make_storyboard
@@ -175,7 +175,7 @@ class Runner:
             # attempt, so nothing is counted against it if another job kills the process.
             async with self._renderings if _renders(job) else nullcontext():
                 await self._claim_and_work(job)
-        except (IllegalMove, JobNotFound):
+        except (IllegalTransition, JobNotFound):
             pass  # the job was cancelled, or another process has changed it
         except SourceUnavailable as error:
             # The claim expires, and then the job is started again.
@@ -201,7 +201,7 @@ class Runner:
             if attempts is not None:  # None: another process has claimed the job
                 self._claimed.add(job.id)
                 await self._step(job, attempts)
-        except (asyncio.CancelledError, IllegalMove, JobNotFound):
+        except (asyncio.CancelledError, IllegalTransition, JobNotFound):
             await self._shielded.run(self._release(job.id, claiming))
             raise
         else:
@@ -299,7 +299,7 @@ class Runner:
         video_url = f"/api/v2/jobs/{job_id}/video" if self._renderer.makes_video else None
         try:
             await self._jobs.complete(job_id, video_url, worker=False)
-        except (IllegalMove, JobNotFound):
+        except (IllegalTransition, JobNotFound):
             self._video(job_id).unlink(missing_ok=True)  # the job was cancelled just before
             raise
 

@@ -43,7 +43,7 @@ class JobNotFound(Exception):  # noqa: N818 - names the reason
         super().__init__(f"There is no job {job_id}.")
 
 
-class IllegalMove(Exception):  # noqa: N818 - names the reason
+class IllegalTransition(Exception):  # noqa: N818 - names the reason
     """The state of the job, or its renderer, does not allow the operation."""
 
 
@@ -198,7 +198,7 @@ class JobService:
 
         Raises:
             JobNotFound: there is no such job for this caller.
-            IllegalMove: the job has no storyboard yet.
+            IllegalTransition: the job has no storyboard yet.
         """
 
         async def load() -> Document | None:
@@ -208,7 +208,7 @@ class JobService:
         answer = await self._cache.read(storyboard_key(job_id), load, min_version=min_version)
         if answer.missing:
             status = (await self.poll(job_id, caller)).entry.status
-            raise IllegalMove(f"Job {job_id} has no storyboard yet: it is {status}.")
+            raise IllegalTransition(f"Job {job_id} has no storyboard yet: it is {status}.")
         if not caller.can_view(answer.entry.owner):
             raise JobNotFound(job_id)
         return answer
@@ -305,30 +305,30 @@ class JobService:
 
     async def approve(self, job_id: int, caller: Caller) -> Job:
         """Approve the storyboard. Repeating it changes nothing."""
-        return await self._move(job_id, states.APPROVE, caller)
+        return await self._make_transition(job_id, states.APPROVE, caller)
 
     async def render(self, job_id: int, caller: Caller) -> Job:
         """Begin rendering. Repeating it changes nothing."""
-        return await self._move(job_id, states.RENDER, caller)
+        return await self._make_transition(job_id, states.RENDER, caller)
 
     async def cancel(self, job_id: int, caller: Caller) -> Job:
         """Cancel a job that has not ended. Repeating it changes nothing."""
-        return await self._move(job_id, states.CANCEL, caller)
+        return await self._make_transition(job_id, states.CANCEL, caller)
 
     async def report_progress(
         self, job_id: int, percent: float, stage: str, message: str, *, worker: bool
     ) -> Job:
         """Store progress of rendering; `worker`: a user's worker reports it, not the service."""
-        move = states.WORKER_PROGRESS if worker else states.PROGRESS
+        transition = states.WORKER_PROGRESS if worker else states.PROGRESS
         values = progress_values(percent, stage, message, self._clock_ms())
-        return await self._move(job_id, move, **values)
+        return await self._make_transition(job_id, transition, **values)
 
     async def complete(self, job_id: int, video_url: str | None, *, worker: bool) -> Job:
         """Complete a job."""
-        move = states.WORKER_COMPLETE if worker else states.COMPLETE
-        return await self._move(
+        transition = states.WORKER_COMPLETE if worker else states.COMPLETE
+        return await self._make_transition(
             job_id,
-            move,
+            transition,
             percent=100.0,
             stage="",
             message="",
@@ -338,22 +338,24 @@ class JobService:
 
     async def fail(self, job_id: int, error: str, *, worker: bool) -> Job:
         """End a job with an error that its client can read."""
-        return await self._move(job_id, states.WORKER_FAIL if worker else states.FAIL, error=error)
+        return await self._make_transition(
+            job_id, states.WORKER_FAIL if worker else states.FAIL, error=error
+        )
 
     async def begin_storyboard(self, job_id: int) -> Job:
         """Begin to write the storyboard."""
-        return await self._move(job_id, states.BEGIN_STORYBOARD)
+        return await self._make_transition(job_id, states.BEGIN_STORYBOARD)
 
     async def finish_storyboard(self, job_id: int, storyboard: Storyboard) -> Job:
         """Store the storyboard."""
-        return await self._move(
+        return await self._make_transition(
             job_id, states.FINISH_STORYBOARD, storyboard=storyboard.model_dump_json()
         )
 
-    async def _move(
+    async def _make_transition(
         self,
         job_id: int,
-        move: Transition,
+        transition: Transition,
         caller: Caller = TRUSTED,
         **values: Any,  # noqa: ANN401 - of columns
     ) -> Job:
@@ -361,29 +363,31 @@ class JobService:
 
         Raises:
             JobNotFound: there is no such job for this caller.
-            IllegalMove: the job's state does not allow it.
+            IllegalTransition: the job's state does not allow it.
         """
         for _ in range(_TRIES):
             try:
-                attempt = partial(self._try, job_id, move, caller, values)
+                attempt = partial(self._try, job_id, transition, caller, values)
                 job = await self._database.change(attempt)
             except _NothingChanged:
-                now = await self._refusal(job_id, move, caller)
+                now = await self._refusal(job_id, transition, caller)
                 if now is not None:
                     return now
             else:
                 self._notify(job)
                 return job
-        raise IllegalMove(f"Job {job_id} is changing too fast to {move.name}; try again.")
+        raise IllegalTransition(
+            f"Job {job_id} is changing too fast to {transition.name}; try again."
+        )
 
     async def _try(
-        self, job_id: int, move: Transition, caller: Caller, values: dict[str, Any]
+        self, job_id: int, transition: Transition, caller: Caller, values: dict[str, Any]
     ) -> Job:
         async with self._cache.write(self._database.transaction()) as write:
-            job = await self._store.move(
+            job = await self._store.make_transition(
                 write.transaction,
                 job_id,
-                move,
+                transition,
                 self._clock_ms(),
                 values,
                 client_id=caller.client,
@@ -394,7 +398,7 @@ class JobService:
             asyncio.get_running_loop().call_soon(self.document, job)
             key = progress_key(job_id)
             # Fenced only now: a refused change, or an unreachable database, leaves the entry.
-            if move is states.FINISH_STORYBOARD:
+            if transition is states.FINISH_STORYBOARD:
                 storyboard = storyboard_key(job_id)
                 await write.fence(key, storyboard)
                 stored = StoredStoryboard(job.client_id, job.version, values["storyboard"])
@@ -404,7 +408,7 @@ class JobService:
             write.publish(key, self.document(job))
         return job
 
-    async def _refusal(self, job_id: int, move: Transition, caller: Caller) -> Job | None:
+    async def _refusal(self, job_id: int, transition: Transition, caller: Caller) -> Job | None:
         """Raise the reason why a transition was refused; return the job if it was made before.
 
         Return None if the job's state allows the transition by now.
@@ -412,16 +416,18 @@ class JobService:
         job = await self._store.load(job_id)
         if job is None or not caller.can_view(job.client_id):
             raise JobNotFound(job_id)
-        if move.external and job.renderer != "external":
-            raise IllegalMove(
+        if transition.external and job.renderer != "external":
+            raise IllegalTransition(
                 f"Job {job_id} is rendered by the service itself, which reports on it;"
                 f" it is {job.status}."
             )
-        if job.status in move.done:
+        if job.status in transition.done:
             return job
-        if job.status in move.allowed:
+        if job.status in transition.allowed:
             return None
-        raise IllegalMove(f"Job {job_id} is {job.status}: it is not possible to {move.name}.")
+        raise IllegalTransition(
+            f"Job {job_id} is {job.status}: it is not possible to {transition.name}."
+        )
 
     def document(self, job: Job) -> Document:
         """Return a job's document, made once for each row."""

@@ -250,11 +250,11 @@ class JobStore:
         count = await connection.scalar(select(func.count()).select_from(some))
         return 0 if count is None else count
 
-    async def move(
+    async def make_transition(
         self,
         connection: AsyncConnection,
         job_id: int,
-        move: Transition,
+        transition: Transition,
         now_ms: int,
         values: dict[str, Any],
         *,
@@ -270,10 +270,12 @@ class JobStore:
             parameters[f"to_{name}"] = value
         if client_id is not None:
             parameters["of_client"] = client_id
-        statement = moving(move, frozenset(values), of_client=client_id is not None)
+        statement = transition_statement(
+            transition, frozenset(values), of_client=client_id is not None
+        )
         result = await connection.execute(statement, parameters)
         row = result.one_or_none()
-        if row is not None and move.to in TERMINAL:
+        if row is not None and transition.to in TERMINAL:
             # A runner in another process then finds that it has lost its claim.
             await connection.execute(delete(claims).where(claims.c.job_id == job_id))
         return None if row is None else _job(row)
@@ -341,11 +343,13 @@ class JobStore:
 
 
 @cache
-def moving(move: Transition, changed: frozenset[str], *, of_client: bool = False) -> Update:
+def transition_statement(
+    transition: Transition, changed: frozenset[str], *, of_client: bool = False
+) -> Update:
     """Build the statement for a transition; cached, because building costs as much as sending.
 
     Args:
-        move: the transition; the statement returns no row if the job's state does not allow it.
+        transition: the statement returns no row if the state of the job does not allow it.
         changed: columns that get new values; columns that depend on them are changed too.
         of_client: whether the statement is limited to the jobs of one client.
 
@@ -354,21 +358,21 @@ def moving(move: Transition, changed: frozenset[str], *, of_client: bool = False
         every changed column.
     """
     values: dict[str, Any] = {name: _new(name) for name in changed | {"updated_at"}}
-    if "progress_at" in changed and move.to not in TERMINAL:
+    if "progress_at" in changed and transition.to not in TERMINAL:
         values["pace_ms"] = _pace(_new("progress_at"))
     if "storyboard" in changed:  # it gets the version of the job that adds it
         values["storyboard_version"] = jobs.c.version + 1
     # One parameter each: SQLAlchemy would expand a list of plain values at every execution.
-    allowed = [literal(str(status)) for status in sorted(move.allowed)]
+    allowed = [literal(str(status)) for status in sorted(transition.allowed)]
     condition = and_(jobs.c.id == bindparam("job_id"), jobs.c.status.in_(allowed))
-    if move.external:
+    if transition.external:
         condition = and_(condition, jobs.c.renderer == "external")
     if of_client:
         condition = and_(condition, jobs.c.client_id == bindparam("of_client"))
     return (
         update(jobs)
         .where(condition)
-        .values(status=str(move.to), version=jobs.c.version + 1, **values)
+        .values(status=str(transition.to), version=jobs.c.version + 1, **values)
         .returning(*_COLUMNS)
     )
 

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from app import container
 from app.auth.callers import TRUSTED
 from app.jobs.states import WORKER_PROGRESS, Status
-from app.jobs.storage import NewJob, moving
+from app.jobs.storage import NewJob, transition_statement
 from app.settings import Settings
 from benchmarks.interleaving import Subject, cost, take_turns
 from benchmarks.results import Section
@@ -136,7 +136,7 @@ async def _bare(
     engine = create_async_engine(url)
     stack.push_async_callback(engine.dispose)
     changed = frozenset({"percent", "stage", "message", "progress_at"})
-    statement = moving(WORKER_PROGRESS, changed)
+    statement = transition_statement(WORKER_PROGRESS, changed)
 
     async def one(number: int) -> None:
         now_ms = time.time_ns() // 1_000_000

@@ -1,10 +1,10 @@
-"""What a read does when the cache has no entry to serve: lease, load, publish.
+"""Fetch a document when the cache has no entry to serve: lease, load, publish.
 
     nothing                       take the lease, load, publish
     a fence, or another's lease   wait for the entry, but not for long; then load and publish
     the cache is away             load
 
-Why each step is there, and which schedule goes stale without it, is in `docs/coherence.md`.
+`docs/coherence.md` explains each step, and shows the stale read that happens without it.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ long as others publish something else.
 """
 
 ATTEMPTS = {LeaseResult.ACQUIRED: 0, LeaseResult.FENCED: 5, LeaseResult.HELD: len(PAUSES)}
-"""How many of those pauses a reader makes before it asks the source itself: 62 ms behind a fence,
-254 ms behind a lease. The entry that it waits for is on its way; but its writer may be dead."""
+"""How many of these pauses a reader makes before it asks the source itself. The entry that it waits
+for is probably on its way, but its writer may be dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +68,16 @@ class Fetcher:
     """Loads documents that the cache lacks, and publishes them.
 
     Args:
-        backend: where entries live.
-        statistics: counted into.
+        backend: the store of the entries.
+        statistics: the counters of the cache.
         clock: decides whether an entry is fresh.
-        lifetimes: of the entries that are loaded.
+        lifetimes: the lifetimes of loaded entries.
         loads: runs loaders.
-        publisher: hands over what was loaded.
+        publisher: publishes loaded documents.
         changes: wakes reads behind a fence or a lease.
         token: makes unique tokens.
         sleep: waits for the given seconds.
-        gets: of a backend whose store is elsewhere.
+        gets: batches gets; None if the entries are in this process.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ class BatchedGets:
     """Batch the gets of one reader.
 
     Args:
-        backend: what is read.
+        backend: the backend that is read.
     """
 
     def __init__(self, backend: SupportsFutureGet) -> None:

@@ -126,7 +126,7 @@ class Scenario:
     """Operations that run at the same time.
 
     Attributes:
-        before: run one after the other, on an empty cell.
+        before: run in sequence, on an empty cell.
         operations: run at the same time after that.
     """
 

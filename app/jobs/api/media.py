@@ -15,7 +15,7 @@ from app.jobs.api import responses
 from app.jobs.api.answers import as_response
 from app.jobs.api.parameters import AcceptEncoding, IfNoneMatch, JobIdInPath, joined
 from app.jobs.conditional_get import conditions, holds, respond
-from app.jobs.service import IllegalMove
+from app.jobs.service import IllegalTransition
 from app.jobs.states import Status
 from app.rendering.storyboard import Storyboard
 
@@ -65,16 +65,16 @@ def add_to(routes: APIRouter, service: JobService, videos: Path) -> None:
         result = await service.poll(job_id, caller_of(request))
         job = result.json()
         if job["status"] != Status.COMPLETED:
-            raise IllegalMove(f"Job {job_id} has no video yet: it is {job['status']}.")
+            raise IllegalTransition(f"Job {job_id} has no video yet: it is {job['status']}.")
         return await _stored(job, videos / f"{job_id}.mp4", joined(if_none_match))
 
 
 async def _stored(job: dict[str, Any], path: Path, if_none_match: str | None) -> Response:
     job_id = job["id"]
     if job["video_url"] is None:
-        raise IllegalMove(f"Job {job_id} has no video here: its worker named none.")
+        raise IllegalTransition(f"Job {job_id} has no video here: its worker named none.")
     if job["video_url"] != f"/api/v2/jobs/{job_id}/video":
-        raise IllegalMove(f"The video of job {job_id} is kept elsewhere, see its video_url.")
+        raise IllegalTransition(f"The video of job {job_id} is kept elsewhere, see its video_url.")
     found = await asyncio.to_thread(_stat, path)
     if found is None:
         raise HTTPException(404, f"The video of job {job_id} is no longer there.")

@@ -321,7 +321,7 @@ async def test_storyboards_are_read_only_where_they_are_needed(database: Databas
         await store.page(client_id=None, status=None, below=None, limit=5)
         await store.find_unfinished(1, 5)
         async with database.transaction() as connection:
-            assert await store.move(connection, job_id, BEGIN_STORYBOARD, 1, {})
+            assert await store.make_transition(connection, job_id, BEGIN_STORYBOARD, 1, {})
     assert len(sent) == 5
     for statement, _ in sent:
         assert not re.search(r"\bstoryboard\b", statement)
