@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("app")
 
 _INTERVAL = 0.5
-"""Seconds between two looks whether another process asks for a share."""
+"""Seconds between two checks whether another process asks for a share."""
 _ALONE_AGAIN = 12.0
 """Seconds between two attempts to hold the lock alone, and from success to the use of memory. A
 write of a process that has just lost its lock, with its connection, has ended by then."""
-_LOOKS_AT_SHARE = 5.0
-"""The same, where there is nothing to give up: only whether the connection is still there."""
+_CHECK_SHARE = 5.0
+"""The same if the lock is shared: then only the connection is checked."""
 _PATIENCE = 30.0
 """Seconds that a process waits at its start for a share."""
 _PATIENCE_LATER = 10.0
@@ -60,11 +60,11 @@ _RELEASED_WITHIN = 1.0
 
 OTHER_PROCESS = (
     "another process uses the same database, and the memory backend is for one process;"
-    " take redis or tiered to have both cache"
+    " use redis, tiered or memcached, so that both cache"
 )
 POOLER = (
-    "a pooler stands before the database, which cannot keep the lock that the memory backend needs;"
-    " take redis or tiered"
+    "the database is behind a pooler, which cannot keep the lock that the memory backend needs;"
+    " use redis, tiered or memcached"
 )
 RECONNECTING = "the connection that held the lock was lost"
 
@@ -174,7 +174,7 @@ class Registration:
         return False
 
     async def _watch(self) -> None:
-        interval = _LOOKS_AT_SHARE if self._memory is None else _INTERVAL
+        interval = _CHECK_SHARE if self._memory is None else _INTERVAL
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(interval):

@@ -326,7 +326,7 @@ async def test_behind_a_pooler_memory_is_not_used(
     async with start(DATABASE_URL=pgbouncer.url("behind"), **MEMORY) as service:
         job = await service.rendering()
         assert not await caching(service, job["id"])
-        assert "a pooler stands before the database" in (await service.stats())["message"]
+        assert "the database is behind a pooler" in (await service.stats())["message"]
 
 
 async def test_a_write_through_a_pooler_ends_the_use_of_memory_of_another_process(
