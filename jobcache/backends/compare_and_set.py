@@ -7,16 +7,16 @@ and `delete`; the seven operations of a `CacheBackend` are built from them:
     read the cell -> decide, with `jobcache.protocol.cell`, what becomes of it -> write it,
     if it is still as it was read; otherwise start again
 
-So each operation is one atomic step for its key, though the store runs no code of ours. The
-decision is a pure function of the cell, and an attempt that lost to another has changed nothing.
+So each operation is one atomic step for its key, although the store runs none of our code. The
+decision is a pure function of the cell, and a write that was refused has changed nothing.
 
 A cell carries its deadline in its bytes, as wall-clock time:
 
     <deadline in ms since the epoch>|<the cell, as in `jobcache.protocol.codec`>
 
-Stores expire late, early by a second, or not at all. If the store decided when a cell ends, a fence
-that keeps its deadline could not be written twice without living longer. The time to live that the
-store is given only lets it collect cells that nobody reads.
+Stores expire cells late, early by a second, or not at all. And with a time to live alone, each
+write of a fence would give it a new deadline. So the time to live that is passed to the store only
+lets it delete cells that are no longer read.
 
 Rejected: a lock per key, in the store or in the process. Its holder may die or hang, and then all
 other callers wait until the lock expires.
@@ -48,7 +48,7 @@ Token = TypeVar("Token")
 Result = TypeVar("Result")
 
 _INCARNATION = "cas"
-"""Of every cell: a store that comes back with old cells has to be told apart by its backend."""
+"""The incarnation id of every cell. A store that returns with old cells needs another check."""
 _DEADLINE_DIGITS = 16
 _SPARE_SECONDS = 10.0
 """How much longer than its deadline the store keeps a cell: clocks of hosts differ."""
@@ -74,7 +74,7 @@ class _Held(NamedTuple, Generic[Token]):
 class CompareAndSetBackend(ABC, Generic[Token]):
     """A `CacheBackend` on a store with compare-and-set.
 
-    What the three methods have in common:
+    The three methods have these rules in common:
 
     - Each is one atomic step in the store, and may be called by many callers at once.
     - Each raises `CacheUnavailable` if the store does not answer. The write may have happened then.
@@ -159,7 +159,11 @@ class CompareAndSetBackend(ABC, Generic[Token]):
     # --- the operations of a backend ---
 
     async def get(self, key: str) -> Entry | None:
-        """Return the entry at `key`, or None. Raises `UnreadableCell` for what we did not write."""
+        """Return the entry at `key`, or None if the cell is empty or holds something else.
+
+        Raises:
+            UnreadableCell: the cell is damaged, or has an unknown format.
+        """
         held = self._decode(key, await self.read(key)).cell
         if isinstance(held, Unreadable):
             raise UnreadableCell(held.reason)
@@ -195,12 +199,12 @@ class CompareAndSetBackend(ABC, Generic[Token]):
             )
 
     async def purge(self, keys: Sequence[str]) -> int:
-        """Empty these cells, except for fences. Return how many held something to drop."""
+        """Empty these cells, except for fences. Return how many cells were emptied."""
         purging = partial(self._carry_out, transition=transitions.purge)
         return sum(await asyncio.gather(*map(purging, dict.fromkeys(keys))))
 
     async def ping(self) -> None:
-        """Write a cell of this backend's own and delete it, so that all three methods are tried."""
+        """Write a cell under a key of this backend and delete it, which calls all three methods."""
         token = secrets.token_hex(8)
         await self.lease(self._ping_key, token)
         await self.publish(self._ping_key, token, None)
@@ -210,7 +214,7 @@ class CompareAndSetBackend(ABC, Generic[Token]):
         self._lease_ms = max(self._lease_ms, round(seconds * 1000))
 
     def set_body_check(self, check: Callable[[str, bytes], object]) -> None:
-        """Have `check` called with the key and the body of each entry that is new here."""
+        """Call `check` with the key and the body of each entry that is read for the first time."""
         self._decoder.check = check
 
     # --- one operation ---
@@ -251,7 +255,7 @@ class CompareAndSetBackend(ABC, Generic[Token]):
             return _Held(Unreadable("a cell does not begin with its deadline"), 0, token)
         deadline_ms = int(text)
         if deadline_ms <= self._clock_ms():
-            return _Held(None, 0, token)  # nobody but us may still see it
+            return _Held(None, 0, token)  # expired, although the store still has it
         try:
             return _Held(self._decoder.decode(key, rest, _INCARNATION), deadline_ms, token)
         except UnreadableCell as error:

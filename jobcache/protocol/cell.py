@@ -126,7 +126,7 @@ def publish(cell: Cell, token: str, entry: Entry | None) -> CellStep[PublishResu
         return _publish_over_lease(cell, token, entry)
     if isinstance(cell, Fence):
         return _leave_fence(cell, token, entry)
-    return _removed()  # unreadable: nobody can say that it is not older
+    return _removed()  # unreadable: it may hold an older entry
 
 
 def purge(cell: Cell) -> CellStep[bool]:

@@ -46,7 +46,7 @@ async def _load_many(_: object) -> dict[str, Document]:
 USES: dict[str, Use] = {
     "read": lambda cache: cache.read("k", load),
     "read_many": lambda cache: cache.read_many(["k"], _load_many),
-    "wait_newer": lambda cache: cache.wait_for_newer("k", load, 0, 1),
+    "wait_for_newer": lambda cache: cache.wait_for_newer("k", load, 0, 1),
     "write": _write,
     "invalidate": lambda cache: cache.invalidate("k"),
     "invalidate_all": lambda cache: cache.invalidate_all(),

@@ -99,7 +99,7 @@ OF_THE_REQUEST: dict[str, Callable[[AsyncSession, Query], Load]] = {
 
 
 @pytest.mark.parametrize("how", OF_THE_REQUEST)
-@pytest.mark.parametrize("operation", ["read", "read_many", "wait_newer"])
+@pytest.mark.parametrize("operation", ["read", "read_many", "wait_for_newer"])
 async def test_cancelled_requests_leak_no_connection(
     engine: AsyncEngine, how: str, operation: str
 ) -> None:

@@ -83,14 +83,14 @@ def spoil(url: str, key: str, encoding: str, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("bad", BODIES)
-@pytest.mark.parametrize("way", ["read", "read_many", "wait_newer"])
+@pytest.mark.parametrize("way", ["read", "read_many", "wait_for_newer"])
 async def test_a_body_that_cannot_be_read_is_loaded_again(
     cache: JobCache, redis_url: str, bad: str, way: str
 ) -> None:
     async def read() -> Any:
         if way == "read_many":
             return (await cache.read_many(["k", "l"], load_many))["k"]
-        if way == "wait_newer":
+        if way == "wait_for_newer":
             return await cache.wait_for_newer("k", load, 0, 1)
         return await cache.read("k", load)
 
