@@ -230,6 +230,7 @@ class Exchange(HttpToolsProtocol):
             self.headers.extend(self._upgrades)
         if b"://" in self.url and not self.url.startswith(b"/"):
             self._name_host()
+        self._guarded.expect_head()
         super().on_headers_complete()
         if self._bare:
             self.scope["method"] = self._method or self.scope["method"]

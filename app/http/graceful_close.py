@@ -37,6 +37,9 @@ class _Cycle(Protocol):
 class GracefulTransport:
     """A transport for uvicorn's protocols, whose `close` delivers the written bytes first.
 
+    uvicorn writes the head of a response, and then its body. If both come in the same turn of the
+    event loop, they are sent together: a second system call would cost about as much as a hit.
+
     Reading pauses for two reasons: uvicorn's flow control, and a backlog of unparsed bytes. It goes
     on when neither is left.
 
@@ -55,6 +58,7 @@ class GracefulTransport:
         "_backlogged",
         "_discarded",
         "_flow_paused",
+        "_head",
         "_limits",
         "_loop",
         "_timer",
@@ -76,6 +80,7 @@ class GracefulTransport:
         self._limits = limits
         self._unread = unread
         self._timer: asyncio.TimerHandle | None = None
+        self._head = b""
         self._discarded = 0
         self._flow_paused = self._backlogged = False
         # The transport's own methods: polls would pay for a call in between.
@@ -85,6 +90,33 @@ class GracefulTransport:
     def get_extra_info(self, name: str, default: object = None) -> Any:  # noqa: ANN401 - as in asyncio
         """Return information about the connection, as the transport has it."""
         return self._transport.get_extra_info(name, default)
+
+    def expect_head(self) -> None:
+        """Hold what is written next, the head of a response, until more is written.
+
+        It is held no longer than to the next turn of the event loop.
+        """
+        self._send_head()
+        if not self.is_closing():
+            self.write = self._hold
+
+    def _hold(self, head: bytes) -> None:
+        self._head = head
+        self._loop.call_soon(self._send_head)
+        self.write = self._write_behind_head
+
+    def _write_behind_head(self, data: bytes) -> None:
+        self._transport.writelines((self._drop_head(), data))
+
+    def _send_head(self) -> None:
+        if self._head:
+            self._transport.write(self._drop_head())
+
+    def _drop_head(self) -> bytes:
+        """Return the head, which is held no longer."""
+        head, self._head = self._head, b""
+        self.write = self._transport.write
+        return head
 
     def pause_reading(self) -> None:
         """Stop reading, for flow control."""
@@ -115,6 +147,7 @@ class GracefulTransport:
         """
         if self.is_closing():
             return
+        self._send_head()
         limits, transport = self._limits, self._transport
         unread = within is not None or self._unread()
         self.is_closing, self.write = _always, _drop
@@ -171,11 +204,13 @@ class GracefulTransport:
 
     def abort(self) -> None:
         """Close at once. Bytes that were written and not sent yet are lost."""
+        self._drop_head()
         self.is_closing, self.write = _always, _drop
         self._transport.abort()
 
     def lost(self) -> None:
         """Release the timer of a lost connection."""
+        self._drop_head()
         self.is_closing, self.write, self._unread = _always, _drop, _always
         if self._timer is not None:
             self._timer.cancel()
