@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -16,7 +18,7 @@ from app.db.driver_errors import Failure, classify
 from app.db.url import read_postgres_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from sqlalchemy.engine import URL, Dialect, ExceptionContext
 
@@ -55,7 +57,7 @@ class Connections:
         ValueError: a parameter of a PostgreSQL URL cannot be used.
 
     Attributes:
-        engine: for transactions.
+        engine: for transactions; see `begin`.
         reader: the same engine; each statement is a snapshot of its own, without BEGIN and
             ROLLBACK around it.
         is_sqlite: True for SQLite, False for PostgreSQL.
@@ -68,6 +70,7 @@ class Connections:
     ) -> None:
         self.statements: Counter[str] = Counter()
         self.purposes: Counter[str] = Counter()
+        self._closing: set[asyncio.Task[None]] = set()
         parsed = make_url(url)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         arguments: dict[str, Any] = {"timeout": sqlite_lock_wait}
@@ -126,8 +129,33 @@ class Connections:
         await session.connection.invalidate()
         await session.connection.close()
 
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncConnection]:
+        """Open a transaction on a connection of the pool.
+
+        After a commit the connection returns to the pool in a task. So the caller can publish what
+        was committed meanwhile.
+        """
+        connection = await self.engine.connect()
+        try:
+            async with connection.begin():
+                yield connection
+        except BaseException:
+            await connection.__aexit__(None, None, None)  # to its end, unlike `close`
+            raise
+        closing = asyncio.create_task(connection.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closed)
+
+    def _closed(self, closing: asyncio.Task[None]) -> None:
+        self._closing.discard(closing)
+        if not closing.cancelled() and (error := closing.exception()) is not None:
+            logger.warning("a connection did not return to the pool", exc_info=error)
+
     async def aclose(self) -> None:
         """Close the connections."""
+        while self._closing:
+            await asyncio.wait(self._closing)
         await self.engine.dispose()
 
     def _count(self, *arguments: Any) -> None:  # noqa: ANN401 - SQLAlchemy's signature

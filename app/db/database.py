@@ -234,7 +234,7 @@ class Database:
                 async with self._turn(), self._within(_LONGEST_WRITE):
                     if self.permission is not None:
                         await self.permission.wait()
-                    async with self.connections.engine.begin() as connection:
+                    async with self.connections.begin() as connection:
                         if self.permission is not None and self.connections.pooled:
                             await self.permission.join(connection)
                         yield connection
