@@ -27,9 +27,9 @@ MOST_LINES = 6
 COLOURS = ("#808080", "#2f7fd6", "#d64b3c", "#2b9457", "#9a63d0", "#b9731c")
 _STYLES = ("-", "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _TEXT = "#010203"  # becomes the page's own colour
-_FILE_STYLE = (
-    "svg { color: #1c1e21 } @media (prefers-color-scheme: dark) { svg { color: #e4e7eb } }"
-)
+FILE_TEXT = "#767b82"
+"""Colour of text in files: a page that shows one need not have the colours of the system."""
+
 _SIZE = (5.6, 2.8)
 _PERCENTS = (0, 50, 90, 99, 99.9)
 
@@ -108,7 +108,7 @@ def distribution(lines: Mapping[str, Sequence[Bucket]]) -> str:
 
 def standalone(svg: str) -> str:
     """Return a plot as the content of a file, with text that is legible on light and dark pages."""
-    return svg.replace("><title>", f"><style>{_FILE_STYLE}</style><title>", 1)
+    return svg.replace("><title>", f"><style>svg {{ color: {FILE_TEXT} }}</style><title>", 1)
 
 
 def _place(seen: int, total: int) -> float:

@@ -197,7 +197,7 @@ def test_all_files_have_the_same_figures(tmp_path: Path) -> None:
     }
     for plot in drawn.values():
         ET.fromstring(plot)  # noqa: S314 - ours
-        assert "prefers-color-scheme: dark" in plot
+        assert f"color: {plots.FILE_TEXT}" in plot
 
 
 def test_a_document_without_runs_is_a_problem_and_can_be_shown(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def luminance(colour: str) -> float:
 def test_lines_stand_out_from_light_and_dark_backgrounds(text: str, background: str) -> None:
     """WCAG asks for a contrast of at least 3 for graphics."""
     assert f"--page: {background}" in text
-    for colour in plots.COLOURS:
+    for colour in (*plots.COLOURS, plots.FILE_TEXT):
         dark, light = sorted([luminance(colour), luminance(background)])
         assert (light + 0.05) / (dark + 0.05) >= 3, colour
 
