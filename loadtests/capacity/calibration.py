@@ -78,7 +78,12 @@ def fitted_points(backend: str) -> list[Point]:
     if backend != "null":
         points.append(Point(name="loads", polls=2 * few, jobs=60, purges=True))
     if backend == "tiered":
-        points.append(Point(name="changes by others", polls=few, jobs=60, changes=1000))
+        points += [
+            Point(name="changes by others", polls=few, jobs=60, changes=1000),
+            # Each update makes a process read the entry again once it is polled for it. With few
+            # polls this is rarer than updates, and shows what each of the two costs.
+            Point(name="updates and hardly any polls", polls=20, jobs=60, updates=90),
+        ]
     return points
 
 
@@ -170,19 +175,15 @@ def calibrate(length: Length, note: Callable[[str], object] = sys.stderr.write) 
 def _services(fitted: Sequence[Observation], many_changes: Observation) -> dict[str, ServiceCost]:
     costs: dict[str, ServiceCost] = {}
     for backend in BACKENDS:
-        # On tiered each update makes a process read the entry again. So the two cannot be told
-        # apart, but an update and a load do the same as on redis.
-        redis = costs.get("redis")
         known: dict[str, float] = {}
         if backend in WITH_REDIS:
             # HTTP is the same on each backend, and memory has the fewest other costs beside it.
             known["conditional"] = costs["memory"].conditional
         loads = [each for each in fitted if each.backend == backend]
-        if backend == "tiered" and redis is not None:
+        if backend == "tiered":
             without = next(each for each in loads if each.name == FEW)
             more = many_changes.process_cores - without.process_cores
-            report = max(0.0, more / many_changes.changes)
-            known |= {"update": redis.update, "load": redis.load, "report": report}
+            known["report"] = max(0.0, more / many_changes.changes)
         costs[backend] = fit.service_cost(loads, known)
     return costs
 

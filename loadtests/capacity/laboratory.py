@@ -106,6 +106,9 @@ class Laboratory:
             "DATABASE_URL": self._postgres.url(),
             "JOBCACHE_BACKEND": backend,
             "JOBCACHE_MAX_UNFINISHED_JOBS": "0",
+            # Entries outlast the measurement. Those of jobs that are not updated would all expire
+            # in one of the loads, whichever that is.
+            "JOBCACHE_TTL": "3600",
         }
 
 

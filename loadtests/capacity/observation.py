@@ -131,7 +131,7 @@ class Observer:
             updates=updates / seconds,
             changes=grown["changed"] if feeds else 0.0,
             gets=grown["lookups"] - grown["scripts"],
-            commands=grown["commands"],
+            commands=grown["commands"] - grown["scripts"],  # each script reads its cell
             scripts=grown["scripts"],
             redis_bytes=grown["bytes"],
             process_cores=grown["service"] / count,

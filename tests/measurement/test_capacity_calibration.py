@@ -264,6 +264,7 @@ def test_a_load_is_measured_with_all_its_counts() -> None:
     assert found.redis_cores > 0
     assert found.database_cores > 0
     assert found.redis_bytes > 0
+    assert 0 < found.commands <= found.gets
     assert math.isfinite(found.waiting)
     assert busiest.polls > 5 * found.polls
     # As in the simulation: with two processes, a job is loaded twice at most.
