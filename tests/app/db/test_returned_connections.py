@@ -52,8 +52,9 @@ async def test_closing_waits_for_connections_that_are_on_their_way_to_the_pool(
 ) -> None:
     pool = database.connections.engine.sync_engine.pool
     assert isinstance(pool, QueuePool)
-    async with database.transaction():
-        pass
+    async with asyncio.timeout(30):
+        async with database.transaction():
+            pass
     closing = asyncio.create_task(database.aclose())
     for _ in range(10):
         await asyncio.sleep(0)
