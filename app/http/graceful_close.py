@@ -106,7 +106,10 @@ class GracefulTransport:
         self.write = self._write_behind_head
 
     def _write_behind_head(self, data: bytes) -> None:
-        self._transport.writelines((self._drop_head(), data))
+        if data:
+            self._transport.writelines((self._drop_head(), data))
+        else:  # asyncio, from Python 3.12 on, never finishes with an empty piece
+            self._send_head()
 
     def _send_head(self) -> None:
         if self._head:

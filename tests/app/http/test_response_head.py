@@ -31,7 +31,9 @@ class Recorder(asyncio.Transport):
         (self.too_late if self.closed else self.written).append(bytes(data))
 
     def writelines(self, list_of_data: Iterable[Any]) -> None:
-        self.write(b"".join(list_of_data))
+        pieces = list(list_of_data)
+        assert all(pieces), "asyncio never finishes with an empty piece"
+        self.write(b"".join(pieces))
 
     def is_closing(self) -> bool:
         return self.closed
@@ -73,6 +75,19 @@ async def test_a_head_and_its_body_are_one_write() -> None:
         assert len(recorder.written) == count
         assert recorder.written[-1].startswith(b"HTTP/1.1 200 OK\r\n")
         assert recorder.written[-1].endswith(b"\r\n\r\nok")
+    protocol.connection_lost(None)
+
+
+async def test_a_head_without_a_body_is_sent_alone() -> None:
+    async def unchanged(_scope: object, _receive: object, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 304, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    protocol, recorder = connected(unchanged)
+    protocol.data_received(GET)
+    await some_turns()
+    assert len(recorder.written) == 1
+    assert recorder.written[0].startswith(b"HTTP/1.1 304 Not Modified\r\n")
     protocol.connection_lost(None)
 
 
