@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from app.devservers import MemcachedServer, PostgresServer, RedisServer
 from app.devservers.programs import memcached_program
+from jobcache.backends.redis.backend import RedisBackend
 from jobcache.resilience.guarded_backend import GuardedBackend
 from jobcache.testing import conformance
 from tests.hanging import describe_tasks
@@ -56,10 +57,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each operation of a store half a minute: a busy machine misses the usual 0.1 s."""
-    assert GuardedBackend.__init__.__kwdefaults__ is not None
-    for name in ("deadline", "fence_deadline"):
-        monkeypatch.setitem(GuardedBackend.__init__.__kwdefaults__, name, 30.0)
+    """Give each operation of a store half a minute: a busy machine misses the usual limits."""
+    for made, names in (
+        (GuardedBackend, ("deadline", "fence_deadline")),
+        (RedisBackend, ("pool_wait", "socket_limit")),
+    ):
+        defaults: dict[str, object] | None = made.__init__.__kwdefaults__
+        assert defaults is not None
+        for name in names:
+            assert name in defaults
+            monkeypatch.setitem(defaults, name, 30.0)
 
 
 def pytest_collection_finish() -> None:
