@@ -92,14 +92,17 @@ def test_users_go_on_creating_jobs_and_count_what_the_service_counts(
     assert seen["completed"] > 1
     assert seen["jobs"] > 4
     assert seen["failures"] == {}
-    assert seen["cut_off"] == 0
-    assert {name: counted[name] for name in seen["outcomes"] if name != "held"} | {
-        "held": 0
-    } == seen["outcomes"]
+    # A poll that was cut off at the end has been counted by the service, or not.
+    for name in seen["outcomes"]:
+        if name != "held":
+            assert 0 <= counted[name] - seen["outcomes"][name] <= seen["cut_off"]
+    assert seen["outcomes"]["held"] == 0
     with (tmp_path / "seen_stats.csv").open() as file:
         rows = {row["Name"]: int(row["Request Count"]) for row in csv.DictReader(file)}
-    assert rows["poll: hit"] + rows["poll: 304"] == counted["hits"] > 0
-    assert rows.get("poll: during a change", 0) == counted["bypasses"]
+    hits = rows["poll: hit"] + rows["poll: 304"]
+    assert 0 < hits <= counted["hits"] <= hits + seen["cut_off"]
+    bypasses = rows.get("poll: during a change", 0)
+    assert bypasses <= counted["bypasses"] <= bypasses + seen["cut_off"]
     assert "poll: 304" in (tmp_path / "seen.html").read_text()
 
 
@@ -116,7 +119,8 @@ def test_after_a_deploy_all_users_meet_an_empty_cache(tmp_path: Path, forked: No
     assert status == 0, printed
     assert seen["requests"]["deploy: empty the cache"] == 1
     assert seen["outcomes"].pop("held") == 0
-    assert seen["outcomes"] == {name: counted[name] for name in seen["outcomes"]}
+    for name, count in seen["outcomes"].items():
+        assert 0 <= counted[name] - count <= seen["cut_off"]
     assert counted["misses"] >= 1
     assert counted["database_loads"] <= 2  # one for each job, however many users come back
 
