@@ -289,7 +289,8 @@ async def test_looking_for_work_does_not_read_the_history(database: Database) ->
     store = JobStore(database)
     assert [job.id for job in await store.find_unfinished(1, 100)] == [job_id]
     said = await plan(database, lambda: store.find_unfinished(1, 100))
-    assert "jobs_to_move" in said
+    # SQLite may also search by each of the statuses, depending on what it knows of the table.
+    assert "jobs_to_move" in said or "SEARCH jobs USING INDEX jobs_by_status (status=?)" in said
     assert "Seq Scan on jobs" not in said
     assert not re.search(r"SCAN jobs(?! USING INDEX jobs_to_move)", said)
 
