@@ -269,6 +269,8 @@ async def fill(database: Database) -> int:
         )
     assert created is not None
     await database.write(text("ANALYZE"))
+    # EXPLAIN on a connection that was open before would not know what ANALYZE has found.
+    await database.connections.aclose()
     return created[0].id
 
 
@@ -289,8 +291,7 @@ async def test_looking_for_work_does_not_read_the_history(database: Database) ->
     store = JobStore(database)
     assert [job.id for job in await store.find_unfinished(1, 100)] == [job_id]
     said = await plan(database, lambda: store.find_unfinished(1, 100))
-    # SQLite may also search by each of the statuses, depending on what it knows of the table.
-    assert "jobs_to_move" in said or "SEARCH jobs USING INDEX jobs_by_status (status=?)" in said
+    assert "jobs_to_move" in said
     assert "Seq Scan on jobs" not in said
     assert not re.search(r"SCAN jobs(?! USING INDEX jobs_to_move)", said)
 
