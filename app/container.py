@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.auth.key_file import KeyFile
+from app.auth.middleware import unauthorized
 from app.auth.rate_limit import RateLimit, read_rate
 from app.db.database import Database
 from app.db.outage_logger import OutageLogger
 from app.db.registration import Registration
+from app.http.problems import problem
 from app.jobs.documents import check_body, lifetimes
-from app.jobs.events import JobEvents
-from app.jobs.held_requests import HeldRequests
 from app.jobs.runner import Runner
 from app.jobs.service import JobService
 from app.jobs.storage import JobStore
@@ -23,6 +23,9 @@ from app.rendering.video import VideoRenderer
 from jobcache import JobCache
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.registry import make_backend
+from jobcache.http.event_stream import FULL, FULL_RETRY, EventStreams
+from jobcache.http.held_requests import HeldRequests
+from jobcache.http.polling import Polling
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,7 +45,8 @@ class Services:
     cache: JobCache
     jobs: JobService
     held: HeldRequests
-    events: JobEvents
+    events: EventStreams
+    polling: Polling
     runner: Runner
     keys: KeyFile | None
     rate: RateLimit | None
@@ -83,8 +87,16 @@ def build(settings: Settings) -> Services:
     if keys is not None:
         held.admits = keys.admits
         keys.on_change.append(held.review)
-    events = JobEvents(
-        jobs, held, heartbeat=settings.heartbeat_seconds, lasts=settings.stream_seconds
+    events = EventStreams(
+        held,
+        heartbeat=settings.heartbeat_seconds,
+        lasts=settings.stream_seconds,
+        full=lambda path: problem(503, FULL, instance=path, headers={"Retry-After": FULL_RETRY}),
+    )
+    polling = Polling(
+        events,
+        longest_wait=settings.max_wait,
+        refused=lambda path: unauthorized(path, token=b""),
     )
     renderer, at_once = _renderer(settings)
     runner = Runner(
@@ -96,7 +108,7 @@ def build(settings: Settings) -> Services:
         claim_for=settings.claim_seconds,
     )
     jobs.on_change.append(runner.seen)
-    return Services(database, registration, cache, jobs, held, events, runner, keys, rate)
+    return Services(database, registration, cache, jobs, held, events, polling, runner, keys, rate)
 
 
 def _renderer(settings: Settings) -> tuple[Renderer, int]:

@@ -16,7 +16,6 @@ from app.auth.openapi import describe
 from app.http import loopback_only, openapi, problems
 from app.http.body_limit import BodyLimit
 from app.http.common_headers import CommonHeaders
-from app.http.deferred_response import DeferredResponseMiddleware
 from app.http.draining import ListeningWatch
 from app.http.forwarded import TrustedProxies, read_prefix
 from app.http.front import Front
@@ -33,6 +32,7 @@ from app.ops import routes as ops
 from app.ops.greeting import greeting_elsewhere
 from app.ops.log_limit import limit_request_logs
 from jobcache import JobCacheError, SettingsError
+from jobcache.http.deferred_response import DeferredResponseMiddleware
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -167,7 +167,7 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
     problems.install(app)
     job_problems.install(app)
     for router in (
-        jobs.router(services.jobs, services.events, chosen.videos, longest_wait=chosen.max_wait),
+        jobs.router(services.jobs, services.polling, chosen.videos),
         ops.router(services.cache, services.database, services.held, services.keys),
     ):
         # Not `include_router`, which creates each route once more at the first request.

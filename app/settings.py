@@ -18,8 +18,8 @@ from app.http.forwarded import TrustedProxies, read_prefix
 from app.http.hosts import read_hosts
 from app.http.limits import ConnectionLimits
 from app.http.origins import read_origins
-from app.jobs.api.prefer import LONGEST
 from jobcache import CacheSettings, SettingsError
+from jobcache.http.prefer import LONGEST
 from jobcache.settings import Setting
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from app.http.reply import Reply
     from jobcache import ReadResult
+    from jobcache.http.reply import Reply
 
 MATCHED = "jobcache.fast_path"
 """The name of an ASGI extension. It is in the scope of a request that `match` has examined already,

@@ -25,7 +25,7 @@ from app.http.exchange import Exchange, Stage
 from app.http.fast_path import MATCHED
 from app.http.lifespan_state import FAST_PATH
 from app.http.limits import HEADERS, URL_BYTES, Wait
-from app.http.reply import Reply
+from jobcache.http.reply import Reply
 
 if TYPE_CHECKING:
     import asyncio

@@ -16,17 +16,19 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from app.auth.callers import Caller
 from app.http import loopback_only
 from app.http.fast_path import MATCHED
 from app.http.problems import internal_error
-from app.http.reply import Reply
-from app.jobs.conditional_get import Representation, conditions, respond
+from app.jobs.documents import with_prefix
 from app.jobs.problems import to_problem
 from app.jobs.schemas import LARGEST_ID
 from jobcache import CacheUnavailable
+from jobcache.http.conditional_get import Representation, conditions, respond
+from jobcache.http.reply import Reply
 
 if TYPE_CHECKING:
     import asyncio
@@ -67,6 +69,7 @@ class _Job:
 
     Attributes:
         representation: of the entry that was shown last, in the coding that it is stored in.
+        rewrite: changes the links of the body.
         path: as requests have it.
         route_path: the same without the prefix under which a proxy has the service.
     """
@@ -78,7 +81,7 @@ class _Job:
         "peek",
         "read_future",
         "representation",
-        "root_path",
+        "rewrite",
         "route_path",
         "service",
     )
@@ -86,7 +89,8 @@ class _Job:
     def __init__(self, fast_path: PollFastPath, job_id: int, path: str) -> None:
         self.service = service = fast_path.service
         self.common_headers = fast_path.common_headers
-        self.root_path = root_path = fast_path.root_path
+        root_path = fast_path.root_path
+        self.rewrite = partial(with_prefix, root_path=root_path) if root_path else None
         self.path = path
         self.route_path = path.removeprefix(root_path)
         self.id = job_id
@@ -122,10 +126,10 @@ class _Job:
         self.service.require_visible(caller, self.id, result)
         kept = self.representation
         if kept is None or kept.entry is not entry:  # keep it in the coding it is stored in
-            gzip = entry.encoding == "gzip" and not self.root_path
-            kept = Representation(entry, gzip=gzip, root_path=self.root_path)
+            gzip = entry.encoding == "gzip" and self.rewrite is None
+            kept = Representation(entry, gzip=gzip, rewrite=self.rewrite)
             self.representation = kept
-        return respond(result, if_none_match, accept_encoding, kept, self.root_path)
+        return respond(result, if_none_match, accept_encoding, kept, self.rewrite)
 
     def failed(self, error: Exception) -> Reply:
         """Return the reply to a poll that raised an error: the one that the route would send."""

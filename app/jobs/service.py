@@ -17,8 +17,9 @@ from weakref import WeakKeyDictionary
 from app.auth.callers import TRUSTED
 from app.jobs import states
 from app.jobs.cache_keys import jobs_key, progress_key, storyboard_key
-from app.jobs.documents import job_document, list_document, storyboard_document
+from app.jobs.documents import job_document, list_document, storyboard_document, with_prefix
 from app.jobs.storage import StoredStoryboard, progress_values
+from jobcache.http.polled_document import PolledDocument
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -145,22 +146,16 @@ class JobService:
         peek = partial(reads.peek, key, load) if reads.can_peek else None
         return Polled(peek, partial(reads.read_future, key, load))
 
-    async def wait_for_newer(
-        self,
-        job_id: int,
-        caller: Caller,
-        version: int,
-        timeout: float,  # noqa: ASYNC109 - see `JobCache.wait_for_newer`
-    ) -> ReadResult | None:
-        """Return a job's status once it is newer than `version`; None after `timeout` seconds.
-
-        Raises:
-            JobNotFound: there is no such job for this caller.
-        """
-        load = partial(self._load, job_id)
-        key = progress_key(job_id)
-        answer = await self._cache.wait_for_newer(key, load, version, timeout)
-        return None if answer is None else self.require_visible(caller, job_id, answer)
+    def polled_document(self, job_id: int, caller: Caller, root_path: str = "") -> PolledDocument:
+        """Return the document of a job's status for a caller, whose links begin with a prefix."""
+        return PolledDocument(
+            self._cache,
+            progress_key(job_id),
+            partial(self._load, job_id),
+            lambda entry: caller.can_view(entry.owner),
+            partial(JobNotFound, job_id),
+            partial(with_prefix, root_path=root_path) if root_path else None,
+        )
 
     async def _load(self, job_id: int) -> Document | None:
         job = await self._store.load(job_id)

@@ -22,8 +22,8 @@ from app.ops.readiness import Readiness
 if TYPE_CHECKING:
     from app.auth.key_file import KeyFile
     from app.db.database import Database
-    from app.jobs.held_requests import HeldRequests
     from jobcache import JobCache
+    from jobcache.http.held_requests import HeldRequests
     from jobcache.protocol.change_feed import FeedStatus
 
 _WITH_REDIS = {"redis", "tiered"}

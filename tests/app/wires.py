@@ -15,8 +15,8 @@ from uvicorn.server import ServerState
 
 from app.http.fast_path_protocol import FastPathProtocol
 from app.http.lifespan_state import FAST_PATH
-from app.http.reply import Reply
 from app.jobs.poll_fast_path import Poll, PollFastPath
+from jobcache.http.reply import Reply
 from tests.app.running import Service, Start
 
 END = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from fastapi import Response
 
-from app.jobs.conditional_get import etag
 from app.jobs.documents import with_prefix
+from jobcache.http.conditional_get import etag
 
 if TYPE_CHECKING:
     from fastapi import Request
 
-    from app.http.reply import Reply
     from jobcache import Document
 
 
@@ -31,13 +30,6 @@ def changed_job(
     tag = {"ETag": etag(document.version, gzip=False), "Cache-Control": "private, no-cache"}
     more = {} if headers is None else headers
     return Response(body, status, {**tag, **more}, "application/json")
-
-
-def as_response(reply: Reply) -> Response:
-    """Return a response that sends a reply."""
-    response = Response(reply.body, reply.status)
-    response.raw_headers = [*reply.headers]
-    return response
 
 
 def listed_jobs(request: Request, bodies: list[bytes], name: str, value: object) -> Response:

@@ -12,12 +12,11 @@ from fastapi.responses import FileResponse
 from app.auth.middleware import caller_of
 from app.http.problems import problem
 from app.jobs.api import responses
-from app.jobs.api.answers import as_response
 from app.jobs.api.parameters import AcceptEncoding, IfNoneMatch, JobIdInPath, joined
-from app.jobs.conditional_get import conditions, holds, respond
 from app.jobs.service import IllegalTransition
 from app.jobs.states import Status
 from app.rendering.storyboard import Storyboard
+from jobcache.http.conditional_get import conditions, holds, respond
 
 if TYPE_CHECKING:
     import os
@@ -50,7 +49,7 @@ def add_to(routes: APIRouter, service: JobService, videos: Path) -> None:
         result = await service.storyboard(
             job_id, caller_of(request), min_version=conditions(tags).min_version
         )
-        return as_response(respond(result, tags, joined(accept_encoding)))
+        return respond(result, tags, joined(accept_encoding)).response()
 
     @routes.get(
         "/{job_id}/video",

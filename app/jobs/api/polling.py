@@ -1,47 +1,33 @@
-"""The endpoint that polls ask, and how it holds a poll that prefers to wait."""
+"""The endpoints that clients poll: a job's status, and the stream of its versions."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import Request, Response
 
-from app.auth.middleware import caller_of, unauthorized
-from app.http.deferred_response import DeferredResponse
+from app.auth.middleware import caller_of
 from app.jobs.api import responses
-from app.jobs.api.answers import as_response, prefix_of
-from app.jobs.api.parameters import AcceptEncoding, IfNoneMatch, JobIdInPath, Prefer, joined
-from app.jobs.api.prefer import requested_wait
-from app.jobs.conditional_get import conditions, may_wait, respond
-from app.jobs.held_requests import ClientGone, HeldRequest, Revoked, cancel_on_disconnect
+from app.jobs.api.answers import prefix_of
+from app.jobs.api.parameters import (
+    AcceptEncoding,
+    IfNoneMatch,
+    JobIdInPath,
+    LastEventId,
+    Prefer,
+    joined,
+)
 from app.jobs.schemas import JobBody
-from app.jobs.service import JobNotFound
-from jobcache import SourceUnavailable
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
-    from starlette.types import Receive, Send
 
-    from app.auth.callers import Caller
-    from app.http.reply import Headers
-    from app.jobs.held_requests import HeldRequests
     from app.jobs.service import JobService
-    from jobcache import ReadResult
+    from jobcache.http.polling import Polling
 
 
-def add_to(
-    routes: APIRouter, service: JobService, held: HeldRequests, *, longest_wait: int
-) -> None:
-    """Add the endpoint to a router.
-
-    Args:
-        routes: the router.
-        service: for the jobs.
-        held: for the polls that wait.
-        longest_wait: the most seconds that a poll is held.
-    """
+def add_to(routes: APIRouter, service: JobService, polling: Polling) -> None:
+    """Add the endpoints to a router."""
 
     @routes.get("/{job_id}", response_model=JobBody, responses=responses.POLLED)
     async def poll(
@@ -56,63 +42,31 @@ def add_to(
         With `Prefer: wait` and the known version in `If-None-Match`, the request is answered when
         there is a newer version, or when the time is up. `Preference-Applied` confirms that.
         """
-        caller, tags = caller_of(request), joined(if_none_match)
-        result = await service.poll(job_id, caller, min_version=conditions(tags).min_version)
-        coding = joined(accept_encoding)
-        seconds = requested_wait(joined(prefer), longest_wait)
-        if seconds is None or not may_wait(result, tags):
-            return as_response(respond(result, tags, coding, root_path=prefix_of(request)))
-        waiting = _LongPoll(service, held, job_id, caller, seconds, prefix_of(request))
-        return DeferredResponse(partial(waiting.answer, result, tags, coding))
+        caller = caller_of(request)
+        return await polling.poll(
+            service.polled_document(job_id, caller, prefix_of(request)),
+            if_none_match=joined(if_none_match),
+            accept_encoding=joined(accept_encoding),
+            prefer=joined(prefer),
+            caller=caller,
+            name=caller.name,
+        )
 
+    @routes.get("/{job_id}/events", response_class=Response, responses=responses.EVENTS)
+    async def stream(
+        job_id: JobIdInPath, request: Request, last_event_id: LastEventId = None
+    ) -> Response:
+        """Send the status of a job as server-sent events, until the job has ended.
 
-@dataclass(frozen=True, slots=True)
-class _LongPoll:
-    """A poll that prefers to wait, and waits if there is a slot for it."""
-
-    service: JobService
-    held: HeldRequests
-    job_id: int
-    caller: Caller
-    seconds: int
-    root_path: str
-
-    async def answer(  # noqa: PLR0917 - the last three are given by `DeferredResponseMiddleware`
-        self,
-        result: ReadResult,
-        if_none_match: str | None,
-        accept_encoding: str | None,
-        path: str,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        """Wait for a newer version if there is a slot, then answer."""
-        applied: Headers = []
-        request = HeldRequest(self.caller)
-        with self.held.slot("waits", self.caller.name, request) as has_slot:
-            if has_slot:
-                applied = [(b"preference-applied", b"wait=%d" % self.seconds)]
-                try:
-                    result = await self._newer(result, receive, request)
-                except Revoked:
-                    await unauthorized(path, token=b"")({"type": "http"}, receive, send)
-                    return
-        reply = respond(result, if_none_match, accept_encoding, root_path=self.root_path)
-        response = as_response(reply)
-        response.raw_headers += applied
-        await response({"type": "http"}, receive, send)
-
-    async def _newer(
-        self, result: ReadResult, receive: Receive, request: HeldRequest
-    ) -> ReadResult:
-        version = result.entry.version
-        waiting = self.service.wait_for_newer(self.job_id, self.caller, version, self.seconds)
-        try:
-            newer = await cancel_on_disconnect(receive, waiting, request)
-            if newer is None:  # the time is up: answer as to a poll that comes now
-                newer = await self.service.poll(self.job_id, self.caller, min_version=version)
-        except ClientGone:
-            return result  # nobody will read it
-        except (SourceUnavailable, JobNotFound):
-            return result  # it was true when the request came
-        return newer
+        The name of each event is `status`, its `id` the version, and its `data` the job as a poll
+        returns it. A slow client misses versions in between, but never the last one. A stream may
+        end before the job does. The client then reconnects with `Last-Event-ID`, as browsers do.
+        """
+        caller = caller_of(request)
+        return await polling.stream(
+            service.polled_document(job_id, caller, prefix_of(request)),
+            last_event_id=last_event_id,
+            head=request.method == "HEAD",
+            caller=caller,
+            name=caller.name,
+        )

@@ -7,31 +7,26 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter
 
 from app.http.routing import name_of
-from app.jobs.api import collection, event_stream, media, polling, transitions
-from app.jobs.api.prefer import LONGEST
+from app.jobs.api import collection, media, polling, transitions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from app.jobs.events import JobEvents
     from app.jobs.service import JobService
+    from jobcache.http.polling import Polling
 
 
-def router(
-    service: JobService, events: JobEvents, videos: Path, *, longest_wait: int = LONGEST
-) -> APIRouter:
+def router(service: JobService, answers: Polling, videos: Path) -> APIRouter:
     """Return the router of all endpoints of jobs.
 
     Args:
         service: for the jobs.
-        events: for streams of events.
+        answers: for polls.
         videos: the directory of finished videos.
-        longest_wait: the most seconds that a poll is held.
     """
     routes = APIRouter(prefix="/api/v2/jobs", tags=["jobs"], generate_unique_id_function=name_of)
     collection.add_to(routes, service)
     media.add_to(routes, service, videos)
-    polling.add_to(routes, service, events.held, longest_wait=longest_wait)
-    event_stream.add_to(routes, service, events)
+    polling.add_to(routes, service, answers)
     transitions.add_to(routes, service)
     return routes

@@ -11,7 +11,7 @@ import pytest
 from app.auth.callers import Role
 from app.auth.key_file import KeyFile
 from app.auth.keys import HEADING, Keyring, make_key, read_lines
-from app.jobs.held_requests import HeldRequest
+from jobcache.http.held_requests import HeldRequest
 from tests.app.keyed import Keyed, keyed
 from tests.app.running import Start, choosing
 from tests.app.test_disconnects import listening

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from app.jobs.conditional_get import conditions, holds, listed_tags
+from jobcache.http.conditional_get import conditions, holds, listed_tags
 from tests.app.running import Service
 
 SUFFIXES = ["-gzip", "--gzip", ";gzip", "-br", "-zstd", ";gz", "-GZIP", "-deflate", "-gzip-br"]

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from app.auth.callers import TRUSTED
-from app.jobs.events import seen_version
 from jobcache import SourceUnavailable
+from jobcache.http.event_stream import seen_version
 from tests.app.connections import HOST
 from tests.app.running import Service, Start
 from tests.app.test_disconnects import listening
@@ -161,7 +161,7 @@ async def test_a_slow_reader_of_a_stream_gets_the_newest_version_and_no_backlog(
         return await gone
 
     first = await services.jobs.poll(job["id"], TRUSTED)
-    events = services.events.of(job["id"], TRUSTED, first, 0)
+    events = services.events.of(services.jobs.polled_document(job["id"], TRUSTED), first, 0)
     sending = asyncio.create_task(
         services.events.send(events, "", "/", receive, send)  # type: ignore[arg-type]
     )

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from app.jobs.api.prefer import LONGEST, requested_wait
 from jobcache import SourceUnavailable
+from jobcache.http.prefer import LONGEST, requested_wait
 from tests.app.connections import connected
 from tests.app.keyed import keyed
 from tests.app.running import Service, Start, choosing

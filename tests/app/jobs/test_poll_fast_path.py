@@ -242,7 +242,7 @@ async def test_errors_are_answered_once_and_by_the_application(
         raise SourceUnavailable("gone")
 
     monkeypatch.setattr(service.service.services.cache.reads, "_peek", None)
-    monkeypatch.setattr(service.service.services.jobs, "poll", fails)
+    monkeypatch.setattr(service.service.services.cache, "read", fails)
     answer = await ask(path, service.callers["own"], hot=True)
     assert (answer[0]["status"], polls) == (503, 1)
     assert answer == await ask(path, service.callers["own"], hot=False)

@@ -1,14 +1,15 @@
-"""A job's status as server-sent events (WHATWG HTML, 9.2): newer versions, until the last.
+"""A document as server-sent events (WHATWG HTML, 9.2): newer versions, until the last.
 
 The id of an event is its version. So a client that reconnects tells any process which version it
 has seen. Versions between two events may be skipped: a slow client gets the newest version once it
 has read the last event, and no backlog.
 
-A stream ends when its job has ended. It also ends, and the client reconnects, in two other cases:
+A stream ends after the final version of its document. It also ends, and the client reconnects, in
+other cases:
 
-- after a limited time, which spreads clients over processes that were started later and finds
-  revoked keys;
-- when the process is about to end.
+- after a limited time, which spreads clients over processes that were started later;
+- when the process is about to end;
+- when the document is no longer visible to the client, or the client no longer admitted.
 """
 
 from __future__ import annotations
@@ -19,32 +20,31 @@ import re
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
-from app.auth.callers import TRUSTED
-from app.http.problems import problem
-from app.jobs.documents import with_prefix
-from app.jobs.held_requests import ClientGone, HeldRequest, Revoked, cancel_on_disconnect
-from app.jobs.states import TERMINAL
-from jobcache import SourceUnavailable
+from starlette.responses import JSONResponse, Response
+
+from jobcache.errors import SourceUnavailable
+from jobcache.http.held_requests import ClientGone, HeldRequest, Revoked, cancel_on_disconnect
+from jobcache.http.polled_document import NotVisible
 from jobcache.protocol.document import VERSION_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from starlette.types import Message, Receive, Send
 
-    from app.auth.callers import Caller
-    from app.jobs.held_requests import HeldRequests
-    from app.jobs.service import JobService
-    from jobcache import ReadResult
+    from jobcache.http.conditional_get import Rewrite
+    from jobcache.http.held_requests import HeldRequests
+    from jobcache.http.polled_document import PolledDocument
+    from jobcache.models import ReadResult
 
 _RETRY_MS = 1000, 3000
 """The range of the time to reconnect: clients whose streams end together reconnect one by one."""
 
-_FULL = "This process holds as many requests as it may; poll instead, or try again."
-_FULL_RETRY = "5"  # seconds
-_END_SECONDS = 1.0  # to send the end of a stream whose key has been revoked
+FULL = "This process holds as many requests as it may; poll instead, or try again."
+FULL_RETRY = "5"  # seconds
+_END_SECONDS = 1.0  # to send the end of a stream whose client is no longer admitted
 _END: Message = {"type": "http.response.body", "body": b"", "more_body": False}
-_ERROR_PAUSE = 2.0  # seconds between two reads while the database is away
+_ERROR_PAUSE = 2.0  # seconds between two reads while the source is away
 
 HEADERS = {
     "Content-Type": "text/event-stream",
@@ -61,64 +61,85 @@ def seen_version(last_event_id: str | None) -> int:
     return version if version < VERSION_LIMIT else 0
 
 
-def is_terminal(answer: ReadResult) -> bool:
+def is_final(result: ReadResult) -> bool:
     """Return True if there will be no newer version."""
-    return answer.entry.status in TERMINAL
+    return result.entry.poll_after is None
 
 
-def event(answer: ReadResult, root_path: str = "") -> bytes:
-    """Return one event: `data` is the body of a poll, which JSON keeps on one line."""
-    body = with_prefix(answer.body, root_path)
-    return b"id: %d\nevent: status\ndata: %b\n\n" % (answer.entry.version, body)
+def event(result: ReadResult, rewrite: Rewrite | None = None) -> bytes:
+    """Return one event, whose `data` is the body of a poll."""
+    body = result.body if rewrite is None else rewrite(result.body)
+    # JSON has line breaks only between its parts; each line of `data` needs its name.
+    body = b"\ndata: ".join(body.splitlines()) if b"\n" in body or b"\r" in body else body
+    return b"id: %d\nevent: status\ndata: %b\n\n" % (result.entry.version, body)
 
 
-class JobEvents:
+def nothing_more() -> Response:
+    """Return the answer to a client that has seen the final version: do not reconnect."""
+    return Response(status_code=204, headers={"Cache-Control": "no-cache"})
+
+
+def head() -> Response:
+    """Return the answer to HEAD."""
+    response = Response(headers=HEADERS)
+    del response.headers["Content-Length"]  # a stream has none
+    return response
+
+
+def _full(path: str) -> Response:  # noqa: ARG001 - other services show it
+    return JSONResponse({"detail": FULL}, 503, headers={"Retry-After": FULL_RETRY})
+
+
+class EventStreams:
     """The event streams of a process.
 
     Args:
-        service: for the jobs.
         held: for the slots of streams.
         heartbeat: seconds after which a comment shows that a quiet stream is alive.
         lasts: about so many seconds a stream lasts, before the client has to reconnect.
+        full: returns the response to a stream for which there is no slot, for a request's path.
     """
 
     def __init__(
-        self, service: JobService, held: HeldRequests, *, heartbeat: float, lasts: float
+        self,
+        held: HeldRequests,
+        *,
+        heartbeat: float = 15.0,
+        lasts: float = 300.0,
+        full: Callable[[str], Response] = _full,
     ) -> None:
         self.held = held
-        self._service = service
         self._heartbeat = heartbeat
         self._lasts = lasts
+        self._full = full
 
     async def of(
-        self, job_id: int, caller: Caller, answer: ReadResult, seen: int, *, root_path: str = ""
+        self, document: PolledDocument, result: ReadResult, seen: int
     ) -> AsyncGenerator[bytes]:
-        """Yield the events of a job that are newer than `seen`, and comments between them.
+        """Yield the events of a document that are newer than `seen`, and comments between them.
 
         Args:
-            job_id: the job.
-            caller: the reader of the stream.
-            answer: the result of a poll.
+            document: the document.
+            result: the result of a read of it.
             seen: the version that the client has.
-            root_path: the prefix of links.
         """
         now = asyncio.get_running_loop().time
         until = now() + self._lasts * random.uniform(0.9, 1.0)  # noqa: S311 - spreads, hides nothing
         yield b"retry: %d\n\n" % random.randint(*_RETRY_MS)  # noqa: S311 - as above
-        newer: ReadResult | None = answer if answer.entry.version > seen else None
+        newer: ReadResult | None = result if result.entry.version > seen else None
         while True:
             if newer is not None:
                 seen = newer.entry.version
-                yield event(newer, root_path)
-                if is_terminal(newer):
+                yield event(newer, document.rewrite)
+                if is_final(newer):
                     return
             left = until - now()
             if left <= 0 or self.held.draining:
                 return
             try:
-                newer = await self._service.wait_for_newer(
-                    job_id, caller, seen, min(self._heartbeat, left)
-                )
+                newer = await document.wait_for_newer(seen, min(self._heartbeat, left))
+            except NotVisible:
+                return  # the client reconnects, and gets 404
             except SourceUnavailable:
                 # The stream survives an outage: an EventSource would not retry after a 503.
                 newer = None
@@ -134,21 +155,19 @@ class JobEvents:
         receive: Receive,
         send: Send,
         *,
-        caller: Caller = TRUSTED,
+        caller: object = None,
     ) -> None:
         """Send events until they end or the client disconnects; 503 if there is no slot for it."""
         request = HeldRequest(caller)
         with self.held.slot("streams", name, request) as has_slot:
             if not has_slot:
-                headers = {"Retry-After": _FULL_RETRY}
-                refusal = problem(503, _FULL, instance=path, headers=headers)
-                await refusal({"type": "http"}, receive, send)
+                await self._full(path)({"type": "http"}, receive, send)
                 return
             with suppress(ClientGone):
                 try:
                     await cancel_on_disconnect(receive, _send_all(events, send), request)
                 except Revoked:
-                    # The client reconnects and gets 401. If it does not read, it is cut off.
+                    # The client reconnects and is refused. If it does not read, it is cut off.
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_END_SECONDS):
                             await send(_END)

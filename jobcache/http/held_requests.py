@@ -18,15 +18,13 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive
 
-    from app.auth.callers import Caller
-
     Kind = Literal["waits", "streams"]
 
 T = TypeVar("T")
 
 
 class Revoked(Exception):  # noqa: N818 - an event, not a failure
-    """The key of the caller has been revoked."""
+    """The caller would no longer be admitted."""
 
 
 class ClientGone(Exception):  # noqa: N818 - an event, not a failure
@@ -37,14 +35,14 @@ class HeldRequest:
     """A request that is to be held, and that may have to end early.
 
     Attributes:
-        caller: whose request it is.
-        revoked: True once the caller's key has been revoked.
+        caller: whose request it is; anything that `HeldRequests.admits` understands.
+        revoked: True once the caller would no longer be admitted.
         end: ends the request, while there is anything to end.
     """
 
     __slots__ = ("caller", "end", "revoked")
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: object = None) -> None:
         self.caller = caller
         self.revoked = False
         self.end: Callable[[], None] | None = None
@@ -56,21 +54,28 @@ class HeldRequests:
     Args:
         most: the limit for all callers together. A caller that has a name gets at most half of the
             slots, so that there is always room for others.
-        end_waits: called once, when the process is about to end; ends all waits.
+        end_waits: called once, when the process is about to end; ends all waits, as
+            `JobCache.cancel_waiters` does.
+        admits: tells whether a caller who was admitted earlier would still be admitted.
 
     Attributes:
         draining: True once the process is about to end. No request is held any more.
-        admits: tells whether a caller who was admitted earlier would still be admitted.
+        admits: as given.
     """
 
-    def __init__(self, most: int, end_waits: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        most: int,
+        end_waits: Callable[[], None],
+        admits: Callable[[Any], bool] = lambda _: True,
+    ) -> None:
         self.most = most
         self.draining = False
+        self.admits = admits
         self._end_waits = end_waits
         self._kinds: Counter[str] = Counter()
         self._names: Counter[str] = Counter()
         self._requests: set[HeldRequest] = set()
-        self.admits: Callable[[Caller], bool] = lambda _: True
 
     @contextmanager
     def slot(self, kind: Kind, name: str, request: HeldRequest | None = None) -> Iterator[bool]:
@@ -79,9 +84,9 @@ class HeldRequests:
         Args:
             kind: of request.
             name: of the caller, to count by.
-            request: ended early if the caller's key is revoked.
+            request: ended early if the caller would no longer be admitted.
         """
-        # If the key was revoked after the caller was admitted, no later review would find that.
+        # If its key was revoked after the caller was admitted, no later review would find that.
         revoked = request is not None and not self._admitted(request)
         if self.draining or revoked or not self._has_room_for(name):
             yield False
@@ -112,7 +117,7 @@ class HeldRequests:
             self._end_waits()
 
     def review(self) -> None:
-        """End the requests of callers whose keys have been revoked."""
+        """End the requests of callers who would no longer be admitted."""
         for request in list(self._requests):
             if not self._admitted(request):
                 request.revoked = True
@@ -131,14 +136,14 @@ class HeldRequests:
 async def cancel_on_disconnect(
     receive: Receive, work: Coroutine[Any, Any, T], request: HeldRequest | None = None
 ) -> T:
-    """Return the result of `work`; cancel it if the client disconnects or loses its key.
+    """Return the result of `work`; cancel it if the client disconnects or is no longer admitted.
 
     Servers do not cancel the task of a client that has disconnected. They only report that to a
     caller of `receive`.
 
     Raises:
         ClientGone: the client has disconnected.
-        Revoked: the key of the caller has been revoked.
+        Revoked: the caller would no longer be admitted.
     """
     loop = asyncio.get_running_loop()
     try:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+from starlette.responses import Response
 
 if TYPE_CHECKING:
-    from starlette.responses import Response
     from starlette.types import Send
 
-    from app.http.common_headers import CommonHeaders
-
     Headers = list[tuple[bytes, bytes]]
+
+
+class AddsHeaders(Protocol):
+    """Knows the headers that a service adds to each of its responses."""
+
+    def added(self, headers: Headers) -> Headers:
+        """Return a new list of the headers of a response, with the added ones."""
 
 
 class Reply:
@@ -38,7 +44,13 @@ class Reply:
         """Return the reply that a response of Starlette would send."""
         return cls(response.status_code, [*response.raw_headers], bytes(response.body))
 
-    async def send(self, send: Send, common_headers: CommonHeaders) -> None:
+    def response(self) -> Response:
+        """Return a response of Starlette that sends this reply."""
+        response = Response(self.body, self.status)
+        response.raw_headers = [*self.headers]
+        return response
+
+    async def send(self, send: Send, common_headers: AddsHeaders) -> None:
         """Send this reply by ASGI, with the common headers."""
         complete = self._complete
         if complete is None:

@@ -1,8 +1,7 @@
 """Conditional requests: how a cached document answers a GET.
 
 ETags are `"<version>-<n>"`. `n` distinguishes the representations of one version, as a strong ETag
-must: its lowest bit is 1 for gzip, the rest is the format of the documents, to be raised when their
-JSON changes. ETags are the same in all processes.
+must: it is 1 for gzip, and 0 for the body as it is. ETags are the same in all processes.
 """
 
 from __future__ import annotations
@@ -12,18 +11,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from app.http.reply import Reply
-from app.jobs.documents import with_prefix
-from jobcache import CacheOutcome
+from jobcache.http.reply import Reply
+from jobcache.models import CacheOutcome
 from jobcache.protocol.codec import identity_body
 from jobcache.protocol.document import VERSION_LIMIT
 
 if TYPE_CHECKING:
-    from jobcache import Entry, ReadResult
+    from collections.abc import Callable
 
-    Headers = list[tuple[bytes, bytes]]
+    from jobcache.http.reply import Headers
+    from jobcache.models import ReadResult
+    from jobcache.protocol.entry import Entry
 
-FORMAT = 0
+    Rewrite = Callable[[bytes], bytes]
+
 # The suffix that proxies append to the tag of an answer that they compress or decompress. Apache
 # makes `"7-0-gzip"` of it, Jetty `"7-0--gzip"`, others `"7-0;gz"`, or `"7-0"-gzip`, which is not a
 # valid tag. nginx writes W/ before it.
@@ -88,7 +89,7 @@ def accepts_gzip(accept_encoding: str | None) -> bool:
 
 def etag(version: int, *, gzip: bool) -> str:
     """Return the entity tag of one representation of a version."""
-    return f'"{version}-{FORMAT << 1 | gzip}"'
+    return f'"{version}-{gzip:d}"'
 
 
 def holds(if_none_match: str, tag: str) -> bool:
@@ -121,11 +122,7 @@ def may_wait(answer: ReadResult, if_none_match: str | None) -> bool:
     if entry.poll_after is None:
         return False
     tags = conditions(if_none_match).tags
-    return any((entry.version, _n(gzip=gzip)) in tags for gzip in (False, True))
-
-
-def _n(*, gzip: bool) -> int:
-    return FORMAT << 1 | gzip
+    return (entry.version, 0) in tags or (entry.version, 1) in tags
 
 
 class Representation:
@@ -133,16 +130,16 @@ class Representation:
 
     Args:
         entry: the entry.
-        gzip: whether the body is in gzip. A body whose links get a prefix never is.
-        root_path: the prefix of links.
+        gzip: whether the body is in gzip. A body that is rewritten never is.
+        rewrite: changes the body for its clients; None: it is sent as it is.
     """
 
-    __slots__ = ("_made_for", "_unchanged", "_whole", "entry", "gzip", "root_path")
+    __slots__ = ("_made_for", "_rewrite", "_unchanged", "_whole", "entry", "gzip")
 
-    def __init__(self, entry: Entry, *, gzip: bool, root_path: str = "") -> None:
+    def __init__(self, entry: Entry, *, gzip: bool, rewrite: Rewrite | None = None) -> None:
         self.entry = entry
         self.gzip = gzip
-        self.root_path = root_path
+        self._rewrite = rewrite
         # The last replies, and the values they were made of: within a second, most are the same.
         self._made_for: tuple[object, ...] = ()
         self._whole: Reply | None = None
@@ -184,8 +181,8 @@ class Representation:
             body = entry.encoded_body
         else:
             body = entry.encoded_body if entry.encoding == "identity" else identity_body(entry)
-            if self.root_path:
-                body = with_prefix(body, self.root_path)
+            if self._rewrite is not None:
+                body = self._rewrite(body)
         headers.append((b"content-length", b"%d" % len(body)))
         return Reply(200, headers, body)
 
@@ -195,7 +192,7 @@ def respond(
     if_none_match: str | None,
     accept_encoding: str | None,
     kept: Representation | None = None,
-    root_path: str = "",
+    rewrite: Rewrite | None = None,
 ) -> Reply:
     """Return the reply to a GET of a document.
 
@@ -204,20 +201,20 @@ def respond(
         if_none_match: the header, if there is one.
         accept_encoding: the header, if there is one.
         kept: a representation from an earlier poll, which is used if it fits.
-        root_path: the prefix of links.
+        rewrite: changes the body for this client, such as its links; None: it is sent as it is.
     """
     entry = answer.entry
-    gzip = entry.encoding == "gzip" and not root_path and accepts_gzip(accept_encoding)
+    gzip = entry.encoding == "gzip" and rewrite is None and accepts_gzip(accept_encoding)
     unchanged = False
     if if_none_match is not None:
         wanted = conditions(if_none_match)
-        unchanged = wanted.any or (entry.version, _n(gzip=gzip)) in wanted.tags
-        if not unchanged and (entry.version, _n(gzip=not gzip)) in wanted.tags:
+        unchanged = wanted.any or (entry.version, gzip) in wanted.tags
+        if not unchanged and (entry.version, not gzip) in wanted.tags:
             # The client has this version in the other coding, so that one's tag is sent: a tag
             # that it does not have would be useless to it.
             unchanged, gzip = True, not gzip
     if kept is None or kept.entry is not entry or kept.gzip is not gzip:
-        kept = Representation(entry, gzip=gzip, root_path=root_path)
+        kept = Representation(entry, gzip=gzip, rewrite=rewrite)
     return kept.reply(answer, unchanged=unchanged)
 
 

@@ -6,7 +6,7 @@ a minute it is most of their memory. The garbage collector has to visit all of i
 does nothing else.
 
 So an endpoint checks the request and returns a `DeferredResponse`. The outer parts of the
-application, such as `AuthMiddleware`, stay around it.
+application, such as the middleware for authentication, stay around it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Responder = Callable[[str, Receive, Send], Coroutine[Any, Any, None]]
 
-_DEFERRED = "app.http.deferred_response"
+_DEFERRED = "jobcache.http.deferred_response"
 
 
 class DeferredResponse(Response):

@@ -1,0 +1,1 @@
+"""Polling over HTTP: conditional requests, long polls and event streams, for any ASGI service."""

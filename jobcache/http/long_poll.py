@@ -1,0 +1,89 @@
+"""A long poll: a poll that prefers to wait for a newer version, and is held for that long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from starlette.responses import JSONResponse, Response
+
+from jobcache.errors import SourceUnavailable
+from jobcache.http.conditional_get import respond
+from jobcache.http.held_requests import ClientGone, HeldRequest, Revoked, cancel_on_disconnect
+from jobcache.http.polled_document import NotVisible
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.types import Receive, Send
+
+    from jobcache.http.held_requests import HeldRequests
+    from jobcache.http.polled_document import PolledDocument
+    from jobcache.http.reply import Headers
+    from jobcache.models import ReadResult
+
+
+def refused(path: str) -> Response:  # noqa: ARG001 - other services show it
+    """Return the answer to a poll whose caller is no longer admitted."""
+    return JSONResponse({"detail": "Unauthorized"}, 401)
+
+
+@dataclass(slots=True)
+class LongPoll:
+    """A poll that prefers to wait, and waits if there is a slot for it.
+
+    Attributes:
+        document: the document.
+        result: the result of a read of it, which the client has.
+        if_none_match: the header.
+        accept_encoding: the header, if there is one.
+        seconds: how long to wait at most.
+        held: for the slot.
+        caller: see `HeldRequest`.
+        name: of the caller, to count by.
+        refused: returns the response, for a request's path, if the caller is no longer admitted.
+    """
+
+    document: PolledDocument
+    result: ReadResult
+    if_none_match: str | None
+    accept_encoding: str | None
+    seconds: int
+    held: HeldRequests
+    caller: object = None
+    name: str = ""
+    refused: Callable[[str], Response] = refused
+
+    async def answer(self, path: str, receive: Receive, send: Send) -> None:
+        """Wait for a newer version if there is a slot, then answer."""
+        result = self.result
+        applied: Headers = []
+        request = HeldRequest(self.caller)
+        with self.held.slot("waits", self.name, request) as has_slot:
+            if has_slot:
+                applied = [(b"preference-applied", b"wait=%d" % self.seconds)]
+                try:
+                    result = await self._newer(receive, request)
+                except Revoked:
+                    await self.refused(path)({"type": "http"}, receive, send)
+                    return
+        reply = respond(
+            result, self.if_none_match, self.accept_encoding, rewrite=self.document.rewrite
+        )
+        response = reply.response()
+        response.raw_headers += applied
+        await response({"type": "http"}, receive, send)
+
+    async def _newer(self, receive: Receive, request: HeldRequest) -> ReadResult:
+        known, document = self.result, self.document
+        version = known.entry.version
+        waiting = document.wait_for_newer(version, self.seconds)
+        try:
+            newer = await cancel_on_disconnect(receive, waiting, request)
+            if newer is None:  # the time is up: answer as to a poll that comes now
+                newer = await document.read(version)
+        except ClientGone:
+            return known  # nobody will read it
+        except (SourceUnavailable, NotVisible):
+            return known  # it was true when the request came
+        return newer

@@ -1,0 +1,125 @@
+"""The answers to requests that poll a document: once, held, or as an event stream."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from jobcache.http import event_stream, long_poll
+from jobcache.http.conditional_get import conditions, may_wait, respond
+from jobcache.http.deferred_response import DeferredResponse
+from jobcache.http.long_poll import LongPoll
+from jobcache.http.polled_document import NotVisible
+from jobcache.http.prefer import LONGEST, requested_wait
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.responses import Response
+
+    from jobcache.http.event_stream import EventStreams
+    from jobcache.http.polled_document import PolledDocument
+    from jobcache.models import ReadResult
+
+
+class Polling:
+    """Answers polls of documents, and streams their versions.
+
+    Args:
+        streams: for event streams; its `held` is for all held requests.
+        longest_wait: the most seconds that a poll is held.
+        refused: returns the response to a held poll whose caller is no longer admitted, for a
+            request's path.
+    """
+
+    def __init__(
+        self,
+        streams: EventStreams,
+        *,
+        longest_wait: int = LONGEST,
+        refused: Callable[[str], Response] = long_poll.refused,
+    ) -> None:
+        self._streams = streams
+        self._longest_wait = longest_wait
+        self._refused = refused
+
+    async def poll(
+        self,
+        document: PolledDocument,
+        *,
+        if_none_match: str | None = None,
+        accept_encoding: str | None = None,
+        prefer: str | None = None,
+        caller: object = None,
+        name: str = "",
+    ) -> Response:
+        """Return the response to a poll, which may be a `DeferredResponse`.
+
+        Args:
+            document: the document.
+            if_none_match: the header, if there is one; the same for the next two.
+            accept_encoding: see there.
+            prefer: see there.
+            caller: see `HeldRequest`.
+            name: of the caller, to count held requests by.
+
+        Raises:
+            Exception: there is no document for this client (`PolledDocument.not_found`), or as
+                `JobCache.read`.
+        """
+        result = await _read(document, conditions(if_none_match).min_version)
+        seconds = requested_wait(prefer, self._longest_wait)
+        if seconds is None or not may_wait(result, if_none_match):
+            reply = respond(result, if_none_match, accept_encoding, rewrite=document.rewrite)
+            return reply.response()
+        waiting = LongPoll(
+            document,
+            result,
+            if_none_match,
+            accept_encoding,
+            seconds,
+            self._streams.held,
+            caller,
+            name,
+            self._refused,
+        )
+        return DeferredResponse(waiting.answer)
+
+    async def stream(
+        self,
+        document: PolledDocument,
+        *,
+        last_event_id: str | None = None,
+        head: bool = False,
+        caller: object = None,
+        name: str = "",
+    ) -> Response:
+        """Return the response that streams the versions of a document.
+
+        Args:
+            document: the document.
+            last_event_id: the header, if there is one.
+            head: whether the request is HEAD.
+            caller: see `HeldRequest`.
+            name: of the caller, to count held requests by.
+
+        Raises:
+            Exception: as `poll`.
+        """
+        seen = event_stream.seen_version(last_event_id)
+        result = await _read(document, seen)
+        if result.entry.version < seen:
+            seen = 0  # the id is not one of this document
+        if seen == result.entry.version and event_stream.is_final(result):
+            return event_stream.nothing_more()
+        if head:
+            return event_stream.head()
+        events = self._streams.of(document, result, seen)
+        return DeferredResponse(partial(self._streams.send, events, name, caller=caller))
+
+
+async def _read(document: PolledDocument, min_version: int) -> ReadResult:
+    try:
+        return await document.read(min_version)
+    except NotVisible:
+        raise document.not_found() from None
