@@ -20,8 +20,9 @@ transitions: what each operation makes of a cell. The rest of the contract is he
 
 Versions come from the source, and are the only order that is trusted: positive integers below
 2**53, raised by every committed change, in commit order. Version 0 says that the source knows no
-such document. Tokens are unique strings of ASCII letters and digits, made anew for every load and
-every write.
+such document. A document of which nobody counts the versions is kept in an *unversioned* entry
+(`jobcache.protocol.entry`). Tokens are unique strings of ASCII letters and digits, made anew for
+every load and every write.
 
 `docs/coherence.md` explains why this is enough. A new backend shows that it keeps the contract by
 passing `jobcache.testing.conformance`. `jobcache.protocol.capabilities` has the optional abilities.
@@ -120,6 +121,13 @@ class CacheBackend(Protocol):
         The entry is stored only over the lease of `token`, or by the last token that leaves a
         fence, and never over a newer version. In all other cases it only removes content that may
         be older.
+
+        An unversioned entry is stored only over the lease of `token`, or over the unversioned entry
+        whose own token is `token`: the reader found that entry before it began to load. It is never
+        compared, and never prolonged. It removes every other entry, for nobody knows which of them
+        is older, and is removed by every other publish. So a purge, which removes leases as well,
+        is enough to keep the result of an older load out.
+
         An entry with `keep_ms` 0 removes in the same way, and is never stored. An entry that the
         store has no room for is not stored either; the result is then `REMOVED`.
 

@@ -20,7 +20,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from jobcache.errors import UnreadableCell
 from jobcache.protocol.backend import LeaseResult, PublishResult
-from jobcache.protocol.entry import Entry
+from jobcache.protocol.entry import UNVERSIONED, Entry
 
 Result = TypeVar("Result")
 
@@ -112,7 +112,7 @@ def fence(cell: Cell, token: str) -> CellStep[None]:
         # A writer that died must not hold up a busy key for ever: the fence keeps its deadline.
         fenced = Fence(cell.fence_version, cell.tokens | {token})
         return CellStep(fenced, None, Effect.KEEP_DEADLINE)
-    version = cell.version if isinstance(cell, Entry) else 0
+    version = max(cell.version, 0) if isinstance(cell, Entry) else 0
     return CellStep(Fence(version, frozenset({token})), None, Effect.NEW_DEADLINE)
 
 
@@ -121,7 +121,7 @@ def publish(cell: Cell, token: str, entry: Entry | None) -> CellStep[PublishResu
     if cell is None:
         return CellStep(None, PublishResult.NOTHING, Effect.NONE)
     if isinstance(cell, Entry):
-        return _publish_over_entry(cell, entry)
+        return _publish_over_entry(cell, token, entry)
     if isinstance(cell, Lease):
         return _publish_over_lease(cell, token, entry)
     if isinstance(cell, Fence):
@@ -136,12 +136,35 @@ def purge(cell: Cell) -> CellStep[bool]:
     return CellStep(None, True, Effect.DELETE)  # noqa: FBT003 - the result
 
 
-def _publish_over_entry(cell: Entry, entry: Entry | None) -> CellStep[PublishResult]:
-    if entry is None or cell.version > entry.version:
+def _publish_over_entry(cell: Entry, token: str, entry: Entry | None) -> CellStep[PublishResult]:
+    if entry is None:
+        return _kept(cell)
+    if UNVERSIONED in {cell.version, entry.version}:
+        return _publish_unversioned_over_entry(cell, token, entry)
+    if cell.version > entry.version:
         return _kept(cell)
     if cell.version == entry.version:
         return _store(entry, PublishResult.PROLONGED)
     return _removed()  # and not replaced: by now an even newer version may be committed
+
+
+def _publish_unversioned_over_entry(
+    cell: Entry, token: str, entry: Entry
+) -> CellStep[PublishResult]:
+    """Publish where one of the two has no version, so nobody knows which of them is newer.
+
+    The entry is never prolonged, and replaces another one only if its reader saw that one before
+    it began to load. Such a reader publishes with the token of the entry that it saw: this entry is
+    its lease. A purge removes it as it removes a lease:
+
+        R0 leases, loads v1; v2 is committed; purge; R1 leases, stores v2; R0 publishes v1
+    """
+    both = cell.version == entry.version
+    if both and entry.keep_ms and cell.token == entry.token:
+        return _kept(cell)  # the same load: its publish is repeated
+    if both and cell.token == token:
+        return _store(entry, PublishResult.STORED)
+    return _removed()  # it may be older than what the reader returns
 
 
 def _publish_over_lease(cell: Lease, token: str, entry: Entry | None) -> CellStep[PublishResult]:

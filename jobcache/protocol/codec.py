@@ -4,11 +4,13 @@ A cell is a header of text, so that it can be read with `redis-cli`. The body of
 after the first newline:
 
     E1|<incarnation_id>|<version>|<stored_at_ms>|<fresh_ms>|<keep_ms>|<encoding>|<crc32>|<poll_after>|<status>|<owner>\n<body>
+    E2|<incarnation_id>|<token>|<stored_at_ms>|<fresh_ms>|<keep_ms>|<encoding>|<crc32>|<tag>=<generation>,...\n<body>
     L1|<incarnation_id>|<token>
     F1|<incarnation_id>|<fence_version>|,<token>,<token>,
 
-The first character is the kind, the digit is the number of the format. A cell in an unknown format
-is an `UnreadableCell`; it is never guessed, and nothing is ever unpickled. The scripts in
+The first character is the kind, the digit is the number of the format. `E2` is an unversioned
+entry; a library that does not know this format cannot read it, and removes it. A cell in an unknown
+format is an `UnreadableCell`; it is never guessed, and nothing is ever unpickled. The scripts in
 `backends/redis/scripts/` read the same headers.
 
 The incarnation id consists of letters and digits. It names the incarnation of the store that wrote
@@ -27,7 +29,7 @@ from urllib.parse import quote, unquote
 from jobcache.errors import UnreadableCell
 from jobcache.protocol.cell import Fence, Lease
 from jobcache.protocol.document import VERSION_LIMIT
-from jobcache.protocol.entry import Entry
+from jobcache.protocol.entry import UNVERSIONED, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,10 +38,11 @@ if TYPE_CHECKING:
 
 COMPRESS_OVER_BYTES = 1024
 _GZIP = 16 + zlib.MAX_WBITS
-_KINDS = frozenset({b"E1", b"L1", b"F1"})
+_KINDS = frozenset({b"E1", b"E2", b"L1", b"F1"})
 # How many decoded cells a decoder keeps, and the bytes of the largest one.
 _KNOWN = 4096
 _LARGEST_KNOWN = 8192
+_TOO_LARGE = "a number in the header of an entry is too large"
 # One corrupted cell must not make the process allocate without bounds.
 _MAX_IDENTITY_BYTES = 64 * 1024 * 1024
 # Larger bodies are not passed to a check, because it would block the event loop for long.
@@ -85,10 +88,21 @@ def identity_body(entry: Entry) -> bytes:
 
 def encode_entry(entry: Entry, incarnation_id: str) -> bytes:
     """Return the bytes of a cell with this entry, of the incarnation `incarnation_id`."""
+    if entry.version == UNVERSIONED:
+        return _encode_unversioned(entry, incarnation_id)
     poll_after = "-" if entry.poll_after is None else entry.poll_after
     header = (
         f"E1|{incarnation_id}|{entry.version}|{entry.stored_at_ms}|{entry.fresh_ms}|{entry.keep_ms}"
         f"|{entry.encoding}|{zlib.crc32(entry.encoded_body):08x}|{poll_after}|{quote(entry.status)}|{quote(entry.owner)}\n"
+    )
+    return header.encode("ascii") + entry.encoded_body
+
+
+def _encode_unversioned(entry: Entry, incarnation_id: str) -> bytes:
+    tags = ",".join(f"{quote(tag, safe='')}={generation}" for tag, generation in entry.tags)
+    header = (
+        f"E2|{incarnation_id}|{entry.token}|{entry.stored_at_ms}|{entry.fresh_ms}|{entry.keep_ms}"
+        f"|{entry.encoding}|{zlib.crc32(entry.encoded_body):08x}|{tags}\n"
     )
     return header.encode("ascii") + entry.encoded_body
 
@@ -113,13 +127,16 @@ def decode(cell: bytes, incarnation_id: str) -> Entry | Lease | Fence | None:
     found = _ENTRY.match(cell)
     if found is not None and found[1] == incarnation_id.encode("ascii"):
         return _entry(cell, found)
+    found = _UNVERSIONED_ENTRY.match(cell)
+    if found is not None and found[1] == incarnation_id.encode("ascii"):
+        return _unversioned_entry(cell, found)
     kind, _, stamped = cell.partition(b"|")
     written, bar, rest = stamped.partition(b"|")
     if kind not in _KINDS or not written.isalnum() or not bar:
         raise UnreadableCell(f"a cell begins with {cell[:20]!r}, which is an unknown format")
     if written != incarnation_id.encode("ascii"):
         return None
-    if kind == b"E1":
+    if kind in {b"E1", b"E2"}:
         raise UnreadableCell("the header of an entry is damaged")
     try:
         if kind == b"L1":
@@ -145,7 +162,7 @@ class Decoder:
 
     Attributes:
         check: called with the key and the decompressed body; raises any exception if the body is
-            not valid. None: bodies are not checked.
+            not valid. None: bodies are not checked. Unversioned entries are not passed to it.
     """
 
     def __init__(self, prefix: int = 0) -> None:
@@ -185,7 +202,7 @@ class Decoder:
         if check is None:
             return
         body = entry.encoded_body if entry.encoding == "identity" else identity_body(entry)
-        if entry.version == 0 or len(body) > _LARGEST_CHECKED:
+        if entry.version <= 0 or len(body) > _LARGEST_CHECKED:
             return
         try:
             check(name[self._prefix :], body)
@@ -201,17 +218,23 @@ _ENTRY = re.compile(
 )
 
 
+_UNVERSIONED_ENTRY = re.compile(
+    rb"E2\|([0-9A-Za-z]+)\|([0-9A-Za-z]+)"  # incarnation_id, token
+    rb"\|(\d{1,16})\|(\d{1,16})\|(\d{1,16})"  # stored_at, fresh, keep
+    rb"\|(identity|gzip)\|([0-9a-f]{8})"  # encoding, crc32
+    rb"\|([!-{}~]*)\n"  # tags: percent-encoded
+)
+
+
 def _entry(cell: bytes, found: re.Match[bytes]) -> Entry:
     _, version, stored_at_ms, fresh_ms, keep_ms, encoding, crc, poll_after, status, owner = (
         found.groups()
     )
-    body = cell[found.end() :]
-    if int(crc, 16) != zlib.crc32(body):
-        raise UnreadableCell("the body of an entry does not match its checksum")
+    body = _checked(cell[found.end() :], crc)
     numbers = int(version), int(stored_at_ms), int(fresh_ms), int(keep_ms)
     after = None if poll_after == b"-" else int(poll_after)
     if max(numbers) >= VERSION_LIMIT or (after is not None and after >= VERSION_LIMIT):
-        raise UnreadableCell("a number in the header of an entry is too large")
+        raise UnreadableCell(_TOO_LARGE)
     return Entry(
         numbers[0],
         _text(owner) if b"%" in owner else owner.decode("ascii"),
@@ -221,6 +244,38 @@ def _entry(cell: bytes, found: re.Match[bytes]) -> Entry:
         "gzip" if encoding == b"gzip" else "identity",
         *numbers[1:],
     )
+
+
+def _unversioned_entry(cell: bytes, found: re.Match[bytes]) -> Entry:
+    _, token, stored_at_ms, fresh_ms, keep_ms, encoding, crc, tags = found.groups()
+    body = _checked(cell[found.end() :], crc)
+    times = int(stored_at_ms), int(fresh_ms), int(keep_ms)
+    if max(times) >= VERSION_LIMIT:
+        raise UnreadableCell(_TOO_LARGE)
+    return Entry(
+        UNVERSIONED,
+        "",
+        "",
+        None,
+        body,
+        "gzip" if encoding == b"gzip" else "identity",
+        *times,
+        token=token.decode("ascii"),
+        tags=tuple(map(_tag, tags.split(b","))) if tags else (),
+    )
+
+
+def _tag(text: bytes) -> tuple[str, str]:
+    tag, _, generation = text.partition(b"=")
+    if not generation.isalnum():
+        raise UnreadableCell(f"{text[:40]!r} is not a tag with its generation")
+    return _text(tag), generation.decode("ascii")
+
+
+def _checked(body: bytes, crc: bytes) -> bytes:
+    if int(crc, 16) != zlib.crc32(body):
+        raise UnreadableCell("the body of an entry does not match its checksum")
+    return body
 
 
 def _text(quoted: bytes) -> str:

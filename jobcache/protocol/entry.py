@@ -1,4 +1,9 @@
-"""An entry: a document in the cache, with its lifetime."""
+"""An entry: a document in the cache, with its lifetime.
+
+Most entries have the version of their document. An *unversioned* entry has none: nobody counts the
+changes of its document, so it cannot be compared with another entry of its key. It has a token
+instead, which names the load that made it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Encoding = Literal["identity", "gzip"]
+Tags = tuple[tuple[str, str], ...]
+"""Pairs of a tag and its generation, in the order of the tags."""
+
+UNVERSIONED = -1
+"""In place of a version: the entry has none. Below every version, so that no read that wants a
+version accepts such an entry."""
 
 CLOCK_SKEW_MS = 1000
 """The largest difference between the wall clocks of synchronised hosts, in milliseconds."""
@@ -16,7 +27,7 @@ class Entry:
     """A committed version of one document, ready to serve.
 
     Attributes:
-        version: see `Document`.
+        version: see `Document`; `UNVERSIONED` if the entry has none.
         owner: see `Document`.
         status: see `Document`.
         poll_after: see `Document`.
@@ -27,6 +38,9 @@ class Entry:
             two entries is newer.
         fresh_ms: how long after `stored_at_ms` the entry is served without asking the source.
         keep_ms: how long a backend keeps the entry, grace included. 0: it is not kept at all.
+        token: of an unversioned entry: the token of the load that made it; else empty.
+        tags: of an unversioned entry: the tags of its document, each with the generation that the
+            tag had before the load.
     """
 
     version: int
@@ -38,6 +52,8 @@ class Entry:
     stored_at_ms: int
     fresh_ms: int
     keep_ms: int
+    token: str = ""
+    tags: Tags = ()
 
     @property
     def gone(self) -> bool:

@@ -19,7 +19,13 @@ from dataclasses import replace
 
 from jobcache.protocol.backend import LeaseResult, PublishResult
 from jobcache.protocol.document import VERSION_LIMIT
-from jobcache.testing.scenarios import GUARDS, entry_of, play
+from jobcache.testing.scenarios import (
+    GUARDS,
+    UNVERSIONED_GUARDS,
+    entry_of,
+    play,
+    unversioned_entry_of,
+)
 from jobcache.testing.subject import Subject
 from jobcache.testing.transcript import RecordedSubject, Transcript, expect
 
@@ -50,9 +56,10 @@ def _reported(check: Check) -> Check:
 # --- safety: nothing wrong is ever served ---
 
 
-def _survives(guard: str, schedule: str) -> Check:
+def _survives(guard: str, schedule: str, *, unversioned: bool = False) -> Check:
     async def check(subject: Subject) -> None:
-        await play(subject.backend, "job:1:progress", schedule, subject.evict)
+        key = "job:1:progress"
+        await play(subject.backend, key, schedule, subject.evict, unversioned=unversioned)
 
     check.__name__ = guard.replace(" ", "_").replace("'", "")
     check.__doc__ = f"Survives the schedule that goes wrong unless {guard}."
@@ -326,6 +333,93 @@ async def keys_are_independent(subject: Subject) -> None:
     expect(found, {"job:1:progress": entry_of(1), "job:11:progress": entry_of(2)})
 
 
+async def an_unversioned_entry_is_stored_over_its_own_lease(subject: Subject) -> None:
+    """It comes back as it was published, with its token and its tags."""
+    backend = subject.backend
+    entry = replace(
+        unversioned_entry_of("r"),
+        encoded_body=bytes(range(256)),
+        tags=(("t,=|%\n", "g1"), ("ü", "g2")),
+    )
+    expect(await backend.lease("k", "r"), LeaseResult.ACQUIRED)
+    expect(await backend.publish("k", "r", entry), PublishResult.STORED)
+    expect(await backend.get("k"), entry)
+    expect(await backend.lease("k", "x"), entry)
+
+
+async def an_unversioned_entry_is_never_prolonged(subject: Subject) -> None:
+    """The publish of the same load, repeated, changes nothing."""
+    backend = subject.backend
+    await backend.lease("k", "r")
+    await backend.publish("k", "r", unversioned_entry_of("r"))
+    await subject.elapse(20)
+    again = replace(unversioned_entry_of("r"), stored_at_ms=1_700_000_020_000)
+    expect(await backend.publish("k", "r", again), PublishResult.KEPT)
+    expect(await backend.get("k"), unversioned_entry_of("r"))
+    await subject.elapse(50)
+    expect(await backend.get("k"), None)
+
+
+async def an_unversioned_entry_is_the_lease_of_its_successor(subject: Subject) -> None:
+    """A reader that finds it replaces it, unless another reader or a purge has been faster."""
+    backend = subject.backend
+    await backend.lease("k", "r0")
+    await backend.publish("k", "r0", unversioned_entry_of("r0"))
+    expect(await backend.publish("k", "r0", unversioned_entry_of("r1")), PublishResult.STORED)
+    expect(await backend.get("k"), unversioned_entry_of("r1"))
+    expect(await backend.publish("k", "r0", unversioned_entry_of("r2")), PublishResult.REMOVED)
+    expect(await backend.get("k"), None)
+    expect(await backend.publish("k", "r1", unversioned_entry_of("r3")), PublishResult.NOTHING)
+
+
+async def an_unversioned_entry_without_a_lifetime_is_not_kept(subject: Subject) -> None:
+    """With `keep_ms` 0 it empties the cell, even of its own entry."""
+    backend = subject.backend
+    await backend.lease("k", "r")
+    await backend.publish("k", "r", unversioned_entry_of("r"))
+    gone = replace(unversioned_entry_of("r"), keep_ms=0)
+    expect(await backend.publish("k", "r", gone), PublishResult.REMOVED)
+    await backend.lease("k", "r1")
+    expect(await backend.publish("k", "r2", gone), PublishResult.REMOVED)
+    expect(await backend.lease("k", "r3"), LeaseResult.ACQUIRED)
+
+
+async def an_unversioned_entry_and_one_with_a_version_remove_each_other(subject: Subject) -> None:
+    """Nobody knows which of them is newer."""
+    backend = subject.backend
+    await _stored(subject, "k", 3)
+    expect(await backend.publish("k", "first", unversioned_entry_of("r")), PublishResult.REMOVED)
+    expect(await backend.get("k"), None)
+    await backend.lease("k", "r")
+    await backend.publish("k", "r", unversioned_entry_of("r"))
+    expect(await backend.publish("k", "r", None), PublishResult.KEPT)
+    expect(await backend.publish("k", "r", entry_of(0)), PublishResult.REMOVED)
+    expect(await backend.get("k"), None)
+
+
+async def an_unversioned_entry_is_not_stored_over_a_fence(subject: Subject) -> None:
+    """A fence that replaces it has version 0, and the last token of a fence does not store it."""
+    backend = subject.backend
+    await backend.lease("k", "r")
+    await backend.publish("k", "r", unversioned_entry_of("r"))
+    await backend.fence("k", "w0")
+    await backend.fence("k", "w1")
+    expect(await backend.publish("k", "r", unversioned_entry_of("r")), PublishResult.FENCED)
+    expect(await backend.publish("k", "w0", unversioned_entry_of("w0")), PublishResult.FENCED)
+    expect(await backend.publish("k", "w1", unversioned_entry_of("w1")), PublishResult.REMOVED)
+    expect(await backend.get("k"), None)
+
+
+async def a_purge_drops_unversioned_entries(subject: Subject) -> None:
+    """A reader that found the entry before the purge stores nothing after it."""
+    backend = subject.backend
+    await backend.lease("k", "r")
+    await backend.publish("k", "r", unversioned_entry_of("r"))
+    expect(await backend.purge(["k"]), 1)
+    expect(await backend.get("k"), None)
+    expect(await backend.publish("k", "r", unversioned_entry_of("r1")), PublishResult.NOTHING)
+
+
 async def a_large_body_is_kept_whole(subject: Subject) -> None:
     """The body has a megabyte and every byte value."""
     entry = replace(entry_of(1), encoded_body=bytes(range(256)) * 4096)
@@ -342,7 +436,10 @@ async def _stored(subject: Subject, key: str, version: int, *, keep_ms: int | No
     expect(await subject.backend.publish(key, "first", entry), PublishResult.STORED)
 
 
-SCHEDULES: tuple[Check, ...] = tuple(_reported(_survives(*item)) for item in GUARDS.items())
+SCHEDULES: tuple[Check, ...] = (
+    *(_reported(_survives(*item)) for item in GUARDS.items()),
+    *(_reported(_survives(*item, unversioned=True)) for item in UNVERSIONED_GUARDS.items()),
+)
 SAFETY: tuple[Check, ...] = (
     *SCHEDULES,
     _reported(starts_empty),
@@ -375,6 +472,13 @@ KEEPING: tuple[Check, ...] = tuple(
         large_versions_keep_their_order,
         a_purge_drops_entries_and_leases_but_no_fence,
         keys_are_independent,
+        an_unversioned_entry_is_stored_over_its_own_lease,
+        an_unversioned_entry_is_never_prolonged,
+        an_unversioned_entry_is_the_lease_of_its_successor,
+        an_unversioned_entry_without_a_lifetime_is_not_kept,
+        an_unversioned_entry_and_one_with_a_version_remove_each_other,
+        an_unversioned_entry_is_not_stored_over_a_fence,
+        a_purge_drops_unversioned_entries,
         a_large_body_is_kept_whole,
     )
 )

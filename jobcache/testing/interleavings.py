@@ -41,8 +41,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from jobcache.errors import CacheContended
 from jobcache.protocol import cell as transitions
 from jobcache.protocol.backend import LeaseResult, PublishResult
-from jobcache.protocol.entry import Entry
-from jobcache.testing.scenarios import entry_of
+from jobcache.protocol.entry import UNVERSIONED, Entry
+from jobcache.testing.scenarios import entry_of, unversioned_entry_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -66,15 +66,17 @@ class Operation:
     Attributes:
         kind: "get", "lease", "fence", "publish", "withdraw" (a publish of nothing) or "purge".
         token: of the reader or writer.
-        version: of a publish.
+        version: of a publish; `UNVERSIONED` for an entry without one.
+        made_by: the token of an unversioned entry.
     """
 
     kind: str
     token: str = ""
     version: int = 0
+    made_by: str = ""
 
     def __str__(self) -> str:
-        version = f" v{self.version}" if self.kind == "publish" else ""
+        version = f" {self.made_by or f'v{self.version}'}" if self.kind == "publish" else ""
         return f"{self.token} {self.kind}{version}".lstrip()
 
     async def call(self, backend: CacheBackend, key: str) -> Result:
@@ -106,11 +108,16 @@ class Operation:
         return published.cell, published.result
 
     def _entry(self) -> Entry | None:
-        return entry_of(self.version) if self.kind == "publish" else None
+        if self.kind != "publish":
+            return None
+        return unversioned_entry_of(self.made_by) if self.made_by else entry_of(self.version)
 
 
 def parse(text: str) -> tuple[Operation, ...]:
-    """Return the operations in a text such as "R lease, W fence, W publish v2, purge"."""
+    """Return the operations in a text such as "R lease, W fence, W publish v2, purge".
+
+    "R publish u1" publishes an unversioned entry whose token is "u1".
+    """
     return tuple(_operation(*each.split()) for each in text.split(",") if each.strip())
 
 
@@ -118,6 +125,8 @@ def _operation(*words: str) -> Operation:
     token, (kind, *rest) = ("", words) if words[0] in _KINDS else (words[0], words[1:])
     if kind not in _KINDS:
         raise ValueError(f"no such operation: {' '.join(words)}")
+    if rest and rest[0].startswith("u"):
+        return Operation(kind, token, UNVERSIONED, rest[0])
     return Operation(kind, token, int(rest[0].removeprefix("v")) if rest else 0)
 
 
@@ -176,6 +185,13 @@ SCENARIOS: tuple[Scenario, ...] = tuple(
             "R lease, R publish v1: W fence | R publish v1",
             "R lease, R publish v1: W publish v2 | V publish v1",
             "R lease, R publish v1: purge | W fence",
+            # entries without a version: is the load that a purge or another load has overtaken
+            # stopped?
+            "R lease: R publish u1 | purge",
+            "R lease: R publish u1 | S publish u2",
+            "R lease, R publish u1: u1 publish u2 | purge",
+            "R lease, R publish u1: u1 publish u2 | u1 publish u3",
+            "R lease, R publish u1: u1 publish u2 | W fence",
             # three at a time
             "R lease: R withdraw | purge | W fence",
             "W fence: W publish v2 | W withdraw | V fence",

@@ -8,15 +8,21 @@ the contract survives all of them.
     Rn hit                             a reader is served from the cache
     Wn fence / commit / publish / ack    a writer's steps;  Wn dies: it takes no further step
     evict                              the cell is lost, as it may be at any time
+
+Documents without a version are changed by `Wn commit` and announced by a purge:
+
+    Rn expired                         a reader finds an entry that is past its freshness
+    purge                              all commits so far are acknowledged after that
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from jobcache.lifetimes import Lifetimes
 from jobcache.protocol.document import Document
+from jobcache.protocol.entry import UNVERSIONED
 from jobcache.testing.invariants import Violation
 
 if TYPE_CHECKING:
@@ -51,6 +57,31 @@ GUARDS = {
 }
 """By the guard whose absence each one catches."""
 
+UNVERSIONED_GUARDS = {
+    "an unversioned publish never replaces the entry of another load": (
+        "R0 miss -> R0 load -> W0 commit -> purge -> R1 miss -> R1 load -> R1 publish -> R1 return"
+        " -> R0 publish -> R0 return -> R2 hit"
+    ),
+    "an unversioned publish is not stored in an empty cell": (
+        "R0 miss -> R0 load -> W0 commit -> purge -> R0 publish -> R0 return -> R1 hit"
+    ),
+    "an unversioned publish replaces only the entry that its reader saw": (
+        "R0 miss -> R0 load -> R0 publish -> R0 return -> R1 expired -> R1 load -> W0 commit"
+        " -> purge -> R2 miss -> R2 load -> R2 publish -> R2 return -> R1 publish -> R1 return"
+        " -> R3 hit"
+    ),
+    "an unversioned publish removes the entry of another load": (
+        "R0 miss -> R0 load -> W0 commit -> R1 miss -> R1 load -> R0 publish -> R0 return"
+        " -> R1 publish -> R1 return -> R2 hit"
+    ),
+    "an unversioned publish removes the leases of others": (
+        "R0 miss -> R0 load -> W0 commit -> R1 miss -> R1 load -> R1 publish -> R1 return"
+        " -> R0 publish -> R0 return -> R2 hit"
+    ),
+}
+"""The same for documents without a version. In the first one, entries with a constant version would
+count as the same version: prolonged, and the old one is served."""
+
 
 @dataclass
 class _Simulator:
@@ -58,13 +89,19 @@ class _Simulator:
     visible: int = 1
     fence_lost: bool = False
     min_versions: dict[str, int] = field(default_factory=dict)
+    seen_tokens: dict[str, str] = field(default_factory=dict)
     loaded: dict[str, int] = field(default_factory=dict)
     committed: dict[str, int] = field(default_factory=dict)
     at_work: set[str] = field(default_factory=set)
 
 
 async def play(
-    backend: CacheBackend, key: str, schedule: str, evict: Callable[[str], Awaitable[None]]
+    backend: CacheBackend,
+    key: str,
+    schedule: str,
+    evict: Callable[[str], Awaitable[None]],
+    *,
+    unversioned: bool = False,
 ) -> None:
     """Play one schedule on the cell `key`, which must be empty.
 
@@ -73,6 +110,7 @@ async def play(
         key: whose cell.
         schedule: steps joined by " -> ".
         evict: makes the backend lose a key's cell, whatever it holds.
+        unversioned: whether readers publish entries without a version.
 
     Raises:
         Violation: a read returned less than was visible when it began, or the cell ends up with
@@ -83,30 +121,43 @@ async def play(
         if step == "evict":
             simulator.fence_lost |= bool(simulator.at_work)
             await evict(key)
+        elif step == "purge":
+            await backend.purge([key])
+            simulator.visible = simulator.database
         elif step.startswith("R"):
-            await _read(backend, key, simulator, *step.split())
+            await _read(backend, key, simulator, *step.split(), unversioned=unversioned)
         else:
             await _write(backend, key, simulator, *step.split())
     entry = await backend.get(key)
-    hidden = entry is not None and entry.version < simulator.database
-    if entry is not None and hidden and not simulator.at_work and not simulator.fence_lost:
-        raise Violation(f"v{entry.version} stays in the cache and hides v{simulator.database}")
+    held = simulator.database if entry is None else version_in(entry)
+    if held < simulator.database and not simulator.at_work and not simulator.fence_lost:
+        raise Violation(f"v{held} stays in the cache and hides v{simulator.database}")
 
 
 async def _read(
-    backend: CacheBackend, key: str, simulator: _Simulator, reader: str, step: str
+    backend: CacheBackend,
+    key: str,
+    simulator: _Simulator,
+    reader: str,
+    step: str,
+    *,
+    unversioned: bool,
 ) -> None:
-    if step in {"hit", "miss"}:
+    if step in {"hit", "miss", "expired"}:
         simulator.min_versions[reader] = simulator.visible
         entry = await backend.get(key)
-        if entry is not None:
-            _returned(simulator, reader, entry.version)
+        if step == "expired":
+            simulator.seen_tokens[reader] = reader if entry is None else entry.token
+        elif entry is not None:
+            _returned(simulator, reader, version_in(entry))
         elif step == "miss":
             await backend.lease(key, reader)
     elif step == "load":
         simulator.loaded[reader] = simulator.database
     elif step == "publish":
-        await backend.publish(key, reader, entry_of(simulator.loaded[reader]))
+        version = simulator.loaded[reader]
+        entry = unversioned_entry_of(reader, version) if unversioned else entry_of(version)
+        await backend.publish(key, simulator.seen_tokens.get(reader, reader), entry)
     elif step == "return":
         _returned(simulator, reader, simulator.loaded[reader])
     else:
@@ -147,3 +198,21 @@ def entry_of(version: int, *, body: bytes = b"{}", owner: str = "acme") -> Entry
     lifetimes = Lifetimes(jitter=0.0)
     document = Document(version=version, owner=owner, body=body, status="moving", poll_after=2)
     return lifetimes.entry(document, 1_700_000_000_000)
+
+
+def unversioned_entry_of(token: str, version: int = 1) -> Entry:
+    """Return the unversioned entry of a load, for tests. Its body is a number, its version there.
+
+    Args:
+        token: of the load.
+        version: the number of changes that the load has seen.
+    """
+    entry = entry_of(1, body=b"%d" % version, owner="")
+    return replace(
+        entry, version=UNVERSIONED, status="", poll_after=None, keep_ms=60_000, token=token
+    )
+
+
+def version_in(entry: Entry) -> int:
+    """Return the version that an entry for tests stands for."""
+    return int(entry.encoded_body) if entry.version == UNVERSIONED else entry.version

@@ -10,7 +10,7 @@ from dataclasses import fields
 from enum import Enum
 from typing import TYPE_CHECKING, TypeVar
 
-from jobcache.protocol.entry import Entry
+from jobcache.protocol.entry import UNVERSIONED, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence
@@ -44,6 +44,8 @@ def expect(found: object, expected: object) -> None:
 def describe(value: object) -> str:
     """Return a short text for what a backend takes or returns."""
     if isinstance(value, Entry):
+        if value.version == UNVERSIONED:
+            return f"the unversioned entry of {value.token!r}"
         return f"the entry of version {value.version}"
     if isinstance(value, Enum):
         return str(value)

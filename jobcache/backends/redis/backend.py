@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-_WITHDRAWN = -1
+_WITHDRAWN = -2
 _REDIRECTIONS = 4
 _TROUBLE = (RedisConnectionError, RedisTimeoutError, ClusterError, ReadOnlyError, OSError)
 """Errors after which the topology may have changed."""
@@ -286,9 +286,9 @@ class RedisBackend:
     ) -> asyncio.Future[PublishResult]:
         """Return a future of the result of a publish. Needs no task if there is one server."""
         arguments = (
-            (token, _WITHDRAWN, 0, b"")
+            (token, _WITHDRAWN, 0, b"", b"")
             if entry is None
-            else (token, entry.version, entry.keep_ms, entry)
+            else (token, entry.version, entry.keep_ms, entry, entry.token)
         )
         call = Call("publish", self._prefix + key, arguments)
         return self._call_future(call, _publish_result)

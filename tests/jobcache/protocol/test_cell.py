@@ -12,12 +12,15 @@ from jobcache.errors import UnreadableCell
 from jobcache.protocol import cell as table
 from jobcache.protocol.backend import PublishResult
 from jobcache.protocol.cell import Cell, CellStep, Effect, Fence, Lease, Unreadable
-from jobcache.protocol.entry import Entry
-from jobcache.testing.simulation import entry_of
+from jobcache.protocol.entry import UNVERSIONED, Entry
+from jobcache.testing.scenarios import entry_of, unversioned_entry_of
 
 UNREADABLE = Unreadable("of another format")
 TOKENS = ("r", "w")
-ENTRIES = [entry_of(version) for version in range(3)]
+ENTRIES = [
+    *(entry_of(version) for version in range(3)),
+    *(unversioned_entry_of(token) for token in ("r", "u")),
+]
 CELLS: list[Cell] = [
     None,
     UNREADABLE,
@@ -78,7 +81,10 @@ def test_a_step_that_is_repeated_changes_nothing(held: Cell) -> None:
 def test_a_publish_never_leaves_anything_older_than_itself(held: Cell) -> None:
     for _, entry, step in publishes(held):
         if entry is not None and isinstance(step.cell, Entry):
+            both_unversioned = step.cell.version == entry.version == UNVERSIONED
             assert step.cell.version >= entry.version
+            assert both_unversioned is (UNVERSIONED in {step.cell.version, entry.version})
+            assert not both_unversioned or step.cell.token == entry.token
         if entry is not None and isinstance(step.cell, Fence):
             assert step.cell.fence_version >= entry.version
         if entry is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import replace
 
@@ -13,8 +14,8 @@ from jobcache.errors import UnreadableCell
 from jobcache.protocol.cell import Fence, Lease
 from jobcache.protocol.codec import compress, decode, encode_entry, identity_body
 from jobcache.protocol.document import VERSION_LIMIT
-from jobcache.protocol.entry import Entry
-from jobcache.testing.simulation import entry_of
+from jobcache.protocol.entry import UNVERSIONED, Entry
+from jobcache.testing.scenarios import entry_of, unversioned_entry_of
 
 INCARNATION_ID = "s"
 numbers = st.integers(0, VERSION_LIMIT - 1)
@@ -32,8 +33,23 @@ entries = st.builds(
     keep_ms=numbers,
 )
 
+unversioned = st.builds(
+    Entry,
+    version=st.just(UNVERSIONED),
+    owner=st.just(""),
+    status=st.just(""),
+    poll_after=st.none(),
+    encoded_body=st.binary(max_size=300),
+    encoding=st.sampled_from(["identity", "gzip"]),
+    stored_at_ms=numbers,
+    fresh_ms=numbers,
+    keep_ms=numbers,
+    token=st.sampled_from(["r", "a1b2"]),
+    tags=st.lists(st.tuples(texts, st.sampled_from(["g", "0f"])), max_size=3).map(tuple),
+)
 
-@given(entries)
+
+@given(entries | unversioned)
 def test_an_entry_comes_back_as_it_went(entry: Entry) -> None:
     assert decode(encode_entry(entry, INCARNATION_ID), INCARNATION_ID) == entry
 
@@ -54,6 +70,11 @@ def test_an_entry_comes_back_as_it_went(entry: Entry) -> None:
 @example(b"E1|s|1|2|3|4|brotli|-||\n")
 @example(b"E1|s|1|2|3|4|identity|-||%ff\n")
 @example("E1|s|\u0661|2|3|4|identity|-||\n".encode())
+@example(b"E2|s|r|1|2|3|identity|00000000|\n")
+@example(b"E2|s|r|1|2|9007199254740992|identity|00000000|\n")
+@example(b"E2|s|r|1|2|3|identity|00000000|tag\n")
+@example(b"E2|s|r|1|2|3|identity|00000000|%ff=g\n")
+@example(b"E2|s||1|2|3|identity|00000000|\n")
 @example(b"F1|s||,a,")
 @example(b"F1|s|0|,,")
 @example(b"L1|s|")
@@ -66,7 +87,7 @@ def test_bytes_are_a_cell_or_unreadable_and_nothing_else(cell: bytes) -> None:
         assert decode(encode_entry(found, INCARNATION_ID), INCARNATION_ID) == found
 
 
-@given(entries, st.data())
+@given(entries | unversioned, st.data())
 def test_a_damaged_entry_never_raises_anything_but_unreadable(
     entry: Entry, data: st.DataObject
 ) -> None:
@@ -114,3 +135,15 @@ def test_a_bomb_is_unreadable_not_unpacked() -> None:
     bomb = packer.compress(b"\0" * (65 * 1024 * 1024)) + packer.flush()
     with pytest.raises(UnreadableCell, match="too large"):
         identity_body(replace(entry_of(1), encoded_body=bomb, encoding="gzip"))
+
+
+def test_an_older_library_finds_an_unversioned_entry_unreadable_and_evicts_it() -> None:
+    """In a rolling upgrade both run. The older one removes what it cannot read; its sweep finds it.
+
+    The first pattern is how its codec and its scripts know a cell, the second how its sweep does.
+    """
+    cell = encode_entry(unversioned_entry_of("r"), "a1")
+    assert re.match(rb"[ELF]1\|", cell) is None
+    found = re.match(rb"[ELF]\d\|([0-9A-Za-z]+)\|", cell)
+    assert found is not None
+    assert found[1] == b"a1"

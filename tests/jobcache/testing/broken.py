@@ -9,6 +9,7 @@ from types import ModuleType
 
 from jobcache.backends.memory import MemoryBackend
 from jobcache.protocol import cell
+from jobcache.testing.scenarios import UNVERSIONED_GUARDS
 from jobcache.testing.simulation import GUARDS, Components
 
 
@@ -89,15 +90,15 @@ OTHER_TABLES = {
         "PublishResult.FENCED, Effect.NEW_DEADLINE",
     ),
     "a fence has the version of the entry": (
-        "cell.version if isinstance(cell, Entry) else 0",
+        "max(cell.version, 0) if isinstance(cell, Entry) else 0",
         "0",
     ),
     "a fence takes a lease away": (
-        "    version = cell.version if isinstance(cell, Entry) else 0\n",
+        "    version = max(cell.version, 0) if isinstance(cell, Entry) else 0\n",
         (
             "    if isinstance(cell, Lease):\n"
             "        return CellStep(cell, None, Effect.NONE)\n"
-            "    version = cell.version if isinstance(cell, Entry) else 0\n"
+            "    version = max(cell.version, 0) if isinstance(cell, Entry) else 0\n"
         ),
     ),
     "every token has to leave the fence": ("    if others:\n", "    if False:\n"),
@@ -126,11 +127,8 @@ OTHER_TABLES = {
         "_removed()",
     ),
     "a withdrawal spares an entry": (
-        "    if entry is None or cell.version > entry.version:\n        return _kept(cell)\n",
-        (
-            "    if entry is None:\n        return _removed()\n"
-            "    if cell.version > entry.version:\n        return _kept(cell)\n"
-        ),
+        "    if entry is None:\n        return _kept(cell)\n    if UNVERSIONED",
+        "    if entry is None:\n        return _removed()\n    if UNVERSIONED",
     ),
     "a newer entry stays": ("cell.version > entry.version", "False"),
     "an older entry is not replaced": (
@@ -150,6 +148,34 @@ OTHER_TABLES = {
         "isinstance(cell, Fence):\n        return CellStep(cell, False",
         "isinstance(cell, Fence | Lease):\n        return CellStep(cell, False",
     ),
+}
+
+# The same for entries without a version.
+BROKEN_UNVERSIONED_TABLE = dict(
+    zip(
+        UNVERSIONED_GUARDS,
+        (
+            # As if all had one constant version.
+            ("if UNVERSIONED in {cell.version, entry.version}:", "if False:"),
+            BROKEN_TABLE["an empty cell stores nothing"],
+            ("both and cell.token == token", "both"),
+            ("return _removed()  # it may be", "return _kept(cell)  # it may be"),
+            BROKEN_TABLE["a publish removes others' leases"],
+        ),
+        strict=True,
+    )
+)
+
+OTHER_TABLES |= {
+    "the publish of an unversioned entry is repeated": (
+        "both and entry.keep_ms and cell.token == entry.token",
+        "False",
+    ),
+    "an unversioned entry without a lifetime is not kept": (
+        "both and entry.keep_ms and",
+        "both and",
+    ),
+    "a fence over an unversioned entry has version 0": ("max(cell.version, 0)", "cell.version"),
 }
 
 
@@ -184,6 +210,32 @@ BROKEN_SCRIPTS = dict(
                 "  if true then\n    return 'kept'",
             ),
             ("publish", "held > version", "held ~= version"),
+        ),
+        strict=True,
+    )
+)
+
+BROKEN_UNVERSIONED_SCRIPTS = dict(
+    zip(
+        UNVERSIONED_GUARDS,
+        (
+            (
+                "publish",
+                "  if unversioned and held_token == token then",
+                "  if unversioned then",
+            ),
+            BROKEN_SCRIPTS["an empty cell stores nothing"],
+            (
+                "publish",
+                "  if unversioned and held_token == token then",
+                "  if unversioned then",
+            ),
+            (
+                "publish",
+                "  return remove() -- it may be older\nend\n\nlocal held",
+                "  return 'kept'\nend\n\nlocal held",
+            ),
+            BROKEN_SCRIPTS["a publish removes others' leases"],
         ),
         strict=True,
     )

@@ -16,15 +16,19 @@ from jobcache.errors import CacheUnavailable
 from jobcache.protocol.entry import Entry
 from jobcache.testing import conformance
 from jobcache.testing.conformance import Check, Subject
-from jobcache.testing.simulation import GUARDS
 from tests.jobcache.testing.broken import (
     BROKEN_SCRIPTS,
     BROKEN_TABLE,
+    BROKEN_UNVERSIONED_SCRIPTS,
+    BROKEN_UNVERSIONED_TABLE,
     OTHER_TABLES,
     broken_table,
     memory_on,
 )
 from tests.subjects import BACKENDS, KEEPING, PAIRS, MemorySubject, RedisSubject
+
+TABLES = BROKEN_TABLE | BROKEN_UNVERSIONED_TABLE
+SCRIPTS = BROKEN_SCRIPTS | BROKEN_UNVERSIONED_SCRIPTS
 
 
 def _name(check: Check) -> str:
@@ -59,9 +63,9 @@ async def _failing(subject: Callable[[], Subject]) -> list[str]:
     return failing
 
 
-@pytest.mark.parametrize("guard", GUARDS)
+@pytest.mark.parametrize("guard", TABLES)
 async def test_a_transition_table_without_a_guard_is_detected(guard: str) -> None:
-    broken = memory_on(broken_table(BROKEN_TABLE[guard]))
+    broken = memory_on(broken_table(TABLES[guard]))
     failing = await _failing(lambda: MemorySubject(broken))
     assert guard.replace(" ", "_").replace("'", "") in failing
 
@@ -72,11 +76,11 @@ async def test_a_wrong_transition_table_is_detected(decision: str) -> None:
     assert await _failing(lambda: MemorySubject(broken)) != []
 
 
-@pytest.mark.parametrize("guard", GUARDS)
+@pytest.mark.parametrize("guard", SCRIPTS)
 async def test_a_script_without_a_guard_is_detected(
     guard: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script, whole, broken = BROKEN_SCRIPTS[guard]
+    script, whole, broken = SCRIPTS[guard]
     texts = dict(namespace.script_texts())
     assert whole in texts[script], "the script has changed; say anew how to break it"
     texts[script] = texts[script].replace(whole, broken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 import pytest
@@ -16,7 +17,7 @@ from jobcache.protocol.backend import LeaseResult, PublishResult
 from jobcache.protocol.cell import Cell, CellStep
 from jobcache.protocol.entry import Entry
 from jobcache.testing.conformance import Subject
-from jobcache.testing.simulation import entry_of
+from jobcache.testing.scenarios import entry_of, unversioned_entry_of
 from tests.subjects import (
     KEEPING,
     PAIRS,
@@ -29,6 +30,7 @@ from tests.subjects import (
 T = TypeVar("T")
 keys = st.sampled_from(["job:1:progress", "job:2:progress"])
 tokens = st.sampled_from(["r0", "r1", "w0", "w1", "w2"])
+loads = st.sampled_from(["u0", "u1", "u2"])
 versions = st.integers(0, 6)
 
 
@@ -69,6 +71,18 @@ class Machine(RuleBasedStateMachine):
         entry = entry_of(version)
         expected = self.expect(key, cell.publish(self.cells.get(key), token, entry))
         assert self.run(self.backend.publish(key, token, entry)) is expected
+
+    @rule(key=keys, token=tokens | loads, made_by=loads, kept=st.booleans())
+    def publish_unversioned(self, key: str, token: str, made_by: str, *, kept: bool) -> None:
+        entry = unversioned_entry_of(made_by)
+        entry = entry if kept else replace(entry, keep_ms=0)
+        expected = self.expect(key, cell.publish(self.cells.get(key), token, entry))
+        assert self.run(self.backend.publish(key, token, entry)) is expected
+
+    @rule(key=keys, token=tokens, made_by=loads)
+    def lease_and_publish_unversioned(self, key: str, token: str, made_by: str) -> None:
+        self.lease(key, token)
+        self.publish_unversioned(key, token, made_by, kept=True)
 
     @rule(key=keys, token=tokens, version=versions)
     def fence_and_publish(self, key: str, token: str, version: int) -> None:
@@ -128,6 +142,11 @@ class NullMachine(Machine):
         assert (
             self.run(self.backend.publish(key, token, entry_of(version))) is PublishResult.NOTHING
         )
+
+    @rule(key=keys, token=tokens | loads, made_by=loads, kept=st.booleans())
+    def publish_unversioned(self, key: str, token: str, made_by: str, *, kept: bool) -> None:
+        entry = unversioned_entry_of(made_by)
+        assert self.run(self.backend.publish(key, token, entry)) is PublishResult.NOTHING
 
     @rule(key=keys, token=tokens)
     def withdraw(self, key: str, token: str) -> None:

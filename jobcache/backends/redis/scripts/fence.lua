@@ -5,7 +5,7 @@ local cell = redis.pcall('GET', KEYS[1]) -- an error if the key has another type
 if type(cell) ~= 'string' then
   cell = ''
 end
-local written = cell:match('^[ELF]1|(%w+)|')
+local written = cell:match('^[ELF]1|(%w+)|') or cell:match('^E2|(%w+)|')
 if written and written ~= incarnation_id then
   cell = '' -- of another incarnation of the server
 end

@@ -3,7 +3,7 @@
 -- Returns false if the token has the lease now, else the cell, which is not changed.
 local incarnation_id = ARGV[1]
 local cell = redis.call('GET', KEYS[1])
-local written = cell and cell:match('^[ELF]1|(%w+)|')
+local written = cell and (cell:match('^[ELF]1|(%w+)|') or cell:match('^E2|(%w+)|'))
 if written and written ~= incarnation_id then
   cell = false -- of another incarnation of the server
 end

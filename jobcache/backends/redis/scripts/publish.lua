@@ -1,9 +1,10 @@
 -- Publish a committed version, or withdraw the token.
 -- KEYS[1] the cell   ARGV[1] the server's incarnation_id   ARGV[2] token
--- ARGV[3] version, -1 to withdraw   ARGV[4] lifetime in ms   ARGV[5] the entry's cell
+-- ARGV[3] version, -1 for an unversioned entry, -2 to withdraw   ARGV[4] lifetime in ms   ARGV[5] the entry's cell
+-- ARGV[6] the unversioned entry's own token, else empty
 -- Returns a value of `PublishResult`.
 local key, incarnation_id, token, version = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
-local withdrawn = version < 0
+local withdrawn, unversioned = version == -2, version == -1
 
 local function remove()
   redis.call('DEL', key)
@@ -29,7 +30,7 @@ end
 if type(cell) ~= 'string' then
   return remove() -- of a wrong type
 end
-local written = cell:match('^[ELF]1|(%w+)|')
+local written = cell:match('^[ELF]1|(%w+)|') or cell:match('^E2|(%w+)|')
 if written and written ~= incarnation_id then
   redis.call('DEL', key) -- of another incarnation of the server
   return 'nothing'
@@ -62,11 +63,28 @@ if cell:sub(1, 3) == 'L1|' then
   return remove()
 end
 
+local held_token = cell:match('^E2|%w+|(%w+)|%d+|%d+|%d+|%l+|%x+|[^|\n]*\n')
+if held_token then
+  if withdrawn or (unversioned and ARGV[4] ~= '0' and held_token == ARGV[6]) then
+    return 'kept' -- the same load: its publish is repeated
+  end
+  if unversioned and held_token == token then
+    return store('stored') -- the reader saw this entry before it began to load
+  end
+  return remove() -- it may be older
+end
+
 local held = tonumber(cell:match('^E1|%w+|(%d+)|%d+|%d+|%d+|%l+|%x+|[%d-]+|[^|\n]*|[^|\n]*\n'))
 if not held then
   return remove() -- unreadable: it may be older
 end
-if withdrawn or held > version then
+if withdrawn then
+  return 'kept'
+end
+if unversioned then
+  return remove() -- it may be older
+end
+if held > version then
   return 'kept'
 end
 if held == version then

@@ -5,7 +5,7 @@ local cell = redis.pcall('GET', KEYS[1]) -- an error if the key has another type
 if cell == false then
   return 0
 end
-local written = type(cell) == 'string' and cell:match('^[ELF]1|(%w+)|')
+local written = type(cell) == 'string' and (cell:match('^[ELF]1|(%w+)|') or cell:match('^E2|(%w+)|'))
 if written and written ~= ARGV[1] then
   redis.call('DEL', KEYS[1]) -- of another incarnation of the server
   return 0

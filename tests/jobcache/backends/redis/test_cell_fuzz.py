@@ -28,7 +28,7 @@ from jobcache.protocol.cell import Cell, CellStep, Effect, Fence, Lease
 from jobcache.protocol.codec import decode, encode_entry, identity_body
 from jobcache.protocol.document import VERSION_LIMIT
 from jobcache.protocol.entry import Entry
-from jobcache.testing.simulation import entry_of
+from jobcache.testing.scenarios import entry_of, unversioned_entry_of
 from tests.subjects import REDIS_SERVERS
 
 # --- the format of a cell: what changes with it changes here, and nowhere below ---
@@ -73,8 +73,9 @@ class Armed:
         return _fired, ()
 
 
-ENTRY = entry_of(1)
+ENTRY, UNVERSIONED_ENTRY = entry_of(1), unversioned_entry_of("r")
 TOKENS = ["r", "w", "w1"]
+TAGS = ["t", "", "a,b=c|d\n", "ü"]
 PICKLE = pickle.dumps(Armed())
 PACKED = gzip.compress(b"[" * 3000, mtime=0)
 BODIES = [b"", b"{}", b"a\n|b", PICKLE, PACKED, PACKED[:-1], PACKED + b"x", gzip.compress(PACKED)]
@@ -99,9 +100,9 @@ nasty = st.sampled_from(NUMBERS + WORDS) | st.binary(max_size=6)
 def cells(draw: st.DrawFn, incarnation_id: bytes) -> bytes:
     """A cell, damaged in up to three places; none: as it should be, but for tokens that repeat."""
     begin, token = lead(incarnation_id), st.sampled_from(TOKENS)
-    kind = draw(st.sampled_from([b"E1", b"L1", b"F1"]))
+    kind = draw(st.sampled_from([b"E1", b"E2", b"L1", b"F1"]))
     body: bytes | None = None
-    if kind == b"E1":
+    if kind in {b"E1", b"E2"}:
         whole = replace(
             ENTRY,
             version=draw(versions),
@@ -109,6 +110,15 @@ def cells(draw: st.DrawFn, incarnation_id: bytes) -> bytes:
             encoding=draw(st.sampled_from(["identity", "gzip"])),
             poll_after=draw(st.none() | st.integers(0, 9)),
         )
+        if kind == b"E2":
+            tags = draw(st.lists(st.tuples(st.sampled_from(TAGS), token), max_size=2))
+            whole = replace(
+                UNVERSIONED_ENTRY,
+                token=draw(token),
+                encoded_body=whole.encoded_body,
+                encoding=whole.encoding,
+                tags=tuple(tags),
+            )
         header, _, body = write(whole, incarnation_id).partition(b"\n")
         fields = header.split(b"|")
     elif kind == b"L1":
@@ -148,7 +158,9 @@ def _insert(draw: st.DrawFn, fields: list[bytes]) -> None:
 
 
 def _exchange_kind(draw: st.DrawFn, fields: list[bytes]) -> None:
-    fields[:1] = [draw(st.sampled_from([b"E1", b"L1", b"F1", b"E2", b"F", b"e1", b"E\xb2", b""]))]
+    fields[:1] = [
+        draw(st.sampled_from([b"E1", b"L1", b"F1", b"E2", b"E3", b"F", b"e1", b"E\xb2", b""]))
+    ]
 
 
 def _cut(draw: st.DrawFn, cell: bytes) -> bytes:
@@ -214,7 +226,7 @@ def read_right_or_not_at_all(cell: bytes) -> None:
         assert sorted(remade(found, b"a1").replace(b"0", b"")) == sorted(cell.replace(b"0", b""))
 
 
-@pytest.mark.parametrize("kind", [b"E1", b"L1", b"F1", b"E2"])
+@pytest.mark.parametrize("kind", [b"E1", b"L1", b"F1", b"E2", b"E3"])
 @pytest.mark.parametrize("filling", [b"|", b",", b"9", b"%41", b"ab,", b"\n", b"\x00", b"[", b"1|"])
 def test_a_cell_takes_memory_by_its_size_however_it_is_filled(kind: bytes, filling: bytes) -> None:
     start = b"|".join([kind, *lead(b"a1"), b""])
@@ -269,15 +281,17 @@ def raw(url: str) -> Iterator[redis.Redis]:
 
 
 operations = st.builds(
-    lambda token, version: [
+    lambda token, version, made_by: [
         ("lease", token),
         ("fence", token),
         ("withdraw", token),
         ("publish", token, version),
+        ("publish", token, made_by),
         ("purge",),
     ],
     st.sampled_from(TOKENS),
     versions,
+    st.sampled_from(TOKENS),
 )
 
 
@@ -292,6 +306,8 @@ def expected(cell: Cell, operation: tuple[object, ...]) -> CellStep[Any]:
             return table.publish(cell, token, None)
         case ("publish", str(token), int(version)):
             return table.publish(cell, token, entry_of(version))
+        case ("publish", str(token), str(made_by)):
+            return table.publish(cell, token, unversioned_entry_of(made_by))
     return table.purge(cell)
 
 
@@ -305,6 +321,8 @@ async def done(backend: RedisBackend, operation: tuple[object, ...]) -> object:
             return await backend.publish("k", token, None)
         case ("publish", str(token), int(version)):
             return await backend.publish("k", token, entry_of(version))
+        case ("publish", str(token), str(made_by)):
+            return await backend.publish("k", token, unversioned_entry_of(made_by))
     return await backend.purge(["k"])
 
 
