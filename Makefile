@@ -14,7 +14,7 @@ PARALLEL := --numprocesses $(WORKERS) --dist worksteal --benchmark-disable
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-lowest check format bench bench-peers settings instructions loadtest open-loop outage held freshness clean
+.PHONY: help run test test-long test-lowest check format bench bench-peers settings instructions loadtest open-loop outage held shutdown freshness clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -96,6 +96,9 @@ outage: $(VENV)/installed ## measure polls while Redis is unavailable; ARGS="--r
 
 held: $(VENV)/installed ## measure 5,000 long polls: delay and cost; ARGS="--backend tiered"
 	$(BIN)/python -m benchmarks.long_poll_scale $(ARGS)
+
+shutdown: $(VENV)/installed ## measure how long servers take to stop while they hold requests; ARGS="--signs"
+	$(BIN)/python -m benchmarks.shutdown $(ARGS)
 
 freshness: $(VENV)/installed ## check a million polls for old answers while Redis and processes fail; ARGS="--quick"
 	$(BIN)/python -m loadtests.freshness $(ARGS)

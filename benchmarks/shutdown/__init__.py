@@ -1,0 +1,1 @@
+"""How long servers take to stop while they hold requests: `python -m benchmarks.shutdown`."""
