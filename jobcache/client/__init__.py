@@ -1,9 +1,13 @@
-"""Clients that create jobs and wait for them: asynchronous and synchronous, over httpx.
+"""Clients that wait: for the jobs of the service, and for any URL. Over httpx, asynchronous or not.
 
     async with AsyncJobs("https://videos.example", key="...") as jobs:
         job = await jobs.wait_for(7, on_progress=print)
 
-Install them with `jobcache[client]`. `core` decides what to send and when, without I/O.
+    async with AsyncPoller() as poller:
+        export = await poller.wait_for("https://any.example/exports/7", on_progress=print)
+
+`Jobs` and `Poller` are the same without an event loop. Install them with
+`jobcache[client]`. `core` decides what to send and when, without I/O.
 """
 
 from importlib.util import find_spec
@@ -12,31 +16,44 @@ if find_spec("httpx") is None:
     raise ImportError("jobcache.client needs httpx; pip install 'jobcache[client]'")
 
 from jobcache.client.aio import AsyncJobs
+from jobcache.client.async_poller import AsyncPoller
 from jobcache.client.core.errors import (
+    BadLocation,
+    BodyTooLarge,
     ClientError,
     Conflict,
     Forbidden,
+    Gone,
     Invalid,
     NotFound,
     Refused,
     Unauthorized,
     Unavailable,
+    WaitTimeout,
 )
 from jobcache.client.core.messages import Counts
-from jobcache.client.jobs import Job, WaitTimeout
+from jobcache.client.core.snapshots import Snapshot
+from jobcache.client.jobs import Job
 from jobcache.client.sync import Jobs
+from jobcache.client.sync_poller import Poller
 
 __all__ = [
     "AsyncJobs",
+    "AsyncPoller",
+    "BadLocation",
+    "BodyTooLarge",
     "ClientError",
     "Conflict",
     "Counts",
     "Forbidden",
+    "Gone",
     "Invalid",
     "Job",
     "Jobs",
     "NotFound",
+    "Poller",
     "Refused",
+    "Snapshot",
     "Unauthorized",
     "Unavailable",
     "WaitTimeout",

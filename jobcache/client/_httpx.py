@@ -1,4 +1,4 @@
-"""What both clients pass to httpx."""
+"""What both clients pass to httpx, and what they take from it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from jobcache.client.core.messages import Response
+from jobcache.client.core.errors import BadLocation, BodyTooLarge
+from jobcache.client.core.locations import shown
+from jobcache.client.core.messages import Response, TransportError
+from jobcache.client.core.operations import WaitSource
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from jobcache.client.core.messages import Request
 
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=None)
@@ -18,26 +23,98 @@ MISTAKES = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 """Errors that no repetition mends: an address or a key that cannot be sent."""
 
 _CONNECT_WITHIN = 5.0
+# What a request to another origin keeps of httpx's own headers.
+_HARMLESS = frozenset({"host", "user-agent", "accept-encoding", "connection"})
 
 
-def arguments(request: Request, address: str, credentials: dict[str, str]) -> dict[str, Any]:
-    """Return the arguments of httpx's `request`."""
-    return {
-        "method": request.method,
-        "url": f"{address}{request.path}",
-        "headers": {**request.headers, **credentials},
-        "json": request.body,
-        "timeout": httpx.Timeout(request.timeout, connect=min(_CONNECT_WITHIN, request.timeout)),
-        "follow_redirects": False,
-    }
+def build(
+    http: httpx.Client | httpx.AsyncClient,
+    request: Request,
+    address: str,
+    headers: Mapping[str, str],
+) -> tuple[httpx.Request, dict[str, Any]]:
+    """Return a request of httpx, and the options to send it with.
+
+    Args:
+        http: the client that sends it.
+        request: by the rules.
+        address: of the service, before the URL of the request.
+        headers: the caller's own.
+    """
+    built = http.build_request(
+        request.method,
+        f"{address}{request.url}",
+        headers={**(headers if request.credentials else {}), **request.headers},
+        json=request.body,
+        timeout=httpx.Timeout(request.timeout, connect=min(_CONNECT_WITHIN, request.timeout)),
+    )
+    options: dict[str, Any] = {"stream": True, "follow_redirects": False}
+    if not request.credentials:
+        # The caller's httpx client may have cookies, tokens and authentication of its own.
+        kept = _HARMLESS | {name.lower() for name in request.headers}
+        for name in built.headers.keys() - kept:
+            del built.headers[name]
+        options["auth"] = None
+    return built, options
 
 
-def response_of(received: httpx.Response) -> Response:
-    """Return a response of httpx as the rules take it."""
-    headers = {name.lower(): value for name, value in received.headers.items()}
-    return Response(received.status_code, headers, received.content)
+def failure(error: Exception) -> TransportError:
+    """Return what the rules get in place of a response.
+
+    Raises:
+        BadLocation: the error is about `Location`; another attempt would fail, too.
+    """
+    # httpx parses the header of a redirect that it does not follow.
+    if isinstance(error, httpx.RemoteProtocolError) and "location header" in str(error):
+        raise BadLocation(str(error)) from error
+    return TransportError(error)
 
 
-def credentials(key: str | None) -> dict[str, str]:
+class Body:
+    """The body of a response, up to a limit.
+
+    Args:
+        request: whose response it is.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._parts: list[bytes] = []
+        self._left = request.largest_body
+
+    def add(self, part: bytes) -> None:
+        """Add the next part.
+
+        Raises:
+            BodyTooLarge: the body exceeds the limit.
+        """
+        self._left -= len(part)
+        if self._left < 0:
+            raise BodyTooLarge(shown(self._request.url), self._request.largest_body)
+        self._parts.append(part)
+
+    def response(self, received: httpx.Response) -> Response:
+        """Return the whole response as the rules take it."""
+        headers = {name.lower(): value for name, value in received.headers.items()}
+        return Response(received.status_code, headers, b"".join(self._parts))
+
+
+def bearer(key: str | None) -> dict[str, str]:
     """Return the headers that carry the API key; none without a key."""
     return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+
+def start(source: str | httpx.URL | httpx.Response) -> WaitSource:
+    """Return where to begin for a URL, or for the response that began an operation."""
+    if not isinstance(source, httpx.Response):
+        url = str(httpx.URL(source))
+        return WaitSource(url, "GET", url, None)
+    received = source
+    headers = {name.lower(): value for name, value in received.headers.items()}
+    first = received.history[0] if received.history else received
+    return WaitSource(
+        str(received.url),
+        received.request.method,
+        str(first.request.url),
+        Response(received.status_code, headers, received.content),
+    )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from typing import TYPE_CHECKING, Self, Unpack
 
-import httpx
-
 from jobcache.client import _httpx, jobs
-from jobcache.client.core.messages import Request, Response, Sleep, TransportError, Update
+from jobcache.client._async_runner import AsyncRunner
 from jobcache.client.core.rules import Rules
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
-    from jobcache.client.core.messages import Counts, Reply, Steps
+    import httpx
+
+    from jobcache.client.core.messages import Counts
     from jobcache.client.jobs import Job
 
 
@@ -41,12 +40,9 @@ class AsyncJobs:
         rules: Rules | None = None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        self._address = address.rstrip("/")
-        self._credentials = _httpx.credentials(key)
-        self._ours = http is None
-        self._http = httpx.AsyncClient(limits=_httpx.LIMITS) if http is None else http
+        headers = _httpx.bearer(key)
+        self._runner = AsyncRunner(http, address.rstrip("/"), headers, sleep)
         self._rules = Rules() if rules is None else rules
-        self._sleep = sleep
 
     async def __aenter__(self) -> Self:
         return self
@@ -56,8 +52,7 @@ class AsyncJobs:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        if self._ours:
-            await self._http.aclose()
+        await self._runner.aclose()
 
     @property
     def counts(self) -> Counts:
@@ -94,7 +89,7 @@ class AsyncJobs:
             ValueError: an argument is out of range.
         """
         steps = jobs.wait_for(self._rules, job_id, until=until, timeout=timeout, wait=wait)
-        return await self._run(steps, on_progress)
+        return await self._runner.run(steps, on_progress)
 
     async def get(self, job_id: int) -> Job:
         """Return the current version of a job.
@@ -103,7 +98,7 @@ class AsyncJobs:
             Refused: the service refuses to show this job.
             Unavailable: temporary failures went on for half a minute.
         """
-        return await self._run(jobs.get(self._rules, job_id))
+        return await self._runner.run(jobs.get(self._rules, job_id))
 
     async def create(
         self,
@@ -121,51 +116,18 @@ class AsyncJobs:
             idempotency_key: the same key returns the job of an earlier call; None makes a new key.
             fields: optional ones, see `NewJob`.
         """
-        return await self._run(
+        return await self._runner.run(
             jobs.create(self._rules, client_id, prompt, idempotency_key, **fields)
         )
 
     async def approve(self, job_id: int) -> Job:
         """Approve the storyboard. Sent once; after `Unavailable` you may call it again."""
-        return await self._run(jobs.command(self._rules, job_id, "approve"))
+        return await self._runner.run(jobs.command(self._rules, job_id, "approve"))
 
     async def render(self, job_id: int) -> Job:
         """Start rendering. Sent once, as `approve`."""
-        return await self._run(jobs.command(self._rules, job_id, "render"))
+        return await self._runner.run(jobs.command(self._rules, job_id, "render"))
 
     async def cancel(self, job_id: int) -> Job:
         """Cancel the job in any status. Sent once, as `approve`."""
-        return await self._run(jobs.command(self._rules, job_id, "cancel"))
-
-    async def _run(
-        self, steps: Steps[Job], on_progress: Callable[[Job], object] | None = None
-    ) -> Job:
-        reply: Reply = None
-        while True:
-            try:
-                step = steps.send(reply)
-            except StopIteration as end:
-                job: Job = end.value
-                return job
-            reply = None
-            if isinstance(step, Request):
-                reply = await self._send(step)
-            elif isinstance(step, Sleep):
-                await self._sleep(step.seconds)
-            elif isinstance(step, Update) and on_progress is not None:
-                result = on_progress(step.document)
-                if inspect.isawaitable(result):
-                    await result
-
-    async def _send(self, request: Request) -> Response | TransportError:
-        try:
-            # httpx limits each read, but not the sum of many small ones.
-            async with asyncio.timeout(request.timeout):
-                response = await self._http.request(
-                    **_httpx.arguments(request, self._address, self._credentials)
-                )
-        except _httpx.MISTAKES:
-            raise
-        except (httpx.RequestError, TimeoutError) as error:
-            return TransportError(error)
-        return _httpx.response_of(response)
+        return await self._runner.run(jobs.command(self._rules, job_id, "cancel"))

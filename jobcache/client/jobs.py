@@ -7,13 +7,15 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
-from jobcache.client.core.errors import ClientError
-from jobcache.client.core.rules import Followed
+from jobcache.client.core.errors import Unavailable, WaitTimeout
+from jobcache.client.core.messages import LARGEST_BODY
+from jobcache.client.core.responses import Older, parse_retry_after, read
+from jobcache.client.core.rules import JSON, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from jobcache.client.core.messages import Steps
+    from jobcache.client.core.messages import Response, Steps
     from jobcache.client.core.rules import Rules
 
 _JOBS = "/api/v2/jobs"
@@ -73,17 +75,46 @@ class Job:
         raise ValueError(f"id, version, status and terminal of a job cannot be {found}")
 
 
-class WaitTimeout(ClientError, TimeoutError):  # noqa: N818 - as in asyncio and httpx
-    """The job did not reach the awaited status in time. `__cause__` is the last error, if any.
+class _FollowedJob:
+    """A job to follow: only a higher version is newer."""
 
-    Attributes:
-        job: the newest version that was seen; None if there was none.
-    """
+    accept = JSON
+    credentials = True
+    largest_body = LARGEST_BODY
+    spacing = 0.0  # versions cannot grow sooner than the job changes
 
-    def __init__(self, job_id: int, job: Job | None) -> None:
-        self.job = job
-        seen = "no version was seen" if job is None else f"last seen {job.status}"
-        super().__init__(f"job {job_id}: the time to wait is over, {seen}")
+    def __init__(self, job_id: int, statuses: Collection[str]) -> None:
+        self.url = f"{_JOBS}/{job_id}"
+        self.tag: str | None = None
+        self.seen: Job | None = None
+        self.is_last = False
+        self._job_id = job_id
+        self._statuses = frozenset(statuses)
+
+    def read(self, response: Response) -> Reading:
+        """Take a response, except 304."""
+        job = read(response, self._parse)
+        before = self.seen
+        if before is not None and job.version < before.version:
+            reason = f"version {job.version} after {before.version}"
+            raise Older(Unavailable(reason), parse_retry_after(response.headers))
+        self.seen, self.tag = job, job.etag
+        self.is_last = job.terminal or job.status in self._statuses
+        return Reading(newer=before is None or job.version > before.version)
+
+    def _parse(self, response: Response) -> Job:
+        job = job_of(response)
+        if job.id != self._job_id:
+            raise ValueError(f"the response is job {job.id}")
+        return job
+
+    def begin_poll(self) -> None:
+        """Do nothing: each poll goes to the same URL."""
+
+    def expired(self) -> WaitTimeout:
+        """Return the error to raise when the time is over."""
+        last = None if self.seen is None else self.seen.status
+        return WaitTimeout(f"job {self._job_id}", self.seen, last)
 
 
 class NewJob(TypedDict, total=False):
@@ -122,23 +153,22 @@ def wait_for(
     """
     if job_id < 1:
         raise ValueError(f"no job has the number {job_id}")
-    statuses = frozenset(until)
-
-    def parse(body: bytes, etag: str | None) -> Job:
-        job = Job.parse(body, etag)
-        if job.id != job_id:
-            raise ValueError(f"the response is job {job.id}")
-        return job
-
-    followed = Followed(
-        path=f"{_JOBS}/{job_id}",
-        parse=parse,
-        is_last=lambda job: job.terminal or job.status in statuses,
-        expired=lambda seen: WaitTimeout(job_id, seen),
-    )
     return rules.follow(
-        followed, timeout=timeout, wait=wait, interval=interval, conditional=conditional
+        _FollowedJob(job_id, until),
+        timeout=timeout,
+        wait=wait,
+        interval=interval,
+        conditional=conditional,
     )
+
+
+def job_of(response: Response) -> Job:
+    """Return the job in a response.
+
+    Raises:
+        ValueError: the body is not a job.
+    """
+    return Job.parse(response.body, response.headers.get("etag"))
 
 
 def create(
@@ -148,7 +178,7 @@ def create(
     return rules.call(
         "POST",
         _JOBS,
-        Job.parse,
+        job_of,
         {"client_id": client_id, "prompt": prompt, **fields},
         headers={"Idempotency-Key": uuid.uuid4().hex if key is None else key},
         repeatable=True,
@@ -157,9 +187,9 @@ def create(
 
 def get(rules: Rules, job_id: int) -> Steps[Job]:
     """Get the current version of a job."""
-    return rules.call("GET", f"{_JOBS}/{job_id}", Job.parse, repeatable=True)
+    return rules.call("GET", f"{_JOBS}/{job_id}", job_of, repeatable=True)
 
 
 def command(rules: Rules, job_id: int, name: str) -> Steps[Job]:
     """Approve, render or cancel a job: sent once, for it has no key that makes one of two."""
-    return rules.call("POST", f"{_JOBS}/{job_id}/{name}", Job.parse, repeatable=False)
+    return rules.call("POST", f"{_JOBS}/{job_id}/{name}", job_of, repeatable=False)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Self, Unpack
 
-import httpx
-
 from jobcache.client import _httpx, jobs
-from jobcache.client.core.messages import Request, Response, Sleep, TransportError, Update
+from jobcache.client._sync_runner import SyncRunner
 from jobcache.client.core.rules import Rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from jobcache.client.core.messages import Counts, Reply, Steps
+    import httpx
+
+    from jobcache.client.core.messages import Counts
     from jobcache.client.jobs import Job
 
 
@@ -40,12 +40,9 @@ class Jobs:
         rules: Rules | None = None,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        self._address = address.rstrip("/")
-        self._credentials = _httpx.credentials(key)
-        self._ours = http is None
-        self._http = httpx.Client(limits=_httpx.LIMITS) if http is None else http
+        headers = _httpx.bearer(key)
+        self._runner = SyncRunner(http, address.rstrip("/"), headers, sleep)
         self._rules = Rules() if rules is None else rules
-        self._sleep = sleep
 
     def __enter__(self) -> Self:
         return self
@@ -55,8 +52,7 @@ class Jobs:
 
     def close(self) -> None:
         """Close the connections."""
-        if self._ours:
-            self._http.close()
+        self._runner.close()
 
     @property
     def counts(self) -> Counts:
@@ -77,11 +73,11 @@ class Jobs:
         A response that comes byte by byte can exceed `timeout`: httpx limits each read only.
         """
         steps = jobs.wait_for(self._rules, job_id, until=until, timeout=timeout, wait=wait)
-        return self._run(steps, on_progress)
+        return self._runner.run(steps, on_progress)
 
     def get(self, job_id: int) -> Job:
         """Return the current version of a job."""
-        return self._run(jobs.get(self._rules, job_id))
+        return self._runner.run(jobs.get(self._rules, job_id))
 
     def create(
         self,
@@ -92,43 +88,18 @@ class Jobs:
         **fields: Unpack[jobs.NewJob],
     ) -> Job:
         """Create a job."""
-        return self._run(jobs.create(self._rules, client_id, prompt, idempotency_key, **fields))
+        return self._runner.run(
+            jobs.create(self._rules, client_id, prompt, idempotency_key, **fields)
+        )
 
     def approve(self, job_id: int) -> Job:
         """Approve the storyboard."""
-        return self._run(jobs.command(self._rules, job_id, "approve"))
+        return self._runner.run(jobs.command(self._rules, job_id, "approve"))
 
     def render(self, job_id: int) -> Job:
         """Start rendering."""
-        return self._run(jobs.command(self._rules, job_id, "render"))
+        return self._runner.run(jobs.command(self._rules, job_id, "render"))
 
     def cancel(self, job_id: int) -> Job:
         """Cancel the job in any status."""
-        return self._run(jobs.command(self._rules, job_id, "cancel"))
-
-    def _run(self, steps: Steps[Job], on_progress: Callable[[Job], object] | None = None) -> Job:
-        reply: Reply = None
-        while True:
-            try:
-                step = steps.send(reply)
-            except StopIteration as end:
-                job: Job = end.value
-                return job
-            reply = None
-            if isinstance(step, Request):
-                reply = self._send(step)
-            elif isinstance(step, Sleep):
-                self._sleep(step.seconds)
-            elif isinstance(step, Update) and on_progress is not None:
-                on_progress(step.document)
-
-    def _send(self, request: Request) -> Response | TransportError:
-        try:
-            response = self._http.request(
-                **_httpx.arguments(request, self._address, self._credentials)
-            )
-        except _httpx.MISTAKES:
-            raise
-        except httpx.RequestError as error:
-            return TransportError(error)
-        return _httpx.response_of(response)
+        return self._runner.run(jobs.command(self._rules, job_id, "cancel"))

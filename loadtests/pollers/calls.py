@@ -56,7 +56,7 @@ class ServiceCalls:
 
     def _poll(self, request: Request, seen: Job | None, required: int) -> Response | TransportError:
         with self._session.get(
-            request.path, name=rows.NO_ANSWER, headers=request.headers, catch_response=True
+            request.url, name=rows.NO_ANSWER, headers=request.headers, catch_response=True
         ) as found:
             if found.status_code == 0:
                 return TransportError(ConnectionError(str(found.error)))

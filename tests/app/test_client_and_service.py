@@ -11,6 +11,7 @@ import pytest
 from app.devservers import free_port
 from jobcache.client import (
     AsyncJobs,
+    AsyncPoller,
     ClientError,
     Conflict,
     Forbidden,
@@ -18,6 +19,7 @@ from jobcache.client import (
     Job,
     Jobs,
     NotFound,
+    Snapshot,
     Unauthorized,
     WaitTimeout,
 )
@@ -47,6 +49,28 @@ async def test_a_job_from_its_prompt_to_its_end(start: Start) -> None:
         unfinished = await jobs.create("acme", "Another.", renderer="external")
         assert (await jobs.cancel(unfinished.id)).status == "cancelled"
         assert jobs.counts.failed == 0
+
+
+async def test_a_poller_that_knows_no_jobs_follows_one_to_its_end(start: Start) -> None:
+    async with start() as service, AsyncPoller(http=service.http) as poller:
+        body = {"client_id": "acme", "prompt": "A cat sits."}
+        begun = await service.http.post("/api/v2/jobs", json=body)
+        seen: list[Snapshot] = []
+        ready = await poller.wait_for(
+            begun,
+            until=lambda job: job.document["status"] == "storyboard_ready",
+            on_progress=seen.append,
+            timeout=20,
+        )
+        assert (ready.document["status"], ready.is_final) == ("storyboard_ready", False)
+        await service.http.post(f"/api/v2/jobs/{ready.document['id']}/approve")
+        await service.http.post(f"/api/v2/jobs/{ready.document['id']}/render")
+        done = await poller.wait_for(ready.url, on_progress=seen.append, timeout=20)
+        assert (done.document["status"], done.percent, done.is_final) == ("completed", 100, True)
+        versions = [each.document["version"] for each in seen]
+        assert versions == sorted(set(versions))
+        assert poller.counts.held > 0
+        assert poller.counts.failed == 0
 
 
 async def test_what_the_service_refuses_is_an_error_of_its_own_kind(

@@ -39,6 +39,10 @@ class NotFound(Refused):
     """404: the document does not exist, or the API key may not see it."""
 
 
+class Gone(Refused):
+    """410: the document existed, and has been deleted."""
+
+
 class Conflict(Refused):
     """409: the current state does not permit this request; the problem names the state."""
 
@@ -51,7 +55,50 @@ class Unavailable(ClientError):  # noqa: N818 - reads as what happened
     """There was no usable response. `__cause__` is the last error."""
 
 
-_BY_STATUS = {401: Unauthorized, 403: Forbidden, 404: NotFound, 409: Conflict, 422: Invalid}
+class WaitTimeout(ClientError, TimeoutError):  # noqa: N818 - as in asyncio and httpx
+    """The awaited state did not come in time. `__cause__` is the last error, if any.
+
+    Attributes:
+        seen: the newest document that was seen; None if there was none.
+    """
+
+    def __init__(self, subject: str, seen: Any, last: str | None = None) -> None:  # noqa: ANN401 - of either client
+        self.seen = seen
+        shown = "no version was seen" if last is None else f"last seen {last}"
+        super().__init__(f"{subject}: the time to wait is over, {shown}")
+
+    @property
+    def job(self) -> Any:  # noqa: ANN401 - the class of the document is known to its client only
+        """The same as `seen`: the newest version of the job, or None."""
+        return self.seen
+
+
+class BadLocation(ClientError):  # noqa: N818 - reads as what happened
+    """A response names a URL that is not followed, or none where one is needed."""
+
+
+class BodyTooLarge(ClientError):  # noqa: N818 - reads as what happened
+    """The body of a response exceeds the limit; the rest of it was not read.
+
+    Attributes:
+        url: what was requested.
+        limit: the limit in bytes, after decompression.
+    """
+
+    def __init__(self, url: str, limit: int) -> None:
+        self.url = url
+        self.limit = limit
+        super().__init__(f"{url}: the body is larger than {limit} bytes")
+
+
+_BY_STATUS = {
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    410: Gone,
+    422: Invalid,
+}
 
 
 def refusal(status: int, body: bytes) -> Refused:

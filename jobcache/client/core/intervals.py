@@ -19,8 +19,12 @@ FIRST_BACKOFF = 0.5
 LONGEST_BACKOFF = 15.0
 """The most seconds before any repetition, unless the service asks for more."""
 
-_DEFAULT_INTERVAL = 2.0  # seconds between polls if the service does not say
-_SHORTEST = 0.1  # seconds: `Retry-After: 0` does not permit polling without a pause
+DEFAULT_INTERVAL = 2.0
+"""The seconds between polls if neither the service nor the caller says."""
+
+SHORTEST = 0.1
+"""The fewest seconds between polls: `Retry-After: 0` does not permit polling without a pause."""
+
 _SLACK = 0.5  # seconds by which a request may be held shorter than was promised
 _WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,9})', re.IGNORECASE)
 
@@ -36,10 +40,18 @@ def after_failure(failures: int, retry_after: float | None, random: Callable[[],
     return backoff if retry_after is None else max(backoff, _prolonged(retry_after, random))
 
 
-def after_response(headers: Mapping[str, str], random: Callable[[], float]) -> float:
-    """Return the seconds until the next poll, after a response that was not held."""
+def after_response(
+    headers: Mapping[str, str], random: Callable[[], float], default: float = DEFAULT_INTERVAL
+) -> float:
+    """Return the seconds until the next poll, after a response that was not held.
+
+    Args:
+        headers: of the response.
+        random: numbers from 0 to below 1.
+        default: the seconds if there is no `Retry-After` that can be read.
+    """
     retry_after = parse_retry_after(headers)
-    return _prolonged(_DEFAULT_INTERVAL if retry_after is None else retry_after, random)
+    return _prolonged(default if retry_after is None else retry_after, random)
 
 
 def between(interval: float, random: Callable[[], float]) -> float:
@@ -70,4 +82,4 @@ def was_held(
 
 
 def _prolonged(seconds: float, random: Callable[[], float]) -> float:
-    return max(_SHORTEST, seconds * (1 + JITTER * random()))
+    return max(SHORTEST, seconds * (1 + JITTER * random()))

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class Versioned(Protocol):
-    """One version of a document."""
+T = TypeVar("T")
 
-    @property
-    def version(self) -> int:
-        """A number that grows with every change."""
-
-    @property
-    def etag(self) -> str | None:
-        """The entity tag of the response; None if it had none."""
-
-
-T = TypeVar("T", bound=Versioned)
+LARGEST_BODY = 16 * 1024 * 1024
+"""The most bytes of a body that is read into memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +22,22 @@ class Request:
 
     Attributes:
         method: such as `GET`.
-        path: what follows the address of the service.
+        url: the whole URL, or what follows the address of the service.
         headers: of this request; the sender adds the credentials.
         body: sent as JSON; None for none.
         timeout: seconds to wait for the whole response.
+        credentials: whether the caller's own headers, cookies and authentication may be sent, too:
+            not to another origin.
+        largest_body: the most bytes of the response's body.
     """
 
     method: str
-    path: str
+    url: str
     headers: dict[str, str]
     body: dict[str, Any] | None
     timeout: float
+    credentials: bool = True
+    largest_body: int = LARGEST_BODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +49,7 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Update(Generic[T]):
-    """Show a newer version to the caller."""
+    """Show a newer document to the caller."""
 
     document: T
 
@@ -87,7 +83,7 @@ class Counts:
         failed: requests without a response, or with one after which they are sent again.
         unchanged: responses 304.
         held: responses that the service had held.
-        updates: newer versions.
+        updates: newer documents.
         older: documents older than one seen before, which were ignored.
     """
 

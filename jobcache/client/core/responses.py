@@ -32,6 +32,10 @@ class Unusable(Exception):  # noqa: N818 - says what is the matter
         super().__init__(error, retry_after)
 
 
+class Older(Unusable):
+    """The response has a document that is older than one seen before."""
+
+
 def unusable(response: Response, reason: str) -> Unusable:
     """Return the error for a response that cannot be used."""
     return Unusable(Unavailable(reason), parse_retry_after(response.headers))
@@ -48,12 +52,12 @@ def received(reply: Reply) -> Response:
     raise Unusable(reply.error if reply is not None else Unavailable("no reply"))
 
 
-def read(response: Response, parse: Callable[[bytes, str | None], T]) -> T:
+def read(response: Response, parse: Callable[[Response], T]) -> T:
     """Return the document that a response contains.
 
     Args:
         response: the response.
-        parse: returns the document for a body and its entity tag, or raises `ValueError`.
+        parse: returns the document of a successful response, or raises `ValueError`.
 
     Raises:
         Refused: the response is a final error.
@@ -66,7 +70,7 @@ def read(response: Response, parse: Callable[[bytes, str | None], T]) -> T:
     if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         raise refusal(status, response.body)
     try:
-        return parse(response.body, response.headers.get("etag"))
+        return parse(response)
     except ValueError as error:
         raise unusable(response, str(error)) from error
 

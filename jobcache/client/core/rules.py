@@ -18,12 +18,12 @@ import random as _random
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol
 
 from jobcache.client.core import intervals
 from jobcache.client.core.errors import Unavailable
 from jobcache.client.core.messages import Counts, Request, Response, Sleep, T, Update
-from jobcache.client.core.responses import Unusable, read, received, unusable
+from jobcache.client.core.responses import Older, Unusable, read, received
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,25 +38,68 @@ LONGEST_WAIT = 60
 ANSWER_WITHIN = 10.0
 """Seconds to wait for a response, beyond those for which it may be held."""
 
-_ACCEPT = {"Accept": "application/json"}
+JSON = "application/json"
+"""The media type of the documents of jobs."""
+
+_MOST_UNPROVEN = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Followed(Generic[T]):
-    """A document to follow.
+class Reading(NamedTuple):
+    """What a response to a poll has brought.
 
     Attributes:
-        path: what follows the address of the service.
-        parse: returns the document for a body and its entity tag, or raises `ValueError`.
-        is_last: whether a version ends the wait.
-        expired: returns the error to raise when the time is over; its argument is the newest
-            version seen, or None.
+        newer: whether there is a newer document.
+        at_once: whether the next request follows without a pause, because it goes to another URL.
     """
 
-    path: str
-    parse: Callable[[bytes, str | None], T]
-    is_last: Callable[[T], bool]
-    expired: Callable[[T | None], Exception]
+    newer: bool
+    at_once: bool = False
+
+
+class Followed(Protocol[T]):
+    """A document to follow, as far as it is known.
+
+    Attributes:
+        url: of the next request.
+        tag: the entity tag of the last response from this URL; None if there is none.
+        seen: the newest document; None before the first.
+        is_last: whether that document ends the wait.
+    """
+
+    url: str
+    tag: str | None
+    seen: T | None
+    is_last: bool
+
+    @property
+    def accept(self) -> str:
+        """The media types to accept."""
+
+    @property
+    def credentials(self) -> bool:
+        """Whether the caller's credentials may be sent to `url`."""
+
+    @property
+    def largest_body(self) -> int:
+        """The most bytes of a response's body."""
+
+    @property
+    def spacing(self) -> float:
+        """The fewest seconds between two requests, however soon the responses come."""
+
+    def read(self, response: Response) -> Reading:
+        """Take a response, except 304.
+
+        Raises:
+            Refused: the response is a final error.
+            Unusable: another attempt may have a better response; `Older` counts apart.
+        """
+
+    def begin_poll(self) -> None:
+        """Note that the next request is a new poll, and not the way to where a response leads."""
+
+    def expired(self) -> Exception:
+        """Return the error to raise when the time is over."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,19 +110,21 @@ class _Progress(Generic[T]):
     deadline: float
     hold: int
     conditional: bool
-    seen: T | None = None
+    interval: float | None
+    default_interval: float
     holds: bool = True  # whether the service holds requests, as far as it has shown
+    unproven: int = 0  # responses in a row that do not show that
     failures: int = 0  # in a row
     error: Exception | None = None  # the last of them
 
     @property
     def may_be_held(self) -> bool:
         """Whether the service can be asked to hold a request."""
-        return self.hold > 0 and self.seen is not None and self.seen.etag is not None
+        return self.hold > 0 and self.followed.tag is not None
 
     def timeout(self) -> Exception:
         """Return the error for a wait whose time is over."""
-        error = self.followed.expired(self.seen)
+        error = self.followed.expired()
         error.__cause__ = self.error
         return error
 
@@ -88,16 +133,35 @@ class _Progress(Generic[T]):
         left = self.deadline - now
         if left <= 0:
             raise self.timeout()
-        headers = dict(_ACCEPT)
+        followed = self.followed
+        headers = {"Accept": followed.accept}
         limit = ANSWER_WITHIN
-        if self.conditional and self.seen is not None and self.seen.etag is not None:
-            headers["If-None-Match"] = self.seen.etag
+        if self.conditional and followed.tag is not None:
+            headers["If-None-Match"] = followed.tag
         if self.may_be_held:
             # Whole seconds, rounded up: a version that comes before the deadline counts.
             hold = min(self.hold, math.ceil(left)) if left < self.hold else self.hold
             headers["Prefer"] = f"wait={hold}"
             limit += hold
-        return Request("GET", self.followed.path, headers, None, min(limit, left))
+        return Request(
+            "GET",
+            followed.url,
+            headers,
+            None,
+            min(limit, left),
+            followed.credentials,
+            followed.largest_body,
+        )
+
+    def may_follow_at_once(self, *, held: bool, newer: bool) -> bool:
+        """Note whether a response was held; return whether the next request follows at once."""
+        if held or not newer:
+            self.holds = held
+        self.unproven = 0 if held else self.unproven + 1
+        # A document that was newer already does not show whether the service holds. A service that
+        # never does, and has a newer document each time, must not be polled without a pause.
+        doubtful = newer and self.holds and self.unproven <= _MOST_UNPROVEN
+        return held or (doubtful and self.may_be_held)
 
 
 class Rules:
@@ -121,6 +185,11 @@ class Rules:
         self._random = random
         self.counts = Counts()
 
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The clock: seconds, monotonic."""
+        return self._clock
+
     def follow(
         self,
         followed: Followed[T],
@@ -128,7 +197,9 @@ class Rules:
         timeout: float | None = None,
         wait: int = 25,
         interval: float | None = None,
+        default_interval: float = intervals.DEFAULT_INTERVAL,
         conditional: bool = True,
+        first: Response | None = None,
     ) -> Steps[T]:
         """Follow a document until its last version.
 
@@ -139,11 +210,13 @@ class Rules:
                 ask for it.
             interval: seconds between polls, give or take a tenth, whatever `Retry-After` says;
                 None obeys `Retry-After`. For comparisons: it polls too often.
+            default_interval: seconds between polls if there is no `Retry-After`.
             conditional: False requests the whole document each time, held by nobody. For
                 comparisons, too.
+            first: a response that the caller has already, in place of the first request.
 
         Yields:
-            What is to be done. Each newer version is in one `Update`, in order.
+            What is to be done. Each newer document is in one `Update`, in order.
 
         Returns:
             The last version.
@@ -158,54 +231,63 @@ class Rules:
             raise ValueError(f"timeout must be above 0 seconds, or None, not {timeout!r}")
         if not 0 <= wait <= LONGEST_WAIT:
             raise ValueError(f"wait must be 0 to {LONGEST_WAIT} seconds, not {wait!r}")
+        if not default_interval > 0:
+            raise ValueError(f"interval must be above 0 seconds, not {default_interval!r}")
         progress = _Progress(
             followed=followed,
             deadline=self._deadline(timeout),
             hold=wait if conditional else 0,
             conditional=conditional,
+            interval=interval,
+            default_interval=default_interval,
         )
-        return self._follow(progress, interval)
+        return self._follow(progress, first)
 
-    def _follow(self, progress: _Progress[T], interval: float | None) -> Steps[T]:
+    def _follow(self, progress: _Progress[T], reply: Reply) -> Steps[T]:
+        followed: Followed[T] = progress.followed
+        headers: Mapping[str, str] = {}
         while True:
             sent = self._clock()
-            request = progress.next_request(sent)
-            self.counts.requests += 1
-            reply = yield request
+            if reply is None:
+                request = progress.next_request(sent)
+                headers = request.headers
+                self.counts.requests += 1
+                reply = yield request
+            took = self._clock() - sent
             try:
-                response, document = self._read(reply, progress, request.headers)
+                response, reading = self._read(reply, followed, headers)
             except Unusable as failure:
+                followed.begin_poll()
                 progress.failures += 1
                 progress.error = failure.error
                 pause = self._after_failure(failure, progress.failures)
             else:
-                before, progress.seen = progress.seen, document
                 progress.failures, progress.error = 0, None
-                newer = before is None or document.version > before.version
-                held = intervals.was_held(
-                    request.headers, response.headers, self._clock() - sent, newer=newer
-                )
+                newer = reading.newer
+                held = intervals.was_held(headers, response.headers, took, newer=newer)
                 self.counts.held += held
-                if held or not newer:
-                    progress.holds = held
-                if newer:
+                if newer and followed.seen is not None:
                     self.counts.updates += 1
-                    yield Update(document)
-                    if progress.followed.is_last(document):
-                        return document
-                # A version that was newer already does not show whether the service holds.
-                at_once = held or (newer and progress.holds and progress.may_be_held)
-                pause = 0.0 if at_once else self._after_response(response, sent, interval)
+                    yield Update(followed.seen)
+                if followed.is_last and followed.seen is not None:
+                    return followed.seen
+                if reading.at_once:
+                    pause = 0.0
+                else:
+                    followed.begin_poll()
+                    at_once = progress.may_follow_at_once(held=held, newer=newer)
+                    pause = self._after_response(progress, response, sent, took, at_once=at_once)
             if pause and self._clock() + pause >= progress.deadline:
                 raise progress.timeout()
             if pause:
                 yield Sleep(pause)
+            reply = None
 
     def call(
         self,
         method: str,
         path: str,
-        parse: Callable[[bytes, str | None], T],
+        parse: Callable[[Response], T],
         body: dict[str, Any] | None = None,
         *,
         headers: Mapping[str, str] | None = None,
@@ -217,7 +299,7 @@ class Rules:
         Args:
             method: such as `POST`.
             path: what follows the address of the service.
-            parse: returns the document for a body and its entity tag, or raises `ValueError`.
+            parse: returns the document of a successful response, or raises `ValueError`.
             body: sent as JSON; None for none.
             headers: of this request.
             repeatable: whether the request may be sent again after a temporary failure.
@@ -238,7 +320,7 @@ class Rules:
         while True:
             limit = min(ANSWER_WITHIN, deadline - self._clock())
             self.counts.requests += 1
-            reply = yield Request(method, path, {**_ACCEPT, **(headers or {})}, body, limit)
+            reply = yield Request(method, path, {"Accept": JSON, **(headers or {})}, body, limit)
             try:
                 return read(received(reply), parse)
             except Unusable as failure:
@@ -249,22 +331,22 @@ class Rules:
             yield Sleep(pause)
 
     def _read(
-        self, reply: Reply, progress: _Progress[T], headers: Mapping[str, str]
-    ) -> tuple[Response, T]:
-        """Return the response and the newest document; raise `Refused` or `Unusable`."""
-        response, seen = received(reply), progress.seen
+        self, reply: Reply, followed: Followed[T], headers: Mapping[str, str]
+    ) -> tuple[Response, Reading]:
+        """Take a reply; raise `Refused` or `Unusable`."""
+        response = received(reply)
         if (
             response.status == HTTPStatus.NOT_MODIFIED
             and "If-None-Match" in headers
-            and seen is not None
+            and followed.seen is not None
         ):
             self.counts.unchanged += 1
-            return response, seen
-        document = read(response, progress.followed.parse)
-        if seen is not None and document.version < seen.version:
+            return response, Reading(newer=False)
+        try:
+            return response, followed.read(response)
+        except Older:
             self.counts.older += 1
-            raise unusable(response, f"version {document.version} after {seen.version}")
-        return response, document
+            raise
 
     def _after_failure(self, failure: Unusable, failures: int) -> float:
         self.counts.failed += 1
@@ -272,10 +354,22 @@ class Rules:
             logger.warning("no usable response, retrying: %r", failure.error)
         return intervals.after_failure(failures, failure.retry_after, self._random)
 
-    def _after_response(self, response: Response, sent: float, interval: float | None) -> float:
-        if interval is None:
-            return intervals.after_response(response.headers, self._random)
-        return max(0.0, sent + intervals.between(interval, self._random) - self._clock())
+    def _after_response(
+        self,
+        progress: _Progress[T],
+        response: Response,
+        sent: float,
+        took: float,
+        *,
+        at_once: bool,
+    ) -> float:
+        if at_once:
+            return max(0.0, progress.followed.spacing - took)
+        if progress.interval is None:
+            headers = response.headers
+            return intervals.after_response(headers, self._random, progress.default_interval)
+        due = sent + intervals.between(progress.interval, self._random)
+        return max(0.0, due - self._clock())
 
     def _deadline(self, timeout: float | None) -> float:
         return math.inf if timeout is None else self._clock() + timeout

@@ -42,7 +42,7 @@ from jobcache.client.core.messages import (
     Update,
 )
 from jobcache.client.core.rules import Rules
-from jobcache.client.jobs import wait_for
+from jobcache.client.jobs import job_of, wait_for
 
 FINAL = {
     301: Refused,
@@ -433,19 +433,19 @@ def test_arguments_out_of_range_are_refused(options: dict[str, Any]) -> None:
 def test_one_request_is_repeated_only_if_it_may_be() -> None:
     script = Script([(0, LOST), (0, error(503, retry_after="2")), (0, document(1))], chance=0.5)
     call = script.rules.call
-    steps = call("POST", "/x", Job.parse, {"a": 1}, headers={"K": "v"}, repeatable=True)
+    steps = call("POST", "/x", job_of, {"a": 1}, headers={"K": "v"}, repeatable=True)
     assert script.run(steps).version == 1
     assert script.pauses == pytest.approx([0.25, 2.2])
-    assert {(a.method, a.path, a.headers["K"], a.timeout) for a in script.requests} == {
+    assert {(a.method, a.url, a.headers["K"], a.timeout) for a in script.requests} == {
         ("POST", "/x", "v", 10)
     }
     once = Script([(0, LOST), (0, document(1))])
     with pytest.raises(Unavailable) as unavailable:
-        once.run(once.rules.call("POST", "/x", Job.parse, repeatable=False))
+        once.run(once.rules.call("POST", "/x", job_of, repeatable=False))
     assert unavailable.value.__cause__ is LOST.error
     late = Script([(3, LOST)] * 9, chance=0.5)
     with pytest.raises(Unavailable):
-        late.run(late.rules.call("GET", "/x", Job.parse, repeatable=True, timeout=10))
+        late.run(late.rules.call("GET", "/x", job_of, repeatable=True, timeout=10))
     assert late.now <= 1010
 
 
@@ -660,7 +660,7 @@ async def test_a_client_of_ones_own_stays_open_and_ours_does_not(kind: str) -> N
             assert not http.is_closed
         async with AsyncJobs("http://test") as ours:
             assert ours.counts.requests == 0
-        assert ours._http.is_closed
+        assert ours._runner.http.is_closed
     else:
         with httpx.Client(base_url="http://test") as http_sync:
             with Jobs("", http=http_sync):
@@ -668,7 +668,7 @@ async def test_a_client_of_ones_own_stays_open_and_ours_does_not(kind: str) -> N
             assert not http_sync.is_closed
         with Jobs("http://test") as ours_sync:
             assert ours_sync.counts.requests == 0
-        assert ours_sync._http.is_closed
+        assert ours_sync._runner.http.is_closed
 
 
 @pytest.fixture
