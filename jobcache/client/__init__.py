@@ -18,6 +18,7 @@ if find_spec("httpx") is None:
 from jobcache.client.aio import AsyncJobs
 from jobcache.client.async_poller import AsyncPoller
 from jobcache.client.core.errors import (
+    AllFailed,
     BadLocation,
     BodyTooLarge,
     ClientError,
@@ -31,18 +32,20 @@ from jobcache.client.core.errors import (
     Unavailable,
     WaitTimeout,
 )
-from jobcache.client.core.messages import Counts
+from jobcache.client.core.messages import Completed, Counts
 from jobcache.client.core.snapshots import Snapshot
 from jobcache.client.jobs import Job
 from jobcache.client.sync import Jobs
 from jobcache.client.sync_poller import Poller
 
 __all__ = [
+    "AllFailed",
     "AsyncJobs",
     "AsyncPoller",
     "BadLocation",
     "BodyTooLarge",
     "ClientError",
+    "Completed",
     "Conflict",
     "Counts",
     "Forbidden",

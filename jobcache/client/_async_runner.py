@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import httpx
 
 from jobcache.client import _httpx
-from jobcache.client.core.messages import Request, Response, Sleep, T, Update
+from jobcache.client.core.messages import Completed, Request, Response, Sleep, T, Update
+from jobcache.client.core.scheduler import Send, none_completed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from jobcache.client.core.messages import Reply, Steps, TransportError
+    from jobcache.client.core.scheduler import Scheduler
 
 
 class AsyncRunner:
@@ -60,9 +64,55 @@ class AsyncRunner:
             elif isinstance(step, Sleep):
                 await self._sleep(step.seconds)
             elif isinstance(step, Update) and on_progress is not None:
-                returned = on_progress(step.document)
-                if inspect.isawaitable(returned):
-                    await returned
+                await _show(step, on_progress)
+
+    async def as_completed(
+        self,
+        scheduler: Scheduler[T],
+        on_progress: Callable[[T], object] | None = None,
+    ) -> AsyncGenerator[Completed[T]]:
+        """Run many waits, and yield each as it ends."""
+        sending: dict[asyncio.Task[Response | TransportError], int] = {}
+        try:
+            while (step := scheduler.next()) is not None:
+                if isinstance(step, Send):
+                    sending[asyncio.create_task(self._send(step.request))] = step.wait
+                elif isinstance(step, Completed):
+                    yield step
+                elif isinstance(step, Update):
+                    if on_progress is not None:
+                        await _show(step, on_progress)
+                elif sending:
+                    timeout = None if math.isinf(step.seconds) else step.seconds
+                    first = asyncio.FIRST_COMPLETED
+                    done, _ = await asyncio.wait(sending, timeout=timeout, return_when=first)
+                    for task in done:
+                        error = task.exception()
+                        if error is not None and not isinstance(error, Exception):
+                            raise error
+                        scheduler.replied(sending.pop(task), error or task.result())
+                else:
+                    await self._sleep(step.seconds)
+        finally:
+            for task in sending:
+                task.cancel()
+            await asyncio.gather(*sending, return_exceptions=True)
+
+    async def collect(self, completed: AsyncGenerator[Completed[T]]) -> list[T]:
+        """Return the results of all waits in their order, or raise the first error."""
+        async with aclosing(completed):
+            results = {each.number: each.result() async for each in completed}
+        return [results[number] for number in sorted(results)]
+
+    async def first(self, completed: AsyncGenerator[Completed[T]]) -> T:
+        """Return the first result."""
+        errors = []
+        async with aclosing(completed):
+            async for each in completed:
+                if each.error is None:
+                    return each.result()
+                errors.append(each.error)
+        raise none_completed(errors)
 
     async def _send(self, request: Request) -> Response | TransportError:
         built, options = _httpx.build(self.http, request, self._address, self._headers)
@@ -81,3 +131,9 @@ class AsyncRunner:
         except (httpx.RequestError, TimeoutError) as error:
             return _httpx.failure(error)
         return body.response(received)
+
+
+async def _show(update: Update[T], on_progress: Callable[[T], object]) -> None:
+    returned = on_progress(update.document)
+    if inspect.isawaitable(returned):
+        await returned

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
+from contextlib import closing, suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import httpx
 
 from jobcache.client import _httpx
-from jobcache.client.core.messages import Request, Response, Sleep, T, Update
+from jobcache.client.core.messages import Completed, Request, Response, Sleep, T, Update
+from jobcache.client.core.scheduler import Send, none_completed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     from jobcache.client.core.messages import Reply, Steps, TransportError
+    from jobcache.client.core.scheduler import Scheduler
 
 
 class SyncRunner:
@@ -60,6 +66,66 @@ class SyncRunner:
                 self._sleep(step.seconds)
             elif isinstance(step, Update) and on_progress is not None:
                 on_progress(step.document)
+
+    def as_completed(
+        self,
+        scheduler: Scheduler[T],
+        on_progress: Callable[[T], object] | None = None,
+    ) -> Generator[Completed[T]]:
+        """Run many waits, and yield each as it ends.
+
+        Only requests run in threads of their own. One that nobody needs any more, because the
+        caller has stopped, ends with its response or its time limit.
+        """
+        replies: SimpleQueue[tuple[int, Reply | Exception]] = SimpleQueue()
+        sending = 0
+        while (step := scheduler.next()) is not None:
+            if isinstance(step, Send):
+                if scheduler.is_sequential:
+                    scheduler.replied(step.wait, self._attempt(step.request))
+                    continue
+                sending += 1
+                arguments = (step, replies)
+                threading.Thread(target=self._send_apart, args=arguments, daemon=True).start()
+            elif isinstance(step, Completed):
+                yield step
+            elif isinstance(step, Update):
+                if on_progress is not None:
+                    on_progress(step.document)
+            elif sending:
+                with suppress(Empty):
+                    number, reply = replies.get(
+                        timeout=None if math.isinf(step.seconds) else step.seconds
+                    )
+                    sending -= 1
+                    scheduler.replied(number, reply)
+            else:
+                self._sleep(step.seconds)
+
+    def collect(self, completed: Generator[Completed[T]]) -> list[T]:
+        """Return the results of all waits in their order, or raise the first error."""
+        with closing(completed):
+            results = {each.number: each.result() for each in completed}
+        return [results[number] for number in sorted(results)]
+
+    def first(self, completed: Generator[Completed[T]]) -> T:
+        """Return the first result."""
+        errors = []
+        with closing(completed):
+            for each in completed:
+                if each.error is None:
+                    return each.result()
+                errors.append(each.error)
+        raise none_completed(errors)
+
+    def _send_apart(self, send: Send, replies: SimpleQueue[tuple[int, Reply | Exception]]) -> None:
+        replies.put((send.wait, self._attempt(send.request)))
+
+    def _attempt(self, request: Request) -> Response | TransportError | Exception:
+        try:
+            return self._send(request)
+        except Exception as error:  # noqa: BLE001 - it ends the wait of this request
+            return error
 
     def _send(self, request: Request) -> Response | TransportError:
         built, options = _httpx.build(self.http, request, self._address, self._headers)

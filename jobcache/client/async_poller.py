@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 from jobcache.client import _httpx
 from jobcache.client._async_runner import AsyncRunner
 from jobcache.client.core.intervals import DEFAULT_INTERVAL
-from jobcache.client.core.messages import LARGEST_BODY
-from jobcache.client.core.operations import follow
+from jobcache.client.core.messages import CONNECTIONS, LARGEST_BODY
+from jobcache.client.core.operations import WaitOptions, follow, follow_all
 from jobcache.client.core.rules import Rules
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 
     import httpx
 
-    from jobcache.client.core.messages import Counts
+    from jobcache.client.core.messages import Completed, Counts
     from jobcache.client.core.snapshots import Snapshot
 
 
@@ -117,3 +117,67 @@ class AsyncPoller:
             largest_body=self._largest_body,
         )
         return await self._runner.run(steps, on_progress)
+
+    def as_completed(
+        self,
+        sources: Iterable[str | httpx.URL | httpx.Response],
+        *,
+        until: Callable[[Snapshot], object] | None = None,
+        on_progress: Callable[[Snapshot], object] | None = None,
+        timeout: float | None = None,
+        wait: int = 25,
+        interval: float = DEFAULT_INTERVAL,
+        connections: int = CONNECTIONS,
+    ) -> AsyncGenerator[Completed[Snapshot]]:
+        """Wait for many operations, and yield each as it ends, a failed wait too.
+
+        Args:
+            sources: as for `wait_for`, and so are the other arguments.
+            until: True for a snapshot ends the wait for its source.
+            on_progress: `Snapshot.source` tells which of the operations has changed.
+            timeout: seconds for all of them.
+            wait: for servers that hold requests. If there are more sources than connections,
+                requests are never held.
+            interval: seconds between polls of one source.
+            connections: the most requests at a time.
+
+        Yields:
+            `Completed`, whose `result()` returns the last snapshot or raises the error.
+
+        Raises:
+            ValueError: an argument is out of range, or a URL is not an absolute one.
+        """
+        scheduler = follow_all(
+            self._rules,
+            [(source, _httpx.start(source)) for source in sources],
+            until=until,
+            timeout=timeout,
+            wait=wait,
+            interval=interval,
+            largest_body=self._largest_body,
+            connections=connections,
+        )
+        return self._runner.as_completed(scheduler, on_progress)
+
+    async def wait_all(
+        self, sources: Iterable[str | httpx.URL | httpx.Response], **options: Unpack[WaitOptions]
+    ) -> list[Snapshot]:
+        """Wait until all operations have ended; return their last snapshots in the given order.
+
+        Takes the arguments of `as_completed`. The first error of a wait ends the others and is
+        raised: use `as_completed` to get the results of the others.
+        """
+        return await self._runner.collect(self.as_completed(sources, **options))
+
+    async def wait_any(
+        self, sources: Iterable[str | httpx.URL | httpx.Response], **options: Unpack[WaitOptions]
+    ) -> Snapshot:
+        """Wait until one operation has ended; return its last snapshot, and leave the others.
+
+        Takes the arguments of `as_completed`. Waits that fail do not count while another goes on.
+
+        Raises:
+            WaitTimeout: the time is over.
+            AllFailed: all waits have failed; if there was only one, its error.
+        """
+        return await self._runner.first(self.as_completed(sources, **options))

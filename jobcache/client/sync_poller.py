@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 from jobcache.client import _httpx
 from jobcache.client._sync_runner import SyncRunner
 from jobcache.client.core.intervals import DEFAULT_INTERVAL
-from jobcache.client.core.messages import LARGEST_BODY
-from jobcache.client.core.operations import follow
+from jobcache.client.core.messages import CONNECTIONS, LARGEST_BODY
+from jobcache.client.core.operations import WaitOptions, follow, follow_all
 from jobcache.client.core.rules import Rules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Generator, Iterable, Mapping
 
     import httpx
 
-    from jobcache.client.core.messages import Counts
+    from jobcache.client.core.messages import Completed, Counts
     from jobcache.client.core.snapshots import Snapshot
 
 
@@ -88,3 +88,42 @@ class Poller:
             largest_body=self._largest_body,
         )
         return self._runner.run(steps, on_progress)
+
+    def as_completed(
+        self,
+        sources: Iterable[str | httpx.URL | httpx.Response],
+        *,
+        until: Callable[[Snapshot], object] | None = None,
+        on_progress: Callable[[Snapshot], object] | None = None,
+        timeout: float | None = None,
+        wait: int = 25,
+        interval: float = DEFAULT_INTERVAL,
+        connections: int = CONNECTIONS,
+    ) -> Generator[Completed[Snapshot]]:
+        """Wait for many operations, and yield each as it ends, as `AsyncPoller` does.
+
+        `on_progress` is called in the caller's thread.
+        """
+        scheduler = follow_all(
+            self._rules,
+            [(source, _httpx.start(source)) for source in sources],
+            until=until,
+            timeout=timeout,
+            wait=wait,
+            interval=interval,
+            largest_body=self._largest_body,
+            connections=connections,
+        )
+        return self._runner.as_completed(scheduler, on_progress)
+
+    def wait_all(
+        self, sources: Iterable[str | httpx.URL | httpx.Response], **options: Unpack[WaitOptions]
+    ) -> list[Snapshot]:
+        """Wait until all operations have ended, as `AsyncPoller.wait_all` does."""
+        return self._runner.collect(self.as_completed(sources, **options))
+
+    def wait_any(
+        self, sources: Iterable[str | httpx.URL | httpx.Response], **options: Unpack[WaitOptions]
+    ) -> Snapshot:
+        """Wait until one operation has ended, as `AsyncPoller.wait_any` does."""
+        return self._runner.first(self.as_completed(sources, **options))

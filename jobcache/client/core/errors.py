@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobcache.errors import JobCacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class ClientError(JobCacheError):
@@ -89,6 +92,18 @@ class BodyTooLarge(ClientError):  # noqa: N818 - reads as what happened
         self.url = url
         self.limit = limit
         super().__init__(f"{url}: the body is larger than {limit} bytes")
+
+
+class AllFailed(ClientError):  # noqa: N818 - reads as what happened
+    """None of the waits had a result.
+
+    Attributes:
+        errors: one for each of them.
+    """
+
+    def __init__(self, errors: Sequence[Exception]) -> None:
+        self.errors = list(errors)
+        super().__init__("; ".join(str(error) for error in errors))
 
 
 _BY_STATUS = {

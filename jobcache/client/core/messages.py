@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
 T = TypeVar("T")
+
+CONNECTIONS = 8
+"""The most requests at a time of waits for many documents, unless the caller says."""
 
 LARGEST_BODY = 16 * 1024 * 1024
 """The most bytes of a body that is read into memory."""
@@ -70,8 +73,30 @@ class TransportError:
     error: Exception
 
 
+@dataclass(frozen=True, slots=True)
+class Completed(Generic[T]):
+    """The end of one of many waits.
+
+    Attributes:
+        number: its place among the waits, from 0.
+        source: what the caller waited for: a URL, a response, or the id of a job.
+        error: why there is no result; None if there is one.
+    """
+
+    number: int
+    source: Any
+    _result: T | None
+    error: Exception | None
+
+    def result(self) -> T:
+        """Return the last document, or raise `error`."""
+        if self.error is not None:
+            raise self.error
+        return cast("T", self._result)
+
+
 Reply: TypeAlias = Response | TransportError | None
-Steps: TypeAlias = Generator[Request | Sleep | Update[T], Reply, T]
+Steps: TypeAlias = Generator[Request | Sleep | Update[T] | Completed[T], Reply, T]
 
 
 @dataclass(slots=True)

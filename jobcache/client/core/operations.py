@@ -14,7 +14,7 @@ has ended with the first successful response that has no `Retry-After`.
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 from urllib.parse import urldefrag
 
 from jobcache.client.core.errors import BadLocation, WaitTimeout
@@ -22,10 +22,11 @@ from jobcache.client.core.intervals import SHORTEST
 from jobcache.client.core.locations import origin, resolve, shown
 from jobcache.client.core.responses import read, unusable
 from jobcache.client.core.rules import Reading
+from jobcache.client.core.scheduler import Scheduler, completing
 from jobcache.client.core.snapshots import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from jobcache.client.core.messages import Response, Steps
     from jobcache.client.core.rules import Rules
@@ -40,6 +41,17 @@ _ONCE = frozenset({302, 307})  # the next poll goes to the same URL as before
 _SAME_METHOD = frozenset({307, 308})
 _NAMES_A_URL = frozenset({HTTPStatus.CREATED, HTTPStatus.ACCEPTED})
 _RESULT_IS_THERE = frozenset({"PUT", "PATCH"})
+
+
+class WaitOptions(TypedDict, total=False):
+    """Arguments of waits for many operations, as `AsyncPoller.as_completed` describes them."""
+
+    until: Callable[[Snapshot], object] | None
+    on_progress: Callable[[Snapshot], object] | None
+    timeout: float | None
+    wait: int
+    interval: float
+    connections: int
 
 
 class WaitSource(NamedTuple):
@@ -76,6 +88,40 @@ def follow(
         default_interval=interval,
         first=started.response,
     )
+
+
+def follow_all(
+    rules: Rules,
+    operations: Sequence[tuple[object, WaitSource]],
+    *,
+    until: Callable[[Snapshot], object] | None,
+    timeout: float | None,
+    wait: int,
+    interval: float,
+    largest_body: int,
+    connections: int,
+) -> Scheduler[Snapshot]:
+    """Follow many operations over few connections.
+
+    A server holds requests only if there is a connection for each operation: otherwise those that
+    wait would keep the others from being polled.
+    """
+    held = wait if len(operations) <= connections else 0
+    waits = [
+        follow(
+            rules,
+            started,
+            until=until,
+            timeout=timeout,
+            wait=held,
+            interval=interval,
+            largest_body=largest_body,
+        )
+        for _, started in operations
+    ]
+    numbered = enumerate(zip(operations, waits, strict=True))
+    completed = [completing(number, source, steps) for number, ((source, _), steps) in numbered]
+    return Scheduler(completed, rules.clock, connections)
 
 
 class FollowedOperation:

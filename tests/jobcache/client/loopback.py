@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from jobcache.client import AsyncPoller, Poller, Snapshot
+from jobcache.client import AsyncPoller, Completed, Poller, Snapshot
 from jobcache.client.core.rules import Rules
 from tests.app.process import NO_CERTIFICATES
 
@@ -134,6 +134,15 @@ class Waits:
             # The server runs in another thread, so this one may be blocked.
             found = self.poller.wait_for(source, **options)
         return found
+
+    async def call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """Call a method that returns one result, such as `wait_all`."""
+        result = getattr(self.poller or self.open().poller, name)(*arguments, **options)
+        return await result if self.kind == "async" else result
+
+    async def as_completed(self, sources: Any, **options: Any) -> list[Completed[Snapshot]]:
+        found = (self.poller or self.open().poller).as_completed(sources, **options)
+        return [each async for each in found] if self.kind == "async" else list(found)
 
     async def close(self) -> None:
         if self.poller is not None:

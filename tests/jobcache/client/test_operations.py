@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -24,33 +24,7 @@ from jobcache.client import (
 )
 from jobcache.client.core.locations import origin, resolve, shown
 from tests.app.process import NO_CERTIFICATES
-from tests.jobcache.client.loopback import Server, Waits, reply, serving
-
-
-@pytest.fixture(scope="module")
-def servers() -> Iterator[tuple[Server, Server]]:
-    with serving() as first, serving() as second:
-        yield first, second
-
-
-@pytest.fixture
-def server(servers: tuple[Server, Server]) -> Server:
-    for each in servers:
-        each.seen.clear()
-        each._scripts.clear()
-    return servers[0]
-
-
-@pytest.fixture
-def other(servers: tuple[Server, Server], server: Server) -> Server:
-    return servers[1]
-
-
-@pytest.fixture(params=["async", "sync"])
-async def waits(request: pytest.FixtureRequest) -> AsyncIterator[Waits]:
-    made = Waits(request.param)
-    yield made
-    await made.close()
+from tests.jobcache.client.loopback import Server, Waits, reply
 
 
 async def request(method: str, url: str) -> httpx.Response:
