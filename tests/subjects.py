@@ -182,7 +182,7 @@ class SqlSubject:
         self.clock = FakeClock()
         self.backend = kind(url, clock_ms=self.clock.ms)
         if url.startswith("sqlite"):
-            event.listen(self.backend._engine.sync_engine, "connect", _never_sync)
+            event.listen(self.backend._engine.sync_engine, "connect", never_sync)
 
     async def start(self) -> None:
         await self.backend.prepare()
@@ -200,7 +200,7 @@ class SqlSubject:
         await self.backend.aclose()
 
 
-def _never_sync(connection: Any, _: object) -> None:
+def never_sync(connection: Any, _: object) -> None:
     """Spare SQLite the waits for the disk: nothing has to survive a crash."""
     cursor = connection.cursor()
     cursor.execute("PRAGMA synchronous = OFF")

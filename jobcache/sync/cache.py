@@ -29,6 +29,7 @@ from jobcache._engine.loading import as_part_of_this_load
 from jobcache._engine.options import split
 from jobcache._engine.transactions import Enclosing, check_autocommit
 from jobcache._engine.writing import Write as AsyncWrite
+from jobcache._engine.writing import WriteSteps as AsyncWriteSteps
 from jobcache._threads import refuse_eventlet
 from jobcache.backends.registry import make_backend
 from jobcache.cache import JobCache as AsyncJobCache
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from jobcache._engine.options import CacheOptions, URLOptions
-    from jobcache._engine.writing import WriteSteps
     from jobcache.lifetimes import Lifetimes
     from jobcache.models import ReadResult, ReadResults
     from jobcache.observability.statistics import Statistics
@@ -291,20 +291,53 @@ async def _statistics(cache: AsyncJobCache, _: CallingThread) -> Statistics:
     return cache.statistics
 
 
+class WriteSteps:
+    """The steps of one write, around a transaction of this thread.
+
+    They are those of `jobcache._engine.writing.WriteSteps`. If the cache is closed meanwhile, the
+    fences stay until they expire, as if the process had died.
+
+    Args:
+        loop_thread: of this process.
+    """
+
+    def __init__(self, loop_thread: LoopThread[AsyncJobCache]) -> None:
+        self._loop_thread = loop_thread
+        self._steps = loop_thread.call(_begin)
+        self.record = self._steps.record
+        self.check = self._steps.check
+
+    @_documented_as(AsyncWriteSteps.fence)
+    def fence(self, keys: Iterable[str]) -> None:
+        self._loop_thread.call(lambda _, __: self._steps.fence(keys))
+
+    @_documented_as(AsyncWriteSteps.withdraw)
+    def withdraw(self) -> None:
+        with suppress(CacheClosed):
+            self._loop_thread.call(lambda _, __: self._steps.withdraw())
+
+    @_documented_as(AsyncWriteSteps.publish)
+    def publish(self) -> None:
+        with suppress(CacheClosed):
+            self._loop_thread.call(lambda _, __: self._steps.publish())
+
+
+def begin_write(cache: JobCache) -> WriteSteps:
+    """Return the steps of a new write, for callers that take them one by one."""
+    return WriteSteps(cache._here())  # noqa: SLF001 - no method of users, as in the asynchronous cache
+
+
 @_documented_as(AsyncWrite)
 class Write(Generic[T]):
     """A write of the synchronous cache, in its block."""
 
-    def __init__(
-        self, transaction: T, steps: WriteSteps, loop_thread: LoopThread[AsyncJobCache]
-    ) -> None:
+    def __init__(self, transaction: T, steps: WriteSteps) -> None:
         self.transaction = transaction
         self._steps = steps
-        self._loop_thread = loop_thread
 
     @_documented_as(AsyncWrite.fence)
     def fence(self, *keys: str) -> None:  # noqa: D102 - documented by the decorator
-        self._loop_thread.call(lambda _, __: self._steps.fence(keys))
+        self._steps.fence(keys)
 
     @_documented_as(AsyncWrite.publish)
     def publish(self, key: str, document: Document) -> None:  # noqa: D102 - documented by the decorator
@@ -321,60 +354,46 @@ def _through(
     transaction: AbstractContextManager[T],
     keys: Sequence[str],
 ) -> Iterator[Write[T]]:
-    """Wrap a transaction of a thread; the steps are those of `WriteCoordinator.through`.
-
-    If the cache is closed meanwhile, the fences stay until they expire, as if the process had died.
-    """
-    steps = loop_thread.call(_begin)
+    """Wrap a transaction of a thread, in the steps of `WriteCoordinator.through`."""
+    steps = WriteSteps(loop_thread)
     enclosing = Enclosing(transaction)
     reached_commit = False
-
-    def publish() -> None:
-        with suppress(CacheClosed):
-            loop_thread.call(lambda _, __: steps.publish())
-
     try:
         with transaction as entered:
             on_commit = enclosing.entered(entered)
-            loop_thread.call(lambda _, __: steps.fence(keys))
-            yield Write(entered, steps, loop_thread)
+            steps.fence(keys)
+            yield Write(entered, steps)
             steps.check()
             enclosing.leaving()
             if on_commit is not None:
-                on_commit(publish)
+                on_commit(steps.publish)
             reached_commit = True
     finally:
         if not reached_commit:
-            with suppress(CacheClosed):
-                loop_thread.call(lambda _, __: steps.withdraw())
+            steps.withdraw()
     if reached_commit and on_commit is None:
         enclosing.left()
-        publish()
+        steps.publish()
 
 
 @contextmanager
 def _unwrapped(
     loop_thread: LoopThread[AsyncJobCache], keys: Sequence[str]
 ) -> Iterator[Write[None]]:
-    """Fence keys around a block of a thread; the steps are those of `WriteCoordinator.unwrapped`.
-
-    If the cache is closed meanwhile, the fences stay until they expire, as if the process had died.
-    """
+    """Fence keys around a block of a thread, in the steps of `WriteCoordinator.unwrapped`."""
     check_autocommit()
-    steps = loop_thread.call(_begin)
+    steps = WriteSteps(loop_thread)
     try:
-        loop_thread.call(lambda _, __: steps.fence(keys))
+        steps.fence(keys)
     except BaseException:
-        with suppress(CacheClosed):
-            loop_thread.call(lambda _, __: steps.withdraw())
+        steps.withdraw()
         raise
-    yield Write(None, steps, loop_thread)
+    yield Write(None, steps)
     steps.check()
-    with suppress(CacheClosed):
-        loop_thread.call(lambda _, __: steps.publish())
+    steps.publish()
 
 
-async def _begin(cache: AsyncJobCache, _: CallingThread) -> WriteSteps:
+async def _begin(cache: AsyncJobCache, _: CallingThread) -> AsyncWriteSteps:
     return cache.writes.begin()
 
 

@@ -1,0 +1,1 @@
+"""Sessions of object-relational mappers that keep the cache coherent."""

@@ -1,0 +1,145 @@
+"""A mapped class, bound to the keys and the documents of its rows."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+from sqlalchemy import inspect
+from sqlalchemy.exc import NoInspectionAvailable
+from sqlalchemy.ext.asyncio import async_sessionmaker
+from sqlalchemy.orm import Mapper
+
+from jobcache.errors import InvalidDocument, WriteMisuse
+from jobcache.loaders import with_session
+from jobcache.orm.sqlalchemy.key_template import KeyTemplate
+from jobcache.orm.sqlalchemy.versions import BindingError, version_attribute
+from jobcache.protocol.document import VERSION_LIMIT, Document
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session, sessionmaker
+
+__all__ = ["Binding", "BindingError"]
+
+T = TypeVar("T")
+
+
+class Binding(Generic[T]):
+    """Binds a mapped class to the keys and the documents of its rows.
+
+        exports = Binding(Export, key="export:{id}", document=export_document)
+
+    A class may have several bindings, with different keys. Subclasses share the bindings of their
+    base class.
+
+    Args:
+        mapped: the class. Its mapper counts the versions of its rows (`version_id_col`).
+        key: a template that names each attribute of the primary key in braces, such as
+            `export:{id}`.
+        document: makes the document of a row. It is given an object that was just loaded, in a
+            session of its own, and may load related objects. The version must be that of the
+            object. A related row that changes does not change the document before the next change
+            of this row.
+
+    Raises:
+        BindingError: the class is not mapped, has no version that grows in the order of the
+            commits, or the key does not name the primary key.
+
+    Attributes:
+        mapper: the mapper of the class.
+        version: the name of the attribute with the version.
+        tables: of the class and its base classes.
+    """
+
+    def __init__(self, mapped: type[T], *, key: str, document: Callable[[T], Document]) -> None:
+        try:
+            mapper = inspect(mapped)
+        except NoInspectionAvailable:
+            mapper = None
+        if not isinstance(mapper, Mapper):
+            raise BindingError(f"{mapped!r} is not a mapped class")
+        self.mapped = mapped
+        self.mapper: Mapper[T] = mapper
+        self.version = version_attribute(mapper)
+        self.primary_key = [
+            mapper.get_property_by_column(column).key for column in mapper.primary_key
+        ]
+        self.tables = {
+            table
+            for each in (*mapper.iterate_to_root(), *mapper.self_and_descendants)
+            for table in each.tables
+        }
+        self._template = KeyTemplate(key, self.primary_key)
+        self._document = document
+
+    def key(self, *identity: object) -> str:
+        """Return the key of the row with this primary key."""
+        return self._template.key(identity)
+
+    def read(self, session: Session, identity: tuple[Any, ...]) -> Document | None:
+        """Load a row and return its document, or None if there is no such row.
+
+        Raises:
+            InvalidDocument: the function that makes documents returned something else.
+            WriteMisuse: the document has another version than the row.
+        """
+        row = session.get(self.mapped, identity)
+        if row is None:
+            return None
+        version = getattr(row, self.version)
+        document = self._document(row)
+        name = f"{self.mapped.__name__}{identity}"
+        if not isinstance(document, Document):
+            raise InvalidDocument(
+                f"the document of {name} is of type {type(document).__name__}; it must be a"
+                " jobcache.Document"
+            )
+        if type(version) is not int or not 0 < version < VERSION_LIMIT:
+            raise WriteMisuse(f"{name} has version {version!r}; versions are integers from 1 on")
+        if document.version != version:
+            raise WriteMisuse(
+                f"the document of {name} has version {document.version}, and the row has {version}"
+            )
+        return document
+
+    @overload
+    def loader(
+        self, sessions: async_sessionmaker[Any]
+    ) -> Callable[..., Callable[[], Awaitable[Document | None]]]: ...
+    @overload
+    def loader(
+        self, sessions: sessionmaker[Any]
+    ) -> Callable[..., Callable[[], Document | None]]: ...
+    def loader(
+        self, sessions: async_sessionmaker[Any] | sessionmaker[Any]
+    ) -> Callable[..., Callable[[], Any]]:
+        """Return a function that makes the loader of a row, for `JobCache.read`.
+
+            load = exports.loader(sessions)
+            result = await cache.read(exports.key(7), load(7))
+
+        Each load opens a session of its own and closes it, so that no session of a request is used
+        by a load that other requests share.
+
+        Args:
+            sessions: an `async_sessionmaker` for `jobcache.JobCache`, a `sessionmaker` for
+                `jobcache.sync.JobCache`.
+        """
+        load: Callable[..., Any]
+        if isinstance(sessions, async_sessionmaker):
+            load = with_session(sessions, self._load)
+        else:
+            load = partial(self._load_in_thread, sessions)
+        return lambda *identity: partial(load, identity)
+
+    async def _load(self, session: AsyncSession, identity: tuple[Any, ...]) -> Document | None:
+        return await session.run_sync(self.read, identity)
+
+    def _load_in_thread(
+        self, sessions: sessionmaker[Any], identity: tuple[Any, ...]
+    ) -> Document | None:
+        with sessions() as session:
+            return self.read(session, identity)

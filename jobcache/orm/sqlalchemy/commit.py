@@ -1,0 +1,90 @@
+"""The commit of a session: fence what it changes, commit, publish."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy.orm import Session
+
+from jobcache.orm.sqlalchemy.connections import check_no_savepoint
+from jobcache.orm.sqlalchemy.steps import begin_write
+from jobcache.protocol.document import VERSION_LIMIT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from jobcache.cache import JobCache as AsyncJobCache
+    from jobcache.orm.sqlalchemy.changes import ChangedRow
+    from jobcache.orm.sqlalchemy.steps import WriteSteps
+    from jobcache.protocol.document import Document
+    from jobcache.sync.cache import JobCache as SyncJobCache
+
+_NEWEST = VERSION_LIMIT - 1
+"""The version that is published for a row whose new version is unknown, or that is gone:
+
+    W0 commits version 6; W1 deletes the row and publishes; W0 publishes version 6
+
+W0's document must not be stored, whichever version it has.
+"""
+
+
+class CommitWriter:
+    """Fences the changes of one session before each commit, and publishes them after it.
+
+    Args:
+        cache: the cache.
+    """
+
+    def __init__(self, cache: AsyncJobCache | SyncJobCache) -> None:
+        self._cache = cache
+        self._steps: WriteSteps | None = None
+        self._committed = False
+
+    def fence(self, rows: Mapping[str, ChangedRow | None]) -> None:
+        """Make the documents of the changed rows, and fence their keys.
+
+        Nothing is fenced if it raises an error.
+        """
+        check_no_savepoint({row.connection for row in rows.values() if row is not None})
+        results = {key: _result(row) for key, row in rows.items()}
+        steps = begin_write(self._cache)
+        try:
+            steps.fence(results)
+            for key, result in results.items():
+                steps.record(key, result)
+        except BaseException:
+            steps.withdraw()
+            raise
+        self._steps = steps
+
+    def withdraw(self) -> None:
+        """Remove the fences, because the commit will not be tried."""
+        steps, self._steps = self._steps, None
+        if steps is not None:
+            steps.withdraw()
+
+    def committed(self) -> None:
+        """Note that the fenced changes are committed."""
+        self._committed = True
+
+    def end(self) -> None:
+        """Publish what was committed, once the transaction has ended.
+
+        If the commit has failed, nobody knows whether it happened: the fences stay until they
+        expire.
+        """
+        steps, committed = self._steps, self._committed
+        self._steps, self._committed = None, False
+        if steps is not None and committed:
+            steps.publish()
+
+
+def _result(row: ChangedRow | None) -> Document | int:
+    if row is None:
+        return _NEWEST
+    # Read as a load would read it, because the database may have rounded numbers, or set columns.
+    with Session(row.connection, join_transaction_mode="rollback_only") as reader:
+        document = row.binding.read(reader, row.identity)
+    if document is None or document.version != row.version:
+        return _NEWEST  # changed by a trigger, or a savepoint of the connection was rolled back
+    return document

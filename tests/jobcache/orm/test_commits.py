@@ -1,0 +1,245 @@
+"""Sessions that insert, update and delete: what readers find after the commit."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm.exc import StaleDataError
+
+from jobcache import CacheOutcome, Document, JobCache
+from jobcache._engine.writing import WriteSteps
+from jobcache.orm.sqlalchemy import Binding, CoherentSession
+from tests.jobcache.orm.exports import PARTS, Export, Note, Part
+from tests.jobcache.orm.reading import bypass, hit, miss, poll, stored
+
+Sessions = async_sessionmaker[AsyncSession]
+
+
+async def insert(sessions: Sessions, export_id: int = 1) -> None:
+    async with sessions.begin() as session:
+        session.add(Export(id=export_id))
+
+
+async def update(sessions: Sessions, percent: int, export_id: int = 1) -> None:
+    async with sessions.begin() as session:
+        (await session.get_one(Export, export_id)).percent = percent
+
+
+async def test_the_poll_after_a_commit_is_a_hit(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine
+) -> None:
+    assert await poll(cache, engine) == miss(0)
+    assert await poll(cache, engine) == hit(0)
+    await insert(sessions)
+    assert await poll(cache, engine) == hit(1)
+    await update(sessions, 50)
+    assert await poll(cache, engine) == hit(2)
+    async with sessions() as session:
+        export = await session.get_one(Export, 1)
+        export.percent = 60
+        await session.commit()
+        assert await poll(cache, engine) == hit(3)
+        export.percent = 70
+        await session.flush()
+        export.percent = 80
+        await session.commit()
+    assert await poll(cache, engine) == hit(5)
+    async with sessions.begin() as session:
+        await session.delete(await session.get_one(Export, 1))
+    assert await poll(cache, engine) == miss(0)
+
+
+async def test_until_the_commit_nothing_is_fenced_or_published(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine
+) -> None:
+    await insert(sessions)
+    async with sessions() as session:
+        (await session.get_one(Export, 1)).percent = 50
+        await session.flush()
+        assert await poll(cache, engine) == hit(1)
+        await session.rollback()
+        (await session.get_one(Export, 1)).percent = 60
+        await session.flush()
+    assert await poll(cache, engine) == hit(1)
+
+
+async def test_a_commit_that_changes_no_bound_row_does_not_ask_the_cache(
+    sessions: Sessions, cache: JobCache
+) -> None:
+    async with sessions.begin() as session:
+        session.add(Note(text="a"))
+    async with sessions.begin() as session:
+        await session.scalars(select(Note))
+    assert cache.statistics.fences == 0
+
+
+async def test_the_document_is_that_of_the_row_and_not_of_the_object(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine
+) -> None:
+    """The database rounds: a document of the object would have another price."""
+    async with sessions.begin() as session:
+        session.add(Export(id=1, price=Decimal("1.23456")))
+    assert await poll(cache, engine) == hit(1)
+    document = await stored(engine, 1)
+    assert document is not None
+    assert document.body == b'{"percent": 0, "price": "1.23"}'
+
+
+async def test_an_object_without_a_net_change_is_not_published(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine
+) -> None:
+    """It was read before another transaction committed version 2, and was not updated since."""
+    await insert(sessions)
+    async with sessions() as session:
+        export = await session.get_one(Export, 1)
+        await session.commit()
+        await session.refresh(export)
+        assert (export.version, export.percent) == (1, 0)
+        if engine.dialect.name == "postgresql":
+            await update(sessions, 50)
+        export.percent = 1
+        export.percent = 0
+        fences = cache.statistics.fences
+        await session.commit()
+    assert cache.statistics.fences == fences
+    await poll(cache, engine)
+
+
+async def test_a_relationship_that_changes_the_row_publishes_it(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine
+) -> None:
+    """The part is updated, or deleted, because its export was."""
+    await insert(sessions)
+    async with sessions.begin() as session:
+        export = await session.get_one(Export, 1)
+        (await session.run_sync(lambda _: export.parts)).append(Part(name="a:b"))
+    key = PARTS.key(1, "a:b")
+    assert key == "part:1:a%3Ab"
+    load = PARTS.loader(async_sessionmaker(engine))
+    assert (await cache.read(key, load(1, "a:b"))).outcome is CacheOutcome.HIT
+    async with sessions.begin() as session:
+        await session.delete(await session.get_one(Export, 1))
+    assert (await cache.read(key, load(1, "a:b"))).missing
+    assert await poll(cache, engine) == miss(0)
+
+
+async def test_an_update_of_an_older_version_fails_and_costs_the_cache_nothing(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine
+) -> None:
+    await insert(sessions)
+    async with sessions() as first:
+        export = await first.get_one(Export, 1)
+        await first.commit()
+        await first.refresh(export)
+        first.expunge(export)
+    await update(sessions, 50)
+    async with sessions() as second:
+        second.add(export)
+        export.percent = 60
+        with pytest.raises(StaleDataError):
+            await second.commit()
+    assert await poll(cache, engine) == hit(2)
+
+
+async def test_a_row_that_is_deleted_and_added_again_in_one_transaction(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine
+) -> None:
+    await insert(sessions)
+    async with sessions.begin() as session:
+        await session.delete(await session.get_one(Export, 1))
+        session.add(Export(id=1, percent=7))
+    assert await poll(cache, engine) == hit(2)
+    async with sessions.begin() as session:
+        await session.delete(await session.get_one(Export, 1))
+        await session.flush()
+        session.add(Export(id=1, percent=8))
+    await poll(cache, engine)
+
+
+async def test_readers_between_fence_and_publish_ask_the_database(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await insert(sessions)
+    begin = cache.writes.begin
+    publish_now, fenced = asyncio.Event(), asyncio.Event()
+
+    def delayed() -> WriteSteps:
+        steps = begin()
+        publish = steps.publish
+
+        async def publish_later() -> None:
+            fenced.set()
+            await publish_now.wait()
+            await publish()
+
+        steps.publish = publish_later
+        return steps
+
+    monkeypatch.setattr(type(cache.writes), "begin", lambda _: delayed())
+    writing = asyncio.create_task(update(sessions, 50))
+    await fenced.wait()
+    assert await poll(cache, engine) == bypass(2)
+    publish_now.set()
+    await writing
+    assert await poll(cache, engine) == hit(2)
+
+
+async def test_a_process_that_dies_before_it_publishes_leaves_the_fence(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await insert(sessions)
+
+    async def die(_: object) -> None:
+        raise SystemError("killed")
+
+    begin = cache.writes.begin
+
+    def dying(_: object) -> WriteSteps:
+        steps = begin()
+        steps.publish = die.__get__(steps)
+        return steps
+
+    monkeypatch.setattr(type(cache.writes), "begin", dying)
+    with pytest.raises(SystemError, match="killed"):
+        await update(sessions, 50)
+    assert await poll(cache, engine) == bypass(2)
+
+
+async def test_a_commit_that_fails_leaves_the_fence(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows whether it happened."""
+    await insert(sessions)
+    dialect = engine.sync_engine.dialect
+    commit = dialect.do_commit
+
+    def fail(connection: object) -> None:
+        commit(connection)
+        raise ConnectionError("the answer was lost")
+
+    monkeypatch.setattr(dialect, "do_commit", fail)
+    with pytest.raises(ConnectionError):
+        await update(sessions, 50)
+    monkeypatch.setattr(dialect, "do_commit", commit)
+    assert await poll(cache, engine) == bypass(2)
+
+
+async def test_wrong_documents_roll_the_transaction_back(
+    engine: AsyncEngine, cache: JobCache
+) -> None:
+    for document, message in (
+        (lambda export: Document(export.version + 1, "", b""), "version 2, and the row has 1"),
+        (lambda export: b"", "must be a jobcache.Document"),
+    ):
+        bad = Binding(Export, key="bad:{id}", document=document)
+        sessions = async_sessionmaker(
+            engine, sync_session_class=CoherentSession, cache=cache, bindings=[bad]
+        )
+        with pytest.raises(Exception, match=message):
+            await insert(sessions)
+        assert await stored(engine, 1) is None
+    assert cache.statistics.fences == 0
