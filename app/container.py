@@ -134,7 +134,7 @@ async def running(services: Services) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            services.held.drain()
+            services.held.shutdown.close()
             if services.keys is not None:
                 await services.keys.aclose()
             await services.runner.aclose()

@@ -16,12 +16,11 @@ from app.auth.openapi import describe
 from app.http import loopback_only, openapi, problems
 from app.http.body_limit import BodyLimit
 from app.http.common_headers import CommonHeaders
-from app.http.draining import ListeningWatch
 from app.http.forwarded import TrustedProxies, read_prefix
 from app.http.front import Front
 from app.http.garbage_collection import tune_garbage_collection
 from app.http.hosts import LOOPBACK, AllowedHosts, read_hosts
-from app.http.lifespan_state import DRAIN, FAST_PATH, LIMITS
+from app.http.lifespan_state import FAST_PATH, LIMITS
 from app.http.origins import read_origins
 from app.http.routing import with_heads
 from app.jobs import problems as job_problems
@@ -55,14 +54,12 @@ class Application(FastAPI):
         fast_path: answers polls.
         front: the outermost middleware, for all other requests.
         local_only: whether to answer on loopback only.
-        watch: notices when the server stops listening.
         started: True once it has been started. It may be stopped, and started again.
     """
 
     fast_path: PollFastPath
     front: Front
     local_only: bool
-    watch: ListeningWatch
     started: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,8 +67,6 @@ class Application(FastAPI):
         if scope["type"] == "lifespan":
             await super().__call__(scope, receive, partial(_say_briefly, send))
             return
-        if not self.watch.begun:
-            self.watch.begin(scope.get("server"))
         if self.local_only and not loopback_only.is_local(scope.get("server")):
             await loopback_only.refuse(scope, receive, send)
             return
@@ -135,12 +130,9 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
                 yield {} if state is None else state
             return
         this.started = True
-        try:
-            async with container.running(services):
-                shared: dict[str, Any] = {DRAIN: services.held.drain, LIMITS: limits}
-                yield {**shared, FAST_PATH: fast_path} if chosen.fast_protocol else shared
-        finally:
-            this.watch.close()
+        async with container.running(services):
+            shared: dict[str, Any] = {LIMITS: limits}
+            yield {**shared, FAST_PATH: fast_path} if chosen.fast_protocol else shared
 
     app = Application(
         title="jobcache",
@@ -163,7 +155,6 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
         closes_upgrades=closes_upgrades,
     )
     app.local_only = local_only
-    app.watch = ListeningWatch(services.held.drain)
     problems.install(app)
     job_problems.install(app)
     for router in (

@@ -34,7 +34,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.http.early_responses import announced
 from app.http.header_limits import RequestRefused, check_fields, check_head
-from app.http.lifespan_state import drain
 from app.http.limited_connection import DEFAULT_LIMITS, limit_connection
 from app.http.limits import BACKLOG_BYTES, BODY_BYTES, HEAD_BYTES, HEADERS, URL_BYTES, Wait
 
@@ -124,12 +123,8 @@ class Exchange(HttpToolsProtocol):
         self._advance()
 
     def shutdown(self) -> None:
-        """End held requests, and close the connection after the response that is under way.
-
-        uvicorn calls this before it waits for the responses that are under way.
-        """
+        """Close the connection after the response that is under way."""
         self._stopping = True
-        drain(self.app_state)
         if self._guarded.is_closing():
             self._guarded.abort()
             return

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from app.http.lifespan_state import drain
 from app.http.limited_connection import limit_connection
 from app.http.limits import (
     BACKLOG_BYTES,
@@ -179,9 +178,8 @@ class LimitedH11Protocol(H11Protocol):
             self._rewatch()
 
     def shutdown(self) -> None:
-        """End held requests, and close the connection after the response that is under way."""
+        """Close the connection after the response that is under way."""
         self._stopping = True
-        drain(self.app_state)
         if self._guarded.is_closing():
             self._guarded.abort()
             return

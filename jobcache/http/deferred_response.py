@@ -16,12 +16,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-    from typing import Any
-
     from starlette.types import ASGIApp, Receive, Scope, Send
-
-    Responder = Callable[[str, Receive, Send], Coroutine[Any, Any, None]]
 
 _DEFERRED = "jobcache.http.deferred_response"
 
@@ -30,11 +25,10 @@ class DeferredResponse(Response):
     """A response that `DeferredResponseMiddleware` sends.
 
     Args:
-        answer: sends the response. Its arguments are the request's path, and `receive` and `send`
-            of ASGI. It should keep nothing of the request that it does not need.
+        answer: sends the response. It should keep nothing of the request that it does not need.
     """
 
-    def __init__(self, answer: Responder) -> None:
+    def __init__(self, answer: ASGIApp) -> None:
         super().__init__()
         self._answer = answer
 
@@ -54,8 +48,8 @@ class DeferredResponseMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        deferred: list[Responder] = []
+        deferred: list[ASGIApp] = []
         # A scope of its own, because the framework keeps the parsed request in it.
         await self._app({**scope, _DEFERRED: deferred}, receive, send)
         for answer in deferred:
-            await answer(scope["path"], receive, send)
+            await answer(scope, receive, send)

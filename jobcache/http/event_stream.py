@@ -30,7 +30,7 @@ from jobcache.protocol.document import VERSION_LIMIT
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from starlette.types import Message, Receive, Send
+    from starlette.types import Message, Receive, Scope, Send
 
     from jobcache.http.conditional_get import Rewrite
     from jobcache.http.held_requests import HeldRequests
@@ -134,7 +134,7 @@ class EventStreams:
                 if is_final(newer):
                     return
             left = until - now()
-            if left <= 0 or self.held.draining:
+            if left <= 0 or self.held.shutdown.begun:
                 return
             try:
                 newer = await document.wait_for_newer(seen, min(self._heartbeat, left))
@@ -151,7 +151,7 @@ class EventStreams:
         self,
         events: AsyncGenerator[bytes],
         name: str,
-        path: str,
+        scope: Scope,
         receive: Receive,
         send: Send,
         *,
@@ -159,9 +159,9 @@ class EventStreams:
     ) -> None:
         """Send events until they end or the client disconnects; 503 if there is no slot for it."""
         request = HeldRequest(caller)
-        with self.held.slot("streams", name, request) as has_slot:
+        with self.held.slot("streams", name, scope.get("server"), request) as has_slot:
             if not has_slot:
-                await self._full(path)({"type": "http"}, receive, send)
+                await self._full(scope["path"])({"type": "http"}, receive, send)
                 return
             with suppress(ClientGone):
                 try:

@@ -12,11 +12,15 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from jobcache.http.shutdown import Shutdown
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from typing import Any
 
     from starlette.types import Receive
+
+    from jobcache.http.shutdown import Server
 
     Kind = Literal["waits", "streams"]
 
@@ -54,12 +58,12 @@ class HeldRequests:
     Args:
         most: the limit for all callers together. A caller that has a name gets at most half of the
             slots, so that there is always room for others.
-        end_waits: called once, when the process is about to end; ends all waits, as
+        end_waits: called once, when the process begins to shut down; ends all waits, as
             `JobCache.cancel_waiters` does.
         admits: tells whether a caller who was admitted earlier would still be admitted.
 
     Attributes:
-        draining: True once the process is about to end. No request is held any more.
+        shutdown: ends the waits. No request is held any more once it has begun.
         admits: as given.
     """
 
@@ -70,25 +74,27 @@ class HeldRequests:
         admits: Callable[[Any], bool] = lambda _: True,
     ) -> None:
         self.most = most
-        self.draining = False
         self.admits = admits
-        self._end_waits = end_waits
+        self.shutdown = Shutdown(end_waits)
         self._kinds: Counter[str] = Counter()
         self._names: Counter[str] = Counter()
         self._requests: set[HeldRequest] = set()
 
     @contextmanager
-    def slot(self, kind: Kind, name: str, request: HeldRequest | None = None) -> Iterator[bool]:
+    def slot(
+        self, kind: Kind, name: str, server: Server, request: HeldRequest | None = None
+    ) -> Iterator[bool]:
         """Take a slot while the block runs. Yield False if there is none for this caller.
 
         Args:
             kind: of request.
             name: of the caller, to count by.
+            server: `scope["server"]` of the request.
             request: ended early if the caller would no longer be admitted.
         """
         # If its key was revoked after the caller was admitted, no later review would find that.
         revoked = request is not None and not self._admitted(request)
-        if self.draining or revoked or not self._has_room_for(name):
+        if revoked or not self._has_room_for(name):
             yield False
             return
         self._kinds[kind] += 1
@@ -96,7 +102,8 @@ class HeldRequests:
         if request is not None:
             self._requests.add(request)
         try:
-            yield True
+            with self.shutdown.watched(server):
+                yield not self.shutdown.begun
         finally:
             if request is not None:
                 self._requests.discard(request)
@@ -109,12 +116,6 @@ class HeldRequests:
         if self._kinds.total() >= self.most:
             return False
         return name == "" or self._names[name] < max(1, self.most // 2)
-
-    def drain(self) -> None:
-        """End all held requests, because the process is about to end. Safe to call again."""
-        if not self.draining:
-            self.draining = True
-            self._end_waits()
 
     def review(self) -> None:
         """End the requests of callers who would no longer be admitted."""

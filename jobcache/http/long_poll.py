@@ -15,7 +15,7 @@ from jobcache.http.polled_document import NotVisible
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from starlette.types import Receive, Send
+    from starlette.types import Receive, Scope, Send
 
     from jobcache.http.held_requests import HeldRequests
     from jobcache.http.polled_document import PolledDocument
@@ -54,18 +54,18 @@ class LongPoll:
     name: str = ""
     refused: Callable[[str], Response] = refused
 
-    async def answer(self, path: str, receive: Receive, send: Send) -> None:
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Wait for a newer version if there is a slot, then answer."""
         result = self.result
         applied: Headers = []
         request = HeldRequest(self.caller)
-        with self.held.slot("waits", self.name, request) as has_slot:
+        with self.held.slot("waits", self.name, scope.get("server"), request) as has_slot:
             if has_slot:
                 applied = [(b"preference-applied", b"wait=%d" % self.seconds)]
                 try:
                     result = await self._newer(receive, request)
                 except Revoked:
-                    await self.refused(path)({"type": "http"}, receive, send)
+                    await self.refused(scope["path"])({"type": "http"}, receive, send)
                     return
         reply = respond(
             result, self.if_none_match, self.accept_encoding, rewrite=self.document.rewrite

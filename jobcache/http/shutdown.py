@@ -159,6 +159,8 @@ def _chain_handlers() -> dict[signal.Signals, _ChainedHandler]:
     numbers = [signal.SIGINT, signal.SIGTERM]
     if sys.platform == "win32":
         numbers.append(signal.SIGBREAK)
+    else:
+        numbers.append(signal.SIGQUIT)  # gunicorn sends it to its workers
     chained = {}
     for number in numbers:
         previous = signal.getsignal(number)

@@ -43,6 +43,11 @@ SERVERS = {
     "gunicorn": GUNICORN,
     "gunicorn, 2 workers": (*GUNICORN, "-w", "2"),
     "gunicorn, preloaded": (*GUNICORN, "-w", "2", "--preload"),
+    "hypercorn": (
+        *(*PYTHON, "hypercorn", "app.main:from_environment()", "--bind", "127.0.0.1:{port}"),
+        *("--graceful-timeout", "60"),
+    ),
+    "granian": (*PYTHON, "granian", "--interface", "asgi", "--port", "{port}", "app.main:app"),
     "fastapi run": FASTAPI,
     "fastapi run, a path": (*FASTAPI, str(ROOT / "app" / "main.py")),
 }
@@ -78,9 +83,13 @@ async def held(process: Process, expected: int) -> None:
 @pytest.mark.parametrize(
     "server",
     [
-        *("uvicorn", "uvicorn, 2 workers", "uvicorn, h11"),
-        *("gunicorn", "gunicorn, preloaded", "fastapi run"),
+        *("uvicorn", "uvicorn, h11", "gunicorn", "gunicorn, preloaded"),
+        # In short runs `test_shutdown_of_servers.py` covers these.
+        pytest.param("uvicorn, 2 workers", marks=pytest.mark.long),
         pytest.param("gunicorn, 2 workers", marks=pytest.mark.long),
+        pytest.param("hypercorn", marks=pytest.mark.long),
+        pytest.param("granian", marks=pytest.mark.long),
+        pytest.param("fastapi run", marks=pytest.mark.long),
         pytest.param("fastapi run, a path", marks=pytest.mark.long),
     ],
 )

@@ -110,12 +110,9 @@ async def ended(service: Service, job: dict[str, int]) -> list[bytes]:
     """Return the responses to a stream and a long poll of a server on h11 that is stopped."""
     app = service.http._transport.app  # type: ignore[attr-defined]
 
-    class Protocol(LimitedH11Protocol):
-        def __init__(self, *arguments: object, app_state: object, **named: object) -> None:
-            state = {"drain": service.services.held.drain}  # as of a lifespan, which runs already
-            super().__init__(*arguments, app_state=state, **named)  # type: ignore[arg-type]
-
-    config = uvicorn.Config(app, host=HOST, port=0, lifespan="off", log_config=None, http=Protocol)
+    config = uvicorn.Config(
+        app, host=HOST, port=0, lifespan="off", log_config=None, http=LimitedH11Protocol
+    )
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())
     while not server.started:
@@ -131,12 +128,11 @@ async def ended(service: Service, job: dict[str, int]) -> list[bytes]:
     return received
 
 
-async def test_while_draining_no_request_is_held(start: Start) -> None:
+async def test_during_a_shutdown_no_request_is_held(start: Start) -> None:
     async with start() as service, asyncio.timeout(60):
         job = await service.rendering()
         headers = {"If-None-Match": f'"{job["version"]}-0"', "Prefer": "wait=60"}
-        service.services.held.drain()
-        service.services.held.drain()  # each connection says so
+        service.services.held.shutdown.begin()
         answer = await service.http.get(f"/api/v2/jobs/{job['id']}", headers=headers)
         assert answer.status_code == 304
         assert "preference-applied" not in answer.headers
@@ -144,6 +140,6 @@ async def test_while_draining_no_request_is_held(start: Start) -> None:
         assert stream.status_code == 503
 
 
-def test_the_protocol_is_one_that_drains() -> None:
+def test_the_fast_path_of_the_protocol_can_be_switched_off() -> None:
     assert protocol().__name__ == "FastPathProtocol"
     assert protocol(fast=False).__name__ == "Exchange"

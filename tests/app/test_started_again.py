@@ -46,7 +46,7 @@ async def _run(app: Application) -> None:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             assert (await http.get("/readyz")).status_code == 200
-            assert not app.state.services.held.draining
+            assert not app.state.services.held.shutdown.begun
             body = {"client_id": "acme", "prompt": "A cat sits."}
             made = await http.post("/api/v2/jobs", json=body)
             assert made.status_code == 202, made.text

@@ -16,6 +16,8 @@ from tests.app.keyed import Keyed, keyed
 from tests.app.running import Start, choosing
 from tests.app.test_disconnects import listening
 
+HERE = ("localhost", 80)
+
 
 async def until_held(access: Keyed, waits: int, streams: int) -> None:
     held = access.service.services.held
@@ -142,9 +144,9 @@ async def test_a_client_with_a_revoked_key_is_not_held(start: Start, tmp_path: P
         token = access.callers["own"]["Authorization"].removeprefix("Bearer ").encode()
         caller = services.keys.ring.identify(token)
         assert caller is not None
-        with services.held.slot("waits", caller.name, HeldRequest(caller)) as held:
+        with services.held.slot("waits", caller.name, HERE, HeldRequest(caller)) as held:
             assert held
         access.file.write_text(without(access, "own"))
         await services.keys.refresh()
-        with services.held.slot("waits", caller.name, HeldRequest(caller)) as held:
+        with services.held.slot("waits", caller.name, HERE, HeldRequest(caller)) as held:
             assert not held

@@ -17,6 +17,7 @@ from tests.app.keyed import keyed
 from tests.app.running import Service, Start, choosing
 from tests.app.test_disconnects import listening
 
+HERE = ("localhost", 80)
 on_redis = pytest.mark.parametrize("backend_environment", ["redis"], indirect=True)
 
 
@@ -197,9 +198,9 @@ async def test_beyond_the_limit_polls_are_answered_at_once(start: Start, tmp_pat
 async def test_one_caller_is_given_half_of_the_places(start: Start, tmp_path: Path) -> None:
     async with keyed(start, tmp_path / "keys", JOBCACHE_MAX_HELD_REQUESTS="2") as access:
         held = access.service.services.held
-        with held.slot("waits", "acme") as first, held.slot("streams", "acme") as second:
-            assert (first, second) == (True, False)
-            with held.slot("waits", "umbrella") as other:
+        with held.slot("waits", "acme", HERE) as one, held.slot("streams", "acme", HERE) as two:
+            assert (one, two) == (True, False)
+            with held.slot("waits", "umbrella", HERE) as other:
                 assert other
         assert held.counts() == {"waits": 0, "streams": 0, "most": 2}
 

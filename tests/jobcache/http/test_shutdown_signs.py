@@ -17,6 +17,7 @@ import pytest
 from jobcache.http.shutdown import Shutdown
 
 LIMIT = 60  # seconds
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 
 
 class Server:
@@ -32,7 +33,7 @@ class Server:
 @pytest.fixture
 def server() -> Iterator[Server]:
     made = Server()
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: signal.getsignal(each) for each in SIGNALS}
     for each in before:
         signal.signal(each, made.handle_exit)
     try:
@@ -140,7 +141,7 @@ async def test_a_signal_suffices_if_the_socket_stays_open(server: Server) -> Non
 async def test_a_signal_suffices_where_no_socket_is_found(server: Server) -> None:
     ended = Ended()
     with Shutdown(ended).watched(("testserver", 80)):
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGQUIT)
         await ended.wait()
 
 
@@ -209,8 +210,7 @@ async def test_the_handler_before_it_stays_visible_and_is_restored(server: Serve
         assert getattr(chained, "__self__") is server, "where sse-starlette looks"  # noqa: B009
     shutdown.close()
     assert shutdown.begun
-    assert signal.getsignal(signal.SIGTERM) == server.handle_exit
-    assert signal.getsignal(signal.SIGINT) == server.handle_exit
+    assert {signal.getsignal(each) for each in SIGNALS} == {server.handle_exit}
 
 
 async def test_a_handler_that_was_chained_later_stays(server: Server) -> None:
