@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Delete, Insert, Update, inspect
+from sqlalchemy import Delete, Insert, Update
 
 from jobcache.errors import WriteMisuse
 from jobcache.orm.sqlalchemy.tracker import check_delete
@@ -45,7 +45,7 @@ def execute_bulk(tracker: ChangeTracker, state: ORMExecuteState) -> Result[Any] 
     binding = next((each for each in tracker.bindings if table in each.tables), None)
     if binding is None:
         return None
-    position = _check(statement, state, binding)
+    _check(statement, state, binding)
     mapper: Mapper[Any] = binding.mapper
     connection = state.session.connection(bind_arguments={"mapper": mapper})
     tracker.check(mapper, connection)
@@ -54,18 +54,21 @@ def execute_bulk(tracker: ChangeTracker, state: ORMExecuteState) -> Result[Any] 
     if isinstance(statement, Update):
         version = getattr(binding.mapped, binding.version)
         statement = statement.values({binding.version: version + 1})
+    identity = [
+        getattr(binding.mapped, name).label(f"jobcache_{name}") for name in binding.primary_key
+    ]
     # The objects of the session are refreshed, or their next update would find another version.
-    frozen = state.invoke_statement(
-        statement, execution_options={"populate_existing": True}
-    ).freeze()
+    result = state.invoke_statement(
+        statement.returning(*identity), execution_options={"populate_existing": True}
+    )
+    wanted = len(result.keys()) - len(identity)
+    frozen = result.freeze()
     for row in frozen():
-        identity = inspect(row[position]).identity
-        tracker.outdated(mapper, identity)
-    return frozen()
+        tracker.outdated(mapper, row[wanted:])
+    return frozen().columns(*range(wanted))
 
 
-def _check(statement: Any, state: ORMExecuteState, binding: Binding[Any]) -> int:  # noqa: ANN401 - of three types
-    """Return the position of the changed objects in the rows that the statement returns."""
+def _check(statement: Any, state: ORMExecuteState, binding: Binding[Any]) -> None:  # noqa: ANN401 - of three types
     name = binding.mapped.__name__
     many = isinstance(state.parameters, list)
     if (
@@ -82,9 +85,7 @@ def _check(statement: Any, state: ORMExecuteState, binding: Binding[Any]) -> int
             f"ON CONFLICT or ON DUPLICATE KEY may change rows of {name} without their versions:"
             " load the object, and change it or add another one"
         )
-    for position, description in enumerate(statement.returning_column_descriptions):
-        if description.get("expr") is binding.mapped:
-            return position
-    raise WriteMisuse(
-        f"this statement does not say which rows of {name} it changes: add .returning({name})"
-    )
+    if not statement.exported_columns:
+        raise WriteMisuse(
+            f"this statement does not say which rows of {name} it changes: add .returning({name})"
+        )

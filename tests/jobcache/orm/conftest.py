@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -25,21 +25,27 @@ from tests.sqlite_threads import sqlite_threads_ended
 from tests.subjects import never_sync
 
 
+@pytest.fixture(scope="session")
+def postgres_url(postgres: PostgresServer) -> str:
+    """A database for the tables of these tests, which are created once."""
+    postgres.create_database("orm")
+    return postgres.url("orm")
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[AsyncEngine]:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'exports.db'}"
+    """A database with empty tables. SQLite does not wait for its lock: no test needs that."""
     if request.param == "postgres":
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.url()
-    made = create_async_engine(url)
-    if request.param == "sqlite":
+        made = create_async_engine(request.getfixturevalue("postgres_url"))
+    else:
+        url = f"sqlite+aiosqlite:///{tmp_path / 'exports.db'}"
+        made = create_async_engine(url, connect_args={"timeout": 0})
         event.listen(made.sync_engine, "connect", never_sync)
     async with made.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
+        if request.param == "postgres":
+            await connection.execute(text("TRUNCATE orm_exports, orm_parts, orm_notes"))
     yield made
-    if request.param == "postgres":
-        async with made.begin() as connection:
-            await connection.run_sync(Base.metadata.drop_all)
     await made.dispose()
     await sqlite_threads_ended()
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from jobcache import CacheOutcome, Document, JobCache
 from jobcache._engine.writing import WriteSteps
 from jobcache.orm.sqlalchemy import Binding, CoherentSession
+from tests.cancelling import CancelledAt
 from tests.jobcache.orm.exports import PARTS, Export, Note, Part
 from tests.jobcache.orm.reading import bypass, hit, miss, poll, stored
 
@@ -243,3 +244,33 @@ async def test_wrong_documents_roll_the_transaction_back(
             await insert(sessions)
         assert await stored(engine, 1) is None
     assert cache.statistics.fences == 0
+
+
+async def test_a_commit_that_is_cancelled_at_any_wait_is_never_stale(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine
+) -> None:
+    await insert(sessions)
+
+    async def change() -> None:
+        async with sessions() as session:
+            (await session.get_one(Export, 1)).percent += 1
+            await session.commit()
+
+    async def cancelled(number: int, *, late: bool) -> int:
+        await poll(cache, engine)
+        changing = CancelledAt(change(), number, late=late)
+        await asyncio.gather(_awaited(changing), return_exceptions=True)
+        await poll(cache, engine)
+        await cache.invalidate_all()  # a fence may have been left
+        return changing.waits
+
+    for late in (False, True):
+        number = 1
+        while await cancelled(number, late=late) >= number:
+            number += 1
+        assert number > 3
+    assert "out connections: 0" in engine.pool.status()
+
+
+async def _awaited(work: CancelledAt) -> None:
+    await work
