@@ -291,7 +291,7 @@ async def _statistics(cache: AsyncJobCache, _: CallingThread) -> Statistics:
     return cache.statistics
 
 
-class WriteSteps:
+class BlockingWriteSteps:
     """The steps of one write, around a transaction of this thread.
 
     They are those of `jobcache._engine.writing.WriteSteps`. If the cache is closed meanwhile, the
@@ -322,16 +322,16 @@ class WriteSteps:
             self._loop_thread.call(lambda _, __: self._steps.publish())
 
 
-def begin_write(cache: JobCache) -> WriteSteps:
+def begin_write(cache: JobCache) -> BlockingWriteSteps:
     """Return the steps of a new write, for callers that take them one by one."""
-    return WriteSteps(cache._here())  # noqa: SLF001 - no method of users, as in the asynchronous cache
+    return BlockingWriteSteps(cache._here())  # noqa: SLF001 - no method of users, as in the asynchronous cache
 
 
 @_documented_as(AsyncWrite)
 class Write(Generic[T]):
     """A write of the synchronous cache, in its block."""
 
-    def __init__(self, transaction: T, steps: WriteSteps) -> None:
+    def __init__(self, transaction: T, steps: BlockingWriteSteps) -> None:
         self.transaction = transaction
         self._steps = steps
 
@@ -355,7 +355,7 @@ def _through(
     keys: Sequence[str],
 ) -> Iterator[Write[T]]:
     """Wrap a transaction of a thread, in the steps of `WriteCoordinator.through`."""
-    steps = WriteSteps(loop_thread)
+    steps = BlockingWriteSteps(loop_thread)
     enclosing = Enclosing(transaction)
     reached_commit = False
     try:
@@ -382,7 +382,7 @@ def _unwrapped(
 ) -> Iterator[Write[None]]:
     """Fence keys around a block of a thread, in the steps of `WriteCoordinator.unwrapped`."""
     check_autocommit()
-    steps = WriteSteps(loop_thread)
+    steps = BlockingWriteSteps(loop_thread)
     try:
         steps.fence(keys)
     except BaseException:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from jobcache.cache import JobCache as AsyncJobCache
     from jobcache.orm.sqlalchemy.changes import ChangedRow
-    from jobcache.orm.sqlalchemy.steps import WriteSteps
+    from jobcache.orm.sqlalchemy.steps import SessionWriteSteps
     from jobcache.protocol.document import Document
     from jobcache.sync.cache import JobCache as SyncJobCache
 
@@ -37,7 +37,7 @@ class CommitWriter:
 
     def __init__(self, cache: AsyncJobCache | SyncJobCache) -> None:
         self._cache = cache
-        self._steps: WriteSteps | None = None
+        self._steps: SessionWriteSteps | None = None
         self._committed = False
 
     def fence(self, rows: Mapping[str, ChangedRow | None]) -> None:

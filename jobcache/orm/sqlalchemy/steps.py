@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jobcache.sync.cache import JobCache as SyncJobCache
 
 
-class WriteSteps(Protocol):
+class SessionWriteSteps(Protocol):
     """The steps of a write, as `jobcache._engine.writing.WriteSteps` defines them."""
 
     def fence(self, keys: Iterable[str]) -> None:
@@ -55,7 +55,7 @@ class _AwaitedSteps:
         await_(self._steps.publish())
 
 
-def begin_write(cache: AsyncJobCache | SyncJobCache) -> WriteSteps:
+def begin_write(cache: AsyncJobCache | SyncJobCache) -> SessionWriteSteps:
     """Return the steps of a new write.
 
     Raises:
