@@ -24,6 +24,7 @@ from jobcache import JobCache
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.registry import make_backend
 from jobcache.http.event_stream import FULL, FULL_RETRY, EventStreams
+from jobcache.http.fastapi import PollingRoutes
 from jobcache.http.held_requests import HeldRequests
 from jobcache.http.polling import Polling
 
@@ -46,7 +47,7 @@ class Services:
     jobs: JobService
     held: HeldRequests
     events: EventStreams
-    polling: Polling
+    polling: PollingRoutes
     runner: Runner
     keys: KeyFile | None
     rate: RateLimit | None
@@ -93,10 +94,15 @@ def build(settings: Settings) -> Services:
         lasts=settings.stream_seconds,
         full=lambda path: problem(503, FULL, instance=path, headers={"Retry-After": FULL_RETRY}),
     )
-    polling = Polling(
-        events,
-        longest_wait=settings.max_wait,
-        refused=lambda path: unauthorized(path, token=b""),
+    polling = PollingRoutes(
+        cache,
+        held=held,
+        polling=Polling(
+            events,
+            longest_wait=settings.max_wait,
+            refused=lambda path: unauthorized(path, token=b""),
+        ),
+        unavailable=lambda error: error,  # the application has handlers for it
     )
     renderer, at_once = _renderer(settings)
     runner = Runner(

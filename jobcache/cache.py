@@ -196,6 +196,11 @@ class JobCache:
         store, cache = split(options)
         return cls(make_backend(CacheSettings.from_url(url, **store)), **cache)
 
+    @property
+    def in_use(self) -> bool:
+        """True once an event loop has used the cache, until the cache is closed."""
+        return self._owner.loop is not None
+
     async def __aenter__(self) -> Self:
         try:
             await self.start()

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 from contextlib import asynccontextmanager
 from functools import partial, wraps
+from inspect import Parameter, Signature
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -54,6 +56,11 @@ def with_session(
         async with open_session() as session:
             return await load(session, *arguments, **options)
 
+    # For those who ask which arguments the loader takes: the session is not one of them.
+    session, *others = inspect.signature(load).parameters.values()
+    kinds = Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD
+    kept = [session, *others] if session.kind in kinds else others
+    call.__signature__ = Signature(kept)  # type: ignore[attr-defined]
     return call
 
 

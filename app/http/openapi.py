@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.http.request_body import MOST_ERRORS
+from jobcache.http.fastapi.responses import RETRY_AFTER, header
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-Responses = dict[int | str, dict[str, Any]]
-"""Answers by status, in the form of FastAPI's argument `responses`."""
+    from jobcache.http.fastapi.responses import Responses
 
 _SCHEMAS = "#/components/schemas/{model}"
 _ABOUT = """Video jobs, and their status from a coherent cache.
@@ -47,17 +47,6 @@ class Problem(BaseModel):
     errors: Annotated[list[FieldProblem], Field(max_length=MOST_ERRORS)] | None = None
 
 
-def header(description: str, *, required: bool = True, **schema: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Describe a header of an answer; `schema` describes its value, a string by default."""
-    return {
-        "description": description,
-        "required": required,
-        "schema": {"type": "string", **schema},
-    }
-
-
-RETRY_AFTER = header("Seconds until asking again makes sense", type="integer", minimum=1)
-NOT_CACHED = {"Cache-Control": header("Ask again each time", const="private, no-cache")}
 _CHALLENGE = {"WWW-Authenticate": header("What kind of key is needed (RFC 6750)")}
 
 _PROBLEMS: dict[int, tuple[str, dict[str, Any]]] = {

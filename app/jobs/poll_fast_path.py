@@ -99,7 +99,7 @@ class _Job:
 
     def answer(
         self, caller: Caller, if_none_match: str | None, accept_encoding: str | None
-    ) -> Reply | Poll:
+    ) -> Reply | AdmittedPoll:
         """Return the reply to a poll, or the poll if the entry is not in this process."""
         min_version = 0 if if_none_match is None else conditions(if_none_match).min_version
         try:
@@ -108,7 +108,7 @@ class _Job:
                 return self.reply(result, caller, if_none_match, accept_encoding)
         except Exception as error:  # noqa: BLE001 - answered as the route would
             return self.failed(error)
-        return Poll(self, caller, if_none_match, accept_encoding, min_version)
+        return AdmittedPoll(self, caller, if_none_match, accept_encoding, min_version)
 
     def reply(
         self,
@@ -141,7 +141,7 @@ class _Job:
 
 
 @dataclass(slots=True)
-class Poll:
+class AdmittedPoll:
     """A poll by a caller who may call, of an entry that is not in this process.
 
     Attributes:
@@ -247,7 +247,7 @@ class PollFastPath:
             return poll.send(send, self.common_headers)
         return poll(scope, receive, send)
 
-    def match(self, scope: Scope) -> Poll | Reply | None:
+    def match(self, scope: Scope) -> AdmittedPoll | Reply | None:
         """Return the reply to a poll, or the poll if its entry is not in this process.
 
         None for any other request. One that is not None may have been counted against its caller's

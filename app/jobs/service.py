@@ -19,6 +19,7 @@ from app.jobs import states
 from app.jobs.cache_keys import jobs_key, progress_key, storyboard_key
 from app.jobs.documents import job_document, list_document, storyboard_document, with_prefix
 from app.jobs.storage import StoredStoryboard, progress_values
+from jobcache.http.batch import read_visible
 from jobcache.http.polled_document import PolledDocument
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from app.jobs.states import Status, Transition
     from app.jobs.storage import Job, JobStore, NewJob
     from app.rendering.storyboard import Storyboard
-    from jobcache import Document, JobCache, ReadResult
+    from jobcache import Document, Entry, JobCache, ReadResult
 
 LISTED = 1000
 """How many of a client's newest job ids the cache holds; older pages come from the database."""
@@ -89,6 +90,10 @@ class Polled(NamedTuple):
 
     peek: Callable[[int], ReadResult | None] | None
     read_future: Callable[[int], asyncio.Future[ReadResult | None] | None]
+
+
+def _viewer(caller: Caller) -> Callable[[Entry], bool]:
+    return lambda entry: caller.can_view(entry.owner)
 
 
 class JobService:
@@ -152,9 +157,11 @@ class JobService:
             self._cache,
             progress_key(job_id),
             partial(self._load, job_id),
-            lambda entry: caller.can_view(entry.owner),
+            _viewer(caller),
             partial(JobNotFound, job_id),
             partial(with_prefix, root_path=root_path) if root_path else None,
+            caller,
+            caller.name,
         )
 
     async def _load(self, job_id: int) -> Document | None:
@@ -175,18 +182,12 @@ class JobService:
 
     async def poll_many(self, job_ids: Sequence[int], caller: Caller) -> dict[int, bytes]:
         """Return the bodies of the jobs that the caller may see, in the order of `job_ids`."""
+
+        async def load(ids: Sequence[int]) -> Mapping[int, Document]:
+            return {job.id: job_document(job) for job in await self._store.load_many(ids)}
+
         ids = {progress_key(job_id): job_id for job_id in job_ids}
-
-        async def load(keys: Sequence[str]) -> Mapping[str, Document]:
-            found = await self._store.load_many([ids[key] for key in keys])
-            return {progress_key(job.id): job_document(job) for job in found}
-
-        answers = await self._cache.read_many(ids, load)
-        return {
-            ids[key]: answer.body
-            for key, answer in answers.items()
-            if not answer.missing and caller.can_view(answer.entry.owner)
-        }
+        return await read_visible(self._cache, ids, load, _viewer(caller))
 
     async def storyboard(self, job_id: int, caller: Caller, *, min_version: int = 0) -> ReadResult:
         """Return a job's storyboard.

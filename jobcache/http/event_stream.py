@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse, Response
 
-from jobcache.errors import SourceUnavailable
+from jobcache.errors import CacheClosed, SourceUnavailable
 from jobcache.http.held_requests import ClientGone, HeldRequest, Revoked, cancel_on_disconnect
 from jobcache.http.polled_document import NotVisible
 from jobcache.protocol.document import VERSION_LIMIT
@@ -138,8 +138,8 @@ class EventStreams:
                 return
             try:
                 newer = await document.wait_for_newer(seen, min(self._heartbeat, left))
-            except NotVisible:
-                return  # the client reconnects, and gets 404
+            except (CacheClosed, NotVisible):
+                return  # the client reconnects; it gets 404 if the document is hidden from it
             except SourceUnavailable:
                 # The stream survives an outage: an EventSource would not retry after a 503.
                 newer = None
@@ -149,19 +149,17 @@ class EventStreams:
 
     async def send(
         self,
+        document: PolledDocument,
         events: AsyncGenerator[bytes],
-        name: str,
         scope: Scope,
         receive: Receive,
         send: Send,
-        *,
-        caller: object = None,
     ) -> None:
         """Send events until they end or the client disconnects; 503 if there is no slot for it."""
-        request = HeldRequest(caller)
-        with self.held.slot("streams", name, scope.get("server"), request) as has_slot:
+        request = HeldRequest(document.caller)
+        with self.held.slot("streams", document.name, scope.get("server"), request) as has_slot:
             if not has_slot:
-                await self._full(scope["path"])({"type": "http"}, receive, send)
+                await self._full(scope["path"])(scope, receive, send)
                 return
             with suppress(ClientGone):
                 try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse, Response
 
-from jobcache.errors import SourceUnavailable
+from jobcache.errors import CacheClosed, SourceUnavailable
 from jobcache.http.conditional_get import respond
 from jobcache.http.held_requests import ClientGone, HeldRequest, Revoked, cancel_on_disconnect
 from jobcache.http.polled_document import NotVisible
@@ -39,8 +39,6 @@ class LongPoll:
         accept_encoding: the header, if there is one.
         seconds: how long to wait at most.
         held: for the slot.
-        caller: see `HeldRequest`.
-        name: of the caller, to count by.
         refused: returns the response, for a request's path, if the caller is no longer admitted.
     """
 
@@ -50,29 +48,27 @@ class LongPoll:
     accept_encoding: str | None
     seconds: int
     held: HeldRequests
-    caller: object = None
-    name: str = ""
     refused: Callable[[str], Response] = refused
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Wait for a newer version if there is a slot, then answer."""
         result = self.result
         applied: Headers = []
-        request = HeldRequest(self.caller)
-        with self.held.slot("waits", self.name, scope.get("server"), request) as has_slot:
+        request = HeldRequest(self.document.caller)
+        with self.held.slot("waits", self.document.name, scope.get("server"), request) as has_slot:
             if has_slot:
                 applied = [(b"preference-applied", b"wait=%d" % self.seconds)]
                 try:
                     result = await self._newer(receive, request)
                 except Revoked:
-                    await self.refused(scope["path"])({"type": "http"}, receive, send)
+                    await self.refused(scope["path"])(scope, receive, send)
                     return
         reply = respond(
             result, self.if_none_match, self.accept_encoding, rewrite=self.document.rewrite
         )
         response = reply.response()
         response.raw_headers += applied
-        await response({"type": "http"}, receive, send)
+        await response(scope, receive, send)
 
     async def _newer(self, receive: Receive, request: HeldRequest) -> ReadResult:
         known, document = self.result, self.document
@@ -84,6 +80,6 @@ class LongPoll:
                 newer = await document.read(version)
         except ClientGone:
             return known  # nobody will read it
-        except (SourceUnavailable, NotVisible):
+        except (SourceUnavailable, CacheClosed, NotVisible):
             return known  # it was true when the request came
         return newer

@@ -1,4 +1,4 @@
-"""A document that a client polls: how it is read, and whether this client may see it."""
+"""A document that a client polls: how it is read, who the client is, and what it may see."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ class PolledDocument:
             anything of it is sent. A document that it hides is as one that does not exist.
         not_found: returns the exception to raise if there is no document for this client.
         rewrite: changes the body for this client, such as its links; None: it is sent as it is.
+        caller: the client, in a form that `HeldRequests.admits` understands.
+        name: of the client, to count its held requests by.
     """
 
     cache: JobCache
@@ -49,6 +51,8 @@ class PolledDocument:
     can_view: Callable[[Entry], bool] = everybody
     not_found: Callable[[], Exception] = _not_found
     rewrite: Rewrite | None = None
+    caller: object = None
+    name: str = ""
 
     async def read(self, min_version: int = 0) -> ReadResult:
         """Return the document, as new as `min_version` if there is such a version.

@@ -50,8 +50,6 @@ class Polling:
         if_none_match: str | None = None,
         accept_encoding: str | None = None,
         prefer: str | None = None,
-        caller: object = None,
-        name: str = "",
     ) -> Response:
         """Return the response to a poll, which may be a `DeferredResponse`.
 
@@ -60,8 +58,6 @@ class Polling:
             if_none_match: the header, if there is one; the same for the next two.
             accept_encoding: see there.
             prefer: see there.
-            caller: see `HeldRequest`.
-            name: of the caller, to count held requests by.
 
         Raises:
             Exception: there is no document for this client (`PolledDocument.not_found`), or as
@@ -79,8 +75,6 @@ class Polling:
             accept_encoding,
             seconds,
             self._streams.held,
-            caller,
-            name,
             self._refused,
         )
         return DeferredResponse(waiting.answer)
@@ -91,8 +85,6 @@ class Polling:
         *,
         last_event_id: str | None = None,
         head: bool = False,
-        caller: object = None,
-        name: str = "",
     ) -> Response:
         """Return the response that streams the versions of a document.
 
@@ -100,8 +92,6 @@ class Polling:
             document: the document.
             last_event_id: the header, if there is one.
             head: whether the request is HEAD.
-            caller: see `HeldRequest`.
-            name: of the caller, to count held requests by.
 
         Raises:
             Exception: as `poll`.
@@ -115,7 +105,7 @@ class Polling:
         if head:
             return event_stream.head()
         events = self._streams.of(document, result, seen)
-        return DeferredResponse(partial(self._streams.send, events, name, caller=caller))
+        return DeferredResponse(partial(self._streams.send, document, events))
 
 
 async def _read(document: PolledDocument, min_version: int) -> ReadResult:

@@ -19,6 +19,17 @@ class AddsHeaders(Protocol):
         """Return a new list of the headers of a response, with the added ones."""
 
 
+class _NoHeaders:
+    """A service that adds no headers."""
+
+    def added(self, headers: Headers) -> Headers:
+        """Return a copy of the headers."""
+        return [*headers]
+
+
+NO_HEADERS = _NoHeaders()
+
+
 class Reply:
     """A response that may be sent many times, so nobody may change it.
 

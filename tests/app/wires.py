@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from app.http.fast_path_protocol import FastPathProtocol
 from app.http.lifespan_state import FAST_PATH
-from app.jobs.poll_fast_path import Poll, PollFastPath
+from app.jobs.poll_fast_path import AdmittedPoll, PollFastPath
 from jobcache.http.reply import Reply
 from tests.app.running import Service, Start
 
@@ -25,7 +25,7 @@ END = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 class Counted:
     """A poll, and whether the short way has answered it."""
 
-    def __init__(self, poll: Poll, wire: Wire) -> None:
+    def __init__(self, poll: AdmittedPoll, wire: Wire) -> None:
         self.poll = poll
         self._wire = wire
 
@@ -70,7 +70,7 @@ class CountedPolls:
         poll = self._polls.match(scope)
         if isinstance(poll, Reply):
             self._wire.short += 1
-        return Counted(poll, self._wire) if isinstance(poll, Poll) else poll
+        return Counted(poll, self._wire) if isinstance(poll, AdmittedPoll) else poll
 
 
 @dataclass

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from fastapi import Response
 
 from app.jobs.documents import with_prefix
+from jobcache.http.batch import items_body
 from jobcache.http.conditional_get import etag
 
 if TYPE_CHECKING:
@@ -34,10 +34,6 @@ def changed_job(
 
 def listed_jobs(request: Request, bodies: list[bytes], name: str, value: object) -> Response:
     """Return the documents of jobs as `items`, beside one other member."""
-    body = b'{"items":[%b],"%b":%b}' % (
-        with_prefix(b",".join(bodies), prefix_of(request)),
-        name.encode(),
-        json.dumps(value).encode(),
-    )
+    body = with_prefix(items_body(bodies, name, value), prefix_of(request))
     headers = {"Cache-Control": "private, no-cache"}
     return Response(body, headers=headers, media_type="application/json")

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from app.http.openapi import NOT_CACHED, RETRY_AFTER, header, problems
+from app.http.openapi import problems
 from app.jobs.schemas import LARGEST_ID
+from jobcache.http.fastapi.responses import NOT_CACHED, header, polled, streamed
 
 if TYPE_CHECKING:
-    from app.http.openapi import Responses
+    from jobcache.http.fastapi.responses import Responses
 
 _CHANGED_HEADERS = {
     "ETag": header("The version of the job", pattern='^"[1-9][0-9]*-0"$'),
     **NOT_CACHED,
-}
-_POLL_HEADERS = {
-    "ETag": header("The version, and which representation of it", pattern='^"[1-9][0-9]*-[0-9]+"$'),
-    **NOT_CACHED,
-    "Vary": header("Large bodies go compressed to those who accept it", const="Accept-Encoding"),
-    "Cache-Status": header(
-        "Where the answer came from (RFC 9211)",
-        pattern="^jobcache; (hit|fwd=(miss|stale|bypass))(; [a-z-]+(=[A-Za-z0-9_-]+)?)*$",
-    ),
-    "Age": header("Seconds in the cache", type="integer", minimum=0, required=False),
-    "Retry-After": {
-        **RETRY_AFTER,
-        "description": "When to poll again; absent once nothing will change",
-        "required": False,
-    },
 }
 _VIDEO_HEADERS = {
     "ETag": header("The version of the file", pattern='^"[0-9a-f]+"$'),
@@ -83,63 +69,14 @@ FOUND: Responses = {
 }
 
 
-def _cached(operation: str, *errors: int) -> Responses:
-    unchanged = _unchanged(operation, "$request.path.job_id")
-    return {
-        200: {
-            "description": "What it is now",
-            "headers": _POLL_HEADERS,
-            "links": {"unchanged": unchanged},
-        },
-        304: {
-            "description": "The version in If-None-Match is the newest",
-            "headers": _POLL_HEADERS,
-        },
-        **problems(*errors),
-    }
+def _cached(operation: str, answers: Responses, *errors: int) -> Responses:
+    links = {"unchanged": _unchanged(operation, "$request.path.job_id")}
+    return {**answers, 200: {**answers[200], "links": links}, **problems(*errors)}
 
 
-_APPLIED = {
-    "Preference-Applied": header(
-        "The request was held, for as long as it had to be (RFC 7240)",
-        pattern="^wait=[0-9]+$",
-        required=False,
-    )
-}
-
-POLLED = _cached("poll", 404, 422, 503)
-for _status in (200, 304):
-    POLLED[_status]["headers"] = _POLL_HEADERS | _APPLIED
-STORYBOARD = _cached("storyboard", 404, 409, 422, 503)
-
-_STREAMED = {"Cache-Control": header("Each stream is for one client", const="no-cache")}
-_EVENT: dict[str, Any] = {
-    "description": "One event; `retry`, in milliseconds, comes with the first",
-    "type": "object",
-    "required": ["id", "event", "data"],
-    "properties": {
-        "id": {"type": "string", "pattern": "^[1-9][0-9]*$"},
-        "event": {"const": "status"},
-        "data": {"type": "string", "contentMediaType": "application/json"},
-        "retry": {"type": "integer", "minimum": 0},
-    },
-}
-
-EVENTS: Responses = {
-    200: {
-        "description": "Events, one for each version that there was time for",
-        "headers": {
-            **_STREAMED,
-            "X-Accel-Buffering": header("Events go out as they come", const="no"),
-        },
-        "content": {"text/event-stream": {"schema": _EVENT}},
-    },
-    204: {
-        "description": "Last-Event-ID names the last version there will be: do not come again",
-        "headers": _STREAMED,
-    },
-    **problems(404, 422, 503),
-}
+POLLED = _cached("poll", polled(), 404, 422, 503)
+STORYBOARD = _cached("storyboard", polled(held=False), 404, 409, 422, 503)
+EVENTS: Responses = {**streamed(), **problems(404, 422, 503)}
 
 VIDEO: Responses = {
     200: {"description": "The video", "headers": _FILE_HEADERS, "content": {"video/mp4": {}}},

@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from app.jobs.service import JobService
-    from jobcache.http.polling import Polling
+    from jobcache.http.fastapi import PollingRoutes
 
 
-def router(service: JobService, answers: Polling, videos: Path) -> APIRouter:
+def router(service: JobService, polls: PollingRoutes, videos: Path) -> APIRouter:
     """Return the router of all endpoints of jobs.
 
     Args:
         service: for the jobs.
-        answers: for polls.
+        polls: answers polls.
         videos: the directory of finished videos.
     """
     routes = APIRouter(prefix="/api/v2/jobs", tags=["jobs"], generate_unique_id_function=name_of)
     collection.add_to(routes, service)
     media.add_to(routes, service, videos)
-    polling.add_to(routes, service, answers)
+    polling.add_to(routes, service, polls)
     transitions.add_to(routes, service)
     return routes

@@ -161,9 +161,10 @@ async def test_a_slow_reader_of_a_stream_gets_the_newest_version_and_no_backlog(
         return await gone
 
     first = await services.jobs.poll(job["id"], TRUSTED)
-    events = services.events.of(services.jobs.polled_document(job["id"], TRUSTED), first, 0)
+    document = services.jobs.polled_document(job["id"], TRUSTED)
+    events = services.events.of(document, first, 0)
     sending = asyncio.create_task(
-        services.events.send(events, "", {"path": "/"}, receive, send)  # type: ignore[arg-type]
+        services.events.send(document, events, {"path": "/"}, receive, send)  # type: ignore[arg-type]
     )
     for percent in range(20):
         await service.post(f"{job['id']}/progress", percent=percent)
