@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import os
 import random
 import re
@@ -35,6 +36,7 @@ from app.devservers import PostgresServer, RedisServer
 from benchmarks.machine import surroundings
 from benchmarks.process_cpu import processor_seconds, resident
 from benchmarks.service import HOST, Service, ServiceFailed
+from loadtests import percentiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -274,11 +276,10 @@ class Result:
         return found
 
 
-def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Return the percentile of sorted values; 0 if there are none."""
-    if not ordered:
-        return 0.0
-    return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)]
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return the percentile of the values; not a number if there are none."""
+    found = percentiles.percentile(values, percent)
+    return math.nan if found is None else found
 
 
 async def run(options: argparse.Namespace, holds: Service, written: Service) -> Result:

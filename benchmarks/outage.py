@@ -42,6 +42,7 @@ from benchmarks.machine import surroundings
 from benchmarks.open_loop import Side, steady_load
 from benchmarks.service import Service, ServiceFailed
 from jobcache.resilience.guarded_backend import GuardedBackend
+from loadtests import percentiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -262,10 +263,10 @@ def percentile(values: Iterable[float], percent: float) -> float:
     Raises:
         Untold: there are none.
     """
-    ordered = sorted(values)
-    if not ordered:
+    found = percentiles.percentile(values, percent)
+    if found is None:
         raise Untold("there was no poll to compare")
-    return ordered[max(0, -int(-len(ordered) * percent // 100) - 1)]
+    return found
 
 
 def _apart(one: float, other: float) -> float:

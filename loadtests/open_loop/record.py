@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections import Counter
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from loadtests.percentiles import percentile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -106,11 +107,10 @@ class Record:
 
 
 def summary(seconds: Iterable[float]) -> dict[str, float | None]:
-    """Return the count, and percentiles (nearest rank) in milliseconds; None if there are none."""
+    """Return the count, and percentiles in milliseconds; None if there are none."""
     ordered = sorted(seconds)
-    last = len(ordered) - 1
     found: dict[str, float | None] = {"count": len(ordered)}
     for name, percent in PERCENTILES.items():
-        rank = math.ceil(len(ordered) * percent / 100) - 1
-        found[name] = 1000 * ordered[min(max(rank, 0), last)] if ordered else None
+        value = percentile(ordered, percent)
+        found[name] = None if value is None else 1000 * value
     return found
