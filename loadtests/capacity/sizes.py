@@ -16,7 +16,7 @@ from app.devservers import RedisServer
 from benchmarks.process_cpu import processor_seconds, resident
 from jobcache import Document, Lifetimes
 from jobcache.backends.memory import MemoryBackend
-from loadtests.open_loop.connection import HOST, get
+from loadtests.connection import HOST, get
 from loadtests.open_loop.load import Load, Plan
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loadtests.open_loop.connection import Connection, connect, get, post
+from loadtests.connection import Connection, connect, get, post
 from loadtests.open_loop.record import Kind, Record, Source
 
 if TYPE_CHECKING:
-    from loadtests.open_loop.connection import Response
+    from loadtests.connection import Response
 
 _OK, _NOT_MODIFIED = 200, 304
 

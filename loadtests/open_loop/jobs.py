@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.service import ServiceFailed
-from loadtests.open_loop.connection import LOST, Connection, Response, connect, get, post
+from loadtests.connection import LOST, Connection, Response, connect, get, post
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
