@@ -12,8 +12,9 @@ from sqlalchemy import select
 from app.db.database import Database
 from app.db.tables import RUNNABLE, jobs
 from app.jobs.states import TERMINAL
+from loadtests.connection import get
 from loadtests.freshness.checker import Finding, Kind
-from loadtests.freshness.connection import NoAnswer, get
+from loadtests.freshness.connection import NoAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from loadtests.freshness.clients import Watch
     from loadtests.freshness.cluster import Cluster, Service
-    from loadtests.freshness.connection import Connection
+    from loadtests.freshness.connection import LastingConnection
 
 _SETTLE = 30.0  # seconds until the service's own jobs must be at rest
 _LOOK = 0.1  # seconds between two looks
@@ -69,7 +70,7 @@ async def audit(watch: Watch, cluster: Cluster) -> int:
 
 async def _compare(
     watch: Watch,
-    connection: Connection,
+    connection: LastingConnection,
     service: Service,
     todo: Iterator[int],
     rows: Mapping[int, Row[Any]],

@@ -15,8 +15,9 @@ from collections import defaultdict, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from loadtests.connection import Response, get, post
 from loadtests.freshness.checker import Finding, Kind, Ledger, PendingRequest
-from loadtests.freshness.connection import Connection, NoAnswer, Response, get, post
+from loadtests.freshness.connection import LastingConnection, NoAnswer
 from loadtests.freshness.tally import Scope, Tally
 
 if TYPE_CHECKING:
@@ -61,11 +62,11 @@ class Watch:
         self.active: list[int] = []
         self.recent: deque[int] = deque(maxlen=_RECENT)
         self.reads = 0
-        self._connections: list[Connection] = []
+        self._connections: list[LastingConnection] = []
 
-    def connections(self) -> list[Connection]:
+    def connections(self) -> list[LastingConnection]:
         """Return a client's connections, one to each process."""
-        mine = [Connection(service.port) for service in self.services]
+        mine = [LastingConnection(service.port) for service in self.services]
         self._connections += mine
         return mine
 
@@ -90,7 +91,12 @@ class Watch:
     # --- asking ---
 
     async def poll(
-        self, client: str, connection: Connection, service: Service, job_id: int, tag: int = 0
+        self,
+        client: str,
+        connection: LastingConnection,
+        service: Service,
+        job_id: int,
+        tag: int = 0,
     ) -> int:
         """Send a poll and check it; return the version, or 0 if there was none."""
         request = get(f"{_JOBS}/{job_id}", tag)
@@ -120,7 +126,7 @@ class Watch:
     async def change(
         self,
         pending: PendingRequest,
-        connection: Connection,
+        connection: LastingConnection,
         service: Service,
         request: bytes,
         *,
@@ -139,7 +145,7 @@ class Watch:
         return answer
 
     async def make(
-        self, client: str, connection: Connection, service: Service, body: bytes, key: str
+        self, client: str, connection: LastingConnection, service: Service, body: bytes, key: str
     ) -> int | None:
         """Create a job, or find the one with this key; return its id, or None if it is unknown."""
         request = post(_JOBS, body, Idempotency_Key=key)
@@ -154,7 +160,7 @@ class Watch:
         return job_id
 
     async def find(
-        self, client: str, connection: Connection, service: Service, ids: Sequence[int] = ()
+        self, client: str, connection: LastingConnection, service: Service, ids: Sequence[int] = ()
     ) -> None:
         """Read many jobs at once: these from the cache, or all active ones from the database."""
         scope = self.scope
@@ -186,7 +192,11 @@ class Watch:
             self.judge(self.ledger.not_found(pending[job_id]), scope, service, answer)
 
     async def _write(
-        self, pending: PendingRequest, connection: Connection, service: Service, request: bytes
+        self,
+        pending: PendingRequest,
+        connection: LastingConnection,
+        service: Service,
+        request: bytes,
     ) -> Response | None:
         """Return the response to a write, or None if the outcome is unknown."""
         scope = self.scope
@@ -203,7 +213,11 @@ class Watch:
         return None
 
     async def _send(
-        self, pending: PendingRequest, connection: Connection, service: Service, request: bytes
+        self,
+        pending: PendingRequest,
+        connection: LastingConnection,
+        service: Service,
+        request: bytes,
     ) -> Response | None:
         """Return the response, or None if there was none."""
         scope, doomed = self.scope, service.doomed

@@ -16,7 +16,8 @@ from redis.asyncio import Redis
 
 from app.devservers import RedisServer, free_port
 from benchmarks.process import Process
-from loadtests.freshness.connection import Connection, NoAnswer, get
+from loadtests.connection import get
+from loadtests.freshness.connection import LastingConnection, NoAnswer
 from loadtests.freshness.proxy import HOST, Proxy
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Service:
         Raises:
             ServiceEnded: it ended, or took too long.
         """
-        connection = Connection(self.port)
+        connection = LastingConnection(self.port)
         deadline = time.monotonic() + _START
         try:
             while self._running.alive and time.monotonic() < deadline:
@@ -103,7 +104,7 @@ class Service:
         Raises:
             NoAnswer: it does not say anything.
         """
-        connection = Connection(self.port)
+        connection = LastingConnection(self.port)
         try:
             answer = await connection.send(get("/api/v2/cache/stats"))
         finally:

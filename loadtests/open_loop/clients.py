@@ -88,7 +88,7 @@ class Poller:
     def _received(self, response: Response) -> None:
         planned, self._sent_for = self._sent_for, None
         status = response.status
-        if status == 0:
+        if response.lost:
             self._connection = None
             self.record.errors["the connection was lost"] += 1
             return
@@ -118,7 +118,7 @@ class Poller:
         if version > seen:
             self._seen = version
             if self._conditional:
-                self._request = get(f"/api/v2/jobs/{self._job.id}", f'"{version}-0"')
+                self._request = get(f"/api/v2/jobs/{self._job.id}", version)
 
 
 class Worker:
@@ -171,7 +171,7 @@ class Worker:
 
     def _received(self, response: Response) -> None:
         job, self._reporting = self._reporting, None
-        if response.status == 0:
+        if response.lost:
             self._connection = None
         if response.status != _OK or job is None:
             self.errors.append(f"an update was answered with status {response.status}")

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.service import ServiceFailed
-from loadtests.connection import LOST, Connection, Response, connect, get, post
+from loadtests.connection import Connection, Response, connect, get, post
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -72,7 +72,7 @@ class _Client:
         self._response = asyncio.get_running_loop().create_future()
         self._connection.send(request)
         response = await self._response
-        if response is LOST or response.status >= 400:
+        if response.lost or response.status >= 400:
             text = response.body[:200].decode(errors="replace")
             line = request.partition(b"\r")[0].decode()
             raise ServiceFailed(f"{line} was answered {response.status}: {text}")
