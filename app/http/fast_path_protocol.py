@@ -41,7 +41,6 @@ logger = logging.getLogger("app")
 TESTED_VERSIONS = ("0.54.",)
 """Beginnings of the versions of uvicorn that this class was tested with."""
 
-_NOT_A_PATH = frozenset(b"?%#")
 # Globals are quicker than members.
 _ANSWER, _NOTHING = Stage.ANSWER, Wait.NOTHING
 
@@ -189,12 +188,11 @@ class FastPathProtocol(Exchange):
             or not parser.should_keep_alive()
             or parser.should_upgrade()
             or self.expect_100_continue
-            or not _NOT_A_PATH.isdisjoint(self.url)
         ):
             return None
         scope: Any = self.scope
         scope["method"], scope["query_string"] = "GET", b""
-        scope["path"] = self.url.decode("latin-1")
+        scope["path"] = self.url.decode("latin-1")  # no plain poll has a query, or encoded letters
         poll = self._fast_path.match(scope)
         if poll is None:
             scope["extensions"] = {MATCHED: {}}
