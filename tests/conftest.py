@@ -14,12 +14,11 @@ from hypothesis import HealthCheck, settings
 
 from app.devservers import MemcachedServer, PostgresServer, RedisServer
 from app.devservers.programs import memcached_program
-from jobcache.backends.redis.backend import RedisBackend
-from jobcache.resilience.guarded_backend import GuardedBackend
 from jobcache.testing import conformance
 from tests.hanging import describe_tasks
 from tests.installed import require_program
 from tests.pairs import spare_pairs
+from tests.patience import longer_limits
 from tests.subjects import REDIS_SERVERS, Stores, make_subject
 
 
@@ -55,18 +54,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each operation of a store half a minute: a busy machine misses the usual limits."""
-    for made, names in (
-        (GuardedBackend, ("deadline", "fence_deadline")),
-        (RedisBackend, ("pool_wait", "socket_limit")),
-    ):
-        defaults: dict[str, object] | None = made.__init__.__kwdefaults__
-        assert defaults is not None
-        for name in names:
-            assert name in defaults
-            monkeypatch.setitem(defaults, name, 30.0)
+@pytest.fixture(autouse=True)
+def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give operations on a store half a minute, except in tests of the usual limits."""
+    if request.node.get_closest_marker("usual_limits") is None:
+        for defaults, name, seconds in longer_limits():
+            monkeypatch.setitem(defaults, name, seconds)
 
 
 def pytest_collection_finish() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 from locust.contrib.fasthttp import FastHttpSession
-from locust.runners import STATE_INIT, STATE_STOPPED, MasterRunner, WorkerRunner
+from locust.runners import STATE_INIT, STATE_RUNNING, STATE_STOPPED, MasterRunner, WorkerRunner
 from locust.stats import CSV_STATS_INTERVAL_SEC
 
 from jobcache.client.core.rules import ANSWER_WITHIN, Rules
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from locust.argument_parser import LocustArgumentParser
     from locust.env import Environment
     from locust.event import Events
+    from locust.runners import Runner
     from locust.web import WebUI
 
     from loadtests.pollers.polled_job import PolledJob
@@ -210,9 +211,11 @@ class LoadTest:
 
     def _stop_after_last_user(self, run: Run) -> None:
         runner = self.environment.runner
-        while self.run is run and runner is not None and runner.user_count:
+        if runner is None:
+            return
+        while self.run is run and (runner.user_count or _workers_are_starting(runner)):
             gevent.sleep(_LOOK_AGAIN)
-        if self.run is not run or runner is None:
+        if self.run is not run:
             return
         if self._parsed.headless:
             runner.quit()
@@ -257,6 +260,17 @@ class LoadTest:
             network_timeout=run.options.hold + ANSWER_WITHIN,
             headers=bearer(key),
         )
+
+
+def _workers_are_starting(runner: Runner) -> bool:
+    """Return whether a worker has not reported its users yet, or is missing.
+
+    Locust waits for the first reports for a second. Then it says that all users are spawned, though
+    it knows of none.
+    """
+    if not isinstance(runner, MasterRunner):
+        return False
+    return any(worker.state != STATE_RUNNING for worker in runner.clients.all)
 
 
 def _listen(event: Any, listener: Callable[..., None]) -> None:  # noqa: ANN401 - untyped

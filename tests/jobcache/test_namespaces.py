@@ -22,8 +22,6 @@ from jobcache.protocol.codec import encode_entry
 from jobcache.testing.simulation import entry_of
 from tests.subjects import REDIS_SERVERS, FakeClock
 
-pytestmark = pytest.mark.usefixtures("patient")
-
 KEY = "job:1:progress"
 MARKER = "jobcache:source"
 

@@ -20,8 +20,6 @@ from jobcache import (
 )
 from jobcache.backends.registry import make_backend
 
-pytestmark = pytest.mark.usefixtures("patient")
-
 FRESH = 30
 
 

@@ -38,8 +38,6 @@ from jobcache.sync import JobCache
 from tests.jobcache.bench import document
 from tests.test_documents import blocks
 
-pytestmark = pytest.mark.usefixtures("patient")
-
 CREATE = "CREATE TABLE savepoint_jobs (id INTEGER PRIMARY KEY, version INTEGER)"
 INSERT = "INSERT INTO savepoint_jobs VALUES (1, 1)"
 SELECT = "SELECT version FROM savepoint_jobs WHERE id = 1"

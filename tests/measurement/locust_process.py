@@ -18,7 +18,11 @@ WITHIN = 90.0  # seconds, on a machine as busy as it may be
 @contextmanager
 def locust(directory: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """Start Locust in a directory that is not the project's; kill what is left of it in the end."""
-    kept = {name: text for name, text in os.environ.items() if not name.startswith("LOCUST_")}
+    kept = {
+        name: text
+        for name, text in os.environ.items()
+        if not name.startswith("LOCUST_") or name.startswith("LOCUST_WAIT_")
+    }
     kept.pop("PYTHONPATH", None)
     child = subprocess.Popen(
         [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), *options],

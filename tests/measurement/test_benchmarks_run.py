@@ -44,7 +44,6 @@ def run(*arguments: str) -> tuple[int, str]:
     return child.returncode, said
 
 
-@pytest.mark.usefixtures("patient")
 def test_a_quick_run_measures_everything_and_draws_it(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, long: bool
 ) -> None:

@@ -6,13 +6,19 @@ import json
 import time
 from pathlib import Path
 
+import pytest
+
 from app.devservers import free_port
 from benchmarks.service import Service
 from tests.measurement.locust_process import master_port, run_locust
 from tests.measurement.stub_service import PollAnswer, stub_service
 
 
-def test_workers_count_what_the_service_counts(tmp_path: Path, forked: None) -> None:
+def test_workers_count_what_the_service_counts(
+    tmp_path: Path, forked: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a busy machine: the master says that all users are spawned before a worker reports one.
+    monkeypatch.setenv("LOCUST_WAIT_FOR_WORKERS_REPORT_AFTER_RAMP_UP", "0")
     report = tmp_path / "report.json"
     with Service({"JOBCACHE_BACKEND": "memory"}) as service:
         service.wait_until_ready()

@@ -22,8 +22,6 @@ from jobcache.testing import conformance
 from tests.jobcache.bench import Bench
 from tests.subjects import BACKENDS
 
-pytestmark = pytest.mark.usefixtures("patient")
-
 GOOD = json.dumps({"numbers": list(range(1000))}).encode()
 LONG = json.dumps([time.time_ns() * n**7 % 10**12 for n in range(3000)]).encode()
 PACKED, LONG_PACKED = gzip.compress(GOOD), gzip.compress(LONG)

@@ -32,6 +32,7 @@ from contextlib import contextmanager
 
 from jobcache import CacheOutcome, CacheSettings, Document
 from jobcache.sync import JobCache, Throttle
+from tests.patience import longer_limits
 
 if WHEN == "late":
     patch()
@@ -170,6 +171,8 @@ def a_second_cache_works(cache: JobCache) -> None:
 
 
 def main() -> None:
+    for defaults, name, seconds in longer_limits():
+        defaults[name] = seconds
     cache = JobCache(SETTINGS)
     for step in (
         reads_and_writes,

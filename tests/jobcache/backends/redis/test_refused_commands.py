@@ -21,8 +21,6 @@ from jobcache.resilience.guarded_backend import GuardedBackend
 from jobcache.testing.simulation import entry_of
 from tests.subjects import REDIS_SERVERS
 
-pytestmark = pytest.mark.usefixtures("patient")
-
 KEYS = [f"job:{number}:progress" for number in range(60)]
 
 
