@@ -26,6 +26,8 @@ from app.ops.readiness import Readiness
 from jobcache.resilience.guarded_backend import GuardedBackend
 from tests.app.running import Service, Start
 
+pytestmark = pytest.mark.usual_limits
+
 
 def away_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [

@@ -22,6 +22,8 @@ from tests.app.connections import Client
 from tests.app.process import Process, serving
 from tests.subjects import REDIS_SERVERS
 
+pytestmark = pytest.mark.usual_limits
+
 LAG = {"redis": 0.0, "tiered": 2.5}
 """By backend, one for each process: seconds by which an answer may be late at most, as
 `docs/promises.md` has it."""

@@ -16,6 +16,8 @@ from jobcache.resilience.guarded_backend import GuardedBackend
 from tests.app.running import Service, Start
 from tests.pairs import DATABASES
 
+pytestmark = pytest.mark.usual_limits
+
 JOBS = 6
 POLLERS = 4  # of each job
 

@@ -54,6 +54,7 @@ async def test_falsy_bodies_are_hits(subject: Subject, body: bytes) -> None:
     assert (answer.outcome, answer.body) == (CacheOutcome.HIT, body)
 
 
+@pytest.mark.usual_limits
 async def test_a_redis_that_hangs_does_not_block_the_event_loop() -> None:
     with RedisServer() as server:
         guard = GuardedBackend(RedisBackend(server.url))

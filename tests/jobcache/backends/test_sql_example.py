@@ -50,7 +50,7 @@ def test_the_tests_of_the_page_pass_without_a_plugin_for_asyncio(tmp_path: Path)
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as cells:
         options = ("-q", "-p", "no:asyncio", f"--basetemp={cells}/pytest")
         said = run("-m", "pytest", *options, "test_sql.py", directory=tmp_path)
-    assert re.search(r"\b3\d passed", said)
+    assert re.search(r"\b[3-9]\d passed", said)
 
 
 def test_the_program_finds_its_document_again(tmp_path: Path) -> None:

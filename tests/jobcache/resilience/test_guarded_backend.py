@@ -29,6 +29,8 @@ from jobcache.testing.simulation import entry_of
 from tests.jobcache.bench import Source, Transaction, document
 from tests.subjects import FakeClock, MemorySubject
 
+pytestmark = pytest.mark.usual_limits
+
 T = TypeVar("T")
 
 

@@ -55,7 +55,7 @@ def garbage(raw: redis.Redis, kind: str) -> None:
         cells = {
             "noise": b"\x80\x04\x95pickle?",
             "empty": b"",
-            "another format": b"E2|9|whatever\n{}",
+            "another format": b"E3|9|whatever\n{}",
             "a cut header": b"E1|%b|9|17" % incarnation_id(raw).encode(),
             "a cut incarnation id": b"E1|9",
             "a changed body": encode_entry(entry_of(9), incarnation_id(raw)) + b"x",

@@ -162,6 +162,7 @@ async def test_silence_is_noticed_by_the_clock_alone(program: Path, form: str) -
             assert not feed.live
 
 
+@pytest.mark.usual_limits
 async def test_a_server_that_hangs_is_not_followed(program: Path, form: str) -> None:
     """And once it goes on, it is: what has changed meanwhile may have been missed."""
     with serving(program) as (server, raw):
