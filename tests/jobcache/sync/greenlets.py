@@ -32,7 +32,6 @@ from contextlib import contextmanager
 
 from jobcache import CacheOutcome, CacheSettings, Document
 from jobcache.sync import JobCache, Throttle
-from tests.patience import longer_limits
 
 if WHEN == "late":
     patch()
@@ -171,6 +170,8 @@ def a_second_cache_works(cache: JobCache) -> None:
 
 
 def main() -> None:
+    from tests.patience import longer_limits  # which imports redis: not before it is patched
+
     for defaults, name, seconds in longer_limits():
         defaults[name] = seconds
     cache = JobCache(SETTINGS)
