@@ -29,7 +29,7 @@ from jobcache._engine.loading import as_part_of_this_load
 from jobcache._engine.options import split
 from jobcache._engine.transactions import Enclosing, check_autocommit
 from jobcache._engine.writing import Write as AsyncWrite
-from jobcache._engine.writing import WriteSteps as AsyncWriteSteps
+from jobcache._engine.writing import WriteSteps
 from jobcache._threads import refuse_eventlet
 from jobcache.backends.registry import make_backend
 from jobcache.cache import JobCache as AsyncJobCache
@@ -307,16 +307,16 @@ class BlockingWriteSteps:
         self.record = self._steps.record
         self.check = self._steps.check
 
-    @_documented_as(AsyncWriteSteps.fence)
+    @_documented_as(WriteSteps.fence)
     def fence(self, keys: Iterable[str]) -> None:
         self._loop_thread.call(lambda _, __: self._steps.fence(keys))
 
-    @_documented_as(AsyncWriteSteps.withdraw)
+    @_documented_as(WriteSteps.withdraw)
     def withdraw(self) -> None:
         with suppress(CacheClosed):
             self._loop_thread.call(lambda _, __: self._steps.withdraw())
 
-    @_documented_as(AsyncWriteSteps.publish)
+    @_documented_as(WriteSteps.publish)
     def publish(self) -> None:
         with suppress(CacheClosed):
             self._loop_thread.call(lambda _, __: self._steps.publish())
@@ -393,7 +393,7 @@ def _unwrapped(
     steps.publish()
 
 
-async def _begin(cache: AsyncJobCache, _: CallingThread) -> AsyncWriteSteps:
+async def _begin(cache: AsyncJobCache, _: CallingThread) -> WriteSteps:
     return cache.writes.begin()
 
 
