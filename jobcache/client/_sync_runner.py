@@ -85,8 +85,12 @@ class SyncRunner:
                     scheduler.replied(step.wait, self._attempt(step.request))
                     continue
                 sending += 1
-                arguments = (step, replies)
-                threading.Thread(target=self._send_apart, args=arguments, daemon=True).start()
+                threading.Thread(
+                    target=self._send_apart,
+                    args=(step, replies),
+                    name="jobcache.client request",
+                    daemon=True,
+                ).start()
             elif isinstance(step, Completed):
                 yield step
             elif isinstance(step, Update):

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from jobcache.client import _httpx, jobs
 from jobcache.client._async_runner import AsyncRunner
+from jobcache.client.batches import wait_for_all
+from jobcache.client.core.messages import CONNECTIONS
 from jobcache.client.core.rules import Rules
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 
     import httpx
 
-    from jobcache.client.core.messages import Counts
+    from jobcache.client.batches import BatchOptions
+    from jobcache.client.core.messages import Completed, Counts
     from jobcache.client.jobs import Job
 
 
@@ -90,6 +93,64 @@ class AsyncJobs:
         """
         steps = jobs.wait_for(self._rules, job_id, until=until, timeout=timeout, wait=wait)
         return await self._runner.run(steps, on_progress)
+
+    def as_completed(
+        self,
+        job_ids: Iterable[int],
+        *,
+        until: Collection[str] = (),
+        on_progress: Callable[[Job], object] | None = None,
+        timeout: float | None = None,
+        wait: int = 25,
+        connections: int = CONNECTIONS,
+    ) -> AsyncGenerator[Completed[Job]]:
+        """Wait for many jobs, and yield each as it ends, a failed wait too.
+
+        If there is a connection for each job, each is followed as by `wait_for`. More jobs are
+        requested in batches of a hundred over one connection, every two seconds.
+
+        Args:
+            job_ids: the numbers of the jobs.
+            until: statuses that end the wait for a job, too.
+            on_progress: called with each newer version of each job, as by `wait_for`.
+            timeout: seconds for all of them, or None for no limit.
+            wait: seconds for which the service is asked to hold a request for one job.
+            connections: the most requests at a time.
+
+        Yields:
+            `Completed`, whose `result()` returns the last version of the job or raises the error.
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        scheduler = wait_for_all(
+            self._rules,
+            list(job_ids),
+            until=until,
+            timeout=timeout,
+            wait=wait,
+            connections=connections,
+        )
+        return self._runner.as_completed(scheduler, on_progress)
+
+    async def wait_all(self, job_ids: Iterable[int], **options: Unpack[BatchOptions]) -> list[Job]:
+        """Wait until all jobs have ended; return their last versions in the given order.
+
+        Takes the arguments of `as_completed`. The first error of a wait ends the others and is
+        raised: use `as_completed` to get the results of the others.
+        """
+        return await self._runner.collect(self.as_completed(job_ids, **options))
+
+    async def wait_any(self, job_ids: Iterable[int], **options: Unpack[BatchOptions]) -> Job:
+        """Wait until one job has ended; return its last version, and leave the others.
+
+        Takes the arguments of `as_completed`. Waits that fail do not count while another goes on.
+
+        Raises:
+            WaitTimeout: the time is over.
+            AllFailed: all waits have failed; if there was only one, its error.
+        """
+        return await self._runner.first(self.as_completed(job_ids, **options))
 
     async def get(self, job_id: int) -> Job:
         """Return the current version of a job.

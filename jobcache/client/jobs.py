@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from jobcache.client.core.messages import Response, Steps
     from jobcache.client.core.rules import Rules
 
-_JOBS = "/api/v2/jobs"
+JOBS = "/api/v2/jobs"
+"""The path of all jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,15 @@ class Job:
         Raises:
             ValueError: it is not a job.
         """
-        document = json.loads(body)
+        return cls.of(json.loads(body), etag)
+
+    @classmethod
+    def of(cls, document: Any, etag: str | None) -> Self:  # noqa: ANN401 - JSON
+        """Check a document that has been parsed.
+
+        Raises:
+            ValueError: it is not a job.
+        """
         if not isinstance(document, dict):
             raise ValueError("the response is not the document of a job")  # noqa: TRY004 - see above
         found = [document.get(name) for name in ("id", "version", "status", "terminal")]
@@ -84,7 +93,7 @@ class _FollowedJob:
     spacing = 0.0  # versions cannot grow sooner than the job changes
 
     def __init__(self, job_id: int, statuses: Collection[str]) -> None:
-        self.url = f"{_JOBS}/{job_id}"
+        self.url = f"{JOBS}/{job_id}"
         self.tag: str | None = None
         self.seen: Job | None = None
         self.is_last = False
@@ -177,7 +186,7 @@ def create(
     """Create a job. Its `Idempotency-Key` lets the request be sent again."""
     return rules.call(
         "POST",
-        _JOBS,
+        JOBS,
         job_of,
         {"client_id": client_id, "prompt": prompt, **fields},
         headers={"Idempotency-Key": uuid.uuid4().hex if key is None else key},
@@ -187,9 +196,9 @@ def create(
 
 def get(rules: Rules, job_id: int) -> Steps[Job]:
     """Get the current version of a job."""
-    return rules.call("GET", f"{_JOBS}/{job_id}", job_of, repeatable=True)
+    return rules.call("GET", f"{JOBS}/{job_id}", job_of, repeatable=True)
 
 
 def command(rules: Rules, job_id: int, name: str) -> Steps[Job]:
     """Approve, render or cancel a job: sent once, for it has no key that makes one of two."""
-    return rules.call("POST", f"{_JOBS}/{job_id}/{name}", job_of, repeatable=False)
+    return rules.call("POST", f"{JOBS}/{job_id}/{name}", job_of, repeatable=False)

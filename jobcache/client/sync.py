@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from jobcache.client import _httpx, jobs
 from jobcache.client._sync_runner import SyncRunner
+from jobcache.client.batches import wait_for_all
+from jobcache.client.core.messages import CONNECTIONS
 from jobcache.client.core.rules import Rules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Generator, Iterable
 
     import httpx
 
-    from jobcache.client.core.messages import Counts
+    from jobcache.client.batches import BatchOptions
+    from jobcache.client.core.messages import Completed, Counts
     from jobcache.client.jobs import Job
 
 
@@ -74,6 +77,35 @@ class Jobs:
         """
         steps = jobs.wait_for(self._rules, job_id, until=until, timeout=timeout, wait=wait)
         return self._runner.run(steps, on_progress)
+
+    def as_completed(
+        self,
+        job_ids: Iterable[int],
+        *,
+        until: Collection[str] = (),
+        on_progress: Callable[[Job], object] | None = None,
+        timeout: float | None = None,
+        wait: int = 25,
+        connections: int = CONNECTIONS,
+    ) -> Generator[Completed[Job]]:
+        """Wait for many jobs, and yield each as it ends, as `AsyncJobs.as_completed` does."""
+        scheduler = wait_for_all(
+            self._rules,
+            list(job_ids),
+            until=until,
+            timeout=timeout,
+            wait=wait,
+            connections=connections,
+        )
+        return self._runner.as_completed(scheduler, on_progress)
+
+    def wait_all(self, job_ids: Iterable[int], **options: Unpack[BatchOptions]) -> list[Job]:
+        """Wait until all jobs have ended, as `AsyncJobs.wait_all` does."""
+        return self._runner.collect(self.as_completed(job_ids, **options))
+
+    def wait_any(self, job_ids: Iterable[int], **options: Unpack[BatchOptions]) -> Job:
+        """Wait until one job has ended, as `AsyncJobs.wait_any` does."""
+        return self._runner.first(self.as_completed(job_ids, **options))
 
     def get(self, job_id: int) -> Job:
         """Return the current version of a job."""

@@ -52,7 +52,8 @@ async def test_a_job_from_its_prompt_to_its_end(start: Start) -> None:
 
 
 async def test_a_poller_that_knows_no_jobs_follows_one_to_its_end(start: Start) -> None:
-    async with start() as service, AsyncPoller(http=service.http) as poller:
+    soon = start(JOBCACHE_SIMULATED_SECONDS="0.2")
+    async with soon as service, AsyncPoller(http=service.http) as poller:
         body = {"client_id": "acme", "prompt": "A cat sits."}
         begun = await service.http.post("/api/v2/jobs", json=body)
         seen: list[Snapshot] = []
@@ -107,6 +108,41 @@ async def test_what_the_service_refuses_is_an_error_of_its_own_kind(
             await of("own").wait_for(job.id, timeout=0.1)
         assert up.value.job is not None
         assert up.value.job.status == "storyboard_ready"
+
+
+@pytest.mark.parametrize("connections", [1, 8])
+async def test_many_jobs_are_waited_for_alone_or_in_batches(start: Start, connections: int) -> None:
+    now = 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        await asyncio.sleep(0)
+
+    async with start() as service:
+        jobs = AsyncJobs("", http=service.http, rules=Rules(clock=lambda: now), sleep=sleep)
+        ids = [(await service.create(renderer="external"))["id"] for _ in range(3)]
+        ended, unknown = [], ids[-1] + 100
+        versions: dict[int, list[int]] = {job_id: [] for job_id in ids}
+        await jobs.cancel(ids[1])
+        async for each in jobs.as_completed(
+            [*ids, unknown],
+            connections=connections,
+            on_progress=lambda job: versions[job.id].append(job.version),
+        ):
+            ended.append(each.source)
+            if each.source == unknown:
+                assert isinstance(each.error, NotFound)
+            elif each.result().id == ids[1]:
+                await jobs.cancel(ids[2])
+            elif each.result().id == ids[2]:
+                await jobs.cancel(ids[0])
+        assert [job_id for job_id in ended if job_id != unknown] == [ids[1], ids[2], ids[0]]
+        assert ended.count(unknown) == 1
+        assert all(each == sorted(set(each)) and each for each in versions.values())
+        assert [job.id for job in await jobs.wait_all(ids, connections=connections)] == ids
+        assert (await jobs.wait_any([unknown, *ids], connections=connections)).id in ids
+        assert jobs.counts.failed == 0
 
 
 async def test_a_service_killed_in_the_middle_is_waited_for_and_nothing_is_missed(

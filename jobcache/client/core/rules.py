@@ -235,7 +235,7 @@ class Rules:
             raise ValueError(f"interval must be above 0 seconds, not {default_interval!r}")
         progress = _Progress(
             followed=followed,
-            deadline=self._deadline(timeout),
+            deadline=self.deadline(timeout),
             hold=wait if conditional else 0,
             conditional=conditional,
             interval=interval,
@@ -315,7 +315,7 @@ class Rules:
             Refused: the service has refused the request.
             Unavailable: there was no usable response in time.
         """
-        deadline = self._deadline(timeout)
+        deadline = self.deadline(timeout)
         failures = 0
         while True:
             limit = min(ANSWER_WITHIN, deadline - self._clock())
@@ -366,10 +366,21 @@ class Rules:
         if at_once:
             return max(0.0, progress.followed.spacing - took)
         if progress.interval is None:
-            headers = response.headers
-            return intervals.after_response(headers, self._random, progress.default_interval)
+            return self.pause(response.headers, progress.default_interval)
         due = sent + intervals.between(progress.interval, self._random)
         return max(0.0, due - self._clock())
 
-    def _deadline(self, timeout: float | None) -> float:
+    def pause(
+        self, headers: Mapping[str, str], default: float = intervals.DEFAULT_INTERVAL
+    ) -> float:
+        """Return the seconds until the next poll, after a response with these headers.
+
+        Args:
+            headers: of a response that was not held.
+            default: the seconds if there is no `Retry-After`.
+        """
+        return intervals.after_response(headers, self._random, default)
+
+    def deadline(self, timeout: float | None) -> float:
+        """Return the time at which so many seconds are over; infinity for None."""
         return math.inf if timeout is None else self._clock() + timeout

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from jobcache.client import AsyncPoller, Completed, Poller, Snapshot
+from jobcache.client import AsyncJobs, AsyncPoller, Completed, Jobs, Poller, Snapshot
 from jobcache.client.core.rules import Rules
 from tests.app.process import NO_CERTIFICATES
 
@@ -104,7 +104,7 @@ def serving() -> Iterator[Server]:
 
 @dataclass
 class Waits:
-    """A poller, asynchronous or not, called alike; its sleeps take no time."""
+    """A poller or a client of jobs, asynchronous or not, called alike; sleeps take no time."""
 
     kind: str
     now: float = 1000.0
@@ -124,6 +124,17 @@ class Waits:
             self.poller = Poller(http=http_sync, rules=rules, sleep=self._sleep, **options)
         return self
 
+    def jobs(self, url: str, **options: Any) -> Waits:
+        """Make a client of jobs."""
+        rules = Rules(clock=lambda: self.now, random=lambda: self.chance)
+        if self.kind == "async":
+            http = httpx.AsyncClient(verify=NO_CERTIFICATES)
+            self.poller = AsyncJobs(url, http=http, rules=rules, sleep=self._asleep, **options)
+        else:
+            http_sync = httpx.Client(verify=NO_CERTIFICATES)
+            self.poller = Jobs(url, http=http_sync, rules=rules, sleep=self._sleep, **options)
+        return self
+
     async def wait_for(self, source: Any, **options: Any) -> Snapshot:
         if self.poller is None:
             self.open()
@@ -140,7 +151,7 @@ class Waits:
         result = getattr(self.poller or self.open().poller, name)(*arguments, **options)
         return await result if self.kind == "async" else result
 
-    async def as_completed(self, sources: Any, **options: Any) -> list[Completed[Snapshot]]:
+    async def as_completed(self, sources: Any, **options: Any) -> list[Completed[Any]]:
         found = (self.poller or self.open().poller).as_completed(sources, **options)
         return [each async for each in found] if self.kind == "async" else list(found)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from typing import Any
 
 import pytest
@@ -133,22 +134,28 @@ async def test_waits_that_are_left_end_their_requests(server: Server) -> None:
 
 
 def test_a_caller_may_leave_the_loop_while_a_thread_waits(server: Server) -> None:
-    released = asyncio.Event()
+    held, released = threading.Event(), threading.Event()
 
     async def hold(_: StarletteRequest) -> StarletteResponse:
-        await released.wait()
+        held.set()
+        await asyncio.to_thread(released.wait)
         return reply(200, {})
 
-    def release(_: StarletteRequest) -> StarletteResponse:
-        released.set()
+    async def soon(_: StarletteRequest) -> StarletteResponse:
+        await asyncio.to_thread(held.wait)
         return reply(200, {})
 
-    urls = [server.on("/hold", hold), finishing_after(server, 0)]
+    urls = [server.on("/hold", hold), server.on("/soon", soon)]
     with Poller() as poller:
         for each in poller.as_completed(urls):
             assert each.source == urls[1]
             break
-        assert poller.wait_for(server.on("/release", release)).status == 200
+        assert poller.wait_for(urls[1]).status == 200
+        (left,) = (each for each in threading.enumerate() if each.name.endswith("client request"))
+        assert left.daemon
+        released.set()
+        left.join(60)
+        assert not left.is_alive()
 
 
 # Whose turn it is
