@@ -119,11 +119,16 @@ class AsyncRunner:
         body = _httpx.Body(request)
         try:
             # httpx limits each read, but not the sum of many small ones.
-            async with asyncio.timeout(request.timeout):
+            limit = None if math.isinf(request.timeout) else request.timeout
+            async with asyncio.timeout(limit):
                 received = await self.http.send(built, **options)
                 try:
-                    async for part in received.aiter_bytes():
-                        body.add(part)
+                    write = await self._write(request, received)
+                    async for piece in received.aiter_bytes():
+                        if write is None:
+                            body.add(piece)
+                        else:
+                            await asyncio.to_thread(write, piece)
                 finally:
                     await received.aclose()
         except _httpx.MISTAKES:
@@ -131,6 +136,18 @@ class AsyncRunner:
         except (httpx.RequestError, TimeoutError) as error:
             return _httpx.failure(error)
         return body.response(received)
+
+    async def _write(
+        self, request: Request, received: httpx.Response
+    ) -> Callable[[bytes], None] | None:
+        """Return what takes the pieces of the body; None if it is read into memory."""
+        receiver, status = request.receiver, received.status_code
+        if receiver is None:
+            return None
+        headers = _httpx.lowered(received.headers)
+        return (
+            receiver.write if await asyncio.to_thread(receiver.accepts, status, headers) else None
+        )
 
 
 async def _show(update: Update[T], on_progress: Callable[[T], object]) -> None:

@@ -23,6 +23,7 @@ MISTAKES = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 """Errors that no repetition mends: an address or a key that cannot be sent."""
 
 _CONNECT_WITHIN = 5.0
+_PIECE_WITHIN = 10.0
 # What a request to another origin keeps of httpx's own headers.
 _HARMLESS = frozenset({"host", "user-agent", "accept-encoding", "connection"})
 
@@ -41,12 +42,13 @@ def build(
         address: of the service, before the URL of the request.
         headers: the caller's own.
     """
+    each = request.timeout if request.receiver is None else min(request.timeout, _PIECE_WITHIN)
     built = http.build_request(
         request.method,
         f"{address}{request.url}",
         headers={**(headers if request.credentials else {}), **request.headers},
         json=request.body,
-        timeout=httpx.Timeout(request.timeout, connect=min(_CONNECT_WITHIN, request.timeout)),
+        timeout=httpx.Timeout(each, connect=min(_CONNECT_WITHIN, each)),
     )
     options: dict[str, Any] = {"stream": True, "follow_redirects": False}
     if not request.credentials:
@@ -95,8 +97,12 @@ class Body:
 
     def response(self, received: httpx.Response) -> Response:
         """Return the whole response as the rules take it."""
-        headers = {name.lower(): value for name, value in received.headers.items()}
-        return Response(received.status_code, headers, b"".join(self._parts))
+        return Response(received.status_code, lowered(received.headers), b"".join(self._parts))
+
+
+def lowered(headers: httpx.Headers) -> dict[str, str]:
+    """Return headers as the rules take them: with names in lower case."""
+    return {name.lower(): value for name, value in headers.items()}
 
 
 def bearer(key: str | None) -> dict[str, str]:
@@ -110,11 +116,10 @@ def start(source: str | httpx.URL | httpx.Response) -> WaitSource:
         url = str(httpx.URL(source))
         return WaitSource(url, "GET", url, None)
     received = source
-    headers = {name.lower(): value for name, value in received.headers.items()}
     first = received.history[0] if received.history else received
     return WaitSource(
         str(received.url),
         received.request.method,
         str(first.request.url),
-        Response(received.status_code, headers, received.content),
+        Response(received.status_code, lowered(received.headers), received.content),
     )

@@ -138,8 +138,13 @@ class SyncRunner:
         try:
             received = self.http.send(built, **options)
             try:
-                for part in received.iter_bytes():
-                    body.add(part)
+                receiver, headers = request.receiver, _httpx.lowered(received.headers)
+                written = receiver is not None and receiver.accepts(received.status_code, headers)
+                for piece in received.iter_bytes():
+                    if receiver is not None and written:
+                        receiver.write(piece)
+                    else:
+                        body.add(piece)
                     # httpx limits each read, but not the sum of many small ones.
                     if time.monotonic() > due:
                         raise httpx.ReadTimeout("the response came too slowly", request=built)

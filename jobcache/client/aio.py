@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from jobcache.client import _httpx, jobs
 from jobcache.client._async_runner import AsyncRunner
+from jobcache.client._part_file import PartFile
 from jobcache.client.batches import wait_for_all
+from jobcache.client.core.downloads import Download, download
 from jobcache.client.core.messages import CONNECTIONS
 from jobcache.client.core.rules import Rules
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
+    from pathlib import Path
 
     import httpx
 
@@ -192,3 +196,73 @@ class AsyncJobs:
     async def cancel(self, job_id: int) -> Job:
         """Cancel the job in any status. Sent once, as `approve`."""
         return await self._runner.run(jobs.command(self._rules, job_id, "cancel"))
+
+    async def storyboard(self, job_id: int) -> dict[str, Any]:
+        """Return the storyboard of a job.
+
+        Raises:
+            Conflict: there is none yet; wait for `storyboard_ready`.
+        """
+        return await self._runner.run(jobs.storyboard(self._rules, job_id))
+
+    async def download_video(
+        self,
+        job_id: int,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - requests get what is left of it
+    ) -> Path:
+        """Download the video of a completed job.
+
+        A lost connection loses nothing: the rest is requested by `Range`, for the same file. What
+        is there is kept in `<path>.part`, so that a later call goes on from it. One call at a time
+        may download to a path.
+
+        Args:
+            job_id: the number of the job.
+            path: where to write the video. It appears there complete, or not at all.
+            timeout: seconds for all of it, or None for no limit.
+
+        Returns:
+            The path.
+
+        Raises:
+            Conflict: there is no video, or it is not kept by this service: see `Job.video_url`.
+            Unavailable: nothing came for half a minute, or the time is over.
+            OSError: the file cannot be written.
+        """
+        with PartFile(path) as part:
+            steps = download(self._rules, jobs.video_path(job_id), Download(part), timeout)
+            await self._runner.run(steps)
+            return await asyncio.to_thread(part.finish)
+
+    async def list_jobs(
+        self, *, client_id: str | None = None, status: str | None = None, page_size: int = 100
+    ) -> AsyncGenerator[Job]:
+        """Yield jobs, newest first; pages are requested as they are needed.
+
+        Args:
+            client_id: of this owner only; None lists the jobs of all whom the key may see.
+            status: with this status only.
+            page_size: jobs in one request, 1 to 100.
+        """
+        cursor = None
+        while True:
+            found = await self._runner.run(
+                jobs.page(
+                    self._rules, client_id=client_id, status=status, size=page_size, cursor=cursor
+                )
+            )
+            for job in found.jobs:
+                yield job
+            cursor = found.cursor
+            if cursor is None:
+                return
+
+    async def statistics(self) -> dict[str, Any]:
+        """Return the statistics of the cache, as the process counts them that answers.
+
+        Raises:
+            Forbidden: this needs the key of an operator.
+        """
+        return await self._runner.run(jobs.statistics(self._rules))

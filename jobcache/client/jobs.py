@@ -6,6 +6,7 @@ import json
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from urllib.parse import urlencode
 
 from jobcache.client.core.errors import Unavailable, WaitTimeout
 from jobcache.client.core.messages import LARGEST_BODY
@@ -202,3 +203,54 @@ def get(rules: Rules, job_id: int) -> Steps[Job]:
 def command(rules: Rules, job_id: int, name: str) -> Steps[Job]:
     """Approve, render or cancel a job: sent once, for it has no key that makes one of two."""
     return rules.call("POST", f"{JOBS}/{job_id}/{name}", job_of, repeatable=False)
+
+
+def video_path(job_id: int) -> str:
+    """Return the path of the video of a job."""
+    return f"{JOBS}/{job_id}/video"
+
+
+def storyboard(rules: Rules, job_id: int) -> Steps[dict[str, Any]]:
+    """Get the storyboard of a job."""
+    return rules.call("GET", f"{JOBS}/{job_id}/storyboard", _object, repeatable=True)
+
+
+def statistics(rules: Rules) -> Steps[dict[str, Any]]:
+    """Get the statistics of the process that answers."""
+    return rules.call("GET", "/api/v2/cache/stats", _object, repeatable=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One page of a list of jobs.
+
+    Attributes:
+        jobs: newest first.
+        cursor: of the next page; None if this is the last.
+    """
+
+    jobs: list[Job]
+    cursor: str | None
+
+
+def page(
+    rules: Rules, *, client_id: str | None, status: str | None, size: int, cursor: str | None
+) -> Steps[Listed]:
+    """Get one page of a list of jobs."""
+    wanted = {"client_id": client_id, "status": status, "limit": size, "cursor": cursor}
+    query = urlencode({name: value for name, value in wanted.items() if value is not None})
+    return rules.call("GET", f"{JOBS}?{query}", _listed, repeatable=True)
+
+
+def _listed(response: Response) -> Listed:
+    match json.loads(response.body):
+        case {"items": list(items), "next_cursor": str() | None as cursor}:
+            return Listed([Job.of(item, None) for item in items], cursor)
+    raise ValueError("the response is not a page of jobs")
+
+
+def _object(response: Response) -> dict[str, Any]:
+    document = json.loads(response.body)
+    if not isinstance(document, dict):
+        raise ValueError("the response is not a JSON object")  # noqa: TRY004 - see `read`
+    return document

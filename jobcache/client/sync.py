@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from jobcache.client import _httpx, jobs
+from jobcache.client._part_file import PartFile
 from jobcache.client._sync_runner import SyncRunner
 from jobcache.client.batches import wait_for_all
+from jobcache.client.core.downloads import Download, download
 from jobcache.client.core.messages import CONNECTIONS
 from jobcache.client.core.rules import Rules
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Collection, Generator, Iterable
+    from pathlib import Path
 
     import httpx
 
@@ -135,3 +139,40 @@ class Jobs:
     def cancel(self, job_id: int) -> Job:
         """Cancel the job in any status."""
         return self._runner.run(jobs.command(self._rules, job_id, "cancel"))
+
+    def storyboard(self, job_id: int) -> dict[str, Any]:
+        """Return the storyboard of a job."""
+        return self._runner.run(jobs.storyboard(self._rules, job_id))
+
+    def download_video(
+        self,
+        job_id: int,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float | None = None,
+    ) -> Path:
+        """Download the video of a completed job, as `AsyncJobs.download_video` does."""
+        with PartFile(path) as part:
+            steps = download(self._rules, jobs.video_path(job_id), Download(part), timeout)
+            self._runner.run(steps)
+            return part.finish()
+
+    def list_jobs(
+        self, *, client_id: str | None = None, status: str | None = None, page_size: int = 100
+    ) -> Generator[Job]:
+        """Yield jobs, newest first, as `AsyncJobs.list_jobs` does."""
+        cursor = None
+        while True:
+            found = self._runner.run(
+                jobs.page(
+                    self._rules, client_id=client_id, status=status, size=page_size, cursor=cursor
+                )
+            )
+            yield from found.jobs
+            cursor = found.cursor
+            if cursor is None:
+                return
+
+    def statistics(self) -> dict[str, Any]:
+        """Return the statistics of the cache."""
+        return self._runner.run(jobs.statistics(self._rules))

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from pathlib import Path
 
+import httpx
 import pytest
 
 from app.devservers import free_port
@@ -46,8 +47,14 @@ async def test_a_job_from_its_prompt_to_its_end(start: Start) -> None:
         assert versions == sorted(set(versions))
         assert len(versions) > 1
         assert (await jobs.get(made.id)).version == done.version
+        assert len((await jobs.storyboard(made.id))["scenes"]) == 2
         unfinished = await jobs.create("acme", "Another.", renderer="external")
         assert (await jobs.cancel(unfinished.id)).status == "cancelled"
+        listed = [job.id async for job in jobs.list_jobs(client_id="acme", page_size=1)]
+        assert listed == [unfinished.id, made.id]
+        ended = [job.id async for job in jobs.list_jobs(status="completed")]
+        assert ended == [made.id]
+        assert (await jobs.statistics())["statistics"]["total_requests"] > 0
         assert jobs.counts.failed == 0
 
 
@@ -108,6 +115,28 @@ async def test_what_the_service_refuses_is_an_error_of_its_own_kind(
             await of("own").wait_for(job.id, timeout=0.1)
         assert up.value.job is not None
         assert up.value.job.status == "storyboard_ready"
+
+
+async def test_a_video_is_downloaded_from_where_it_stopped(start: Start, tmp_path: Path) -> None:
+    async with start() as service, AsyncJobs("", http=service.http) as jobs:
+        job_id = (await service.rendering())["id"]
+        with pytest.raises(Conflict, match="no video"):
+            await jobs.download_video(job_id, tmp_path / "new.mp4")
+        url, video = f"/api/v2/jobs/{job_id}/video", bytes(range(256)) * 100
+        (tmp_path / "var" / "videos" / f"{job_id}.mp4").write_bytes(video)
+        await service.services.jobs.complete(job_id, url, worker=True)
+        etag = (await service.http.get(url)).headers["ETag"]
+        (tmp_path / "new.mp4.part").write_bytes(video[:1000])
+        (tmp_path / "new.mp4.part.etag").write_text(etag)
+        received: list[httpx.Response] = []
+
+        async def note(response: httpx.Response) -> None:
+            received.append(response)
+
+        service.http.event_hooks = {"response": [note]}
+        film = await jobs.download_video(job_id, tmp_path / "new.mp4")
+        assert film.read_bytes() == video
+        assert [each.status_code for each in received] == [206]
 
 
 @pytest.mark.parametrize("connections", [1, 8])

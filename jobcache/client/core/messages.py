@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +19,16 @@ LARGEST_BODY = 16 * 1024 * 1024
 """The most bytes of a body that is read into memory."""
 
 
+class Receiver(Protocol):
+    """Takes the body of a response piece by piece, in place of `Response.body`."""
+
+    def accepts(self, status: int, headers: Mapping[str, str]) -> bool:
+        """Return whether to write the body; it is read into memory if not."""
+
+    def write(self, piece: bytes) -> None:
+        """Take a piece of the body."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """Send a request.
@@ -31,7 +41,9 @@ class Request:
         timeout: seconds to wait for the whole response.
         credentials: whether the caller's own headers, cookies and authentication may be sent, too:
             not to another origin.
-        largest_body: the most bytes of the response's body.
+        largest_body: the most bytes of the response's body, if it is read into memory.
+        receiver: takes the body of a file; None reads each body into memory. Each piece of a file
+            has ten seconds, and all of it has `timeout`, which may be infinite.
     """
 
     method: str
@@ -41,6 +53,7 @@ class Request:
     timeout: float
     credentials: bool = True
     largest_body: int = LARGEST_BODY
+    receiver: Receiver | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,7 +260,7 @@ class Rules:
                 followed.begin_poll()
                 progress.failures += 1
                 progress.error = failure.error
-                pause = self._after_failure(failure, progress.failures)
+                pause = self.after_failure(failure, progress.failures)
             else:
                 progress.failures, progress.error = 0, None
                 newer = reading.newer
@@ -325,7 +325,7 @@ class Rules:
                 return read(received(reply), parse)
             except Unusable as failure:
                 failures += 1
-                pause = self._after_failure(failure, failures)
+                pause = self.after_failure(failure, failures)
                 if not repeatable or self._clock() + pause >= deadline:
                     raise Unavailable(f"{method} {path}: {failure.error!r}") from failure.error
             yield Sleep(pause)
@@ -348,7 +348,13 @@ class Rules:
             self.counts.older += 1
             raise
 
-    def _after_failure(self, failure: Unusable, failures: int) -> float:
+    def after_failure(self, failure: Unusable, failures: int) -> float:
+        """Count and log a failure; return the seconds until the next attempt.
+
+        Args:
+            failure: the last one.
+            failures: how many there were in a row.
+        """
         self.counts.failed += 1
         if failures == 2:  # noqa: PLR2004 - the first is often a kept connection that was closed
             logger.warning("no usable response, retrying: %r", failure.error)
