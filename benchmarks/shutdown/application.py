@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from jobcache.http import shutdown as watch
+from jobcache.http.listening_sockets import ListeningSockets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -83,7 +84,7 @@ async def lifespan(_: Starlette) -> AsyncIterator[None]:
 
 
 if _SIGNS == "signal":
-    mock.patch.object(watch, "_listening", return_value=()).start()
+    mock.patch.object(ListeningSockets, "are_open", return_value=True).start()
 elif _SIGNS == "socket":
     mock.patch.object(watch, "_chain_handlers", dict).start()
 

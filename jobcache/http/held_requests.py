@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive
 
-    from jobcache.http.shutdown import Server
+    from jobcache.http.listening_sockets import Server
 
     Kind = Literal["waits", "streams"]
 

@@ -20,21 +20,18 @@ Rejected: a server class. The workers of uvicorn and gunicorn create their serve
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import socket
-import stat
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jobcache.http.listening_sockets import ListeningSockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-    Server = tuple[str, int | str | None] | None
-    """The local address of a connection, from `scope["server"]`. granian's port is text."""
+    from jobcache.http.listening_sockets import Server
 
 _INTERVAL = 0.1  # seconds between two looks at the sockets
 _LOOKS_AFTER_SIGNAL = 3
@@ -43,7 +40,6 @@ _LOOKS_AFTER_SIGNAL = 3
 uvicorn looks for a signal every 0.1 s. Its look lies between the first look here and the third one,
 also in an event loop that was blocked for a long time.
 """
-_DESCRIPTORS = Path("/dev/fd")
 
 
 class Shutdown:
@@ -64,7 +60,7 @@ class Shutdown:
         self._callbacks = callbacks
         self._held = 0
         self._looks_left = _LOOKS_AFTER_SIGNAL
-        self._sockets: dict[int, int] | None = None
+        self._sockets: ListeningSockets | None = None
         self._handlers: dict[signal.Signals, _ChainedHandler] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -79,11 +75,11 @@ class Shutdown:
             server: `scope["server"]` of the request.
         """
         if self._sockets is None:
-            self._sockets = dict(_listening(server))
+            self._sockets = ListeningSockets(server)
             self._handlers = _chain_handlers()
         self._held += 1
         if self._held == 1:
-            self._look()
+            self._look(self._sockets)
         try:
             yield
         finally:
@@ -108,20 +104,19 @@ class Shutdown:
             if signal.getsignal(number) is handler:
                 signal.signal(number, previous)
 
-    def _look(self) -> None:
+    def _look(self, sockets: ListeningSockets) -> None:
         if self.begun:
             return
-        sockets = self._sockets or {}
-        open_still = all(_socket_inode(each) == inode for each, inode in sockets.items())
-        if open_still and self._looks_left > 0:
-            self._timer = asyncio.get_running_loop().call_later(_INTERVAL, self._look_again)
+        if self._looks_left > 0 and sockets.are_open():
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(_INTERVAL, self._look_again, sockets)
         else:
             self.begin()
 
-    def _look_again(self) -> None:
+    def _look_again(self, sockets: ListeningSockets) -> None:
         if any(handler.received for handler in self._handlers.values()):
             self._looks_left -= 1
-        self._look()
+        self._look(sockets)
 
     def _stop_looking(self) -> None:
         if self._timer is not None:
@@ -173,52 +168,3 @@ def _chain_handlers() -> dict[signal.Signals, _ChainedHandler]:
             break
         chained[number] = handler
     return chained
-
-
-def _listening(server: Server) -> Iterator[tuple[int, int]]:
-    """Yield the descriptor and inode of each socket that listens at the address of a connection."""
-    try:
-        names = os.listdir(_DESCRIPTORS)  # noqa: PTH208 - names are all there is to know
-    except OSError:  # there is no such directory on Windows
-        return
-    for descriptor in map(int, names):
-        if _listens(descriptor) and _accepts_for(descriptor, server):
-            inode = _socket_inode(descriptor)
-            if inode is not None:
-                yield descriptor, inode
-
-
-def _listens(descriptor: int) -> bool:
-    """Return True for a socket that listens: few do, so this is what a search takes time for."""
-    try:
-        # With a family and a type, right or wrong, the constructor does not ask for them.
-        found = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)
-    except OSError:  # it is not a socket
-        return False
-    try:
-        return bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    except OSError:
-        return False
-    finally:
-        found.detach()  # the server closes it
-
-
-def _accepts_for(descriptor: int, server: Server) -> bool:
-    """Return True if a socket accepts connections that have this local address."""
-    found = socket.socket(fileno=descriptor)
-    try:
-        name = found.getsockname()
-    finally:
-        found.detach()
-    if isinstance(name, tuple):  # the port decides: it may listen on all addresses
-        return server is not None and str(name[1]) == str(server[1])
-    return server is None or name == server[0]  # a Unix socket, which some servers do not name
-
-
-def _socket_inode(descriptor: int) -> int | None:
-    """Return the inode of an open socket; None: the descriptor is closed, or of something else."""
-    try:
-        found = os.fstat(descriptor)
-    except OSError:
-        return None
-    return found.st_ino if stat.S_ISSOCK(found.st_mode) else None

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -80,10 +81,21 @@ async def test_it_begins_once_the_process_no_longer_listens() -> None:
     assert ended.calls == 1
 
 
-async def test_a_descriptor_that_is_used_again_is_another_socket() -> None:
+async def test_a_descriptor_that_is_used_again_for_another_port_counts_as_closed() -> None:
     ended = Ended()
     with listening() as one, listening() as other, Shutdown(ended).watched(one.getsockname()):
         os.dup2(other.fileno(), one.fileno())  # closed and used again between two looks
+        await ended.wait()
+
+
+async def test_a_descriptor_that_is_used_again_for_a_connection_counts_as_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jobcache.http.listening_sockets._inode", lambda _: 0)  # as on macOS
+    ended = Ended()
+    with listening() as found, Shutdown(ended).watched(found.getsockname()):
+        with socket.create_connection(found.getsockname()) as connection:
+            os.dup2(connection.fileno(), found.fileno())
         await ended.wait()
 
 
@@ -94,6 +106,31 @@ async def test_a_server_that_leaves_an_inherited_socket_open_closes_its_copy() -
         with Shutdown(ended).watched(inherited.getsockname()):
             copy.close()
             await ended.wait()
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+async def test_the_first_request_may_be_held_after_the_process_stopped_listening(
+    tmp_path: Path, kind: str
+) -> None:
+    address: Any = ("127.0.0.1", 0) if kind == "tcp" else str(tmp_path / "s")
+    with socket.socket(socket.AF_INET if kind == "tcp" else socket.AF_UNIX) as found:
+        found.bind(address)
+        found.listen()
+        with socket.socket(found.family) as client:
+            client.connect(found.getsockname())
+            accepted, _ = found.accept()
+            found.close()
+            shutdown = Shutdown()
+            name = accepted.getsockname()
+            with accepted, shutdown.watched(name if kind == "tcp" else (name, None)):
+                assert shutdown.begun
+
+
+async def test_a_request_without_a_connection_can_be_held() -> None:
+    shutdown = Shutdown()
+    for server in [("testserver", 80), ("localhost", None), None]:
+        with shutdown.watched(server):
+            assert not shutdown.begun
 
 
 async def test_sockets_of_other_ports_may_be_closed() -> None:
@@ -148,7 +185,9 @@ async def test_a_signal_suffices_where_no_socket_is_found(server: Server) -> Non
 async def test_a_signal_suffices_where_descriptors_cannot_be_listed(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("jobcache.http.shutdown._DESCRIPTORS", tmp_path / "none")  # as on Windows
+    monkeypatch.setattr(
+        "jobcache.http.listening_sockets._DESCRIPTORS", tmp_path / "none"
+    )  # as on Windows
     ended = Ended()
     with listening() as found, Shutdown(ended).watched(found.getsockname()):
         signal.raise_signal(signal.SIGTERM)
