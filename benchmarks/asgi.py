@@ -21,21 +21,28 @@ _PAUSE = 0.02  # seconds between two looks
 
 
 class Uvicorn:
-    """Serves the application of a factory; entering starts it, leaving stops it.
+    """One worker; entering starts it, leaving stops it.
 
     Args:
-        factory: module and function, as `module:function`.
+        command: starts it.
+        port: of loopback, where it listens.
         environment: further environment variables.
     """
 
-    def __init__(self, factory: str, environment: Mapping[str, str]) -> None:
-        self.port = free_port()
+    def __init__(self, command: list[str], port: int, environment: Mapping[str, str]) -> None:
+        self.port = port
+        self._process = Process(command, {**os.environ, **environment})
+
+    @classmethod
+    def factory(cls, factory: str, environment: Mapping[str, str]) -> Self:
+        """Return a worker that serves the application of a factory, as `module:function`."""
+        port = free_port()
         command = [
             *(sys.executable, "-m", "uvicorn", "--factory", factory),
             *("--app-dir", str(Path(__file__).parents[1]), "--host", HOST),
-            *("--port", str(self.port), "--no-access-log", "--log-level", "warning"),
+            *("--port", str(port), "--no-access-log", "--log-level", "warning"),
         ]
-        self._process = Process(command, {**os.environ, **environment})
+        return cls(command, port, environment)
 
     def __enter__(self) -> Self:
         self._process.__enter__()

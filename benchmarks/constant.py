@@ -33,13 +33,29 @@ _ANSWER = "BENCHMARK_ANSWER"
 _OF_THE_SERVER = {b"date", b"server"}  # which sends them itself
 
 
+def constant_response() -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Return the headers and the body that this process sends."""
+    if _ANSWER not in os.environ:
+        return _HEADERS, DOCUMENT.body
+    head, _, body = base64.b64decode(os.environ[_ANSWER]).partition(b"\n\n")
+    lines = (line.partition(b": ") for line in head.split(b"\n"))
+    return [(name, text) for name, _, text in lines], body
+
+
+def response_settings(answer: httpx.Response) -> dict[str, str]:
+    """Return the environment of a process that sends the body and headers of a response."""
+    head = [
+        name.lower() + b": " + text
+        for name, text in answer.headers.raw
+        if name.lower() not in _OF_THE_SERVER
+    ]
+    raw = b"\n".join(head) + b"\n\n" + answer.content
+    return {_ANSWER: base64.b64encode(raw).decode()}
+
+
 def make() -> ASGIApp:
     """Return the ASGI application, for `uvicorn --factory`."""
-    headers, body = _HEADERS, DOCUMENT.body
-    if _ANSWER in os.environ:
-        head, _, body = base64.b64decode(os.environ[_ANSWER]).partition(b"\n\n")
-        lines = (line.partition(b": ") for line in head.split(b"\n"))
-        headers = [(name, text) for name, _, text in lines]
+    headers, body = constant_response()
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -55,15 +71,7 @@ def constant_server(answer: httpx.Response | None = None) -> Generator[Uvicorn, 
     Args:
         answer: the response to a poll, whose body and headers are sent; None: similar ones.
     """
-    environment = {}
-    if answer is not None:
-        head = [
-            name.lower() + b": " + text
-            for name, text in answer.headers.raw
-            if name.lower() not in _OF_THE_SERVER
-        ]
-        raw = b"\n".join(head) + b"\n\n" + answer.content
-        environment[_ANSWER] = base64.b64encode(raw).decode()
-    with Uvicorn("benchmarks.constant:make", environment) as server:
+    environment = {} if answer is None else response_settings(answer)
+    with Uvicorn.factory("benchmarks.constant:make", environment) as server:
         server.wait_until_it_listens()
         yield server

@@ -73,6 +73,18 @@ def _one_job(run: Run) -> Iterator[Limit]:
         )
 
 
+def _parser(run: Run) -> Iterator[Limit]:
+    section = run.find("polls-many")
+    floor, plain = section.find(polls.PARSER), section.find(polls.PLAIN)
+    yield Limit(
+        "Polls of any service on uvicorn, beside a plain ASGI function",
+        f"{_times(ratios(floor, plain))} as fast",
+        "This is what uvicorn's parser and the kernel leave, if nothing looks at the request. A "
+        f"poll on `memory` reaches {median(ratios(section.find('memory'), floor)):.2f} of it: it "
+        "has to find the job, the caller, the entry and the tag that the client has.",
+    )
+
+
 def _connections(run: Run) -> Iterator[Limit]:
     section = run.find("connections")
     plain, _, _ = steepness(section, polls.PLAIN)
@@ -155,6 +167,7 @@ def _collection(run: Run) -> Iterator[Limit]:
 
 
 _MEASURES: tuple[Callable[[Run], Iterator[Limit]], ...] = (
+    _parser,
     _one_job,
     _connections,
     _compiled,

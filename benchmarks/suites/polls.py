@@ -14,6 +14,7 @@ from benchmarks.generator import WrongAnswer
 from benchmarks.handwritten import DATABASE
 from benchmarks.interleaving import Subject, take_turns
 from benchmarks.nginx import micro_cache, nginx_program
+from benchmarks.parser_only import parser_server
 from benchmarks.peers.routes import REDIS, ROUTE
 from benchmarks.peers.table import ROUTES, absent
 from benchmarks.process_cpu import processor_seconds
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from benchmarks.results import Kind
 
 PLAIN = "plain ASGI function"
+PARSER = "uvicorn's parser, and a constant"
 HANDWRITTEN = "FastAPI route, no cache"
 NULL_ON_SQLITE = "null on SQLite"
 WITHOUT_PROTOCOL = "memory without the fast protocol"
@@ -40,7 +42,7 @@ NUMBER = "X-Request-Id: %d"
 
 OURS = (*EVERY_BACKEND, WITHOUT_PROTOCOL, NULL_ON_SQLITE)
 """The service, with each cache."""
-OF_ONE_JOB = ("null", "memory", "redis", "tiered", PLAIN, HANDWRITTEN, NGINX)
+OF_ONE_JOB = ("null", "memory", "redis", "tiered", PLAIN, PARSER, HANDWRITTEN, NGINX)
 """The servers that are also asked for one job only."""
 
 CONNECTIONS = 32
@@ -147,6 +149,9 @@ def started(
     servers.found[PLAIN] = Server(
         "limit", "the same bytes and headers, from a constant", plain.port, plain.pid, "/{}", [1]
     )
+    parser = stack.enter_context(parser_server(poll))
+    how = "the same bytes; nothing looks at the request"
+    servers.found[PARSER] = Server("limit", how, parser.port, parser.pid, "/{}", [1])
     _add_routes(servers, stack, postgres.url("polls_null"), redis_url, peers=peers)
     program = nginx_program()
     if program is None:
@@ -165,7 +170,9 @@ def _add_routes(
     jobs = servers.found["null"].jobs
     environment = {DATABASE: database_url, REDIS: redis_url}
     started = {
-        HANDWRITTEN: stack.enter_context(Uvicorn("benchmarks.handwritten:make", environment))
+        HANDWRITTEN: stack.enter_context(
+            Uvicorn.factory("benchmarks.handwritten:make", environment)
+        )
     }
     kinds: dict[str, tuple[Kind, str]] = {
         HANDWRITTEN: ("limit", "the same SELECT and document, on PostgreSQL")
@@ -176,7 +183,7 @@ def _add_routes(
         for name, route in ROUTES.items():
             if route.package not in {one.subject for one in missing}:
                 settings = {**environment, ROUTE: name}
-                server = Uvicorn("benchmarks.peers.routes:make", settings)
+                server = Uvicorn.factory("benchmarks.peers.routes:make", settings)
                 started[name] = stack.enter_context(server)
                 kinds[name] = route.kind, route.how
     for name, server in started.items():

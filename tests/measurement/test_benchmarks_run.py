@@ -70,7 +70,7 @@ def test_a_quick_run_measures_everything_and_draws_it(
         *(("keys", "operations") if long else ()),
     }
     one = measured.find("polls-one")
-    for subject in {"null", "memory", polls.PLAIN, polls.HANDWRITTEN}:
+    for subject in {"null", "memory", polls.PLAIN, polls.PARSER, polls.HANDWRITTEN}:
         assert one.find(subject).median > 0
     for subject in {*services, polls.PLAIN, polls.HANDWRITTEN}:
         assert measured.find("polls-many").find(subject).median > 0
