@@ -12,6 +12,7 @@ import secrets
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from jobcache._concurrency.tasks import ShieldedTasks
 from jobcache._engine.cell_changes import CellChanges
 from jobcache._engine.clock import WallClock
 from jobcache._engine.fetching import Fetcher
@@ -21,6 +22,7 @@ from jobcache._engine.owner_loop import OwnerLoop
 from jobcache._engine.publishing import Publisher
 from jobcache._engine.reading import Reads
 from jobcache._engine.shadow_reads import Shadow
+from jobcache._engine.values import Absent, Storing, Values, seconds, sorted_tags, tag_keys
 from jobcache._engine.watchers import PollIntervals, Readers, Watchers
 from jobcache._engine.writing import WriteCoordinator
 from jobcache.backends.registry import make_backend
@@ -42,11 +44,13 @@ from jobcache.protocol.capabilities import (
 )
 from jobcache.protocol.key import check_key
 from jobcache.resilience.batched_gets import BatchedGets
+from jobcache.serializers import serializer_of
 from jobcache.settings import CacheSettings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
     from contextlib import AbstractAsyncContextManager
+    from datetime import timedelta
     from typing import Self, Unpack
 
     from jobcache._engine.options import URLOptions
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
     from jobcache._engine.writing import Write
     from jobcache.models import Load, LoadMany, ReadResult, ReadResults
     from jobcache.protocol.backend import CacheBackend
+    from jobcache.serializers import Serializer
 
 T = TypeVar("T")
 
@@ -98,6 +103,7 @@ class JobCache:
         lifetimes: as given.
         statistics: the counters and histograms.
         reads: the steps of a read, for callers that answer a hit without a task.
+        values: the steps of reading a value without a version.
         writes: the steps of a write, for callers that take them one by one, as `sync` does.
     """
 
@@ -120,6 +126,7 @@ class JobCache:
         self.lifetimes = Lifetimes() if lifetimes is None else lifetimes
         self.statistics = Statistics() if statistics is None else statistics
         self._owner = OwnerLoop()
+        self._shielded = ShieldedTasks()
         self._clock = WallClock(clock_ms)
         self._loads = Loads(load_timeout)
         if load_timeout is not None and isinstance(backend, SupportsLeaseTime):
@@ -137,24 +144,35 @@ class JobCache:
         gets = BatchedGets(backend) if isinstance(backend, SupportsFutureGet) else None
         changes = CellChanges(backend)
         self._publisher = Publisher(backend, self.statistics, changes, token)
+        fetcher = Fetcher(
+            backend,
+            statistics=self.statistics,
+            clock=self._clock,
+            lifetimes=self.lifetimes,
+            loads=self._loads,
+            publisher=self._publisher,
+            changes=changes,
+            token=token,
+            sleep=sleep,
+            gets=gets,
+        )
+        self.values = Values(
+            backend,
+            statistics=self.statistics,
+            clock=self._clock,
+            lifetimes=self.lifetimes,
+            loads=self._loads,
+            fetcher=fetcher,
+            publisher=self._publisher,
+            token=token,
+        )
         self.reads = Reads(
             backend,
             statistics=self.statistics,
             clock=self._clock,
             shadow=self._shadow,
             loads=self._loads,
-            fetcher=Fetcher(
-                backend,
-                statistics=self.statistics,
-                clock=self._clock,
-                lifetimes=self.lifetimes,
-                loads=self._loads,
-                publisher=self._publisher,
-                changes=changes,
-                token=token,
-                sleep=sleep,
-                gets=gets,
-            ),
+            fetcher=fetcher,
             owner=self._owner,
             gets=gets,
         )
@@ -276,6 +294,66 @@ class JobCache:
         """
         return self.reads.peek(key, load, min_version)
 
+    async def get_or_load(
+        self,
+        key: str,
+        load: Callable[[], Awaitable[T]],
+        *,
+        ttl: float | timedelta,
+        tags: Iterable[str] = (),
+        serializer: Serializer[T] | None = None,
+        cache_none: bool = False,
+        bypass: bool = False,
+    ) -> T:
+        """Return the value at `key`, from the cache or from `load`, for data without a version.
+
+            report = await cache.get_or_load("report:7", load_report, ttl=60)
+            ...
+            await cache.invalidate("report:7")     # after the data has changed
+
+        The result is never older than a value that another read returned, or than the data at an
+        `invalidate` that returned, before this read began. A change that nobody announces is seen
+        once the time to live is over. Concurrent calls share a load, and so do processes.
+
+        Args:
+            key: as for `read`. Use a key either here or with `read` and `write`; what the other has
+                stored there is loaded again.
+            load: returns the value. If it raises, nothing is cached. If it raises
+                `SourceUnavailable`, an entry past its time to live is served while there is one.
+            ttl: seconds, or a `timedelta`, for which the value is served; up to the `jitter` of
+                `lifetimes` less. 0: nothing is stored.
+            tags: names of groups that the key belongs to; see `invalidate_tags`. All callers who
+                use a key must give the same.
+            serializer: stores the value. None: as JSON; models of pydantic and structs of msgspec
+                are recognised by the return annotation of `load`.
+            cache_none: whether None is stored, too.
+            bypass: call `load` in any case, for this caller alone. A cached value, which may be
+                older than the result, is removed.
+
+        Returns:
+            The value as the cache gives it back, on a hit and otherwise. It is shared with other
+            callers: the dictionaries and lists of JSON are read-only (`copy.deepcopy` makes a
+            normal copy), and models are shared only if they are frozen.
+
+        Raises:
+            InvalidDocument: the value cannot be stored, or would come back changed.
+            Exception: as for `read`, and any exception that `load` raised.
+        """
+        if self._owner.loop is not asyncio.get_running_loop():
+            self._owner.bind()
+        storing: Storing[T] = Storing(
+            serializer_of(load) if serializer is None else serializer,
+            seconds(ttl),
+            sorted_tags(tags),
+            cache_none,
+        )
+        if bypass:
+            return await self.values.bypass(key, load, storing)
+        found = self.values.peek(key, storing)
+        if isinstance(found, Absent):
+            return await self.values.read(key, load, storing)
+        return found
+
     # --- waiting ---
 
     async def wait_for_newer(
@@ -371,7 +449,9 @@ class JobCache:
         """Remove the entries and leases of these keys. Fences stay.
 
         The next read of each key asks the source. Changes made through `write` do not need this; it
-        is for operators, and for changes made without the cache. Atomic for each key.
+        is for values without a version (`get_or_load`), for operators, and for changes made without
+        the cache. Call it after the change is committed. Atomic for each key; it continues if the
+        caller is cancelled.
 
         Returns:
             The number of keys that held an entry or a lease.
@@ -384,9 +464,25 @@ class JobCache:
         for key in keys:
             check_key(key)
         try:
-            return await self.backend.purge(keys)
+            # Shielded: a client that goes away after the commit must not leave the entries behind.
+            return await self._shielded.run(self.backend.purge(keys))
         finally:
             self._watchers.notify_written(keys)
+
+    async def invalidate_tags(self, *tags: str) -> int:
+        """Invalidate all values with one of these tags, wherever they are stored.
+
+        It takes one operation for each tag, and not for each key: no value with that tag is
+        accepted any more. The values themselves stay until they expire or are replaced.
+
+        Returns:
+            The number of tags that had values.
+
+        Raises:
+            InvalidKey: a tag cannot be used.
+            CacheUnavailable: as for `invalidate`.
+        """
+        return await self.invalidate(*tag_keys(sorted_tags(tags)))
 
     async def invalidate_all(self) -> int:
         """Remove every cell of the backend's namespace, fences included.
@@ -452,7 +548,9 @@ class JobCache:
         self._owner.close()
         await self._watchers.aclose()
         await self.reads.aclose()
+        await self.values.aclose()
         await self._shadow.aclose()
         await self._loads.aclose()
         await self._publisher.join()
+        await self._shielded.join()
         await self.backend.aclose()

@@ -14,15 +14,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from jobcache.protocol.codec import compress, fits
-from jobcache.protocol.entry import Entry
+from jobcache.protocol.entry import UNVERSIONED, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from jobcache.protocol.document import Document
+    from jobcache.protocol.document import Document, UnversionedDocument
+    from jobcache.protocol.entry import Encoding
 
 
-_LONGEST = 10 * 365 * 86400.0
+LONGEST = 10 * 365 * 86400.0
+"""The longest lifetime, in seconds."""
 
 
 def _random() -> float:
@@ -56,7 +58,7 @@ class Lifetimes:
 
     def __post_init__(self) -> None:
         times = [self.default, self.gone, self.grace, *self.by_status.values()]
-        if not all(0 <= seconds <= _LONGEST for seconds in times):
+        if not all(0 <= seconds <= LONGEST for seconds in times):
             raise ValueError("a lifetime cannot be negative, or longer than ten years")
         if not 0 <= self.jitter < 1:
             raise ValueError("jitter is a part of a lifetime, from 0 to below 1")
@@ -72,10 +74,7 @@ class Lifetimes:
         fresh *= 1 - self.jitter * self.random()
         # No grace for a document that does not exist: it may have been created meanwhile.
         keep = fresh if gone or fresh == 0 else fresh + self.grace
-        if fits(document.body):
-            body, encoding = compress(document.body)
-        else:
-            body, encoding, keep = document.body, "identity", 0.0  # served, and not stored
+        body, encoding, keep = _packed(document.body, keep)
         return Entry(
             version=document.version,
             owner=document.owner,
@@ -87,3 +86,34 @@ class Lifetimes:
             fresh_ms=round(fresh * 1000),
             keep_ms=round(keep * 1000),
         )
+
+    def unversioned_entry(self, document: UnversionedDocument, token: str, now_ms: int) -> Entry:
+        """Return the entry of a document without a version.
+
+        Args:
+            document: the document, with its own lifetime. Grace and jitter are those of the others.
+            token: of the load.
+            now_ms: when the load began, in milliseconds since the epoch.
+        """
+        fresh = document.ttl * (1 - self.jitter * self.random())
+        body, encoding, keep = _packed(document.body, fresh + self.grace if fresh else 0.0)
+        return Entry(
+            version=UNVERSIONED,
+            owner="",
+            status="",
+            poll_after=None,
+            encoded_body=body,
+            encoding=encoding,
+            stored_at_ms=now_ms,
+            fresh_ms=round(fresh * 1000),
+            keep_ms=round(keep * 1000),
+            token=token,
+            tags=document.tags,
+        )
+
+
+def _packed(body: bytes, keep: float) -> tuple[bytes, Encoding, float]:
+    """Return a body as it is stored, its encoding, and the seconds for which it is kept."""
+    if fits(body):
+        return *compress(body), keep
+    return body, "identity", 0.0  # served, and not stored

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from jobcache.errors import CacheError, InvalidDocument, SourceUnavailable, UnreadableCell
 from jobcache.models import CacheOutcome
 from jobcache.protocol.backend import CacheBackend, LeaseResult
-from jobcache.protocol.document import GONE, Document
+from jobcache.protocol.document import GONE, Document, UnversionedDocument
 from jobcache.protocol.entry import Entry
 
 if TYPE_CHECKING:
@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     from jobcache._engine.loading import Loads
     from jobcache._engine.publishing import Publisher
     from jobcache.lifetimes import Lifetimes
-    from jobcache.models import Load, LoadMany
+    from jobcache.models import LoadMany
     from jobcache.observability.statistics import Statistics
     from jobcache.resilience.batched_gets import BatchedGets
 
     Fetched = tuple[Entry, CacheOutcome]
+    Accepts = Callable[[Entry], bool]
+    Loaded = Document | UnversionedDocument
 
 PAUSES = tuple(0.002 * 2**n for n in range(7))
 """Seconds after which a reader looks again at a cell that others are working on.
@@ -47,6 +49,11 @@ long as others publish something else.
 ATTEMPTS = {LeaseResult.ACQUIRED: 0, LeaseResult.FENCED: 5, LeaseResult.HELD: len(PAUSES)}
 """How many of these pauses a reader makes before it asks the source itself. The entry that it waits
 for is probably on its way, but its writer may be dead."""
+
+
+def at_least(min_version: int) -> Accepts:
+    """Return what a read of a document with versions accepts: this version, and newer ones."""
+    return lambda entry: entry.version >= min_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,29 +120,38 @@ class Fetcher:
             entry = await self._get(key)
         except CacheError as error:
             return await self._failed(error, key)
-        return None if entry is None else self._judge(entry, 0)
+        return None if entry is None else Lookup(entry, CacheOutcome.EXPIRED)
 
-    async def fetch(self, key: str, load: Load, min_version: int, failed: Lookup | None) -> Fetched:
+    async def fetch(
+        self,
+        key: str,
+        load: Callable[[], Awaitable[Loaded | None]],
+        accepts: Accepts,
+        failed: Lookup | None,
+    ) -> Fetched:
         """Return the entry at `key`, from the cache if another caller has stored it meanwhile.
 
         Args:
             key: the key.
-            load: as for `JobCache.read`.
-            min_version: as for `JobCache.read`.
+            load: loads the document.
+            accepts: returns whether an entry may be served while it is fresh. It may be served past
+                its freshness while the source is away, too.
             failed: the result of `find` if it failed: the backend is not asked again.
         """
 
-        async def load_one() -> dict[str, Document]:
+        async def load_one() -> dict[str, Loaded]:
             document = await load()
             return {} if document is None else {key: document}
 
         token = self._token()
         found = failed
         if found is None:
-            found = await self._take_lease(key, token, min_version)
+            found = await self.take_lease(key, token, accepts)
         if found.entry is not None and found.outcome is CacheOutcome.HIT:
             return found.entry, CacheOutcome.HIT
-        fetched = (await self._fill(token, {key: found}, load_one, min_version))[key]
+        # An unversioned entry that was found is the lease of its successor.
+        publish_as = "" if found.entry is None else found.entry.token
+        fetched = (await self._fill(token, {key: found}, load_one, accepts, publish_as))[key]
         if isinstance(fetched, InvalidDocument):
             raise fetched
         return fetched
@@ -144,16 +160,16 @@ class Fetcher:
         self, keys: Sequence[str], load_many: LoadMany
     ) -> dict[str, Fetched | InvalidDocument]:
         """Return the entries at `keys`, with one batched get and at most one load."""
-        token = self._token()
+        token, accepts = self._token(), at_least(0)
         try:
             entries = await self._backend.get_many(keys)
         except CacheError as error:
             unknown = await self._failed(error)
             findings = dict.fromkeys(keys, unknown)
         else:
-            findings = {key: self._judge(entry, 0) for key, entry in entries.items()}
+            findings = {key: self._judge(entry, accepts) for key, entry in entries.items()}
             absent = [key for key in keys if key not in findings]
-            leased = await asyncio.gather(*(self._take_lease(key, token, 0) for key in absent))
+            leased = await asyncio.gather(*(self.take_lease(key, token, accepts) for key in absent))
             findings.update(zip(absent, leased, strict=True))
         fetched: dict[str, Fetched | InvalidDocument] = {}
         lacking: dict[str, Lookup] = {}
@@ -164,10 +180,10 @@ class Fetcher:
                 lacking[key] = found
         if lacking:
             load = partial(load_many, tuple(lacking))
-            fetched.update(await self._fill(token, lacking, load, 0))
+            fetched.update(await self._fill(token, lacking, load, accepts))
         return fetched
 
-    async def _take_lease(self, key: str, token: str, min_version: int) -> Lookup:
+    async def take_lease(self, key: str, token: str, accepts: Accepts) -> Lookup:
         """Take the lease of an empty cell; behind others, wait a moment for their entry."""
         try:
             with self._changes.noticed(key) as change:
@@ -178,7 +194,7 @@ class Fetcher:
                     found = await self._lease_again(key, token, change, pause)
         except CacheError as error:
             return await self._failed(error, key)
-        return self._judge(found, min_version)
+        return self._judge(found, accepts)
 
     async def _lease_again(
         self, key: str, token: str, change: asyncio.Event, pause: float
@@ -206,9 +222,9 @@ class Fetcher:
                 emptied = True
         return Lookup(None, CacheOutcome.BYPASS, failed=not emptied)
 
-    def _judge(self, found: Entry | LeaseResult, min_version: int) -> Lookup:
+    def _judge(self, found: Entry | LeaseResult, accepts: Accepts) -> Lookup:
         if isinstance(found, Entry):
-            served = found.version >= min_version and self._clock.is_fresh(found)
+            served = accepts(found) and self._clock.is_fresh(found)
             return Lookup(found, CacheOutcome.HIT if served else CacheOutcome.EXPIRED)
         fenced = found is LeaseResult.FENCED
         return Lookup(None, CacheOutcome.BYPASS if fenced else CacheOutcome.MISS)
@@ -217,12 +233,13 @@ class Fetcher:
         self,
         token: str,
         lacking: Mapping[str, Lookup],
-        load: Callable[[], Awaitable[Mapping[str, Document]]],
-        min_version: int,
+        load: Callable[[], Awaitable[Mapping[str, Loaded]]],
+        accepts: Accepts,
+        publish_as: str = "",
     ) -> dict[str, Fetched | InvalidDocument]:
-        """Load what the cache lacks, and publish it."""
+        """Load what the cache lacks, and publish it under `publish_as`, or else under `token`."""
         try:
-            loaded, invalid = await self._load(load, lacking)
+            loaded, invalid = await self._load(token, load, lacking)
         except BaseException as error:
             leased = [
                 key for key, found in lacking.items() if not found.failed and found.entry is None
@@ -231,9 +248,7 @@ class Fetcher:
             kept: dict[str, Fetched | InvalidDocument] = {
                 key: (entry, CacheOutcome.STALE)
                 for key, found in lacking.items()
-                if (entry := found.entry) is not None
-                and not entry.gone
-                and entry.version >= min_version
+                if (entry := found.entry) is not None and not entry.gone and accepts(entry)
             }
             if isinstance(error, SourceUnavailable) and len(kept) == len(lacking):
                 return kept
@@ -243,7 +258,7 @@ class Fetcher:
         publishable = {key: loaded.get(key) for key, found in lacking.items() if not found.failed}
         hints = {key: loaded[key] for key in loaded if key not in publishable}
         await asyncio.gather(
-            self._publisher.publish(token, publishable), self._publisher.hint(hints)
+            self._publisher.publish(publish_as or token, publishable), self._publisher.hint(hints)
         )
         return {
             key: invalid[key] if key in invalid else (loaded[key], found.outcome)
@@ -251,7 +266,10 @@ class Fetcher:
         }
 
     async def _load(
-        self, load: Callable[[], Awaitable[Mapping[str, Document]]], keys: Collection[str]
+        self,
+        token: str,
+        load: Callable[[], Awaitable[Mapping[str, Loaded]]],
+        keys: Collection[str],
     ) -> tuple[dict[str, Entry], dict[str, InvalidDocument]]:
         """Return the entries that `load` has loaded, and an error for each invalid document."""
         self._statistics.database_loads += 1
@@ -267,7 +285,9 @@ class Fetcher:
             document = documents.get(key)
             if document is None:
                 document = GONE
-            if not isinstance(document, Document):
+            if isinstance(document, UnversionedDocument):
+                loaded[key] = self._lifetimes.unversioned_entry(document, token, now_ms)
+            elif not isinstance(document, Document):
                 kind = f"a {type(document).__name__}; it must be a Document, or None"
                 invalid[key] = InvalidDocument(f"the loader of {key!r} returned {kind}")
             elif document.version == 0 and document.body:

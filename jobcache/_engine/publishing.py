@@ -11,6 +11,7 @@ from jobcache._concurrency.tasks import ShieldedTasks
 from jobcache.errors import CacheError
 from jobcache.protocol.backend import PublishResult
 from jobcache.protocol.capabilities import SupportsVersionHint
+from jobcache.protocol.entry import UNVERSIONED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from jobcache.protocol.entry import Entry
 
 _NOT_STORED = frozenset({PublishResult.NOTHING, PublishResult.REMOVED})
+
+_UNVERSIONED_HINT = "hint"
+"""One token for all: if the store is away, a guard repeats one hint of a key and not each."""
 
 
 class Publisher:
@@ -61,12 +65,21 @@ class Publisher:
 
         They invalidate older entries, and must not be stored: a lease that the reader asked for may
         arrive late, when another writer has committed. So another token is used, and no body.
+
+        An unversioned entry removes whatever the store holds, so the store is asked again. A guard
+        that only noted it would keep the key of a busy document pending for ever:
+
+            R is refused, loads; the store is back, the key is readable; R notes that it is not
         """
         if isinstance(self._backend, SupportsVersionHint):
             for key, entry in entries.items():
-                self._backend.remember(key, entry.version)  # without waiting for the store again
+                if entry.version != UNVERSIONED:
+                    self._backend.remember(key, entry.version)  # without waiting for the store
+            entries = {key: it for key, it in entries.items() if it.version == UNVERSIONED}
+            token = _UNVERSIONED_HINT
         else:
-            await self.publish(self._token(), {key: version_only(e) for key, e in entries.items()})
+            token = self._token()
+        await self.publish(token, {key: version_only(it) for key, it in entries.items()})
 
     async def join(self) -> None:
         """Wait until every `publish_shielded` has ended."""
@@ -88,5 +101,5 @@ class Publisher:
 
 
 def version_only(entry: Entry) -> Entry:
-    """Return an entry that removes older versions and is not stored itself."""
+    """Return an entry that removes what may be older and is not stored itself."""
     return replace(entry, encoded_body=b"", encoding="identity", keep_ms=0)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from jobcache._engine.clock import YOUNGEST_MS
+from jobcache._engine.fetching import at_least
 from jobcache._engine.single_flight import SingleFlight
 from jobcache.errors import InvalidDocument, InvalidKey
 from jobcache.loaders import LoaderLeft, bound_to_caller
@@ -166,7 +167,8 @@ class Reads:
             # A lookup that failed is not repeated by the load: it would wait for the store again.
             with self._loads.waiting_for((key,)):
                 async with bound_to_caller(load) as bound_load:
-                    fetch = partial(self._fetcher.fetch, key, bound_load, min_version, found)
+                    accepts = at_least(min_version)
+                    fetch = partial(self._fetcher.fetch, key, bound_load, accepts, found)
                     (entry, outcome), joined = await self._share(
                         key, bound_load, min_version, fetch
                     )

@@ -72,5 +72,20 @@ def _type(value: object) -> str:
     return type(value).__name__
 
 
+@dataclass(frozen=True, slots=True)
+class UnversionedDocument:
+    """A document of which nobody counts the versions.
+
+    Attributes:
+        body: its bytes.
+        ttl: seconds for which it is served; 0: it is not stored.
+        tags: its tags, each with the generation that the tag had before the load.
+    """
+
+    body: bytes
+    ttl: float
+    tags: tuple[tuple[str, str], ...] = ()
+
+
 GONE = Document(version=0, owner="", body=b"", status="gone")
 """The document that stands for the None of a loader: there is no such document."""

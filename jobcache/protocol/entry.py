@@ -7,7 +7,7 @@ instead, which names the load that made it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Encoding = Literal["identity", "gzip"]
@@ -41,6 +41,8 @@ class Entry:
         token: of an unversioned entry: the token of the load that made it; else empty.
         tags: of an unversioned entry: the tags of its document, each with the generation that the
             tag had before the load.
+        kept: what this process has derived from the body, so that each hit need not do it again.
+            It is neither compared nor stored.
     """
 
     version: int
@@ -54,6 +56,7 @@ class Entry:
     keep_ms: int
     token: str = ""
     tags: Tags = ()
+    kept: object = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def gone(self) -> bool:

@@ -67,6 +67,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--late-fence", action="store_true", help="writers change the row before they fence")
     add("--guarded", action="store_true", help="each process has a guard")
     add("--tiered", action="store_true", help="each process has a local tier in front, and a feed")
+    add("--unversioned", action="store_true", help="documents have no version")
     add("--seed", help="of the search; a new one, printed, if it is left out")
     add("--runs", type=int, default=1000, help="schedules to search; default: %(default)s")
     add("--exhaust", action="store_true", help="play all schedules instead")
@@ -110,6 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
             late_fence=chosen.late_fence,
             guarded=chosen.guarded,
             tiered=chosen.tiered,
+            unversioned=chosen.unversioned,
         )
     except ValueError as error:
         sys.exit(f"--processes, --kinds: {error}")

@@ -78,6 +78,8 @@ class Actor:
     cancelled: bool = False
     unknown: bool = False
     """Nobody can say whether its commit happened."""
+    unannounced: bool = False
+    """Its invalidation failed."""
 
     @property
     def writes(self) -> bool:

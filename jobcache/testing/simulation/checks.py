@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from jobcache.errors import LoadTimeout, SourceUnavailable
 from jobcache.protocol.cell import Lease
 from jobcache.testing.invariants import Violation
+from jobcache.testing.scenarios import version_in
 from jobcache.testing.simulation.actors import ACTOR
 
 if TYPE_CHECKING:
@@ -46,9 +47,9 @@ class Checks:
         quiet = self._quiet()
         if quiet:
             entry = self._state.carry_out(self._state.subject.backend.get(self._state.key))
-            hidden = None if entry is None else self._state.invariants.hidden(entry.version)
+            hidden = None if entry is None else self._state.invariants.hidden(version_in(entry))
             if entry is not None and hidden is not None:
-                raise Violation(f"v{entry.version} stays in the cache, and hides v{hidden}")
+                raise Violation(f"v{version_in(entry)} stays in the cache, and hides v{hidden}")
         for process in self._state.processes:
             if process.front is not None and not process.dead:
                 self._check_local(process, process.front, quiet=quiet)
@@ -70,7 +71,8 @@ class Checks:
         if left:
             raise Violation(f"{len(left)} tasks were left behind: {left[0].get_coro()}")
         for process in self._state.processes:
-            if process.cache.reads.in_flight() and not process.dead:
+            cache = process.cache
+            if (cache.reads.in_flight() or cache.values.in_flight()) and not process.dead:
                 raise Violation(f"{process.name} still has a call under way")
         self._deliver_reports()
 
@@ -93,11 +95,11 @@ class Checks:
             return
         min_version, held = (
             self._state.min_version(process),
-            f"v{entry.version} stays in the local tier of {process.name}",
+            f"v{version_in(entry)} stays in the local tier of {process.name}",
         )
-        if entry.version < min_version:
+        if version_in(entry) < min_version:
             raise Violation(f"{held}, although v{min_version} was visible")
-        hidden = self._state.invariants.hidden(entry.version)
+        hidden = self._state.invariants.hidden(version_in(entry))
         if quiet and not front.feed.waiting and hidden is not None:
             raise Violation(f"{held}, and hides v{hidden}")
 
@@ -123,7 +125,7 @@ class Checks:
                 f"{actor.name} returns v{version}, although v{actor.min_version} was visible when"
                 " it began"
             )
-        refused = (
+        refused = actor.unannounced or (
             self._state.refused(actor)
             if self._state.simulator.guarded
             else version in actor.process.failed

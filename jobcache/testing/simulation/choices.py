@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobcache.errors import CacheUnavailable, SourceUnavailable
 from jobcache.protocol.entry import Entry
+from jobcache.testing.scenarios import version_in
 from jobcache.testing.simulation.configuration import FAULTS
 
 if TYPE_CHECKING:
@@ -89,5 +90,5 @@ class Option:
 def summarize(result: object) -> Hashable:
     """Return what a result says about the future."""
     if isinstance(result, Entry):
-        return result.version, result.stored_at_ms, result.keep_ms
+        return version_in(result), result.token, result.stored_at_ms, result.keep_ms
     return result if isinstance(result, Hashable) else repr(result)

@@ -35,6 +35,8 @@ class Simulator:
         late_fence: writers change the row first and fence before they commit.
         guarded: each process has a `GuardedBackend` between its cache and the store.
         tiered: each process has a local tier before that, and a feed; `warm` warms both tiers.
+        unversioned: documents have no version. Readers use `get_or_load`; writers commit, and then
+            invalidate the key.
         reads: how many reads each reader makes, in sequence.
     """
 
@@ -45,6 +47,7 @@ class Simulator:
     late_fence: bool = False
     guarded: bool = False
     tiered: bool = False
+    unversioned: bool = False
     reads: int = 1
 
     def __post_init__(self) -> None:
@@ -56,7 +59,7 @@ class Simulator:
             raise ValueError(f"no such fault: {', '.join(self.kinds - FAULTS)}")
 
     def __str__(self) -> str:
-        ways = ("warm", "late_fence", "guarded", "tiered")
+        ways = ("warm", "late_fence", "guarded", "tiered", "unversioned")
         return " ".join([*self.processes, *(way for way in ways if getattr(self, way))])
 
 

@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jobcache.backends.memory import MemoryBackend
 from jobcache.errors import CacheError, SourceUnavailable
 from jobcache.lifetimes import Lifetimes
+from jobcache.protocol.document import UnversionedDocument
 from jobcache.testing.invariants import Violation
 from jobcache.testing.simulation.actors import ACTOR, Actor, Memory, Process, TierStack
 from jobcache.testing.simulation.checks import Checks
@@ -49,7 +50,7 @@ from jobcache.testing.simulation.choices import WORDS, Choice, summarize
 from jobcache.testing.simulation.configuration import Components
 from jobcache.testing.simulation.fingerprint import fingerprint
 from jobcache.testing.simulation.options import Options
-from jobcache.testing.simulation.source import document
+from jobcache.testing.simulation.source import FRESH, document
 from jobcache.testing.simulation.state import State
 from jobcache.testing.simulation.stepped_feed import SteppedFeed
 from jobcache.testing.simulation.store import Store
@@ -59,13 +60,13 @@ from jobcache.testing.simulation.work import read, write
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from jobcache.protocol.entry import Entry
     from jobcache.testing.simulation.choices import Option
     from jobcache.testing.simulation.configuration import Simulator
     from jobcache.testing.simulation.state import CarryOut
     from jobcache.testing.subject import Subject
 
 T = TypeVar("T")
-_FRESH = 30.0
 _LOAD_TIMEOUT = 30.0
 _MOST_STEPS = 500
 
@@ -118,7 +119,7 @@ class Run:
                 process.front = self._front(backend)
             process.cache = self._parts.cache(
                 backend if process.front is None else process.front.backend,
-                lifetimes=Lifetimes(default=_FRESH, jitter=0),
+                lifetimes=Lifetimes(default=FRESH, jitter=0),
                 # Without a guard time does not pass, and timers would only be in the way.
                 load_timeout=_LOAD_TIMEOUT if self._state.simulator.guarded else None,
                 clock_ms=lambda: self._state.now_ms,
@@ -135,7 +136,7 @@ class Run:
                 memory.actors.append(actor)
                 self._state.actors.append(actor)
         if self._state.simulator.warm:
-            entry = Lifetimes(default=_FRESH, jitter=0).entry(document(1), self._state.now_ms)
+            entry = self._first_entry()
             self._state.carry_out(self._state.subject.backend.lease(self._state.key, "first"))
             self._state.carry_out(
                 self._state.subject.backend.publish(self._state.key, "first", entry)
@@ -145,6 +146,12 @@ class Run:
                 if process.front is not None and process.reads:
                     at_once(process.front.local.lease(self._state.key, "first"))
                     at_once(process.front.local.publish(self._state.key, "first", entry))
+
+    def _first_entry(self) -> Entry:
+        lifetimes, now_ms = Lifetimes(default=FRESH, jitter=0), self._state.now_ms
+        if self.simulator.unversioned:
+            return lifetimes.unversioned_entry(UnversionedDocument(b"1", FRESH), "first", now_ms)
+        return lifetimes.entry(document(1), now_ms)
 
     def _front(self, remote: Any) -> TierStack:  # noqa: ANN401 - a test may put anything there
         local, feed = MemoryBackend(clock=self._state.loop.time), SteppedFeed(self._state.key)
@@ -188,7 +195,7 @@ class Run:
         elif kind == "evict":
             self._state.evict()
         elif kind == "age":
-            self._state.now_ms += round(_FRESH * 1000) + 1
+            self._state.now_ms += round(FRESH * 1000) + 1
         elif kind == "cancel":
             self._cancel(self._actor(whose), option.fate)
         elif kind == "die":

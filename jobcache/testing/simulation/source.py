@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from jobcache.testing.simulation.state import State
 
 
+FRESH = 30.0
+"""Seconds for which an entry is fresh."""
+
+
 class UpdateFailedError(ConnectionError):
     """The database would not take the update; nothing was committed."""
 

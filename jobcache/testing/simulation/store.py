@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from jobcache.errors import CacheUnavailable
 from jobcache.protocol import cell
+from jobcache.protocol.entry import UNVERSIONED
+from jobcache.testing.scenarios import version_in
 from jobcache.testing.simulation.actors import ACTOR
 
 if TYPE_CHECKING:
@@ -90,13 +92,17 @@ class Store:
         def act() -> PublishResult:
             state.cell = cell.publish(state.cell, token, entry).cell
             published = state.ask(state.subject.backend.publish(key, token, entry))
-            if entry is not None:
-                state.invariants.published(entry.version)
+            if version is not None:
+                state.invariants.published(version)
             return published
 
-        label = "withdraw" if entry is None else f"publish v{entry.version}"
-        detail = f" {token}" if entry is None else f" {token} {entry.keep_ms}"
-        version = None if entry is None else entry.version
+        # Without a body, nobody but the reader knows which version an unversioned entry has.
+        known = entry is not None and (entry.version != UNVERSIONED or entry.encoded_body != b"")
+        version = version_in(entry) if entry is not None and known else None
+        label = (
+            "withdraw" if entry is None else "publish" if version is None else f"publish v{version}"
+        )
+        detail = f" {token}" if entry is None else f" {token} {entry.keep_ms} {entry.token}"
         return await self._step(label, act, detail=detail, version=version)
 
     async def purge(self, keys: Sequence[str]) -> int:
@@ -105,9 +111,16 @@ class Store:
 
         def act() -> int:
             state.cell = cell.purge(state.cell).cell
-            return state.ask(state.subject.backend.purge(keys))
+            purged = state.ask(state.subject.backend.purge(keys))
+            if state.simulator.unversioned:
+                # What is stored from now on is loaded from now on.
+                state.invariants.published(state.database)
+            return purged
 
-        return await self._step("purge", act)
+        # An invalidation that fails leaves a writer's version unannounced.
+        actor = ACTOR.get()
+        version = state.database if state.simulator.unversioned and actor.writes else None
+        return await self._step("purge", act, version=version)
 
     async def purge_all(self) -> int:
         """Lose the cell: the simulation has one key."""

@@ -342,6 +342,36 @@ GUARD = {
 }
 """In `GuardedBackend`."""
 
+UNVERSIONED_CACHE = {
+    "an invalidation is cut off with its caller": Fault(
+        "cache",
+        (("await self._shielded.run(self.backend.purge(keys))", "await self.backend.purge(keys)"),),
+    ),
+    "a read without the store removes nothing": Fault(
+        "_engine.publishing",
+        (
+            (
+                "await self.publish(token, {key: version_only(it) for key, it in entries.items()})",
+                "pass",
+            ),
+        ),
+    ),
+}
+"""In `JobCache`, where documents have no version."""
+
+UNVERSIONED_GUARD = {
+    "the guard forgets missed purges": Fault(
+        "resilience.guarded_backend",
+        (
+            (
+                '                self._note(key, "", PendingOperation("purge"))\n',
+                "                pass\n",
+            ),
+        ),
+    ),
+}
+"""In `GuardedBackend`, where documents have no version."""
+
 PUBLISH_LOCAL = "        await self._local.publish(key, token, entry)\n"
 
 
@@ -445,14 +475,16 @@ TIERED = {
 _USED_BY = {
     "_engine.single_flight": ("SingleFlight", "_engine.reading"),
     "_engine.reading": ("Reads", "cache"),
+    "_engine.values": ("Values", "cache"),
     "_engine.fetching": ("Fetcher", "cache"),
+    "_engine.publishing": ("Publisher", "cache"),
     "_engine.writing": ("WriteCoordinator", "cache"),
 }
 """By module: the class that it defines, and the module that uses this class."""
 
 
-def parts(fault: Fault) -> Components:
-    """Processes in which `fault` is."""
+def parts(fault: Fault, *, unversioned: bool = False) -> Components:
+    """Processes in which `fault` is; of single flight, in the reads of unversioned documents."""
     name, module = fault.module, fault.load()
     if name == "resilience.recovery":
         guarded = Fault("resilience.guarded_backend", ()).load()
@@ -464,7 +496,11 @@ def parts(fault: Fault) -> Components:
         return Components(tiered=module.TieredBackend)
     while name != "cache":
         attribute, name = _USED_BY[name]
+        if unversioned and name == "_engine.reading":
+            name = "_engine.values"
         user = Fault(name, ()).load()
         setattr(user, attribute, getattr(module, attribute))
+        if attribute == "Values":
+            user.Absent = module.Absent  # type: ignore[attr-defined]
         module = user
     return Components(cache=module.JobCache)

@@ -23,10 +23,13 @@ from jobcache.testing.simulation.__main__ import main
 from tests.jobcache.testing.broken import (
     BROKEN_SCRIPTS,
     BROKEN_TABLE,
+    BROKEN_UNVERSIONED_TABLE,
     CACHE,
     FLIGHT,
     GUARD,
     TIERED,
+    UNVERSIONED_CACHE,
+    UNVERSIONED_GUARD,
     Fault,
     broken_table,
     memory_on,
@@ -84,10 +87,18 @@ def in_order(report: Report) -> None:
         (simulator("R R W", 0, tiered=True, warm=True), 500),
         (simulator("R W", 1, "feed", tiered=True), 1000),
         (simulator("RW", 1, "evict cancel", tiered=True, warm=True), 400),
+        (simulator("R W", 1, unversioned=True), 300),
+        (simulator("R R W", 0, unversioned=True), 400),
+        (simulator("RRW", 0, unversioned=True), 700),
+        (simulator("R R W", 1, "age", unversioned=True, warm=True), 100),
+        (simulator("R W", 1, "lose", unversioned=True, guarded=True), 500),
+        (simulator("R W", 1, "feed", unversioned=True, tiered=True), 400),
         *(
             pytest.param(small, states, marks=pytest.mark.long)
             for small, states in [
                 (simulator("R W", 2, "evict die lose late"), 1000),
+                (simulator("R R W", 1, unversioned=True), 2000),
+                (simulator("RW R", 1, "evict cancel", tiered=True, unversioned=True), 500),
                 (simulator("RRW", 0), 1000),
                 (simulator("R W W", 1, "evict die"), 1000),
                 (simulator("RW R", 0, tiered=True, warm=True), 500),
@@ -138,6 +149,8 @@ LARGE = [
     simulator("RMW W", 4, tiered=True, late_fence=True),
     simulator("RMW RW", 4, tiered=True, warm=True),
     simulator("RRW RW", 4, tiered=True, warm=True, guarded=True),
+    simulator("RRW R W", 4, unversioned=True),
+    simulator("RRW RW", 4, unversioned=True, tiered=True, warm=True, guarded=True),
 ]
 
 
@@ -263,6 +276,8 @@ SEEDS = {
     ("what is remembered spares what is local", "RR W warm guarded tiered"): 54,
     ("a fence holds every writer's token", "R W W"): 21,
     ("a publish raises the fence's version", "R W W"): 0,
+    ("an unversioned publish removes the entry of another load", "R R R W unversioned"): 290,
+    ("an unversioned publish removes the leases of others", "R R R W unversioned"): 310,
 }
 
 
@@ -322,6 +337,67 @@ def test_a_broken_cache_or_guard_is_detected(
 def test_broken_tiers_are_detected(name: str, where: Simulator, switches: int | None) -> None:
     with in_memory(parts=parts(TIERED[name])) as explorer:
         found(explorer, name, (where, switches))
+
+
+UNVERSIONED = simulator("R R W", 0, unversioned=True)
+THREE = simulator("R R R W", 1, "evict", unversioned=True)
+UNVERSIONED_TIERS = simulator("RR W", 1, "feed", unversioned=True, tiered=True, warm=True)
+
+
+@pytest.mark.parametrize("guard", BROKEN_UNVERSIONED_TABLE)
+def test_a_table_without_a_guard_of_unversioned_entries_is_detected(guard: str) -> None:
+    with in_memory(memory_on(broken_table(BROKEN_UNVERSIONED_TABLE[guard]))) as explorer:
+        where = (THREE, 2) if "removes" in guard else (UNVERSIONED, None)
+        found(explorer, guard, where)
+
+
+UNVERSIONED_FOUND_IN: list[tuple[str, dict[str, Fault], Simulator]] = [
+    (
+        "a reader joins a load that has begun, as in Go",
+        FLIGHT,
+        replace(UNVERSIONED, processes=("RRW",)),
+    ),
+    (
+        "an invalidation is cut off with its caller",
+        UNVERSIONED_CACHE,
+        simulator("R W", 1, "cancel", unversioned=True, warm=True),
+    ),
+    (
+        "the guard forgets missed purges",
+        UNVERSIONED_GUARD,
+        simulator("RW", 1, "lose", unversioned=True, guarded=True, warm=True),
+    ),
+    ("reports are ignored", TIERED, replace(UNVERSIONED_TIERS, faults=0)),
+    ("a cut is ignored", TIERED, UNVERSIONED_TIERS),
+    ("a publish spares what is local", TIERED, UNVERSIONED_TIERS),
+    ("the local tier is read while the feed is not live", TIERED, UNVERSIONED_TIERS),
+    ("the local tier is filled while the feed is not live", TIERED, UNVERSIONED_TIERS),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "among", "where"),
+    UNVERSIONED_FOUND_IN,
+    ids=[name.replace(" ", "-") for name, *_ in UNVERSIONED_FOUND_IN],
+)
+def test_with_unversioned_documents_a_broken_cache_is_detected(
+    name: str, among: dict[str, Fault], where: Simulator
+) -> None:
+    with in_memory(parts=parts(among[name], unversioned=True)) as explorer:
+        found(explorer, name, (where, None))
+
+
+def test_a_value_that_was_loaded_without_the_store_hides_no_older_one() -> None:
+    schedule = (
+        "R0 begins -> W0 begins -> W0 update -> W0 commit -> R0 get is lost -> R0 load"
+        " -> R1 begins -> R1 get"
+    )
+    where = simulator("RR W", 1, "lose", unversioned=True, guarded=True, warm=True)
+    fault = UNVERSIONED_CACHE["a read without the store removes nothing"]
+    with in_memory(parts=parts(fault)) as explorer, pytest.raises(Violation, match="returns v1"):
+        explorer.replay(where, schedule)
+    with in_memory() as explorer:
+        explorer.replay(where, schedule)  # R0 has not returned: it waits for the store
 
 
 def test_a_result_that_leaves_the_lease_of_another_is_detected() -> None:

@@ -1,0 +1,384 @@
+"""Values without a version: read through the cache, and invalidated by key or by tag.
+
+The steps are those of `fetching.py`. The difference is what an entry is compared with: nothing. It
+is stored over the lease of its load, or over the entry that the load was to replace
+(`protocol/cell.py`), so a load that an invalidation has overtaken stores nothing.
+
+A *tag* stands for any number of keys. It is a cell of its own, which holds a *generation*: the
+random token of an unversioned entry. A value is stored with the generations that its tags had
+before its load, and accepted only while they have them. Invalidating a tag purges its cell:
+
+    R reads generation g1, loads v1; v2 is committed; the tag is purged; R stores v1 with g1
+    the next read finds no generation, makes g2, and does not accept v1
+
+So no keys are listed and none are scanned. A tag whose cell was evicted gets a new generation,
+which costs loads and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from jobcache._engine.clock import YOUNGEST_MS
+from jobcache._engine.fetching import Lookup
+from jobcache._engine.publishing import version_only
+from jobcache._engine.single_flight import SingleFlight
+from jobcache.errors import CacheError, InvalidKey
+from jobcache.lifetimes import LONGEST
+from jobcache.loaders import LoaderLeft, bound_to_caller
+from jobcache.models import CacheOutcome
+from jobcache.protocol.capabilities import SupportsClockSteps, SupportsPeek
+from jobcache.protocol.codec import identity_body
+from jobcache.protocol.document import UnversionedDocument
+from jobcache.protocol.entry import UNVERSIONED, Entry
+from jobcache.protocol.key import check_key
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from datetime import timedelta
+
+    from jobcache._engine.clock import WallClock
+    from jobcache._engine.fetching import Fetched, Fetcher
+    from jobcache._engine.loading import Loads
+    from jobcache._engine.publishing import Publisher
+    from jobcache.lifetimes import Lifetimes
+    from jobcache.observability.statistics import Statistics
+    from jobcache.protocol.backend import CacheBackend
+    from jobcache.protocol.entry import Tags
+    from jobcache.serializers import Serializer
+
+T = TypeVar("T")
+
+TAG_PREFIX = "jobcache:tag:"
+"""The keys of tags begin with it. No value can have such a key."""
+
+_TAG_SECONDS = 30 * 86400.0
+"""For so long a tag keeps its generation. Then its values are loaded again."""
+
+_NO_TAGS: Tags = ()
+
+_now_ns = time.perf_counter_ns
+
+
+class Absent:
+    """The result of `Values.peek` if there is no value to return: None is a value."""
+
+
+ABSENT = Absent()
+
+
+@dataclass(frozen=True, slots=True)
+class Storing(Generic[T]):
+    """How the values of one function are stored.
+
+    Attributes:
+        serializer: turns values into bytes.
+        ttl: seconds for which a value is served.
+        tags: the tags of the value, sorted, each once.
+        none: whether None is stored.
+    """
+
+    serializer: Serializer[T]
+    ttl: float
+    tags: tuple[str, ...] = ()
+    none: bool = False
+
+
+def seconds(ttl: float | timedelta) -> float:
+    """Return a lifetime in seconds.
+
+    Raises:
+        ValueError: it is negative, above ten years, or not a number.
+    """
+    number = float(ttl) if isinstance(ttl, int | float) else ttl.total_seconds()
+    if not 0 <= number <= LONGEST:
+        raise ValueError(f"ttl={ttl!r}: it is a time from 0 seconds to ten years")
+    return number
+
+
+def sorted_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Return tags in order, each once.
+
+    Raises:
+        TypeError: the tags are one string.
+        InvalidKey: a tag cannot be used.
+    """
+    if isinstance(tags, str):
+        raise TypeError(f"tags={tags!r}: several tags are expected, such as [{tags!r}]")
+    unique = tuple(sorted(set(tags)))
+    for tag in unique:
+        check_key(TAG_PREFIX + tag)
+    return unique
+
+
+def tag_keys(tags: Iterable[str]) -> list[str]:
+    """Return the keys of the cells of some tags."""
+    return [TAG_PREFIX + tag for tag in tags]
+
+
+class Values:
+    """The values of one `JobCache`.
+
+    Args:
+        backend: the store of the entries.
+        statistics: the counters of the cache.
+        clock: decides whether an entry is fresh.
+        lifetimes: grace and jitter of the entries.
+        loads: runs loaders, and knows which loads wait for which.
+        fetcher: loads what the cache lacks.
+        publisher: publishes generations, and removes entries.
+        token: makes unique tokens.
+    """
+
+    def __init__(
+        self,
+        backend: CacheBackend,
+        *,
+        statistics: Statistics,
+        clock: WallClock,
+        lifetimes: Lifetimes,
+        loads: Loads,
+        fetcher: Fetcher,
+        publisher: Publisher,
+        token: Callable[[], str],
+    ) -> None:
+        self._backend = backend
+        self._statistics = statistics
+        self._clock = clock
+        self._lifetimes = lifetimes
+        self._loads = loads
+        self._fetcher = fetcher
+        self._publisher = publisher
+        self._token = token
+        self._peek = backend.peek if isinstance(backend, SupportsPeek) else None
+        self._flights: SingleFlight[Fetched] = SingleFlight()
+
+    # --- hits ---
+
+    def peek(self, key: str, storing: Storing[T]) -> T | Absent:
+        """Return the value at `key` if it is a hit in this process, without waiting."""
+        began = _now_ns()
+        peek = self._peek
+        entry = None if peek is None else peek(key)
+        if entry is None or entry.version != UNVERSIONED:
+            return ABSENT
+        clock = self._clock
+        now_ms = clock.now_ms()
+        if now_ms < clock.latest_ms:
+            return ABSENT  # the clock was set back: `read` finds out more
+        clock.latest_ms = now_ms
+        if not YOUNGEST_MS <= now_ms - entry.stored_at_ms < entry.fresh_ms:
+            return ABSENT
+        if (storing.tags or entry.tags) and entry.tags != self._peeked(storing.tags):
+            return ABSENT
+        value = _value(entry, storing.serializer)
+        if value is ABSENT:
+            return ABSENT
+        statistics = self._statistics
+        statistics.hits += 1
+        statistics.local_hits += 1
+        statistics.hit.record(_now_ns() - began)
+        return value
+
+    def _peeked(self, tags: Iterable[str]) -> Tags:
+        """Return the tags that have a generation in this process."""
+        peek = self._peek
+        found = [(tag, None if peek is None else peek(TAG_PREFIX + tag)) for tag in tags]
+        return tuple((tag, it.token) for tag, it in found if it is not None and self._current(it))
+
+    def _current(self, generation: Entry) -> bool:
+        return generation.version == UNVERSIONED and self._clock.is_fresh(generation)
+
+    # --- reading ---
+
+    async def read(self, key: str, load: Callable[[], Awaitable[T]], storing: Storing[T]) -> T:
+        """Return the value at `key` from the store or its source, after `peek` found none."""
+        began = _now_ns()
+        try:
+            _check_value_key(key)
+            expected_ms = self._clock.detect_step_back()
+            if expected_ms is not None and isinstance(self._backend, SupportsClockSteps):
+                self._backend.clock_set_back(expected_ms)
+            found = await self._find(key, storing)
+            if found is not None and found.entry is not None:
+                value = _value(found.entry, storing.serializer)
+                if not isinstance(value, Absent):
+                    return self._counted(began, value, CacheOutcome.HIT)
+                found = None
+            with self._loads.waiting_for((key,)):
+                (entry, outcome), joined = await self._share(key, load, storing, found)
+            value = _value(entry, storing.serializer)
+            if isinstance(value, Absent):  # of another caller, who has another serializer
+                return await self.bypass(key, load, storing)
+        except Exception:
+            self._statistics.read_errors += 1
+            raise
+        return self._counted(began, value, outcome, coalesced=joined)
+
+    async def _find(self, key: str, storing: Storing[Any]) -> Lookup | None:
+        """Return a fresh entry with its present tags, or what failed; None if there is none."""
+        if not storing.tags:
+            found = await self._fetcher.find(key)
+            if found is None or found.entry is None:
+                return found
+            entry, tags = found.entry, _NO_TAGS
+        else:
+            try:
+                cells = await self._backend.get_many((key, *tag_keys(storing.tags)))
+            except CacheError:
+                self._statistics.errors += 1
+                return Lookup(None, CacheOutcome.BYPASS, failed=True)
+            if key not in cells:
+                return None
+            entry, tags = cells[key], self._generations(storing.tags, cells)
+        served = entry.version == UNVERSIONED and entry.tags == tags
+        return Lookup(entry, CacheOutcome.HIT) if served and self._clock.is_fresh(entry) else None
+
+    def _generations(self, tags: Iterable[str], cells: Mapping[str, Entry]) -> Tags:
+        found = [(tag, cells.get(TAG_PREFIX + tag)) for tag in tags]
+        return tuple((tag, it.token) for tag, it in found if it is not None and self._current(it))
+
+    async def _share(
+        self,
+        key: str,
+        load: Callable[[], Awaitable[T]],
+        storing: Storing[T],
+        failed: Lookup | None,
+    ) -> tuple[Fetched, bool]:
+        """Fetch an entry together with equal callers; return it, and whether it was shared."""
+        async with bound_to_caller(load) as bound_load:
+            while True:
+                fetch = partial(self._fetch, key, bound_load, storing, failed)
+                try:
+                    return await self._flights.share(key, fetch)
+                except LoaderLeft as left:
+                    if left.load is bound_load:
+                        raise
+                    # It was the load of a caller who has gone; now it is this caller's turn.
+
+    async def _fetch(
+        self,
+        key: str,
+        load: Callable[[], Awaitable[T]],
+        storing: Storing[T],
+        failed: Lookup | None,
+    ) -> Fetched:
+        tags = _NO_TAGS
+        if storing.tags and failed is None:
+            # Before the load, and before the entry is looked at.
+            generations = await asyncio.gather(*map(self._generation, storing.tags))
+            known = [(t, g) for t, g in zip(storing.tags, generations, strict=True) if g]
+            tags = tuple(known)
+            if len(known) < len(storing.tags):
+                failed = Lookup(None, CacheOutcome.BYPASS, failed=True)
+
+        def accepts(entry: Entry) -> bool:
+            return (
+                entry.version == UNVERSIONED
+                and entry.tags == tags
+                and _value(entry, storing.serializer) is not ABSENT
+            )
+
+        async def load_document() -> UnversionedDocument:
+            value = await load()
+            ttl = storing.ttl if value is not None or storing.none else 0.0
+            return UnversionedDocument(storing.serializer.dumps(value), ttl, tags)
+
+        return await self._fetcher.fetch(key, load_document, accepts, failed)
+
+    async def _generation(self, tag: str) -> str:
+        """Return the generation of a tag, or give it one; empty if the store cannot be used."""
+        key, token = TAG_PREFIX + tag, self._token()
+        found = await self._fetcher.take_lease(key, token, self._current)
+        if found.failed:
+            return ""
+        if found.entry is not None and found.outcome is CacheOutcome.HIT:
+            return found.entry.token
+        document = UnversionedDocument(b"", _TAG_SECONDS)
+        entry = self._lifetimes.unversioned_entry(document, token, self._clock.now_ms())
+        publish_as = token if found.entry is None else found.entry.token or token
+        await self._publisher.publish(publish_as, {key: entry})
+        return token  # if it was not stored, nobody else will have it: nothing is accepted for it
+
+    async def bypass(self, key: str, load: Callable[[], Awaitable[T]], storing: Storing[T]) -> T:
+        """Load the value at `key` for this caller alone, and remove an entry that may be older."""
+        began = _now_ns()
+        _check_value_key(key)
+        with self._loads.waiting_for((key,)):
+            token, now_ms = self._token(), self._clock.now_ms()
+            self._statistics.database_loads += 1
+            async with bound_to_caller(load) as bound_load:
+                loaded = await self._loads.run((key,), bound_load)
+            document = UnversionedDocument(storing.serializer.dumps(loaded), 0.0)
+            entry = self._lifetimes.unversioned_entry(document, token, now_ms)
+            await self._publisher.publish(token, {key: version_only(entry)})
+        value = storing.serializer.loads(document.body)
+        return self._counted(began, value, CacheOutcome.BYPASS)
+
+    def _counted(
+        self, began: int, value: T, outcome: CacheOutcome, *, coalesced: bool = False
+    ) -> T:
+        took, statistics = _now_ns() - began, self._statistics
+        if outcome is CacheOutcome.HIT:
+            statistics.hits += 1
+            statistics.hit.record(took)
+            return value
+        if outcome is CacheOutcome.BYPASS:
+            statistics.bypasses += 1
+        elif outcome is CacheOutcome.STALE:
+            statistics.stale_served += 1
+        else:
+            statistics.misses += 1
+        statistics.miss.record(took)
+        statistics.coalesced += coalesced
+        return value
+
+    def in_flight(self) -> int:
+        """Return the number of keys that are being loaded."""
+        return len(self._flights)
+
+    async def aclose(self) -> None:
+        """Cancel all shared loads, and wait for their end."""
+        await self._flights.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What is kept with an entry.
+
+    Attributes:
+        serializer: whose value it is.
+        shared: whether all callers may be given the value.
+        value: the value; or the body, decompressed, which is decoded for each caller.
+    """
+
+    serializer: object
+    shared: bool
+    value: Any
+
+
+def _value(entry: Entry, serializer: Serializer[T]) -> T | Absent:
+    """Return the value of an entry; `ABSENT` if this is no entry of such a value."""
+    kept: Any = entry.kept
+    try:
+        if type(kept) is not _Kept or kept.serializer is not serializer:
+            body = identity_body(entry)
+            value = serializer.loads(body)
+            shared = bool(getattr(serializer, "shared", False))
+            kept = _Kept(serializer, shared, value if shared else body)
+            object.__setattr__(entry, "kept", kept)
+            return value
+        found: T = kept.value if kept.shared else serializer.loads(kept.value)
+    except Exception:  # noqa: BLE001 - stored by another version of the program, or damaged
+        return ABSENT
+    return found
+
+
+def _check_value_key(key: str) -> None:
+    check_key(key)
+    if key.startswith(TAG_PREFIX):
+        raise InvalidKey(f"the key {key!r:.80} begins with {TAG_PREFIX!r}, as the keys of tags do")
