@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from jobcache._concurrency.tasks import ShieldedTasks
+from jobcache._engine.cached import CachedCalls, CachedFunction, require_coroutine_function
 from jobcache._engine.cell_changes import CellChanges
 from jobcache._engine.clock import WallClock
 from jobcache._engine.fetching import Fetcher
@@ -48,7 +49,7 @@ from jobcache.serializers import serializer_of
 from jobcache.settings import CacheSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
     from contextlib import AbstractAsyncContextManager
     from datetime import timedelta
     from typing import Self, Unpack
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from jobcache.protocol.backend import CacheBackend
     from jobcache.serializers import Serializer
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _LEASE_MARGIN = 5.0
@@ -353,6 +355,64 @@ class JobCache:
         if isinstance(found, Absent):
             return await self.values.read(key, load, storing)
         return found
+
+    def cached(
+        self,
+        key: str,
+        *,
+        ttl: float | timedelta,
+        tags: Iterable[str] = (),
+        ignore: Collection[str] = (),
+        serializer: Serializer[Any] | None = None,
+        cache_none: bool = False,
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, T]]], CachedFunction[P, T]]:
+        """Return a decorator that caches the results of an async function or method.
+
+            @cache.cached("report:{report_id}", ttl=60)
+            async def report(report_id: int) -> dict[str, Any]:
+                ...
+
+            await report(7)
+            await report.invalidate(7)     # after the data has changed
+            await report.bypass(7)         # calls the function in any case
+
+        Args:
+            key: the template of the key, with parameters in braces. Each of them needs an
+                annotation with one type: str, int, bool, UUID, date, datetime, an enumeration, or
+                one of these or None. A parameter that is not in the template is refused, because
+                callers with different values would share a result; except the object of a method,
+                requests and database sessions, which must not change the result either.
+            ttl: as for `get_or_load`.
+            tags: as for `get_or_load`; they may have parameters, too.
+            ignore: names of further parameters that do not change the result.
+            serializer: as for `get_or_load`.
+            cache_none: as for `get_or_load`.
+
+        Raises (from the decorator):
+            TypeError: the key does not fit the function, or JSON would change its results.
+            ValueError: `ttl` is no lifetime.
+        """
+
+        def decorate(function: Callable[P, Coroutine[Any, Any, T]]) -> CachedFunction[P, T]:
+            require_coroutine_function(function)
+            calls: CachedCalls[T] = CachedCalls(
+                function,
+                key=key,
+                ttl=ttl,
+                tags=tags,
+                ignore=ignore,
+                serializer=serializer,
+                cache_none=cache_none,
+            )
+            return CachedFunction(
+                function,
+                calls,
+                values=self.values,
+                owner=self._owner,
+                invalidate=self.invalidate,
+            )
+
+        return decorate
 
     # --- waiting ---
 

@@ -152,9 +152,14 @@ def uses_session(load: object) -> bool:
 
 
 def _is_session(value: object) -> bool:
+    return is_session_type(type(value))
+
+
+def is_session_type(kind: type) -> bool:
+    """Return whether objects of this class are database sessions or connections."""
     return any(
-        kind.__module__.partition(".")[0] in _LIBRARIES and kind.__name__.endswith(_SESSIONS)
-        for kind in type(value).__mro__
+        each.__module__.partition(".")[0] in _LIBRARIES and each.__name__.endswith(_SESSIONS)
+        for each in kind.__mro__
     )
 
 

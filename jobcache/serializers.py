@@ -15,14 +15,12 @@ each caller gets an object of its own.
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections import abc
 from enum import Enum
 from functools import partial
-from types import MethodType, NoneType, SimpleNamespace, UnionType
+from types import MethodType, NoneType, UnionType
 from typing import (
-    Annotated,
     Any,
     Literal,
     Never,
@@ -35,6 +33,7 @@ from typing import (
     is_typeddict,
 )
 
+from jobcache._annotations import UNRESOLVED, named, plain, resolve
 from jobcache.errors import InvalidDocument
 
 T = TypeVar("T")
@@ -221,7 +220,8 @@ def serializer_of(load: object) -> Serializer[Any]:
     if found is None:
         if len(_by_annotation) >= _MOST_ANNOTATIONS:
             _by_annotation.clear()
-        found = serializer_for(_resolved(annotation, load))
+        resolved = resolve(annotation, load)
+        found = JSON if resolved is UNRESOLVED else serializer_for(resolved)
         _by_annotation[annotation, place] = found
     return found
 
@@ -229,17 +229,6 @@ def serializer_of(load: object) -> Serializer[Any]:
 _NONE: dict[str, object] = {}
 _MOST_ANNOTATIONS = 1000
 _by_annotation: dict[tuple[object, object], Serializer[Any]] = {}
-
-
-def _resolved(annotation: object, load: object) -> object:
-    if not isinstance(annotation, str):
-        return annotation
-    names = getattr(inspect.unwrap(load), "__globals__", {}) if callable(load) else {}
-    try:
-        holder = SimpleNamespace(__annotations__={"return": annotation})
-        return get_type_hints(holder, names, include_extras=True)["return"]
-    except Exception:  # noqa: BLE001 - a name that only type checkers know
-        return Any
 
 
 def serializer_for(annotation: Any) -> Serializer[Any]:  # noqa: ANN401 - any annotation
@@ -254,14 +243,14 @@ def serializer_for(annotation: Any) -> Serializer[Any]:  # noqa: ANN401 - any an
         return MsgspecSerializer(annotation)
     if not _is_json(annotation):
         raise TypeError(
-            f"JSON does not give back a value of type {_name(annotation)}: give a serializer, such"
+            f"JSON does not give back a value of type {named(annotation)}: give a serializer, such"
             " as jobcache.serializers.PydanticSerializer or MsgspecSerializer of that type"
         )
     return JSON
 
 
 def _mentions(annotation: Any, library: str, base: str) -> bool:  # noqa: ANN401 - any annotation
-    annotation = _plain(annotation)
+    annotation = plain(annotation)
     if isinstance(annotation, type) and not get_args(annotation):
         return any(
             kind.__name__ == base and kind.__module__.partition(".")[0] == library
@@ -271,14 +260,14 @@ def _mentions(annotation: Any, library: str, base: str) -> bool:  # noqa: ANN401
 
 
 def _is_json(annotation: Any) -> bool:  # noqa: ANN401 - any annotation; a list of cases
-    annotation = _plain(annotation)
+    annotation = plain(annotation)
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in {Union, UnionType}:
         return all(map(_is_json, arguments))
     if origin is Literal:
         return all(type(each) in _JSON for each in arguments)
     if origin in {dict, abc.Mapping, abc.MutableMapping}:
-        return _plain(arguments[0]) is str and _is_json(arguments[1])
+        return plain(arguments[0]) is str and _is_json(arguments[1])
     if origin in {list, abc.Sequence, abc.MutableSequence}:
         return _is_json(arguments[0])
     if is_typeddict(annotation):
@@ -291,7 +280,7 @@ _JSON_ANNOTATIONS = _JSON | {None, Any, object, dict, list, abc.Mapping, abc.Seq
 
 
 def _is_immutable(annotation: Any) -> bool:  # noqa: ANN401 - any annotation
-    annotation = _plain(annotation)
+    annotation = plain(annotation)
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in {Union, UnionType, tuple, frozenset}:
         return all(each is ... or _is_immutable(each) for each in arguments)
@@ -307,20 +296,3 @@ def _is_immutable(annotation: Any) -> bool:  # noqa: ANN401 - any annotation
         getattr(annotation, "__struct_config__", None), "frozen", False
     )
     return bool(frozen) and all(map(_is_immutable, get_type_hints(annotation).values()))
-
-
-def _plain(annotation: Any) -> Any:  # noqa: ANN401 - any annotation
-    """Return an annotation without `Annotated`, `NewType`, and names of types."""
-    while True:
-        if get_origin(annotation) is Annotated:
-            annotation = get_args(annotation)[0]
-        elif hasattr(annotation, "__supertype__"):
-            annotation = annotation.__supertype__
-        elif type(annotation).__name__ == "TypeAliasType":
-            annotation = annotation.__value__
-        else:
-            return annotation
-
-
-def _name(annotation: Any) -> str:  # noqa: ANN401 - any annotation
-    return annotation.__name__ if type(annotation) is type else str(annotation)

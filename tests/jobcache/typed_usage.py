@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from datetime import timedelta
 from typing import Any, assert_type
 
 from jobcache import (
@@ -49,6 +50,39 @@ async def load_in(session: Session, job_id: int, *, scale: float) -> Document | 
     """Load one document in a session."""
     body = await session.get(job_id)
     return None if body is None else Document(int(scale), "acme", body)
+
+
+async def values(cache: JobCache) -> None:
+    """Read values without a version."""
+
+    async def load_names() -> list[str]:
+        return []
+
+    assert_type(await cache.get_or_load("k", load_names, ttl=1), list[str])
+    assert_type(await cache.get_or_load("k", load_names, ttl=timedelta(1)), list[str])
+
+    @cache.cached("names:{team_id}", ttl=60, tags=["team:{team_id}"])
+    async def names(team_id: int, *, short: bool = False) -> list[str]:
+        return await load_names()
+
+    assert_type(await names(7, short=True), list[str])
+    assert_type(await names.bypass(team_id=7), list[str])
+    assert_type(await names.invalidate(7), bool)
+    assert_type(names.key(7), str)
+    names("7")  # type: ignore[arg-type,unused-coroutine]
+    names.key()  # type: ignore[call-arg]
+    await names.invalidate(7, long=True)  # type: ignore[call-arg]
+
+    class Teams:
+        @cache.cached("size:{team_id}", ttl=60)
+        async def size(self, team_id: int) -> int:
+            return team_id
+
+    teams = Teams()
+    assert_type(await teams.size(7), int)
+    assert_type(teams.size.key(team_id=7), str)
+    teams.size.key()  # type: ignore[call-arg]
+    assert_type(await cache.invalidate_tags("team:7"), int)
 
 
 async def asynchronous(transaction: AbstractAsyncContextManager[Session]) -> None:

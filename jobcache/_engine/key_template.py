@@ -1,0 +1,272 @@
+"""Key templates: `"report:{report_id}"`, filled in from the arguments of a function.
+
+Two calls with different arguments must never have one key:
+
+- Each parameter in a template has one type, by its annotation, and a value of another type is
+  refused. Otherwise 7 and "7" would have one key.
+- Characters that stand between parameters are escaped in values: "a:b" cannot look like two values.
+
+A parameter that is not in the template must not change the result: a caller would get the result of
+another. So each of them is refused when the function is decorated, unless it is the object of a
+method, a request or a database session, or is named in `ignore`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from datetime import UTC, date, datetime
+from enum import Enum
+from inspect import Parameter
+from string import Formatter
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from urllib.parse import quote
+from uuid import UUID
+
+from jobcache._annotations import UNRESOLVED, named, plain, resolve
+from jobcache.errors import InvalidKey
+from jobcache.loaders import is_session_type
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+_REQUESTS = {"starlette": "HTTPConnection", "django": "HttpRequest"}
+"""By library, the base class of its requests."""
+_OBJECTS = ("self", "cls")
+_MARKS = frozenset("-_.~@")
+"""What is not escaped in values, unless it stands in a template."""
+_NONE = "%none"
+"""No value looks like it: two hexadecimal digits follow each % there."""
+_ALLOWED = "str, int, bool, UUID, date, datetime, an enumeration, or one of these or None"
+
+
+def fill_in(
+    function: Callable[..., Any], templates: Sequence[str], ignore: Collection[str]
+) -> Callable[..., tuple[str, ...]]:
+    """Return a function that takes the arguments of `function`, and fills in the templates.
+
+    It raises a `TypeError` for arguments that `function` would not take.
+
+    Args:
+        function: whose arguments fill in the templates.
+        templates: the first one is of a key, and must have all parameters.
+        ignore: the names of parameters that do not change the result.
+
+    Raises:
+        TypeError: a template does not fit the function.
+    """
+    name = getattr(function, "__qualname__", repr(function))
+    parameters = inspect.signature(function).parameters
+    for each in ignore:
+        if each not in parameters:
+            raise TypeError(f"{name} has no parameter {each!r} that could be ignored")
+    parsed = [_parse(template, name, parameters) for template in templates]
+    used = {field for pieces in parsed for _, field in pieces if field}
+    in_key = {field for _, field in parsed[0] if field}
+    for parameter in parameters.values():
+        if parameter.name not in in_key and parameter.name not in ignore:
+            _require_excluded(parameter, function, templates[0])
+    literals = frozenset("".join(literal for pieces in parsed for literal, _ in pieces))
+    safe = "".join(_MARKS - literals)
+    values: dict[str, object] = {
+        f"text_{field}": _Text(parameters[field], function, safe) for field in used
+    }
+    filled = ", ".join(map(_expression, parsed))
+    source = f"def keys({_arguments(parameters, values)}):\n    return ({filled},)\n"
+    # As `dataclasses` makes `__init__`: binding arguments to a signature would take longer than
+    # finding the entry. The source holds names of parameters, which are identifiers.
+    exec(source, values)  # noqa: S102 - see above
+    made: Callable[..., tuple[str, ...]] = values["keys"]  # type: ignore[assignment]
+    made.__qualname__ = made.__name__ = name
+    return made
+
+
+def _parse(template: str, name: str, parameters: Collection[str]) -> list[tuple[str, str | None]]:
+    """Return the pieces of a template: literal text, and the parameter after it."""
+    pieces: list[tuple[str, str | None]] = []
+    try:
+        found = list(Formatter().parse(template))
+    except ValueError as error:
+        raise TypeError(f"{name}: the template {template!r} cannot be read: {error}") from error
+    for literal, field, spec, conversion in found:
+        if field is None:
+            pieces.append((literal, None))
+            continue
+        if spec or conversion or not field.isidentifier():
+            raise TypeError(
+                f"{name}: {{{field}}} in the template {template!r} is not just the name of a"
+                " parameter"
+            )
+        if field not in parameters:
+            raise TypeError(f"{name} has no parameter {field!r}, which {template!r} names")
+        if pieces and not any(each for each in literal if not each.isalnum() and each != "%"):
+            raise TypeError(
+                f"{name}: in the template {template!r}, put a character such as ':' between"
+                f" {{{pieces[-1][1]}}} and {{{field}}}, or two calls could have one key"
+            )
+        pieces.append((literal, field))
+    return pieces
+
+
+def _require_excluded(parameter: Parameter, function: Callable[..., Any], template: str) -> None:
+    """Check that a parameter that is not in the template cannot change the result."""
+    annotation = resolve(parameter.annotation, function)
+    kind = plain(annotation)
+    if parameter.name in _OBJECTS and annotation is Parameter.empty:
+        return
+    kinds = [plain(each) for each in get_args(kind)] or [kind]
+    if all(
+        isinstance(each, type)
+        and (each is NoneType or is_session_type(each) or _is_request_type(each))
+        for each in kinds
+    ):
+        return
+    why = ""
+    if annotation is UNRESOLVED:
+        why = f" (its annotation {parameter.annotation!r} means nothing while the program runs)"
+    raise TypeError(
+        f"{function.__qualname__}: the parameter {parameter.name!r}{why} is not in the template"
+        f" {template!r}, so callers with different values of it would get one result. Put it"
+        f" there, or name it in `ignore` if it does not change the result"
+    )
+
+
+def _is_request_type(kind: type) -> bool:
+    return any(
+        _REQUESTS.get(each.__module__.partition(".")[0]) == each.__name__ for each in kind.__mro__
+    )
+
+
+# --- values as text ---
+
+
+class _Text:
+    """Turns the values of one parameter into text."""
+
+    def __init__(self, parameter: Parameter, function: Callable[..., Any], safe: str) -> None:
+        self._name = f"{function.__qualname__}: {parameter.name}"
+        self._safe = safe
+        if parameter.kind in {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}:
+            raise TypeError(f"{self._name} stands for any number of arguments, so it has no text")
+        annotation = resolve(parameter.annotation, function)
+        self._kind, self._none = _key_type(annotation)
+        if self._kind is None:
+            shown = "nothing" if annotation is Parameter.empty else named(parameter.annotation)
+            raise TypeError(
+                f"{self._name} is in a template, so its annotation must say one type: {_ALLOWED}."
+                f" It says {shown}"
+            )
+
+    def __call__(self, value: object) -> str:
+        kind = type(value)
+        if kind is not self._kind:
+            return self._other(value)
+        if kind is str:
+            text: str = value  # type: ignore[assignment]
+            return text if text.isalnum() and text.isascii() else self._escaped(text)
+        if kind is int:
+            # The text of a number may contain a minus, and nothing else that a template may have.
+            return str(value) if value >= 0 else self._escaped(str(value))  # type: ignore[operator]
+        return self._escaped(_text(value))
+
+    def _other(self, value: object) -> str:
+        wanted = self._kind
+        if value is None and self._none:
+            return _NONE
+        # An `IntEnum` is a number, a `StrEnum` is a text; but a `bool` is no number here, and a
+        # `datetime` no date.
+        if wanted is str and isinstance(value, str):
+            return self._escaped(str.__str__(value))
+        if wanted is int and isinstance(value, int) and not isinstance(value, bool):
+            return self._escaped(int.__repr__(value))
+        if wanted is UUID and isinstance(value, UUID):
+            return self._escaped(_text(value))
+        raise TypeError(
+            f"{self._name}={value!r:.40} is of type {type(value).__name__}; its annotation says"
+            f" {named(wanted)}"
+        )
+
+    def _escaped(self, text: str) -> str:
+        # `quote` leaves -_.~ alone, whatever `safe` says.
+        try:
+            quoted = quote(text, safe=self._safe)
+        except UnicodeEncodeError as error:
+            raise InvalidKey(f"{self._name} cannot be encoded in UTF-8: {error.reason}") from None
+        for mark in "-_.~":
+            if mark not in self._safe and mark in quoted:
+                quoted = quoted.replace(mark, f"%{ord(mark):02X}")
+        return quoted
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, datetime):
+        # One moment has one text, whatever its time zone; without a zone it has none.
+        return (value if value.tzinfo is None else value.astimezone(UTC)).isoformat()
+    if isinstance(value, date):
+        return value.isoformat()
+    return str(value)
+
+
+def _key_type(annotation: object) -> tuple[type | None, bool]:
+    """Return the one type of an annotation, or None, and whether None is a value as well."""
+    kind = plain(annotation)
+    if get_origin(kind) in {Union, UnionType}:
+        kinds = [plain(each) for each in get_args(kind)]
+        others = [each for each in kinds if each is not NoneType]
+        if len(others) == 1 and len(kinds) == len(others) + 1:
+            return _key_type(others[0])[0], True
+        return None, False
+    if get_origin(kind) is Literal:
+        types = {type(each) for each in get_args(kind)}
+        none = NoneType in types
+        types -= {NoneType}
+        return _key_type(types.pop())[0] if len(types) == 1 else None, none
+    if kind in {str, int, bool, UUID, date, datetime}:
+        return kind, False
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind, False
+    return None, False
+
+
+# --- the source of the function ---
+
+
+def _expression(pieces: Sequence[tuple[str, str | None]]) -> str:
+    parts: list[str] = []
+    for literal, field in pieces:
+        if literal:
+            parts.append(repr(literal))
+        if field is not None:
+            parts.append(f"text_{field}({field})")
+    return " + ".join(parts) or "''"
+
+
+def _arguments(parameters: Any, values: dict[str, object]) -> str:  # noqa: ANN401 - a mapping proxy
+    """Return the parameters of a function as source; their defaults are put into `values`."""
+    texts: list[str] = []
+    previous: Any = None
+    starred = False
+    for parameter in parameters.values():
+        kind = parameter.kind
+        if previous is Parameter.POSITIONAL_ONLY and kind is not Parameter.POSITIONAL_ONLY:
+            texts.append("/")
+        if kind is Parameter.KEYWORD_ONLY and not starred:
+            texts.append("*")
+            starred = True
+        text = parameter.name
+        if kind is Parameter.VAR_POSITIONAL:
+            text, starred = f"*{text}", True
+        elif kind is Parameter.VAR_KEYWORD:
+            text = f"**{text}"
+        elif parameter.default is not Parameter.empty:
+            values[f"default_{parameter.name}"] = parameter.default
+            text = f"{text}=default_{parameter.name}"
+        texts.append(text)
+        previous = kind
+    if previous is Parameter.POSITIONAL_ONLY:
+        texts.append("/")
+    return ", ".join(texts)
