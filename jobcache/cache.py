@@ -23,7 +23,7 @@ from jobcache._engine.owner_loop import OwnerLoop
 from jobcache._engine.publishing import Publisher
 from jobcache._engine.reading import Reads
 from jobcache._engine.shadow_reads import Shadow
-from jobcache._engine.values import Absent, Storing, Values, seconds, sorted_tags, tag_keys
+from jobcache._engine.values import Storing, Values, seconds, sorted_tags, tag_keys
 from jobcache._engine.watchers import PollIntervals, Readers, Watchers
 from jobcache._engine.writing import WriteCoordinator
 from jobcache.backends.registry import make_backend
@@ -349,12 +349,7 @@ class JobCache:
             sorted_tags(tags),
             cache_none,
         )
-        if bypass:
-            return await self.values.bypass(key, load, storing)
-        found = self.values.peek(key, storing)
-        if isinstance(found, Absent):
-            return await self.values.read(key, load, storing)
-        return found
+        return await self.values.get(key, load, storing, bypass=bypass)
 
     def cached(
         self,

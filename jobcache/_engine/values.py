@@ -199,6 +199,17 @@ class Values:
 
     # --- reading ---
 
+    async def get(
+        self, key: str, load: Callable[[], Awaitable[T]], storing: Storing[T], *, bypass: bool
+    ) -> T:
+        """Return the value at `key`, from this process, from the store or from its source."""
+        if bypass:
+            return await self.bypass(key, load, storing)
+        found = self.peek(key, storing)
+        if isinstance(found, Absent):
+            return await self.read(key, load, storing)
+        return found
+
     async def read(self, key: str, load: Callable[[], Awaitable[T]], storing: Storing[T]) -> T:
         """Return the value at `key` from the store or its source, after `peek` found none."""
         began = _now_ns()

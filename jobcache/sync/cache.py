@@ -25,16 +25,20 @@ from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
+from jobcache._engine.cached import CachedCalls
 from jobcache._engine.loading import as_part_of_this_load
 from jobcache._engine.options import split
 from jobcache._engine.transactions import Enclosing, check_autocommit
+from jobcache._engine.values import Storing, seconds, sorted_tags
 from jobcache._engine.writing import Write as AsyncWrite
 from jobcache._engine.writing import WriteSteps
 from jobcache._threads import refuse_eventlet
 from jobcache.backends.registry import make_backend
 from jobcache.cache import JobCache as AsyncJobCache
 from jobcache.errors import CacheClosed, WriteMisuse
+from jobcache.serializers import serializer_of
 from jobcache.settings import CacheSettings
+from jobcache.sync._cached import SyncCachedFunction, require_plain_function
 from jobcache.sync._loop_thread import CallingThread, LoopThread, forks
 from jobcache.throttle import ThreadedThrottle as Throttle
 
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import (
         Awaitable,
         Callable,
+        Collection,
         Coroutine,
         Iterable,
         Iterator,
@@ -49,6 +54,7 @@ if TYPE_CHECKING:
         Sequence,
     )
     from contextlib import AbstractContextManager
+    from datetime import timedelta
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -58,6 +64,7 @@ if TYPE_CHECKING:
     from jobcache.observability.statistics import Statistics
     from jobcache.protocol.backend import CacheBackend
     from jobcache.protocol.document import Document
+    from jobcache.serializers import Serializer
 
 __all__ = ["CacheClosed", "JobCache", "Throttle", "Write"]
 
@@ -196,6 +203,66 @@ class JobCache:
 
         return self._here().call(work)
 
+    @_documented_as(AsyncJobCache.get_or_load)
+    def get_or_load(
+        self,
+        key: str,
+        load: Callable[[], T],
+        *,
+        ttl: float | timedelta,
+        tags: Iterable[str] = (),
+        serializer: Serializer[T] | None = None,
+        cache_none: bool = False,
+        bypass: bool = False,
+    ) -> T:
+        """Calls `load` in this thread, if a load is needed."""
+        storing: Storing[T] = Storing(
+            serializer_of(load) if serializer is None else serializer,
+            seconds(ttl),
+            sorted_tags(tags),
+            cache_none,
+        )
+        return self._value(key, load, storing, bypass=bypass)
+
+    def _value(self, key: str, load: Callable[[], T], storing: Storing[T], *, bypass: bool) -> T:
+        def work(cache: AsyncJobCache, caller: CallingThread) -> Awaitable[T]:
+            def load_there() -> Awaitable[T]:
+                return caller.ask(as_part_of_this_load(load))
+
+            return cache.values.get(key, load_there, storing, bypass=bypass)
+
+        return self._here().call(work)
+
+    @_documented_as(AsyncJobCache.cached)
+    def cached(
+        self,
+        key: str,
+        *,
+        ttl: float | timedelta,
+        tags: Iterable[str] = (),
+        ignore: Collection[str] = (),
+        serializer: Serializer[Any] | None = None,
+        cache_none: bool = False,
+    ) -> Callable[[Callable[P, T]], SyncCachedFunction[P, T]]:
+        """For functions that are not async."""
+
+        def decorate(function: Callable[P, T]) -> SyncCachedFunction[P, T]:
+            require_plain_function(function)
+            calls: CachedCalls[T] = CachedCalls(
+                function,
+                key=key,
+                ttl=ttl,
+                tags=tags,
+                ignore=ignore,
+                serializer=serializer,
+                cache_none=cache_none,
+            )
+            return SyncCachedFunction(
+                function, calls, value=self._value, invalidate=self.invalidate
+            )
+
+        return decorate
+
     @overload
     def write(self, *keys: str) -> AbstractContextManager[Write[None]]: ...
     @overload
@@ -242,6 +309,7 @@ class JobCache:
 
     start = _made_from(AsyncJobCache.start)
     invalidate = _made_from(AsyncJobCache.invalidate)
+    invalidate_tags = _made_from(AsyncJobCache.invalidate_tags)
     invalidate_all = _made_from(AsyncJobCache.invalidate_all)
     info = _made_from(_at_once(AsyncJobCache.info))
     cancel_waiters = _made_from(_at_once(AsyncJobCache.cancel_waiters))

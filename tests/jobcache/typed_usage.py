@@ -136,6 +136,15 @@ def synchronous(transaction: AbstractContextManager[Session]) -> None:
         assert_type(cache.read("k", load_now), ReadResult)
         assert_type(cache.read_many(["a"], lambda _: {}), ReadResults)
         assert_type(cache.wait_for_newer("k", load_now, 3, 30.0), ReadResult | None)
+        assert_type(cache.get_or_load("k", lambda: 7, ttl=1), int)
+
+        @cache.cached("names:{team_id}", ttl=60)
+        def names(team_id: int) -> list[str]:
+            return []
+
+        assert_type(names(7), list[str])
+        assert_type(names.invalidate(team_id=7), bool)
+        names("7")  # type: ignore[arg-type]
         with cache.write(transaction) as write:
             assert_type(write, sync.Write[Session])
             assert_type(write.transaction, Session)
