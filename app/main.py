@@ -109,14 +109,6 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
     origins = read_origins(chosen.cors_origins)
     root_path = read_prefix(chosen.root_path)
     local_only = not keyed and not chosen.insecure
-    fast_path = PollFastPath(
-        services.jobs,
-        authenticator,
-        hosts,
-        CommonHeaders(origins),
-        root_path,
-        local_only=local_only,
-    )
     limits = chosen.connection_limits
 
     @asynccontextmanager
@@ -132,7 +124,7 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
         this.started = True
         async with container.running(services):
             shared: dict[str, Any] = {LIMITS: limits}
-            yield {**shared, FAST_PATH: fast_path} if chosen.fast_protocol else shared
+            yield {**shared, FAST_PATH: this.fast_path} if chosen.fast_protocol else shared
 
     app = Application(
         title="jobcache",
@@ -144,7 +136,6 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
     app.add_middleware(DeferredResponseMiddleware)
     app.add_middleware(BodyLimit)  # outside of the one above, and so on
     app.add_middleware(AuthMiddleware, authenticator=authenticator)
-    app.fast_path = fast_path
     app.front = Front(
         app.respond,
         hosts,
@@ -153,6 +144,15 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
         proxies=proxies,
         root_path=root_path,
         closes_upgrades=closes_upgrades,
+    )
+    app.fast_path = PollFastPath(
+        app.front,
+        services.jobs,
+        authenticator,
+        hosts,
+        CommonHeaders(origins),
+        root_path=root_path,
+        local_only=local_only,
     )
     app.local_only = local_only
     problems.install(app)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jobcache import Entry
 
 CLIENT_ID = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
 
@@ -36,6 +40,10 @@ class Caller:
     def can_view(self, owner: str) -> bool:
         """Return True if a job of `owner` is visible to this caller."""
         return self.client is None or self.client == owner
+
+    def can_view_entry(self, entry: Entry) -> bool:
+        """Return True if the job of a cache entry is visible to this caller."""
+        return self.client is None or self.client == entry.owner
 
     def may(self, *roles: Role) -> bool:
         """Return True if the caller has one of the roles; an operator has them all."""

@@ -22,9 +22,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.http.exchange import Exchange, Stage
-from app.http.fast_path import MATCHED
 from app.http.lifespan_state import FAST_PATH
 from app.http.limits import HEADERS, URL_BYTES, Wait
+from jobcache.http.fast_path import MATCHED
 from jobcache.http.reply import Reply
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-    from app.http.fast_path import FastPath, PendingPoll
+    from app.http.fast_path import AnswersPolls
     from jobcache import ReadResult
+    from jobcache.http.fast_path import AdmittedPoll
 
 logger = logging.getLogger("app")
 
@@ -62,8 +63,8 @@ class FastPathProtocol(Exchange):
     """uvicorn's protocol, which writes hits itself."""
 
     _enabled = False
-    _fast_path: FastPath
-    _pending: PendingPoll | None = None  # answers the request instead of the application
+    _fast_path: AnswersPolls
+    _pending: AdmittedPoll | None = None  # answers the request instead of the application
     _reading: asyncio.Future[ReadResult | None] | None = None  # of the pending poll
     _written = False  # the answer to the request that is being read
     _defaults: list[tuple[bytes, bytes]] | None = None
@@ -72,7 +73,7 @@ class FastPathProtocol(Exchange):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Decide for a new connection whether its polls take the shortcut."""
         super().connection_made(transport)
-        fast_path: FastPath | None = self.app_state.get(FAST_PATH)
+        fast_path: AnswersPolls | None = self.app_state.get(FAST_PATH)
         # uvicorn has to see each request that it logs, counts, or adds its own prefix to.
         seen_by_uvicorn = self.access_log or self.limit_concurrency is not None or self.root_path
         if fast_path is None or seen_by_uvicorn or not is_tested(uvicorn.__version__):
@@ -174,7 +175,7 @@ class FastPathProtocol(Exchange):
             )
         )
 
-    def _match(self) -> PendingPoll | Reply | None:
+    def _match(self) -> AdmittedPoll | Reply | None:
         if self._bare or self._queued:
             return None
         if self._unparsed > URL_BYTES or len(self.headers) > HEADERS:  # maybe a head too large

@@ -11,7 +11,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from app.auth.callers import TRUSTED
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from app.jobs.states import Status, Transition
     from app.jobs.storage import Job, JobStore, NewJob
     from app.rendering.storyboard import Storyboard
-    from jobcache import Document, Entry, JobCache, ReadResult
+    from jobcache import Document, JobCache, ReadResult
 
 LISTED = 1000
 """How many of a client's newest job ids the cache holds; older pages come from the database."""
@@ -78,22 +78,6 @@ class Page:
 
     bodies: list[bytes]
     next_below: int | None
-
-
-class Polled(NamedTuple):
-    """Functions that read one job's status without a task. Check results by `require_visible`.
-
-    Attributes:
-        peek: `JobCache.peek`, called with `min_version`; None if this process stores no entries.
-        read_future: `Reads.read_future`, called with `min_version`.
-    """
-
-    peek: Callable[[int], ReadResult | None] | None
-    read_future: Callable[[int], asyncio.Future[ReadResult | None] | None]
-
-
-def _viewer(caller: Caller) -> Callable[[Entry], bool]:
-    return lambda entry: caller.can_view(entry.owner)
 
 
 class JobService:
@@ -144,20 +128,13 @@ class JobService:
         answer = await self._cache.read(progress_key(job_id), load, min_version=min_version)
         return self.require_visible(caller, job_id, answer)
 
-    def polled(self, job_id: int) -> Polled:
-        """Return the functions that poll one job, to be kept for later polls of it."""
-        key, load = progress_key(job_id), partial(self._load, job_id)
-        reads = self._cache.reads
-        peek = partial(reads.peek, key, load) if reads.can_peek else None
-        return Polled(peek, partial(reads.read_future, key, load))
-
     def polled_document(self, job_id: int, caller: Caller, root_path: str = "") -> PolledDocument:
         """Return the document of a job's status for a caller, whose links begin with a prefix."""
         return PolledDocument(
             self._cache,
             progress_key(job_id),
             partial(self._load, job_id),
-            _viewer(caller),
+            caller.can_view_entry,
             partial(JobNotFound, job_id),
             partial(with_prefix, root_path=root_path) if root_path else None,
             caller,
@@ -187,7 +164,7 @@ class JobService:
             return {job.id: job_document(job) for job in await self._store.load_many(ids)}
 
         ids = {progress_key(job_id): job_id for job_id in job_ids}
-        return await read_visible(self._cache, ids, load, _viewer(caller))
+        return await read_visible(self._cache, ids, load, caller.can_view_entry)
 
     async def storyboard(self, job_id: int, caller: Caller, *, min_version: int = 0) -> ReadResult:
         """Return a job's storyboard.

@@ -11,6 +11,7 @@ from jobcache.http.deferred_response import DeferredResponse
 from jobcache.http.long_poll import LongPoll
 from jobcache.http.polled_document import NotVisible
 from jobcache.http.prefer import LONGEST, requested_wait
+from jobcache.http.request_headers import header
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from jobcache.http.event_stream import EventStreams
     from jobcache.http.polled_document import PolledDocument
+    from jobcache.http.request_headers import RequestHeaders
     from jobcache.models import ReadResult
 
 
@@ -46,25 +48,22 @@ class Polling:
     async def poll(
         self,
         document: PolledDocument,
-        *,
-        if_none_match: str | None = None,
-        accept_encoding: str | None = None,
-        prefer: str | None = None,
+        headers: RequestHeaders,
     ) -> Response:
         """Return the response to a poll, which may be a `DeferredResponse`.
 
         Args:
             document: the document.
-            if_none_match: the header, if there is one; the same for the next two.
-            accept_encoding: see there.
-            prefer: see there.
+            headers: of the request, as `scope["headers"]` of ASGI has them.
 
         Raises:
             Exception: there is no document for this client (`PolledDocument.not_found`), or as
                 `JobCache.read`.
         """
+        if_none_match = header(headers, b"if-none-match")
+        accept_encoding = header(headers, b"accept-encoding")
         result = await _read(document, conditions(if_none_match).min_version)
-        seconds = requested_wait(prefer, self._longest_wait)
+        seconds = requested_wait(header(headers, b"prefer"), self._longest_wait)
         if seconds is None or not may_wait(result, if_none_match):
             reply = respond(result, if_none_match, accept_encoding, rewrite=document.rewrite)
             return reply.response()
@@ -82,21 +81,21 @@ class Polling:
     async def stream(
         self,
         document: PolledDocument,
+        headers: RequestHeaders,
         *,
-        last_event_id: str | None = None,
         head: bool = False,
     ) -> Response:
         """Return the response that streams the versions of a document.
 
         Args:
             document: the document.
-            last_event_id: the header, if there is one.
+            headers: of the request, as `scope["headers"]` of ASGI has them.
             head: whether the request is HEAD.
 
         Raises:
             Exception: as `poll`.
         """
-        seen = event_stream.seen_version(last_event_id)
+        seen = event_stream.seen_version(header(headers, b"last-event-id"))
         result = await _read(document, seen)
         if result.entry.version < seen:
             seen = 0  # the id is not one of this document

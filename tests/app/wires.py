@@ -15,7 +15,8 @@ from uvicorn.server import ServerState
 
 from app.http.fast_path_protocol import FastPathProtocol
 from app.http.lifespan_state import FAST_PATH
-from app.jobs.poll_fast_path import AdmittedPoll, PollFastPath
+from app.jobs.poll_fast_path import PollFastPath
+from jobcache.http.fast_path import AdmittedPoll
 from jobcache.http.reply import Reply
 from tests.app.running import Service, Start
 

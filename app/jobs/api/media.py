@@ -12,12 +12,11 @@ from fastapi.responses import FileResponse
 from app.auth.middleware import caller_of
 from app.http.problems import problem
 from app.jobs.api import responses
-from app.jobs.api.parameters import JobIdInPath
+from app.jobs.api.parameters import AcceptEncoding, IfNoneMatch, JobIdInPath, joined
 from app.jobs.service import IllegalTransition
 from app.jobs.states import Status
 from app.rendering.storyboard import Storyboard
 from jobcache.http.conditional_get import conditions, holds, respond
-from jobcache.http.fastapi.parameters import AcceptEncoding, IfNoneMatch, joined
 
 if TYPE_CHECKING:
     import os

@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import Header
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from app.jobs.schemas import LARGEST_ID
 
@@ -29,9 +29,18 @@ def _number(text: str) -> str:
 Number = BeforeValidator(_number)
 JobIdInPath = Annotated[int, Field(ge=1, le=LARGEST_ID), Number, InPath()]
 Limit = Annotated[int, Field(ge=1, le=100), Number]
+# Lists, because either may come in several lines, which are read as one (RFC 9110, 5.3).
+Lines = Annotated[list[str] | None, WithJsonSchema({"type": "string"})]
+IfNoneMatch = Annotated[Lines, Header()]
+AcceptEncoding = Annotated[Lines, Header()]
 IdempotencyKey = Annotated[
     str | None, Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")
 ]
+
+
+def joined(lines: list[str] | None) -> str | None:
+    """Return the lines of a header as the one line that they stand for."""
+    return None if lines is None else ", ".join(lines)
 
 
 def read_ids(text: str) -> list[int]:

@@ -10,13 +10,18 @@ from app.jobs.api.answers import prefix_of
 from app.jobs.api.parameters import JobIdInPath
 from app.jobs.schemas import JobBody
 from app.jobs.service import JobService
-from jobcache.http.fastapi import EventStream, Poll, PollingRoutes
+from jobcache.http.fastapi import EventStream, Poll, PollingRoutes, parameters
 
 
 def add_to(routes: APIRouter, service: JobService, polling: PollingRoutes) -> None:
     """Add the endpoints to a router."""
 
-    @routes.get("/{job_id}", response_model=JobBody, responses=responses.POLLED)
+    @routes.get(
+        "/{job_id}",
+        response_model=JobBody,
+        responses=responses.POLLED,
+        openapi_extra={"parameters": parameters.POLL},
+    )
     async def poll(
         job_id: JobIdInPath, request: Request, poll: Annotated[Poll, Depends(polling.poll)]
     ) -> Response:
@@ -28,7 +33,12 @@ def add_to(routes: APIRouter, service: JobService, polling: PollingRoutes) -> No
         document = service.polled_document(job_id, caller_of(request), prefix_of(request))
         return await poll.respond(document)
 
-    @routes.get("/{job_id}/events", response_class=Response, responses=responses.EVENTS)
+    @routes.get(
+        "/{job_id}/events",
+        response_class=Response,
+        responses=responses.EVENTS,
+        openapi_extra={"parameters": parameters.STREAM},
+    )
     async def stream(
         job_id: JobIdInPath,
         request: Request,

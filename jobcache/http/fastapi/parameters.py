@@ -1,29 +1,50 @@
-"""The request headers of polls and event streams, as parameters of FastAPI."""
+"""The request headers of polls and event streams, as parameters for OpenAPI documents.
+
+They are not parameters of FastAPI, which would validate each of them at each poll. `PollingRoute`
+adds them to the operations whose dependencies read them.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastapi import Header
-from pydantic import WithJsonSchema
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-# Lists, because either may come in several lines, which are read as one (RFC 9110, 5.3).
-Lines = Annotated[list[str] | None, WithJsonSchema({"type": "string"})]
-IfNoneMatch = Annotated[Lines, Header()]
-AcceptEncoding = Annotated[Lines, Header()]
-Prefer = Annotated[
-    Lines,
-    Header(
+F = TypeVar("F", bound="Callable[..., Any]")
+_READ = "jobcache_parameters"
+
+_SEEN = "The id of the last event that was seen; any other text counts as none"
+
+
+def _header(name: str, schema: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+    schema = {"type": "string", "title": name.title(), **({} if schema is None else schema)}
+    return {"name": name, "in": "header", "required": False, "schema": schema, **more}
+
+
+POLL: list[dict[str, Any]] = [
+    _header("if-none-match"),
+    _header("accept-encoding"),
+    _header(
+        "prefer",
         description="`wait=20`: seconds to be held until there is a newer version; the service has"
-        " an upper limit, which Preference-Applied shows"
+        " an upper limit, which Preference-Applied shows",
     ),
 ]
-LastEventId = Annotated[
-    str | None,
-    Header(description="The id of the last event that was seen; any other text counts as none"),
-]
+STREAM: list[dict[str, Any]] = [_header("last-event-id", {"description": _SEEN}, description=_SEEN)]
 
 
-def joined(lines: list[str] | None) -> str | None:
-    """Return the lines of a header as the one line that they stand for."""
-    return None if lines is None else ", ".join(lines)
+def reads(parameters: list[dict[str, Any]]) -> Callable[[F], F]:
+    """Mark a dependency that reads these headers."""
+
+    def mark(dependency: F) -> F:
+        setattr(dependency, _READ, parameters)
+        return dependency
+
+    return mark
+
+
+def read_by(dependency: object) -> list[dict[str, Any]]:
+    """Return the headers that a dependency reads, if it was marked."""
+    found: list[dict[str, Any]] = getattr(dependency, _READ, [])
+    return found

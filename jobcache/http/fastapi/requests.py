@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from jobcache.cache import JobCache
     from jobcache.http.polling import Polling
+    from jobcache.http.request_headers import RequestHeaders
     from jobcache.models import Load
     from jobcache.protocol.entry import Entry
 
@@ -71,19 +72,11 @@ class Poll:
     An endpoint gets it from the dependency `PollingRoutes.poll`.
     """
 
-    __slots__ = ("_accept_encoding", "_if_none_match", "_prefer", "_responder")
+    __slots__ = ("_headers", "_responder")
 
-    def __init__(
-        self,
-        responder: Responder,
-        if_none_match: str | None,
-        accept_encoding: str | None,
-        prefer: str | None,
-    ) -> None:
+    def __init__(self, responder: Responder, headers: RequestHeaders) -> None:
         self._responder = responder
-        self._if_none_match = if_none_match
-        self._accept_encoding = accept_encoding
-        self._prefer = prefer
+        self._headers = headers
 
     async def __call__(
         self,
@@ -111,14 +104,7 @@ class Poll:
 
     async def respond(self, document: PolledDocument) -> Response:
         """Return the response to the poll of a document; see `__call__`."""
-        return await self._responder.respond(
-            self._responder.polling.poll(
-                document,
-                if_none_match=self._if_none_match,
-                accept_encoding=self._accept_encoding,
-                prefer=self._prefer,
-            )
-        )
+        return await self._responder.respond(self._responder.polling.poll(document, self._headers))
 
 
 class EventStream:
@@ -127,11 +113,11 @@ class EventStream:
     An endpoint gets it from the dependency `PollingRoutes.events`.
     """
 
-    __slots__ = ("_head", "_last_event_id", "_responder")
+    __slots__ = ("_head", "_headers", "_responder")
 
-    def __init__(self, responder: Responder, last_event_id: str | None, *, head: bool) -> None:
+    def __init__(self, responder: Responder, headers: RequestHeaders, *, head: bool) -> None:
         self._responder = responder
-        self._last_event_id = last_event_id
+        self._headers = headers
         self._head = head
 
     async def __call__(
@@ -148,7 +134,5 @@ class EventStream:
     async def respond(self, document: PolledDocument) -> Response:
         """Return the response that streams a document; see `Poll`."""
         return await self._responder.respond(
-            self._responder.polling.stream(
-                document, last_event_id=self._last_event_id, head=self._head
-            )
+            self._responder.polling.stream(document, self._headers, head=self._head)
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi.routing import APIRoute
 from starlette.routing import Match
 
 from jobcache.http.deferred_response import answer_deferred
+from jobcache.http.fastapi.parameters import read_by
 
 if TYPE_CHECKING:
     from fastapi import Request
@@ -23,8 +24,16 @@ class PollingRoute(APIRoute):
     event stream that would be minutes: a database session for each. So this route sends a
     `DeferredResponse` after FastAPI has returned.
 
-    It also answers HEAD where it answers GET. Dependencies see a GET; no body is sent.
+    It adds the headers that are read to the OpenAPI document, and answers HEAD where it answers
+    GET. Dependencies see a GET; no body is sent.
     """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - of `APIRoute`
+        super().__init__(*arguments, **options)
+        read = [each for one in self.dependant.dependencies for each in read_by(one.call)]
+        if read:
+            extra = {} if self.openapi_extra is None else self.openapi_extra
+            self.openapi_extra = {**extra, "parameters": [*extra.get("parameters", ()), *read]}
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Match a HEAD request as a GET request."""

@@ -16,13 +16,7 @@ from jobcache.http.batch import items_body, read_visible
 from jobcache.http.event_stream import EventStreams
 from jobcache.http.fastapi import responses
 from jobcache.http.fastapi.loaders import path_parameters
-from jobcache.http.fastapi.parameters import (
-    AcceptEncoding,
-    IfNoneMatch,
-    LastEventId,
-    Prefer,
-    joined,
-)
+from jobcache.http.fastapi.parameters import POLL, STREAM, reads
 from jobcache.http.fastapi.requests import EventStream, Poll, Responder
 from jobcache.http.fastapi.route import PollingRoute, is_head
 from jobcache.http.held_requests import HeldRequests
@@ -161,18 +155,15 @@ class PollingRoutes:
 
     # --- dependencies ---
 
-    async def poll(
-        self,
-        if_none_match: IfNoneMatch = None,
-        accept_encoding: AcceptEncoding = None,
-        prefer: Prefer = None,
-    ) -> Poll:
+    @reads(POLL)
+    async def poll(self, request: Request) -> Poll:
         """Return the poll of this request: a dependency."""
-        return Poll(self._responder, joined(if_none_match), joined(accept_encoding), joined(prefer))
+        return Poll(self._responder, request.scope["headers"])
 
-    async def events(self, request: Request, last_event_id: LastEventId = None) -> EventStream:
+    @reads(STREAM)
+    async def events(self, request: Request) -> EventStream:
         """Return the event stream of this request: a dependency."""
-        return EventStream(self._responder, last_event_id, head=is_head(request))
+        return EventStream(self._responder, request.scope["headers"], head=is_head(request))
 
     # --- routes ---
 
@@ -185,7 +176,7 @@ class PollingRoutes:
     ) -> None:
         poll = self._endpoint(parameters, load, Poll, self.poll)
         stream = self._endpoint(parameters, load, EventStream, self.events)
-        poll.__doc__, stream.__doc__ = _POLL, _STREAM
+        poll.__doc__, stream.__doc__ = _POLL_TEXT, _STREAM_TEXT
         self.router.get(
             path,
             response_model=response_model,
@@ -282,11 +273,11 @@ class PollingRoutes:
         self.router.get(path, response_model=model, name=f"batch_{_name(path)}")(batch)
 
 
-_POLL = """Return a document, from the cache. `Retry-After` says when to poll again.
+_POLL_TEXT = """Return a document, from the cache. `Retry-After` says when to poll again.
 
 With `Prefer: wait` and the known version in `If-None-Match`, the request is answered when there is
 a newer version, or when the time is up. `Preference-Applied` confirms that."""
-_STREAM = """Send a document as server-sent events, until its final version.
+_STREAM_TEXT = """Send a document as server-sent events, until its final version.
 
 The name of each event is `status`, its `id` the version, and its `data` the document as a poll
 returns it. A slow client misses versions in between, but never the last one. A stream may end

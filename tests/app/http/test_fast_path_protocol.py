@@ -170,11 +170,11 @@ async def test_a_hit_is_counted_as_a_request(wire: Wire) -> None:
 async def test_the_number_of_jobs_at_hand_is_bounded(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.jobs.poll_fast_path._JOBS", 3)
+    monkeypatch.setattr("jobcache.http.fast_path._PATHS", 3)
     paths = [(await job_of(wire))[0] for _ in range(8)]
     for path in [path for path in paths for _ in range(2)]:
         assert b" 200 " in await wire.say(get(path) + END, short=True)
-        assert len(wire.polls()._jobs) <= 3
+        assert len(wire.polls()._paths) <= 3
     assert wire.short == 16
 
 

@@ -21,11 +21,11 @@ from uvicorn.server import ServerState
 from app.auth.middleware import Authenticator
 from app.db.database import DatabaseUnavailable
 from app.http.exchange import Exchange
-from app.http.fast_path import MATCHED
 from app.http.fast_path_protocol import FastPathProtocol, is_tested
 from app.http.lifespan_state import FAST_PATH
 from app.jobs.cache_keys import progress_key
 from app.jobs.poll_fast_path import PollFastPath
+from jobcache.http.fast_path import MATCHED
 from tests.app.keyed import Keyed, keyed
 from tests.app.running import Service, Start, choosing
 from tests.app.wires import END, get

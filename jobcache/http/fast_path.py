@@ -1,0 +1,389 @@
+"""The fast path: plain polls, answered before the framework sees them.
+
+Routing, validating and injecting cost several times as much as a hit. `FastPolls` answers a GET of
+one document with no headers of interest beyond `If-None-Match` and `Accept-Encoding`, and leaves
+all other requests to the application, untouched. Its answers are those of `Polling.poll`, because
+both use `respond`.
+
+    FastPath    puts it around an ASGI application
+    FastPolls   its parts, for an application that has its own refusals, and for a server's protocol
+                that answers without a task
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from starlette.routing import compile_path
+
+from jobcache.errors import CacheUnavailable
+from jobcache.http.conditional_get import Representation, conditions, respond
+from jobcache.http.path_key import PathKey
+from jobcache.http.polled_document import PolledDocument
+from jobcache.http.reply import NO_HEADERS, Reply
+
+if TYPE_CHECKING:
+    import asyncio
+    import re
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from jobcache.cache import JobCache
+    from jobcache.http.reply import AddsHeaders
+    from jobcache.models import ReadResult
+    from jobcache.protocol.document import Document
+    from jobcache.protocol.entry import Entry
+
+    CanView = Callable[[Entry], bool]
+    Find = Callable[[str], PolledDocument | None]
+    Admit = Callable[[Scope], CanView | Reply | None]
+    Failed = Callable[[Exception, str], Reply | None]
+
+MATCHED = "jobcache.fast_path"
+"""The name of an ASGI extension. It is in the scope of a request that `match` has examined already,
+so that the application does not examine it again."""
+_PATHS = 4096
+"""The most paths whose `_PolledPath` is kept."""
+_EXAMINED = frozenset(
+    {
+        b"prefer",
+        b"host",
+        b"if-none-match",
+        b"accept-encoding",
+        b"content-length",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+"""Headers that the fast path reads, and those that leave a request to the application: a wish to be
+held, a body, an upgrade, or a second line of a header that is read."""
+
+
+class _PolledPath:
+    """A polled path: all that is the same from one poll to the next.
+
+    Attributes:
+        representation: of the entry that was shown last, in the coding that it is stored in.
+    """
+
+    __slots__ = (
+        "document",
+        "failed",
+        "path",
+        "peek",
+        "polls",
+        "read_future",
+        "representation",
+        "rewrite",
+    )
+
+    def __init__(self, polls: FastPolls, document: PolledDocument, path: str) -> None:
+        self.polls = polls
+        self.document = document
+        self.rewrite = document.rewrite
+        self.path = path
+        reads = document.cache.reads
+        self.peek = partial(reads.peek, document.key, document.load) if reads.can_peek else None
+        self.read_future = partial(reads.read_future, document.key, document.load)
+        self.representation: Representation | None = None
+
+    def answer(
+        self, can_view: CanView, if_none_match: str | None, accept_encoding: str | None
+    ) -> Reply | AdmittedPoll | None:
+        """Return the reply to a poll, or the poll if the entry is not in this process.
+
+        None leaves the request to the application.
+        """
+        min_version = 0 if if_none_match is None else conditions(if_none_match).min_version
+        try:
+            result = None if self.peek is None else self.peek(min_version)
+            if result is not None:
+                return self.reply(result, can_view, if_none_match, accept_encoding)
+        except Exception as error:  # noqa: BLE001 - answered as the route would
+            return self.polls.failed(error, self.path)
+        return AdmittedPoll(self, can_view, if_none_match, accept_encoding, min_version)
+
+    def reply(
+        self,
+        result: ReadResult,
+        can_view: CanView,
+        if_none_match: str | None,
+        accept_encoding: str | None,
+    ) -> Reply:
+        """Return the reply to a poll.
+
+        Raises:
+            Exception: there is no document for this client (`PolledDocument.not_found`).
+        """
+        entry = result.entry
+        # Not `result.missing`: this is on the path of every poll, and a property is a call.
+        if entry.version == 0 or not can_view(entry):
+            raise self.document.not_found()
+        kept = self.representation
+        if kept is None or kept.entry is not entry:  # keep it in the coding it is stored in
+            gzip = entry.encoding == "gzip" and self.rewrite is None
+            kept = Representation(entry, gzip=gzip, rewrite=self.rewrite)
+            self.representation = kept
+        return respond(result, if_none_match, accept_encoding, kept, self.rewrite)
+
+
+@dataclass(slots=True)
+class AdmittedPoll:
+    """An admitted poll of an entry that is not in this process, as an ASGI application for it.
+
+    Attributes:
+        polled: the path.
+        can_view: tells whether the client may see an entry.
+        if_none_match: the header, if there is one.
+        accept_encoding: the header, if there is one.
+        min_version: the version that the client has seen.
+    """
+
+    polled: _PolledPath
+    can_view: CanView
+    if_none_match: str | None
+    accept_encoding: str | None
+    min_version: int
+
+    def begin(self) -> Reply | asyncio.Future[ReadResult | None] | None:
+        """Begin to answer, without a task.
+
+        Returns:
+            If the entry may be in a store elsewhere, a future for `reply_to`. A reply if that
+            failed. None: call this as an application.
+        """
+        try:
+            return self.polled.read_future(self.min_version)
+        except Exception as error:  # noqa: BLE001 - answered as the route would
+            return self._failed(error)
+
+    def reply_to(self, reading: asyncio.Future[ReadResult | None]) -> Reply | None:
+        """Return the reply, once the store has been read; None: call this as an application."""
+        try:
+            result = None if reading.cancelled() else reading.result()
+            return None if result is None else self._reply(result)
+        except CacheUnavailable:
+            return None
+        except Exception as error:  # noqa: BLE001 - answered as the route would
+            return self._failed(error)
+
+    async def read(self) -> Reply | None:
+        """Return the reply: after a load from the source if necessary, or for an error."""
+        document = self.polled.document
+        try:
+            return self._reply(
+                await document.cache.read(document.key, document.load, min_version=self.min_version)
+            )
+        except Exception as error:  # noqa: BLE001 - answered as the route would
+            return self._failed(error)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer by ASGI, instead of the whole application and with the headers that it adds."""
+        polls = self.polled.polls
+        reply = await self.read()
+        if reply is None:
+            await polls.app(scope, receive, send)
+        else:
+            await reply.send(send, polls.common_headers)
+
+    def _reply(self, result: ReadResult) -> Reply:
+        return self.polled.reply(result, self.can_view, self.if_none_match, self.accept_encoding)
+
+    def _failed(self, error: Exception) -> Reply | None:
+        return self.polled.polls.failed(error, self.polled.path)
+
+
+def _leave(error: Exception, path: str) -> None:
+    """Leave a request to the application, which makes the error anew and shows it its own way."""
+
+
+class FastPolls:
+    """Answers plain polls of an application.
+
+    Args:
+        app: the application, for polls that cannot be answered after all.
+        find: returns the document of a path, or None for any other path.
+        admit: called last with the scope of a poll. It returns a function that tells whether the
+            client may see an entry; or a refusal; or None, which leaves the request to the
+            application.
+        failed: returns the reply to a poll that raised an error, for its path; or None, which
+            leaves the request to the application.
+        common_headers: those that the application adds to each response.
+        hosts: tells which values of `Host` may be answered; None: any.
+        left: names of headers with which a request is left to the application.
+        root_path: the only `root_path` of a scope that may be answered, besides none.
+
+    Attributes:
+        app: as given.
+        failed: as given.
+        common_headers: as given.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        find: Find,
+        admit: Admit,
+        *,
+        failed: Failed = _leave,
+        common_headers: AddsHeaders = NO_HEADERS,
+        hosts: Mapping[bytes, bool] | None = None,
+        left: Iterable[bytes] = (),
+        root_path: str = "",
+    ) -> None:
+        self.app = app
+        self.failed = failed
+        self.common_headers = common_headers
+        self._find = find
+        self._admit = admit
+        self._hosts = hosts
+        self._examined = _EXAMINED | frozenset(left)
+        self._root_path = root_path
+        self._paths: dict[str, _PolledPath] = {}
+
+    def header_lines(self, reply: Reply) -> bytes:
+        """Return the headers of a reply as they go over the wire, and keep them in the reply."""
+        headers = self.common_headers.added(reply.headers)
+        reply.lines = b"".join(map(b"%b: %b\r\n".__mod__, headers))
+        return reply.lines
+
+    def answer(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None] | None:
+        """Return what answers a request if it is a plain poll, to be awaited; else None."""
+        if scope["type"] != "http" or MATCHED in (scope.get("extensions") or ()):
+            return None
+        poll = self.match(scope)
+        if poll is None:
+            return None
+        if isinstance(poll, Reply):
+            return poll.send(send, self.common_headers)
+        return poll(scope, receive, send)
+
+    def match(self, scope: Scope) -> AdmittedPoll | Reply | None:
+        """Return the reply to a poll, or the poll if its entry is not in this process.
+
+        None for any other request. One that is not None has been admitted, which may have counted
+        it against its client's rate; so it must not be admitted again.
+
+        Args:
+            scope: of ASGI; of it `path`, `method`, `query_string`, `root_path`, `headers`, and what
+                `admit` reads are used.
+        """
+        path = scope["path"]
+        polled = self._paths.get(path) or self._polled(path)
+        if polled is None or scope["method"] != "GET" or scope["query_string"]:
+            return None
+        root_path = scope.get("root_path")
+        if root_path and root_path != self._root_path:
+            return None
+        host = if_none_match = accept_encoding = None
+        examined = self._examined
+        for name, value in scope["headers"]:
+            if name not in examined:
+                continue
+            if name == b"host" and host is None:
+                host = value
+            elif name == b"if-none-match" and if_none_match is None:
+                if_none_match = value.decode("latin-1")
+            elif name == b"accept-encoding" and accept_encoding is None:
+                accept_encoding = value.decode("latin-1")
+            else:
+                return None
+        hosts = self._hosts
+        if hosts is not None and (host is None or not hosts[host]):
+            return None
+        can_view = self._admit(scope)
+        if can_view is None or isinstance(can_view, Reply):
+            return can_view
+        return polled.answer(can_view, if_none_match, accept_encoding)
+
+    def _polled(self, path: str) -> _PolledPath | None:
+        """Return what is kept of a path, whether its document exists or not."""
+        document = self._find(path)
+        if document is None:
+            return None
+        if len(self._paths) >= _PATHS:
+            self._paths.clear()
+        polled = self._paths[path] = _PolledPath(self, document, path)
+        return polled
+
+
+class FastPath:
+    """An ASGI application that answers plain polls itself, and passes on all other requests.
+
+        app = FastPath(
+            app, cache, "/exports/{export_id:int}", key="export:{export_id}", load=load_export,
+            admit=admit,
+        )
+
+    Put it outermost. A poll that it answers **bypasses everything inside of it**:
+
+    - all middleware: authentication, CORS, sessions, rate limits, logs, metrics, tracing, added
+      headers, checks of the host;
+    - routing, and the prefix under which a router is included;
+    - dependencies of the application, the router and the route; their exceptions, too;
+    - validation of parameters, and background tasks.
+
+    So `admit` has to decide alone whether a request may be answered. Whatever is unusual goes to
+    the application: other methods, a query, `Prefer`, a body, `Origin` (a page of another origin),
+    a document that does not exist or that the client may not see, and every error.
+
+    Args:
+        app: the application.
+        cache: where documents are read.
+        path: of the polls, with the parameters of `load` as Starlette writes them.
+        key: the template of keys, such as `export:{export_id}`.
+        load: reads a document. It is called with the parameters of the path, by name.
+        admit: called with the scope of a poll. It returns a function that tells whether the client
+            may see an entry, or None to leave the request to the application.
+
+    Raises:
+        ValueError: the key does not contain all parameters of the path.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        cache: JobCache,
+        path: str,
+        *,
+        key: str,
+        load: Callable[..., Awaitable[Document | None]],
+        admit: Callable[[Scope], CanView | None],
+    ) -> None:
+        self._app = app
+        find = _Paths(cache, path, key, load)
+        self._polls = FastPolls(app, find, admit, left=(b"origin",))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, or anything else, by ASGI."""
+        await (self._polls.answer(scope, receive, send) or self._app(scope, receive, send))
+
+
+class _Paths:
+    """Returns the document of a path, or None for any other path."""
+
+    def __init__(
+        self,
+        cache: JobCache,
+        path: str,
+        key: str,
+        load: Callable[..., Awaitable[Document | None]],
+    ) -> None:
+        regex, _, self._convertors = compile_path(path)
+        self._regex: re.Pattern[str] = regex
+        self._cache = cache
+        self._load = load
+        self._key = PathKey(key, self._convertors)
+
+    def __call__(self, path: str) -> PolledDocument | None:
+        match = self._regex.match(path)
+        if match is None:
+            return None
+        found = match.groupdict()
+        values: dict[str, Any] = {
+            name: convertor.convert(found[name]) for name, convertor in self._convertors.items()
+        }
+        return PolledDocument(self._cache, self._key(**values), partial(self._load, **values))
