@@ -274,3 +274,22 @@ async def test_a_commit_that_is_cancelled_at_any_wait_is_never_stale(
 
 async def _awaited(work: CancelledAt) -> None:
     await work
+
+
+async def test_a_commit_that_is_cancelled_while_it_fences_withdraws(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was committed, so the next reader may store what it loads."""
+    await insert(sessions)
+    fence = cache.backend.fence
+
+    async def fence_and_cancel(key: str, token: str) -> None:
+        await fence(key, token)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(cache.backend, "fence", fence_and_cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await update(sessions, 50)
+    monkeypatch.undo()
+    assert await poll(cache, engine) == miss(1)
+    assert await poll(cache, engine) == hit(1)
