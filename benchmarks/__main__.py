@@ -37,6 +37,7 @@ from benchmarks.peers.table import absent, versions
 from benchmarks.results import Missing, NoResults, Run, Section, Series
 from benchmarks.service import ServiceFailed
 from benchmarks.suites import keys, polls, wire
+from benchmarks.suites.calls import calls
 from benchmarks.suites.gets import gets
 from benchmarks.suites.lookups import lookups
 from benchmarks.suites.operations import operations
@@ -46,7 +47,10 @@ from benchmarks.verdicts import verdicts
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Sequence
 
-SECTIONS = ("polls", "connections", "wire", "lookups", "gets", "updates", "keys", "operations")
+SECTIONS = (
+    *("polls", "connections", "wire", "lookups", "calls", "gets", "updates", "keys"),
+    "operations",
+)
 RESULTS = Path(__file__).with_name("results")
 
 _BESIDE = (
@@ -81,6 +85,7 @@ class Measurement:
         for name, measure in (
             ("wire", self._wire),
             ("lookups", self._lookups),
+            ("calls", self._calls),
             ("gets", self._gets),
             ("updates", self._updates),
             ("keys", self._keys),
@@ -130,6 +135,11 @@ class Measurement:
         options = self._options
         count = 500 if options.quick else 20_000
         return [self._loop(lookups(peers=options.peers, operations=count, turns=options.turns))]
+
+    def _calls(self) -> list[Section]:
+        options = self._options
+        count = 500 if options.quick else 20_000
+        return [self._loop(calls(peers=options.peers, operations=count, turns=options.turns))]
 
     def _gets(self) -> list[Section]:
         options = self._options

@@ -38,6 +38,7 @@ _PLOTTED = {
     "polls-many": ["throughput"],
     "polls-one": ["throughput"],
     "lookups": ["cost"],
+    "calls": ["cost"],
     "gets-at-once": ["throughput"],
     "gets-alone": ["cost"],
     "updates": ["cost"],

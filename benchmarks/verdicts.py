@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.peers.table import is_peer, is_peer_on_redis
 from benchmarks.results import NoResults, Run, Series, ratios, spread
-from benchmarks.suites import keys, lookups, polls, updates
+from benchmarks.suites import calls, keys, lookups, polls, updates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -155,6 +155,15 @@ def _claims() -> Iterator[tuple[str, _Check]]:
         f"Hit of JobCache on memory: times the cost of {lookups.BARE}",
         _costs("lookups", lookups.OURS, lookups.BARE, 1.3),
     )
+    yield (
+        f"Hit of JobCache.cached on memory: times the cost of {calls.BARE}",
+        _costs("calls", calls.OURS, calls.BARE, 2),
+    )
+    for peer in (calls.CASHEWS, calls.AIOCACHE):
+        yield (
+            f"Hit of JobCache.cached on memory: times the cost of {peer}",
+            _costs("calls", calls.OURS, peer, 0.5),
+        )
     for name in ("redis", "tiered"):
         update = f"Progress update, {name}"
         yield (

@@ -53,6 +53,14 @@ def test_the_worker_commits_a_few_of_its_reports_and_is_followed_to_its_end() ->
     assert 2 <= int(commits[1]) < 20
 
 
+def test_the_reports_cost_a_query_for_each_change() -> None:
+    shown = run("reports.py")
+    assert [line.rpartition(", ")[2] for line in shown] == [f"{n} queries" for n in (1, 1, 2, 3, 4)]
+    assert "'total': 150" in shown[2]
+    assert shown[3].startswith("report 9: None, None")
+    assert "May 2026" in shown[4]
+
+
 def test_the_embedded_cache_spares_all_queries_but_the_first() -> None:
     *shown, last = run("embedded.py")
     assert shown[0] == 'miss: {"percent": 0, "status": "moving"}'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import AsyncExitStack
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cachetools import LRUCache, TTLCache
 
@@ -31,6 +31,8 @@ EMPTY = "a coroutine that does nothing"
 SYNCHRONOUS = " (not awaited)"
 """In the words on how one is set up whose get is no coroutine."""
 
+K = TypeVar("K")
+
 _KEYS = 100
 _KEEP = 3600.0  # seconds
 _ENTRIES = 10_000
@@ -46,20 +48,18 @@ async def load() -> Document:
     return DOCUMENT
 
 
-class Subjects:
+class Subjects(Generic[K]):
     """The measured subjects: each reads the same keys in the same loop.
 
     Args:
         asked: the keys, in order.
     """
 
-    def __init__(self, asked: list[str]) -> None:
+    def __init__(self, asked: list[K]) -> None:
         self._asked = asked
         self.all: list[Subject] = []
 
-    def awaited(
-        self, name: str, kind: Kind, how: str, get: Callable[[str], Awaitable[Any]]
-    ) -> None:
+    def awaited(self, name: str, kind: Kind, how: str, get: Callable[[K], Awaitable[Any]]) -> None:
         """Add one whose get is a coroutine."""
 
         async def work() -> None:
@@ -69,7 +69,7 @@ class Subjects:
 
         self.all.append(Subject(name, kind, how, cost(len(self._asked), work)))
 
-    def called(self, name: str, kind: Kind, how: str, get: Callable[[str], Any]) -> None:
+    def called(self, name: str, kind: Kind, how: str, get: Callable[[K], Any]) -> None:
         """Add one whose get is not."""
 
         async def work() -> None:
@@ -79,7 +79,7 @@ class Subjects:
 
         self.all.append(Subject(name, kind, how, cost(len(self._asked), work)))
 
-    def read(self, name: str, how: str, cache: JobCache) -> None:
+    def read(self: Subjects[str], name: str, how: str, cache: JobCache) -> None:
         """Add a `JobCache`."""
 
         async def work() -> None:
@@ -119,7 +119,7 @@ async def lookups(*, peers: bool, operations: int, turns: int) -> Section:
     )
 
 
-def _limits(values: dict[str, bytes], subjects: Subjects) -> None:
+def _limits(values: dict[str, bytes], subjects: Subjects[str]) -> None:
     timed: TTLCache[str, bytes] = TTLCache(_ENTRIES, _KEEP)
     least: LRUCache[str, bytes] = LRUCache(_ENTRIES)
     for key, value in values.items():
@@ -130,7 +130,9 @@ def _limits(values: dict[str, bytes], subjects: Subjects) -> None:
     subjects.called("cachetools.LRUCache", "limit", f"get{SYNCHRONOUS}", least.get)
 
 
-async def _cashews(stack: AsyncExitStack, values: dict[str, bytes], subjects: Subjects) -> None:
+async def _cashews(
+    stack: AsyncExitStack, values: dict[str, bytes], subjects: Subjects[str]
+) -> None:
     from cashews import Cache  # noqa: PLC0415 - each peer may be missing
 
     cache = Cache()
@@ -141,7 +143,7 @@ async def _cashews(stack: AsyncExitStack, values: dict[str, bytes], subjects: Su
     subjects.awaited("cashews, memory", "peer", "await cache.get(key)", cache.get)
 
 
-async def _aiocache(_: AsyncExitStack, values: dict[str, bytes], subjects: Subjects) -> None:
+async def _aiocache(_: AsyncExitStack, values: dict[str, bytes], subjects: Subjects[str]) -> None:
     from aiocache import Cache  # noqa: PLC0415
 
     cache = Cache(Cache.MEMORY)
@@ -150,7 +152,7 @@ async def _aiocache(_: AsyncExitStack, values: dict[str, bytes], subjects: Subje
     subjects.awaited("aiocache, memory", "peer", "await cache.get(key)", cache.get)
 
 
-async def _fastapi(_: AsyncExitStack, values: dict[str, bytes], subjects: Subjects) -> None:
+async def _fastapi(_: AsyncExitStack, values: dict[str, bytes], subjects: Subjects[str]) -> None:
     from fastapi_cache.backends.inmemory import InMemoryBackend  # noqa: PLC0415
 
     cache = InMemoryBackend()
@@ -159,7 +161,7 @@ async def _fastapi(_: AsyncExitStack, values: dict[str, bytes], subjects: Subjec
     subjects.awaited("fastapi-cache2, memory", "peer", "await backend.get(key)", cache.get)
 
 
-async def _cachebox(_: AsyncExitStack, values: dict[str, bytes], subjects: Subjects) -> None:
+async def _cachebox(_: AsyncExitStack, values: dict[str, bytes], subjects: Subjects[str]) -> None:
     from cachebox import TTLCache as Fast  # noqa: PLC0415
     from cachebox import cached  # noqa: PLC0415
 
@@ -175,7 +177,7 @@ async def _cachebox(_: AsyncExitStack, values: dict[str, bytes], subjects: Subje
     subjects.awaited("cachebox, decorated coroutine", "peer", "await function(key)", decorated)
 
 
-async def _dogpile(_: AsyncExitStack, values: dict[str, bytes], subjects: Subjects) -> None:
+async def _dogpile(_: AsyncExitStack, values: dict[str, bytes], subjects: Subjects[str]) -> None:
     from dogpile.cache import make_region  # noqa: PLC0415
 
     region = make_region().configure("dogpile.cache.memory", expiration_time=int(_KEEP))
@@ -184,7 +186,9 @@ async def _dogpile(_: AsyncExitStack, values: dict[str, bytes], subjects: Subjec
     subjects.called("dogpile.cache, memory", "peer", f"region.get{SYNCHRONOUS}", region.get)
 
 
-async def _diskcache(stack: AsyncExitStack, values: dict[str, bytes], subjects: Subjects) -> None:
+async def _diskcache(
+    stack: AsyncExitStack, values: dict[str, bytes], subjects: Subjects[str]
+) -> None:
     from diskcache import Cache  # noqa: PLC0415
 
     cache = Cache(stack.enter_context(tempfile.TemporaryDirectory(prefix="jobcache-")))

@@ -44,6 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         "JOBCACHE_CLAIM_SECONDS": "2",
         "FRESHNESS_SECONDS": str(plan.freshness),
         "FRESHNESS_BREAK": options.broken or "",
+        "FRESHNESS_VALUES": "1" if options.values else "",
     }
     with ExitStack() as stack:
         # In the main thread, so that they end with it however it ends.
@@ -93,6 +94,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         calm=options.calm,
         poll_pause=options.poll_pause,
         until=None if options.until is None else Kind(options.until),
+        values=options.values,
         idle=idle if options.idle is None else options.idle,
         limit=options.limit,
     )
@@ -121,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--poll-pause", type=positive, default=0.0, help="seconds of a poller between two polls (0)"
     )
+    add("--values", action="store_true", help="values without a version, too, invalidated")
     add("--until", choices=list(Kind), help="end at the first violation of this kind")
     add("--limit", type=positive, default=3600.0, help="seconds after which it ends anyway (3600)")
     add(

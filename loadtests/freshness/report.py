@@ -102,6 +102,7 @@ def publish(plan: Plan, outcome: RunResult, command: str, results: Path) -> int:
         f" {plan.freshness:g} s. Seed {plan.seed}."
         + (f" BROKEN ON PURPOSE: {plan.broken}." if plan.broken else ""),
         f"Taken with: {taken}.",
+        *_values(plan, whole),
         *_lagged(plan, outcome),
         *_busy(whole),
         f"Command: `{command}`",
@@ -127,6 +128,13 @@ def publish(plan: Plan, outcome: RunResult, command: str, results: Path) -> int:
     }
     stem.with_suffix(".json").write_text(json.dumps(document, indent=1), "utf-8")
     return 1 if broken or outcome.complaints else 0
+
+
+def _values(plan: Plan, whole: Tally) -> list[str]:
+    if not plan.values:
+        return []
+    counted = f"{whole.value_reads} reads checked, {whole.value_changes} acknowledged changes"
+    return [f"Values without a version: {counted}."]
 
 
 def _lagged(plan: Plan, outcome: RunResult) -> list[str]:
@@ -187,6 +195,8 @@ def _document(tally: Tally) -> dict[str, Any]:
         "worst": tally.worst,
         "statuses": tally.statuses,
         "unanswered": tally.unanswered,
+        "value_reads": tally.value_reads,
+        "value_changes": tally.value_changes,
         "findings": tally.examples,
         "poll_ms": {phase: _percentiles(tally, phase) for phase in PHASES},
     }

@@ -16,9 +16,14 @@ from loadtests.freshness.clients import Watch, Writer, list_for_ever, poll_for_e
 from loadtests.freshness.cluster import ServiceEnded
 from loadtests.freshness.faults import FAULTS, Incident, NotInjected
 from loadtests.freshness.tally import Scope, Tally
+from loadtests.freshness.value_clients import (
+    AcknowledgedNumbers,
+    change_values_for_ever,
+    read_values_for_ever,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from loadtests.freshness.checker import Kind
     from loadtests.freshness.cluster import Cluster
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
 _SKEW = 1.0  # seconds by which clocks may differ unnoticed: part of the bounded promise
 _MARGIN = 0.5  # seconds beyond a bound until the next fault
 _LISTERS = 2
+_VALUE_READERS = 2
+_VALUE_WRITERS = 1
 _LIST_PAUSE = 0.1  # seconds between two lists of a client, on average
 _BACK = 30.0  # seconds for a healed cache to be in use again
 _WIND_UP = 30.0  # seconds for the last jobs to be ended
@@ -55,6 +62,7 @@ class Plan:
         poll_pause: between two polls of a poller.
         until: the kind of violation at the first of which the run ends; None: at none.
         idle: before there is load, for a look at how the feed of changes lags then.
+        values: whether there are values without a version, too.
         limit: after which the run ends, whatever it has.
     """
 
@@ -73,6 +81,7 @@ class Plan:
     poll_pause: float
     until: Kind | None
     idle: float
+    values: bool
     limit: float
 
     @property
@@ -170,6 +179,7 @@ async def _load(
             for number in range(plan.pollers)
         ),
         *(list_for_ever(watch, number, plan.seed, _LIST_PAUSE) for number in range(_LISTERS)),
+        *(_value_clients(plan, watch) if plan.values else ()),
         watch.sweep(),
         _watch_breakers(cluster, watch),
     ]
@@ -201,6 +211,20 @@ async def _load(
         await asyncio.wait([driving, finding, *reading, *writers])
 
 
+def _value_clients(plan: Plan, watch: Watch) -> list[Coroutine[None, None, None]]:
+    numbers = AcknowledgedNumbers()
+    return [
+        *(
+            read_values_for_ever(watch, numbers, number, plan.seed, plan.poll_pause)
+            for number in range(_VALUE_READERS)
+        ),
+        *(
+            change_values_for_ever(watch, numbers, number, plan.seed, plan.pause)
+            for number in range(_VALUE_WRITERS)
+        ),
+    ]
+
+
 def _found(plan: Plan, watch: Watch) -> bool:
     """Return whether a violation was found that ends the run."""
     return plan.until is not None and any(
@@ -224,6 +248,9 @@ def _raise_errors(tasks: Sequence[asyncio.Task[None]]) -> None:
 def _complain(plan: Plan, watch: Watch, outcome: RunResult) -> None:
     if watch.reads < plan.reads:
         outcome.complaints.append(f"{watch.reads} reads were checked, of {plan.reads}")
+    counted = [(tally.value_reads, tally.value_changes) for tally in watch.tallies.values()]
+    if plan.values and not all(map(sum, zip(*counted, strict=True))):
+        outcome.complaints.append("no value without a version was read, or none was changed")
     for name in plan.faults:
         injected = watch.tallies[name].injected
         if injected < plan.rounds:

@@ -2,9 +2,10 @@
 
     python -m loadtests.freshness.service
 
-It reads the settings of the service from the environment, and two more:
+It reads the settings of the service from the environment, and three more:
 
     FRESHNESS_SECONDS   how long entries of jobs that still move stay fresh
+    FRESHNESS_VALUES    set: the service also has values without a version (`value_routes`)
     FRESHNESS_BREAK     the rule of the protocol to remove, one of `BREAKS`: the checker must notice
 
 After SIGUSR1 the process kills itself as soon as it is about to publish a document that one of its
@@ -32,6 +33,7 @@ from jobcache.backends.redis.namespace import Namespace
 from jobcache.backends.redis.script_calls import Call
 from jobcache.backends.redis.tracking.feed import TrackingFeed
 from jobcache.protocol.backend import PublishResult
+from loadtests.freshness.value_routes import ValueRoutes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +50,7 @@ BREAKS = {
     "removal": "a publish that is only to remove what is older is dropped",
     "incarnation": "cells do not tell which life of Redis they were written in",
     "lifetime": "entries stay fresh for an hour",
+    "invalidation": "a change of a value without a version is not announced (with --values)",
     "report": "the local tier is not told what has changed",
 }
 """What can be taken away, and what is left then."""
@@ -153,6 +156,9 @@ def main() -> None:
     vars(redis)["TrackingFeed"] = partial(TrackingFeed, heartbeat=_HEARTBEAT)
     fresh = 3600.0 if switches.broken == "lifetime" else float(os.environ["FRESHNESS_SECONDS"])
     app = create_app(chosen.model_copy(update={"ttl": fresh, "ttl_unknown": fresh}))
+    if os.environ.get("FRESHNESS_VALUES"):
+        announces = switches.broken != "invalidation"
+        ValueRoutes(app.state.services, fresh, invalidates=announces).add_to(app)
     uvicorn.run(
         app,
         host=chosen.host,

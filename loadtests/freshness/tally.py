@@ -58,6 +58,8 @@ class Tally:
         listed: jobs checked in lists, which are read past the cache; no reads.
         unknown_writes: of the writes, those nobody knows the outcome of.
         stale_marked: reads answered by an entry past its freshness, for the database was away.
+        value_reads: reads of values without a version that were checked.
+        value_changes: changes of such values whose invalidation was acknowledged.
         statuses: of reads answered neither 200 nor 304.
         bounded: findings that a bounded promise allows.
         worst: the greatest age, in seconds, of anything stale where a bound allowed it, by phase.
@@ -76,6 +78,8 @@ class Tally:
     unknown_writes: int = 0
     hits: int = 0
     stale_marked: int = 0
+    value_reads: int = 0
+    value_changes: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     unanswered: int = 0
     violations: Counter[Kind] = field(default_factory=Counter)
@@ -122,7 +126,7 @@ def total(tallies: Sequence[Tally]) -> Tally:
     for one in tallies:
         for name in (
             *("injected", "reads", "batched", "not_modified", "listed", "writes", "unknown_writes"),
-            *("hits", "stale_marked", "unanswered"),
+            *("hits", "stale_marked", "unanswered", "value_reads", "value_changes"),
         ):
             setattr(whole, name, getattr(whole, name) + getattr(one, name))
         whole.statuses += one.statuses

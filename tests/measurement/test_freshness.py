@@ -70,7 +70,9 @@ def test_no_promise_is_broken_whatever_fails(
     command: Command, tmp_path: Path, *, long: bool
 ) -> None:
     status, said = check(
-        command, tmp_path, *(["--quick"] if long else [*SHORT, "--faults", ONE_OF_EACH_KIND])
+        command,
+        tmp_path,
+        *("--values", *(["--quick"] if long else [*SHORT, "--faults", ONE_OF_EACH_KIND])),
     )
     assert status == 0, said
     seen = document(tmp_path)
@@ -90,6 +92,8 @@ def test_no_promise_is_broken_whatever_fails(
     assert any(calm)
     assert seen["all"]["writes"] > (1000 if long else 200)
     assert seen["all"]["not_modified"] > 0
+    assert seen["all"]["value_changes"] > 5
+    assert seen["all"]["value_reads"] > 50
     assert seen["compared"] == (3 if long else 2) * seen["jobs"] > 0
 
 
@@ -103,7 +107,7 @@ def test_two_tiers_lag_by_no_more_than_they_may_whatever_becomes_of_their_feed(
         load, processes = (*SHORT, "--freshness", "4", "--pause", "1"), 2
         del faults[2:]
     status, said = check(
-        command, tmp_path, "--backend", "tiered", *load, "--faults", ",".join(faults)
+        command, tmp_path, "--values", "--backend", "tiered", *load, "--faults", ",".join(faults)
     )
     assert status == 0, said
     seen = document(tmp_path)
@@ -129,6 +133,21 @@ def test_a_local_tier_that_is_told_nothing_is_found_out(command: Command, tmp_pa
     seen = document(tmp_path)
     assert seen["complaints"] == [], "it failed for what it saw, and for nothing else"
     assert seen["all"]["violations"][kind] > 0
+
+
+def test_changes_of_values_that_nobody_announces_are_found_out(
+    command: Command, tmp_path: Path
+) -> None:
+    kind = "older than acknowledged"
+    load = ("--processes", "2", "--pollers", "2", "--poll-pause", "0.02", "--jobs", "2")
+    load = (*load, "--freshness", "20", "--calm", "30", "--until", kind, "--reads", "2000")
+    broken = ("--values", "--break", "invalidation", "--faults", "restart", "--quick")
+    status, said = check(command, tmp_path, *broken, *load)
+    assert status == 1, said
+    seen = document(tmp_path)
+    assert seen["complaints"] == [], "it failed for what it saw, and for nothing else"
+    assert seen["all"]["violations"] == {kind: seen["all"]["violations"][kind]}
+    assert "value" in seen["faults"]["restart"]["findings"][0]
 
 
 def test_a_cache_without_fences_is_found_out(command: Command, tmp_path: Path) -> None:
