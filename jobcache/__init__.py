@@ -4,7 +4,8 @@
         result = await cache.read("job:7", load)
         print(result.json())
 
-`JobCache` reads and writes; `jobcache.sync.JobCache` does the same for threads. All other names
+`JobCache` reads and writes documents with versions, and caches functions whose results have none
+(`JobCache.cached`); `jobcache.sync.JobCache` does the same for threads. All other names
 are in submodules: `jobcache.errors`, `jobcache.protocol` (what a backend is), `jobcache.backends`,
 `jobcache.throttle`, `jobcache.client`, `jobcache.testing`.
 """
