@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.machine import surroundings
 from benchmarks.shutdown.servers import SERVERS
+from benchmarks.shutdown.signs import SIGNS
 from benchmarks.shutdown.trial import TrialFailed, take
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 
 async def measure(options: argparse.Namespace) -> dict[str, dict[str, list[Trial]]]:
     """Return the trials of each server, by column: "idle", and each of the signs."""
-    signs = ["both", "none", "signal", "socket"] if options.signs else ["both"]
+    signs = SIGNS if options.signs else SIGNS[:1]
     trials: dict[str, dict[str, list[Trial]]] = {
         server.name: defaultdict(list) for server in SERVERS
     }

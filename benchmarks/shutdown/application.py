@@ -1,7 +1,4 @@
-"""A plain Starlette application that holds requests until its process begins to shut down.
-
-The variable SHUTDOWN_SIGNS chooses what it watches: both signs, one of them, or none.
-"""
+"""A plain Starlette application that holds requests until its process begins to shut down."""
 
 from __future__ import annotations
 
@@ -9,14 +6,13 @@ import asyncio
 import os
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
-from unittest import mock
 
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from jobcache.http import shutdown as watch
-from jobcache.http.listening_sockets import ListeningSockets
+from benchmarks.shutdown import signs
+from jobcache.http.shutdown import Shutdown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -24,12 +20,11 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-LIMIT = 600.0  # seconds that a request is held at most
-SIGNS = "SHUTDOWN_SIGNS"
-_SIGNS = os.environ.get(SIGNS, "both")
+LIMIT = 600  # seconds that a request is held at most
 
+signs.restrict()
 ended = asyncio.Event()
-shutdown = watch.Shutdown(ended.set)
+shutdown = Shutdown(ended.set)
 count = held = 0
 
 
@@ -39,9 +34,6 @@ def holding(request: Request) -> Iterator[None]:
     global held  # noqa: PLW0603 - of this process
     held += 1
     try:
-        if _SIGNS == "none":
-            yield
-            return
         with shutdown.watched(request.scope.get("server")):
             yield
     finally:
@@ -53,7 +45,7 @@ async def poll(request: Request) -> Response:
     with holding(request):
         async with asyncio.timeout(LIMIT):
             await ended.wait()
-    return JSONResponse({"complete": True})
+    return JSONResponse({"version": 1})
 
 
 async def events(request: Request) -> Response:
@@ -64,7 +56,6 @@ async def events(request: Request) -> Response:
             yield b"data: 1\n\n"
             async with asyncio.timeout(LIMIT):
                 await ended.wait()
-        yield b"data: complete\n\n"
 
     return StreamingResponse(pieces(), media_type="text/event-stream")
 
@@ -83,11 +74,7 @@ async def lifespan(_: Starlette) -> AsyncIterator[None]:
     shutdown.close()
 
 
-if _SIGNS == "signal":
-    mock.patch.object(ListeningSockets, "are_open", return_value=True).start()
-elif _SIGNS == "socket":
-    mock.patch.object(watch, "_chain_handlers", dict).start()
-
 app = Starlette(
-    routes=[Route("/poll", poll), Route("/events", events), Route("/", state)], lifespan=lifespan
+    routes=[Route("/poll", poll), Route("/poll/events", events), Route("/", state)],
+    lifespan=lifespan,
 )

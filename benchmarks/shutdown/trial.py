@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from app.devservers import free_port
 from benchmarks.process import Process
-from benchmarks.shutdown import application
+from benchmarks.shutdown import signs as watched_signs
 
 if TYPE_CHECKING:
     from benchmarks.shutdown.servers import Server
 
 _START = 120.0  # seconds
 _HOST = "127.0.0.1"
+_WAIT = b'If-None-Match: "1-0"\r\nPrefer: wait=600'
 
 
 class TrialFailed(Exception):  # noqa: N818 - as in the other benchmarks
@@ -70,7 +71,7 @@ async def take(
         TrialFailed: the server did not start, or did not hold the requests.
     """
     port = free_port()
-    environment = {**os.environ, application.SIGNS: signs, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, watched_signs.VARIABLE: signs, "PYTHONUNBUFFERED": "1"}
     with Process(server.at(port, patient=patient), environment) as process:
         try:
             connections = await _hold(process, port, polls, streams)
@@ -104,9 +105,9 @@ async def _hold(process: Process, port: int, polls: int, streams: int) -> list[_
     try:
         async with asyncio.timeout(_START):
             await _ready(process, port)
-            for path in ["/events"] * streams + ["/poll"] * polls:
+            for path in [b"/poll/events"] * streams + [b"/poll"] * polls:
                 reader, writer = await asyncio.open_connection(_HOST, port)
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                writer.write(b"GET %b HTTP/1.1\r\nHost: localhost\r\n%b\r\n\r\n" % (path, _WAIT))
                 connections.append((reader, writer))
             found: dict[int, int] = {}
             while sum(found.values()) < polls + streams:
@@ -159,9 +160,11 @@ async def _rest(reader: asyncio.StreamReader) -> bytes:
 
 
 def _complete(received: bytes) -> bool:
-    """Tell whether this is a whole response of a request that ended because of the shutdown."""
-    head, _, body = received.partition(b"\r\n\r\n")
+    """Return True for a whole response."""
+    head, end, body = received.partition(b"\r\n\r\n")
+    if head.startswith(b"HTTP/1.1 304 "):
+        return bool(end)
     length = re.search(rb"\r\ncontent-length: (\d+)", head, re.IGNORECASE)
     if length is None:  # a stream
-        return b"complete" in body and body.endswith(b"\r\n0\r\n\r\n")
-    return b"complete" in body and len(body) == int(length[1])
+        return body.endswith(b"\r\n0\r\n\r\n")
+    return head.startswith(b"HTTP/1.1 200 ") and len(body) == int(length[1])

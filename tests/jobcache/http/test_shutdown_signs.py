@@ -109,7 +109,7 @@ async def test_a_server_that_leaves_an_inherited_socket_open_closes_its_copy() -
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-async def test_the_first_request_may_be_held_after_the_process_stopped_listening(
+async def test_no_first_request_is_held_after_the_process_stopped_listening(
     tmp_path: Path, kind: str
 ) -> None:
     address: Any = ("127.0.0.1", 0) if kind == "tcp" else str(tmp_path / "s")
