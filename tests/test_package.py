@@ -225,8 +225,8 @@ def test_what_make_run_installs_has_all_that_the_service_imports() -> None:
     recipe = re.search(r"/runs: EXTRAS := (\S+)", (ROOT / "Makefile").read_text("utf-8"))
     assert recipe is not None
     installed = required(recipe[1].split(","))
-    # uvicorn and redis-py bring these; Django, gevent and msgspec are looked for and not needed.
-    indirect, optional = {"h11", "hiredis"}, {"django", "gevent", "msgspec"}
+    # uvicorn and redis-py bring these; the optional ones are looked for and not needed.
+    indirect, optional = {"h11", "hiredis"}, {"django", "gevent", "msgspec", "rich"}
     providers = packages_distributions()
     lacking = {
         name

@@ -35,6 +35,7 @@ from jobcache.client.core.errors import (
 from jobcache.client.core.messages import Completed, Counts
 from jobcache.client.core.snapshots import Snapshot
 from jobcache.client.jobs import Job
+from jobcache.client.progress import ProgressBars
 from jobcache.client.sync import Jobs
 from jobcache.client.sync_poller import Poller
 
@@ -55,6 +56,7 @@ __all__ = [
     "Jobs",
     "NotFound",
     "Poller",
+    "ProgressBars",
     "Refused",
     "Snapshot",
     "Unauthorized",
