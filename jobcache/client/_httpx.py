@@ -24,8 +24,8 @@ MISTAKES = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 
 _CONNECT_WITHIN = 5.0
 _PIECE_WITHIN = 10.0
-# What a request to another origin keeps of httpx's own headers.
-_HARMLESS = frozenset({"host", "user-agent", "accept-encoding", "connection"})
+# What a request to another origin has of the headers of the caller's httpx client.
+_HARMLESS = ("user-agent", "accept-encoding", "connection")
 
 
 def build(
@@ -43,21 +43,25 @@ def build(
         headers: the caller's own.
     """
     each = request.timeout if request.receiver is None else min(request.timeout, _PIECE_WITHIN)
-    built = http.build_request(
-        request.method,
-        f"{address}{request.url}",
-        headers={**(headers if request.credentials else {}), **request.headers},
-        json=request.body,
-        timeout=httpx.Timeout(each, connect=min(_CONNECT_WITHIN, each)),
-    )
+    timeout = httpx.Timeout(each, connect=min(_CONNECT_WITHIN, each))
     options: dict[str, Any] = {"stream": True, "follow_redirects": False}
-    if not request.credentials:
-        # The caller's httpx client may have cookies, tokens and authentication of its own.
-        kept = _HARMLESS | {name.lower() for name in request.headers}
-        for name in built.headers.keys() - kept:
-            del built.headers[name]
-        options["auth"] = None
-    return built, options
+    if request.credentials:
+        built = http.build_request(
+            request.method,
+            f"{address}{request.url}",
+            headers={**headers, **request.headers},
+            json=request.body,
+            timeout=timeout,
+        )
+        return built, options
+    # The caller's httpx client may have headers, cookies, parameters and authentication of its own,
+    # and would add them to a request that it builds.
+    kept = {name: http.headers[name] for name in _HARMLESS if name in http.headers}
+    extensions = {"timeout": timeout.as_dict()}
+    built = httpx.Request(
+        request.method, request.url, headers={**kept, **request.headers}, extensions=extensions
+    )
+    return built, {**options, "auth": None}
 
 
 def failure(error: Exception) -> TransportError:

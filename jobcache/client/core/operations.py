@@ -17,10 +17,10 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 from urllib.parse import urldefrag
 
-from jobcache.client.core.errors import BadLocation, WaitTimeout
+from jobcache.client.core.errors import BadLocation, Unavailable, WaitTimeout
 from jobcache.client.core.intervals import SHORTEST
 from jobcache.client.core.locations import origin, resolve, shown
-from jobcache.client.core.responses import read, unusable
+from jobcache.client.core.responses import Unusable, read, unusable
 from jobcache.client.core.rules import Reading
 from jobcache.client.core.scheduler import Scheduler, completing
 from jobcache.client.core.snapshots import Snapshot
@@ -195,10 +195,7 @@ class FollowedOperation:
         requested = self.url
         if response.status == HTTPStatus.NOT_FOUND and self._may_still_appear():
             raise unusable(response, f"404: {shown(requested)} does not exist yet")
-        snapshot = read(
-            response,
-            lambda found: Snapshot.of(self._source, requested, found, is_monitor=self._is_monitor),
-        )
+        snapshot = self._snapshot(response, requested)
         self._named_at = None
         self.tag = snapshot.etag
         method, self._method = self._method, "GET"
@@ -228,6 +225,20 @@ class FollowedOperation:
         else:
             self._choose_target(snapshot, monitor, method, requested)
         return Reading(newer=newer, at_once=method != "GET" and not says_when)
+
+    def _snapshot(self, response: Response, requested: str) -> Snapshot:
+        try:
+            return read(
+                response,
+                lambda found: Snapshot.of(
+                    self._source, requested, found, is_monitor=self._is_monitor
+                ),
+            )
+        except Unusable as failure:
+            if self._method == "GET":
+                raise
+            # The operation has not begun: only the caller can repeat the request.
+            raise Unavailable(f"{self._method} {shown(requested)}: {failure.error}") from failure
 
     def _choose_target(
         self, snapshot: Snapshot, monitor: str | None, method: str, requested: str

@@ -20,6 +20,7 @@ from jobcache.client import (
     NotFound,
     Poller,
     Refused,
+    Unavailable,
     WaitTimeout,
 )
 from jobcache.client.core.locations import origin, resolve, shown
@@ -390,6 +391,13 @@ async def test_a_response_that_names_no_url_is_an_error(server: Server, waits: W
         await waits.wait_for(await request("POST", f"{server.url}/x"))
 
 
+async def test_a_request_that_failed_has_begun_nothing(server: Server, waits: Waits) -> None:
+    server.on("/x", reply(503, {"detail": "why"}, retry_after="1"))
+    with pytest.raises(Unavailable, match=r"POST .*/x: 503: why"):
+        await waits.wait_for(await request("POST", f"{server.url}/x"))
+    assert [each.method for each in server.seen] == ["POST"]
+
+
 @pytest.mark.parametrize("url", ["/jobs/7", "ftp://x.example/", "jobs"])
 async def test_what_is_no_absolute_url_is_refused_at_once(waits: Waits, url: str) -> None:
     with pytest.raises(ValueError, match="must begin with http"):
@@ -407,7 +415,11 @@ async def test_credentials_do_not_go_to_another_origin(
     waits.open(
         key="secret",
         headers={"X-Api-Key": "secret"},
-        http={"headers": {"X-Of-Client": "secret"}, "cookies": {"session": "secret"}},
+        http={
+            "headers": {"X-Of-Client": "secret"},
+            "cookies": {"session": "secret"},
+            "params": {"token": "secret"},
+        },
     )
     url = server.on(
         "/x", reply(302, location=f"{other.url}/elsewhere"), reply(202, location="/back")
@@ -424,6 +436,9 @@ async def test_credentials_do_not_go_to_another_origin(
         assert None not in server.headers(name)
         assert set(other.headers(name)) == {None}
     assert other.paths == ["/elsewhere", "/elsewhere", "/to"]
+    assert {each.url.query for each in server.seen} == {"token=secret"}
+    assert {each.url.query for each in other.seen} == {""}
+    assert None not in other.headers("user-agent")
     assert other.headers("accept") == server.headers("accept")[:3]
 
 
