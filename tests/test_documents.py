@@ -60,6 +60,7 @@ TESTED_ELSEWHERE = {
     ("docs/backends.md", 1): "tests/jobcache/backends/test_sql_example.py",
     ("docs/backends.md", 2): "tests/jobcache/backends/test_sql_example.py",
     ("docs/backends.md", 3): "tests/jobcache/backends/test_sql_example.py",
+    **{("docs/client.md", at): "tests/jobcache/client/test_client_document.py" for at in range(4)},
     ("docs/embedding.md", 1): "tests/jobcache/test_load_sessions.py",
     ("docs/embedding.md", 2): "tests/jobcache/test_savepoints.py",
     ("docs/embedding.md", 3): "tests/jobcache/test_savepoints.py",
