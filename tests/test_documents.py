@@ -258,10 +258,12 @@ def refused_by_locust(commands: list[list[str]]) -> str:
 
 def made_by(words: list[str]) -> list[list[str]]:
     """The project's modules that a make command starts, with their arguments."""
+    # The variables of a make that runs these tests, such as ARGS, are not those of the command.
+    outside = {"MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "ARGS"}
     recipe = subprocess.run(
         ["make", "--dry-run", "--always-make", *words],
         cwd=ROOT,
-        env=clean_environment(),
+        env={name: text for name, text in clean_environment().items() if name not in outside},
         capture_output=True,
         text=True,
         check=True,

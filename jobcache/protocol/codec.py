@@ -42,6 +42,7 @@ _KINDS = frozenset({b"E1", b"E2", b"L1", b"F1"})
 # How many decoded cells a decoder keeps, and the bytes of the largest one.
 _KNOWN = 4096
 _LARGEST_KNOWN = 8192
+_CHANGED = "the body of an entry does not match its checksum"
 _TOO_LARGE = "a number in the header of an entry is too large"
 # One corrupted cell must not make the process allocate without bounds.
 _MAX_IDENTITY_BYTES = 64 * 1024 * 1024
@@ -230,7 +231,9 @@ def _entry(cell: bytes, found: re.Match[bytes]) -> Entry:
     _, version, stored_at_ms, fresh_ms, keep_ms, encoding, crc, poll_after, status, owner = (
         found.groups()
     )
-    body = _checked(cell[found.end() :], crc)
+    body = cell[found.end() :]
+    if int(crc, 16) != zlib.crc32(body):
+        raise UnreadableCell(_CHANGED)
     numbers = int(version), int(stored_at_ms), int(fresh_ms), int(keep_ms)
     after = None if poll_after == b"-" else int(poll_after)
     if max(numbers) >= VERSION_LIMIT or (after is not None and after >= VERSION_LIMIT):
@@ -248,7 +251,9 @@ def _entry(cell: bytes, found: re.Match[bytes]) -> Entry:
 
 def _unversioned_entry(cell: bytes, found: re.Match[bytes]) -> Entry:
     _, token, stored_at_ms, fresh_ms, keep_ms, encoding, crc, tags = found.groups()
-    body = _checked(cell[found.end() :], crc)
+    body = cell[found.end() :]
+    if int(crc, 16) != zlib.crc32(body):
+        raise UnreadableCell(_CHANGED)
     times = int(stored_at_ms), int(fresh_ms), int(keep_ms)
     if max(times) >= VERSION_LIMIT:
         raise UnreadableCell(_TOO_LARGE)
@@ -270,12 +275,6 @@ def _tag(text: bytes) -> tuple[str, str]:
     if not generation.isalnum():
         raise UnreadableCell(f"{text[:40]!r} is not a tag with its generation")
     return _text(tag), generation.decode("ascii")
-
-
-def _checked(body: bytes, crc: bytes) -> bytes:
-    if int(crc, 16) != zlib.crc32(body):
-        raise UnreadableCell("the body of an entry does not match its checksum")
-    return body
 
 
 def _text(quoted: bytes) -> str:
