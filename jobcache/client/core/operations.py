@@ -174,7 +174,7 @@ class FollowedOperation:
 
     def begin_poll(self) -> None:
         """Return to the URL that is polled, after a temporary redirect."""
-        self.url, self._redirects = self._target, 0
+        self.url = self._target
 
     def expired(self) -> WaitTimeout:
         """Return the error to raise when the time is over."""
@@ -192,7 +192,7 @@ class FollowedOperation:
         is_redirect = response.status in _TO_ANOTHER_DOCUMENT | _ONCE
         if is_redirect and "location" in response.headers:
             return self._redirect(response)
-        requested = self.url
+        requested, self._redirects = self.url, 0
         if response.status == HTTPStatus.NOT_FOUND and self._may_still_appear():
             raise unusable(response, f"404: {shown(requested)} does not exist yet")
         snapshot = self._snapshot(response, requested)

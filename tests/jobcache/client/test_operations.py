@@ -99,6 +99,19 @@ async def test_a_temporary_redirect_is_followed_anew_and_a_permanent_one_is_reme
     assert documents(waits) == [{"at": 1}, {"at": 2}]
 
 
+async def test_redirects_before_and_after_a_document_count_apart(
+    server: Server, waits: Waits
+) -> None:
+    for at in range(9):
+        server.on(f"/to/{at}", reply(307, location=f"/to/{at + 1}"))
+        server.on(f"/result/{at}", reply(307, location=f"/result/{at + 1}"))
+    server.on("/x", reply(202, operation_location="/to/0"))
+    server.on("/to/9", reply(200, {"status": "Succeeded", "resourceLocation": "/result/0"}))
+    server.on("/result/9", reply(200, {"at": 1}))
+    ended = await waits.wait_for(await request("POST", f"{server.url}/x"))
+    assert ended.url == f"{server.url}/result/9"
+
+
 async def test_what_is_not_yet_known_elsewhere_appears(server: Server, waits: Waits) -> None:
     """The server that answers may not have heard yet what another one has accepted."""
     url = server.on("/begin", reply(202, location="/later"))
