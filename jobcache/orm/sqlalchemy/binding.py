@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from sqlalchemy import inspect
@@ -74,6 +74,19 @@ class Binding(Generic[T]):
         }
         self._template = KeyTemplate(key, self.primary_key)
         self._document = document
+
+    @cached_property
+    def post_update(self) -> str | None:
+        """The name of a relationship that updates rows of the class after a flush has written them.
+
+        SQLAlchemy calls no event for these updates.
+        """
+        for mapper in self.mapper.registry.mappers:
+            for relationship in mapper.relationships:
+                related = (relationship.parent, relationship.mapper)
+                if relationship.post_update and any(each.isa(self.mapper) for each in related):
+                    return str(relationship)
+        return None
 
     def key(self, *identity: object) -> str:
         """Return the key of the row with this primary key."""

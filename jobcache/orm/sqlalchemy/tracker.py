@@ -93,8 +93,19 @@ class ChangeTracker:
         self._flushed.clear()
 
     def check(self, mapper: Mapper[Any], connection: Connection) -> None:
-        """Check that the session commits what a connection changes, once for each connection."""
+        """Check that the session sees and commits what a connection changes, once for each.
+
+        Raises:
+            WriteMisuse: the session's commit would not commit it, or a relationship has
+                `post_update`.
+        """
         if connection not in self._checked:
+            for binding in self.bindings:
+                if binding.post_update is not None:
+                    raise WriteMisuse(
+                        f"{binding.post_update} has post_update, which changes rows of"
+                        f" {binding.mapped.__name__} after the session has noted their versions"
+                    )
             check_connection(self._session, mapper, connection)
             self._checked.add(connection)
 

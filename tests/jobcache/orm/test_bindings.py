@@ -10,16 +10,27 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import BigInteger, Column, DateTime, Integer, String, Table, Uuid
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Engine,
+    ForeignKey,
+    Integer,
+    String,
+    Table,
+    Uuid,
+)
 from sqlalchemy.dialects.postgresql import dialect as postgresql
 from sqlalchemy.dialects.sqlite import dialect as sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import registry
+from sqlalchemy.orm import registry, relationship
 
 from jobcache import Document
 from jobcache.errors import WriteMisuse
 from jobcache.orm.sqlalchemy import Binding, BindingError, CoherentSession, count_from_clock
 from jobcache.orm.sqlalchemy.tracker import check_delete
+from jobcache.sync import JobCache
 from tests.jobcache.orm.exports import EXPORTS, PARTS, Export, Part
 from tests.jobcache.orm.reading import hit, poll
 
@@ -217,3 +228,27 @@ def test_two_bindings_of_a_class_and_a_subclass() -> None:
     bindings = [Binding(animal, key=f"{name}:{{id}}", document=no_document) for name in "ab"]
     session = CoherentSession(cache=None, bindings=bindings)
     assert session.tracker.bindings_of(cat.__mapper__) == bindings
+
+
+def test_a_relationship_that_updates_rows_after_the_flush_is_refused(
+    blocking_engine: Engine, blocking_cache: JobCache
+) -> None:
+    maps = registry()
+    table = Table(
+        "nodes",
+        maps.metadata,
+        Column("id", Integer, primary_key=True),
+        integer(),
+        Column("next_id", ForeignKey("nodes.id")),
+    )
+    node = type("Node", (), {})
+    following = relationship(node, remote_side=[table.c.id], post_update=True)
+    maps.map_imperatively(
+        node, table, version_id_col=table.c.version, properties={"following": following}
+    )
+    maps.metadata.create_all(blocking_engine)
+    nodes = Binding(node, key="node:{id}", document=no_document)
+    with CoherentSession(blocking_engine, cache=blocking_cache, bindings=[nodes]) as session:
+        session.add(node())
+        with pytest.raises(WriteMisuse, match=r"Node\.following has post_update"):
+            session.flush()
