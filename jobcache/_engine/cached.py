@@ -41,6 +41,7 @@ class CachedCalls(Generic[T]):
 
     Attributes:
         keys: takes the arguments of a call, and returns its key and its tags.
+        fixed: how all results are stored; None if that depends on the arguments.
 
     Raises:
         TypeError: a template does not fit the function, or its results cannot be stored.
@@ -60,20 +61,21 @@ class CachedCalls(Generic[T]):
         if isinstance(ignore, str):
             raise TypeError(f"ignore={ignore!r}: several names are expected, such as [{ignore!r}]")
         templates = sorted_tags(tags)
-        self._fixed = not any("{" in template for template in templates)
+        varying = any("{" in template for template in templates)
         self.keys = fill_in(function, (key, *templates), ignore)
         self._storing: Storing[T] = Storing(
             serializer_of(function) if serializer is None else serializer,
             seconds(ttl),
-            templates if self._fixed else (),
+            () if varying else templates,
             cache_none,
         )
+        self.fixed = None if varying else self._storing
 
     def storing(self, tags: Sequence[str]) -> Storing[T]:
         """Return how the result of a call with these tags is stored."""
         storing = self._storing
-        if self._fixed:
-            return storing
+        if self.fixed is not None:
+            return self.fixed
         return Storing(storing.serializer, storing.ttl, sorted_tags(tags), storing.none)
 
 
@@ -100,6 +102,7 @@ class CachedFunction(Generic[P, T]):
         self._owner = owner
         self._invalidate = invalidate
         self._keys = calls.keys
+        self._fixed = calls.fixed
         update_wrapper(self, function)
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -110,8 +113,10 @@ class CachedFunction(Generic[P, T]):
                 the type that its annotation says.
             Exception: as `JobCache.get_or_load`.
         """
-        key, *tags = self._keys(*args, **kwargs)
-        storing = self._calls.storing(tags)
+        keys = self._keys(*args, **kwargs)
+        key, storing = keys[0], self._fixed
+        if storing is None:
+            storing = self._calls.storing(keys[1:])
         if self._owner.loop is not asyncio.get_running_loop():
             self._owner.bind()
         found = self._values.peek(key, storing)

@@ -28,7 +28,7 @@ from jobcache.errors import InvalidKey
 from jobcache.loaders import is_session_type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
 _REQUESTS = {"starlette": "HTTPConnection", "django": "HttpRequest"}
 """By library, the base class of its requests."""
@@ -68,17 +68,99 @@ def fill_in(
             _require_excluded(parameter, function, templates[0])
     literals = frozenset("".join(literal for pieces in parsed for literal, _ in pieces))
     safe = "".join(_MARKS - literals)
-    values: dict[str, object] = {
-        f"text_{field}": _Text(parameters[field], function, safe) for field in used
-    }
-    filled = ", ".join(map(_expression, parsed))
-    source = f"def keys({_arguments(parameters, values)}):\n    return ({filled},)\n"
-    # As `dataclasses` makes `__init__`: binding arguments to a signature would take longer than
-    # finding the entry. The source holds names of parameters, which are identifiers.
-    exec(source, values)  # noqa: S102 - see above
-    made: Callable[..., tuple[str, ...]] = values["keys"]  # type: ignore[assignment]
-    made.__qualname__ = made.__name__ = name
-    return made
+    texts = {field: _Text(parameters[field], function, safe) for field in used}
+    filled = [_Filled(pieces, texts, [*parameters]) for pieces in parsed]
+    return _Arguments(name, parameters, filled)
+
+
+class _Filled:
+    """A template to fill in.
+
+    Attributes:
+        first: the text before the first parameter.
+        fields: of each parameter in the template: its place among the parameters, how its values
+            become text, and the text after it.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[tuple[str, str | None]],
+        texts: Mapping[str, _Text],
+        places: Sequence[str],
+    ) -> None:
+        literals = [literal for literal, _ in pieces] + [""]
+        names = [field for _, field in pieces if field is not None]
+        self.first = literals[0]
+        self.fields = [
+            (places.index(name), texts[name], literals[number])
+            for number, name in enumerate(names, start=1)
+        ]
+
+    def filled(self, values: tuple[object, ...]) -> str:
+        """Return the text of the template with these values."""
+        filled = self.first
+        for place, text, after in self.fields:
+            filled += text(values[place]) + after
+        return filled
+
+
+class _Arguments:
+    """Takes the arguments of a function, and fills in its templates.
+
+    Binding arguments to a signature takes longer than finding an entry. So that is done only for
+    functions that take any number of arguments, and to raise the error for wrong ones. No code is
+    generated, as `dataclasses` does it: this library evaluates no text.
+    """
+
+    def __init__(
+        self, name: str, parameters: Mapping[str, Parameter], templates: Sequence[_Filled]
+    ) -> None:
+        self._name = name
+        self._templates = templates
+        self._parameters = parameters
+        self._signature = inspect.Signature([*parameters.values()])
+        each = [*parameters.values()]
+        kinds = {parameter.kind for parameter in each}
+        self._any_number = not kinds.isdisjoint({Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD})
+        by_position = {Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD}
+        self._positions = [it.name for it in each if it.kind in by_position]
+        self._names = {it.name for it in each if it.kind is not Parameter.POSITIONAL_ONLY}
+        self._defaults = {it.name: it.default for it in each if it.default is not Parameter.empty}
+        # By the number of arguments given by position: the defaults of the other parameters.
+        self._others: dict[int, tuple[object, ...]] = {}
+        for count in range(0 if self._any_number else len(self._positions) + 1):
+            others = [it.default for it in each[count:]]
+            if all(default is not Parameter.empty for default in others):
+                self._others[count] = tuple(others)
+
+    def __call__(self, *args: object, **kwargs: object) -> tuple[str, ...]:
+        others = None if kwargs else self._others.get(len(args))
+        values = self._values(args, kwargs) if others is None else args + others
+        if len(self._templates) == 1:
+            return (self._templates[0].filled(values),)  # every hit without tags comes through here
+        return tuple([template.filled(values) for template in self._templates])
+
+    def _values(self, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[object, ...]:
+        """Return the values of all parameters.
+
+        Raises:
+            TypeError: the function does not take these arguments.
+        """
+        given = self._defaults | dict(zip(self._positions, args, strict=False)) | kwargs
+        if (
+            self._any_number
+            or len(args) > len(self._positions)
+            or len(given) != len(self._parameters)
+            or not kwargs.keys() <= self._names
+            or not kwargs.keys().isdisjoint(self._positions[: len(args)])
+        ):
+            try:
+                bound = self._signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{self._name}(): {error}") from None
+            bound.apply_defaults()
+            given = bound.arguments
+        return tuple(given[name] for name in self._parameters)
 
 
 def _parse(template: str, name: str, parameters: Collection[str]) -> list[tuple[str, str | None]]:
@@ -230,43 +312,3 @@ def _key_type(annotation: object) -> tuple[type | None, bool]:
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind, False
     return None, False
-
-
-# --- the source of the function ---
-
-
-def _expression(pieces: Sequence[tuple[str, str | None]]) -> str:
-    parts: list[str] = []
-    for literal, field in pieces:
-        if literal:
-            parts.append(repr(literal))
-        if field is not None:
-            parts.append(f"text_{field}({field})")
-    return " + ".join(parts) or "''"
-
-
-def _arguments(parameters: Any, values: dict[str, object]) -> str:  # noqa: ANN401 - a mapping proxy
-    """Return the parameters of a function as source; their defaults are put into `values`."""
-    texts: list[str] = []
-    previous: Any = None
-    starred = False
-    for parameter in parameters.values():
-        kind = parameter.kind
-        if previous is Parameter.POSITIONAL_ONLY and kind is not Parameter.POSITIONAL_ONLY:
-            texts.append("/")
-        if kind is Parameter.KEYWORD_ONLY and not starred:
-            texts.append("*")
-            starred = True
-        text = parameter.name
-        if kind is Parameter.VAR_POSITIONAL:
-            text, starred = f"*{text}", True
-        elif kind is Parameter.VAR_KEYWORD:
-            text = f"**{text}"
-        elif parameter.default is not Parameter.empty:
-            values[f"default_{parameter.name}"] = parameter.default
-            text = f"{text}=default_{parameter.name}"
-        texts.append(text)
-        previous = kind
-    if previous is Parameter.POSITIONAL_ONLY:
-        texts.append("/")
-    return ", ".join(texts)
