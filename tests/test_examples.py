@@ -70,3 +70,23 @@ def test_the_embedded_cache_spares_all_queries_but_the_first() -> None:
 
 def test_requests_that_go_away_leave_no_connection_in_use() -> None:
     assert run("sessions.py") == ["{'{\"percent\": 40}'}", "hit", "0 connections in use"]
+
+
+def test_plain_starlette_polls_waits_and_streams() -> None:
+    assert run("starlette_exports.py") == [
+        '200 {"percent": 40, "version": 1} "1-0"',
+        "304",
+        "404 Not Found",
+        '{"percent": 100, "version": 2}',
+        "id: 2",
+        "event: status",
+        'data: {"percent": 100, "version": 2}',
+    ]
+
+
+def test_polls_are_answered_beside_django() -> None:
+    assert run("django_exports.py") == [
+        '200 {"id": 7, "percent": 0}',
+        '{"id": 7, "percent": 100}',
+        "404 from Django",
+    ]

@@ -10,6 +10,7 @@ from jobcache.http.conditional_get import conditions, may_wait, respond
 from jobcache.http.deferred_response import DeferredResponse
 from jobcache.http.long_poll import LongPoll
 from jobcache.http.polled_document import NotVisible
+from jobcache.http.polled_response import PolledResponse
 from jobcache.http.prefer import LONGEST, requested_wait
 from jobcache.http.request_headers import header
 
@@ -66,7 +67,7 @@ class Polling:
         seconds = requested_wait(header(headers, b"prefer"), self._longest_wait)
         if seconds is None or not may_wait(result, if_none_match):
             reply = respond(result, if_none_match, accept_encoding, rewrite=document.rewrite)
-            return reply.response()
+            return PolledResponse(reply, document)
         waiting = LongPoll(
             document,
             result,
