@@ -36,7 +36,7 @@ from benchmarks.machine import surroundings
 from benchmarks.peers.table import absent, versions
 from benchmarks.results import Missing, NoResults, Run, Section, Series
 from benchmarks.service import ServiceFailed
-from benchmarks.suites import keys, polls, wire
+from benchmarks.suites import embedded, keys, polls, wire
 from benchmarks.suites.calls import calls
 from benchmarks.suites.gets import gets
 from benchmarks.suites.lookups import lookups
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Sequence
 
 SECTIONS = (
-    *("polls", "connections", "wire", "lookups", "calls", "gets", "updates", "keys"),
-    "operations",
+    *("polls", "connections", "embedded", "wire", "lookups"),
+    *("calls", "gets", "updates", "keys", "operations"),
 )
 RESULTS = Path(__file__).with_name("results")
 
@@ -83,6 +83,7 @@ class Measurement:
         if not {"polls", "connections"}.isdisjoint(chosen):
             self._keep("over HTTP", partial(self._over_http, chosen))
         for name, measure in (
+            ("embedded", self._embedded),
             ("wire", self._wire),
             ("lookups", self._lookups),
             ("calls", self._calls),
@@ -125,6 +126,14 @@ class Measurement:
                 found.append(self._loop(polls.connections(servers, asks, plan, scale)))
             self._run.missing.extend(one for one in servers.missing if one not in self._run.missing)
             return found
+
+    def _embedded(self) -> list[Section]:
+        options = self._options
+        plan = polls.Plan(options.turns, options.seconds)
+        servers = ("uvicorn",) if options.quick else tuple(embedded.COMMANDS)
+        with ExitStack() as stack:
+            asks = stack.enter_context(driver(options.driver))
+            return [self._loop(embedded.embedded(stack, asks, plan, servers))]
 
     def _wire(self) -> list[Section]:
         options = self._options

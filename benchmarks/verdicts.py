@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.peers.table import is_peer, is_peer_on_redis
 from benchmarks.results import NoResults, Run, Series, ratios, spread
-from benchmarks.suites import calls, keys, lookups, polls, updates
+from benchmarks.suites import calls, embedded, keys, lookups, polls, updates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -150,6 +150,25 @@ def _claims() -> Iterator[tuple[str, _Check]]:
     yield (
         "Poll, memory without the uvicorn protocol class: times a plain ASGI function",
         _over(many, polls.WITHOUT_PROTOCOL, polls.PLAIN, 0.85),
+    )
+    for server, wrapped in (("uvicorn", 0.85), ("granian", 0.8), ("hypercorn", 0.9)):
+        yield (
+            f"Poll of an application in FastPath, {server}: times a plain ASGI function",
+            _over(
+                "embedded",
+                embedded.WRAPPED.format(server),
+                embedded.PLAIN.format(server),
+                wrapped,
+            ),
+        )
+    yield (
+        "Poll of an application behind RepeatedPolls, uvicorn: times a plain ASGI function",
+        _over(
+            "embedded",
+            embedded.REPEATED.format("uvicorn"),
+            embedded.PLAIN.format("uvicorn"),
+            0.65,
+        ),
     )
     yield (
         f"Hit of JobCache on memory: times the cost of {lookups.BARE}",

@@ -247,7 +247,7 @@ async def one_document(servers: Servers, driver: Driver, plan: Plan) -> Section:
         reference=PLAIN,
         driver=driver.words,
         series=await take_turns(
-            [_subject(found[name], name, driver, plan, 1) for name in chosen], plan.turns
+            [subject(found[name], name, driver, plan, 1) for name in chosen], plan.turns
         ),
     )
 
@@ -255,7 +255,7 @@ async def one_document(servers: Servers, driver: Driver, plan: Plan) -> Section:
 async def many_documents(servers: Servers, driver: Driver, plan: Plan) -> Section:
     """The connections ask for the jobs in turn."""
     found = servers.found
-    subjects = [_subject(server, name, driver, plan, JOBS) for name, server in found.items()]
+    subjects = [subject(server, name, driver, plan, JOBS) for name, server in found.items()]
     subjects += [
         _conditional(found[name], name, driver, plan, JOBS)
         for name in ("memory", "tiered", "redis")
@@ -280,7 +280,7 @@ async def connections(
 ) -> Section:
     """The processor time of a poll, by the number of connections."""
     subjects = [
-        _subject(servers.found[name], name, driver, plan, 1, connections=count, costs=True)
+        subject(servers.found[name], name, driver, plan, 1, connections=count, costs=True)
         for name in ("memory", "tiered", PLAIN)
         if name in servers.found
         for count in scale
@@ -308,7 +308,7 @@ def _conditional(server: Server, name: str, driver: Driver, plan: Plan, jobs: in
     return Subject(NOT_MODIFIED.format(name), server.kind, "asked with the ETag it has", once)
 
 
-def _subject(
+def subject(
     server: Server,
     name: str,
     driver: Driver,
@@ -318,6 +318,7 @@ def _subject(
     connections: int | None = None,
     costs: bool = False,
 ) -> Subject:
+    """Return the subject that polls so many of the jobs of a server."""
     once = _turn(server, server.requests(jobs), driver, plan, connections=connections, costs=costs)
     return Subject(name, server.kind, server.how, once, connections)
 
