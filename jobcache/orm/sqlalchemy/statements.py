@@ -57,10 +57,7 @@ def execute_bulk(tracker: ChangeTracker, state: ORMExecuteState) -> Result[Any] 
     identity = [
         getattr(binding.mapped, name).label(f"jobcache_{name}") for name in binding.primary_key
     ]
-    # The objects of the session are refreshed, or their next update would find another version.
-    result = state.invoke_statement(
-        statement.returning(*identity), execution_options={"populate_existing": True}
-    )
+    result = state.invoke_statement(statement.returning(*identity))
     wanted = len(result.keys()) - len(identity)
     frozen = result.freeze()
     for row in frozen():

@@ -20,6 +20,7 @@ from sqlalchemy import (
     String,
     Table,
     Uuid,
+    delete,
 )
 from sqlalchemy.dialects.postgresql import dialect as postgresql
 from sqlalchemy.dialects.sqlite import dialect as sqlite
@@ -164,6 +165,24 @@ def test_a_delete_is_refused_if_another_row_may_be_taken_for_the_deleted_one(whi
             else nullcontext()
         ):
             check_delete(mapper, dialect)
+
+
+def test_a_session_refuses_such_a_delete(blocking_engine: Engine, blocking_cache: JobCache) -> None:
+    thing = mapped(Column("id", String, primary_key=True), integer(), version="version")
+    thing.__mapper__.local_table.metadata.create_all(blocking_engine)
+    things = Binding(thing, key="{id}", document=lambda row: Document(row.version, "", b""))
+    with CoherentSession(blocking_engine, cache=blocking_cache, bindings=[things]) as session:
+        made = thing()
+        made.id = "a"
+        session.add(made)
+        session.commit()
+        with pytest.raises(WriteMisuse, match="same versions"):
+            session.execute(delete(thing).returning(thing.id))
+        session.delete(made)
+        with pytest.raises(WriteMisuse, match="same versions"):
+            session.commit()
+        session.rollback()
+        assert session.get(thing, "a") is made
 
 
 async def test_a_primary_key_that_is_used_again_has_higher_versions(

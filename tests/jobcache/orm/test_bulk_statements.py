@@ -105,6 +105,9 @@ def upsert(session: Session) -> object:
 REFUSED: dict[str, Callable[[Session], object]] = {
     "an update": lambda session: session.execute(update(Export).values(percent=1)),
     "an update of the table": lambda session: session.execute(update(TABLE).values(percent=1)),
+    "an update of the table that returns ids": lambda session: session.execute(
+        update(TABLE).values(percent=1).returning(TABLE.c.id)
+    ),
     "an update by primary key": lambda session: session.execute(
         update(Export), [{"id": 1, "percent": 1}]
     ),

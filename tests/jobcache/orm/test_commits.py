@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 import pytest
@@ -161,32 +162,57 @@ async def test_a_row_that_is_deleted_and_added_again_in_one_transaction(
     await poll(cache, engine)
 
 
-async def test_readers_between_fence_and_publish_ask_the_database(
-    sessions: Sessions, cache: JobCache, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await insert(sessions)
-    begin = cache.writes.begin
-    publish_now, fenced = asyncio.Event(), asyncio.Event()
+@dataclass
+class Delay:
+    """Holds the publish of the next commit."""
 
-    def delayed() -> WriteSteps:
+    committed: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@pytest.fixture
+def delay(cache: JobCache, monkeypatch: pytest.MonkeyPatch) -> Delay:
+    made, begin = Delay(), cache.writes.begin
+
+    def delayed(_: object) -> WriteSteps:
+        monkeypatch.undo()
         steps = begin()
         publish = steps.publish
 
         async def publish_later() -> None:
-            fenced.set()
-            await publish_now.wait()
+            made.committed.set()
+            await made.released.wait()
             await publish()
 
         steps.publish = publish_later
         return steps
 
-    monkeypatch.setattr(type(cache.writes), "begin", lambda _: delayed())
-    writing = asyncio.create_task(update(sessions, 50))
-    await fenced.wait()
-    assert await poll(cache, engine) == bypass(2)
-    publish_now.set()
+    monkeypatch.setattr(type(cache.writes), "begin", delayed)
+    return made
+
+
+async def test_readers_between_fence_and_publish_ask_the_database(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine, delay: Delay
+) -> None:
+    writing = asyncio.create_task(insert(sessions))
+    await delay.committed.wait()
+    assert await poll(cache, engine) == bypass(1)
+    delay.released.set()
     await writing
-    assert await poll(cache, engine) == hit(2)
+    assert await poll(cache, engine) == hit(1)
+
+
+async def test_a_commit_that_publishes_after_a_later_delete_stores_nothing(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine, delay: Delay
+) -> None:
+    """The delete has published that every version before it is old."""
+    writing = asyncio.create_task(insert(sessions))
+    await delay.committed.wait()
+    async with sessions.begin() as session:
+        await session.delete(await session.get_one(Export, 1))
+    delay.released.set()
+    await writing
+    assert await poll(cache, engine) == miss(0)
 
 
 async def test_a_process_that_dies_before_it_publishes_leaves_the_fence(
