@@ -77,7 +77,7 @@ class Jobs:
     ) -> Job:
         """Wait until a job is terminal, as `AsyncJobs.wait_for` does.
 
-        A response that comes byte by byte can exceed `timeout`: httpx limits each read only.
+        A response that comes in pieces can exceed `timeout` by the time of its last piece.
         """
         steps = jobs.wait_for(self._rules, job_id, until=until, timeout=timeout, wait=wait)
         return self._runner.run(steps, on_progress)

@@ -15,6 +15,7 @@ from jobcache import (
     Lifetimes,
     ReadResult,
     Write,
+    client,
     sync,
     with_session,
 )
@@ -152,6 +153,32 @@ def synchronous(transaction: AbstractContextManager[Session]) -> None:
             assert_type(unwrapped, sync.Write[None])
         assert_type(cache.invalidate("k"), int)
         assert_type(cache.info(), CacheInfo)
+
+
+async def waits(poller: client.AsyncPoller, jobs: client.AsyncJobs) -> None:
+    """Wait for URLs and jobs."""
+    with client.ProgressBars() as bars:
+        assert_type(await poller.wait_for("https://a.example", on_progress=bars), client.Snapshot)
+        assert_type(await poller.wait_all(["https://a.example"]), list[client.Snapshot])
+        assert_type(await poller.wait_any(["https://a.example"], timeout=9), client.Snapshot)
+        async for each in poller.as_completed(["https://a.example"], until=lambda seen: seen.etag):
+            assert_type(each, client.Completed[client.Snapshot])
+        assert_type(
+            await jobs.wait_all([7], on_progress=bars, until={"approved"}), list[client.Job]
+        )
+        async for ended in jobs.as_completed([7]):
+            assert_type(ended.result(), client.Job)
+        async for listed in jobs.list_jobs(status="rendering"):
+            assert_type(listed, client.Job)
+
+
+def threaded_waits(poller: client.Poller, jobs: client.Jobs) -> None:
+    """Wait for URLs and jobs without an event loop."""
+    assert_type(poller.wait_for("https://a.example"), client.Snapshot)
+    for each in poller.as_completed(["https://a.example"]):
+        assert_type(each.result(), client.Snapshot)
+    assert_type(jobs.wait_any([7]), client.Job)
+    assert_type(list(jobs.list_jobs()), list[client.Job])
 
 
 async def wrong(cache: JobCache, threaded: sync.JobCache) -> None:

@@ -701,6 +701,12 @@ async def test_an_answer_that_drips_does_not_outlast_the_time_to_wait(dripping: 
             await jobs.wait_for(7, timeout=0.2)
 
 
+@pytest.mark.timeout(60)
+def test_an_answer_that_drips_does_not_hold_a_thread_either(dripping: str) -> None:
+    with Jobs(dripping) as jobs, pytest.raises(WaitTimeout):
+        jobs.wait_for(7, timeout=0.2)
+
+
 def test_the_library_needs_no_httpx() -> None:
     program = "import sys, jobcache; sys.exit('httpx' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
