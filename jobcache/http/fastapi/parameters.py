@@ -34,6 +34,19 @@ POLL: list[dict[str, Any]] = [
 STREAM: list[dict[str, Any]] = [_header("last-event-id", {"description": _SEEN}, description=_SEEN)]
 
 
+def ids_parameter(schema: dict[str, Any], most: int) -> dict[str, Any]:
+    """Return the parameter of a batch: up to `most` ids with a schema, as `1,2,3`."""
+    return {
+        "name": "ids",
+        "in": "query",
+        "required": True,
+        "description": f"Up to {most} ids, `1,2,3`",
+        "style": "form",
+        "explode": False,
+        "schema": {"type": "array", "items": schema, "minItems": 1, "maxItems": most},
+    }
+
+
 def reads(parameters: list[dict[str, Any]]) -> Callable[[F], F]:
     """Mark a dependency that reads these headers."""
 

@@ -55,12 +55,22 @@ _EVENT: dict[str, Any] = {
 }
 
 
+_ERRORS: Responses = {
+    404: {"description": "There is no such document for this client"},
+    503: {
+        "description": "The source of the document cannot be reached",
+        "headers": {"Retry-After": RETRY_AFTER},
+    },
+}
+
+
 def polled(*, held: bool = True) -> Responses:
     """Describe the responses to a poll; `held`: a poll can be held with `Prefer: wait`."""
     headers = POLL_HEADERS | APPLIED if held else POLL_HEADERS
     return {
         200: {"description": "What it is now", "headers": headers},
         304: {"description": "The version in If-None-Match is the newest", "headers": headers},
+        **_ERRORS,
     }
 
 
@@ -79,4 +89,10 @@ def streamed() -> Responses:
             "description": "Last-Event-ID names the last version there will be: do not come again",
             "headers": STREAMED,
         },
+        **_ERRORS,
     }
+
+
+def batched() -> Responses:
+    """Describe the responses to a batch."""
+    return {200: {"description": "The documents", "headers": NOT_CACHED}, 503: _ERRORS[503]}

@@ -16,7 +16,7 @@ from jobcache.http.batch import items_body, read_visible
 from jobcache.http.event_stream import EventStreams
 from jobcache.http.fastapi import responses
 from jobcache.http.fastapi.loaders import path_parameters
-from jobcache.http.fastapi.parameters import POLL, STREAM, reads
+from jobcache.http.fastapi.parameters import POLL, STREAM, ids_parameter, reads
 from jobcache.http.fastapi.requests import EventStream, Poll, Responder
 from jobcache.http.fastapi.route import PollingRoute, is_head
 from jobcache.http.held_requests import HeldRequests
@@ -255,8 +255,8 @@ class PollingRoutes:
 
             return await responder.respond(respond())
 
-        described = Query(description=f"Up to {MOST_IDS} ids, `1,2,3`", max_length=MOST_IDS * 60)
-        declared = [_parameter("ids", Annotated[str, described])]
+        listed = Query(max_length=MOST_IDS * 60, include_in_schema=False)
+        declared = [_parameter("ids", Annotated[str, listed])]
         if self._authorize is not None:
             depends = Depends(self._authorize)
             declared.append(_parameter("polling_can_view", Annotated[Any, depends]))
@@ -270,7 +270,13 @@ class PollingRoutes:
             }
             model = create_model(f"{item}Batch", **members)
         batch.__doc__ = "Return many documents at once, from the cache."
-        self.router.get(path, response_model=model, name=f"batch_{_name(path)}")(batch)
+        self.router.get(
+            path,
+            response_model=model,
+            responses=responses.batched(),
+            openapi_extra={"parameters": [ids_parameter(adapter.json_schema(), MOST_IDS)]},
+            name=f"batch_{_name(path)}",
+        )(batch)
 
 
 _POLL_TEXT = """Return a document, from the cache. `Retry-After` says when to poll again.

@@ -307,7 +307,7 @@ def test_the_openapi_document_describes_them() -> None:
     assert {"ETag", "Retry-After", "Cache-Status"} <= shown["headers"].keys()
     assert "304" in poll["get"]["responses"]
     stream = document["paths"]["/v1/exports/{export_id}/events"]["get"]["responses"]
-    assert set(stream) == {"200", "204", "422"}
+    assert set(stream) == {"200", "204", "404", "422", "503"}
     batch = document["components"]["schemas"]["ShownBatch"]["properties"]
     assert batch["items"]["items"] == {"$ref": "#/components/schemas/Shown"}
     assert batch["missing"]["items"] == {"type": "integer"}
