@@ -1,6 +1,6 @@
 """Exports with FastAPI, SQLAlchemy and a Celery worker, whose commits reach the waiting polls.
 
-    celery --app examples.exports worker &
+    celery --app examples.exports:queue worker &
     uvicorn examples.exports:app &
     curl -X POST localhost:8000/exports
     curl -i -H 'Prefer: wait=20' -H 'If-None-Match: "1"' localhost:8000/exports/1
@@ -82,7 +82,7 @@ async def create() -> Response:
     return Response(status_code=202, headers={"Location": f"/exports/{export_id}"})
 
 
-worker = Celery("exports", broker=BROKER)
+queue = Celery("exports", broker=BROKER)
 blocking_cache = jobcache.sync.JobCache.from_url(REDIS)
 blocking_engine = create_engine(f"sqlite:///{DATABASE}")
 blocking_sessions = sessionmaker(
@@ -91,7 +91,7 @@ blocking_sessions = sessionmaker(
 Base.metadata.create_all(blocking_engine)
 
 
-@worker.task  # type: ignore[untyped-decorator]
+@queue.task  # type: ignore[untyped-decorator]
 def make(export_id: int) -> None:
     """Make the export, step by step. Each commit is published."""
     for percent in (25, 50, 75, DONE):

@@ -36,7 +36,7 @@ def example(
 @pytest.mark.filterwarnings("default")
 async def test_polls_follow_the_worker(example: ModuleType, patient: None) -> None:
     transport = httpx.ASGITransport(example.app)
-    with start_worker(example.worker, perform_ping_check=False):
+    with start_worker(example.queue, perform_ping_check=False):
         async with (
             example.app.router.lifespan_context(example.app),
             httpx.AsyncClient(transport=transport, base_url="http://exports", timeout=60) as client,
