@@ -20,6 +20,7 @@ from tests.installed import require_program
 from tests.pairs import spare_pairs
 from tests.patience import longer_limits
 from tests.subjects import REDIS_SERVERS, Stores, make_subject
+from tests.wheels import build_wheel
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -149,3 +150,9 @@ async def subject(
     """A backend under test, empty; parametrize it indirectly with names of `BACKENDS`."""
     async for made in make_subject(request.param, redis_urls):
         yield made
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's wheel."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"))

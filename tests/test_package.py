@@ -4,43 +4,26 @@ from __future__ import annotations
 
 import ast
 import itertools
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
 import venv
 from collections.abc import Iterable
-from importlib.metadata import Distribution, distribution, packages_distributions, version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 
 import jobcache
+from tests.wheels import install
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 DEPENDENCIES = {
     re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in PROJECT["dependencies"]
 }
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's wheel, built from a copy: the build leaves files beside its sources."""
-    source = tmp_path_factory.mktemp("source")
-    for folder in ("jobcache", "app", "benchmarks", "loadtests", "examples"):
-        shutil.copytree(
-            ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", "results")
-        )
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, source)
-    built = tmp_path_factory.mktemp("built")
-    run_pip("wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", built, source)
-    (found,) = built.iterdir()
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -51,34 +34,8 @@ def user(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
     app = site_packages(directory) / "app"
     app.mkdir()
     (app / "__init__.py").write_text("OWNER = 'the user'\n")
-    wheels = tmp_path_factory.mktemp("wheels")
-    for name in DEPENDENCIES:
-        pack(distribution(name), wheels)
-    offline = ("--no-index", "--find-links", wheels)
-    run_pip("--python", directory, "install", "--no-compile", *offline, wheel)
+    install(directory, wheel)
     return directory
-
-
-def run_pip(*arguments: str | Path) -> None:
-    """Run pip without the settings of this machine, and without the checkout on its path."""
-    result = subprocess.run(
-        [sys.executable, "-m", "pip", "--isolated", "--disable-pip-version-check", *arguments],
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-
-
-def pack(installed: Distribution, directory: Path) -> None:
-    """Make a wheel of an installed distribution, so that a test needs no network."""
-    name = installed.name.replace("-", "_")
-    with ZipFile(directory / f"{name}-{installed.version}-py3-none-any.whl", "w") as archive:
-        for file in installed.files or []:
-            if ".." not in file.parts and file.suffix != ".pyc":
-                archive.write(str(file.locate()), str(file))
 
 
 def site_packages(environment: Path) -> Path:
