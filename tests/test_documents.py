@@ -282,9 +282,11 @@ def installs(words: list[str]) -> bool:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
-    *_, what = words
-    asked = re.fullmatch(r"(?:\.|jobcache)(?:\[(.*)\])?", what)
-    return asked is not None and set((asked[1] or "").split(",")) - {""} <= set(extras)
+    for word in words:
+        asked = re.fullmatch(r"(?:\.|jobcache)(?:\[(.*)\])?", word)
+        if asked is not None:
+            return set((asked[1] or "").split(",")) - {""} <= set(extras)
+    return False
 
 
 def served(words: list[str]) -> bool:
@@ -404,6 +406,8 @@ def test_every_block_has_a_language_and_can_be_parsed(page: str) -> None:
                     assert re.search(r"[;{}]$", line), line
             case "sql":
                 assert page == "docs/sqlalchemy.md"  # tests/jobcache/orm/test_triggers.py runs it
+            case "console":
+                assert page == "docs/quickstart.md"  # tests/test_quickstart.py runs it
             case "text":
                 pass
             case language:
