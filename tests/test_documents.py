@@ -388,6 +388,12 @@ def test_make_run_starts_the_service() -> None:
 # --- everything else ---
 
 
+RUN_BY_OTHER_TESTS = {
+    "sql": "docs/sqlalchemy.md",  # tests/jobcache/orm/test_triggers.py
+    "console": "docs/quickstart.md",  # tests/test_quickstart.py
+}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_has_a_language_and_can_be_parsed(page: str) -> None:
     for block in all_blocks(page):
@@ -404,10 +410,8 @@ def test_every_block_has_a_language_and_can_be_parsed(page: str) -> None:
                 assert block.code.count("{") == block.code.count("}")
                 for line in block.code.splitlines():
                     assert re.search(r"[;{}]$", line), line
-            case "sql":
-                assert page == "docs/sqlalchemy.md"  # tests/jobcache/orm/test_triggers.py runs it
-            case "console":
-                assert page == "docs/quickstart.md"  # tests/test_quickstart.py runs it
+            case "sql" | "console":
+                assert page == RUN_BY_OTHER_TESTS[block.language]
             case "text":
                 pass
             case language:
