@@ -335,6 +335,25 @@ class Machine(RuleBasedStateMachine):
 
         self.work(number, change)
 
+    @rule(
+        number=writers,
+        export_id=ids,
+        percent=percents,
+        step=st.sampled_from(["", "fence", "publish"]),
+    )
+    def write(self, number: int, export_id: int, percent: int, step: str) -> None:
+        """Change one row and commit: rules at random seldom do that in a row."""
+        self.rollback(number)
+        if percent % 3:
+            self.insert(number, export_id, percent)
+            self.update(number, export_id, percent)
+        else:
+            self.delete(number, export_id)
+        if step:
+            self.hold_the_commit(number, step)
+        else:
+            self.commit(number)
+
     @rule(number=writers)
     def let_go(self, number: int) -> None:
         self.run(self._let_go(self.writers[number]))
