@@ -17,13 +17,12 @@ import inspect
 from datetime import UTC, date, datetime
 from enum import Enum
 from inspect import Parameter
-from string import Formatter
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
-from urllib.parse import quote
 from uuid import UUID
 
 from jobcache._annotations import UNRESOLVED, named, plain, resolve
+from jobcache._key_template import Piece, escape, parse
 from jobcache.errors import InvalidKey
 from jobcache.loaders import is_session_type
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 _REQUESTS = {"starlette": "HTTPConnection", "django": "HttpRequest"}
 """By library, the base class of its requests."""
 _OBJECTS = ("self", "cls")
-_MARKS = frozenset("-_.~@")
+_PLAIN = "-_.~@"
 """What is not escaped in values, unless it stands in a template."""
 _NONE = "%none"
 """No value looks like it: two hexadecimal digits follow each % there."""
@@ -67,8 +66,7 @@ def fill_in(
         if parameter.name not in in_key and parameter.name not in ignore:
             _require_excluded(parameter, function, templates[0])
     literals = frozenset("".join(literal for pieces in parsed for literal, _ in pieces))
-    safe = "".join(_MARKS - literals)
-    texts = {field: _Text(parameters[field], function, safe) for field in used}
+    texts = {field: _Text(parameters[field], function, literals) for field in used}
     filled = [_Filled(pieces, texts, [*parameters]) for pieces in parsed]
     return _Arguments(name, parameters, filled)
 
@@ -84,7 +82,7 @@ class _Filled:
 
     def __init__(
         self,
-        pieces: Sequence[tuple[str, str | None]],
+        pieces: Sequence[Piece],
         texts: Mapping[str, _Text],
         places: Sequence[str],
     ) -> None:
@@ -163,30 +161,15 @@ class _Arguments:
         return tuple(given[name] for name in self._parameters)
 
 
-def _parse(template: str, name: str, parameters: Collection[str]) -> list[tuple[str, str | None]]:
-    """Return the pieces of a template: literal text, and the parameter after it."""
-    pieces: list[tuple[str, str | None]] = []
+def _parse(template: str, name: str, parameters: Collection[str]) -> list[Piece]:
+    """Return the pieces of a template, whose fields are parameters."""
     try:
-        found = list(Formatter().parse(template))
+        pieces = parse(template)
     except ValueError as error:
-        raise TypeError(f"{name}: the template {template!r} cannot be read: {error}") from error
-    for literal, field, spec, conversion in found:
-        if field is None:
-            pieces.append((literal, None))
-            continue
-        if spec or conversion or not field.isidentifier():
-            raise TypeError(
-                f"{name}: {{{field}}} in the template {template!r} is not just the name of a"
-                " parameter"
-            )
-        if field not in parameters:
+        raise TypeError(f"{name}: {error}") from error
+    for _, field in pieces:
+        if field is not None and field not in parameters:
             raise TypeError(f"{name} has no parameter {field!r}, which {template!r} names")
-        if pieces and not any(each for each in literal if not each.isalnum() and each != "%"):
-            raise TypeError(
-                f"{name}: in the template {template!r}, put a character such as ':' between"
-                f" {{{pieces[-1][1]}}} and {{{field}}}, or two calls could have one key"
-            )
-        pieces.append((literal, field))
     return pieces
 
 
@@ -225,9 +208,11 @@ def _is_request_type(kind: type) -> bool:
 class _Text:
     """Turns the values of one parameter into text."""
 
-    def __init__(self, parameter: Parameter, function: Callable[..., Any], safe: str) -> None:
+    def __init__(
+        self, parameter: Parameter, function: Callable[..., Any], literals: Collection[str]
+    ) -> None:
         self._name = f"{function.__qualname__}: {parameter.name}"
-        self._safe = safe
+        self._literals = literals
         if parameter.kind in {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}:
             raise TypeError(f"{self._name} stands for any number of arguments, so it has no text")
         annotation = resolve(parameter.annotation, function)
@@ -269,15 +254,10 @@ class _Text:
         )
 
     def _escaped(self, text: str) -> str:
-        # `quote` leaves -_.~ alone, whatever `safe` says.
         try:
-            quoted = quote(text, safe=self._safe)
+            return escape(text, self._literals, _PLAIN)
         except UnicodeEncodeError as error:
             raise InvalidKey(f"{self._name} cannot be encoded in UTF-8: {error.reason}") from None
-        for mark in "-_.~":
-            if mark not in self._safe and mark in quoted:
-                quoted = quoted.replace(mark, f"%{ord(mark):02X}")
-        return quoted
 
 
 def _text(value: object) -> str:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import compile_path
 
+from jobcache._key_template import KeyTemplate
 from jobcache.errors import CacheUnavailable
 from jobcache.http.conditional_get import Representation, conditions, respond
-from jobcache.http.path_key import PathKey
 from jobcache.http.polled_document import PolledDocument
 from jobcache.http.reply import NO_HEADERS, Reply
 
@@ -376,7 +376,7 @@ class _Paths:
         self._regex: re.Pattern[str] = regex
         self._cache = cache
         self._load = load
-        self._key = PathKey(key, self._convertors)
+        self._key = KeyTemplate(key, [*self._convertors])
 
     def __call__(self, path: str) -> PolledDocument | None:
         match = self._regex.match(path)

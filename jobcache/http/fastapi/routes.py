@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError, create_model
 
+from jobcache._key_template import KeyTemplate
 from jobcache.http.batch import items_body, read_visible
 from jobcache.http.event_stream import EventStreams
 from jobcache.http.fastapi import responses
@@ -20,7 +21,6 @@ from jobcache.http.fastapi.parameters import POLL, STREAM, ids_parameter, reads
 from jobcache.http.fastapi.requests import EventStream, Poll, Responder
 from jobcache.http.fastapi.route import PollingRoute, is_head
 from jobcache.http.held_requests import HeldRequests
-from jobcache.http.path_key import PathKey
 from jobcache.http.polled_document import everybody
 from jobcache.http.polling import Polling
 
@@ -95,7 +95,7 @@ class PollingRoutes:
         ValueError: the key does not contain all parameters of the path.
     """
 
-    key: PathKey
+    key: KeyTemplate
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class PollingRoutes:
         if load is None:
             raise TypeError("a `path` needs `load`")
         parameters = path_parameters(path, load)
-        self.key = PathKey(key, parameters)
+        self.key = KeyTemplate(key, [*parameters])
         self._add_document(path, parameters, load, response_model)
         if batch is not None:
             if load_many is None or len(parameters) != 1:

@@ -10,9 +10,9 @@ from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import Mapper
 
+from jobcache._key_template import KeyTemplate
 from jobcache.errors import InvalidDocument, WriteMisuse
 from jobcache.loaders import with_session
-from jobcache.orm.sqlalchemy.key_template import KeyTemplate
 from jobcache.orm.sqlalchemy.versions import BindingError, version_attribute
 from jobcache.protocol.document import VERSION_LIMIT, Document
 
@@ -72,7 +72,13 @@ class Binding(Generic[T]):
             for each in (*mapper.iterate_to_root(), *mapper.self_and_descendants)
             for table in each.tables
         }
-        self._template = KeyTemplate(key, self.primary_key)
+        try:
+            self._template = KeyTemplate(key, self.primary_key)
+        except ValueError as error:
+            # Another column could change: a write would publish under the new key, and the old key
+            # would keep its entry.
+            named = ", ".join(f"{{{name}}}" for name in self.primary_key)
+            raise BindingError(f"{error}. It names the primary key ({named})") from None
         self._document = document
 
     @cached_property
@@ -90,7 +96,12 @@ class Binding(Generic[T]):
 
     def key(self, *identity: object) -> str:
         """Return the key of the row with this primary key."""
-        return self._template.key(identity)
+        if len(identity) != len(self.primary_key):
+            raise TypeError(
+                f"a key of {self.mapped.__name__} needs {len(self.primary_key)} values, and was"
+                f" given {len(identity)}"
+            )
+        return self._template(**dict(zip(self.primary_key, identity, strict=True)))
 
     def read(self, session: Session, identity: tuple[Any, ...]) -> Document | None:
         """Load a row and return its document, or None if there is no such row.

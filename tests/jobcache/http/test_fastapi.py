@@ -341,7 +341,7 @@ async def without(other: int = 0) -> None:
         ({"load": without}, "no parameter 'export_id'"),
         ({"load": lambda *_: None}, "by name"),
         ({"key": "export"}, "must contain {export_id}"),
-        ({"key": "{export_id}{x}"}, "no other fields"),
+        ({"key": "{export_id}:{x}"}, "no other fields"),
         ({"batch": "/exports"}, "`load_many`"),
         ({"load": None}, "needs `load`"),
         ({"path": None}, "need a `path`"),
