@@ -113,7 +113,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: Binding(Export, key="{id:03}", document=no_document),
         "primary key",
     ),
-    "a broken key": (lambda: Binding(Export, key="{id", document=no_document), "no template"),
+    "a broken key": (lambda: Binding(Export, key="{id", document=no_document), "cannot be read"),
 }
 
 
