@@ -170,12 +170,14 @@ class RepeatedPolls:
 
     def _hash(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> bytes:
         client = scope.get("client")
+        tls = (scope.get("extensions") or {}).get("tls")  # with the certificate of the client
         parts = (
             scope["path"],
             scope["query_string"],
             scope.get("root_path", ""),
             scope.get("scheme", ""),
             None if client is None else client[0],
+            None if tls is None else repr(tls),
             [(bytes(name), bytes(value)) for name, value in headers],
         )
         # Version 2 writes equal values as equal bytes; later ones refer to objects.

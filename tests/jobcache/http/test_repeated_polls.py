@@ -181,3 +181,18 @@ async def test_the_requests_that_are_remembered_are_limited(service: Service) ->
         for number in range(5):
             await client.get(f"/exports/7?x={number}", headers=OWN)
             assert len(repeated._confirmed) <= 2
+
+
+async def test_another_certificate_of_the_client_is_asked_of_the_route(service: Service) -> None:
+    certificate = {"client_cert_name": "CN=one"}
+
+    async def over_tls(scope: Any, receive: Any, send: Any) -> None:
+        await service.app({**scope, "extensions": {"tls": dict(certificate)}}, receive, send)
+
+    async with calling(over_tls) as client:
+        for asked in (1, 1):
+            await client.get("/exports/7", headers=OWN)
+            assert service.asked == asked
+        certificate["client_cert_name"] = "CN=two"
+        await client.get("/exports/7", headers=OWN)
+        assert service.asked == 2
