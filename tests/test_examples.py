@@ -84,6 +84,18 @@ def test_plain_starlette_polls_waits_and_streams() -> None:
     ]
 
 
+def test_litestar_polls_waits_and_streams() -> None:
+    assert run("litestar_exports.py") == [
+        '200 {"percent": 40, "version": 1} "1-0"',
+        "304",
+        "404",
+        '{"percent": 100, "version": 2}',
+        "id: 2",
+        "event: status",
+        'data: {"percent": 100, "version": 2}',
+    ]
+
+
 def test_polls_are_answered_beside_django() -> None:
     assert run("django_exports.py") == [
         '200 {"id": 7, "percent": 0}',
