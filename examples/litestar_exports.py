@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import httpx
 from litestar import Litestar, get
+from litestar.params import FromPath  # noqa: TC002 - as below
 from litestar.types import ASGIApp, Scope  # noqa: TC002 - Litestar reads the annotations
 
 from jobcache import Document, JobCache
@@ -42,11 +43,11 @@ def make_app(cache: JobCache) -> Litestar:
         return PolledDocument(cache, f"export:{export_id}", partial(load, export_id))
 
     @get("/exports/{export_id:int}")
-    async def poll(export_id: int, scope: Scope) -> ASGIApp:
+    async def poll(export_id: FromPath[int], scope: Scope) -> ASGIApp:
         return cast("ASGIApp", await polling.poll(document(export_id), scope["headers"]))
 
     @get("/exports/{export_id:int}/events")
-    async def events(export_id: int, scope: Scope) -> ASGIApp:
+    async def events(export_id: FromPath[int], scope: Scope) -> ASGIApp:
         return cast("ASGIApp", await polling.stream(document(export_id), scope["headers"]))
 
     return Litestar([poll, events], logging_config=None)
