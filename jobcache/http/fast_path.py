@@ -164,7 +164,11 @@ class AdmittedPoll:
         """Return the reply, once the store has been read; None: call this as an application."""
         try:
             result = None if reading.cancelled() else reading.result()
-            return None if result is None else self._reply(result)
+            if result is None:
+                return None
+            return self.polled.reply(
+                result, self.can_view, self.if_none_match, self.accept_encoding
+            )
         except CacheUnavailable:
             return None
         except Exception as error:  # noqa: BLE001 - answered as the route would

@@ -15,7 +15,6 @@ at the owner of each entry.
 from __future__ import annotations
 
 import hashlib
-import marshal
 import secrets
 import time
 from functools import partial
@@ -180,8 +179,8 @@ class RepeatedPolls:
             None if tls is None else repr(tls),
             [(bytes(name), bytes(value)) for name, value in headers],
         )
-        # Version 2 writes equal values as equal bytes; later ones refer to objects.
-        return hashlib.blake2b(marshal.dumps(parts, 2), digest_size=16, key=self._secret).digest()
+        text = repr(parts).encode("utf-8", "backslashreplace")
+        return hashlib.blake2b(text, digest_size=16, key=self._secret).digest()
 
     async def _ask(self, request: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the application answer a request, and remember it if its response confirms it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,13 @@ import httpx
 import pytest
 import redis
 from celery.contrib.testing.worker import start_worker
+from celery.signals import setup_logging
 
 ROOT = Path(__file__).parents[3]
+
+
+def _leave_logging_alone(**_: object) -> None:
+    pass
 
 
 @pytest.fixture
@@ -28,13 +34,17 @@ def example(
     monkeypatch.setenv("DATABASE", str(tmp_path / "exports.db"))
     sys.modules.pop("examples.exports", None)
     module = importlib.import_module("examples.exports")
+    # Otherwise Celery's worker sets the level of the root logger, for all tests that follow.
+    setup_logging.connect(_leave_logging_alone)
     yield module
+    setup_logging.disconnect(_leave_logging_alone)
     module.blocking_cache.close()
     module.blocking_engine.dispose()
 
 
 @pytest.mark.filterwarnings("default")
 async def test_polls_follow_the_worker(example: ModuleType, patient: None) -> None:
+    level = logging.getLogger().level
     transport = httpx.ASGITransport(example.app)
     with start_worker(example.queue, perform_ping_check=False):
         async with (
@@ -50,6 +60,7 @@ async def test_polls_follow_the_worker(example: ModuleType, patient: None) -> No
                 seen.append(poll.json()["percent"])
                 headers["If-None-Match"] = poll.headers["ETag"]
             assert "hit" in poll.headers["Cache-Status"]
+    assert logging.getLogger().level == level
     assert seen == sorted(seen)
     assert len(seen) > 2
 
