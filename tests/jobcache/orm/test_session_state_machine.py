@@ -466,6 +466,7 @@ def test_no_read_differs_from_the_database(
                     max_examples=300 if long else 6,
                     stateful_step_count=40 if long else 30,
                     phases=[Phase.generate],  # what is found depends on times: shrinking is in vain
+                    derandomize=not long,  # a short run checks the code, a long one explores
                     deadline=None,
                     suppress_health_check=list(HealthCheck),
                 ),
