@@ -84,7 +84,7 @@ def serving() -> Iterator[Server]:
         server.app,
         lifespan="off",
         ws="none",
-        log_level="critical",
+        log_config=None,  # uvicorn would change its loggers for all tests that follow
         date_header=False,
         timeout_graceful_shutdown=1,
     )
