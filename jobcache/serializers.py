@@ -1,8 +1,8 @@
 """Serializers: how the values of `get_or_load` and `cached` become bytes, and values again.
 
 By default a value is stored as JSON. Models of pydantic and structs of msgspec are recognised by
-the annotation of the function that loads them. Nothing is ever pickled: whoever can write to the
-store could run code in this process.
+the annotation of the function that loads them. Nothing is ever pickled: anyone who can write to
+the store could otherwise run code in this process.
 
 All callers in a process are given the same object, as long as its entry does not change. So the
 dictionaries and lists of a JSON value are read-only, and changing one raises an error:

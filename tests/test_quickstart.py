@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.devservers import free_port
+from app.devservers import ServerMissing, free_port
+from tests.installed import require_program
 from tests.wheels import ROOT, install
 
 PAGE = (ROOT / "docs" / "quickstart.md").read_text("utf-8")
@@ -58,6 +59,11 @@ def served(python: Path, directory: Path, program: str) -> Iterator[int]:
         process.wait(60)
 
 
+def find_curl() -> None:
+    if shutil.which("curl") is None:
+        raise ServerMissing("curl is not installed")
+
+
 def commands(console: str) -> Iterator[tuple[str, list[str]]]:
     """The commands of a console, each with the lines that are shown after it."""
     for block in re.split(r"^\$ ", console, flags=re.MULTILINE)[1:]:
@@ -82,11 +88,11 @@ def assert_shown(shown: list[str], printed: str) -> None:
     assert "…" in shown or not rest, printed
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize(("level", "program", "console"), LEVELS, ids=[each[0] for each in LEVELS])
 def test_a_level_of_the_page(
     python: Path, tmp_path: Path, level: str, program: str, console: str
 ) -> None:
+    require_program(find_curl)
     with served(python, tmp_path, program) as port:
         waiting: subprocess.Popen[str] | None = None
         for command, shown in commands(console):

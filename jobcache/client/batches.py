@@ -69,7 +69,7 @@ class _Found:
 
 
 class _Batches:
-    """The jobs that are waited for, and what is known of them."""
+    """The jobs of a wait, each with its last state."""
 
     def __init__(self, job_ids: Sequence[int], until: Collection[str]) -> None:
         self._statuses = frozenset(until)
