@@ -123,8 +123,10 @@ class MemcachedBackend(CompareAndSetBackend[MemcachedToken]):
         self._local = threading.local()
         self._opened: list[_Connection] = []
         self._running: set[Future[Any]] = set()
-        # Raised by each failure: older connections may lead to a server process that is gone.
+        # Raised by each failure and by the sight of another server process: the older connections
+        # may lead to one that is gone.
         self._era = 0
+        self._incarnation: tuple[int, int] | None = None
         if source_id:
             self.identify(source_id)
 
@@ -238,6 +240,10 @@ class MemcachedBackend(CompareAndSetBackend[MemcachedToken]):
         except BaseException:
             client.close()
             raise
+        if incarnation != self._incarnation:
+            if self._incarnation is not None:
+                self._era = era = era + 1
+            self._incarnation = incarnation
         connection = self._local.connection = _Connection(client, era, incarnation)
         self._opened.append(connection)
         return connection

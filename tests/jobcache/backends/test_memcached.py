@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import replace
 
 import pytest
@@ -58,28 +58,46 @@ async def backend(subject: MemcachedSubject) -> MemcachedBackend:
 async def test_a_token_from_before_a_restart_is_refused() -> None:
     """Though the restarted server counts its tokens from 1 again."""
     with MemcachedServer() as server:
-        backend = MemcachedBackend(server.url, socket_limit=PATIENCE)
-        await backend.compare_and_set("k", b"lease", None, 60)
-        before = await backend.read("k")
-        assert before is not None
-        server.kill()
-        server.start()
-        # Each thread has a connection, which leads to the process that is gone; the first failure
-        # renews all of them, but a thread without a connection does not fail.
-        added = False
-        while not added:
-            with suppress(CacheUnavailable):
-                added = await backend.compare_and_set("k", b"fence", None, 60)
-        now = None
-        while now is None:
-            with suppress(CacheUnavailable):  # of a thread that had not noticed
-                now = await backend.read("k")
-        assert before[1].number == now[1].number, "or this test shows nothing"
-        assert not await backend.compare_and_set("k", b"entry", before[1], 60)
-        assert not await backend.delete("k", before[1])
-        assert await backend.read("k") == now
-        assert await backend.delete("k", now[1])
-        await backend.aclose()
+        async with aclosing(MemcachedBackend(server.url, socket_limit=PATIENCE)) as backend:
+            await backend.compare_and_set("k", b"lease", None, 60)
+            before = await backend.read("k")
+            assert before is not None
+            server.kill()
+            server.start()
+            added = False
+            while not added:
+                with suppress(CacheUnavailable):  # of the first command to a process that is gone
+                    added = await backend.compare_and_set("k", b"fence", None, 60)
+            now = await backend.read("k")
+            assert now is not None
+            assert before[1].number == now[1].number, "or this test shows nothing"
+            assert not await backend.compare_and_set("k", b"entry", before[1], 60)
+            assert not await backend.delete("k", before[1])
+            assert await backend.read("k") == now
+            assert await backend.delete("k", now[1])
+
+
+async def test_one_thread_notices_for_all_that_the_server_was_restarted() -> None:
+    """Each has a connection, and one that opens its first after the restart does not fail."""
+    with MemcachedServer() as server:
+        made = MemcachedBackend(server.url, connections=2, socket_limit=PATIENCE)
+        async with aclosing(made) as backend:
+            resume_first, resume_second = threading.Event(), threading.Event()
+            await backend.compare_and_set("k", b"1", None, 60)
+            first = backend._threads.submit(resume_first.wait)
+            server.kill()
+            server.start()
+            assert await backend.compare_and_set("k", b"2", None, 60), "the second thread connects"
+            second = backend._threads.submit(resume_second.wait)
+            resume_first.set()
+            await asyncio.wrap_future(first)
+            try:
+                found = await backend.read("k")
+            finally:
+                resume_second.set()
+                await asyncio.wrap_future(second)
+            assert found is not None
+            assert found[0] == b"2"
 
 
 async def test_what_was_deleted_by_its_token_is_gone_and_can_be_added(
