@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from array import array
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -125,18 +126,19 @@ class Worker:
     """Reports progress of some jobs on one connection, one report after the other.
 
     Attributes:
-        acknowledged: the reports that were acknowledged.
+        seconds: how long each report took from its planned time, if it was acknowledged.
         errors: a description of each that was not.
     """
 
     def __init__(self) -> None:
         self.start_counting()
-        self._overdue: deque[PolledJob] = deque()
-        self._reporting: PolledJob | None = None
+        self._overdue: deque[tuple[PolledJob, float]] = deque()
+        self._reporting: tuple[PolledJob, float] | None = None
         self._connection: Connection | None = None
 
     async def connect(self, port: int) -> None:
         """Connect to the service."""
+        self._loop = asyncio.get_running_loop()
         self._connection = await connect(port, self._received)
 
     @property
@@ -146,37 +148,38 @@ class Worker:
 
     def start_counting(self) -> None:
         """Begin to count at 0."""
-        self.acknowledged = 0
+        self.seconds = array("d")
         self.errors: list[str] = []
 
-    def report(self, job: PolledJob) -> None:
+    def report(self, job: PolledJob, planned: float) -> None:
         """Report progress now, or as soon as the report before is acknowledged."""
         if self._reporting is None:
-            self._send(job)
+            self._send(job, planned)
         else:
-            self._overdue.append(job)
+            self._overdue.append((job, planned))
 
     def close(self) -> None:
         """Close the connection."""
         if self._connection is not None:
             self._connection.close()
 
-    def _send(self, job: PolledJob) -> None:
+    def _send(self, job: PolledJob, planned: float) -> None:
         if self._connection is None:
             return
-        self._reporting = job
+        self._reporting = job, planned
         job.percent = job.percent % 99 + 1
         body = json.dumps({"percent": job.percent}).encode()
         self._connection.send(post(f"/api/v2/jobs/{job.id}/progress", body))
 
     def _received(self, response: Response) -> None:
-        job, self._reporting = self._reporting, None
+        reporting, self._reporting = self._reporting, None
         if response.lost:
             self._connection = None
-        if response.status != _OK or job is None:
+        if response.status != _OK or reporting is None:
             self.errors.append(f"an update was answered with status {response.status}")
         else:
-            self.acknowledged += 1
+            job, planned = reporting
+            self.seconds.append(self._loop.time() - planned)
             job.acknowledged = max(job.acknowledged, response.version)
         if self._overdue:
-            self._send(self._overdue.popleft())
+            self._send(*self._overdue.popleft())

@@ -58,7 +58,7 @@ class Seen:
             was busy.
         unanswered: polls and updates that were sent and not answered.
         planned_updates: the updates that were to be sent.
-        updates: those that were acknowledged.
+        updates: how many seconds each that was acknowledged took from its planned time.
         update_errors: what became of the others, by description.
         took: seconds from the first request to the last response.
     """
@@ -68,7 +68,7 @@ class Seen:
     record: Record = field(default_factory=Record)
     delays: array[float] = field(default_factory=lambda: array("d"))
     unanswered: int = 0
-    updates: int = 0
+    updates: array[float] = field(default_factory=lambda: array("d"))
     update_errors: Counter[str] = field(default_factory=Counter)
     took: float = 0.0
 
@@ -135,16 +135,16 @@ class Load:
         seen.took = loop.time() - began
         seen.delays = poll_pacer.delays
         for worker in self._workers:
-            seen.updates += worker.acknowledged
+            seen.updates.extend(worker.seconds)
             seen.update_errors.update(worker.errors)
         return seen
 
     def _poll(self, planned: float, number: int) -> None:
         self._pollers[number].poll(planned)
 
-    def _update(self, _: float, number: int) -> None:
+    def _update(self, planned: float, number: int) -> None:
         # One worker for each job, so that no job has two updates at the same time.
-        self._workers[number % len(self._workers)].report(self._jobs[number])
+        self._workers[number % len(self._workers)].report(self._jobs[number], planned)
 
     async def _wait_for_last(self) -> int:
         """Wait until all requests are answered, and return how many never were."""

@@ -103,6 +103,7 @@ def text(figures: Figures) -> str:
         f"| {' | '.join(['---'] * (2 + len(_PERCENTILES)))} |",
         *(_row(name, row) for name, row in figures["rows"].items()),
         _row("sent later than planned by", figures["delay"]),
+        _row("update", figures["updates"]["times"]),
         "",
         _polls(figures),
         "Updates: {planned} planned, {acknowledged} acknowledged.".format(**figures["updates"]),

@@ -123,7 +123,8 @@ def figures_of(seen: Seen) -> dict[str, Any]:
         },
         "updates": {
             "planned": seen.planned_updates,
-            "acknowledged": seen.updates,
+            "acknowledged": len(seen.updates),
+            "times": summary(seen.updates),
             "errors": dict(seen.update_errors),
         },
     }
