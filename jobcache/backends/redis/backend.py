@@ -16,7 +16,7 @@ import asyncio
 import time
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from redis.exceptions import (
     AskError,
@@ -52,7 +52,8 @@ from jobcache.protocol.entry import Entry
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from jobcache.backends.redis.server import Cells, ScriptReply, Server
+    from jobcache.backends.redis.script_runner import ScriptReply
+    from jobcache.backends.redis.server import Cells, Server
     from jobcache.settings import CacheSettings
 
 T = TypeVar("T")
@@ -62,6 +63,10 @@ _WITHDRAWN = -2
 _REDIRECTIONS = 4
 _TROUBLE = (RedisConnectionError, RedisTimeoutError, ClusterError, ReadOnlyError, OSError)
 """Errors after which the topology may have changed."""
+
+
+_ServerReply: TypeAlias = "tuple[Any, str, Server]"
+"""A script's reply, the incarnation id of its server, and the server."""
 
 
 class _Operate(Protocol[T_co]):
@@ -358,23 +363,25 @@ class RedisBackend:
 
     # --- calls of scripts ---
 
-    async def _call(self, call: Call) -> ScriptReply:
+    async def _call(self, call: Call) -> _ServerReply:
         """Call a script on the server that owns its key."""
         if self._server is None:
             return await self._on_owner(call.key, partial(_call_on, call))
-        return await self._server.call(call, _reply, as_cache_error)
+        convert = partial(_from_server, self._server)
+        return await self._server.scripts.call(call, convert, as_cache_error)
 
     def _call_future(self, call: Call, convert: Callable[[ScriptReply], T]) -> asyncio.Future[T]:
         """Return a future of a script's reply, converted."""
         if self._server is not None:
-            return self._server.call(call, convert, as_cache_error)
+            return self._server.scripts.call(call, convert, as_cache_error)
         task = asyncio.create_task(self._call_sharded(call, convert))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def _call_sharded(self, call: Call, convert: Callable[[ScriptReply], T]) -> T:
-        return convert(await self._call(call))
+        reply, incarnation_id, _ = await self._call(call)
+        return convert((reply, incarnation_id))
 
     async def _on_owner(self, name: str | bytes, operate: _Operate[T]) -> T:
         """Run an operation on the node of a cluster that owns `name`; follow redirections."""
@@ -407,8 +414,8 @@ def _ignore(_: ScriptReply) -> None:
     pass
 
 
-def _reply(reply: ScriptReply) -> ScriptReply:
-    return reply
+def _from_server(server: Server, reply: ScriptReply) -> _ServerReply:
+    return (*reply, server)
 
 
 def _as_it_is(error: BaseException) -> BaseException:
@@ -419,10 +426,10 @@ def _publish_result(reply: ScriptReply) -> PublishResult:
     return PublishResult(reply[0].decode())
 
 
-async def _call_on(call: Call, server: Server, *, asking: bool) -> ScriptReply:
+async def _call_on(call: Call, server: Server, *, asking: bool) -> _ServerReply:
     if asking:
-        return await server.call_asking(call)
-    return await server.call(call, _reply, _as_it_is)
+        return _from_server(server, await server.scripts.call_asking(call))
+    return await server.scripts.call(call, partial(_from_server, server), _as_it_is)
 
 
 async def _heartbeat(server: Server, reads: str, scripted: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobcache.backends.redis.cache_errors import translated
 from jobcache.backends.redis.script_calls import Call
@@ -12,7 +12,6 @@ from jobcache.backends.redis.script_calls import Call
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from jobcache.backends.redis.server import ScriptReply
     from jobcache.backends.redis.topology.single import Topology
 
 logger = logging.getLogger("jobcache")
@@ -28,7 +27,7 @@ class Sweep:
 
     Args:
         topology: the servers.
-        call: calls a script on the server that owns its key.
+        call: calls a script on the server that owns its key, and returns the reply first.
         prefix: the prefix of the namespace.
         clock: monotonic time in seconds.
     """
@@ -36,7 +35,7 @@ class Sweep:
     def __init__(
         self,
         topology: Topology,
-        call: Callable[[Call], Awaitable[ScriptReply]],
+        call: Callable[[Call], Awaitable[Sequence[Any]]],
         prefix: str,
         clock: Callable[[], float],
     ) -> None:

@@ -75,7 +75,7 @@ def connections(cache: JobCache) -> set[int]:
     async def ask(inner: jobcache.JobCache, _: object) -> set[int]:
         (server,) = inner.backend._backend._topology.servers()  # type: ignore[attr-defined]
         ways = (server._reads, server._scripted)
-        asked = (server._exchange(way, lambda _: [("CLIENT", "ID")]) for way in ways)
+        asked = (server._trips.exchange(way, lambda _: [("CLIENT", "ID")]) for way in ways)
         return {number for (number,), _ in await asyncio.gather(*asked)}
 
     return cache._here().call(ask)
