@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tests.jobcache.client.loopback import Server, reply
-from tests.jobcache.client.test_client import body
+from tests.jobcache.client.test_job_rules import body
 from tests.test_documents import blocks
 
 

@@ -12,7 +12,7 @@ import pytest
 from jobcache.client import Job, ProgressBars, Snapshot
 from jobcache.client.core.messages import Response
 from tests.jobcache.client.loopback import Server, Waits, reply
-from tests.jobcache.client.test_client import body
+from tests.jobcache.client.test_job_rules import body
 
 LIBRARIES = ["rich", "tqdm"]
 
