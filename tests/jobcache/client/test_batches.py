@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from jobcache.client import Forbidden, Job, NotFound, WaitTimeout
 from jobcache.client.batches import MOST_IDS
+from tests.jobcache.client.job_responses import body
 from tests.jobcache.client.loopback import Reply, Server, Waits, reply
-from tests.jobcache.client.test_job_rules import body
 
 
 @dataclass

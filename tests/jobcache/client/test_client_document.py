@@ -9,8 +9,8 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tests.jobcache.client.job_responses import body
 from tests.jobcache.client.loopback import Server, reply
-from tests.jobcache.client.test_job_rules import body
 from tests.test_documents import blocks
 
 

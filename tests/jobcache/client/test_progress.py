@@ -11,8 +11,8 @@ import pytest
 
 from jobcache.client import Job, ProgressBars, Snapshot
 from jobcache.client.core.messages import Response
+from tests.jobcache.client.job_responses import body
 from tests.jobcache.client.loopback import Server, Waits, reply
-from tests.jobcache.client.test_job_rules import body
 
 LIBRARIES = ["rich", "tqdm"]
 
