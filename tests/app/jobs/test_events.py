@@ -13,7 +13,6 @@ import pytest
 
 from app.auth.callers import TRUSTED
 from jobcache import SourceUnavailable
-from jobcache.http.event_stream import seen_version
 from tests.app.connections import HOST
 from tests.app.running import Service, Start
 from tests.app.test_disconnects import listening
@@ -201,11 +200,3 @@ async def test_a_stream_outlives_an_outage_of_the_database(
                 assert not waiting.done()
             done = await service.post(f"{job['id']}/complete")
             assert (await waiting).job == done
-
-
-@pytest.mark.parametrize(
-    ("text", "version"),
-    [(None, 0), ("", 0), ("7", 7), (" 7", 0), ("7x", 0), ("\u0667", 0), ("9007199254740992", 0)],
-)
-def test_an_id_is_a_version_or_nothing(text: str | None, version: int) -> None:
-    assert seen_version(text) == version

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import httpx
 import pytest
 
 from jobcache import SourceUnavailable
-from jobcache.http.prefer import LONGEST, requested_wait
 from tests.app.connections import connected
 from tests.app.keyed import keyed
 from tests.app.running import Service, Start, choosing
@@ -19,49 +17,6 @@ from tests.app.test_disconnects import listening
 
 HERE = ("localhost", 80)
 on_redis = pytest.mark.parametrize("backend_environment", ["redis"], indirect=True)
-
-
-@pytest.mark.parametrize(
-    ("prefer", "seconds"),
-    [
-        (None, None),
-        ("", None),
-        ("wait=5", 5),
-        ("wait=0", 0),
-        ("WAIT = 5", 5),
-        ('wait="7"', 7),
-        ('wait="\\7"', 7),
-        ("wait=90", LONGEST),
-        ("wait=" + "9" * 5000, LONGEST),
-        ("respond-async, wait=10", 10),
-        ('note="a, wait=3", wait=7', 7),
-        ("return=minimal; x=y ;z, , wait=8;q", 8),
-        ("wait=2, wait=9", 2),
-        ("wait, wait=9", None),
-        ("note;wait=3", None),
-        ("wait=-1", None),
-        ("wait=1.5", None),
-        ("wait=\u0663", None),
-        ('wait="5', None),
-        ("(what), wait=3", None),
-    ],
-)
-def test_a_preference_is_read_as_rfc_7240_says(prefer: str | None, seconds: int | None) -> None:
-    assert requested_wait(prefer) == seconds
-
-
-def test_a_preference_made_to_be_slow_to_read_is_not() -> None:
-    began = time.process_time()
-    requested_wait("a=b")
-    for evil in (
-        "a;" * 8000,
-        'a="' * 5000,
-        " " * 16000,
-        "a" + ";b " * 4000 + "=",
-        "a" + " ;" * 8000,
-    ):
-        requested_wait(evil)
-    assert time.process_time() - began < 2
 
 
 async def poll(
@@ -253,8 +208,3 @@ async def test_the_longest_wait_is_a_setting(start: Start) -> None:
         await held(service, 1)
         await service.post(f"{job['id']}/progress", percent=10)
         assert (await waiting).headers["preference-applied"] == "wait=7"
-
-
-def test_by_default_a_wait_ends_before_a_proxy_gives_up() -> None:
-    assert requested_wait("wait=600") == 55
-    assert requested_wait("wait=600", 120) == 120
