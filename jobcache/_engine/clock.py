@@ -66,6 +66,8 @@ class WallClock:
 
     def is_fresh(self, entry: Entry) -> bool:
         """Return whether `entry` is served without asking the source."""
+        # `Reads.peek`, `Reads._hit` and `Values.peek` repeat this rule, because a call more would
+        # slow down every hit. A clock that was set back they leave to `detect_step_back`.
         now_ms = self.now_ms()
         if now_ms < self.latest_ms - CLOCK_SKEW_MS:
             return False  # the clock was set back: `detect_step_back` tells the backend

@@ -171,7 +171,7 @@ class Values:
         if now_ms < clock.latest_ms:
             return ABSENT  # the clock was set back: `read` finds out more
         clock.latest_ms = now_ms
-        if not YOUNGEST_MS <= now_ms - entry.stored_at_ms < entry.fresh_ms:
+        if not YOUNGEST_MS <= now_ms - entry.stored_at_ms < entry.fresh_ms:  # as in `is_fresh`
             return ABSENT
         if (storing.tags or entry.tags) and entry.tags != self._peeked(storing.tags):
             return ABSENT
