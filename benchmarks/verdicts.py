@@ -171,6 +171,10 @@ def _claims() -> Iterator[tuple[str, _Check]]:
         ),
     )
     yield (
+        "Poll by PollingRoutes, uvicorn: times the service's own route",
+        _over("embedded", embedded.ROUTES.format("uvicorn"), embedded.SERVICE, 1),
+    )
+    yield (
         f"Hit of JobCache on memory: times the cost of {lookups.BARE}",
         _costs("lookups", lookups.OURS, lookups.BARE, 1.3),
     )

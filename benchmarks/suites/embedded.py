@@ -11,8 +11,8 @@ from benchmarks.asgi import Uvicorn
 from benchmarks.embedded_application import PATH
 from benchmarks.interleaving import take_turns
 from benchmarks.results import Section
-from benchmarks.service import HOST
-from benchmarks.suites.polls import BYTES, CONNECTIONS, Server, subject
+from benchmarks.service import HOST, Service
+from benchmarks.suites.polls import BYTES, CONNECTIONS, Server, made_jobs, subject
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +32,8 @@ PLAIN = "plain ASGI function on {}"
 WRAPPED = "FastPath on {}"
 REPEATED = "RepeatedPolls on {}"
 ROUTES = "PollingRoutes on {}"
+SERVICE = "the service's own route on uvicorn"
+"""The same work behind the middleware of the service."""
 _WAYS: dict[str, tuple[str, Kind, str]] = {
     PLAIN: ("plain", "limit", "the same document, from a constant"),
     WRAPPED: ("wrapped", "ours", "the outermost wrapper"),
@@ -54,11 +56,18 @@ async def embedded(
             root = {"PYTHONPATH": str(Path(__file__).parents[2])}
             process = stack.enter_context(Uvicorn(command, port, root))
             started[way.format(server)] = process, kind, how
+    settings = {"JOBCACHE_BACKEND": "memory", "JOBCACHE_FAST_PROTOCOL": "0"}
+    service = stack.enter_context(Service(settings))
     subjects = []
     for name, (process, kind, how) in started.items():
         process.wait_until_it_listens()
         found = Server(kind, how, process.port, None, PATH, [1])
         subjects.append(subject(found, name, driver, plan, 1))
+    service.wait_until_ready()
+    path = "/api/v2/jobs/{}?asked=of-the-route"  # the fast path leaves a query to the application
+    process_id, jobs = service.stats()["process"], made_jobs(service, 1)
+    found = Server("ours", "asked past the fast path", service.port, process_id, path, jobs)
+    subjects.append(subject(found, SERVICE, driver, plan, 1))
     return Section(
         "embedded",
         "Polls of applications that embed the library",
