@@ -4,16 +4,23 @@ No caller waits long for the store. And no caller reads from it before the store
 operations that it missed.
 
 - Each operation has a deadline (`operation`).
-- The breaker (`circuit_breaker`) decides when the store is no longer used; its operations then fail
+- The breaker (`circuit_breaker`) decides when the store is no longer read; reads then fail
   at once.
 - A background task probes the store and replays operations until it can be used (`recovery`).
 - Entries that were stored before an outage ended are confirmed by the source before they are served
   (`confirmation`).
 
-Reads are the first to stop using a store. Writes are sent as long as the store answers at all: a
-full store cannot keep a fence, but it empties the cell, and other processes may still read from a
-store that this process does not read. Fences are the last to give up an unresponsive store. So
-other processes have time to notice the outage before a writer commits a change without a fence.
+Reads are the first to stop using a store. Writes are always sent. A full store cannot keep a fence,
+but it empties the cell. And other processes may already read from a store that this process takes
+to be away:
+
+    the store hangs, and answers again; process B notices that, process A has not probed it yet
+    W in A commits v2, tells the store nothing, and acknowledges v2; R in B is given v1
+
+A fence is given more time than other operations, so that other processes notice an outage before a
+writer commits a change without a fence. When they have had that time, fences are still sent, but
+not waited for: a writer may keep a transaction open meanwhile. A publish is always waited for, for
+one deadline.
 
 A fence that failed counts as lost. The protocol allows that, as long as its writer publishes. But
 the fence may still arrive, long after its writer has ended, and block the key until it expires. So
@@ -178,7 +185,7 @@ class GuardedBackend:
         """Return a future of the entries at `keys`. Pending keys are left out."""
         breaker, log = self._breaker, self._log
         if breaker.open or breaker.unresponsive:
-            return _failed(CacheUnavailable(self._refusal(reads=True, persists=0.0)))
+            return _failed(CacheUnavailable(self._refusal()))
         if not log.empty:
             keys = [key for key in keys if key not in log]
             if not keys:
@@ -200,19 +207,24 @@ class GuardedBackend:
             CacheUnavailable: the key is pending, or the store is not in use or did not answer.
         """
         self._require_readable(key)
-        found = await self._run(partial(self._backend.lease, key, token), reads=True)
+        found = await self._run(partial(self._backend.lease, key, token))
         return self._confirmation.apply_one(key, found) if isinstance(found, Entry) else found
 
     def _require_readable(self, key: str) -> None:
         if key in self._log:
             raise CacheUnavailable(f"an operation on {key} is still to be replayed")
+        refusal = self._refusal()
+        if refusal:
+            raise CacheUnavailable(refusal)
 
     # --- writing ---
 
     async def fence(self, key: str, token: str) -> None:
         """Fence `key`. A fence that arrives after its deadline is withdrawn."""
         limit = self._fence_deadline
-        self._require_in_use(persists=limit)
+        breaker = self._breaker
+        if breaker.unresponsive and breaker.open_for() >= limit:
+            limit = 0.0  # others have had their time; no transaction is kept open
         if self._future_write is None:
             fencing = self._start(self._backend.fence(key, token))
         else:
@@ -236,7 +248,6 @@ class GuardedBackend:
             self._late_fences[late] = True
         operation = PendingOperation("publish", None if entry is None else entry.version)
         try:
-            self._require_in_use()
             if self._future_write is None:
                 publishing = self._start(self._backend.publish(key, token, entry))
             else:
@@ -343,16 +354,13 @@ class GuardedBackend:
         operate: Callable[[], Awaitable[T]],
         *,
         deadline: float | None = None,
-        reads: bool = False,
     ) -> T:
-        """Run one operation of the backend under a deadline, if the store is in use.
+        """Run one operation of the backend under a deadline.
 
         Args:
             operate: begins the operation.
             deadline: in seconds; the guard's own if None.
-            reads: whether the caller can do without the store.
         """
-        self._require_in_use(reads=reads)
         limit = self._deadline if deadline is None else deadline
         return await self._outcome(self._start(operate()), limit)
 
@@ -380,30 +388,12 @@ class GuardedBackend:
                 result.exception()  # retrieved
             raise
 
-    def _require_in_use(self, *, reads: bool = False, persists: float = 0.0) -> None:
-        """Raise an error if an operation must not even be tried.
-
-        Args:
-            reads: whether the caller can do without the store.
-            persists: the operation is also tried for this many seconds after the circuit of an
-                unresponsive store was opened.
-
-        Raises:
-            CacheUnavailable: the operation must not be tried.
-        """
-        if self._breaker.open or self._breaker.unresponsive:
-            refusal = self._refusal(reads=reads, persists=persists)
-            if refusal:
-                raise CacheUnavailable(refusal)
-
-    def _refusal(self, *, reads: bool, persists: float) -> str:
-        """Return why an operation is not tried; empty if it is tried."""
+    def _refusal(self) -> str:
+        """Return why the store is not read; empty if it is."""
         breaker = self._breaker
-        if breaker.open and (reads or (breaker.unresponsive and breaker.open_for() >= persists)):
+        if breaker.open:
             return breaker.reason or "the circuit is open"
-        if breaker.unresponsive and reads:
-            return "an answer is overdue"
-        return ""
+        return "an answer is overdue" if breaker.unresponsive else ""
 
     def _start(self, operation: Awaitable[T]) -> asyncio.Future[T]:
         """Begin an operation that runs by itself until it ends, or until `aclose`."""
