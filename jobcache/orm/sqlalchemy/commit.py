@@ -40,6 +40,14 @@ class CommitWriter:
         self._steps: SessionWriteSteps | None = None
         self._committed = False
 
+    def begin(self) -> None:
+        """Forget the transaction before, if its end was cancelled: its fences stay.
+
+        first transaction: COMMIT; cancelled before it publishes
+        second transaction: fence; its COMMIT fails, and must not publish like the first
+        """
+        self._steps, self._committed = None, False
+
     def fence(self, rows: Mapping[str, ChangedRow | None]) -> None:
         """Make the documents of the changed rows, and fence their keys.
 

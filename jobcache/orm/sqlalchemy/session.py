@@ -141,6 +141,8 @@ def _listens(name: str) -> Callable[[F], F]:
 
 @_listens("after_transaction_create")
 def _began(session: CoherentSession, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        session.writer.begin()
     if transaction.parent is None or transaction.nested:
         session.tracker.began(transaction)
 
@@ -195,7 +197,7 @@ def _committed(session: CoherentSession) -> None:
 
 @_listens("after_transaction_end")
 def _ended(session: CoherentSession, transaction: SessionTransaction) -> None:
-    session.tracker.ended(transaction)
+    session.tracker.forget_ended()
     if transaction.parent is None:
         # Not before: the connection has been returned by now, even if publishing is cancelled.
         session.writer.end()

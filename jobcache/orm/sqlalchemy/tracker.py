@@ -58,6 +58,7 @@ class ChangeTracker:
 
     def began(self, transaction: SessionTransaction) -> None:
         """Note that a transaction or a savepoint has begun."""
+        self.forget_ended()
         self._open.append((transaction, Changes()))
 
     def released(self) -> None:
@@ -65,19 +66,33 @@ class ChangeTracker:
         (_, outer), (_, savepoint) = self._open[-2:]
         outer.merge(savepoint)
 
-    def ended(self, transaction: SessionTransaction) -> None:
-        """Forget the changes of a transaction or of a savepoint."""
-        self._open = [each for each in self._open if each[0] is not transaction]
+    def forget_ended(self) -> None:
+        """Forget the changes of each transaction and savepoint that has ended.
+
+        Done before each use, too, because SQLAlchemy does not call `after_transaction_end` if the
+        end is cancelled or fails:
+
+            COMMIT; the reset of the connection is cancelled; no event
+            the next transaction seems to be a savepoint of this one: its COMMIT is not fenced
+        """
+        in_progress = {self._session.get_transaction()}
+        savepoint = self._session.get_nested_transaction()
+        while savepoint is not None:
+            in_progress.add(savepoint)
+            savepoint = savepoint.parent
+        self._open = [each for each in self._open if each[0] in in_progress]
         if not self._open:
             self._checked.clear()
 
     @property
     def in_savepoint(self) -> bool:
         """Whether a savepoint is open."""
+        self.forget_ended()
         return len(self._open) > 1
 
     def innermost(self) -> Changes:
         """Return the changes of the innermost savepoint, or else of the transaction."""
+        self.forget_ended()
         if not self._open:
             self._session.begin()
         return self._open[-1][1]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm.exc import StaleDataError
 
@@ -319,3 +322,55 @@ async def test_a_commit_that_is_cancelled_while_it_fences_withdraws(
     monkeypatch.undo()
     assert await poll(cache, engine) == miss(1)
     assert await poll(cache, engine) == hit(1)
+
+
+@contextmanager
+def cancelled_end(engine: AsyncEngine) -> Iterator[None]:
+    """Cancel a commit that has happened, while the pool resets its connection."""
+
+    def cancel(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    event.listen(engine.sync_engine, "reset", cancel)
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            yield
+    finally:
+        event.remove(engine.sync_engine, "reset", cancel)
+
+
+async def test_a_session_goes_on_after_a_commit_whose_end_was_cancelled(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine
+) -> None:
+    """SQLAlchemy calls no event for that end: the next commit must be fenced all the same."""
+    await insert(sessions)
+    await insert(sessions, 2)
+    async with sessions() as session:
+        (await session.get_one(Export, 1)).percent = 50
+        with cancelled_end(engine):
+            await session.commit()
+        assert await poll(cache, engine) == bypass(2)
+        (await session.get_one(Export, 2)).percent = 60
+        await session.commit()
+        assert await poll(cache, engine, 2) == hit(2)
+
+
+async def test_a_commit_that_fails_after_one_whose_end_was_cancelled_publishes_nothing(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await insert(sessions)
+    async with sessions() as session:
+        session.add(Export(id=2))
+        with cancelled_end(engine):
+            await session.commit()
+        (await session.get_one(Export, 1)).percent = 50
+        dialect = engine.sync_engine.dialect
+
+        def fail(connection: DBAPIConnection) -> None:
+            dialect.do_rollback(connection)
+            raise ConnectionError
+
+        with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+            patch.setattr(dialect, "do_commit", fail)
+            await session.commit()
+    assert await poll(cache, engine) == bypass(1)

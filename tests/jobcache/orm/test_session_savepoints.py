@@ -192,3 +192,25 @@ async def test_two_transactions_of_one_session_at_once(
         await asyncio.gather(change(1), change(2))
     assert await poll(cache, engine, 1) == hit(2)
     assert await poll(cache, engine, 2) == hit(2)
+
+
+async def test_a_session_goes_on_after_a_rollback_to_a_savepoint_that_was_cancelled(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine
+) -> None:
+    """SQLAlchemy calls no event for the end of the savepoint."""
+
+    def cancel(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    async with sessions() as session:
+        await session.begin_nested()
+        (await session.get_one(Export, 1)).percent = 10
+        await session.flush()
+        event.listen(engine.sync_engine, "rollback_savepoint", cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await session.close()
+        event.remove(engine.sync_engine, "rollback_savepoint", cancel)
+        await session.close()
+        (await session.get_one(Export, 1)).percent = 20
+        await session.commit()
+    assert await poll(cache, engine) == hit(2)
