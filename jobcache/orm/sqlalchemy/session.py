@@ -77,6 +77,25 @@ class CoherentSession(Session):
             begin_before_savepoint(self, self.tracker.mappers)
         return super().begin(nested=nested)
 
+    def close(self) -> None:  # noqa: D102 - as in the base class
+        self._end_failed_commit()
+        super().close()
+
+    def reset(self) -> None:  # noqa: D102 - as in the base class
+        self._end_failed_commit()
+        super().reset()
+
+    def _end_failed_commit(self) -> None:
+        """Roll back a transaction whose commit has failed.
+
+        SQLAlchemy does not, and returns the connection to the pool with the transaction open:
+
+            UPDATE, version 2; COMMIT fails, because SQLite's database is locked; close
+            a load is given the connection, and finds version 2, which nobody has committed
+        """
+        if not self.is_active:
+            self.rollback()
+
     # SQLAlchemy calls no event for these three.
 
     def bulk_save_objects(self, objects: Iterable[object], *arguments: Any, **options: Any) -> None:  # noqa: ANN401, D102 - as in the base class

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -258,6 +258,30 @@ async def test_a_commit_that_fails_leaves_the_fence(
     assert await poll(cache, engine) == bypass(2)
 
 
+@pytest.mark.parametrize("end", [AsyncSession.close, AsyncSession.reset])
+async def test_a_commit_that_fails_leaves_no_transaction_in_the_pool(
+    sessions: Sessions,
+    cache: JobCache,
+    engine: AsyncEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    end: Callable[[AsyncSession], Coroutine[None, None, None]],
+) -> None:
+    """A load that is given the same connection must not find what was not committed."""
+    await insert(sessions)
+    session = sessions()
+    (await session.get_one(Export, 1)).percent = 50
+
+    def fail(_: object) -> None:
+        raise ConnectionError("database is locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.sync_engine.dialect, "do_commit", fail)
+        with pytest.raises(ConnectionError):
+            await session.commit()
+    await end(session)
+    assert await poll(cache, engine) == bypass(1)
+
+
 async def test_wrong_documents_roll_the_transaction_back(
     engine: AsyncEngine, cache: JobCache
 ) -> None:
@@ -370,7 +394,8 @@ async def test_a_commit_that_fails_after_one_whose_end_was_cancelled_publishes_n
             dialect.do_rollback(connection)
             raise ConnectionError
 
-        with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        with monkeypatch.context() as patch:
             patch.setattr(dialect, "do_commit", fail)
-            await session.commit()
+            with pytest.raises(ConnectionError):
+                await session.commit()
     assert await poll(cache, engine) == bypass(1)
