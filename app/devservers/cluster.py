@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
+from app.devservers.port_server import LOOPBACK
 from app.devservers.process import ServerFailed, Started
-from app.devservers.redis import LOOPBACK, RedisServer, order
+from app.devservers.redis import RedisServer, order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

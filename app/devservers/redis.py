@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.devservers.process import ServerFailed, ServerProcess, Started, run
+from app.devservers.port_server import LOOPBACK, PortServer
+from app.devservers.process import ServerFailed, ServerProcess, run
 from app.devservers.programs import redis_programs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-LOOPBACK = "127.0.0.1"
-
-
-def free_port() -> int:
-    """Return a TCP port of the loopback interface that nothing is bound to.
-
-    The port is not reserved: another process may take it before the caller does.
-    """
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        port: int = listener.getsockname()[1]
-        return port
+    from pathlib import Path
 
 
 def order(port: int, *words: str | int) -> Any:  # noqa: ANN401 - any reply
@@ -61,7 +47,7 @@ def redis_servers() -> dict[str, Path]:
     return servers
 
 
-class RedisServer(Started):
+class RedisServer(PortServer):
     """One Redis-compatible server that keeps nothing on disk, as a context manager.
 
     Args:
@@ -85,84 +71,16 @@ class RedisServer(Started):
         program = redis_programs()[0] if program is None else program
         self._program = program.absolute()  # it starts in another directory
         self._arguments = tuple(arguments)
-        self._port = free_port() if port is None else port
-        self._port_is_known = port is not None
-        self._process = ServerProcess(program.name, when_orphaned=signal.SIGKILL)
-        self._own: tempfile.TemporaryDirectory[str] | None = None
-
-    @property
-    def port(self) -> int:
-        """Return the TCP port; it is fixed once the first `start` has returned."""
-        return self._port
+        super().__init__(ServerProcess(program.name, when_orphaned=signal.SIGKILL), port)
 
     @property
     def url(self) -> str:
         """Return the URL of database 0."""
         return f"redis://{LOOPBACK}:{self._port}/0"
 
-    @property
-    def pid(self) -> int:
-        """The process id of the running server.
-
-        Raises:
-            ServerFailed: If it is not running.
-        """
-        return self._process.pid
-
-    def start(self) -> None:
-        """Start the server, and return once it takes connections.
-
-        After `stop` or `kill` it starts on the same port.
-
-        Raises:
-            ServerFailed: If it is running, ends at once, or is not ready in time. Nothing new
-                runs then.
-        """
-        if self._own is None:
-            self._own = tempfile.TemporaryDirectory(prefix="devserver-redis-")
-        try:
-            self._launch(Path(self._own.name))
-        except ServerFailed as failure:
-            # Between finding a port and binding it, somebody else may have bound it. Twice in
-            # a row is no accident.
-            if self._port_is_known or "Address already in use" not in str(failure):
-                raise
-            self._port = free_port()
-            self._launch(Path(self._own.name))
-        self._port_is_known = True
-
     def stop(self) -> None:
         """Stop the server, or kill it if it does not end; does nothing if it is not running."""
         self._process.end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Kill the server, as a crash would. Does nothing if it is not running."""
-        self._process.end()
-
-    def pause(self) -> None:
-        """Freeze the server: its port accepts connections, but it sends no replies.
-
-        Returns once it is frozen.
-
-        Raises:
-            ServerFailed: If it is not running.
-        """
-        self._process.freeze()
-
-    def resume(self) -> None:
-        """Let a paused server continue, with the commands that have queued up.
-
-        Raises:
-            ServerFailed: If it is not running.
-        """
-        self._process.thaw()
-
-    def close(self) -> None:
-        """Kill the server and remove the directory made for it. May be called again."""
-        self.kill()  # its data is not kept
-        if self._own is not None:
-            self._own.cleanup()
-            self._own = None
 
     def _launch(self, own: Path) -> None:
         command = [

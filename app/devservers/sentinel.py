@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import redis
 
+from app.devservers.port_server import LOOPBACK, free_port
 from app.devservers.process import ServerFailed, ServerProcess, Started
 from app.devservers.programs import redis_programs
-from app.devservers.redis import LOOPBACK, RedisServer, free_port, order
+from app.devservers.redis import RedisServer, order
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,6 +11,7 @@ import pytest
 
 from app.devservers import MemcachedServer, ServerFailed, ServerMissing, free_port
 from app.devservers import memcached as memcached_module
+from app.devservers import port_server as port_server_module
 from app.devservers.programs import memcached_program
 from tests.installed import require_program
 
@@ -68,7 +69,7 @@ def test_a_port_that_is_lost_to_somebody_else_is_replaced(
 ) -> None:
     with MemcachedServer() as first:
         ports = iter([first.port, free_port()])
-        monkeypatch.setattr(memcached_module, "free_port", lambda: next(ports))
+        monkeypatch.setattr(port_server_module, "free_port", lambda: next(ports))
         with MemcachedServer() as second:
             assert second.port != first.port
         third = MemcachedServer(port=first.port)

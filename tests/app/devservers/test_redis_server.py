@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from app.devservers import RedisServer, ServerFailed, ServerMissing, free_port, redis_servers
+from app.devservers import port_server as port_server_module
 from app.devservers import process as process_module
 from app.devservers import redis as redis_module
 
@@ -210,7 +211,7 @@ def test_a_port_lost_to_another_server_is_exchanged_before_anyone_knows_it(
     """The other server answers on that port, and must not be taken for the new one."""
     with RedisServer(program) as other:
         ports = iter([other.port, free_port()])
-        monkeypatch.setattr(redis_module, "free_port", lambda: next(ports))
+        monkeypatch.setattr(port_server_module, "free_port", lambda: next(ports))
         with RedisServer(program) as server:
             assert server.port != other.port
             assert server.pid != other.pid
