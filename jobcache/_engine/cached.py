@@ -8,7 +8,7 @@ from functools import partial, update_wrapper
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from jobcache._engine.key_template import fill_in
+from jobcache._engine.call_keys import fill_in
 from jobcache._engine.values import Absent, Storing, seconds, sorted_tags
 from jobcache.serializers import serializer_of
 

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import Request
 
 from jobcache import InvalidDocument, JobCache
-from jobcache._engine.key_template import fill_in
+from jobcache._engine.call_keys import fill_in
 from jobcache.backends.memory import MemoryBackend
 from jobcache.errors import CacheClosed, InvalidKey
 

@@ -1,4 +1,4 @@
-"""Key templates: `"report:{report_id}"`, filled in from the arguments of a function.
+"""Keys of calls: `"report:{report_id}"`, filled in from the arguments of a function.
 
 Two calls with different arguments must never have one key:
 
