@@ -56,6 +56,20 @@ def at_least(min_version: int) -> Accepts:
     return lambda entry: entry.version >= min_version
 
 
+def count_fetched(
+    statistics: Statistics, outcome: CacheOutcome, took: int, *, coalesced: bool
+) -> None:
+    """Count a read that was not a hit and took so many nanoseconds."""
+    if outcome is CacheOutcome.BYPASS:
+        statistics.bypasses += 1
+    elif outcome is CacheOutcome.STALE:
+        statistics.stale_served += 1
+    else:
+        statistics.misses += 1
+    statistics.miss.record(took)
+    statistics.coalesced += coalesced
+
+
 @dataclass(frozen=True, slots=True)
 class Lookup:
     """What the cache held before a load.

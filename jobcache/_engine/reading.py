@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from jobcache._engine.clock import YOUNGEST_MS
-from jobcache._engine.fetching import at_least
+from jobcache._engine.fetching import at_least, count_fetched
 from jobcache._engine.single_flight import SingleFlight
 from jobcache.errors import InvalidDocument, InvalidKey
 from jobcache.loaders import LoaderLeft, bound_to_caller
@@ -283,14 +283,7 @@ class Reads:
             statistics.hit.record(took)
             coalesced = False  # a hit shared on its way is a hit to each
         else:
-            if outcome is CacheOutcome.BYPASS:
-                statistics.bypasses += 1
-            elif outcome is CacheOutcome.STALE:
-                statistics.stale_served += 1
-            else:
-                statistics.misses += 1
-            statistics.miss.record(took)
-            statistics.coalesced += coalesced
+            count_fetched(statistics, outcome, took, coalesced=coalesced)
         return ReadResult(entry, outcome, coalesced, self._remote, age_ms)
 
     def in_flight(self) -> int:

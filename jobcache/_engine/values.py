@@ -24,7 +24,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from jobcache._engine.clock import YOUNGEST_MS
-from jobcache._engine.fetching import Lookup
+from jobcache._engine.fetching import Lookup, count_fetched
 from jobcache._engine.publishing import version_only
 from jobcache._engine.single_flight import SingleFlight
 from jobcache.errors import CacheError, InvalidKey
@@ -341,15 +341,8 @@ class Values:
         if outcome is CacheOutcome.HIT:
             statistics.hits += 1
             statistics.hit.record(took)
-            return value
-        if outcome is CacheOutcome.BYPASS:
-            statistics.bypasses += 1
-        elif outcome is CacheOutcome.STALE:
-            statistics.stale_served += 1
         else:
-            statistics.misses += 1
-        statistics.miss.record(took)
-        statistics.coalesced += coalesced
+            count_fetched(statistics, outcome, took, coalesced=coalesced)
         return value
 
     def in_flight(self) -> int:

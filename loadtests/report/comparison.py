@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 _OWN_PACE = frozenset({"users_1", "users_10", "users_100"})
 _ALL = frozenset({"memory", "redis", "tiered"})
 _IN_PROCESS = frozenset({"memory", "tiered"})
-_NO_CLAIM = "no claim"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,23 +25,23 @@ class Goal:
 
     Attributes:
         figure: what is measured.
-        first_version: what the first version claimed.
         bound: the limit.
         at_least: whether the limit is the lowest value allowed, and not the highest.
         unit: of figure and limit.
         scenarios: the scenarios it is for.
         backends: the backends it is for.
         value: returns the figure; None if it was not measured.
+        first_version: what the first version claimed.
     """
 
     figure: str
-    first_version: str
     bound: float
     at_least: bool
     unit: str
     scenarios: frozenset[str]
     backends: frozenset[str]
     value: Value
+    first_version: str = "no claim"
 
     def is_met(self, value: float) -> bool:
         """Return whether a value keeps to the bound."""
@@ -134,7 +133,6 @@ GOALS = (
     ),
     Goal(
         figure="queries caused by polls, per job",
-        first_version=_NO_CLAIM,
         bound=1,
         at_least=False,
         unit="",
@@ -144,7 +142,6 @@ GOALS = (
     ),
     Goal(
         figure="first polls after a change that caused a query",
-        first_version=_NO_CLAIM,
         bound=0,
         at_least=False,
         unit="",
@@ -154,7 +151,6 @@ GOALS = (
     ),
     Goal(
         figure="median hit inside the service",
-        first_version=_NO_CLAIM,
         bound=0.2,
         at_least=False,
         unit="ms",
@@ -164,7 +160,6 @@ GOALS = (
     ),
     Goal(
         figure="median hit inside the service",
-        first_version=_NO_CLAIM,
         bound=1,
         at_least=False,
         unit="ms",
@@ -174,7 +169,6 @@ GOALS = (
     ),
     Goal(
         figure="median read of null, divided by the median hit",
-        first_version=_NO_CLAIM,
         bound=10,
         at_least=True,
         unit="times",
@@ -184,7 +178,6 @@ GOALS = (
     ),
     Goal(
         figure="polls answered 304",
-        first_version=_NO_CLAIM,
         bound=75,
         at_least=True,
         unit="%",
@@ -194,7 +187,6 @@ GOALS = (
     ),
     Goal(
         figure="median hit inside the service, with ETags",
-        first_version=_NO_CLAIM,
         bound=0.1,
         at_least=False,
         unit="ms",
@@ -204,7 +196,6 @@ GOALS = (
     ),
     Goal(
         figure="polls of a waiting client for each update",
-        first_version=_NO_CLAIM,
         bound=1.2,
         at_least=False,
         unit="",
@@ -214,7 +205,6 @@ GOALS = (
     ),
     Goal(
         figure="median delay of polls every 3 s, divided by that of long polls",
-        first_version=_NO_CLAIM,
         bound=10,
         at_least=True,
         unit="times",
@@ -224,7 +214,6 @@ GOALS = (
     ),
     Goal(
         figure="queries of a cold start, per job",
-        first_version=_NO_CLAIM,
         bound=1,
         at_least=False,
         unit="",
@@ -234,7 +223,6 @@ GOALS = (
     ),
     Goal(
         figure="queries of a cold start, per job",
-        first_version=_NO_CLAIM,
         bound=2,
         at_least=False,
         unit="",
