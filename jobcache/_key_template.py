@@ -20,7 +20,7 @@ Piece = tuple[str, str | None]
 """Literal text, and the name of the field after it; None at the end of a template."""
 
 _NEVER_QUOTED = "-_.~"
-"""What `urllib.parse.quote` leaves alone, whatever it is told."""
+"""The characters that `urllib.parse.quote` never escapes, whatever `safe` says."""
 
 
 def parse(template: str) -> list[Piece]:

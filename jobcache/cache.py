@@ -457,7 +457,7 @@ class JobCache:
     def write(
         self, transaction: AbstractAsyncContextManager[Any] | str | None = None, *keys: str
     ) -> AbstractAsyncContextManager[Write[Any]]:
-        """Wrap a transaction, so that the cache never hides what it commits.
+        """Wrap a transaction, so that the cache never hides the committed changes.
 
             async with cache.write(engine.begin()) as write:
                 row = (await write.transaction.execute(UPDATE_RETURNING)).one()

@@ -100,7 +100,7 @@ class WrongLoop(JobCacheError, RuntimeError):  # noqa: N818 - names the mistake
 
 
 class SettingsError(JobCacheError, ValueError):
-    """A setting is wrong. The message names the variable, the value and what is allowed."""
+    """A setting is wrong. The message names the variable, the value and the allowed values."""
 
     def __init__(self, variable: str, value: object, allowed: str) -> None:
         self.variable = variable

@@ -56,7 +56,7 @@ def with_session(
         async with open_session() as session:
             return await load(session, *arguments, **options)
 
-    # For those who ask which arguments the loader takes: the session is not one of them.
+    # The signature, by which frameworks find the arguments of the loader, leaves out the session.
     session, *others = inspect.signature(load).parameters.values()
     kinds = Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD
     kept = [session, *others] if session.kind in kinds else others

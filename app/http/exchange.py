@@ -349,13 +349,13 @@ class Exchange(HttpToolsProtocol):
             self._guarded.close()
 
     def pause_writing(self) -> None:
-        """Wait for the client to accept what was written."""
+        """Wait until the client has read more of the response."""
         super().pause_writing()
         if not self._guarded.is_closing():
             self._watch(_SEND)
 
     def resume_writing(self) -> None:
-        """Go on: the client has accepted what was written."""
+        """Go on, because the client has read more of the response."""
         super().resume_writing()
         if not self._guarded.is_closing():
             self._rewatch()

@@ -92,9 +92,9 @@ class GracefulTransport:
         return self._transport.get_extra_info(name, default)
 
     def expect_head(self) -> None:
-        """Hold what is written next, the head of a response, until more is written.
+        """Hold the next write, the head of a response, until the body is written.
 
-        It is held no longer than to the next turn of the event loop.
+        The head is sent in the next turn of the event loop at the latest.
         """
         self._send_head()
         if not self.is_closing():

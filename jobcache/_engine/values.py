@@ -356,10 +356,10 @@ class Values:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What is kept with an entry.
+    """The value of an entry, decoded once if all callers may share it.
 
     Attributes:
-        serializer: whose value it is.
+        serializer: the serializer that has decoded it.
         shared: whether all callers may be given the value.
         value: the value; or the body, decompressed, which is decoded for each caller.
     """

@@ -1,4 +1,4 @@
-"""What both clients pass to httpx, and what they take from it."""
+"""The requests and responses of httpx, as both clients use them."""
 
 from __future__ import annotations
 

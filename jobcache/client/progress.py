@@ -1,4 +1,4 @@
-"""Progress bars for what is waited for, drawn by rich or tqdm."""
+"""Progress bars for jobs and other operations, drawn by rich or tqdm."""
 
 from __future__ import annotations
 

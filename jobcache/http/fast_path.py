@@ -304,7 +304,7 @@ class FastPolls:
         return polled.answer(can_view, if_none_match, accept_encoding)
 
     def _polled(self, path: str) -> _PolledPath | None:
-        """Return what is kept of a path, whether its document exists or not."""
+        """Return the poll of a path, and keep it, whether its document exists or not."""
         document = self._find(path)
         if document is None:
             return None

@@ -1,4 +1,4 @@
-"""A document that a client polls: how it is read, who the client is, and what it may see."""
+"""A document that a client polls: how it is read, who the client is, and whether it may see it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The response to a poll, which tells middleware around it what it answers."""
+"""The response to a poll, which tells outer middleware the document that was polled."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PollConfirmation:
 
 
 class PolledResponse(Response):
-    """A response to a poll. It tells `RepeatedPolls`, if that is around, what it answers.
+    """A response to a poll. It tells the `RepeatedPolls` middleware which document was polled.
 
     Args:
         reply: what it sends.

@@ -69,7 +69,7 @@ class _Confirmed:
         self._representation: Representation | None = None
 
     def added(self, headers: Headers) -> Headers:
-        """Return the headers of a reply, with those that the application has added."""
+        """Return the headers of a reply and the headers that the application has added."""
         return [*headers, *self._added]
 
     async def reply(self, if_none_match: str | None, accept_encoding: str | None) -> Reply | None:
@@ -96,9 +96,9 @@ class RepeatedPolls:
 
         app.add_middleware(RepeatedPolls, seconds=5)  # last, so that it is the outermost one
 
-    A GET is answered here only if the application has answered a request with the same path, query,
-    client address and headers within the last few seconds, by `Poll` or `Polling.poll`. All other
-    requests go to the application, and so does every error.
+    A GET is answered here only if the application has answered an equal one within the last
+    `seconds`, by `Poll` or `Polling.poll`. Equal requests have the same path, query, client address
+    and headers. All other requests go to the application, and so does every error.
 
     - Whatever the application decides by its own state lags by `seconds`: revoked credentials, rate
       limits, maintenance modes. So do headers that it adds to its responses.

@@ -152,7 +152,7 @@ class Decoder:
     """Decode cells, and keep the last one of each name, because most cells have not changed since.
 
     All bytes of a cell are compared, so the result is that of `decode`. An unchanged cell gives the
-    same `Entry` object again, so callers can cache what they derive from it.
+    same `Entry` object again, so callers can cache values that they derive from it.
 
     With a `check`, the body is decompressed and checked when its cell is first decoded. So a bad
     body is found here, and not when it is about to be sent. Of larger cells the decoder keeps only

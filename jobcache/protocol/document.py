@@ -74,7 +74,7 @@ def _type(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class UnversionedDocument:
-    """A document of which nobody counts the versions.
+    """A document without a version.
 
     Attributes:
         body: its bytes.

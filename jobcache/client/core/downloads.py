@@ -110,7 +110,7 @@ class Download:
         if response.status in _OTHER_RANGE:
             found = _RANGE.fullmatch(response.headers.get("content-range", ""))
             if not found or found[1] or found[3] != str(self._part.size):
-                self._part.restart(None)  # what is there is no beginning of the file
+                self._part.restart(None)  # the part is not the beginning of the file
                 raise unusable(response, f"{response.status}: the server has another range")
             return  # all bytes were there before the request
         read(response, _no_file)

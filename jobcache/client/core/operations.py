@@ -159,7 +159,7 @@ class FollowedOperation:
         self._until = until
         self._method = started.method.upper()
         origin(self.url)
-        self._target = self.url  # what is polled; `url` is another one after a temporary redirect
+        self._target = self.url  # the URL to poll; after a temporary redirect `url` is another one
         self._named_at: float | None = None  # when the target was named, until it is found
         self._is_monitor = False  # whether the target is a status monitor of Azure
         self._result: str | None = None  # where the result of a monitored operation is

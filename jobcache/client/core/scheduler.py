@@ -51,7 +51,7 @@ class Scheduler(Generic[T]):
         self.is_sequential = connections == 1 or len(self._waits) == 1
 
     def next(self) -> Send | Sleep | Update[T] | Completed[T] | None:
-        """Return what is to be done next; None if all waits have ended.
+        """Return the next step; None if all waits have ended.
 
         `Sleep` lasts so many seconds or until there is a reply. If only a reply can help, its
         seconds are infinite.

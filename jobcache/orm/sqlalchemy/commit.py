@@ -1,4 +1,4 @@
-"""The commit of a session: fence what it changes, commit, publish."""
+"""The commit of a session: fence the keys of the changed rows, commit, publish."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class CommitWriter:
         self._committed = True
 
     def end(self) -> None:
-        """Publish what was committed, once the transaction has ended.
+        """Publish the documents of the changed rows, once the transaction has ended.
 
         If the commit has failed, nobody knows whether it happened: the fences stay until they
         expire.

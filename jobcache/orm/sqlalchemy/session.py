@@ -1,4 +1,4 @@
-"""A session that fences what it commits, and publishes it after the commit.
+"""A session that fences the keys of its changes, and publishes them after the commit.
 
     flush        note the changed rows, by savepoint
     commit       flush; make the documents; fence their keys; COMMIT; publish

@@ -62,7 +62,7 @@ class ChangeTracker:
         self._open.append((transaction, Changes()))
 
     def released(self) -> None:
-        """Add the changes of the innermost savepoint to those of what it is in."""
+        """Add the changes of the innermost savepoint to those of the enclosing one."""
         (_, outer), (_, savepoint) = self._open[-2:]
         outer.merge(savepoint)
 

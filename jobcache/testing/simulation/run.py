@@ -79,7 +79,7 @@ class Run:
         subject: the backend, and a way to lose a cell.
         key: whose cell; empty.
         carry_out: runs one operation of the subject to its end.
-        snapshot: what a cell holds, for whoever can tell; else what the transition table says.
+        snapshot: returns the content of a cell; None: the transition table tells it.
         parts: what processes are made of.
     """
 

@@ -113,7 +113,7 @@ class Store:
             state.cell = cell.purge(state.cell).cell
             purged = state.ask(state.subject.backend.purge(keys))
             if state.simulator.unversioned:
-                # What is stored from now on is loaded from now on.
+                # Every value that is stored from now on was loaded after the purge.
                 state.invariants.published(state.database)
             return purged
 

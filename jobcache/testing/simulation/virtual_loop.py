@@ -52,7 +52,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     # --- for the explorer ---
 
     def run_ready(self) -> None:
-        """Run all callbacks that are ready now, and those that they make ready."""
+        """Run callbacks until none is ready."""
         asyncio._set_running_loop(self)  # noqa: SLF001 - asyncio keeps it for event loops
         try:
             while self._ready:
