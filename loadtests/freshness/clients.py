@@ -15,13 +15,15 @@ from collections import defaultdict, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from app.jobs.cache_keys import progress_key
 from loadtests.connection import Response, get, post
 from loadtests.freshness.checker import Finding, Kind, Ledger, PendingRequest
 from loadtests.freshness.connection import LastingConnection, NoAnswer
+from loadtests.freshness.history import History
 from loadtests.freshness.tally import Scope, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from loadtests.freshness.cluster import Service
 
@@ -52,6 +54,7 @@ class Watch:
         active: jobs that move.
         recent: jobs that have ended recently.
         reads: versions checked so far.
+        history: what explains a violation.
     """
 
     def __init__(self, services: Sequence[Service]) -> None:
@@ -62,6 +65,7 @@ class Watch:
         self.active: list[int] = []
         self.recent: deque[int] = deque(maxlen=_RECENT)
         self.reads = 0
+        self.history = History(services)
         self._connections: list[LastingConnection] = []
 
     def connections(self) -> list[LastingConnection]:
@@ -105,6 +109,8 @@ class Watch:
         answer = await self._send(pending, connection, service, request)
         if answer is None:
             return 0
+        how = f"poll, {answer.status}, {answer.cache_status.decode(errors='replace')}"
+        self._record(pending, service, how, answer.version)
         tally = self.tallies[self.scope.fault]
         self.reads += 1
         tally.reads += 1
@@ -137,6 +143,7 @@ class Watch:
         answer = await self._write(pending, connection, service, request)
         if answer is None:
             return None
+        self._record(pending, service, f"change, {answer.status}", answer.version)
         if answer.status in _CHANGED:
             findings = self.ledger.acknowledged(
                 pending, answer.version, answer.body, changes=changes
@@ -185,6 +192,7 @@ class Watch:
             else:
                 tally.listed += 1
             one = pending.get(job_id) or replace(blindly, job_id=job_id)
+            self._record(one, service, "in a batch" if ids else "in a list", version)
             findings = self.ledger.answered(one, version, body)
             if findings:
                 self.judge(findings, scope, service, answer)
@@ -234,16 +242,35 @@ class Watch:
     # --- judging ---
 
     def judge(
-        self, findings: Iterable[Finding], began: Scope, service: Service, answer: Response | None
+        self,
+        findings: Iterable[Finding],
+        began: Scope,
+        service: Service,
+        answer: Response | None,
+        key_of: Callable[[int], str] = progress_key,
     ) -> None:
-        """Count findings under the weaker promise of two faults: at the request, and now."""
+        """Count findings under the weaker promise of two faults: at the request, and now.
+
+        Args:
+            findings: of one response.
+            began: the fault when the request was sent.
+            service: which process has responded.
+            answer: the response, if there was one.
+            key_of: returns the cache key of a finding's `job_id`.
+        """
         scope = self.scope
         if (scope.bound or 0) < (began.bound or 0):
             scope = began
         at = f"process {service.number}, {scope.phase} {scope.fault or 'nothing'}"
         if answer is not None:
             at += f", {answer.status} {answer.cache_status.decode(errors='replace') or 'in a list'}"
-        self.tallies[scope.fault].judge(findings, scope, service.number, at)
+        for broken in self.tallies[scope.fault].judge(findings, scope, service.number, at):
+            violation = f"{broken.kind}: job {broken.job_id}: {broken.detail} ({at})"
+            self.history.explain(key_of(broken.job_id), violation)
+
+    def _record(self, pending: PendingRequest, service: Service, how: str, version: int) -> None:
+        what = f"{pending.client}, process {service.number}, {how}: version {version}"
+        self.history.responded(progress_key(pending.job_id), pending.at, what)
 
     def _refused(self, pending: PendingRequest, answer: Response, began: Scope) -> list[Finding]:
         if answer.status == _NOT_FOUND:

@@ -77,6 +77,7 @@ _COLUMNS: dict[str, Callable[[Tally], str]] = {
 def publish(plan: Plan, outcome: RunResult, command: str, results: Path) -> int:
     """Print the table, and store it with its JSON in `results`; return the exit status."""
     around = surroundings()
+    stem = results / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-freshness-{plan.backend}"
     tallies = outcome.tallies
     rows = {name: tallies[name] for name in plan.faults}
     rows["between, and the end"] = tallies[""]
@@ -107,11 +108,13 @@ def publish(plan: Plan, outcome: RunResult, command: str, results: Path) -> int:
         *_busy(whole),
         f"Command: `{command}`",
         *(f"FAILED: {failure}" for failure in failures),
+        *([f"What led to it: {stem}.txt"] if outcome.explanations else []),
     ]
     text = _markdown({**rows, "all": whole}, notes)
     sys.stdout.write(text)
     results.mkdir(parents=True, exist_ok=True)
-    stem = results / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-freshness-{plan.backend}"
+    if outcome.explanations:
+        stem.with_suffix(".txt").write_text("\n".join(outcome.explanations), "utf-8")
     stem.with_suffix(".md").write_text(text, "utf-8")
     document = {
         "surroundings": around,

@@ -108,6 +108,7 @@ class RunResult:
         idle_lag: percentiles of the feed's lag in microseconds, by process, before there was load.
         lag: the same at the end, of all that process has measured.
         complaints: why the run failed, other than by violations.
+        explanations: what led to the first violations.
     """
 
     tallies: dict[str, Tally]
@@ -118,6 +119,7 @@ class RunResult:
     idle_lag: list[dict[str, float]] = field(default_factory=list)
     lag: list[dict[str, float]] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
+    explanations: list[str] = field(default_factory=list)
 
 
 async def run(plan: Plan, cluster: Cluster) -> RunResult:
@@ -150,8 +152,10 @@ async def run(plan: Plan, cluster: Cluster) -> RunResult:
             watch.scope = Scope()
             outcome.compared = await audit(watch, cluster)
             outcome.lag = await _lags(cluster)
+        await watch.history.finish()
         watch.close()
     outcome.jobs = len(watch.ledger.job_ids)
+    outcome.explanations = watch.history.explanations
     if not _found(plan, watch):
         _complain(plan, watch, outcome)
     return outcome
@@ -303,11 +307,13 @@ async def _one(  # noqa: PLR0917 - each is another thing
         spared=victim.number if fault.cuts_one_off else None,
         source_away=fault.takes_source,
     )
+    watch.history.fault(f"{name} begins")
     try:
         await fault.inject(Incident(cluster, rng, victim, plan.freshness, plan.bound))
         tally.injected += 1
     except NotInjected as error:
         outcome.complaints.append(f"{name} was not injected: {error}")
+    watch.history.fault(f"{name} is over")
     watch.scope = replace(watch.scope, phase="after")
     await asyncio.sleep(plan.calm if bound is None else bound + _MARGIN)
     await _until_read(name, watch, outcome)

@@ -33,6 +33,8 @@ from jobcache.backends.redis.namespace import Namespace
 from jobcache.backends.redis.script_calls import Call
 from jobcache.backends.redis.tracking.feed import TrackingFeed
 from jobcache.protocol.backend import PublishResult
+from jobcache.resilience import guarded_backend
+from loadtests.freshness.trace import Trace, TracedBreaker, TracedConfirmation, TracedGuard
 from loadtests.freshness.value_routes import ValueRoutes
 
 if TYPE_CHECKING:
@@ -153,9 +155,14 @@ def main() -> None:
     vars(redis)["Namespace"] = partial(FaultyNamespace, switches)
     if switches.broken == "report":
         vars(registry)["TieredBackend"] = DeafTiers
-    vars(redis)["TrackingFeed"] = partial(TrackingFeed, heartbeat=_HEARTBEAT)
+    trace = Trace()
+    vars(redis)["TrackingFeed"] = partial(_traced_feed, trace)
+    vars(registry)["GuardedBackend"] = partial(TracedGuard, trace)
+    vars(guarded_backend)["Breaker"] = partial(TracedBreaker, trace)
+    vars(guarded_backend)["Confirmation"] = partial(TracedConfirmation, trace)
     fresh = 3600.0 if switches.broken == "lifetime" else float(os.environ["FRESHNESS_SECONDS"])
     app = create_app(chosen.model_copy(update={"ttl": fresh, "ttl_unknown": fresh}))
+    app.router.routes.insert(0, trace.route)
     if os.environ.get("FRESHNESS_VALUES"):
         announces = switches.broken != "invalidation"
         ValueRoutes(app.state.services, fresh, invalidates=announces).add_to(app)
@@ -167,6 +174,12 @@ def main() -> None:
         log_config=None,
         timeout_keep_alive=_KEEP_ALIVE,
     )
+
+
+def _traced_feed(trace: Trace, *arguments: Any, **options: Any) -> TrackingFeed:  # noqa: ANN401 - its
+    feed = TrackingFeed(*arguments, **options, heartbeat=_HEARTBEAT)
+    feed.listen(trace)
+    return feed
 
 
 def _end_with(owner: int) -> None:

@@ -94,8 +94,8 @@ class Tally:
 
     def judge(
         self, findings: Iterable[Finding], scope: Scope, process: int | None, at: str
-    ) -> None:
-        """Sort findings into violations and what a bounded promise allows.
+    ) -> list[Finding]:
+        """Sort findings into violations and what a bounded promise allows; return the violations.
 
         Args:
             findings: of one answer.
@@ -104,6 +104,7 @@ class Tally:
             at: what else is known of the answer, in words.
         """
         bound = scope.bound_for(process)
+        violations = []
         for finding in findings:
             # Where the feed may lag, a client stays with one process or sends its minimum version.
             step_back = finding.kind is Kind.BACKWARD and scope.lag is not None
@@ -111,6 +112,7 @@ class Tally:
                 self.bounded[finding.kind] += 1
             else:
                 self.violations[finding.kind] += 1
+                violations.append(finding)
                 if len(self.examples) < _MOST_EXAMPLES:
                     age = "" if finding.age is None else f", {finding.age:.3f} s later"
                     self.examples.append(
@@ -118,6 +120,7 @@ class Tally:
                     )
             if finding.age is not None and bound is not None:
                 self.worst[scope.phase] = max(self.worst[scope.phase], finding.age)
+        return violations
 
 
 def total(tallies: Sequence[Tally]) -> Tally:

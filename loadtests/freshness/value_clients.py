@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from loadtests.connection import get, post
 from loadtests.freshness.checker import Finding, Kind
 from loadtests.freshness.connection import NoAnswer
-from loadtests.freshness.value_routes import PATH
+from loadtests.freshness.value_routes import PATH, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,9 +88,12 @@ async def read_values_for_ever(
             await asyncio.sleep(_PAUSE_AFTER_FAILURE)
             continue
         watch.tallies[watch.scope.fault].value_reads += 1
-        findings = numbers.judge(value_id, int(json.loads(answer.body)), least, began)
+        found = int(json.loads(answer.body))
+        what = f"reader of values {number}, process {service.number}: {found}"
+        watch.history.responded(key_of(value_id), began, what)
+        findings = numbers.judge(value_id, found, least, began)
         if findings:
-            watch.judge(findings, scope, service, answer)
+            watch.judge(findings, scope, service, answer, key_of)
 
 
 async def change_values_for_ever(
@@ -102,7 +105,11 @@ async def change_values_for_ever(
     while True:
         await asyncio.sleep(chance.uniform(0, 2 * pause))
         value_id, service = chance.randrange(VALUES), watch.up(chance)
+        began = time.monotonic()
         answer = await _send(connections[service.number], post(f"{PATH}/{value_id}"))
+        if answer is not None:
+            what = f"writer of values, process {service.number}, {answer.status}: {answer.body!r}"
+            watch.history.responded(key_of(value_id), began, what)
         if answer is not None and answer.status == _OK:
             watch.tallies[watch.scope.fault].value_changes += 1
             numbers.acknowledge(value_id, int(json.loads(answer.body)))

@@ -35,6 +35,11 @@ _RAISE = (
 _SELECT = text("SELECT number FROM freshness_values WHERE id = :id")
 
 
+def key_of(value_id: int) -> str:
+    """Return the cache key of a value."""
+    return f"value:{value_id}"
+
+
 class ValueRoutes:
     """The routes of the values.
 
@@ -63,7 +68,7 @@ class ValueRoutes:
             if request.method == "POST":
                 return await self._raise(value_id)
             number = await self._cache.get_or_load(
-                f"value:{value_id}",
+                key_of(value_id),
                 partial(self._load, value_id),
                 ttl=self._ttl,
                 tags=_tags(value_id),
@@ -86,7 +91,7 @@ class ValueRoutes:
                 if tags:
                     await self._cache.invalidate_tags(*tags)
                 else:
-                    await self._cache.invalidate(f"value:{value_id}")
+                    await self._cache.invalidate(key_of(value_id))
         except CacheUnavailable:
             return JSONResponse(row[0], 202)
         return JSONResponse(row[0])

@@ -173,6 +173,10 @@ def test_a_cache_without_fences_is_found_out(command: Command, tmp_path: Path) -
     seen = document(tmp_path)
     assert seen["complaints"] == [], "it failed for what it saw, and for nothing else"
     assert seen["all"]["violations"][kind] > 0
+    (explanations,) = tmp_path.glob("*.txt")
+    explained = explanations.read_text()
+    for part in (kind, "kill-service begins", "client sends: ", "client got: ", ": published "):
+        assert part in explained, explained
 
 
 @pytest.mark.parametrize("backend", ["memory", pytest.param("null", marks=pytest.mark.long)])
