@@ -1,5 +1,8 @@
 """The cache for synchronous code: threads, forks, signals, Django, Celery."""
 
-from jobcache.sync.cache import CacheClosed, JobCache, Throttle, Write
+from jobcache.errors import CacheClosed
+from jobcache.sync._writing import Write
+from jobcache.sync.cache import JobCache
+from jobcache.throttle import ThreadedThrottle as Throttle
 
 __all__ = ["CacheClosed", "JobCache", "Throttle", "Write"]

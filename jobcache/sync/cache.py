@@ -10,37 +10,28 @@ cache, and share equal reads.
 
 After a fork, the child creates a loop, a backend and connections of its own at its first call. A
 copied or unpickled cache has the same settings, but no entries and no statistics.
-
-Rejected: giving the transaction to the asynchronous write, which would have the caller's thread
-enter and leave it. If a signal interrupts the thread in between, the thread that drops the last
-reference ends the transaction, and drivers refuse that.
 """
 
 from __future__ import annotations
 
-import inspect
-import re
 import time
-from contextlib import contextmanager, suppress
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
 from jobcache._engine.cached import CachedCalls
 from jobcache._engine.loading import as_part_of_this_load
 from jobcache._engine.options import split
-from jobcache._engine.transactions import Enclosing, check_autocommit
 from jobcache._engine.values import Storing, seconds, sorted_tags
-from jobcache._engine.writing import Write as AsyncWrite
-from jobcache._engine.writing import WriteSteps
 from jobcache._threads import refuse_eventlet
 from jobcache.backends.registry import make_backend
 from jobcache.cache import JobCache as AsyncJobCache
-from jobcache.errors import CacheClosed, WriteMisuse
+from jobcache.errors import CacheClosed
 from jobcache.serializers import serializer_of
 from jobcache.settings import CacheSettings
 from jobcache.sync._cached import SyncCachedFunction, require_plain_function
+from jobcache.sync._documentation import documented_as
 from jobcache.sync._loop_thread import CallingThread, LoopThread, forks
-from jobcache.throttle import ThreadedThrottle as Throttle
+from jobcache.sync._writing import BlockingWriteSteps, Write, WriteBlock, through, unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -49,7 +40,6 @@ if TYPE_CHECKING:
         Collection,
         Coroutine,
         Iterable,
-        Iterator,
         Mapping,
         Sequence,
     )
@@ -66,21 +56,8 @@ if TYPE_CHECKING:
     from jobcache.protocol.document import Document
     from jobcache.serializers import Serializer
 
-__all__ = ["CacheClosed", "JobCache", "Throttle", "Write"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-def _documented_as(source: Callable[..., object]) -> Callable[[T], T]:
-    """Append the docstring of the asynchronous method or class to that of the decorated one."""
-
-    def document(method: T) -> T:
-        added = re.sub(r"\b(async|await) ", "", inspect.getdoc(source) or "")
-        method.__doc__ = "\n\n".join(filter(None, (inspect.getdoc(method), added)))
-        return method
-
-    return document
 
 
 def _made_from(
@@ -142,7 +119,7 @@ class JobCache:
         self._closed = False
 
     @classmethod
-    @_documented_as(AsyncJobCache.from_url)
+    @documented_as(AsyncJobCache.from_url)
     def from_url(  # noqa: D102 - documented by the decorator
         cls, url: str, **options: Unpack[URLOptions]
     ) -> Self:
@@ -167,7 +144,7 @@ class JobCache:
         options = {name: it for name, it in self._options.items() if name != "statistics"}
         return vars(self) | {"_options": options, "_loop_threads": {}, "_closed": False}
 
-    @_documented_as(AsyncJobCache.read)
+    @documented_as(AsyncJobCache.read)
     def read(
         self, key: str, load: Callable[[], Document | None], *, min_version: int = 0
     ) -> ReadResult:
@@ -186,7 +163,7 @@ class JobCache:
 
         return self._here().call(work)
 
-    @_documented_as(AsyncJobCache.read_many)
+    @documented_as(AsyncJobCache.read_many)
     def read_many(
         self,
         keys: Iterable[str],
@@ -203,7 +180,7 @@ class JobCache:
 
         return self._here().call(work)
 
-    @_documented_as(AsyncJobCache.get_or_load)
+    @documented_as(AsyncJobCache.get_or_load)
     def get_or_load(
         self,
         key: str,
@@ -233,7 +210,7 @@ class JobCache:
 
         return self._here().call(work)
 
-    @_documented_as(AsyncJobCache.cached)
+    @documented_as(AsyncJobCache.cached)
     def cached(
         self,
         key: str,
@@ -269,7 +246,7 @@ class JobCache:
     def write(
         self, transaction: AbstractContextManager[T], *keys: str
     ) -> AbstractContextManager[Write[T]]: ...
-    @_documented_as(AsyncJobCache.write)
+    @documented_as(AsyncJobCache.write)
     def write(
         self, transaction: AbstractContextManager[Any] | str | None = None, *keys: str
     ) -> AbstractContextManager[Write[Any]]:
@@ -286,10 +263,10 @@ class JobCache:
         loop_thread = self._here()
         if transaction is None or isinstance(transaction, str):
             keys = (transaction, *keys) if transaction is not None else keys
-            return _Writing(loop_thread, _unwrapped(loop_thread, keys))
-        return _Writing(loop_thread, _through(loop_thread, transaction, keys))
+            return WriteBlock(loop_thread, unwrapped(loop_thread, keys))
+        return WriteBlock(loop_thread, through(loop_thread, transaction, keys))
 
-    @_documented_as(AsyncJobCache.wait_for_newer)
+    @documented_as(AsyncJobCache.wait_for_newer)
     def wait_for_newer(
         self, key: str, load: Callable[[], Document | None], version: int, timeout: float
     ) -> ReadResult | None:
@@ -359,135 +336,6 @@ async def _statistics(cache: AsyncJobCache, _: CallingThread) -> Statistics:
     return cache.statistics
 
 
-class BlockingWriteSteps:
-    """The steps of one write, around a transaction of this thread.
-
-    They are those of `jobcache._engine.writing.WriteSteps`. If the cache is closed meanwhile, the
-    fences stay until they expire, as if the process had died.
-
-    Args:
-        loop_thread: of this process.
-    """
-
-    def __init__(self, loop_thread: LoopThread[AsyncJobCache]) -> None:
-        self._loop_thread = loop_thread
-        self._steps = loop_thread.call(_begin)
-        self.record = self._steps.record
-        self.check = self._steps.check
-
-    @_documented_as(WriteSteps.fence)
-    def fence(self, keys: Iterable[str]) -> None:
-        self._loop_thread.call(lambda _, __: self._steps.fence(keys))
-
-    @_documented_as(WriteSteps.withdraw)
-    def withdraw(self) -> None:
-        with suppress(CacheClosed):
-            self._loop_thread.call(lambda _, __: self._steps.withdraw())
-
-    @_documented_as(WriteSteps.publish)
-    def publish(self) -> None:
-        with suppress(CacheClosed):
-            self._loop_thread.call(lambda _, __: self._steps.publish())
-
-
 def begin_write(cache: JobCache) -> BlockingWriteSteps:
     """Return the steps of a new write, for callers that take them one by one."""
     return BlockingWriteSteps(cache._here())  # noqa: SLF001 - no method of users, as in the asynchronous cache
-
-
-@_documented_as(AsyncWrite)
-class Write(Generic[T]):
-    """A write of the synchronous cache, in its block."""
-
-    def __init__(self, transaction: T, steps: BlockingWriteSteps) -> None:
-        self.transaction = transaction
-        self._steps = steps
-
-    @_documented_as(AsyncWrite.fence)
-    def fence(self, *keys: str) -> None:  # noqa: D102 - documented by the decorator
-        self._steps.fence(keys)
-
-    @_documented_as(AsyncWrite.publish)
-    def publish(self, key: str, document: Document) -> None:  # noqa: D102 - documented by the decorator
-        self._steps.record(key, document)
-
-    @_documented_as(AsyncWrite.outdate)
-    def outdate(self, key: str, version: int) -> None:  # noqa: D102 - documented by the decorator
-        self._steps.record(key, version)
-
-
-@contextmanager
-def _through(
-    loop_thread: LoopThread[AsyncJobCache],
-    transaction: AbstractContextManager[T],
-    keys: Sequence[str],
-) -> Iterator[Write[T]]:
-    """Wrap a transaction of a thread, in the steps of `WriteCoordinator.through`."""
-    steps = BlockingWriteSteps(loop_thread)
-    enclosing = Enclosing(transaction)
-    reached_commit = False
-    try:
-        with transaction as entered:
-            on_commit = enclosing.entered(entered)
-            steps.fence(keys)
-            yield Write(entered, steps)
-            steps.check()
-            enclosing.leaving()
-            if on_commit is not None:
-                on_commit(steps.publish)
-            reached_commit = True
-    finally:
-        if not reached_commit:
-            steps.withdraw()
-    if reached_commit and on_commit is None:
-        enclosing.left()
-        steps.publish()
-
-
-@contextmanager
-def _unwrapped(
-    loop_thread: LoopThread[AsyncJobCache], keys: Sequence[str]
-) -> Iterator[Write[None]]:
-    """Fence keys around a block of a thread, in the steps of `WriteCoordinator.unwrapped`."""
-    check_autocommit()
-    steps = BlockingWriteSteps(loop_thread)
-    try:
-        steps.fence(keys)
-    except BaseException:
-        steps.withdraw()
-        raise
-    yield Write(None, steps)
-    steps.check()
-    steps.publish()
-
-
-async def _begin(cache: AsyncJobCache, _: CallingThread) -> WriteSteps:
-    return cache.writes.begin()
-
-
-class _Writing(Generic[T]):
-    """The block of a write, which a forked child leaves without ending it."""
-
-    def __init__(
-        self, loop_thread: LoopThread[AsyncJobCache], block: AbstractContextManager[Write[T]]
-    ) -> None:
-        self._loop_thread = loop_thread
-        self._block = block
-
-    def __enter__(self) -> Write[T]:
-        return self._block.__enter__()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool | None:
-        if self._loop_thread.here:
-            return self._block.__exit__(kind, error, trace)
-        self._loop_thread.abandoned.append(
-            self._block
-        )  # kept, because its finalizer would end the transaction
-        if kind is None:
-            raise WriteMisuse("a fork within the block left with two processes at its end")
-        return False
