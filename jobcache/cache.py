@@ -23,7 +23,8 @@ from jobcache._engine.owner_loop import OwnerLoop
 from jobcache._engine.publishing import Publisher
 from jobcache._engine.reading import Reads
 from jobcache._engine.shadow_reads import Shadow
-from jobcache._engine.values import Storing, Values, seconds, sorted_tags, tag_keys
+from jobcache._engine.storing import Storing, seconds, sorted_tags, tag_keys
+from jobcache._engine.values import Values
 from jobcache._engine.watchers import PollIntervals, Readers, Watchers
 from jobcache._engine.writing import WriteCoordinator
 from jobcache.backends.registry import make_backend

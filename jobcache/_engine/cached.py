@@ -9,7 +9,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from jobcache._engine.call_keys import fill_in
-from jobcache._engine.values import Absent, Storing, seconds, sorted_tags
+from jobcache._engine.storing import Absent, Storing, seconds, sorted_tags
 from jobcache.serializers import serializer_of
 
 if TYPE_CHECKING:

@@ -19,42 +19,43 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobcache._engine.clock import YOUNGEST_MS
 from jobcache._engine.fetching import Lookup, count_fetched
 from jobcache._engine.publishing import version_only
 from jobcache._engine.single_flight import SingleFlight
-from jobcache.errors import CacheError, InvalidKey
-from jobcache.lifetimes import LONGEST
+from jobcache._engine.storing import (
+    ABSENT,
+    TAG_PREFIX,
+    Absent,
+    Kept,
+    check_value_key,
+    tag_keys,
+    value_of,
+)
+from jobcache.errors import CacheError
 from jobcache.loaders import LoaderLeft, bound_to_caller
 from jobcache.models import CacheOutcome
 from jobcache.protocol.capabilities import SupportsClockSteps, SupportsPeek
-from jobcache.protocol.codec import identity_body
 from jobcache.protocol.document import UnversionedDocument
 from jobcache.protocol.entry import UNVERSIONED, Entry
-from jobcache.protocol.key import check_key
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
-    from datetime import timedelta
 
     from jobcache._engine.clock import WallClock
     from jobcache._engine.fetching import Fetched, Fetcher
     from jobcache._engine.loading import Loads
     from jobcache._engine.publishing import Publisher
+    from jobcache._engine.storing import Storing
     from jobcache.lifetimes import Lifetimes
     from jobcache.observability.statistics import Statistics
     from jobcache.protocol.backend import CacheBackend
     from jobcache.protocol.entry import Tags
-    from jobcache.serializers import Serializer
 
 T = TypeVar("T")
-
-TAG_PREFIX = "jobcache:tag:"
-"""The keys of tags begin with it. No value can have such a key."""
 
 _TAG_SECONDS = 30 * 86400.0
 """For so long a tag keeps its generation. Then its values are loaded again."""
@@ -62,62 +63,6 @@ _TAG_SECONDS = 30 * 86400.0
 _NO_TAGS: Tags = ()
 
 _now_ns = time.perf_counter_ns
-
-
-class Absent:
-    """The result of `Values.peek` if there is no value to return: None is a value."""
-
-
-ABSENT = Absent()
-
-
-@dataclass(frozen=True, slots=True)
-class Storing(Generic[T]):
-    """How the values of one function are stored.
-
-    Attributes:
-        serializer: turns values into bytes.
-        ttl: seconds for which a value is served.
-        tags: the tags of the value, sorted, each once.
-        none: whether None is stored.
-    """
-
-    serializer: Serializer[T]
-    ttl: float
-    tags: tuple[str, ...] = ()
-    none: bool = False
-
-
-def seconds(ttl: float | timedelta) -> float:
-    """Return a lifetime in seconds.
-
-    Raises:
-        ValueError: it is negative, above ten years, or not a number.
-    """
-    number = float(ttl) if isinstance(ttl, int | float) else ttl.total_seconds()
-    if not 0 <= number <= LONGEST:
-        raise ValueError(f"ttl={ttl!r}: it is a time from 0 seconds to ten years")
-    return number
-
-
-def sorted_tags(tags: Iterable[str]) -> tuple[str, ...]:
-    """Return tags in order, each once.
-
-    Raises:
-        TypeError: the tags are one string.
-        InvalidKey: a tag cannot be used.
-    """
-    if isinstance(tags, str):
-        raise TypeError(f"tags={tags!r}: several tags are expected, such as [{tags!r}]")
-    unique = tuple(sorted(set(tags)))
-    for tag in unique:
-        check_key(TAG_PREFIX + tag)
-    return unique
-
-
-def tag_keys(tags: Iterable[str]) -> list[str]:
-    """Return the keys of the cells of some tags."""
-    return [TAG_PREFIX + tag for tag in tags]
 
 
 class Values:
@@ -176,10 +121,10 @@ class Values:
         if (storing.tags or entry.tags) and entry.tags != self._peeked(storing.tags):
             return ABSENT
         kept: Any = entry.kept
-        if type(kept) is _Kept and kept.shared and kept.serializer is storing.serializer:
-            value = kept.value  # as in `_value`, without the call: every hit comes through here
+        if type(kept) is Kept and kept.shared and kept.serializer is storing.serializer:
+            value = kept.value  # as in `value_of`, without the call: every hit comes through here
         else:
-            value = _value(entry, storing.serializer)
+            value = value_of(entry, storing.serializer)
             if value is ABSENT:
                 return ABSENT
         statistics = self._statistics
@@ -214,19 +159,19 @@ class Values:
         """Return the value at `key` from the store or its source, after `peek` found none."""
         began = _now_ns()
         try:
-            _check_value_key(key)
+            check_value_key(key)
             expected_ms = self._clock.detect_step_back()
             if expected_ms is not None and isinstance(self._backend, SupportsClockSteps):
                 self._backend.clock_set_back(expected_ms)
             found = await self._find(key, storing)
             if found is not None and found.entry is not None:
-                value = _value(found.entry, storing.serializer)
+                value = value_of(found.entry, storing.serializer)
                 if not isinstance(value, Absent):
                     return self._counted(began, value, CacheOutcome.HIT)
                 found = None
             with self._loads.waiting_for((key,)):
                 (entry, outcome), joined = await self._share(key, load, storing, found)
-            value = _value(entry, storing.serializer)
+            value = value_of(entry, storing.serializer)
             if isinstance(value, Absent):  # of another caller, who has another serializer
                 return await self.bypass(key, load, storing)
         except Exception:
@@ -295,7 +240,7 @@ class Values:
             return (
                 entry.version == UNVERSIONED
                 and entry.tags == tags
-                and _value(entry, storing.serializer) is not ABSENT
+                and value_of(entry, storing.serializer) is not ABSENT
             )
 
         async def load_document() -> UnversionedDocument:
@@ -322,7 +267,7 @@ class Values:
     async def bypass(self, key: str, load: Callable[[], Awaitable[T]], storing: Storing[T]) -> T:
         """Load the value at `key` for this caller alone, and remove an entry that may be older."""
         began = _now_ns()
-        _check_value_key(key)
+        check_value_key(key)
         with self._loads.waiting_for((key,)):
             token, now_ms = self._token(), self._clock.now_ms()
             self._statistics.database_loads += 1
@@ -352,41 +297,3 @@ class Values:
     async def aclose(self) -> None:
         """Cancel all shared loads, and wait for their end."""
         await self._flights.aclose()
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """The value of an entry, decoded once if all callers may share it.
-
-    Attributes:
-        serializer: the serializer that has decoded it.
-        shared: whether all callers may be given the value.
-        value: the value; or the body, decompressed, which is decoded for each caller.
-    """
-
-    serializer: object
-    shared: bool
-    value: Any
-
-
-def _value(entry: Entry, serializer: Serializer[T]) -> T | Absent:
-    """Return the value of an entry; `ABSENT` if this is no entry of such a value."""
-    kept: Any = entry.kept
-    try:
-        if type(kept) is not _Kept or kept.serializer is not serializer:
-            body = identity_body(entry)
-            value = serializer.loads(body)
-            shared = bool(getattr(serializer, "shared", False))
-            kept = _Kept(serializer, shared, value if shared else body)
-            object.__setattr__(entry, "kept", kept)
-            return value
-        found: T = kept.value if kept.shared else serializer.loads(kept.value)
-    except Exception:  # noqa: BLE001 - stored by another version of the program, or damaged
-        return ABSENT
-    return found
-
-
-def _check_value_key(key: str) -> None:
-    check_key(key)
-    if key.startswith(TAG_PREFIX):
-        raise InvalidKey(f"the key {key!r:.80} begins with {TAG_PREFIX!r}, as the keys of tags do")

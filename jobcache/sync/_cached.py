@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from jobcache._engine.cached import CachedCalls
-    from jobcache._engine.values import Storing
+    from jobcache._engine.storing import Storing
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 from jobcache._engine.cached import CachedCalls
 from jobcache._engine.loading import as_part_of_this_load
 from jobcache._engine.options import split
-from jobcache._engine.values import Storing, seconds, sorted_tags
+from jobcache._engine.storing import Storing, seconds, sorted_tags
 from jobcache._threads import refuse_eventlet
 from jobcache.backends.registry import make_backend
 from jobcache.cache import JobCache as AsyncJobCache

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from jobcache import JobCache
-from jobcache._engine.values import TAG_PREFIX, Values
+from jobcache._engine.storing import TAG_PREFIX
+from jobcache._engine.values import Values
 from jobcache.backends.memory import MemoryBackend
 from jobcache.protocol.backend import LeaseResult, PublishResult
 from jobcache.protocol.entry import Entry

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from jobcache import Document, JobCache, Lifetimes
-from jobcache._engine.values import Absent, Storing
+from jobcache._engine.storing import Absent, Storing
 from jobcache.backends.memory import MemoryBackend
 from jobcache.protocol.entry import CLOCK_SKEW_MS
 from jobcache.serializers import JSON

@@ -500,7 +500,5 @@ def parts(fault: Fault, *, unversioned: bool = False) -> Components:
             name = "_engine.values"
         user = Fault(name, ()).load()
         setattr(user, attribute, getattr(module, attribute))
-        if attribute == "Values":
-            user.Absent = module.Absent  # type: ignore[attr-defined]
         module = user
     return Components(cache=module.JobCache)
