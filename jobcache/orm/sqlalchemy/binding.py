@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from sqlalchemy import inspect
+from sqlalchemy import inspect, select, tuple_
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import Mapper
@@ -17,14 +17,19 @@ from jobcache.orm.sqlalchemy.versions import BindingError, version_attribute
 from jobcache.protocol.document import VERSION_LIMIT, Document
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session, sessionmaker
 
+    from jobcache.models import LoadMany
+
 __all__ = ["Binding", "BindingError"]
 
 T = TypeVar("T")
+
+_MOST_PARAMETERS = 500
+"""In one statement; old versions of SQLite allow 999."""
 
 
 class Binding(Generic[T]):
@@ -111,8 +116,42 @@ class Binding(Generic[T]):
             WriteMisuse: the document has another version than the row.
         """
         row = session.get(self.mapped, identity)
-        if row is None:
-            return None
+        return None if row is None else self._document_of(row, identity)
+
+    def read_many(
+        self, session: Session, identities: Mapping[str, tuple[Any, ...]]
+    ) -> dict[str, Document]:
+        """Load rows with few statements, and return the documents of those that exist, by key.
+
+        Args:
+            session: a new session.
+            identities: the primary keys, by key.
+
+        Raises:
+            InvalidDocument: the function that makes documents returned something else.
+            WriteMisuse: a document has another version than its row.
+        """
+        columns = [getattr(self.mapped, name) for name in self.primary_key]
+        wanted = list(identities.values())
+        size = _MOST_PARAMETERS // len(columns)
+        documents = {}
+        for some in (wanted[start : start + size] for start in range(0, len(wanted), size)):
+            if len(columns) == 1:
+                condition = columns[0].in_([value for (value,) in some])
+            else:
+                condition = tuple_(*columns).in_(some)
+            for row in session.scalars(select(self.mapped).where(condition)).unique():
+                identity = tuple(self.mapper.primary_key_from_instance(row))
+                documents[self.key(*identity)] = self._document_of(row, identity)
+        if not documents.keys() <= identities.keys():
+            # The database takes different primary keys for equal, such as "a" and "A".
+            for key in identities.keys() - documents.keys():
+                document = self.read(session, identities[key])
+                if document is not None:
+                    documents[key] = document
+        return documents
+
+    def _document_of(self, row: T, identity: tuple[Any, ...]) -> Document:
         version = getattr(row, self.version)
         document = self._document(row)
         name = f"{self.mapped.__name__}{identity}"
@@ -167,3 +206,55 @@ class Binding(Generic[T]):
     ) -> Document | None:
         with sessions() as session:
             return self.read(session, identity)
+
+    @overload
+    def many_loader(
+        self, sessions: async_sessionmaker[Any]
+    ) -> Callable[[Iterable[Any]], LoadMany]: ...
+    @overload
+    def many_loader(
+        self, sessions: sessionmaker[Any]
+    ) -> Callable[[Iterable[Any]], Callable[[Sequence[str]], dict[str, Document]]]: ...
+    def many_loader(
+        self, sessions: async_sessionmaker[Any] | sessionmaker[Any]
+    ) -> Callable[[Iterable[Any]], Callable[..., Any]]:
+        """Return a function that makes the loader of many rows, for `JobCache.read_many`.
+
+            load_many = exports.many_loader(sessions)
+            results = await cache.read_many(map(exports.key, ids), load_many(ids))
+
+        Each load opens a session of its own, and reads the rows that the cache lacks with one
+        statement. The primary keys are tuples if they have several columns.
+
+        Args:
+            sessions: an `async_sessionmaker` for `jobcache.JobCache`, a `sessionmaker` for
+                `jobcache.sync.JobCache`.
+        """
+        load: Callable[..., Any]
+        if isinstance(sessions, async_sessionmaker):
+            load = with_session(sessions, self._load_many)
+        else:
+            load = partial(self._load_many_in_thread, sessions)
+
+        def loader(identities: Iterable[Any]) -> Callable[..., Any]:
+            wanted = [each if isinstance(each, tuple) else (each,) for each in identities]
+            return partial(load, {self.key(*each): each for each in wanted})
+
+        return loader
+
+    async def _load_many(
+        self,
+        session: AsyncSession,
+        identities: Mapping[str, tuple[Any, ...]],
+        keys: Sequence[str],
+    ) -> dict[str, Document]:
+        return await session.run_sync(self.read_many, {key: identities[key] for key in keys})
+
+    def _load_many_in_thread(
+        self,
+        sessions: sessionmaker[Any],
+        identities: Mapping[str, tuple[Any, ...]],
+        keys: Sequence[str],
+    ) -> dict[str, Document]:
+        with sessions() as session:
+            return self.read_many(session, {key: identities[key] for key in keys})

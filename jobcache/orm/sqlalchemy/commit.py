@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
 
@@ -13,7 +13,10 @@ from jobcache.protocol.document import VERSION_LIMIT
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sqlalchemy import Connection
+
     from jobcache.cache import JobCache as AsyncJobCache
+    from jobcache.orm.sqlalchemy.binding import Binding
     from jobcache.orm.sqlalchemy.changes import ChangedRow
     from jobcache.orm.sqlalchemy.steps import SessionWriteSteps
     from jobcache.protocol.document import Document
@@ -54,7 +57,7 @@ class CommitWriter:
         Nothing is fenced if it raises an error.
         """
         check_no_savepoint({row.connection for row in rows.values() if row is not None})
-        results = {key: _result(row) for key, row in rows.items()}
+        results = _results(rows)
         steps = begin_write(self._cache)
         try:
             steps.fence(results)
@@ -87,12 +90,20 @@ class CommitWriter:
             steps.publish()
 
 
-def _result(row: ChangedRow | None) -> Document | int:
-    if row is None:
-        return _NEWEST
-    # Read as a load would read it, because the database may have rounded numbers, or set columns.
-    with Session(row.connection, join_transaction_mode="rollback_only") as reader:
-        document = row.binding.read(reader, row.identity)
-    if document is None or document.version != row.version:
-        return _NEWEST  # changed by a trigger, or a savepoint of the connection was rolled back
-    return document
+def _results(rows: Mapping[str, ChangedRow | None]) -> dict[str, Document | int]:
+    results: dict[str, Document | int] = dict.fromkeys(rows, _NEWEST)
+    together: dict[tuple[Binding[Any], Connection], dict[str, ChangedRow]] = {}
+    for key, row in rows.items():
+        if row is not None:
+            together.setdefault((row.binding, row.connection), {})[key] = row
+    for (binding, connection), changed in together.items():
+        # Read as a load would read, because the database may have rounded numbers, or set columns.
+        with Session(connection, join_transaction_mode="rollback_only") as reader:
+            identities = {key: row.identity for key, row in changed.items()}
+            documents = binding.read_many(reader, identities)
+        for key, row in changed.items():
+            document = documents.get(key)
+            # Otherwise a trigger has changed it, or a savepoint of the connection was rolled back.
+            if document is not None and document.version == row.version:
+                results[key] = document
+    return results

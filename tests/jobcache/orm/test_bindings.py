@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,11 +21,12 @@ from sqlalchemy import (
     Table,
     Uuid,
     delete,
+    event,
 )
 from sqlalchemy.dialects.postgresql import dialect as postgresql
 from sqlalchemy.dialects.sqlite import dialect as sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import registry, relationship
+from sqlalchemy.orm import registry, relationship, sessionmaker
 
 from jobcache import Document
 from jobcache.errors import WriteMisuse
@@ -46,6 +47,7 @@ def mapped(*columns: Column[Any], version: str | None, **options: Any) -> type[A
     if version is not None:
         options["version_id_col"] = table.c[version]
     maps.map_imperatively(kind, table, **options)
+    kind.metadata = maps.metadata
     return kind
 
 
@@ -271,3 +273,84 @@ def test_a_relationship_that_updates_rows_after_the_flush_is_refused(
         session.add(node())
         with pytest.raises(WriteMisuse, match=r"Node\.following has post_update"):
             session.flush()
+
+
+@contextmanager
+def statements(engine: Engine) -> Iterator[list[str]]:
+    """Collect the statements that are executed."""
+    executed: list[str] = []
+
+    def collect(_: object, __: object, statement: str, *more: object) -> None:
+        executed.append(statement)
+
+    event.listen(engine, "before_cursor_execute", collect)
+    yield executed
+    event.remove(engine, "before_cursor_execute", collect)
+
+
+async def test_many_rows_are_loaded_with_one_statement(
+    sessions: async_sessionmaker[AsyncSession], cache: Any, engine: AsyncEngine
+) -> None:
+    async with sessions.begin() as session:
+        parts = [Part(name=name, size=ord(name)) for name in "abc"]
+        session.add_all([Export(id=1, parts=parts), Export(id=2, percent=2), Export(id=3)])
+    await cache.invalidate_all()
+    load = EXPORTS.many_loader(async_sessionmaker(engine))
+    await cache.read("export:3", EXPORTS.loader(sessions)(3))
+    ids = [1, 2, 3, 4]
+    with statements(engine.sync_engine) as executed:
+        results = await cache.read_many(map(EXPORTS.key, ids), load(ids))
+    assert len(executed) == 1
+    assert [results[key].missing for key in results] == [False, False, False, True]
+    assert results["export:2"].body == b'{"percent": 2, "price": "0.00"}'
+    names = [(1, name) for name in "abd"]
+    load_parts = PARTS.many_loader(async_sessionmaker(engine))
+    with statements(engine.sync_engine) as executed:
+        found = await cache.read_many([PARTS.key(*each) for each in names], load_parts(names))
+    assert len(executed) == 1
+    assert [each.missing for each in found.values()] == [False, False, True]
+    assert found["part:1:b"].body == b'{"size": 98}'
+
+
+def test_many_rows_are_loaded_with_one_statement_in_threads(
+    blocking_sessions: sessionmaker[CoherentSession],
+    blocking_cache: JobCache,
+    blocking_engine: Engine,
+) -> None:
+    with blocking_sessions.begin() as session:
+        session.add_all([Export(id=1), Export(id=2)])
+    blocking_cache.invalidate_all()
+    load = EXPORTS.many_loader(sessionmaker(blocking_engine))
+    with statements(blocking_engine) as executed:
+        results = blocking_cache.read_many(map(EXPORTS.key, [1, 2, 3]), load([1, 2, 3]))
+    assert len(executed) == 1
+    assert [each.version for each in results.values()] == [1, 1, 0]
+
+
+def test_each_row_is_found_that_the_database_takes_for_the_wanted_one(
+    blocking_engine: Engine,
+) -> None:
+    """Otherwise readers would be told that there is no such row."""
+    columns = Column("name", String(collation="NOCASE"), primary_key=True), integer()
+    kind = mapped(*columns, version="version")
+    binding = Binding(kind, key="{name}", document=lambda row: Document(row.version, "", b""))
+    kind.metadata.create_all(blocking_engine)
+    with sessionmaker(blocking_engine).begin() as session:
+        row = kind()
+        row.name = "a"
+        session.add(row)
+    load = binding.many_loader(sessionmaker(blocking_engine))
+    assert set(load(["A", "b"])(["A", "b"])) >= {"A"}
+
+
+async def test_a_commit_reads_many_changed_rows_with_one_statement(
+    sessions: async_sessionmaker[AsyncSession], cache: Any, engine: AsyncEngine
+) -> None:
+    async with sessions.begin() as session:
+        exports = [Export(id=each) for each in range(1, 600)]
+        session.add_all(exports)
+        await session.flush()
+        with statements(engine.sync_engine) as executed:
+            await session.commit()
+    assert len(executed) == 2, "at most 500 rows in one statement"
+    assert await poll(cache, engine, 599) == hit(1)
