@@ -79,6 +79,7 @@ T = TypeVar("T")
 logger = logging.getLogger("jobcache")
 
 _CLOSED = "it is being closed"
+_LONG_SILENCE = 0.8  # of the time after which a writer commits without its fence
 
 
 class GuardedBackend:
@@ -99,6 +100,10 @@ class GuardedBackend:
         clock: monotonic time in seconds.
         clock_ms: wall-clock time in milliseconds since the epoch.
         sleep: waits for the given seconds.
+
+    Attributes:
+        long_silence: seconds without an answer after which other writers may commit without a
+            fence; a little less, as their silence may have begun earlier.
     """
 
     purge_all: Callable[[], Coroutine[Any, Any, int]]
@@ -124,6 +129,8 @@ class GuardedBackend:
         self._backend = backend
         self._deadline = deadline
         self._fence_deadline = fence_deadline
+        self.long_silence = _LONG_SILENCE * fence_deadline
+        self._clock = clock
         self._breaker = Breaker(backend.name, failures=failures, clock=clock)
         self._confirmation = Confirmation(clock_ms)
         self._log = ReplayLog(most_missed, can_empty=isinstance(backend, SupportsPurgeAll))
@@ -197,7 +204,12 @@ class GuardedBackend:
         if reading is None:
             reading = self._start(self._backend.get_many(keys))
         return GuardedOperation(
-            reading, self._deadline, self._breaker, self, confirmation=self._confirmation
+            reading,
+            self._deadline,
+            self._breaker,
+            self,
+            self._clock,
+            confirmation=self._confirmation,
         ).result
 
     async def lease(self, key: str, token: str) -> Entry | LeaseResult:
@@ -378,7 +390,9 @@ class GuardedBackend:
             on_late: called with the operation if no caller waits for it any more: it is overdue, or
                 its caller was cancelled.
         """
-        result = GuardedOperation(running, limit, self._breaker, self, on_late=on_late).result
+        result = GuardedOperation(
+            running, limit, self._breaker, self, self._clock, on_late=on_late
+        ).result
         try:
             return await result
         except asyncio.CancelledError:
@@ -426,6 +440,16 @@ class GuardedBackend:
         ours = CacheUnavailable(f"{type(error).__name__}: {error}")
         ours.__cause__ = error
         return ours
+
+    def silence_ended(self) -> None:
+        """Have entries confirmed, because other writers may have given up their fences.
+
+        The deadlines of a busy process may not show that, as their timers are late, too:
+
+            the store hangs; R asks it; W in another process commits v2 without its fence
+            the store goes on and answers R, whose timer is not over yet; the next read gets v1
+        """
+        self._confirmation.outage_ended()
 
     def overdue(self, number: int, limit: float) -> CacheError:
         """Note an operation that is overdue. Returns the error to raise."""

@@ -2,7 +2,8 @@
 
 An overdue operation is not cancelled. It runs on until its socket's own limit, because cancelling
 it would close the connection, and a burst of deadlines would become a burst of reconnects. Neither
-its success nor its failure counts any more.
+its success nor its failure counts any more. But the time that it took counts, in time or not: on a
+busy machine the timer of a deadline can be later than the answer.
 """
 
 from __future__ import annotations
@@ -23,13 +24,22 @@ T = TypeVar("T")
 
 
 class FailureObserver(Protocol):
-    """Is notified of operations that do not succeed in time."""
+    """Is notified of operations that do not succeed in time.
+
+    Attributes:
+        long_silence: seconds after which other processes may have given up the store.
+    """
+
+    long_silence: float
 
     def failed(self, number: int, error: BaseException) -> CacheError:
         """Note an operation that has failed in time. Returns the error to raise."""
 
     def overdue(self, number: int, limit: float) -> CacheError:
         """Note an operation that is overdue. Returns the error to raise."""
+
+    def silence_ended(self) -> None:
+        """Note that an operation has run for a long silence, before its result is used."""
 
 
 class GuardedOperation(Generic[T]):
@@ -39,7 +49,8 @@ class GuardedOperation(Generic[T]):
         running: the operation.
         limit: its deadline in seconds.
         breaker: counts the operation, and its success.
-        observer: is notified if it does not succeed in time.
+        observer: is notified if it does not succeed in time, or takes very long.
+        clock: monotonic time in seconds.
         confirmation: decides which of the entries that it reads have to be confirmed.
         on_late: called with the operation once it is overdue.
 
@@ -48,7 +59,9 @@ class GuardedOperation(Generic[T]):
     """
 
     __slots__ = (
+        "_began",
         "_breaker",
+        "_clock",
         "_confirmation",
         "_deadline",
         "_limit",
@@ -65,6 +78,7 @@ class GuardedOperation(Generic[T]):
         limit: float,
         breaker: Breaker,
         observer: FailureObserver,
+        clock: Callable[[], float],
         *,
         confirmation: Confirmation | None = None,
         on_late: Callable[[asyncio.Future[T]], None] | None = None,
@@ -76,6 +90,8 @@ class GuardedOperation(Generic[T]):
         self._observer = observer
         self._confirmation = confirmation
         self._on_late = on_late
+        self._clock = clock
+        self._began = clock()
         breaker.begun += 1
         self._number = breaker.begun
         self._deadline = Deadline(limit, self._give_up)
@@ -83,6 +99,8 @@ class GuardedOperation(Generic[T]):
 
     def _ended(self, running: asyncio.Future[T]) -> None:
         self._deadline.timer.cancel()
+        if self._clock() - self._began >= self._observer.long_silence:
+            self._observer.silence_ended()
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
         result = self.result
         if result.done():

@@ -108,3 +108,24 @@ async def test_a_late_success_settles_an_operation_that_its_deadline_left_pendin
     rig.store.hangs.set()
     await rig.idle()
     assert rig.guard.condition().pending == 0
+
+
+async def test_entries_are_confirmed_after_a_silence_that_no_timer_has_noticed(rig: Rig) -> None:
+    """The store answers after a fence would have been given up, but before the late timer."""
+    await rig.store.lease("k", "r")
+    await rig.store.publish("k", "r", entry_of(1))
+    before = await rig.guard.get("k")
+    assert before is not None
+    assert before.fresh_ms > 0
+    rig.store.hangs = hangs = asyncio.Event()
+    calls = rig.store.calls
+    reading = asyncio.create_task(rig.guard.get("k"))
+    while rig.store.calls == calls:
+        await asyncio.sleep(0)
+    rig.clock.now += 0.02  # without any time for the loop's timers
+    rig.store.hangs = None
+    hangs.set()
+    for after in (await reading, await rig.guard.get("k")):
+        assert after is not None
+        assert after.fresh_ms <= 0
+    assert rig.guard.condition().available
