@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import sys
+import typing
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +32,10 @@ from jobcache.testing import conformance
 
 # redis-py looks up on disk, for each client and connection, which version it is: here only once.
 redis.utils.get_lib_version = functools.cache(redis.utils.get_lib_version)
+if sys.version_info < (3, 12):
+    # Each isinstance() of a protocol collects its attributes anew. A simulation makes thousands of
+    # caches, and each of them asks a dozen times what its backend can do.
+    typing._get_protocol_attrs = functools.cache(typing._get_protocol_attrs)
 
 REDIS_SERVERS = redis_servers()
 BACKENDS = [

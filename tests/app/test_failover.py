@@ -30,6 +30,9 @@ LAG = {"redis": 0.0, "tiered": 2.5}
 FIRST_TIER = {"redis": "redis", "tiered": "memory"}
 JOBS = 12
 POLLERS = 3  # of each job
+POLL_PAUSE = {"short": 0.03, "long": 0.005}
+REPORT_PAUSE = {"short": 0.1, "long": 0.02}
+"""Seconds that a client waits between two requests."""
 PROBES = 4  # jobs that change only where a test waits for that change to be seen
 PROGRAM = list(REDIS_SERVERS.values())[-1]  # the library's own tests have failovers on the first
 
@@ -39,6 +42,7 @@ class Clients:
 
     Args:
         services: the processes, one for each backend of `LAG`.
+        long: whether as much is asked of them as they can answer.
 
     Attributes:
         settled: from now on no response is older than an acknowledged write, or than an earlier
@@ -46,8 +50,9 @@ class Clients:
         counts: what happened, for the figures of a run.
     """
 
-    def __init__(self, services: list[Process]) -> None:
+    def __init__(self, services: list[Process], *, long: bool) -> None:
         self.services = services
+        self._length = "long" if long else "short"
         self.settled = True
         self.counts: Counter[str] = Counter()
         self._going_on = True
@@ -85,13 +90,13 @@ class Clients:
         clients = self._one_for_each_process()
         while self._going_on:
             await self._poll(random.choice(clients), job_id)
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(POLL_PAUSE[self._length])
 
     async def _keep_reporting(self, job_id: int) -> None:
         clients = self._one_for_each_process()
         while self._going_on:
             await self._report(random.choice(clients), job_id)
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(REPORT_PAUSE[self._length])
 
     async def _report(self, client: Client, job_id: int) -> None:
         self.counts["reports"] += 1
@@ -231,26 +236,26 @@ def database(tmp_path: Path, postgres: PostgresServer) -> str:
 
 
 async def test_a_node_of_the_cluster_is_killed_and_no_client_notices(
-    database: str, tmp_path: Path
+    database: str, tmp_path: Path, *, long: bool
 ) -> None:
     with (
         RedisCluster(PROGRAM, replicas=1, node_timeout=0.6) as cluster,
         two_services(tmp_path, REDIS_URL=cluster.url, DATABASE_URL=database) as services,
     ):
-        clients = Clients(services)
+        clients = Clients(services, long=long)
         async with clients.at_work():
             await kill(clients, cluster.owner(0))
     print(clients.counts)  # noqa: T201 - the figures of this run
 
 
 async def test_a_master_is_deposed_and_the_next_one_killed_and_no_client_notices(
-    database: str, tmp_path: Path
+    database: str, tmp_path: Path, *, long: bool
 ) -> None:
     with (
         RedisSentinels(PROGRAM, replicas=2, down_after=0.4) as sentinels,
         two_services(tmp_path, REDIS_URL=sentinels.url, DATABASE_URL=database) as services,
     ):
-        clients = Clients(services)
+        clients = Clients(services, long=long)
         async with clients.at_work():
             first = sentinels.master()
             async with settling(clients):  # the first master goes on, and is demoted seconds later

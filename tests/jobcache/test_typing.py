@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 USAGE = Path(__file__).with_name("typed_usage.py")
 
 
+@pytest.mark.long  # `make check` does the same for each change
 def test_what_users_write_has_the_documented_types() -> None:
-    # With the project's settings: so the cache of `make check` serves this run, too.
     result = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", str(USAGE)],
         cwd=ROOT,

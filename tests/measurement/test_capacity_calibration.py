@@ -248,7 +248,7 @@ def test_a_noisy_calibration_says_so(capsys: pytest.CaptureFixture[str]) -> None
 # --- measuring ---
 
 
-def test_a_load_is_measured_with_all_its_counts() -> None:
+def test_a_load_is_measured_with_all_its_counts(forked: None) -> None:
     """The figures are for a quiet machine to say; the counts are exact."""
     with Laboratory(4) as laboratory, laboratory.bench("tiered", processes=2) as bench:
         bench.measure(Point(name="cold", polls=80, jobs=4, processes=2), 0.3)
