@@ -179,7 +179,7 @@ class Bench:
             observation = self._observer.finish(
                 point.name,
                 polls=sum(each.record.answered for each in seen),
-                updates=sum(each.updates for each in seen),
+                updates=sum(len(each.updates) for each in seen),
                 conditional=point.etags,
             )
         problems = [
