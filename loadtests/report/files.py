@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from loadtests.report.document import Document, Measurement
+    from loadtests.report.page import Drawn
 
 _SUMS = (
     *("seconds", "users", "polls", "held", "not_modified", "jobs", "completed", "ends_seen"),
@@ -37,17 +38,18 @@ def write(document: Document, place: Path) -> Path:
     _write_csv(place / "runs.csv", (_run(run) for run in document.runs))
     _write_csv(place / "requests.csv", (row for run in document.runs for row in _requests(run)))
     _write_csv(place / "samples.csv", (row for run in document.runs for row in _samples(run)))
-    _write_plots(document, place / "plots")
+    drawn = draw(document)
+    _write_plots(drawn, place / "plots")
     page = place / "report.html"
-    page.write_text(html(document), "utf-8")
+    page.write_text(html(document, drawn), "utf-8")
     return page
 
 
-def _write_plots(document: Document, place: Path) -> None:
+def _write_plots(drawn: Drawn, place: Path) -> None:
     place.mkdir(exist_ok=True)
-    for scenario in document.scenarios:
-        for name, svg in draw(document, scenario.name).items():
-            (place / f"{scenario.name}-{name}.svg").write_text(standalone(svg), "utf-8")
+    for scenario, plots in drawn.items():
+        for name, svg in plots.items():
+            (place / f"{scenario}-{name}.svg").write_text(standalone(svg), "utf-8")
 
 
 def _run(run: Measurement) -> Mapping[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -23,8 +23,12 @@ _NOISE = 20.0
 """Processor time of other programs, in percent of one core, above which a run is noisy."""
 
 
-def html(document: Document) -> str:
-    """Return the page."""
+Drawn: TypeAlias = "Mapping[str, Mapping[str, str]]"
+"""Plots as elements of a page, by scenario and name."""
+
+
+def html(document: Document, drawn: Drawn) -> str:
+    """Return the page, with those plots of its scenarios that have been drawn."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -40,7 +44,10 @@ def html(document: Document) -> str:
         backends_head=list(BACKENDS),
         backends_rows=[cells(BACKENDS, each) for each in backends(document)],
         verdicts=[_verdict(verdict) for verdict in compare(document)],
-        sections=[_section(document, scenario) for scenario in document.scenarios],
+        sections=[
+            _section(document, scenario, drawn.get(scenario.name, {}))
+            for scenario in document.scenarios
+        ],
         answers_head=list(ANSWERS),
         costs_head=list(COSTS),
         requests_head=["backend", *REQUESTS],
@@ -61,7 +68,9 @@ def _verdict(verdict: Verdict) -> dict[str, str]:
     }
 
 
-def _section(document: Document, scenario: Described) -> dict[str, object]:
+def _section(
+    document: Document, scenario: Described, drawn: Mapping[str, str]
+) -> dict[str, object]:
     runs = [run for run in document.runs if run.scenario == scenario.name]
     return {
         "scenario": scenario,
@@ -70,12 +79,16 @@ def _section(document: Document, scenario: Described) -> dict[str, object]:
         "requests": [
             [run.backend, *cells(REQUESTS, requests)] for run in runs for requests in run.requests
         ],
-        "plots": [Markup(svg) for svg in draw(document, scenario.name).values()],  # noqa: S704 - ours
+        "plots": [Markup(svg) for svg in drawn.values()],  # noqa: S704 - ours
     }
 
 
-def draw(document: Document, scenario: str) -> dict[str, str]:
-    """Return the plots of a scenario by their names, as elements of a page."""
+def draw(document: Document) -> Drawn:
+    """Draw the plots of all scenarios."""
+    return {scenario.name: _draw(document, scenario.name) for scenario in document.scenarios}
+
+
+def _draw(document: Document, scenario: str) -> Mapping[str, str]:
     runs = [run for run in document.runs if run.scenario == scenario]
     lines: Mapping[str, Sequence[Bucket]] = {r.backend: r.polls_ms for r in runs if r.polls_ms}
     drawn = {"durations": plots.distribution(lines)} if lines else {}

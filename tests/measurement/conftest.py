@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import asgi, service
 from loadtests.freshness import cluster
+from loadtests.report import files
 from tests.app.forked_process import ForkedProcess
 from tests.app.forking import can_fork
 from tests.measurement.in_process import Command
@@ -19,6 +20,12 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     if can_fork(os.environ):
         for module in (asgi, service, cluster):
             monkeypatch.setattr(module, "Process", ForkedProcess)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have no plots: to draw them takes longer than a short run."""
+    monkeypatch.setattr(files, "draw", lambda _: {})
 
 
 @pytest.fixture

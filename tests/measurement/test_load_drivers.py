@@ -26,6 +26,7 @@ def test_each_driver_has_a_scenario() -> None:
     assert {SCENARIOS[name].driver for name in DRIVEN} == DRIVERS.keys()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_clients_count_what_the_service_counts(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

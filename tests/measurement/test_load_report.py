@@ -95,7 +95,8 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    return html(document())
+    made = document()
+    return html(made, draw(made))
 
 
 def test_the_page_needs_nothing_from_elsewhere(text: str) -> None:
@@ -147,7 +148,7 @@ def test_goals_are_judged_unless_time_was_compressed() -> None:
     faster = verdicts["median read of null, divided by the median hit", "memory"]
     assert (faster.value, faster.met) == (200, True)
     assert {each.met for each in compare(replace(made, quick=True))} == {None}
-    rows = Page(html(made)).table("first version")
+    rows = Page(html(made, {})).table("first version")
     shown = {(row["figure"], row["run"]): (row["measured"], row[""]) for row in rows}
     assert shown["hit rate", "users_10 on memory"] == ("99.76 %", "met")
     assert shown["hit rate", "users_10 on redis"][1] == "missed"
@@ -214,7 +215,7 @@ def test_problems_are_shown(text: str) -> None:
     failed = measurement("memory", hits=1, misses=0, problems=["memory: 3 failures"])
     made = document(runs=[failed], problems=["redis: no service"])
     assert made.all_problems == ["redis: no service", "memory: 3 failures"]
-    failed_text = html(made)
+    failed_text = html(made, {})
     assert "redis: no service" in failed_text
     assert "memory: 3 failures" in failed_text
     assert "All responses were right" not in failed_text
@@ -245,7 +246,7 @@ def test_a_run_beside_other_programs_is_called_noisy(text: str) -> None:
     assert "users_10 on null, users_10 on memory" in text
     quiet = [replace(each, machine_seconds=0.5 * each.second) for each in run.samples]
     assert others_percent(replace(run, samples=quiet)) == pytest.approx(12.5)
-    assert "Noisy" not in html(document(runs=[replace(run, samples=quiet)]))
+    assert "Noisy" not in html(document(runs=[replace(run, samples=quiet)]), {})
     assert others_percent(replace(run, samples=quiet[:1])) is None
 
 
@@ -259,7 +260,7 @@ def test_plots_over_time_have_the_time_of_each_fault() -> None:
     faults = [Fault(second=1.25, text="Redis hangs"), Fault(second=2, text="Redis answers")]
     broken = measurement("redis", hits=5, misses=1, faults=faults)
     also = measurement("tiered", hits=5, misses=1, faults=faults)
-    drawn = draw(document(runs=[broken, also]), "users_10")
+    drawn = draw(document(runs=[broken, also]))["users_10"]
     for name in ("hits", "statements", "processor"):
         assert drawn[name].count("Redis hangs") == 1
         assert drawn[name].count("Redis answers") == 1

@@ -81,6 +81,7 @@ def test_the_command_measures_backends_and_writes_a_report(
     assert memory.first_polls > memory.first_polls_missed == 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_polls_are_answered_while_redis_hangs(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +157,7 @@ BAD = measurement("null", hits=0, misses=5, problems=["tiny on null: 3 failures"
 GOOD = measurement("memory", hits=5, misses=0)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("outcomes", "status", "complaint", "runs"),
     [
@@ -207,6 +209,7 @@ def test_invalid_arguments_are_refused_with_what_is_valid(
     assert valid in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_quick_shows_some_scenarios_in_shorter_time(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +265,7 @@ def test_progress_has_the_run_and_the_remaining_time(*, terminal: bool) -> None:
     assert "1 min 15 s left" in file.getvalue()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_second_signal_does_not_stop_the_report(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

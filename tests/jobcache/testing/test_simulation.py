@@ -85,7 +85,6 @@ def in_order(report: Report) -> None:
         (simulator("W W", 1, "evict die lose commit cancel", warm=True), 300),
         (simulator("R W", 1, "lose", guarded=True, warm=True), 1000),
         (simulator("R R W", 0, tiered=True, warm=True), 500),
-        (simulator("R W", 1, "feed", tiered=True), 1000),
         (simulator("RW", 1, "evict cancel", tiered=True, warm=True), 400),
         (simulator("R W", 1, unversioned=True), 300),
         (simulator("R R W", 0, unversioned=True), 400),
@@ -97,6 +96,7 @@ def in_order(report: Report) -> None:
             pytest.param(small, states, marks=pytest.mark.long)
             for small, states in [
                 (simulator("R W", 2, "evict die lose late"), 1000),
+                (simulator("R W", 1, "feed", tiered=True), 1000),
                 (simulator("R R W", 1, unversioned=True), 2000),
                 (simulator("RW R", 1, "evict cancel", tiered=True, unversioned=True), 500),
                 (simulator("RRW", 0), 1000),
@@ -270,6 +270,7 @@ LOCAL_FOUND_IN: list[tuple[str, Simulator, int | None]] = [
 SEEDS = {
     ("a fill takes no lease", "MR W warm tiered"): 1,
     ("an unsure writer publishes its body", "R W W"): 12,
+    ("an unsure reader publishes nothing", "RRW warm"): 1215,
     ("a reader returns before it publishes", "RRW warm"): 223,
     ("the guard reads a pending key", "RW warm guarded"): 52,
     ("an answer of a lease spares what is local", "RR W warm tiered"): 74,
@@ -404,7 +405,7 @@ def test_a_result_that_leaves_the_lease_of_another_is_detected() -> None:
     # Two fills side by side, the slower with the older version: of all schedules a random few.
     where = replace(simulator("MR W", 1, "slow", tiered=True), reads=2)
     with in_memory(parts=parts(TIERED["an answer spares the lease of another"])) as explorer:
-        report = explorer.search(where, seed=0, runs=10_000)
+        report = explorer.search(where, seed=5, runs=10_000)
         print(report)  # noqa: T201 - pytest -rP shows the schedules
         assert report.finding is not None
         with pytest.raises(Violation, match=re.escape(report.finding.reason)):
