@@ -44,6 +44,7 @@ IDS = (1, 2, 3)
 ids = st.sampled_from(IDS)
 writers = st.sampled_from([0, 1])
 percents = st.integers(1, 99)
+TABLE = Export.__tablename__
 SELECT = select(Export.id, Export.version, Export.percent, Export.price)
 
 
@@ -425,6 +426,9 @@ async def database(request: pytest.FixtureRequest, name: str) -> AsyncIterator[A
         if name == "sqlite":  # readers are not refused while a writer commits
             await connection.exec_driver_sql("PRAGMA journal_mode = WAL")
         await connection.run_sync(Base.metadata.create_all)
+        if name == "postgres":  # autovacuum locks the table for readers while it truncates it
+            await connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
+            await connection.exec_driver_sql(f"ALTER TABLE {TABLE} SET (vacuum_truncate = false)")
     yield engine
     await engine.dispose()
     await sqlite_threads_ended()
