@@ -93,7 +93,7 @@ class CoherentSession(Session):
             UPDATE, version 2; COMMIT fails, because SQLite's database is locked; close
             a load is given the connection, and finds version 2, which nobody has committed
         """
-        if not self.is_active:
+        if self.tracker.committing:
             self.rollback()
 
     # SQLAlchemy calls no event for these three.

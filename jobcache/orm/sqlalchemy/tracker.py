@@ -90,6 +90,12 @@ class ChangeTracker:
         self.forget_ended()
         return len(self._open) > 1
 
+    @property
+    def committing(self) -> bool:
+        """Whether a commit, or the release of a savepoint, has begun and not ended."""
+        self.forget_ended()
+        return any(changes.committing for _, changes in self._open)
+
     def innermost(self) -> Changes:
         """Return the changes of the innermost savepoint, or else of the transaction."""
         self.forget_ended()

@@ -11,6 +11,7 @@ from decimal import Decimal
 import pytest
 from sqlalchemy import event, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm.exc import StaleDataError
 
@@ -280,6 +281,19 @@ async def test_a_commit_that_fails_leaves_no_transaction_in_the_pool(
             await session.commit()
     await end(session)
     assert await poll(cache, engine) == bypass(1)
+
+
+async def test_a_flush_that_failed_needs_no_rollback_before_the_session_is_closed(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine
+) -> None:
+    """SQLAlchemy has rolled back. A second rollback would warn of what has changed since."""
+    await insert(sessions)
+    async with sessions() as session:
+        session.add(Export(id=1))
+        with pytest.raises(IntegrityError):
+            await session.flush()
+        session.add(Export(id=2))
+    assert await poll(cache, engine) == hit(1)
 
 
 async def test_wrong_documents_roll_the_transaction_back(
