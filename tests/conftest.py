@@ -71,9 +71,18 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def collected() -> Iterator[None]:
-    """Report what a module's tests left open in that module, not in a later one."""
+    """Report what a module's tests left open in that module, not in a later one.
+
+    What is left is of the whole session, and grows: later modules do not look through it again.
+    """
     yield
     gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Leave it to pytest's last collection to report what no module has."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
