@@ -227,7 +227,8 @@ def test_a_directory_whose_name_is_not_utf8_is_one_line(
     assert said == "JOBCACHE_VAR_DIR=a\\udcff: a path in UTF-8\n"
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+# With two workers, which take a second each to start, `test_greeting.py` looks for it.
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.long)])
 def test_a_misspelt_variable_is_mentioned_once_whatever_the_number_of_workers(
     tmp_path: Path, workers: str
 ) -> None:

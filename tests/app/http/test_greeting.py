@@ -72,7 +72,9 @@ def test_it_names_the_backend_and_the_workers_once_and_no_secret(
 ) -> None:
     url = redis_url.replace("redis://", "redis://default:@", 1) + "?client_name=s3cret"
     environment = {"JOBCACHE_BACKEND": backend, "REDIS_URL": url, "JOBCACHE_WORKERS": "2"}
-    with serving(tmp_path, **environment, JOBCACHE_PREFIX="greeting:") as process:
+    (tmp_path / ".env").write_text("JOBCACHE_BACKEMD=memory\n")
+    environment |= {"JOBCACHE_PREFIX": "greeting:", "JOBCACHE_PREFX": "x"}
+    with serving(tmp_path, **environment) as process:
         check_pages(line(process.log.read_text()), process.http)
         process.stop()
         log = process.log.read_text()
@@ -81,6 +83,8 @@ def test_it_names_the_backend_and_the_workers_once_and_no_secret(
     assert found["backend"] == f"{backend} ({place})"
     assert found["workers"] == "2 workers"
     assert "s3cret" not in log
+    for misspelt in ("JOBCACHE_BACKEMD", "JOBCACHE_PREFX"):
+        assert log.count(f"{misspelt} is not a setting; did you mean ") == 1
 
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
