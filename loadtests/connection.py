@@ -15,7 +15,7 @@ _FIELDS = re.compile(
     rb'\r\n(?:content-length: (\d+)|etag: "(\d+)-|cache-status: ([^\r]*)|(retry-after): )',
     re.IGNORECASE,
 )
-_NOT_MODIFIED = 304
+_WITHOUT_BODY = {204, 304}
 
 
 class Response(NamedTuple):
@@ -92,7 +92,7 @@ class Connection(asyncio.Protocol):
             else:
                 cache_status = how
         status = int(head[9:12]) if head[9:12].isdigit() else 0
-        if status != _NOT_MODIFIED:  # which has no body, but may state the length of one
+        if status not in _WITHOUT_BODY:  # which may state a length all the same
             if not sized or not status:
                 self.abort(f"the response cannot be read: {head[:80]!r}")
                 return

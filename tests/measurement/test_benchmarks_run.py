@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import instructions, results, tables
+from benchmarks import instructions, long_poll_quickstart, results, tables
 from benchmarks.__main__ import SECTIONS
 from benchmarks.handwritten import Jobs
 from benchmarks.nginx import nginx_program
@@ -162,3 +162,10 @@ def test_instructions_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", instructions.PATHS)
 async def test_every_path_of_which_instructions_are_counted_runs(path: str) -> None:
     await instructions.PATHS[path][0](2)
+
+
+def test_a_long_poll_of_the_quickstart_is_answered_after_each_change(command: Command) -> None:
+    status, said, complained = command.run(long_poll_quickstart.main, "--updates", "3")
+    assert status in {0, 1}, complained  # however long it took
+    assert "on memory, 3 updates" in said
+    assert "| from acknowledgement to answer |" in said

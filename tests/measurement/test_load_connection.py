@@ -62,6 +62,14 @@ async def test_a_304_has_no_body_whatever_length_it_states() -> None:
         connection.close()
 
 
+async def test_a_204_has_no_body_and_states_no_length() -> None:
+    async with answering(b"HTTP/1.1 204 No Content\r\n\r\n") as port:
+        connection = LastingConnection(port)
+        response = await asyncio.wait_for(connection.send(get("/jobs/1")), 30)
+        assert (response.status, response.body) == (204, b"")
+        connection.close()
+
+
 @pytest.mark.parametrize(
     "unreadable",
     [b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"],
