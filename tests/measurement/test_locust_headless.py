@@ -84,7 +84,7 @@ def test_users_go_on_creating_jobs_and_count_what_the_service_counts(
         status, seen, printed = results(
             tmp_path,
             *("--host", service.url, "--users", "4", "--spawn-rate", "4", "--run-time", "12s"),
-            *("--poll-interval", "0.25", "--job-seconds", "1", "--job-updates", "5"),
+            *("--poll-interval", "0.1", "--job-seconds", "0.5", "--job-updates", "5"),
             *("--csv", "seen", "--html", "seen.html", "--stop-timeout", "60"),
         )
         counted = service.stats()["statistics"]
