@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import replace
 
@@ -79,23 +80,21 @@ async def test_a_token_from_before_a_restart_is_refused() -> None:
 
 async def test_one_thread_notices_for_all_that_the_server_was_restarted() -> None:
     """Each has a connection, and one that opens its first after the restart does not fail."""
-    with MemcachedServer() as server:
-        made = MemcachedBackend(server.url, connections=2, socket_limit=PATIENCE)
-        async with aclosing(made) as backend:
-            resume_first, resume_second = threading.Event(), threading.Event()
+    with (
+        MemcachedServer() as server,
+        ThreadPoolExecutor(1) as first,
+        ThreadPoolExecutor(1) as second,
+    ):
+        async with aclosing(MemcachedBackend(server.url, socket_limit=PATIENCE)) as backend:
+            backend._threads.shutdown()
+            backend._threads = first
             await backend.compare_and_set("k", b"1", None, 60)
-            first = backend._threads.submit(resume_first.wait)
             server.kill()
             server.start()
-            assert await backend.compare_and_set("k", b"2", None, 60), "the second thread connects"
-            second = backend._threads.submit(resume_second.wait)
-            resume_first.set()
-            await asyncio.wrap_future(first)
-            try:
-                found = await backend.read("k")
-            finally:
-                resume_second.set()
-                await asyncio.wrap_future(second)
+            backend._threads = second
+            assert await backend.compare_and_set("k", b"2", None, 60)
+            backend._threads = first
+            found = await backend.read("k")
             assert found is not None
             assert found[0] == b"2"
 
