@@ -32,6 +32,9 @@ class SyncRunner:
         sleep: for tests.
     """
 
+    THREAD = "jobcache.client request"
+    """The name of a thread that sends one request."""
+
     def __init__(
         self,
         http: httpx.Client | None,
@@ -44,10 +47,20 @@ class SyncRunner:
         self._address = address
         self._headers = headers
         self._sleep = sleep
+        self._lock = threading.Lock()
+        self._in_flight = 0  # requests in threads of their own
+        self._closing = False
 
     def close(self) -> None:
-        """Close the connections, unless the caller made the client."""
-        if self._ours:
+        """Close the connections, unless the caller made the client.
+
+        If requests that nobody needs any more are in flight, the last of them closes: a connection
+        that is opened after the client was closed would stay open.
+        """
+        with self._lock:
+            self._closing = True
+            last = self._in_flight == 0
+        if last and self._ours:
             self.http.close()
 
     def run(self, steps: Steps[T], on_progress: Callable[[T], object] | None = None) -> T:
@@ -85,10 +98,12 @@ class SyncRunner:
                     scheduler.replied(step.wait, self._attempt(step.request))
                     continue
                 sending += 1
+                with self._lock:
+                    self._in_flight += 1
                 threading.Thread(
                     target=self._send_apart,
                     args=(step, replies),
-                    name="jobcache.client request",
+                    name=self.THREAD,
                     daemon=True,
                 ).start()
             elif isinstance(step, Completed):
@@ -123,7 +138,13 @@ class SyncRunner:
         raise none_completed(errors)
 
     def _send_apart(self, send: Send, replies: SimpleQueue[tuple[int, Reply | Exception]]) -> None:
-        replies.put((send.wait, self._attempt(send.request)))
+        reply = self._attempt(send.request)
+        with self._lock:
+            self._in_flight -= 1
+            last = self._closing and self._in_flight == 0
+        if last and self._ours:
+            self.http.close()
+        replies.put((send.wait, reply))
 
     def _attempt(self, request: Request) -> Response | TransportError | Exception:
         try:

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from jobcache.client import AsyncJobs, AsyncPoller, Completed, Jobs, Poller, Snapshot
+from jobcache.client._sync_runner import SyncRunner
 from jobcache.client.core.rules import Rules
 from tests.app.process import NO_CERTIFICATES
 
@@ -156,6 +157,9 @@ class Waits:
         return [each async for each in found] if self.kind == "async" else list(found)
 
     async def close(self) -> None:
+        for thread in threading.enumerate():
+            if thread.name == SyncRunner.THREAD:  # of a request that nobody needs any more
+                await asyncio.to_thread(thread.join)
         if self.poller is not None:
             closed = self.poller._runner.http
             await closed.aclose() if self.kind == "async" else closed.close()

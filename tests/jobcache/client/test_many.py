@@ -14,6 +14,7 @@ from starlette.requests import Request as StarletteRequest
 from starlette.responses import Response as StarletteResponse
 
 from jobcache.client import AllFailed, AsyncPoller, NotFound, Poller, Snapshot, WaitTimeout
+from jobcache.client._sync_runner import SyncRunner
 from jobcache.client.core.messages import Completed, Request, Response, Sleep, Steps, Update
 from jobcache.client.core.scheduler import Scheduler, Send, completing
 from tests.jobcache.client.loopback import Server, Waits, reply
@@ -91,6 +92,28 @@ async def test_requests_are_held_only_if_each_has_a_connection(
     urls = [finishing_after(server, polls, etag='"1"') for polls in (1, 2)]
     await waits.call("wait_all", urls, connections=connections)
     assert server.headers("Prefer", "/after/1") == [None, preferred]
+
+
+def test_a_request_that_nobody_needs_any_more_closes_the_client_at_its_end(
+    server: Server,
+) -> None:
+    """A connection that is opened after the client was closed would stay open."""
+    resume = threading.Event()
+
+    async def hold(_: StarletteRequest) -> StarletteResponse:
+        await asyncio.to_thread(resume.wait)
+        return reply(200, {})
+
+    try:
+        with Poller() as poller:
+            poller.wait_any([server.on("/held", hold), finishing_after(server, 0)])
+            threads = [each for each in threading.enumerate() if each.name == SyncRunner.THREAD]
+        assert not poller._runner.http.is_closed
+    finally:
+        resume.set()
+    for thread in threads:
+        thread.join()
+    assert poller._runner.http.is_closed
 
 
 async def test_an_error_of_on_progress_ends_all_waits(server: Server, waits: Waits) -> None:
