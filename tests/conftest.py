@@ -18,7 +18,7 @@ from jobcache.testing import conformance
 from tests.hanging import describe_tasks
 from tests.installed import require_program
 from tests.pairs import spare_pairs
-from tests.patience import longer_limits
+from tests.patience import limits
 from tests.subjects import REDIS_SERVERS, Stores, make_subject
 from tests.wheels import build_wheel
 
@@ -55,12 +55,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def patient_module(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Do as `patient` does, for what is made once for a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        _set_limits(request, patch)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give operations on a store half a minute, except in tests of the usual limits."""
-    if request.node.get_closest_marker("usual_limits") is None:
-        for defaults, name, seconds in longer_limits():
-            monkeypatch.setitem(defaults, name, seconds)
+    _set_limits(request, monkeypatch)
+
+
+def _set_limits(request: pytest.FixtureRequest, patch: pytest.MonkeyPatch) -> None:
+    usual = request.node.get_closest_marker("usual_limits") is not None
+    for defaults, name, seconds in limits(usual=usual):
+        patch.setitem(defaults, name, seconds)
 
 
 def pytest_collection_finish() -> None:

@@ -170,9 +170,9 @@ def a_second_cache_works(cache: JobCache) -> None:
 
 
 def main() -> None:
-    from tests.patience import longer_limits  # which imports redis: not before it is patched
+    from tests.patience import limits  # which imports redis: not before it is patched
 
-    for defaults, name, seconds in longer_limits():
+    for defaults, name, seconds in limits():
         defaults[name] = seconds
     cache = JobCache(SETTINGS)
     for step in (
