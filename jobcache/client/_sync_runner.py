@@ -54,8 +54,8 @@ class SyncRunner:
     def close(self) -> None:
         """Close the connections, unless the caller made the client.
 
-        If requests that nobody needs any more are in flight, the last of them closes: a connection
-        that is opened after the client was closed would stay open.
+        If requests that nobody needs any more are in flight, the connections are closed after the
+        last of them: one that is opened after httpx's client was closed would stay open.
         """
         with self._lock:
             self._closing = True

@@ -23,6 +23,7 @@ from jobcache.client import AsyncJobs, AsyncPoller, Completed, Jobs, Poller, Sna
 from jobcache.client._sync_runner import SyncRunner
 from jobcache.client.core.rules import Rules
 from tests.app.process import NO_CERTIFICATES
+from tests.subjects import PATIENCE
 
 Reply = Response | Callable[[Request], Response | Awaitable[Response]]
 
@@ -159,7 +160,8 @@ class Waits:
     async def close(self) -> None:
         for thread in threading.enumerate():
             if thread.name == SyncRunner.THREAD:  # of a request that nobody needs any more
-                await asyncio.to_thread(thread.join)
+                await asyncio.to_thread(thread.join, PATIENCE)
+                assert not thread.is_alive()
         if self.poller is not None:
             closed = self.poller._runner.http
             await closed.aclose() if self.kind == "async" else closed.close()

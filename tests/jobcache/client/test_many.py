@@ -18,6 +18,7 @@ from jobcache.client._sync_runner import SyncRunner
 from jobcache.client.core.messages import Completed, Request, Response, Sleep, Steps, Update
 from jobcache.client.core.scheduler import Scheduler, Send, completing
 from tests.jobcache.client.loopback import Server, Waits, reply
+from tests.subjects import PATIENCE
 
 
 def finishing_after(server: Server, polls: int, **headers: str) -> str:
@@ -101,7 +102,7 @@ def test_a_request_that_nobody_needs_any_more_closes_the_client_at_its_end(
     resume = threading.Event()
 
     async def hold(_: StarletteRequest) -> StarletteResponse:
-        await asyncio.to_thread(resume.wait)
+        await asyncio.to_thread(resume.wait, PATIENCE)
         return reply(200, {})
 
     try:
@@ -112,7 +113,7 @@ def test_a_request_that_nobody_needs_any_more_closes_the_client_at_its_end(
     finally:
         resume.set()
     for thread in threads:
-        thread.join()
+        thread.join(PATIENCE)
     assert poller._runner.http.is_closed
 
 
