@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import psutil
+import pytest
 
 from app.devservers import MemcachedServer
 from tests.app.process import serving
@@ -48,6 +49,7 @@ async def test_two_processes_share_entries_and_neither_shows_an_older_one(
         assert stats["message"] == "Cache is working normally"
 
 
+@pytest.mark.usual_limits  # of half a minute, each write would wait for all of it
 async def test_killed_or_hanging_it_costs_no_answer_and_leaves_nothing_old(start: Start) -> None:
     with MemcachedServer() as server:
         async with start(JOBCACHE_BACKEND="memcached", MEMCACHED_URL=server.url) as service:

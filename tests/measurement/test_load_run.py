@@ -93,7 +93,8 @@ def test_polls_are_answered_while_redis_hangs(
     (run,) = kept(tmp_path).runs
     assert [fault.text for fault in run.faults] == ["Redis hangs", "Redis answers"]
     hangs, answers = (fault.second for fault in run.faults)
-    assert 0.5 <= hangs <= answers - 0.7
+    assert hangs >= 0.5
+    assert answers - hangs > 0.69  # both are rounded, so that they may differ by less than 0.7
     assert run.clients == run.service
     assert run.cache_errors > 0
     assert "redis" in run.samples[-1].cpu_seconds

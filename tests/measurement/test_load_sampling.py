@@ -118,7 +118,7 @@ def test_samples_that_were_missed_are_left_out() -> None:
     with Sampler(service, {}, every=0.05) as sampler:
         assert service.enough.wait(30)
     taken = sampler.samples
-    assert max(b.second - a.second for a, b in itertools.pairwise(taken)) >= 0.5
+    assert max(b.second - a.second for a, b in itertools.pairwise(taken)) > 0.49  # both rounded
     assert len(taken) <= (taken[-1].second - 0.5) / 0.05 + 4  # no burst for those missed
 
 
