@@ -258,7 +258,7 @@ class JobCache:
             CacheClosed: the cache is closed.
             Exception: any other exception that `load` raised.
         """
-        if self._owner.loop is not asyncio.get_running_loop() or type(key) is not str:
+        if not self._owner.runs_here() or type(key) is not str:
             self._owner.bind()
             check_key(key)
         result = self.reads.peek(key, load, min_version)
@@ -342,7 +342,7 @@ class JobCache:
             InvalidDocument: the value cannot be stored, or would come back changed.
             Exception: as for `read`, and any exception that `load` raised.
         """
-        if self._owner.loop is not asyncio.get_running_loop():
+        if not self._owner.runs_here():
             self._owner.bind()
         storing: Storing[T] = Storing(
             serializer_of(load) if serializer is None else serializer,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from functools import partial, update_wrapper
 from types import MethodType
@@ -117,7 +116,7 @@ class CachedFunction(Generic[P, T]):
         key, storing = keys[0], self._fixed
         if storing is None:
             storing = self._calls.storing(keys[1:])
-        if self._owner.loop is not asyncio.get_running_loop():
+        if not self._owner.runs_here():
             self._owner.bind()
         found = self._values.peek(key, storing)
         if isinstance(found, Absent):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -82,6 +83,25 @@ def test_in_another_event_loop_it_raises_wrong_loop(cache: JobCache, use: str, c
                 asyncio.run(cache.aclose())
             assert runner.run(cache.read("k", load)).entry.version == 1, "here it is as it was"
             runner.run(cache.aclose())
+
+
+@pytest.mark.parametrize("use", USES)
+async def test_in_a_loop_of_another_thread_it_raises_wrong_loop(cache: JobCache, use: str) -> None:
+    await cache.read("k", load)
+    with pytest.raises(WrongLoop):  # while its own loop runs
+        await asyncio.to_thread(asyncio.run, _used(cache, use))
+    await cache.aclose()
+
+
+@pytest.mark.parametrize("use", USES)
+def test_its_loop_may_go_on_in_another_thread(cache: JobCache, use: str) -> None:
+    async def all_of_it() -> None:
+        await USES[use](cache)
+        await cache.aclose()
+
+    with asyncio.Runner() as runner, ThreadPoolExecutor(1) as other:
+        runner.run(cache.read("k", load))
+        other.submit(runner.get_loop().run_until_complete, all_of_it()).result()
 
 
 async def _used(cache: JobCache, use: str) -> None:
