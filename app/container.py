@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from app.auth.key_file import KeyFile
@@ -18,6 +19,10 @@ from app.jobs.documents import check_body, lifetimes
 from app.jobs.runner import Runner
 from app.jobs.service import JobService
 from app.jobs.storage import JobStore
+from app.ops.measuring import SERVICE_METRICS, Measuring
+from app.ops.metrics import UnfinishedJobs
+from app.ops.process_reports import ProcessReports
+from app.ops.statistics import state_of
 from app.rendering.simulated import SimulatedRenderer
 from app.rendering.video import VideoRenderer
 from jobcache import JobCache
@@ -49,6 +54,8 @@ class Services:
     events: EventStreams
     polling: PollingRoutes
     runner: Runner
+    reports: ProcessReports
+    unfinished: UnfinishedJobs
     keys: KeyFile | None
     rate: RateLimit | None
 
@@ -114,7 +121,27 @@ def build(settings: Settings) -> Services:
         claim_for=settings.claim_seconds,
     )
     jobs.on_change.append(runner.seen)
-    return Services(database, registration, cache, jobs, held, events, polling, runner, keys, rate)
+    measuring = Measuring(cache, database, held)
+    jobs.on_change.append(measuring.count_change)
+    return Services(
+        database,
+        registration,
+        cache,
+        jobs,
+        held,
+        events,
+        polling,
+        runner,
+        ProcessReports(
+            settings.var_dir / "processes",
+            partial(state_of, cache),
+            measuring.measure,
+            SERVICE_METRICS,
+        ),
+        UnfinishedJobs(store.count_by_status),
+        keys,
+        rate,
+    )
 
 
 def _renderer(settings: Settings) -> tuple[Renderer, int]:
@@ -133,7 +160,9 @@ async def running(services: Services) -> AsyncIterator[None]:
     try:
         await services.database.create_tables()
         await services.registration.start()
-        await services.cache.start(await services.database.source_id())
+        source_id = await services.database.source_id()
+        await services.cache.start(source_id)
+        await services.reports.start(source_id)
         services.runner.start()
         if services.keys is not None:
             services.keys.start()
@@ -148,5 +177,6 @@ async def running(services: Services) -> AsyncIterator[None]:
     finally:
         await services.cache.aclose()
         await services.database.shielded.join()
+        await services.reports.aclose()
         await services.registration.aclose()
         await services.database.aclose()

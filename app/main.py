@@ -159,7 +159,13 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
     job_problems.install(app)
     for router in (
         jobs.router(services.jobs, services.polling, chosen.videos),
-        ops.router(services.cache, services.database, services.held, services.keys),
+        ops.router(
+            services.cache,
+            services.database,
+            services.reports,
+            services.unfinished,
+            services.keys,
+        ),
     ):
         # Not `include_router`, which creates each route once more at the first request.
         app.routes.extend(with_heads(router.routes))

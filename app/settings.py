@@ -143,7 +143,8 @@ class Settings(BaseSettings):
     var_dir: Path = _setting(
         "JOBCACHE_VAR_DIR",
         Path("var"),
-        "The directory of the SQLite database and of the videos.",
+        "The directory of the SQLite database and of the videos; workers find each other there, to"
+        " report [metrics](metrics.md) together.",
         topic="Service",
     )
     max_held_requests: int = _setting(

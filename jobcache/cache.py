@@ -18,6 +18,7 @@ from jobcache._engine.cell_changes import CellChanges
 from jobcache._engine.clock import WallClock
 from jobcache._engine.fetching import Fetcher
 from jobcache._engine.loading import Loads
+from jobcache._engine.measuring import measure
 from jobcache._engine.options import split
 from jobcache._engine.owner_loop import OwnerLoop
 from jobcache._engine.publishing import Publisher
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from jobcache._engine.watchers import CallLater
     from jobcache._engine.writing import Write
     from jobcache.models import Load, LoadMany, ReadResult, ReadResults
+    from jobcache.observability.metrics import Measurements
     from jobcache.protocol.backend import CacheBackend
     from jobcache.serializers import Serializer
 
@@ -591,6 +593,14 @@ class JobCache:
             tier_hits=self.reads.tier_hits(),
             latency_us=self.statistics.latency_us(),
         )
+
+    def measure(self) -> Measurements:
+        """Return what the metrics in `jobcache.observability.metrics` are now.
+
+        This is what collectors read; it takes less than a millisecond.
+        """
+        waiting = WaiterCount(self._watchers.waiters, len(self._watchers))
+        return measure(self.backend, self.statistics, self.reads.tier_hits(), waiting)
 
     async def aclose(self) -> None:
         """End all waits and loads, finish publishing, and close the backend. Safe to call twice.

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import av
 import pytest
+import yaml
 
 from app.db.url import read_postgres_url
 from app.devservers.memcached import MemcachedServer
@@ -395,14 +396,19 @@ RUN_BY_OTHER_TESTS = {
 }
 
 
+PARSERS: dict[str, Callable[[str], object]] = {
+    "toml": tomllib.loads,
+    "json": json.loads,
+    "yaml": yaml.safe_load,
+}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_has_a_language_and_can_be_parsed(page: str) -> None:
     for block in all_blocks(page):
         match block.language:
-            case "toml":
-                tomllib.loads(block.code)
-            case "json":
-                json.loads(block.code)
+            case "toml" | "json" | "yaml":
+                PARSERS[block.language](block.code)
             case "python":
                 compile(block.code, page, "exec")
             case "sh":

@@ -134,6 +134,7 @@ except SettingsError as error:
         ("jobcache.backends.memcached", "memcached"),
         ("jobcache.backends.redis", "redis"),
         ("jobcache.backends.redis.url", "redis"),
+        ("jobcache.observability.prometheus", "prometheus"),
     ],
 )
 def test_a_module_that_needs_an_extra_names_it(user: Path, module: str, extra: str) -> None:
@@ -188,7 +189,8 @@ def test_what_make_run_installs_has_all_that_the_service_imports() -> None:
     lacking = {
         name
         for name in imported("app", "jobcache") - indirect - optional
-        if not installed & {provider.lower() for provider in providers.get(name, [])}
+        if not installed
+        & {provider.lower().replace("_", "-") for provider in providers.get(name, [])}
     }
     assert lacking == set()
     assert installed.isdisjoint({"locust", "mypy", "pytest"})

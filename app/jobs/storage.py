@@ -333,6 +333,17 @@ class JobStore:
         )
         return [_job(row) for row in await self._database.read(statement, "recovery")]
 
+    async def count_by_status(self) -> dict[str, int]:
+        """Return the number of unfinished jobs by their status."""
+        statement = (
+            select(jobs.c.status, func.count().label("number"))
+            .where(jobs.c.status.in_(sorted(MOVING)))
+            .group_by(jobs.c.status)
+        )
+        rows = await self._database.read(statement, "metrics")
+        counted = {row.status: int(row.number) for row in rows}
+        return {each.value: counted.get(each.value, 0) for each in Status if each in MOVING}
+
     async def load_to_render(self, job_id: int) -> str | None:
         """Return the storyboard of a job that is being rendered, or None if it is not."""
         statement = select(func.coalesce(jobs.c.storyboard, "")).where(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict
+import asyncio
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -17,16 +16,15 @@ from app.http.request_body import RequestBody
 from app.http.routing import name_of
 from app.jobs.cache_keys import jobs_key, progress_key, storyboard_key
 from app.jobs.schemas import ClientId, JobId
+from app.ops.metrics import CONTENT_TYPE, UnfinishedJobs, page
 from app.ops.readiness import Readiness
+from app.ops.statistics import document
 
 if TYPE_CHECKING:
     from app.auth.key_file import KeyFile
     from app.db.database import Database
+    from app.ops.process_reports import ProcessReports
     from jobcache import JobCache
-    from jobcache.http.held_requests import HeldRequests
-    from jobcache.protocol.change_feed import FeedStatus
-
-_WITH_REDIS = {"redis", "tiered"}
 
 
 def _one_and_no_null(schema: dict[str, Any]) -> None:
@@ -59,8 +57,20 @@ class Purged(BaseModel):
     purged: int
 
 
+_METRICS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The metrics in the text format of Prometheus",
+        "content": {"text/plain": {"schema": {"type": "string"}}},
+    }
+}
+
+
 def router(
-    cache: JobCache, database: Database, held: HeldRequests, keys: KeyFile | None = None
+    cache: JobCache,
+    database: Database,
+    reports: ProcessReports,
+    unfinished: UnfinishedJobs,
+    keys: KeyFile | None = None,
 ) -> APIRouter:
     """Return the routes for operators."""
     routes = APIRouter(tags=["operations"], generate_unique_id_function=name_of)
@@ -68,8 +78,14 @@ def router(
 
     @routes.get("/api/v2/cache/stats", **only())
     async def stats() -> dict[str, Any]:
-        """Return statistics of this process since its start."""
-        return snapshot(cache, database, held)
+        """Return statistics since the start: the sums of all workers, and each of them."""
+        return document(await reports.gather())
+
+    @routes.get("/metrics", response_class=Response, **only(answers=_METRICS))
+    async def metrics() -> Response:
+        """Return the metrics of all workers for Prometheus."""
+        gathered, by_status = await asyncio.gather(reports.gather(), unfinished.by_status())
+        return Response(page(gathered, by_status), media_type=CONTENT_TYPE)
 
     @routes.post("/api/v2/cache/invalidate", **only(answers=problems(413, 422, 503)))
     async def invalidate(body: Invalidate) -> Purged:
@@ -100,67 +116,3 @@ def router(
         return JSONResponse({"status": "ready"})
 
     return routes
-
-
-def snapshot(cache: JobCache, database: Database, held: HeldRequests) -> dict[str, Any]:
-    """Return the document of `/api/v2/cache/stats`."""
-    info = cache.info()
-    enabled = info.backend != "null"
-    remote = info.backend in _WITH_REDIS
-    entries, held_bytes = (None, None) if info.size is None else info.size
-    return {
-        "cache_enabled": enabled,
-        "statistics": {
-            **asdict(info.counters),
-            "hit_rate": info.counters.hit_rate,
-            "total_requests": info.counters.total_requests,
-            "latency_us": info.latency_us,
-            "redis_enabled": remote,
-            "redis_available": remote and info.health.available,
-            "ttl_seconds": _shortest(cache.lifetimes.default),
-            "backend": info.backend,
-            "tier_hits": info.tier_hits,
-            "feed": _feed(info.feed),
-            "breaker": {
-                "state": info.health.state,
-                "age_seconds": round(info.health.age, 3),
-                "pending": info.health.pending,
-            },
-            "entries": entries,
-            "bytes": held_bytes,
-        },
-        "database": {
-            "statements": dict(database.statements),
-            "purposes": dict(database.purposes),
-        },
-        "held": {**held.counts(), **info.waiting._asdict()},
-        "process": os.getpid(),
-        "message": _message(
-            enabled=enabled, away=not info.health.available, why=info.health.reason
-        ),
-    }
-
-
-def _feed(condition: FeedStatus | None) -> dict[str, Any] | None:
-    if condition is None:
-        return None
-    return {
-        "state": condition.state,
-        "age_seconds": round(condition.age, 3),
-        "reason": condition.reason,
-        "interruptions": condition.interruptions,
-        "lag_us": condition.lag_us,
-    }
-
-
-def _shortest(number: float) -> float:
-    # The first version of the service showed whole numbers without a fraction.
-    return int(number) if number == int(number) else number
-
-
-def _message(*, enabled: bool, away: bool, why: str) -> str:
-    if not enabled:
-        return "Cache is off: every poll is a database query"
-    if away:
-        return f"Cache is away ({why}): every poll is a database query until it is back"
-    return "Cache is working normally"

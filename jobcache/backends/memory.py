@@ -120,6 +120,7 @@ class MemoryBackend:
         self._parts = self._empty_parts()
         self._entries = self._bytes = 0
         self._set_aside: list[LRUCache[str, _Slot]] = []
+        self._evictions = {"capacity": 0, "expired": 0, "invalidated": 0, "cleared": 0}
         self._trust = 0
         self._suspended = ""
         self._since = clock()
@@ -180,6 +181,7 @@ class MemoryBackend:
             step = table.purge(self._cell(key))
             self._carry_out(key, step)
             dropped += step.result
+        self._evictions["invalidated"] += dropped
         return dropped
 
     def set_lease_time(self, seconds: float) -> None:
@@ -189,6 +191,7 @@ class MemoryBackend:
     def drop_all(self) -> int:
         """Empty every cell, fences too, without waiting."""
         dropped = self._entries
+        self._evictions["cleared"] += dropped
         self._set_aside += [part.cells for part in self._parts if part.cells]
         self._parts = self._empty_parts()
         self._entries = self._bytes = 0
@@ -200,6 +203,10 @@ class MemoryBackend:
         Expired cells count until they are dropped.
         """
         return self._entries, self._bytes
+
+    def evictions(self) -> dict[str, int]:
+        """Return how many cells were dropped, by the reason."""
+        return dict(self._evictions)
 
     # --- while entries cannot be trusted ---
 
@@ -261,6 +268,7 @@ class MemoryBackend:
         now, found = self._clock(), slot.cell
         trusted = slot.trust == self._trust
         if slot.deadline <= now or not (trusted or isinstance(found, Entry)):
+            self._evictions["expired"] += 1
             self._remove(key)
             return None
         if isinstance(found, Entry) and (slot.stale_at <= now or not trusted):
@@ -335,10 +343,12 @@ class MemoryBackend:
                 return
             fullest = part if part.cells else max(self._parts, key=_count)
             self._uncount(fullest, *fullest.cells.popitem())
+            self._evictions["capacity"] += 1
         while not self._has_room(needed):
             # A large body. To evict the cells one by one would stop the loop.
             largest = max(self._parts, key=_bytes)
             self._set_aside.append(largest.cells)
+            self._evictions["capacity"] += len(largest.cells)
             self._entries -= len(largest.cells)
             self._bytes -= largest.bytes
             largest.cells, largest.bytes = LRUCache(self._max_entries), 0

@@ -48,6 +48,7 @@ from jobcache.protocol.capabilities import (
     SupportsBodyCheck,
     SupportsClockSteps,
     SupportsDiscard,
+    SupportsEvictions,
     SupportsFutureGet,
     SupportsHealth,
     SupportsLeaseTime,
@@ -83,7 +84,7 @@ class RemoteTier(
 class TieredBackend:
     """A local tier in front of a remote one.
 
-    It has an optional ability only if the remote tier has it.
+    It has an optional ability only if the remote tier has it; `evictions`, if the local tier does.
 
     Args:
         local: the local tier, which is read first while the feed is live.
@@ -98,6 +99,7 @@ class TieredBackend:
     set_body_check: Callable[[Callable[[str, bytes], object]], None]
     set_lease_time: Callable[[float], None]
     identify: Callable[[str], None]
+    evictions: Callable[[], Mapping[str, int]]
 
     def __init__(
         self,
@@ -116,6 +118,8 @@ class TieredBackend:
         )
         self._reading: set[asyncio.Task[Mapping[str, Entry]]] = set()
         self._pass_on(remote)
+        if isinstance(local, SupportsEvictions):
+            self.evictions = local.evictions
         feed.listen(self)
 
     def _pass_on(self, remote: RemoteTier) -> None:

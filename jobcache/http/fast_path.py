@@ -70,6 +70,7 @@ class _PolledPath:
     """
 
     __slots__ = (
+        "count",
         "document",
         "failed",
         "path",
@@ -85,6 +86,7 @@ class _PolledPath:
         self.document = document
         self.rewrite = document.rewrite
         self.path = path
+        self.count = document.cache.statistics.polls.count
         reads = document.cache.reads
         self.peek = partial(reads.peek, document.key, document.load) if reads.can_peek else None
         self.read_future = partial(reads.read_future, document.key, document.load)
@@ -127,7 +129,9 @@ class _PolledPath:
             gzip = entry.encoding == "gzip" and self.rewrite is None
             kept = Representation(entry, gzip=gzip, rewrite=self.rewrite)
             self.representation = kept
-        return respond(result, if_none_match, accept_encoding, kept, self.rewrite)
+        reply = respond(result, if_none_match, accept_encoding, kept, self.rewrite)
+        self.count(reply.status)
+        return reply
 
 
 @dataclass(slots=True)

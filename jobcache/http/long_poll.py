@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,16 +60,37 @@ class LongPoll:
             if has_slot:
                 applied = [(b"preference-applied", b"wait=%d" % self.seconds)]
                 try:
-                    result = await self._newer(receive, request)
+                    result = await self._hold(receive, request)
                 except Revoked:
                     await self.refused(scope["path"])(scope, receive, send)
                     return
+                except ClientGone:
+                    pass  # nobody will read the answer
         reply = respond(
             result, self.if_none_match, self.accept_encoding, rewrite=self.document.rewrite
         )
+        if not applied:
+            self.document.cache.statistics.polls.count(reply.status)
         response = reply.response()
         response.raw_headers += applied
         await response(scope, receive, send)
+
+    async def _hold(self, receive: Receive, request: HeldRequest) -> ReadResult:
+        """Wait for a newer version, and count how the poll ended."""
+        polls, began = self.document.cache.statistics.polls, time.perf_counter_ns()
+        try:
+            result = await self._newer(receive, request)
+        except ClientGone:
+            polls.long_polls_abandoned += 1
+            raise
+        else:
+            if result.entry.version > self.result.entry.version:
+                polls.long_polls_answered += 1
+            else:
+                polls.long_polls_timed_out += 1
+        finally:
+            polls.long_poll.record(time.perf_counter_ns() - began)
+        return result
 
     async def _newer(self, receive: Receive, request: HeldRequest) -> ReadResult:
         known, document = self.result, self.document
@@ -78,8 +100,6 @@ class LongPoll:
             newer = await cancel_on_disconnect(receive, waiting, request)
             if newer is None:  # the time is up: answer as to a poll that comes now
                 newer = await document.read(version)
-        except ClientGone:
-            return known  # nobody will read it
         except (SourceUnavailable, CacheClosed, NotVisible):
             return known  # it was true when the request came
         return newer

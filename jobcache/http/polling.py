@@ -67,6 +67,7 @@ class Polling:
         seconds = requested_wait(header(headers, b"prefer"), self._longest_wait)
         if seconds is None or not may_wait(result, if_none_match):
             reply = respond(result, if_none_match, accept_encoding, rewrite=document.rewrite)
+            document.cache.statistics.polls.count(reply.status)
             return PolledResponse(reply, document)
         waiting = LongPoll(
             document,

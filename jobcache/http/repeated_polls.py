@@ -88,7 +88,9 @@ class _Confirmed:
         if kept is None or kept.entry is not entry:
             gzip = entry.encoding == "gzip" and document.rewrite is None
             kept = self._representation = Representation(entry, gzip=gzip, rewrite=document.rewrite)
-        return respond(result, if_none_match, accept_encoding, kept, document.rewrite)
+        reply = respond(result, if_none_match, accept_encoding, kept, document.rewrite)
+        document.cache.statistics.polls.count(reply.status)
+        return reply
 
 
 class RepeatedPolls:

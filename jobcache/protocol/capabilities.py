@@ -112,6 +112,20 @@ class SupportsSize(Protocol):
 
 
 @runtime_checkable
+class SupportsEvictions(Protocol):
+    """A backend that counts the cells that it drops from this process."""
+
+    def evictions(self) -> Mapping[str, int]:
+        """Return how many cells were dropped so far, by the reason.
+
+        - `capacity`: to make room;
+        - `expired`: past their deadline, when they were looked up;
+        - `invalidated`: by a purge or a report of a change;
+        - `cleared`: because everything was.
+        """
+
+
+@runtime_checkable
 class SupportsVersionHint(Protocol):
     """A backend that remembers versions for its store while the store does not answer."""
 
@@ -215,6 +229,7 @@ class Health:
         reason: why the store is not in use, for people; empty while it is.
         pending: the number of keys with operations to replay; these keys are not read meanwhile.
             None: all keys.
+        openings: how often the store came to be skipped.
     """
 
     available: bool
@@ -222,3 +237,4 @@ class Health:
     age: float
     reason: str
     pending: int | None
+    openings: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class FeedStatus:
         interruptions: how often it was live and stopped being live.
         lag_us: percentiles of the lag in microseconds: the time from each heartbeat, a write of the
             feed itself, to its report.
+        lag_counts: the same as `Histogram.counts`.
     """
 
     state: Literal["idle", "connecting", "live", "unsupported"]
@@ -65,3 +66,4 @@ class FeedStatus:
     reason: str
     interruptions: int
     lag_us: Mapping[str, float]
+    lag_counts: Mapping[str, int] = field(default_factory=dict)

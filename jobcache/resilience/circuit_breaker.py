@@ -52,6 +52,7 @@ class Breaker:
         self.unresponsive = False
         self.reason = ""
         self.begun = 0
+        self._openings = 0
         self._name = name
         self._allowed = failures
         self._clock = clock
@@ -88,6 +89,7 @@ class Breaker:
         """Open the circuit: stop using the store."""
         if not self.open:
             self.open, self._since, self.reason = True, self._clock(), reason
+            self._openings += 1
             self._log(
                 "the %s cache is away (%s): polls are answered from the source until it is back",
                 self._name,
@@ -112,4 +114,4 @@ class Breaker:
         """Return the health of the store, with `pending` as its number of pending keys."""
         state: Literal["closed", "open"] = "open" if self.open else "closed"
         age = self._clock() - self._since
-        return Health(not self.open, state, age, self.reason, pending)
+        return Health(not self.open, state, age, self.reason, pending, self._openings)

@@ -289,6 +289,7 @@ class JobCache:
     invalidate_tags = _made_from(AsyncJobCache.invalidate_tags)
     invalidate_all = _made_from(AsyncJobCache.invalidate_all)
     info = _made_from(_at_once(AsyncJobCache.info))
+    measure = _made_from(_at_once(AsyncJobCache.measure))
     cancel_waiters = _made_from(_at_once(AsyncJobCache.cancel_waiters))
 
     @property

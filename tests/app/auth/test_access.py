@@ -73,6 +73,8 @@ TABLE = {
     ("POST", "/api/v2/jobs/{job_id}/fail"): Row(403, 403, 200, 200, {"error": "no film"}),
     ("GET", "/api/v2/cache/stats"): OPERATE,
     ("HEAD", "/api/v2/cache/stats"): OPERATE,
+    ("GET", "/metrics"): OPERATE,
+    ("HEAD", "/metrics"): OPERATE,
     ("POST", "/api/v2/cache/invalidate"): OPERATE._replace(body={"job_id": UNKNOWN}),
 }
 HIDDEN = [endpoint for endpoint, row in TABLE.items() if row.stranger == 404]
@@ -364,6 +366,7 @@ async def test_a_refusal_says_what_is_needed(access: Keyed) -> None:
         ("own", "POST", f"/api/v2/jobs/{job['id']}/progress", "worker or operator, not client"),
         ("worker", "POST", f"/api/v2/jobs/{job['id']}/cancel", "client or operator, not worker"),
         ("worker", "GET", "/api/v2/cache/stats", "operator, not worker"),
+        ("worker", "GET", "/metrics", "operator, not worker"),
     ):
         answer = await access.call(caller, method, path, json={"percent": 1})
         assert answer.status_code == 403

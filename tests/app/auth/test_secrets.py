@@ -26,6 +26,7 @@ PATHS = [
     ("POST", "/api/v2/jobs"),
     ("POST", "/api/v2/jobs/1/progress"),
     ("GET", "/api/v2/cache/stats"),
+    ("GET", "/metrics"),
     ("POST", "/api/v2/cache/invalidate"),
     ("GET", "/openapi.json"),
 ]

@@ -46,6 +46,7 @@ OPERATIONS = {
     "POST /api/v2/jobs/{job_id}/fail",
     "GET /api/v2/cache/stats",
     "POST /api/v2/cache/invalidate",
+    "GET /metrics",
     "GET /healthz",
     "GET /readyz",
     "GET /openapi.json",

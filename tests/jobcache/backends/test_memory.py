@@ -186,3 +186,25 @@ async def test_an_entry_without_grace_expires_however_often_it_is_read() -> None
     assert backend.peek("k") is not None
     clock.now += 0.1
     assert backend.peek("k") is None
+
+
+async def test_evictions_are_counted_by_their_reason() -> None:
+    clock = FakeClock()
+    backend = MemoryBackend(max_entries=3, clock=clock)
+    for key in "abcde":
+        await store(backend, key)
+    assert backend.evictions() == {"capacity": 2, "expired": 0, "invalidated": 0, "cleared": 0}
+    await backend.purge(["c", "absent"])
+    clock.now += 10**6
+    assert await backend.get("d") is None
+    await backend.purge_all()
+    assert backend.evictions() == {"capacity": 2, "expired": 1, "invalidated": 1, "cleared": 1}
+
+
+async def test_a_large_entry_evicts_as_many_cells_as_are_missing_afterwards() -> None:
+    backend = MemoryBackend(max_bytes=2_400_000)
+    for number in range(2000):
+        await store(backend, f"k{number}", b"x" * 100)
+    await backend.lease("large", "r")
+    await backend.publish("large", "r", entry_of(1, body=NOISE * 37))
+    assert backend.evictions()["capacity"] == 2001 - backend.size()[0]

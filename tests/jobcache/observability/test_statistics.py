@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobcache import Document, Lifetimes
+from jobcache.observability.metrics import add
 from jobcache.observability.statistics import Histogram
 from jobcache.protocol.document import GONE
 
@@ -60,3 +61,27 @@ def test_lifetimes_follow_the_status_and_are_only_ever_shortened() -> None:
 def test_impossible_lifetimes_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"negative|jitter"):
         Lifetimes(**wrong)  # type: ignore[arg-type]
+
+
+@given(st.lists(st.integers(0, 10**12)))
+def test_buckets_that_end_at_powers_of_two_are_exact_and_the_sum_nearly(values: list[int]) -> None:
+    histogram = Histogram()
+    for value in values:
+        histogram.record(value)
+    powers = range(4, 40)
+    assert list(histogram.below_powers(powers)) == [
+        (1 << power, sum(value < 1 << power for value in values)) for power in powers
+    ]
+    assert histogram.total() == pytest.approx(sum(values), rel=0.032, abs=len(values))
+
+
+@given(st.lists(st.integers(0, 10**12)), st.lists(st.integers(0, 10**12)))
+def test_histograms_of_two_processes_add_up(first: list[int], second: list[int]) -> None:
+    one, two, both = Histogram(), Histogram(), Histogram()
+    for value in first:
+        one.record(value)
+        both.record(value)
+    for value in second:
+        two.record(value)
+        both.record(value)
+    assert Histogram.of(add(one.counts(), two.counts())).summary() == both.summary()

@@ -14,9 +14,11 @@ from jobcache.backends.memory import MemoryBackend
 from jobcache.errors import UnreadableCell
 from jobcache.protocol.entry import Entry
 from jobcache.resilience.batched_gets import BatchedGets
+from jobcache.resilience.circuit_breaker import Breaker
 from jobcache.testing.simulation import entry_of
 from tests.jobcache.bench import Source, Transaction, document
 from tests.jobcache.resilience.rig import Rig, Store, until_open
+from tests.subjects import FakeClock
 
 pytestmark = pytest.mark.usual_limits
 
@@ -284,3 +286,13 @@ async def test_behind_an_open_breaker_reads_and_writes_go_on() -> None:
     answer = await cache.read("k", lambda: source.load("k"))
     assert (answer.entry.version, answer.outcome) == (1, CacheOutcome.BYPASS)
     await cache.aclose()
+
+
+def test_each_opening_of_the_circuit_is_counted() -> None:
+    breaker = Breaker("redis", failures=3, clock=FakeClock())
+    for _ in range(2):
+        breaker.trip("away")
+        breaker.trip("still away")
+        assert breaker.condition(0).state == "open"
+        breaker.close()
+    assert breaker.condition(0).openings == 2

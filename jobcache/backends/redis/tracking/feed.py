@@ -124,6 +124,7 @@ class TrackingFeed:
             reason=self._reason,
             interruptions=self._interruptions,
             lag_us=self._lag.summary(),
+            lag_counts=self._lag.counts(),
         )
 
     async def aclose(self) -> None:
