@@ -26,10 +26,10 @@ from app.http.routing import with_heads
 from app.jobs import problems as job_problems
 from app.jobs.api import routes as jobs
 from app.jobs.poll_fast_path import PollFastPath
-from app.ops import page
 from app.ops import routes as ops
 from app.ops.greeting import greeting_elsewhere
 from app.ops.log_limit import limit_request_logs
+from app.web import routes as web
 from jobcache import JobCacheError, SettingsError
 from jobcache.http.deferred_response import DeferredResponseMiddleware
 
@@ -77,10 +77,7 @@ class Application(FastAPI):
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that the front has not refused."""
-        if page.is_browser_at_root(scope):
-            await page.redirect_to_docs(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+        await super().__call__(scope, receive, send)
 
 
 async def _say_briefly(send: Send, message: Message) -> None:
@@ -131,6 +128,8 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
         version="2",
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would name the host of the Host header
+        docs_url=None,  # FastAPI's pages load files from other hosts; see app.web
+        redoc_url=None,
     )
     app.state.services = services
     app.add_middleware(DeferredResponseMiddleware)
@@ -166,6 +165,7 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
             services.unfinished,
             services.keys,
         ),
+        web.router(),
     ):
         # Not `include_router`, which creates each route once more at the first request.
         app.routes.extend(with_heads(router.routes))

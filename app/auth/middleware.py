@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from app.auth.rate_limit import RateLimit
 
 HEALTH = frozenset({"/healthz", "/readyz"})
-OPEN = HEALTH | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+OPEN = HEALTH | {"/", "/docs", "/redoc", "/openapi.json"}
 """Paths without data, which need no key."""
+_OPEN_FOLDER = "/assets/"
 
 _CALLER = "app.caller"
 _CHALLENGE = 'Bearer realm="jobcache"'  # RFC 6750, 3
@@ -96,7 +97,7 @@ class Authenticator:
                     instance=path,
                     headers={"Retry-After": str(wait)},
                 )
-        if caller is None and path not in OPEN:
+        if caller is None and path not in OPEN and not path.startswith(_OPEN_FOLDER):
             return unauthorized(path, token)
         return caller
 
