@@ -1,4 +1,4 @@
-"""The command line of the service: `python -m app serve`, `dev`, `keys` and `settings`."""
+"""The command line of the service: `python -m app serve`, `dev`, `db`, `keys` and `settings`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from uvicorn.supervisors import Multiprocess
 from app import environment, settings
 from app.auth import commands
 from app.auth.key_file import KeyFile
+from app.db import commands as db_commands
 from app.db.database import Database
-from app.db.errors import DatabaseUnavailable
+from app.db.errors import DatabaseUnavailable, RevisionError
 from app.http.descriptors import allow_connections
 from app.http.limits import HEAD_BYTES
 from app.http.listening import BACKLOG, CannotListen, listening
@@ -74,6 +75,7 @@ _FAILURES: dict[type[Exception], tuple[int, str]] = {
     DatabaseUnavailable: (3, "The database cannot be used: "),
     NamespaceConflict: (2, ""),
     CannotListen: (4, "Cannot listen on "),
+    RevisionError: (5, ""),
 }
 """For each failure to start: the exit status, and how the error message begins."""
 
@@ -83,17 +85,29 @@ def _keys(options: argparse.Namespace) -> int:
     return commands.run(options)
 
 
+def _db(options: argparse.Namespace) -> int:
+    environment.prepare(_chosen_flags(options))
+    chosen = settings.load()
+    if options.db_command != "history":
+        chosen.make_directories()
+    return db_commands.run(options, chosen.database_url, chosen.pooler)
+
+
 def _settings(_: argparse.Namespace) -> int:
     print(settings.document(), end="")  # noqa: T201 - the output of the command
     return 0
 
 
-def _run(options: argparse.Namespace) -> int:
-    flags = {
+def _chosen_flags(options: argparse.Namespace) -> dict[str, str]:
+    return {
         variable: value
         for flag, variable in _FLAGS.items()
-        if (value := getattr(options, flag)) is not None
+        if (value := getattr(options, flag, None)) is not None
     }
+
+
+def _run(options: argparse.Namespace) -> int:
+    flags = _chosen_flags(options)
     if options.insecure:
         flags["JOBCACHE_INSECURE"] = "1"
     environment.prepare(flags)
@@ -105,6 +119,7 @@ def _run(options: argparse.Namespace) -> int:
         if options.command == "dev":
             _start_servers(stack, options.database)
             chosen = settings.load()  # with the URLs of the servers that were started
+            asyncio.run(_upgrade(chosen))
         return _serve(chosen, sockets)
 
 
@@ -140,12 +155,27 @@ def _serve(chosen: Settings, sockets: list[socket.socket]) -> int:
     return 0 if server.started else 1
 
 
+async def _upgrade(chosen: Settings) -> None:
+    """Upgrade the database, unless it is at the newest revision, or has no tables yet."""
+    chosen.make_directories()
+    database = Database(chosen.database_url, pooler=chosen.pooler)
+    try:
+        await database.prepare_tables()
+    except RevisionError:
+        from app.db.migrations.run import Migrations  # noqa: PLC0415 - rarely needed
+
+        await Migrations(chosen.database_url, pooler=chosen.pooler).upgrade()
+    finally:
+        await database.aclose()
+
+
 async def _check(chosen: Settings) -> None:
     """Check that the settings can be used: uvicorn reports errors of workers with a traceback.
 
     Raises:
         SettingsError: a setting cannot be used.
         DatabaseUnavailable: the database does not answer, or refuses the connection.
+        RevisionError: its tables are older or newer than this version of the service.
         NamespaceConflict: the store of the cache belongs to a service with another database.
     """
     chosen.make_directories()
@@ -154,7 +184,7 @@ async def _check(chosen: Settings) -> None:
     await make_backend(chosen.cache).aclose()
     database = Database(chosen.database_url, pooler=chosen.pooler)
     try:
-        await database.create_tables()
+        await database.prepare_tables()
         source_id = await database.source_id()
     finally:
         await database.aclose()
@@ -202,6 +232,9 @@ def _parser() -> argparse.ArgumentParser:
     dev = subparsers.add_parser(
         "dev", help="run the service, and start Redis, memcached and PostgreSQL for it"
     )
+    db = subparsers.add_parser("db", help="upgrade and downgrade the tables of the database")
+    db_commands.add_to(db)
+    db.set_defaults(run=_db)
     keys = subparsers.add_parser("keys", help="add, list and revoke API keys")
     commands.add_to(keys)
     keys.set_defaults(run=_keys)

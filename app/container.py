@@ -155,10 +155,17 @@ def _renderer(settings: Settings) -> tuple[Renderer, int]:
 
 
 @asynccontextmanager
-async def running(services: Services) -> AsyncIterator[None]:
-    """Start the parts of the service, and stop them in the opposite order."""
+async def running(services: Services, *, tables_checked: bool = False) -> AsyncIterator[None]:
+    """Start the parts of the service, and stop them in the opposite order.
+
+    Args:
+        services: the parts.
+        tables_checked: whether the parent of this process has prepared the tables. Then a worker
+            that takes the place of another starts while the database is being migrated, too.
+    """
     try:
-        await services.database.create_tables()
+        if not tables_checked:
+            await services.database.prepare_tables()
         await services.registration.start()
         source_id = await services.database.source_id()
         await services.cache.start(source_id)

@@ -88,12 +88,15 @@ async def _say_briefly(send: Send, message: Message) -> None:
     await send(message)
 
 
-def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Application:
+def create_app(
+    chosen: Settings, *, closes_upgrades: bool = False, tables_checked: bool = False
+) -> Application:
     """Return the service with the chosen settings. It connects to nothing until it is started.
 
     Args:
         chosen: the settings.
         closes_upgrades: for a server whose protocol is not the service's own; see `Front`.
+        tables_checked: as for `container.running`.
 
     Raises:
         SettingsError: the cache backend cannot be set up so, or the keys cannot be read.
@@ -113,13 +116,15 @@ def create_app(chosen: Settings, *, closes_upgrades: bool = False) -> Applicatio
         if this.started:
             # Its services have been closed, and belonged to an earlier event loop. So this object
             # takes the state of a new application with the same settings.
-            another = create_app(chosen, closes_upgrades=closes_upgrades)
+            another = create_app(
+                chosen, closes_upgrades=closes_upgrades, tables_checked=tables_checked
+            )
             vars(this).update(vars(another))
             async with another.router.lifespan_context(another) as state:
                 yield {} if state is None else state
             return
         this.started = True
-        async with container.running(services):
+        async with container.running(services, tables_checked=tables_checked):
             shared: dict[str, Any] = {LIMITS: limits}
             yield {**shared, FAST_PATH: this.fast_path} if chosen.fast_protocol else shared
 
@@ -187,12 +192,14 @@ def _hosts(chosen: Settings, *, keyed: bool) -> list[str]:
 def worker() -> Application:
     """Return the service for a worker of `python -m app serve`, which has prepared all else."""
     environment.configure_logging()  # workers are started anew, not forked
-    return _made(settings.load())
+    return _made(settings.load(), tables_checked=True)
 
 
-def _made(chosen: Settings, *, closes_upgrades: bool = False) -> Application:
+def _made(
+    chosen: Settings, *, closes_upgrades: bool = False, tables_checked: bool = False
+) -> Application:
     limit_request_logs()
-    made = create_app(chosen, closes_upgrades=closes_upgrades)
+    made = create_app(chosen, closes_upgrades=closes_upgrades, tables_checked=tables_checked)
     tune_garbage_collection()
     return made
 

@@ -52,6 +52,7 @@ class Connections:
         recycle: seconds after which a connection is replaced instead of used again.
         pooler: as for `Database`.
         sqlite_lock_wait: seconds for which SQLite waits for another process's lock.
+        statement_limit: seconds for PostgreSQL to answer a statement; None for no limit.
 
     Raises:
         ValueError: a parameter of a PostgreSQL URL cannot be used.
@@ -66,7 +67,13 @@ class Connections:
     """
 
     def __init__(
-        self, url: str, *, recycle: float, pooler: Pooler, sqlite_lock_wait: float
+        self,
+        url: str,
+        *,
+        recycle: float,
+        pooler: Pooler,
+        sqlite_lock_wait: float,
+        statement_limit: float | None = 10,
     ) -> None:
         self.statements: Counter[str] = Counter()
         self.purposes: Counter[str] = Counter()
@@ -77,7 +84,7 @@ class Connections:
         if not self.is_sqlite:
             address = read_postgres_url(parsed)
             parsed = address.url
-            arguments = {"timeout": 5, "command_timeout": 10, **address.arguments}
+            arguments = {"timeout": 5, "command_timeout": statement_limit, **address.arguments}
             if address.pooled:
                 pooler = "transaction"
             if address.warning:

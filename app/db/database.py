@@ -21,7 +21,8 @@ from app.db.errors import (
     translating,
 )
 from app.db.limits import within
-from app.db.tables import clients, create_missing, identity
+from app.db.revisions import check_revision, create_tables, read_revision
+from app.db.tables import clients, identity
 from app.db.url import scheme_and_host
 from jobcache._concurrency.tasks import ShieldedTasks
 
@@ -115,32 +116,50 @@ class Database:
         # long as its fence is waited for, and polls would have to wait for them.
         self._writing = asyncio.Semaphore(1 if self.is_sqlite else _WRITES)
 
-    async def create_tables(self) -> None:
-        """Create the tables that are missing; safe with several processes starting at once.
+    async def prepare_tables(self) -> None:
+        """Create the tables if there are none; check the revision of existing ones.
+
+        Safe with several processes that start at once.
+
+        Raises:
+            SettingsError: the driver refuses an option of the URL.
+            RevisionError: the tables are older or newer than this version of the service.
+            DatabaseUnavailable: the database cannot be used.
+        """
+        if await self.revision() is None:
+            with explaining(self._address):
+                await self._waiting_for_wal(self._create_tables)
+        check_revision(await self.revision())
+
+    async def revision(self) -> str | None:
+        """Return the revision of the database, as `read_revision` does.
 
         Raises:
             SettingsError: the driver refuses an option of the URL.
             DatabaseUnavailable: the database cannot be used.
         """
         with explaining(self._address):
-            await self._create_tables_in_turn()
+            return await self._waiting_for_wal(self._revision)
 
-    async def _create_tables_in_turn(self) -> None:
+    async def _revision(self) -> str | None:
+        with translating():
+            async with self._within(_LONGEST_READ), self.connections.reader.connect() as connection:
+                return await connection.run_sync(read_revision)
+
+    async def _waiting_for_wal(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         give_up_at = time.monotonic() + _LONGEST_WAIT
         while True:
             try:
-                await self._create_tables()
+                return await work()
             except DatabaseUnavailable as error:
                 # SQLite does not wait for a process that is switching the file to WAL.
                 if "database is locked" not in str(error) or time.monotonic() > give_up_at:
                     raise
                 await asyncio.sleep(0.02)
-            else:
-                return
 
     async def _create_tables(self) -> None:
         async with self.transaction() as connection:
-            await connection.run_sync(create_missing)
+            await connection.run_sync(create_tables)
 
     async def source_id(self) -> str:
         """Return the identity of this database: random, and made with its tables.

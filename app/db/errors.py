@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from app.db.driver_errors import Failure, classify, driver_error
-from jobcache import SettingsError, SourceUnavailable
+from jobcache import JobCacheError, SettingsError, SourceUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 class DatabaseUnavailable(SourceUnavailable):
     """The database cannot be reached, did not answer in time, or refuses to work for now."""
+
+
+class RevisionError(JobCacheError):
+    """The tables of the database are older or newer than this version of the service."""
 
 
 class NothingChanged(DatabaseUnavailable):
@@ -47,11 +51,12 @@ def explaining(address: str) -> Iterator[None]:
 
     Raises:
         SettingsError: the URL cannot be used.
+        RevisionError: as raised in the block.
         DatabaseUnavailable: the database cannot be used.
     """
     try:
         yield
-    except SettingsError:
+    except (RevisionError, SettingsError):
         raise
     except (TypeError, ValueError) as error:
         allowed = f"the driver refuses it: {error}"

@@ -94,11 +94,11 @@ async def test_a_database_keeps_its_identity_and_no_other_has_it(
     again = Database(database_url)
     other = Database(f"sqlite+aiosqlite:///{tmp_path / 'other.db'}")
     try:
-        await asyncio.gather(first.create_tables(), again.create_tables(), other.create_tables())
+        await asyncio.gather(first.prepare_tables(), again.prepare_tables(), other.prepare_tables())
         source_id = await first.source_id()
         assert len(source_id) == 32
         assert await again.source_id() == source_id != await other.source_id()
-        await first.create_tables()
+        await first.prepare_tables()
         assert await first.source_id() == source_id
     finally:
         for database in (first, again, other):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -284,3 +285,18 @@ def test_a_body_behind_an_upgrade_is_never_another_request(tmp_path: Path, serve
                             received += piece
                 assert received.count(b"HTTP/1.1 ") <= 1, received
                 assert process.http.get(f"/api/v2/jobs/{job_id}").json()["status"] == "rendering"
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "gunicorn"])
+def test_a_database_of_another_revision_is_one_line(tmp_path: Path, server: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        database.execute("INSERT INTO alembic_version VALUES ('0001')")
+        database.commit()
+    log = tmp_path / "log.txt"
+    command = at_port(SERVERS[server], free_port())
+    status, said = ended(start(tmp_path, command, log, DATABASE_URL="sqlite:///jobs.db"), log)
+    assert status == 3
+    assert "The service cannot start: The database is too old: it is at revision 0001" in said
+    assert "`python -m app db upgrade`" in said
+    assert "Traceback" not in said

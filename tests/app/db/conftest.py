@@ -13,6 +13,6 @@ from tests.app.db.databases import closed
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     database = Database(database_url)
-    await database.create_tables()
+    await database.prepare_tables()
     yield database
     await closed(database)

@@ -204,7 +204,7 @@ async def test_many_that_start_at_once_on_a_new_file_all_start(tmp_path: Path) -
     for number in range(8):
         url = f"sqlite+aiosqlite:///{tmp_path / f'{number}.db'}"
         together = [Database(url) for _ in range(6)]
-        await asyncio.gather(*(database.create_tables() for database in together))
+        await asyncio.gather(*(database.prepare_tables() for database in together))
         await asyncio.gather(*(closed(database) for database in together))
 
 
@@ -213,31 +213,24 @@ async def test_a_start_outlasts_the_write_of_one_that_has_no_wal_yet(
 ) -> None:
     """SQLite refuses at once to switch to WAL then, and does not wait as it does otherwise."""
     database = Database(f"sqlite+aiosqlite:///{tmp_path / 'jobs.db'}")
-    create, tries = database._create_tables, 0
+    read, tries = database._revision, 0
 
-    async def counted() -> None:
+    async def counted() -> str | None:
         nonlocal tries
         tries += 1
-        await create()
+        return await read()
 
-    monkeypatch.setattr(database, "_create_tables", counted)
+    monkeypatch.setattr(database, "_revision", counted)
     with closing(sqlite3.connect(tmp_path / "jobs.db")) as other:
         other.execute("CREATE TABLE another (id)")
         other.execute("BEGIN IMMEDIATE")
-        starting = asyncio.create_task(database.create_tables())
+        starting = asyncio.create_task(database.prepare_tables())
         async with asyncio.timeout(60):
             while tries < 2 and not starting.done():
                 await asyncio.sleep(0.005)
         other.rollback()
     await starting
     await closed(database)
-
-
-@both
-async def test_an_index_that_an_older_version_did_not_have_is_made(database: Database) -> None:
-    await database.write(text("DROP INDEX jobs_to_move"))
-    await database.create_tables()
-    await database.write(text("DROP INDEX jobs_to_move"))
 
 
 # --- what queries cost ---

@@ -386,7 +386,7 @@ async def test_after_a_failover_the_pool_leaves_the_server_that_became_read_only
     for server in (own_postgres, another_postgres):
         server.create_database(name)
     new = Database(another_postgres.url(name))
-    await new.create_tables()
+    await new.prepare_tables()
     await closed(new)
     with TemporaryDirectory(prefix="pg-", dir="/tmp") as directory:
         address = Path(directory) / "address"

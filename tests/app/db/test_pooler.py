@@ -11,9 +11,12 @@ from sqlalchemy import text
 
 from app.db.connections import Pooler
 from app.db.database import Database
+from app.db.migrations.run import Migrations
+from app.db.revisions import HEAD
 from app.devservers import PgBouncerServer, PostgresServer
 from app.devservers.programs import pgbouncer_program
 from app.ops.readiness import Readiness
+from jobcache import SettingsError
 from tests.app.db.test_database import closed
 from tests.app.process import serving
 from tests.app.running import Service, Start
@@ -210,3 +213,14 @@ def test_two_processes_share_the_pooler(
         for job_id in jobs:
             assert one.until(job_id, "completed") == another.until(job_id, "completed")
         assert "Traceback" not in one.log.read_text() + another.log.read_text()
+
+
+async def test_new_tables_are_created_through_a_pooler_and_others_not_migrated(
+    pooled_url: str,
+) -> None:
+    migrations = Migrations(pooled_url)
+    await migrations.upgrade()
+    await migrations.upgrade()
+    with pytest.raises(SettingsError, match="a migration needs one session, and this is a pooler"):
+        await migrations.downgrade("-1")
+    assert await migrations.current() == HEAD

@@ -106,7 +106,7 @@ async def rig(database_url: str, tmp_path: Path) -> AsyncIterator[Rig]:
     videos.mkdir()
     runner = Runner(jobs, store, renderer, videos=videos, name="us", at_once=1, claim_for=CLAIM_FOR)
     jobs.on_change.append(runner.seen)
-    await database.create_tables()
+    await database.prepare_tables()
     runner.start()
     elsewhere = JobService(database, store, cache)
     yield Rig(database, store, jobs, elsewhere, renderer, runner, videos)
