@@ -27,6 +27,7 @@ from app.http.limits import HEAD_BYTES
 from app.http.listening import BACKLOG, CannotListen, listening
 from app.http.serving import protocol
 from app.ops.greeting import greeting
+from app.ops.tracing import check_installed
 from jobcache import SettingsError
 from jobcache.backends.registry import REMOTE, check_namespace, make_backend
 from jobcache.errors import NamespaceConflict
@@ -181,6 +182,7 @@ async def _check(chosen: Settings) -> None:
     chosen.make_directories()
     if chosen.api_keys is not None:
         KeyFile(chosen.api_keys)
+    check_installed(chosen.trace_rate)
     await make_backend(chosen.cache).aclose()
     database = Database(chosen.database_url, pooler=chosen.pooler)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from app.ops.measuring import SERVICE_METRICS, Measuring
 from app.ops.metrics import UnfinishedJobs
 from app.ops.process_reports import ProcessReports
 from app.ops.statistics import state_of
+from app.ops.tracing import Tracing
 from app.rendering.simulated import SimulatedRenderer
 from app.rendering.video import VideoRenderer
 from jobcache import JobCache
@@ -56,6 +58,7 @@ class Services:
     runner: Runner
     reports: ProcessReports
     unfinished: UnfinishedJobs
+    tracing: Tracing | None
     keys: KeyFile | None
     rate: RateLimit | None
 
@@ -68,6 +71,7 @@ def build(settings: Settings) -> Services:
     """
     keys = None if settings.api_keys is None else KeyFile(settings.api_keys)
     rate = RateLimit(read_rate(settings.rate_limit)) if settings.rate_limit else None
+    tracing = Tracing(settings.trace_rate) if settings.trace_rate else None
     cache = JobCache(
         make_backend(settings.cache),
         lifetimes=lifetimes(
@@ -79,6 +83,7 @@ def build(settings: Settings) -> Services:
         load_timeout=settings.cache.load_timeout,
         check_body=check_body,
         shadow_rate=settings.cache.shadow_rate,
+        instrumentation=None if tracing is None else tracing.instrumentation,
     )
     settings.make_directories()
     database = Database(
@@ -139,6 +144,7 @@ def build(settings: Settings) -> Services:
             SERVICE_METRICS,
         ),
         UnfinishedJobs(store.count_by_status),
+        tracing,
         keys,
         rate,
     )
@@ -185,5 +191,7 @@ async def running(services: Services, *, tables_checked: bool = False) -> AsyncI
         await services.cache.aclose()
         await services.database.shielded.join()
         await services.reports.aclose()
+        if services.tracing is not None:
+            await asyncio.to_thread(services.tracing.close)
         await services.registration.aclose()
         await services.database.aclose()

@@ -157,6 +157,7 @@ def create_app(
         CommonHeaders(origins),
         root_path=root_path,
         local_only=local_only,
+        instrumentation=services.cache.instrumentation,
     )
     app.local_only = local_only
     problems.install(app)

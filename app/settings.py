@@ -147,6 +147,15 @@ class Settings(BaseSettings):
         " report [metrics](metrics.md) together.",
         topic="Service",
     )
+    trace_rate: float = _setting(
+        "JOBCACHE_TRACE_RATE",
+        0.0,
+        "The part of the polls, reads and writes that are reported as [spans](metrics.md#spans) to"
+        " OpenTelemetry; 0: none. Needs `jobcache[tracing]`.",
+        topic="Service",
+        ge=0,
+        le=1,
+    )
     max_held_requests: int = _setting(
         "JOBCACHE_MAX_HELD_REQUESTS",
         10_000,

@@ -17,6 +17,7 @@ from jobcache._engine.cached import CachedCalls, CachedFunction, require_corouti
 from jobcache._engine.cell_changes import CellChanges
 from jobcache._engine.clock import WallClock
 from jobcache._engine.fetching import Fetcher
+from jobcache._engine.following import followed_read, followed_write
 from jobcache._engine.loading import Loads
 from jobcache._engine.measuring import measure
 from jobcache._engine.options import split
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from jobcache._engine.watchers import CallLater
     from jobcache._engine.writing import Write
     from jobcache.models import Load, LoadMany, ReadResult, ReadResults
+    from jobcache.observability.instrumentation import Instrumentation
     from jobcache.observability.metrics import Measurements
     from jobcache.protocol.backend import CacheBackend
     from jobcache.serializers import Serializer
@@ -102,11 +104,14 @@ class JobCache:
         sleep: waits for the given seconds.
         poll_intervals: how often keys are read for callers that wait for newer versions.
         later: calls a function after so many seconds; None: uses the running loop's clock.
+        instrumentation: follows reads, loads and writes, such as
+            `jobcache.observability.opentelemetry.OpenTelemetry`.
 
     Attributes:
         backend: as given.
         lifetimes: as given.
         statistics: the counters and histograms.
+        instrumentation: as given.
         reads: the steps of a read, for callers that answer a hit without a task.
         values: the steps of reading a value without a version.
         writes: the steps of a write, for callers that take them one by one, as `sync` does.
@@ -126,14 +131,16 @@ class JobCache:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         poll_intervals: PollIntervals | None = None,
         later: CallLater | None = None,
+        instrumentation: Instrumentation | None = None,
     ) -> None:
         self.backend = backend
+        self.instrumentation = instrumentation
         self.lifetimes = Lifetimes() if lifetimes is None else lifetimes
         self.statistics = Statistics() if statistics is None else statistics
         self._owner = OwnerLoop()
         self._shielded = ShieldedTasks()
         self._clock = WallClock(clock_ms)
-        self._loads = Loads(load_timeout)
+        self._loads = Loads(load_timeout, instrumentation)
         if load_timeout is not None and isinstance(backend, SupportsLeaseTime):
             backend.set_lease_time(load_timeout + _LEASE_MARGIN)
         if isinstance(backend, SupportsBodyCheck):
@@ -170,6 +177,7 @@ class JobCache:
             fetcher=fetcher,
             publisher=self._publisher,
             token=token,
+            instrumentation=instrumentation,
         )
         self.reads = Reads(
             backend,
@@ -197,6 +205,9 @@ class JobCache:
             notify_written=self._watchers.notify_written,
             bind=self._owner.bind,
         )
+        if instrumentation is not None:
+            # Not a condition in `read`: it is on the path of every hit.
+            self.read = followed_read(instrumentation, self.read)  # type: ignore[method-assign]
 
     @classmethod
     def from_url(cls, url: str, **options: Unpack[URLOptions]) -> Self:
@@ -500,8 +511,12 @@ class JobCache:
         """
         if transaction is None or isinstance(transaction, str):
             keys = (transaction, *keys) if transaction is not None else keys
-            return self.writes.unwrapped(keys)
-        return self.writes.through(transaction, keys)
+            writing = self.writes.unwrapped(keys)
+        else:
+            writing = self.writes.through(transaction, keys)
+        if self.instrumentation is not None:
+            return followed_write(self.instrumentation, writing)
+        return writing
 
     async def invalidate(self, *keys: str) -> int:
         """Remove the entries and leases of these keys. Fences stay.

@@ -135,6 +135,7 @@ except SettingsError as error:
         ("jobcache.backends.redis", "redis"),
         ("jobcache.backends.redis.url", "redis"),
         ("jobcache.observability.prometheus", "prometheus"),
+        ("jobcache.observability.opentelemetry", "opentelemetry"),
     ],
 )
 def test_a_module_that_needs_an_extra_names_it(user: Path, module: str, extra: str) -> None:
@@ -184,7 +185,10 @@ def test_what_make_run_installs_has_all_that_the_service_imports() -> None:
     assert recipe is not None
     installed = required(recipe[1].split(","))
     # uvicorn and redis-py bring these; the optional ones are looked for and not needed.
-    indirect, optional = {"h11", "hiredis"}, {"django", "gevent", "msgspec", "rich"}
+    indirect, optional = (
+        {"h11", "hiredis"},
+        {"django", "gevent", "msgspec", "opentelemetry", "rich"},
+    )
     providers = packages_distributions()
     lacking = {
         name

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from app.jobs.service import JobService
     from jobcache import Entry
     from jobcache.http.polled_document import PolledDocument
+    from jobcache.observability.instrumentation import Instrumentation
 
 logger = logging.getLogger("app")
 
@@ -54,6 +55,7 @@ class PollFastPath(FastPolls):
         common_headers: those of every answer.
         root_path: the prefix of links.
         local_only: whether to answer on loopback only.
+        instrumentation: follows polls.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class PollFastPath(FastPolls):
         *,
         root_path: str = "",
         local_only: bool = False,
+        instrumentation: Instrumentation | None = None,
     ) -> None:
         super().__init__(
             app,
@@ -76,6 +79,7 @@ class PollFastPath(FastPolls):
             hosts=hosts.decisions,
             left=(b"origin", b"x-forwarded-prefix"),
             root_path=root_path,
+            instrumentation=instrumentation,
         )
         self._service = service
         self._authenticator = authenticator

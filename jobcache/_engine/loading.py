@@ -29,6 +29,8 @@ from jobcache.resilience.deadline import ends_within
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
 
+    from jobcache.observability.instrumentation import Instrumentation
+
 P = ParamSpec("P")
 T = TypeVar("T")
 logger = logging.getLogger("jobcache")
@@ -85,15 +87,17 @@ class Loads:
 
     Args:
         limit: seconds that a load may take; None: no limit.
+        instrumentation: follows loads.
 
     Raises:
         ValueError: the limit is not above 0.
     """
 
-    def __init__(self, limit: float | None) -> None:
+    def __init__(self, limit: float | None, instrumentation: Instrumentation | None = None) -> None:
         if limit is not None and not limit > 0:
             raise ValueError("the load timeout is a number of seconds above 0, or None")
         self._limit = limit
+        self._instrumentation = instrumentation
         self._running: dict[str, set[_Load]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -104,6 +108,19 @@ class Loads:
             LoadTimeout: the load took too long.
             Exception: any exception that `load` raised.
         """
+        if self._instrumentation is None:
+            return await self._run(keys, load)
+        span = self._instrumentation.begin("load", next(iter(keys), ""))
+        try:
+            with span.active():
+                result = await self._run(keys, load)
+        except BaseException as error:
+            span.end({"jobcache.keys": len(keys)}, error)
+            raise
+        span.end({"jobcache.keys": len(keys)})
+        return result
+
+    async def _run(self, keys: Collection[str], load: Callable[[], Awaitable[T]]) -> T:
         task = self._start(self._call(_Load(self, keys), load))
         try:
             if self._limit is None:

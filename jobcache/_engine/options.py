@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from jobcache._engine.watchers import CallLater, PollIntervals
     from jobcache.lifetimes import Lifetimes
+    from jobcache.observability.instrumentation import Instrumentation
     from jobcache.observability.statistics import Statistics
 
 
@@ -27,6 +28,7 @@ class CacheOptions(TypedDict, total=False):
     sleep: Callable[[float], Awaitable[object]]
     poll_intervals: PollIntervals | None
     later: CallLater | None
+    instrumentation: Instrumentation | None
 
 
 class URLOptions(CacheOptions, StoreOptions, total=False):

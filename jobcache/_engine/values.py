@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobcache._engine.clock import YOUNGEST_MS
 from jobcache._engine.fetching import Lookup, count_fetched
+from jobcache._engine.following import described, follow
 from jobcache._engine.publishing import version_only
 from jobcache._engine.single_flight import SingleFlight
 from jobcache._engine.storing import (
@@ -38,7 +39,7 @@ from jobcache._engine.storing import (
 from jobcache.errors import CacheError
 from jobcache.loaders import LoaderLeft, bound_to_caller
 from jobcache.models import CacheOutcome
-from jobcache.protocol.capabilities import SupportsClockSteps, SupportsPeek
+from jobcache.protocol.capabilities import SupportsClockSteps, SupportsPeek, SupportsTiers
 from jobcache.protocol.document import UnversionedDocument
 from jobcache.protocol.entry import UNVERSIONED, Entry
 
@@ -51,11 +52,14 @@ if TYPE_CHECKING:
     from jobcache._engine.publishing import Publisher
     from jobcache._engine.storing import Storing
     from jobcache.lifetimes import Lifetimes
+    from jobcache.observability.instrumentation import Attributes, Instrumentation
     from jobcache.observability.statistics import Statistics
     from jobcache.protocol.backend import CacheBackend
     from jobcache.protocol.entry import Tags
 
 T = TypeVar("T")
+Answered = tuple[T, CacheOutcome, bool]
+"""A value, how its read was answered, and whether it shared the load of another caller."""
 
 _TAG_SECONDS = 30 * 86400.0
 """For so long a tag keeps its generation. Then its values are loaded again."""
@@ -77,6 +81,7 @@ class Values:
         fetcher: loads what the cache lacks.
         publisher: publishes generations, and removes entries.
         token: makes unique tokens.
+        instrumentation: follows reads that are no hits in this process.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Values:
         fetcher: Fetcher,
         publisher: Publisher,
         token: Callable[[], str],
+        instrumentation: Instrumentation | None = None,
     ) -> None:
         self._backend = backend
         self._statistics = statistics
@@ -99,6 +105,8 @@ class Values:
         self._fetcher = fetcher
         self._publisher = publisher
         self._token = token
+        self._instrumentation = instrumentation
+        self._tier = backend.tiers[1] if isinstance(backend, SupportsTiers) else backend.name
         self._peek = backend.peek if isinstance(backend, SupportsPeek) else None
         self._flights: SingleFlight[Fetched] = SingleFlight()
 
@@ -157,7 +165,26 @@ class Values:
 
     async def read(self, key: str, load: Callable[[], Awaitable[T]], storing: Storing[T]) -> T:
         """Return the value at `key` from the store or its source, after `peek` found none."""
+        return await self._answer(key, partial(self._read, key, load, storing))
+
+    async def _answer(self, key: str, read: Callable[[], Awaitable[Answered[T]]]) -> T:
+        """Return the value that `read` returns, and count it."""
         began = _now_ns()
+        if self._instrumentation is None:
+            value, outcome, coalesced = await read()
+        else:
+            value, outcome, coalesced = await follow(
+                self._instrumentation, "read", key, read, self._described
+            )
+        return self._counted(began, value, outcome, coalesced=coalesced)
+
+    def _described(self, answered: Answered[T]) -> Attributes:
+        _, outcome, coalesced = answered
+        return described(self._tier, outcome.value, coalesced=coalesced)
+
+    async def _read(
+        self, key: str, load: Callable[[], Awaitable[T]], storing: Storing[T]
+    ) -> Answered[T]:
         try:
             check_value_key(key)
             expected_ms = self._clock.detect_step_back()
@@ -167,17 +194,17 @@ class Values:
             if found is not None and found.entry is not None:
                 value = value_of(found.entry, storing.serializer)
                 if not isinstance(value, Absent):
-                    return self._counted(began, value, CacheOutcome.HIT)
+                    return value, CacheOutcome.HIT, False
                 found = None
             with self._loads.waiting_for((key,)):
                 (entry, outcome), joined = await self._share(key, load, storing, found)
             value = value_of(entry, storing.serializer)
             if isinstance(value, Absent):  # of another caller, who has another serializer
-                return await self.bypass(key, load, storing)
+                return await self._bypass(key, load, storing)
         except Exception:
             self._statistics.read_errors += 1
             raise
-        return self._counted(began, value, outcome, coalesced=joined)
+        return value, outcome, joined
 
     async def _find(self, key: str, storing: Storing[Any]) -> Lookup | None:
         """Return a fresh entry with its present tags, or what failed; None if there is none."""
@@ -266,7 +293,11 @@ class Values:
 
     async def bypass(self, key: str, load: Callable[[], Awaitable[T]], storing: Storing[T]) -> T:
         """Load the value at `key` for this caller alone, and remove an entry that may be older."""
-        began = _now_ns()
+        return await self._answer(key, partial(self._bypass, key, load, storing))
+
+    async def _bypass(
+        self, key: str, load: Callable[[], Awaitable[T]], storing: Storing[T]
+    ) -> Answered[T]:
         check_value_key(key)
         with self._loads.waiting_for((key,)):
             token, now_ms = self._token(), self._clock.now_ms()
@@ -276,8 +307,7 @@ class Values:
             document = UnversionedDocument(storing.serializer.dumps(loaded), 0.0)
             entry = self._lifetimes.unversioned_entry(document, token, now_ms)
             await self._publisher.publish(token, {key: version_only(entry)})
-        value = storing.serializer.loads(document.body)
-        return self._counted(began, value, CacheOutcome.BYPASS)
+        return storing.serializer.loads(document.body), CacheOutcome.BYPASS, False
 
     def _counted(
         self, began: int, value: T, outcome: CacheOutcome, *, coalesced: bool = False

@@ -12,6 +12,7 @@ both use `respond`.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from starlette.routing import compile_path
 from jobcache._key_template import KeyTemplate
 from jobcache.errors import CacheUnavailable
 from jobcache.http.conditional_get import Representation, conditions, respond
+from jobcache.http.poll_spans import end_poll
 from jobcache.http.polled_document import PolledDocument
 from jobcache.http.reply import NO_HEADERS, Reply
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from jobcache.cache import JobCache
     from jobcache.http.reply import AddsHeaders
     from jobcache.models import ReadResult
+    from jobcache.observability.instrumentation import Instrumentation, Span
     from jobcache.protocol.document import Document
     from jobcache.protocol.entry import Entry
 
@@ -108,6 +111,23 @@ class _PolledPath:
             return self.polls.failed(error, self.path)
         return AdmittedPoll(self, can_view, if_none_match, accept_encoding, min_version)
 
+    def followed(
+        self,
+        span: Span,
+        can_view: CanView,
+        if_none_match: str | None,
+        accept_encoding: str | None,
+    ) -> Reply | AdmittedPoll | None:
+        """Return what `answer` returns, and end the span with the reply."""
+        poll = self.answer(can_view, if_none_match, accept_encoding)
+        if isinstance(poll, AdmittedPoll):
+            poll.span = span
+        elif poll is not None:
+            end_poll(span, poll.status, poll.headers)
+        else:
+            span.end({})  # the application begins another one
+        return poll
+
     def reply(
         self,
         result: ReadResult,
@@ -144,6 +164,7 @@ class AdmittedPoll:
         if_none_match: the header, if there is one.
         accept_encoding: the header, if there is one.
         min_version: the version that the client has seen.
+        span: of the poll; None without an instrumentation.
     """
 
     polled: _PolledPath
@@ -151,6 +172,7 @@ class AdmittedPoll:
     if_none_match: str | None
     accept_encoding: str | None
     min_version: int
+    span: Span | None = None
 
     def begin(self) -> Reply | asyncio.Future[ReadResult | None] | None:
         """Begin to answer, without a task.
@@ -170,9 +192,7 @@ class AdmittedPoll:
             result = None if reading.cancelled() else reading.result()
             if result is None:
                 return None
-            return self.polled.reply(
-                result, self.can_view, self.if_none_match, self.accept_encoding
-            )
+            return self._reply(result)
         except CacheUnavailable:
             return None
         except Exception as error:  # noqa: BLE001 - answered as the route would
@@ -182,9 +202,11 @@ class AdmittedPoll:
         """Return the reply: after a load from the source if necessary, or for an error."""
         document = self.polled.document
         try:
-            return self._reply(
-                await document.cache.read(document.key, document.load, min_version=self.min_version)
-            )
+            with nullcontext() if self.span is None else self.span.active():
+                result = await document.cache.read(
+                    document.key, document.load, min_version=self.min_version
+                )
+            return self._reply(result)
         except Exception as error:  # noqa: BLE001 - answered as the route would
             return self._failed(error)
 
@@ -193,15 +215,23 @@ class AdmittedPoll:
         polls = self.polled.polls
         reply = await self.read()
         if reply is None:
+            if self.span is not None:
+                self.span.end({})  # the application begins another one
             await polls.app(scope, receive, send)
         else:
             await reply.send(send, polls.common_headers)
 
     def _reply(self, result: ReadResult) -> Reply:
-        return self.polled.reply(result, self.can_view, self.if_none_match, self.accept_encoding)
+        reply = self.polled.reply(result, self.can_view, self.if_none_match, self.accept_encoding)
+        if self.span is not None:
+            end_poll(self.span, reply.status, reply.headers)
+        return reply
 
     def _failed(self, error: Exception) -> Reply | None:
-        return self.polled.polls.failed(error, self.polled.path)
+        reply = self.polled.polls.failed(error, self.polled.path)
+        if self.span is not None and reply is not None:
+            end_poll(self.span, reply.status, reply.headers)
+        return reply
 
 
 def _leave(error: Exception, path: str) -> None:
@@ -223,6 +253,7 @@ class FastPolls:
         hosts: tells which values of `Host` may be answered; None: any.
         left: names of headers with which a request is left to the application.
         root_path: the only `root_path` of a scope that may be answered, besides none.
+        instrumentation: follows polls.
 
     Attributes:
         app: as given.
@@ -241,6 +272,7 @@ class FastPolls:
         hosts: Mapping[bytes, bool] | None = None,
         left: Iterable[bytes] = (),
         root_path: str = "",
+        instrumentation: Instrumentation | None = None,
     ) -> None:
         self.app = app
         self.failed = failed
@@ -248,7 +280,9 @@ class FastPolls:
         self._find = find
         self._admit = admit
         self._hosts = hosts
-        self._examined = _EXAMINED | frozenset(left)
+        self._instrumentation = instrumentation
+        traced = () if instrumentation is None else (b"traceparent",)
+        self._examined = _EXAMINED.union(left, traced)
         self._root_path = root_path
         self._paths: dict[str, _PolledPath] = {}
 
@@ -269,7 +303,9 @@ class FastPolls:
             return poll.send(send, self.common_headers)
         return poll(scope, receive, send)
 
-    def match(self, scope: Scope) -> AdmittedPoll | Reply | None:
+    def match(  # noqa: C901, PLR0911 - one pass over the headers, for every poll
+        self, scope: Scope
+    ) -> AdmittedPoll | Reply | None:
         """Return the reply to a poll, or the poll if its entry is not in this process.
 
         None for any other request. One that is not None has been admitted, which may have counted
@@ -286,7 +322,7 @@ class FastPolls:
         root_path = scope.get("root_path")
         if root_path and root_path != self._root_path:
             return None
-        host = if_none_match = accept_encoding = None
+        host = if_none_match = accept_encoding = traceparent = None
         examined = self._examined
         for name, value in scope["headers"]:
             if name not in examined:
@@ -297,6 +333,8 @@ class FastPolls:
                 if_none_match = value.decode("latin-1")
             elif name == b"accept-encoding" and accept_encoding is None:
                 accept_encoding = value.decode("latin-1")
+            elif name == b"traceparent" and traceparent is None:
+                traceparent = value.decode("latin-1")
             else:
                 return None
         hosts = self._hosts
@@ -305,6 +343,9 @@ class FastPolls:
         can_view = self._admit(scope)
         if can_view is None or isinstance(can_view, Reply):
             return can_view
+        if self._instrumentation is not None:
+            span = self._instrumentation.begin("poll", "", traceparent)
+            return polled.followed(span, can_view, if_none_match, accept_encoding)
         return polled.answer(can_view, if_none_match, accept_encoding)
 
     def _polled(self, path: str) -> _PolledPath | None:
@@ -363,7 +404,9 @@ class FastPath:
     ) -> None:
         self._app = app
         find = _Paths(cache, path, key, load)
-        self._polls = FastPolls(app, find, admit, left=(b"origin",))
+        self._polls = FastPolls(
+            app, find, admit, left=(b"origin",), instrumentation=cache.instrumentation
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or anything else, by ASGI."""

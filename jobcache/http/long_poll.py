@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from jobcache.errors import CacheClosed, SourceUnavailable
 from jobcache.http.conditional_get import respond
 from jobcache.http.held_requests import ClientGone, HeldRequest, Revoked, cancel_on_disconnect
+from jobcache.http.poll_spans import end_poll
 from jobcache.http.polled_document import NotVisible
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from jobcache.http.polled_document import PolledDocument
     from jobcache.http.reply import Headers
     from jobcache.models import ReadResult
+    from jobcache.observability.instrumentation import Span
 
 
 def refused(path: str) -> Response:  # noqa: ARG001 - other services show it
@@ -41,6 +43,7 @@ class LongPoll:
         seconds: how long to wait at most.
         held: for the slot.
         refused: returns the response, for a request's path, if the caller is no longer admitted.
+        span: of the poll; None without an instrumentation.
     """
 
     document: PolledDocument
@@ -50,9 +53,23 @@ class LongPoll:
     seconds: int
     held: HeldRequests
     refused: Callable[[str], Response] = refused
+    span: Span | None = None
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Wait for a newer version if there is a slot, then answer."""
+        if self.span is None:
+            response = await self._response(scope, receive)
+        else:
+            try:
+                with self.span.active():
+                    response = await self._response(scope, receive)
+            except BaseException as error:
+                self.span.end({}, error)
+                raise
+            end_poll(self.span, response.status_code, response.raw_headers, long_poll=True)
+        await response(scope, receive, send)
+
+    async def _response(self, scope: Scope, receive: Receive) -> Response:
         result = self.result
         applied: Headers = []
         request = HeldRequest(self.document.caller)
@@ -62,8 +79,7 @@ class LongPoll:
                 try:
                     result = await self._hold(receive, request)
                 except Revoked:
-                    await self.refused(scope["path"])(scope, receive, send)
-                    return
+                    return self.refused(scope["path"])
                 except ClientGone:
                     pass  # nobody will read the answer
         reply = respond(
@@ -73,7 +89,7 @@ class LongPoll:
             self.document.cache.statistics.polls.count(reply.status)
         response = reply.response()
         response.raw_headers += applied
-        await response(scope, receive, send)
+        return response
 
     async def _hold(self, receive: Receive, request: HeldRequest) -> ReadResult:
         """Wait for a newer version, and count how the poll ended."""

@@ -9,6 +9,7 @@ from jobcache.http import event_stream, long_poll
 from jobcache.http.conditional_get import conditions, may_wait, respond
 from jobcache.http.deferred_response import DeferredResponse
 from jobcache.http.long_poll import LongPoll
+from jobcache.http.poll_spans import end_poll
 from jobcache.http.polled_document import NotVisible
 from jobcache.http.polled_response import PolledResponse
 from jobcache.http.prefer import LONGEST, requested_wait
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from jobcache.http.polled_document import PolledDocument
     from jobcache.http.request_headers import RequestHeaders
     from jobcache.models import ReadResult
+    from jobcache.observability.instrumentation import Span
 
 
 class Polling:
@@ -61,6 +63,23 @@ class Polling:
             Exception: there is no document for this client (`PolledDocument.not_found`), or as
                 `JobCache.read`.
         """
+        instrumentation = document.cache.instrumentation
+        if instrumentation is None:
+            return await self._poll(document, headers, None)
+        span = instrumentation.begin("poll", "", header(headers, b"traceparent"))
+        try:
+            with span.active():
+                response = await self._poll(document, headers, span)
+        except BaseException as error:
+            span.end({}, error)
+            raise
+        if not isinstance(response, DeferredResponse):  # which ends the span itself
+            end_poll(span, response.status_code, response.raw_headers)
+        return response
+
+    async def _poll(
+        self, document: PolledDocument, headers: RequestHeaders, span: Span | None
+    ) -> Response:
         if_none_match = header(headers, b"if-none-match")
         accept_encoding = header(headers, b"accept-encoding")
         result = await _read(document, conditions(if_none_match).min_version)
@@ -77,6 +96,7 @@ class Polling:
             seconds,
             self._streams.held,
             self._refused,
+            span,
         )
         return DeferredResponse(waiting.answer)
 

@@ -21,7 +21,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from jobcache.http.conditional_get import Representation, conditions, respond
+from jobcache.http.poll_spans import end_poll
 from jobcache.http.polled_response import CONFIRMATION, PollConfirmation
+from jobcache.http.request_headers import header
 from jobcache.loaders import uses_session
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from jobcache.http.polled_document import PolledDocument
     from jobcache.http.reply import Headers, Reply
+    from jobcache.http.request_headers import RequestHeaders
 
 REQUEST_IDS = (
     "x-request-id",
@@ -72,8 +75,23 @@ class _Confirmed:
         """Return the headers of a reply and the headers that the application has added."""
         return [*headers, *self._added]
 
-    async def reply(self, if_none_match: str | None, accept_encoding: str | None) -> Reply | None:
+    async def reply(
+        self, if_none_match: str | None, accept_encoding: str | None, headers: RequestHeaders
+    ) -> Reply | None:
         """Return the reply to the request; None if the route has to answer it."""
+        instrumentation = self._document.cache.instrumentation
+        if instrumentation is None:
+            return await self._reply(if_none_match, accept_encoding)
+        span = instrumentation.begin("poll", "", header(headers, b"traceparent"))
+        with span.active():
+            reply = await self._reply(if_none_match, accept_encoding)
+        if reply is None:
+            span.end({})  # the route begins another one
+        else:
+            end_poll(span, reply.status, reply.headers)
+        return reply
+
+    async def _reply(self, if_none_match: str | None, accept_encoding: str | None) -> Reply | None:
         document = self._document
         min_version = 0 if if_none_match is None else conditions(if_none_match).min_version
         try:
@@ -162,7 +180,7 @@ class RepeatedPolls:
         confirmed = self._confirmed.get(request)
         if confirmed is not None:
             if self._clock() < confirmed.until:
-                reply = await confirmed.reply(if_none_match, accept_encoding)
+                reply = await confirmed.reply(if_none_match, accept_encoding, scope["headers"])
                 if reply is not None:
                     await reply.send(send, confirmed)
                     return
