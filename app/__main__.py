@@ -53,6 +53,8 @@ _FLAGS = {
     "memcached_url": "MEMCACHED_URL",
     "renderer": "JOBCACHE_RENDERER",
     "var_dir": "JOBCACHE_VAR_DIR",
+    "log_level": "JOBCACHE_LOG_LEVEL",
+    "log_format": "JOBCACHE_LOG_FORMAT",
 }
 
 
@@ -111,6 +113,8 @@ def _run(options: argparse.Namespace) -> int:
     flags = _chosen_flags(options)
     if options.insecure:
         flags["JOBCACHE_INSECURE"] = "1"
+    if options.access_log:
+        flags["JOBCACHE_ACCESS_LOG"] = "1"
     environment.prepare(flags)
     chosen = settings.load()
     with ExitStack() as stack:
@@ -133,7 +137,7 @@ def _serve(chosen: Settings, sockets: list[socket.socket]) -> int:
         "app.main:worker",
         factory=True,
         workers=chosen.workers,
-        access_log=False,
+        access_log=False,  # the application writes its own: app/http/access_log.py
         log_config=None,
         backlog=BACKLOG,
         timeout_graceful_shutdown=10,
@@ -254,6 +258,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--memcached-url")
         command.add_argument("--renderer", help="video, or simulated for load tests")
         command.add_argument("--var-dir", help="the directory of the database and of the videos")
+        command.add_argument("--log-level", help="debug, info, warning or error")
+        command.add_argument("--log-format", help="text or json")
+        command.add_argument("--access-log", action="store_true", help="log each response")
         command.add_argument(
             "--insecure", action="store_true", help="listen on any address without API keys"
         )

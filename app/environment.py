@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dotenv import load_dotenv
 
+from app import log_format
 from app.settings import RENAMED_VALUES, RENAMED_VARIABLES, listed
 from jobcache import SettingsError
 
@@ -37,21 +38,15 @@ def prepare(flags: Mapping[str, str] = _NO_FLAGS) -> None:
     Raises:
         SettingsError: `.env` cannot be read.
     """
-    configure_logging()
-    use_new_names(os.environ)  # before `.env`, which must not override the environment
+    renamed = use_new_names(os.environ)  # before `.env`, which must not override the environment
     read_env_file()
     os.environ.update(flags)
-    use_new_names(os.environ)
+    renamed += use_new_names(os.environ)
+    log_format.configure(os.environ)
+    for warning in renamed:
+        logger.warning("%s", warning)
     for name, nearest in unknown_variables(os.environ):
         logger.warning("%s is not a setting; did you mean %s?", name, nearest)
-
-
-def configure_logging() -> None:
-    """Log to standard error, unless logging is configured already."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it names the plugins that it imports
 
 
 def read_env_file() -> None:
@@ -71,21 +66,23 @@ def read_env_file() -> None:
     load_dotenv(stream=StringIO(text))
 
 
-def use_new_names(environment: MutableMapping[str, str]) -> None:
-    """Replace old names of variables and of their values by the current ones, with a warning."""
+def use_new_names(environment: MutableMapping[str, str]) -> list[str]:
+    """Replace old names of variables and of their values by the current ones; return warnings."""
+    warnings = []
     for old, new in RENAMED_VARIABLES.items():
         value = environment.pop(old, None)
         if value is None:
             continue
         if environment.get(new):
-            logger.warning("%s is now %s, which is set, too: the old one is ignored", old, new)
+            warnings.append(f"{old} is now {new}, which is set, too: the old one is ignored")
         else:
-            logger.warning("%s is now %s; the old name still works", old, new)
+            warnings.append(f"{old} is now {new}; the old name still works")
             environment[new] = value
     for (variable, old), new in RENAMED_VALUES.items():
         if environment.get(variable) == old:
-            logger.warning("%s=%s is now %s; the old value still works", variable, old, new)
+            warnings.append(f"{variable}={old} is now {new}; the old value still works")
             environment[variable] = new
+    return warnings
 
 
 def unknown_variables(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:

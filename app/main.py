@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from contextlib import asynccontextmanager
 from functools import partial
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from app import container, environment, settings
+from app import container, environment, log_format, settings
 from app.auth.middleware import Authenticator, AuthMiddleware
 from app.auth.openapi import describe
 from app.http import loopback_only, openapi, problems
+from app.http.access_log import AccessLog, LoggedApp
 from app.http.body_limit import BodyLimit
 from app.http.common_headers import CommonHeaders
 from app.http.forwarded import TrustedProxies, read_prefix
@@ -25,6 +27,7 @@ from app.http.origins import read_origins
 from app.http.routing import with_heads
 from app.jobs import problems as job_problems
 from app.jobs.api import routes as jobs
+from app.jobs.logged_fast_path import LoggedPollFastPath
 from app.jobs.poll_fast_path import PollFastPath
 from app.ops import routes as ops
 from app.ops.greeting import greeting_elsewhere
@@ -34,9 +37,9 @@ from jobcache import JobCacheError, SettingsError
 from jobcache.http.deferred_response import DeferredResponseMiddleware
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
-    from starlette.types import Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from app.settings import Settings
 
@@ -52,13 +55,13 @@ class Application(FastAPI):
 
     Attributes:
         fast_path: answers polls.
-        front: the outermost middleware, for all other requests.
+        front: the outermost middleware, for all other requests; the access log may be around it.
         local_only: whether to answer on loopback only.
         started: True once it has been started. It may be stopped, and started again.
     """
 
     fast_path: PollFastPath
-    front: Front
+    front: ASGIApp
     local_only: bool
     started: bool = False
 
@@ -149,7 +152,12 @@ def create_app(
         root_path=root_path,
         closes_upgrades=closes_upgrades,
     )
-    app.fast_path = PollFastPath(
+    fast_path: Callable[..., PollFastPath] = PollFastPath
+    if chosen.access_log:
+        log = AccessLog(proxies, as_json=chosen.log_format == "json")
+        app.front = LoggedApp(app.front, log)
+        fast_path = partial(LoggedPollFastPath, log)
+    app.fast_path = fast_path(
         app.front,
         services.jobs,
         authenticator,
@@ -192,7 +200,7 @@ def _hosts(chosen: Settings, *, keyed: bool) -> list[str]:
 
 def worker() -> Application:
     """Return the service for a worker of `python -m app serve`, which has prepared all else."""
-    environment.configure_logging()  # workers are started anew, not forked
+    log_format.configure(os.environ)  # workers are started anew, not forked
     return _made(settings.load(), tables_checked=True)
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.auth.rate_limit import MOST_CALLS, read_rate
@@ -86,6 +86,7 @@ def _without_brackets(host: str) -> str:
 
 TOPICS = (
     "Service",
+    "Logs",
     "HTTP limits",
     "Access",
     "Cache",
@@ -155,6 +156,27 @@ class Settings(BaseSettings):
         topic="Service",
         ge=0,
         le=1,
+    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)
+    ] = _setting(
+        "JOBCACHE_LOG_LEVEL",
+        "info",
+        "The lowest level of the service's own log lines: `debug`, `info`, `warning` or `error`.",
+        topic="Logs",
+    )
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(str.lower)] = _setting(
+        "JOBCACHE_LOG_FORMAT",
+        "text",
+        "`text`, or `json`: each line is a JSON object. If it is set, lines of another server"
+        " have the format, too.",
+        topic="Logs",
+    )
+    access_log: bool = _setting(
+        "JOBCACHE_ACCESS_LOG",
+        default=False,
+        meaning="Whether each response is a log line, those of the fast path included.",
+        topic="Logs",
     )
     max_held_requests: int = _setting(
         "JOBCACHE_MAX_HELD_REQUESTS",

@@ -4,8 +4,10 @@
 - If the service has no keys, it refuses changes from a page of another origin: a browser sends such
   a request for any page, and nothing else would detect it.
 - It answers preflight requests (CORS), and adds the headers that every answer carries.
+- It gives each request its id, for the log lines about it and for its response.
 
-`PollFastPath` follows the same rules for the polls that it answers.
+`PollFastPath` follows the same rules for the polls that it answers. But it makes no ids: a response
+to a poll has the one that the poll came with.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app.http.common_headers import NOSNIFF
 from app.http.origins import is_same_origin
 from app.http.problems import problem
+from app.http.request_context import REQUEST_ID, current, read_context
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -38,6 +41,8 @@ _SENT = (
     "Last-Event-ID",
     "Prefer",
     "Range",
+    "Traceparent",
+    "X-Request-Id",
 )
 _SHOWN = (
     "Accept-Ranges",
@@ -49,6 +54,7 @@ _SHOWN = (
     "Preference-Applied",
     "Retry-After",
     "WWW-Authenticate",
+    "X-Request-Id",
 )
 
 
@@ -101,7 +107,8 @@ class Front:
             await self._app(scope, receive, send)
             return
 
-        added = [NOSNIFF]
+        context = read_context(scope["headers"])
+        added = [NOSNIFF, (REQUEST_ID, context.request_id.encode())]
         if self._closes_upgrades and any(name == b"upgrade" for name, _ in scope["headers"]):
             added.append(_CLOSE)
 
@@ -114,7 +121,11 @@ class Front:
         self._set_root_path(scope)
         refusal = self._refusal(scope)
         answer = self._app if refusal is None else refusal
-        await answer(scope, receive, send_on)
+        token = current.set(context)
+        try:
+            await answer(scope, receive, send_on)
+        finally:
+            current.reset(token)
 
     def _set_root_path(self, scope: Scope) -> None:
         """Set `root_path` to the prefix of links. Routing removes it from a path."""

@@ -21,6 +21,7 @@ from starlette.responses import Response
 from app.auth.callers import TRUSTED
 from app.http import loopback_only
 from app.http.problems import internal_error
+from app.http.request_context import REQUEST_ID, is_request_id
 from app.jobs.problems import to_problem
 from app.jobs.schemas import LARGEST_ID
 from jobcache.http.fast_path import FastPolls
@@ -56,6 +57,7 @@ class PollFastPath(FastPolls):
         root_path: the prefix of links.
         local_only: whether to answer on loopback only.
         instrumentation: follows polls.
+        echoed: the name of the header that each reply repeats, if the poll has it.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class PollFastPath(FastPolls):
         root_path: str = "",
         local_only: bool = False,
         instrumentation: Instrumentation | None = None,
+        echoed: bytes = REQUEST_ID,
     ) -> None:
         super().__init__(
             app,
@@ -78,6 +81,8 @@ class PollFastPath(FastPolls):
             common_headers=common_headers,
             hosts=hosts.decisions,
             left=(b"origin", b"x-forwarded-prefix"),
+            echoed=echoed,
+            may_echo=is_request_id,
             root_path=root_path,
             instrumentation=instrumentation,
         )

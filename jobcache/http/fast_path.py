@@ -165,6 +165,7 @@ class AdmittedPoll:
         accept_encoding: the header, if there is one.
         min_version: the version that the client has seen.
         span: of the poll; None without an instrumentation.
+        finish: called with each reply; returns what is sent instead. None: the reply itself.
     """
 
     polled: _PolledPath
@@ -173,6 +174,7 @@ class AdmittedPoll:
     accept_encoding: str | None
     min_version: int
     span: Span | None = None
+    finish: Callable[[Reply], Reply] | None = None
 
     def begin(self) -> Reply | asyncio.Future[ReadResult | None] | None:
         """Begin to answer, without a task.
@@ -223,15 +225,16 @@ class AdmittedPoll:
 
     def _reply(self, result: ReadResult) -> Reply:
         reply = self.polled.reply(result, self.can_view, self.if_none_match, self.accept_encoding)
-        if self.span is not None:
-            end_poll(self.span, reply.status, reply.headers)
-        return reply
+        return reply if self.span is None and self.finish is None else self._finished(reply)
 
     def _failed(self, error: Exception) -> Reply | None:
         reply = self.polled.polls.failed(error, self.polled.path)
-        if self.span is not None and reply is not None:
+        return None if reply is None else self._finished(reply)
+
+    def _finished(self, reply: Reply) -> Reply:
+        if self.span is not None:
             end_poll(self.span, reply.status, reply.headers)
-        return reply
+        return reply if self.finish is None else self.finish(reply)
 
 
 def _leave(error: Exception, path: str) -> None:
@@ -252,6 +255,9 @@ class FastPolls:
         common_headers: those that the application adds to each response.
         hosts: tells which values of `Host` may be answered; None: any.
         left: names of headers with which a request is left to the application.
+        echoed: the name of a header that each reply repeats, such as `x-request-id`.
+        may_echo: tells whether a value of that header may be repeated. A request with another value
+            is left to the application.
         root_path: the only `root_path` of a scope that may be answered, besides none.
         instrumentation: follows polls.
 
@@ -271,6 +277,8 @@ class FastPolls:
         common_headers: AddsHeaders = NO_HEADERS,
         hosts: Mapping[bytes, bool] | None = None,
         left: Iterable[bytes] = (),
+        echoed: bytes = b"",
+        may_echo: Callable[[bytes], object] = bool,
         root_path: str = "",
         instrumentation: Instrumentation | None = None,
     ) -> None:
@@ -282,15 +290,19 @@ class FastPolls:
         self._hosts = hosts
         self._instrumentation = instrumentation
         traced = () if instrumentation is None else (b"traceparent",)
-        self._examined = _EXAMINED.union(left, traced)
+        self._examined = _EXAMINED.union(left, traced, (echoed,))
+        self._echoed = echoed
+        self._may_echo = may_echo
         self._root_path = root_path
         self._paths: dict[str, _PolledPath] = {}
 
     def header_lines(self, reply: Reply) -> bytes:
         """Return the headers of a reply as they go over the wire, and keep them in the reply."""
-        headers = self.common_headers.added(reply.headers)
-        reply.lines = b"".join(map(b"%b: %b\r\n".__mod__, headers))
-        return reply.lines
+        return reply.header_lines(self.common_headers)
+
+    def _echo(self, value: bytes, reply: Reply) -> Reply:
+        """Return a reply that repeats the echoed header."""
+        return reply.with_header(self._echoed, value, self.common_headers)
 
     def answer(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None] | None:
         """Return what answers a request if it is a plain poll, to be awaited; else None."""
@@ -303,7 +315,7 @@ class FastPolls:
             return poll.send(send, self.common_headers)
         return poll(scope, receive, send)
 
-    def match(  # noqa: C901, PLR0911 - one pass over the headers, for every poll
+    def match(  # noqa: C901, PLR0911, PLR0912 - one pass over the headers, for every poll
         self, scope: Scope
     ) -> AdmittedPoll | Reply | None:
         """Return the reply to a poll, or the poll if its entry is not in this process.
@@ -322,7 +334,7 @@ class FastPolls:
         root_path = scope.get("root_path")
         if root_path and root_path != self._root_path:
             return None
-        host = if_none_match = accept_encoding = traceparent = None
+        host = if_none_match = accept_encoding = traceparent = echo = None
         examined = self._examined
         for name, value in scope["headers"]:
             if name not in examined:
@@ -335,6 +347,8 @@ class FastPolls:
                 accept_encoding = value.decode("latin-1")
             elif name == b"traceparent" and traceparent is None:
                 traceparent = value.decode("latin-1")
+            elif name == self._echoed and echo is None and self._may_echo(value):
+                echo = value
             else:
                 return None
         hosts = self._hosts
@@ -342,11 +356,18 @@ class FastPolls:
             return None
         can_view = self._admit(scope)
         if can_view is None or isinstance(can_view, Reply):
-            return can_view
+            return can_view if can_view is None or echo is None else self._echo(echo, can_view)
         if self._instrumentation is not None:
             span = self._instrumentation.begin("poll", "", traceparent)
-            return polled.followed(span, can_view, if_none_match, accept_encoding)
-        return polled.answer(can_view, if_none_match, accept_encoding)
+            answer = polled.followed(span, can_view, if_none_match, accept_encoding)
+        else:
+            answer = polled.answer(can_view, if_none_match, accept_encoding)
+        if echo is None or answer is None:
+            return answer
+        if isinstance(answer, Reply):
+            return self._echo(echo, answer)
+        answer.finish = partial(self._echo, echo)
+        return answer
 
     def _polled(self, path: str) -> _PolledPath | None:
         """Return the poll of a path, and keep it, whether its document exists or not."""

@@ -55,6 +55,25 @@ class Reply:
         """Return the reply that a response of Starlette would send."""
         return cls(response.status_code, [*response.raw_headers], bytes(response.body))
 
+    def complete(self, common_headers: AddsHeaders) -> Headers:
+        """Return the headers with the common ones. Nobody may change the list."""
+        if self._complete is None:
+            self._complete = common_headers.added(self.headers)
+        return self._complete
+
+    def header_lines(self, common_headers: AddsHeaders) -> bytes:
+        """Return the headers with the common ones, as they go over the wire, and keep them."""
+        if not self.lines:
+            self.lines = b"".join(map(b"%b: %b\r\n".__mod__, self.complete(common_headers)))
+        return self.lines
+
+    def with_header(self, name: bytes, value: bytes, common_headers: AddsHeaders) -> Reply:
+        """Return this reply with the common headers and one more, for one request."""
+        reply = Reply(self.status, self.headers, self.body)
+        reply.lines = b"%b%b: %b\r\n" % (self.header_lines(common_headers), name, value)
+        reply._complete = [*self.complete(common_headers), (name, value)]
+        return reply
+
     def response(self) -> Response:
         """Return a response of Starlette that sends this reply."""
         response = Response(self.body, self.status)
@@ -65,7 +84,7 @@ class Reply:
         """Send this reply by ASGI, with the common headers."""
         complete = self._complete
         if complete is None:
-            complete = self._complete = common_headers.added(self.headers)
+            complete = self.complete(common_headers)
         headers = [*complete]  # a copy, because middleware around this may add some
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})

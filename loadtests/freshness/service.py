@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from app import environment, settings
+from app import log_format, settings
 from app.main import create_app
 from jobcache.backends import registry, tiered
 from jobcache.backends.redis import backend as redis
@@ -148,7 +148,7 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     switches = Switches(os.environ.get("FRESHNESS_BREAK", ""))
     signal.signal(signal.SIGUSR1, switches.arm)
-    environment.configure_logging()
+    log_format.configure(os.environ)
     chosen = settings.load()
     # What the backend's factory finds under this name; registry and guard are the real ones.
     vars(redis)["RedisBackend"] = partial(FaultyRedis, switches)

@@ -115,12 +115,19 @@ def test_a_password_of_the_database_is_in_no_repr(
         assert PASSWORD not in repr(thing) + str(thing)
 
 
-def test_a_service_as_a_process_logs_no_secret(tmp_path: Path, guarded_redis: str) -> None:
+@pytest.mark.parametrize("chosen", ["text", "json"])
+def test_a_service_as_a_process_logs_no_secret(
+    tmp_path: Path, guarded_redis: str, chosen: str
+) -> None:
     tokens = write_keys(tmp_path / "keys")
     environment = {
         "JOBCACHE_API_KEYS": str(tmp_path / "keys"),
         "JOBCACHE_BACKEND": "redis",
-        "JOBCACHE_PREFIX": "process:",  # other tests have another database, and the same server
+        # Other tests have another database, and the same server.
+        "JOBCACHE_PREFIX": f"process-{chosen}:",
+        "JOBCACHE_LOG_LEVEL": "debug",
+        "JOBCACHE_LOG_FORMAT": chosen,
+        "JOBCACHE_ACCESS_LOG": "1",
     }
     with serving(tmp_path, REDIS_URL=guarded_redis, **environment) as service:
         for token in [*tokens.values(), tokens["own"][:-1], "x" * 20_000]:
@@ -128,7 +135,7 @@ def test_a_service_as_a_process_logs_no_secret(tmp_path: Path, guarded_redis: st
                 service.http.get(path, headers=bearer(token))
         service.stop()
         log = service.log.read_text()
-    assert log
+    assert "GET /api/v2/jobs 200" in log
     assert PASSWORD not in log
     for token in tokens.values():
         for part in parts_of(token):

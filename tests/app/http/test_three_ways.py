@@ -28,7 +28,7 @@ from app.jobs.poll_fast_path import PollFastPath
 from jobcache.http.fast_path import MATCHED
 from tests.app.keyed import Keyed, keyed
 from tests.app.running import Service, Start, choosing
-from tests.app.wires import END, get
+from tests.app.wires import END, MADE_ID, get
 
 WAYS = ("protocol", "ASGI", "route")
 LONG = "A fox crosses a frozen river at night. " * 40
@@ -96,7 +96,7 @@ class Ways:
         async with asyncio.timeout(60):
             answered = await reader.read()
         writer.close()
-        return answered
+        return MADE_ID.sub(b"", answered)
 
     async def alike(self, request: bytes, *, cold: int = 0) -> bytes:
         """Return the answer to a request, which is the same in all ways.
@@ -220,6 +220,12 @@ async def test_every_kind_of_poll_is_answered_alike(ways: tuple[Ways, Keyed]) ->
         (get(path, *own, 'If-None-Match: "1-0"'), 200),
         (get(path, *own, "If-None-Match: *"), 304),
         (get(path, *own, "Prefer: wait=0", f"If-None-Match: {tag}"), 304),
+        (get(path, *own, "X-Request-Id: of-a-balancer"), 200),
+        (get(path, *own, "X-Request-Id: 7", f"If-None-Match: {tag}"), 304),
+        (get(path, "X-Request-Id: 7"), 401),
+        (get("/api/v2/jobs/999", *own, "X-Request-Id: 7"), 404),
+        (get(path, *own, "X-Request-Id: not one"), 200),
+        (get(path, *own, "X-Request-Id: 7", "X-Request-Id: 8"), 200),
         (get(path, *own, method="HEAD"), 200),
         (get(path + "?x=1", *own), 200),
         (get(path, *own, "Content-Length: 0"), 200),
@@ -246,7 +252,11 @@ async def test_every_kind_of_poll_is_answered_alike(ways: tuple[Ways, Keyed]) ->
         answer = await three.alike(request)
         assert status_of(answer) == status, request
         assert bool(HIT.search(answer)) is (kept and status in {200, 304}), answer
-        plain = request.startswith(b"GET") and not re.search(rb"\?|Prefer|Length|jobs/0 ", request)
+        unusual = rb"\?|Prefer|Length|jobs/0 |Id: not one|Id: 8"
+        plain = request.startswith(b"GET") and not re.search(unusual, request)
+        sent = re.search(rb"X-Request-Id: ([-a-z0-9]+)\r\n", request)
+        echoed = sent is not None and b"\r\nx-request-id: %b\r\n" % sent[1] in answer
+        assert echoed is (plain and sent is not None), answer
         assert (three.reached["protocol"] == reached) is plain, (request, "by the protocol")
 
 
