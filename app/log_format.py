@@ -21,8 +21,8 @@ LEVELS = ("debug", "info", "warning", "error")
 _OURS = ("app", "jobcache")
 """Loggers that the level is for. The statements and parameters that drivers log at DEBUG may hold
 secrets, so others stay at INFO."""
-_FIELDS = ("key",)
-"""Attributes of a record that a JSON line has as members."""
+_FIELDS = ("key", "outcome", "tier", "version", "result", "took_ms")
+"""Attributes of a record that a JSON line has as members; `jobcache` sets them at DEBUG."""
 
 
 def configure(environment: Mapping[str, str]) -> None:

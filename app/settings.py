@@ -162,7 +162,8 @@ class Settings(BaseSettings):
     ] = _setting(
         "JOBCACHE_LOG_LEVEL",
         "info",
-        "The lowest level of the service's own log lines: `debug`, `info`, `warning` or `error`.",
+        "The lowest level of the service's own log lines: `debug`, `info`, `warning` or `error`."
+        " At `debug` the cache logs each hit, miss, load, fence and publish.",
         topic="Logs",
     )
     log_format: Annotated[Literal["text", "json"], BeforeValidator(str.lower)] = _setting(

@@ -16,6 +16,7 @@ from jobcache._concurrency.tasks import ShieldedTasks
 from jobcache._engine.cached import CachedCalls, CachedFunction, require_coroutine_function
 from jobcache._engine.cell_changes import CellChanges
 from jobcache._engine.clock import WallClock
+from jobcache._engine.debug_lines import LoggedReads, LoggedValues, reads_are_logged
 from jobcache._engine.fetching import Fetcher
 from jobcache._engine.following import followed_read, followed_write
 from jobcache._engine.loading import Loads
@@ -168,7 +169,8 @@ class JobCache:
             sleep=sleep,
             gets=gets,
         )
-        self.values = Values(
+        logged = reads_are_logged()
+        self.values = (LoggedValues if logged else Values)(
             backend,
             statistics=self.statistics,
             clock=self._clock,
@@ -179,7 +181,7 @@ class JobCache:
             token=token,
             instrumentation=instrumentation,
         )
-        self.reads = Reads(
+        self.reads = (LoggedReads if logged else Reads)(
             backend,
             statistics=self.statistics,
             clock=self._clock,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -121,6 +122,20 @@ class Loads:
         return result
 
     async def _run(self, keys: Collection[str], load: Callable[[], Awaitable[T]]) -> T:
+        if not logger.isEnabledFor(logging.DEBUG):
+            return await self._in_task(keys, load)
+        began = time.perf_counter()
+        ended = "failed"
+        try:
+            result = await self._in_task(keys, load)
+            ended = "returned"
+            return result
+        finally:
+            took_ms = round((time.perf_counter() - began) * 1000, 3)
+            fields = {"key": next(iter(keys), ""), "result": ended, "took_ms": took_ms}
+            logger.debug("load of %s %s after %s ms", _named(keys), ended, took_ms, extra=fields)
+
+    async def _in_task(self, keys: Collection[str], load: Callable[[], Awaitable[T]]) -> T:
         task = self._start(self._call(_Load(self, keys), load))
         try:
             if self._limit is None:

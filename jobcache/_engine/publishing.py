@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from jobcache.observability.statistics import Statistics
     from jobcache.protocol.backend import CacheBackend
     from jobcache.protocol.entry import Entry
+
+logger = logging.getLogger("jobcache")
 
 _NOT_STORED = frozenset({PublishResult.NOTHING, PublishResult.REMOVED})
 
@@ -91,13 +94,28 @@ class Publisher:
             entry = version_only(entry)  # not stored, so its body need not be sent
         try:
             done = await self._backend.publish(key, token, entry)
-        except CacheError:
+        except CacheError as error:
             self._statistics.errors += 1
+            _log(key, entry, "failed", error)
         else:
+            _log(key, entry, done.name.lower())
             self._statistics.publish.record(time.perf_counter_ns() - began)
             if entry is not None and entry.keep_ms and done in _NOT_STORED:
                 self._statistics.not_stored += 1
         self._changes.changed((key,))
+
+
+def _log(key: str, entry: Entry | None, result: str, error: CacheError | None = None) -> None:
+    if not logger.isEnabledFor(logging.DEBUG):
+        return
+    if entry is None:
+        what = "withdraw"
+    elif entry.keep_ms == 0:
+        what = f"publish only version {entry.version} of"
+    else:
+        what = f"publish version {entry.version} of"
+    fields = {"key": key, "result": result, "version": None if entry is None else entry.version}
+    logger.debug("%s %r: %s", what, key, result if error is None else error, extra=fields)
 
 
 def version_only(entry: Entry) -> Entry:

@@ -162,7 +162,7 @@ class Reads:
             if found is not None and found.entry is not None:
                 if found.entry.version >= min_version and self._clock.is_fresh(found.entry):
                     self._shadow.hit(key, found.entry, load)
-                    return self._result(began, found.entry, CacheOutcome.HIT)
+                    return self._result(key, began, found.entry, CacheOutcome.HIT)
                 found = None
             # A lookup that failed is not repeated by the load: it would wait for the store again.
             with self._loads.waiting_for((key,)):
@@ -175,7 +175,7 @@ class Reads:
         except Exception:
             self._statistics.read_errors += 1
             raise
-        return self._result(began, entry, outcome, coalesced=joined)
+        return self._result(key, began, entry, outcome, coalesced=joined)
 
     async def _share(
         self,
@@ -228,7 +228,7 @@ class Reads:
             if isinstance(found, InvalidDocument):
                 results.errors[key] = found
             else:
-                results[key] = self._result(began, *found)
+                results[key] = self._result(key, began, *found)
         self._statistics.read_errors += len(results.errors)
         return results
 
@@ -252,7 +252,7 @@ class Reads:
             or not self._clock.is_fresh(found.entry)
         ):
             return None
-        return self._result(began, found.entry, CacheOutcome.HIT)
+        return self._result(key, began, found.entry, CacheOutcome.HIT)
 
     def tier_hits(self) -> dict[str, int]:
         """Return the number of hits by the tier that answered."""
@@ -269,6 +269,7 @@ class Reads:
 
     def _result(
         self,
+        key: str,  # noqa: ARG002 - for the log
         began: int,
         entry: Entry,
         outcome: CacheOutcome,

@@ -106,7 +106,8 @@ class Values:
         self._publisher = publisher
         self._token = token
         self._instrumentation = instrumentation
-        self._tier = backend.tiers[1] if isinstance(backend, SupportsTiers) else backend.name
+        both = backend.name, backend.name
+        self._local, self._tier = backend.tiers if isinstance(backend, SupportsTiers) else both
         self._peek = backend.peek if isinstance(backend, SupportsPeek) else None
         self._flights: SingleFlight[Fetched] = SingleFlight()
 

@@ -6,6 +6,7 @@ a reader between the fence and the publish finds no entry, and asks the source
 
 from __future__ import annotations
 
+import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     _Result = Document | int
 
 T = TypeVar("T")
+logger = logging.getLogger("jobcache")
 
 
 class WriteSteps:
@@ -59,9 +61,12 @@ class WriteSteps:
         self._writes.statistics.fences += 1
         try:
             await self._writes.backend.fence(key, self._token)
-        except CacheError:
+        except CacheError as error:
             self._writes.statistics.errors += 1
             self._maybe_unfenced.add(key)
+            logger.debug("fence %r: %s", key, error, extra={"key": key, "result": "failed"})
+        else:
+            logger.debug("fence %r", key, extra={"key": key, "result": "fenced"})
 
     def record(self, key: str, result: _Result) -> None:
         """Record the document, or the version, that `key` has once the transaction has committed.
