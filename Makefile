@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 PEERS := .venv-peers
 LOWEST := .venv-lowest
+NEWEST := .venv-newest
+SITE := .venv-site
 BIN := $(VENV)/bin
 # Tests wait a fifth of their time for other processes, so one worker more than there are
 # processors is faster than one for each.
@@ -14,7 +16,7 @@ PARALLEL := --numprocesses $(WORKERS) --dist worksteal --benchmark-disable
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-lowest check format bench bench-peers settings instructions loadtest open-loop outage held shutdown freshness clean
+.PHONY: help run test test-long test-lowest test-newest check format docs http-api bench bench-peers slow-reader settings instructions loadtest open-loop outage held shutdown freshness clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -51,6 +53,15 @@ $(LOWEST)/installed: pyproject.toml constraints.txt .ci/lowest.py
 	  --constraint $(LOWEST)/constraints.txt --editable '.[dev]'
 	@touch $@
 
+test-newest: $(NEWEST)/installed ## test with the newest versions that pyproject.toml allows
+	$(NEWEST)/bin/python -m pytest $(PARALLEL) $(ARGS)
+
+# Without constraints.txt: it shows what users get who install the project today.
+$(NEWEST)/installed: pyproject.toml
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
 check: $(VENV)/installed ## run ruff, mypy and the import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -67,6 +78,9 @@ bench: $(VENV)/installed ## run the benchmarks and write benchmarks/RESULTS.md; 
 bench-peers: $(PEERS)/installed ## the same, and compare with other caches; ARGS="--quick"
 	$(PEERS)/bin/python -m benchmarks --peers --write $(ARGS)
 
+slow-reader: $(PEERS)/installed ## show which caches serve an old value after an invalidation
+	$(PEERS)/bin/python -W ignore -m benchmarks.peers.slow_reader
+
 # The project is installed beside the other caches, so that one run measures them all.
 $(PEERS)/installed: pyproject.toml constraints.txt benchmarks/peers/constraints.txt benchmarks/peers/requirements.txt
 	$(PYTHON) -m venv $(PEERS)
@@ -81,6 +95,20 @@ $(PEERS)/installed: pyproject.toml constraints.txt benchmarks/peers/constraints.
 settings: $(RUNS) ## write the tables of docs/settings.md from the code
 	@sed -i.old '/^## Service/,$$d' docs/settings.md && rm docs/settings.md.old
 	$(BIN)/python -m app settings >> docs/settings.md
+
+http-api: $(VENV)/installed ## write the tables of docs/http-api.md from the OpenAPI document
+	PYTHONPATH=. $(BIN)/python .ci/http_api.py
+
+# A warning is an error. The pages are copied first: `.ci/site_pages.py` says why.
+docs: $(SITE)/installed ## build the documentation site in build/site
+	@$(SITE)/bin/python .ci/site_pages.py build/pages
+	$(SITE)/bin/zensical build --clean --strict
+
+$(SITE)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 instructions: $(VENV)/installed ## count the instructions of the hottest paths and compare them; ARGS="--store"
 	$(BIN)/python -m benchmarks.instructions $(ARGS)
@@ -104,5 +132,5 @@ freshness: $(VENV)/installed ## check a million polls for old answers while Redi
 	$(BIN)/python -m loadtests.freshness $(ARGS)
 
 clean: ## remove generated files, except var/
-	rm -rf $(VENV) $(PEERS) $(LOWEST) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks .coverage benchmarks/results loadtests/results
+	rm -rf $(VENV) $(PEERS) $(LOWEST) $(NEWEST) $(SITE) .cache build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks .coverage benchmarks/results loadtests/results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,7 +21,7 @@ def main() -> None:
     """Print one constraint for each direct dependency."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    for_tests = {"dev", "servers"}
+    for_tests = {"dev", "docs", "servers"}
     of_users = [*project["dependencies"]]
     of_tests = []
     for extra, requirements in extras.items():
