@@ -17,7 +17,7 @@ function connection(part) {
     if (connected) lost.delete(part);
     else lost.add(part);
     $("connection").hidden = lost.size === 0;
-    const text = lost.size === 0 ? "" : "Connection lost. Trying again…";
+    const text = lost.size === 0 ? "" : `Connection lost (${[...lost].sort().join(", ")}). Trying again…`;
     if ($("connection").textContent !== text) $("connection").textContent = text;
   };
 }

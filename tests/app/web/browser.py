@@ -33,7 +33,10 @@ _FLAGS = (
 _RUN_AXE = """
 const done = arguments[0];
 const told = ({ id, nodes }) => [id, ...nodes.map(({ html }) => html)];
-axe.run().then(({ violations }) => done(violations.map(told)), (error) => done([String(error)]));
+axe.run({ resultTypes: ["violations"] }).then(
+  ({ violations }) => done(violations.map(told)),
+  (error) => done([String(error)]),
+);
 """
 _LOADED = """
 return ["navigation", "resource"]

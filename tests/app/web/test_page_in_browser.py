@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,7 +93,6 @@ def test_from_the_prompt_to_the_video_by_keyboard(tab: Browser, service: Process
     assert service.http.get(tab.find("#download").get_dom_attribute("href") or "").is_success
 
     tab.prefer("dark")
-    assert tab.findings() == []
     narrow = {"width": 360, "height": 700, "deviceScaleFactor": 1, "mobile": True}
     tab.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", narrow)
     assert tab.run("return document.documentElement.scrollWidth") <= 360, "of a phone"
@@ -142,8 +142,8 @@ def test_a_lost_connection_is_shown_and_made_again(tab: Browser, tmp_path: Path)
         assert found is not None
         assert 0 < float(found[1]) <= 1, "concurrent polls share a query"
 
-        service.stop()
-        tab.until_text("#connection", "Connection lost")
+        service.stop(signal.SIGKILL)
+        tab.until_text("#connection", "Connection lost (job, statistics)")
         tab.find("[data-action=approve]").click()
         tab.until_text("#problem", "cannot be reached")
         service = start()
@@ -157,10 +157,12 @@ def test_a_lost_connection_is_shown_and_made_again(tab: Browser, tmp_path: Path)
 
 def test_a_key_is_asked_for_and_kept_for_the_tab(tab: Browser, tmp_path: Path) -> None:
     tokens = write_keys(tmp_path / "keys")
-    keys = {"JOBCACHE_API_KEYS": str(tmp_path / "keys")}
-    with serving(tmp_path, measured=False, **keys) as service:
-        service.http.headers["Authorization"] = f"Bearer {tokens['operator']}"
-        tab.open(service.url)
+    environment = {
+        "JOBCACHE_API_KEYS": str(tmp_path / "keys"),
+        "JOBCACHE_ROOT_PATH": "/video",  # the page is the same under a path
+    }
+    with serving(tmp_path, measured=False, **environment) as service:
+        tab.open(f"{service.url}/video/")
         tab.until_text("#key-reason", "needs a key")
         assert tab.driver.switch_to.active_element == tab.find("#key")
         assert tab.findings() == []
@@ -179,6 +181,10 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(tab: Browser, tmp_path: Path) -
         tab.press("[data-action=approve]")
         tab.press("[data-action=render]")
         play(tab)
+        base = f"{service.url}/video/"
+        loaded = {url.removeprefix("blob:") for url in tab.loaded()}
+        outside = {url for url in loaded if not url.startswith(base)}
+        assert all(re.fullmatch(rf"{service.url}/[0-9a-f-]{{36}}", url) for url in outside), "a blob"
 
         tab.driver.refresh()
         tab.until_text("#live-message", "operator's key")
@@ -186,10 +192,13 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(tab: Browser, tmp_path: Path) -
         tab.click("#key-button")
         tab.find("#key").send_keys(tokens["operator"], Keys.ENTER)
         tab.until_text("#live-message", "working normally")
+        page = tab.driver.current_url
+        tab.open(page)
+        tab.until_text("#key-reason", "needs a key")
+        tab.find("#key").send_keys(tokens["operator"], Keys.ENTER)
+        tab.until_text("#live-message", "working normally")
         tab.click("#key-button")
         tab.click("#key-forget")
-        tab.until_text("#key-reason", "needs a key")
-        tab.open(service.url)
         tab.until_text("#key-reason", "needs a key")
     assert all("401" in line or "403" in line or "ERR_" in line for line in tab.complaints())
 
