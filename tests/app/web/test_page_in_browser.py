@@ -184,7 +184,9 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(tab: Browser, tmp_path: Path) -
         base = f"{service.url}/video/"
         loaded = {url.removeprefix("blob:") for url in tab.loaded()}
         outside = {url for url in loaded if not url.startswith(base)}
-        assert all(re.fullmatch(rf"{service.url}/[0-9a-f-]{{36}}", url) for url in outside), "a blob"
+        assert all(re.fullmatch(rf"{service.url}/[0-9a-f-]{{36}}", url) for url in outside), (
+            "a blob"
+        )
 
         tab.driver.refresh()
         tab.until_text("#live-message", "operator's key")
@@ -204,7 +206,11 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(tab: Browser, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("page", "part"), [("docs", ".opblock"), ("redoc", "[data-section-id] h2")]
+    ("page", "part"),
+    [
+        ("docs", ".opblock"),
+        pytest.param("redoc", "[data-section-id] h2", marks=pytest.mark.long),
+    ],
 )
 def test_the_api_is_documented_without_other_hosts(
     tab: Browser, service: Process, page: str, part: str
