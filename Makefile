@@ -16,7 +16,7 @@ PARALLEL := --numprocesses $(WORKERS) --dist worksteal --benchmark-disable
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-lowest test-newest check format docs http-api bench bench-peers slow-reader settings instructions loadtest open-loop outage held shutdown freshness clean
+.PHONY: help run test test-long test-lowest test-newest check format docs http-api pictures bench bench-peers slow-reader settings instructions loadtest open-loop outage held shutdown freshness clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -98,6 +98,9 @@ settings: $(RUNS) ## write the tables of docs/settings.md from the code
 
 http-api: $(VENV)/installed ## write the tables of docs/http-api.md from the OpenAPI document
 	PYTHONPATH=. $(BIN)/python .ci/http_api.py
+
+pictures: $(VENV)/installed ## draw the pictures of docs/coherence.md
+	$(BIN)/python .ci/pictures.py
 
 # A warning is an error. The pages are copied first: `.ci/site_pages.py` says why.
 docs: $(SITE)/installed ## build the documentation site in build/site

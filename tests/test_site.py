@@ -134,6 +134,18 @@ def test_the_reference_of_the_http_api_is_the_openapi_document() -> None:
     assert page.endswith("\n" + http_api.tables(http_api.document())), "run make http-api"
 
 
+def test_the_pictures_are_those_that_the_script_draws() -> None:
+    pictures = script("pictures")
+    page = (ROOT / "docs" / "coherence.md").read_text("utf-8")
+    for name, picture in pictures.PICTURES.items():
+        image = f"images/{name}.svg"
+        drawn = pictures.drawn(picture)
+        assert (ROOT / "docs" / image).read_text("utf-8") == drawn, "run make pictures"
+        (shown,) = re.findall(rf"!\[(.*)\]\({image}\)", page)
+        said = re.sub(r"\W+", " ", shown)
+        assert [word for word in ("40", "50") if word in drawn and word not in said] == []
+
+
 def test_each_name_in_the_reference_of_python_exists() -> None:
     documented = re.findall(
         r"^::: ([\w.]+)$",
