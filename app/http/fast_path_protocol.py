@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -30,10 +30,10 @@ from jobcache.http.reply import Reply
 if TYPE_CHECKING:
     import asyncio
 
+    from starlette.types import Scope
     from uvicorn._types import ASGI3Application
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-    from app.http.fast_path import AnswersPolls
     from jobcache import ReadResult
     from jobcache.http.fast_path import AdmittedPoll
 
@@ -57,6 +57,19 @@ def is_tested(version: str) -> bool:
             version,
         )
     return tested
+
+
+class AnswersPolls(Protocol):
+    """Answers polls, if nothing about them is unusual, as `jobcache.http.fast_path.FastPolls`."""
+
+    def admit(self, server: tuple[str, int | None] | None) -> bool:
+        """Return True if connections to this address of the machine may be answered."""
+
+    def match(self, scope: Scope) -> AdmittedPoll | Reply | None:
+        """Return the reply to a poll, or the poll if its entry is not in this process."""
+
+    def header_lines(self, reply: Reply) -> bytes:
+        """Return the headers of a reply as they go over the wire, and keep them in the reply."""
 
 
 class FastPathProtocol(Exchange):

@@ -280,6 +280,21 @@ async def test_a_block_that_raises_commits_its_last_report_and_goes_on_raising()
     assert simulator.committed == [1, 1, 2]
 
 
+async def test_a_block_whose_last_report_is_lost_raises_the_error() -> None:
+    simulator = Simulator()
+
+    async def lose() -> None:
+        async with simulator.throttle() as throttle:
+            throttle.report(1)
+            await simulator.run_ready()
+            throttle.report(2)
+            simulator.refusals = 1
+
+    with pytest.raises(RefusedError):
+        await lose()
+    assert simulator.committed == [1]
+
+
 async def test_flush_does_not_wait_for_the_interval() -> None:
     simulator = Simulator()
     async with simulator.throttle() as throttle:
@@ -428,3 +443,14 @@ def test_in_a_thread_a_block_that_ends_has_committed_its_last_report() -> None:
     assert recorder.committed == [1, 2]
     with ThreadedThrottle(recorder.commit, interval=1000):
         pass
+
+
+def test_in_a_thread_a_block_whose_last_report_is_lost_raises_the_error() -> None:
+    def refuse(report: int) -> None:
+        raise RefusedError(report)
+
+    with (
+        pytest.raises(RefusedError),
+        ThreadedThrottle(refuse, interval=1000) as throttle,
+    ):
+        throttle.report(1)

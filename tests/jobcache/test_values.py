@@ -411,6 +411,9 @@ async def test_nobody_can_change_the_value_of_the_others(cached: Cached) -> None
     for mine in (copy.deepcopy(value), pickle.loads(pickle.dumps(value))):  # noqa: S301 - our own
         mine["list"][1]["deep"].append("mine")
         mine["list"].append(2)
+    part = value["list"]
+    for mine in (copy.deepcopy(part), pickle.loads(pickle.dumps(part))):  # noqa: S301 - our own
+        mine[1]["deep"].append("mine")
     assert json.loads(json.dumps(value)) == await cached.read() == {"list": [1, {"deep": []}]}
     assert isinstance(value, dict)
 
@@ -435,3 +438,57 @@ async def test_a_large_value_is_stored_compressed(cached: Cached) -> None:
     assert cached.backend.size()[1] < 100_000
     with suppress(AttributeError):
         assert cached.backend.peek("k").encoding == "gzip"  # type: ignore[union-attr]
+
+
+async def test_callers_who_share_a_load_may_have_different_serializers(cached: Cached) -> None:
+    class Text:
+        def dumps(self, value: str) -> bytes:
+            return value.encode("utf-16")
+
+        def loads(self, data: bytes) -> str:
+            return data.decode("utf-16")
+
+    cached.source.value = "text"
+    texts = await asyncio.gather(cached.read(serializer=Text()), cached.read())
+    assert texts == ["text", "text"]
+    assert await cached.read() == "text"
+
+
+async def test_a_clock_that_is_slewed_costs_no_load(cached: Cached) -> None:
+    await cached.read()
+    for step in (-0.2, 0.1, -0.2):
+        cached.clock.now += step
+        assert await cached.read() == 1
+    assert cached.source.loads == 1
+    assert cached.cache.info().counters.hits == 3
+
+
+async def test_after_the_clock_was_set_back_each_value_is_loaded_once() -> None:
+    clock, source = FakeClock(), Source("old")
+    cache = JobCache(GuardedBackend(Away()), clock_ms=clock.ms)
+
+    async def read() -> Any:
+        return await cache.get_or_load("k", source.load, ttl=60)
+
+    assert await read() == "old"
+    clock.now -= 30
+    source.value = "new"
+    assert [await read() for _ in range(3)] == ["new"] * 3
+    assert source.loads == 2
+    await cache.aclose()
+
+
+async def test_while_its_tags_cannot_be_read_a_value_is_not_stored() -> None:
+    class TagsAway(Away):
+        async def lease(self, key: str, token: str) -> Any:
+            if key.startswith("jobcache:tag:"):
+                raise CacheUnavailable("away")
+            return await super().lease(key, token)
+
+    source, store = Source(), TagsAway()
+    cache = JobCache(store)
+    for _ in range(2):
+        assert await cache.get_or_load("k", source.load, ttl=60, tags=["t"]) == 1
+    assert source.loads == 2
+    assert await store.get("k") is None
+    assert cache.info().counters.read_errors == 0

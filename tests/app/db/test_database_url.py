@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -185,3 +186,28 @@ async def test_a_certificate_of_an_unknown_authority_is_refused(tcp: tuple[bool,
         async with using(f"{url}?sslmode=verify-full&sslrootcert=system") as database:
             with pytest.raises(DatabaseUnavailable, match="certificate"):
                 await database.read(text("SELECT 1"), "test")
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("client_encoding=latin1", "client_encoding must be utf8"),
+        ("connect_timeout=-1", "connect_timeout must be a number, 0 or more"),
+        ("connect_timeout=soon", "connect_timeout must be a number"),
+        ("sslrootcert=system&sslmode=require", "sslrootcert=system needs sslmode=verify-full"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused(query: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(query)
+
+
+def test_sslmode_may_have_the_name_that_asyncpg_gives_it() -> None:
+    assert read("ssl=require") == read("sslmode=require")
+
+
+def test_the_roots_of_a_system_that_has_none_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = ssl.get_default_verify_paths()._replace(cafile=None)
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: paths)
+    with pytest.raises(ValueError, match="no file of root certificates"):
+        read("sslrootcert=system")

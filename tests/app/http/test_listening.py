@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -189,3 +190,70 @@ def test_a_socket_that_has_been_replaced_is_not_removed(tmp_path: Path) -> None:
 def test_a_path_that_cannot_be_a_socket_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(CannotListen, match=name[-2:]), listening("", 0, tmp_path / name):
         pass
+
+
+def answered(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[int, str]) -> None:
+    """Have a host name resolved to these addresses."""
+    found = [(family, socket.SOCK_STREAM, 0, "", (host, 0)) for family, host in addresses]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+
+
+ELSEWHERE = (socket.AF_INET, "192.0.2.1")
+HERE = (socket.AF_INET, "127.0.0.1")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address on Linux only")
+def test_all_addresses_of_a_name_get_the_same_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered(monkeypatch, HERE, (socket.AF_INET, "127.0.0.2"))
+    with listening("name", 0, None) as sockets:
+        names = [each.getsockname() for each in sockets]
+    assert [host for host, _ in names] == ["127.0.0.1", "127.0.0.2"]
+    assert len({port for _, port in names}) == 1
+
+
+def test_addresses_of_a_name_that_are_not_ours_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answered(monkeypatch, ELSEWHERE, HERE)
+    with listening("name", 0, None) as (one,):
+        assert one.getsockname()[0] == "127.0.0.1"
+    answered(monkeypatch, ELSEWHERE, ELSEWHERE)
+    with pytest.raises(CannotListen, match="name:0"), listening("name", 0, None):
+        pass
+
+
+def test_if_one_address_of_a_name_is_in_use_the_others_are_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with taken() as port:
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", number))
+            for number in (free_port(), port)
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        with pytest.raises(CannotListen, match="in use"), listening("name", port, None):
+            pass
+        with socket.socket() as again:
+            again.bind(found[0][4])  # free again
+
+
+def test_a_socket_whose_process_is_too_slow_to_accept_is_in_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def too_slow(*_: object) -> None:
+        raise TimeoutError
+
+    path = tmp_path / "s"
+    with listening("", 0, path):
+        with monkeypatch.context() as slow:
+            slow.setattr(socket.socket, "connect", too_slow)
+            with pytest.raises(CannotListen, match="in use"), listening("", 0, path):
+                pass
+        assert path.exists()
+
+
+def test_a_socket_that_has_been_removed_is_not_missed(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with listening("", 0, path):
+        path.unlink()
+    assert not path.exists()

@@ -18,7 +18,7 @@ from app.jobs.runner import Runner
 from app.jobs.service import JobService
 from app.jobs.states import Status
 from app.jobs.storage import Job, JobStore, NewJob
-from app.rendering.renderer import Progress, RenderTask
+from app.rendering.renderer import Progress, RenderError, RenderTask
 from jobcache import JobCache, SourceUnavailable
 from jobcache.backends.null import NullBackend
 from tests.pairs import DATABASES
@@ -295,3 +295,118 @@ async def test_any_number_of_claims_is_renewed(rig: Rig) -> None:
     await rig.store.claim(job.id, "us", 0, 1)
     many = [*range(10_000, 45_000), job.id]
     assert await rig.store.renew_claims(many, "us", 2) == {job.id}
+
+
+async def found_nothing(*_: object) -> list[Job]:
+    return []
+
+
+async def test_a_step_that_is_ready_while_the_one_before_is_ending_follows_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, may_release = rig.store.release_claim, asyncio.Event()
+
+    async def release_later(job_id: int, name: str) -> None:
+        await may_release.wait()
+        await released(job_id, name)
+
+    monkeypatch.setattr(rig.store, "find_unfinished", found_nothing)
+    monkeypatch.setattr(rig.store, "release_claim", release_later)
+    job_id = await rig.rendering()
+    assert rig.renderer.rendered == []
+    may_release.set()
+    await rig.until(job_id, Status.COMPLETED)
+    assert rig.renderer.rendered == [job_id]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "logged"), [(SourceUnavailable("away"), False), (ValueError("a bug"), True)]
+)
+async def test_jobs_are_looked_for_again_after_a_failure(
+    rig: Rig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    trouble: Exception,
+    *,
+    logged: bool,
+) -> None:
+    find, troubles = rig.store.find_unfinished, [trouble]
+
+    async def find_or_fail(now_ms: int, most: int) -> list[Job]:
+        if troubles:
+            raise troubles.pop()
+        return await find(now_ms, most)
+
+    monkeypatch.setattr(rig.store, "find_unfinished", find_or_fail)
+    await rig.holds(lambda: not troubles)
+    job = await rig.elsewhere.create(NewJob("acme", "A cat sits.", None, 1.0, "builtin"))
+    await rig.until(job.id, Status.STORYBOARD_READY)
+    assert ("looking for unfinished jobs failed" in caplog.text) is logged
+
+
+async def test_a_rendering_that_cannot_succeed_fails_with_its_reason(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.renderer.troubles = [RenderError("The disk is full.")]
+    failed = await rig.until(await rig.rendering(), Status.FAILED)
+    assert failed.error == "The disk is full."
+
+    async def load_nothing(_: int) -> str:
+        return ""
+
+    monkeypatch.setattr(rig.store, "load_to_render", load_nothing)
+    failed = await rig.until(await rig.rendering(), Status.FAILED)
+    assert failed.error == "The storyboard is missing."
+
+
+async def test_a_job_that_is_cancelled_just_after_its_claim_is_left_alone(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    claim = rig.store.claim
+
+    async def claim_and_lose(job_id: int, *arguments: Any) -> int | None:
+        attempts = await claim(job_id, *arguments)
+        await rig.elsewhere.cancel(job_id, TRUSTED)
+        return attempts
+
+    monkeypatch.setattr(rig.store, "claim", claim_and_lose)
+    job = await rig.create()
+    await rig.until(job.id, Status.CANCELLED)
+    await rig.holds(lambda: not rig.runner._working)
+    await rig.claimed_are()
+    assert not [record for record in caplog.records if record.name == "app"]
+
+
+async def test_files_of_earlier_attempts_are_removed(rig: Rig) -> None:
+    rig.renderer.troubles = [ValueError("a bug")]
+    job = await rig.create()
+    await rig.until(job.id, Status.STORYBOARD_READY)
+    for name in (f"{job.id}.dead.mp4", f"{job.id}.dead.mp4.part", f"{job.id}0.other.mp4"):
+        (rig.videos / name).touch()
+    await rig.jobs.approve(job.id, TRUSTED)
+    await rig.jobs.render(job.id, TRUSTED)
+    await rig.until(job.id, Status.COMPLETED)
+    await rig.holds(lambda: rig.files() == [f"{job.id}.mp4", f"{job.id}0.other.mp4"])
+
+
+async def test_a_database_that_is_away_costs_reports_but_not_the_rendering(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete, tries = rig.jobs.complete, 0
+
+    async def report_nothing(*_: Any, **__: Any) -> None:
+        raise SourceUnavailable("away")
+
+    async def complete_at_last(*arguments: Any, **options: Any) -> Job:
+        nonlocal tries
+        tries += 1
+        if tries <= 2:
+            raise SourceUnavailable("away")
+        return await complete(*arguments, **options)
+
+    monkeypatch.setattr("app.jobs.runner._COMPLETE_PAUSES", (0, 0))
+    monkeypatch.setattr(rig.jobs, "report_progress", report_nothing)
+    monkeypatch.setattr(rig.jobs, "complete", complete_at_last)
+    job_id = await rig.rendering()
+    await rig.until(job_id, Status.COMPLETED)
+    assert (tries, rig.renderer.rendered) == (3, [job_id])

@@ -364,9 +364,13 @@ def test_urls_that_cannot_be_used_are_named_without_their_secrets(url: str) -> N
     assert "secret" not in str(failure.value)
 
 
-async def test_a_url_that_was_set_in_code_is_checked_too() -> None:
-    settings = CacheSettings(backend="memcached", memcached_url="memcached://host:99999")
-    with pytest.raises(SettingsError, match="MEMCACHED_URL=memcached://host:99999: "):
+@pytest.mark.parametrize(
+    "url",
+    ["memcached://host:99999", "memcached://host/0", "memcached:/", "redis://host"],
+)
+def test_a_url_that_was_set_in_code_is_checked_too(url: str) -> None:
+    settings = CacheSettings(backend="memcached", memcached_url=url)
+    with pytest.raises(SettingsError, match=f"MEMCACHED_URL={url}: "):
         make_backend(settings)
 
 

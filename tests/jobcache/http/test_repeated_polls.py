@@ -196,3 +196,33 @@ async def test_another_certificate_of_the_client_is_asked_of_the_route(service: 
         certificate["client_cert_name"] = "CN=two"
         await client.get("/exports/7", headers=OWN)
         assert service.asked == 2
+
+
+async def test_a_backend_without_entries_in_this_process_is_read_each_time() -> None:
+    async with JobCache.from_url("null://") as cache:
+        service = Service(Exports(cache))
+        async with calling(service.app) as client:
+            for _ in range(3):
+                answer = await client.get("/exports/7", headers=OWN)
+                assert answer.json()["id"] == 7
+        assert service.asked == 1
+        assert service.exports.loads == [7, 7, 7]
+
+
+async def test_an_error_of_the_source_is_shown_as_the_route_shows_it() -> None:
+    async with JobCache.from_url("null://") as cache:
+        service = Service(Exports(cache))
+        async with calling(service.app) as client:
+            await client.get("/exports/7", headers=OWN)
+            service.exports.away = True
+            assert (await client.get("/exports/7", headers=OWN)).status_code == 503
+            assert service.asked == 2
+            service.exports.away = False
+            assert (await client.get("/exports/7", headers=OWN)).status_code == 200
+
+
+async def test_other_methods_go_to_the_application(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    assert (await client.post("/exports/7", headers=OWN)).status_code == 405
+    assert service.asked == 1

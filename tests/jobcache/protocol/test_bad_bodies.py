@@ -129,6 +129,20 @@ def test_a_body_is_checked_once(size: int) -> None:
     assert [key for key, _ in checked] == ["k", "k", "l"]
 
 
+@pytest.mark.parametrize("size", [10, 100_000], ids=["small", "large"])
+def test_a_decoder_keeps_a_limited_number_of_cells(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr("jobcache.protocol.codec._KNOWN", 2)
+    checked: list[str] = []
+    decoder = Decoder()
+    decoder.check = lambda key, _: checked.append(key)
+    cell = encode_entry(entry(bytes(size)), "life")
+    for name in ("a", "b", "b", "c", "c", "a"):
+        assert decoder.decode(name, cell, "life") == entry(bytes(size))
+    assert checked == ["a", "b", "c", "a"], "the third cell takes the place of both"
+
+
 def test_missing_documents_and_large_bodies_are_not_checked() -> None:
     def refuse(key: str, body: bytes) -> None:
         raise ZeroDivisionError(key, body)

@@ -63,13 +63,14 @@ def test_an_entry_comes_back_as_it_went(entry: Entry) -> None:
     )
 )
 @example(b"")
-@example(b"E1|s|1|2|3|4|identity|-||")
-@example(b"E1|s|+1|2|3|4|identity|-||\n")
-@example(b"E1|s|1_0|2|3|4|identity|-||\n")
-@example(b"E1|s|9007199254740992|2|3|4|identity|-||\n")
-@example(b"E1|s|1|2|3|4|brotli|-||\n")
-@example(b"E1|s|1|2|3|4|identity|-||%ff\n")
-@example("E1|s|\u0661|2|3|4|identity|-||\n".encode())
+@example(b"E1|s|1|2|3|4|identity|00000000|-||")
+@example(b"E1|s|+1|2|3|4|identity|00000000|-||\n")
+@example(b"E1|s|1_0|2|3|4|identity|00000000|-||\n")
+@example(b"E1|s|9007199254740992|2|3|4|identity|00000000|-||\n")
+@example(b"E1|s|1|2|3|4|identity|00000000|9007199254740992||\n")
+@example(b"E1|s|1|2|3|4|brotli|00000000|-||\n")
+@example(b"E1|s|1|2|3|4|identity|00000000|-||%ff\n")
+@example("E1|s|\u0661|2|3|4|identity|00000000|-||\n".encode())
 @example(b"E2|s|r|1|2|3|identity|00000000|\n")
 @example(b"E2|s|r|1|2|9007199254740992|identity|00000000|\n")
 @example(b"E2|s|r|1|2|3|identity|00000000|tag\n")
@@ -77,6 +78,7 @@ def test_an_entry_comes_back_as_it_went(entry: Entry) -> None:
 @example(b"E2|s||1|2|3|identity|00000000|\n")
 @example(b"F1|s||,a,")
 @example(b"F1|s|0|,,")
+@example(b"F1|s|9007199254740992|,a,")
 @example(b"L1|s|")
 def test_bytes_are_a_cell_or_unreadable_and_nothing_else(cell: bytes) -> None:
     try:
@@ -100,6 +102,21 @@ def test_a_damaged_entry_never_raises_anything_but_unreadable(
             identity_body(found)
     except UnreadableCell:
         pass
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        b"E1|s|%d|2|3|4|identity|00000000|-||\n",
+        b"E1|s|1|2|3|4|identity|00000000|%d||\n",
+        b"E2|s|r|1|2|%d|identity|00000000|\n",
+        b"F1|s|%d|,a,",
+    ],
+)
+def test_a_number_above_the_limit_is_unreadable(cell: bytes) -> None:
+    decode(cell % (VERSION_LIMIT - 1), INCARNATION_ID)
+    with pytest.raises(UnreadableCell):
+        decode(cell % VERSION_LIMIT, INCARNATION_ID)
 
 
 def test_leases_and_fences_are_told_apart() -> None:

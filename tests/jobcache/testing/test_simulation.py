@@ -455,6 +455,11 @@ def test_the_command_explores_and_says_what_it_saw(capsys: pytest.CaptureFixture
     assert "R W warm tiered" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no such fault: flood"):
         main(["--kinds", "flood"])
+    with pytest.raises(SystemExit, match="a word of R, M and W"):
+        main(["--processes", "R X"])
+    capsys.readouterr()
+    assert main(["--processes", "R W", "--schedule", "W0 begins -> W0 publish v2"]) == 1
+    assert capsys.readouterr().out.startswith("WRONG: ")
 
 
 def test_the_command_explores_redis_in_a_namespace_of_its_own(
