@@ -10,6 +10,14 @@ const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const short = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
 const percent = (value) => (value === null ? "–" : `${short.format(value)} %`);
 
+const OPERATIONS = { hit: "Hit", miss: "Miss", database_load: "Load", publish: "Publish", long_poll: "Long poll" };
+
+function duration(microseconds) {
+  if (microseconds < 1000) return `${short.format(microseconds)} µs`;
+  if (microseconds < 1_000_000) return `${short.format(microseconds / 1000)} ms`;
+  return `${short.format(microseconds / 1_000_000)} s`;
+}
+
 export class LiveView {
   #last = null;
   #plots = [];
@@ -87,10 +95,10 @@ export class LiveView {
     $("hit-rate").textContent = percent(statistics.total_requests > 0 ? statistics.hit_rate : null);
     $("breaker").textContent = breaker(statistics);
     $("feed").textContent = feed(statistics);
-    const { hit, miss, database_load: load, publish } = statistics.latency_us;
-    rows("latency", [["Hit", hit], ["Miss", miss], ["Load", load], ["Publish", publish]].map(
-      ([name, { count, p50, p95, p99 }]) => [name, whole.format(count), ...[p50, p95, p99].map((value) => (count > 0 ? whole.format(value) : "–"))],
-    ));
+    rows("latency", Object.entries(OPERATIONS).map(([name, says]) => {
+      const { count, p50, p95, p99 } = statistics.latency_us[name];
+      return [says, whole.format(count), ...[p50, p95, p99].map((each) => (count > 0 ? duration(each) : "–"))];
+    }));
     const answered = processes.map(({ process, statistics: each, held }) => [
       process,
       whole.format(each.total_requests),

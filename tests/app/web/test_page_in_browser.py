@@ -37,7 +37,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 @pytest.fixture
 def tab(shared: Browser) -> Iterator[Browser]:
     """The browser, whose tests each open pages of their own. They must not complain."""
-    shared.prefer("light")
     yield shared
     assert shared.complaints() == []
 
