@@ -71,7 +71,9 @@ def build(settings: Settings) -> Services:
     """
     keys = None if settings.api_keys is None else KeyFile(settings.api_keys)
     rate = RateLimit(read_rate(settings.rate_limit)) if settings.rate_limit else None
-    tracing = Tracing(settings.trace_rate) if settings.trace_rate else None
+    tracing = (
+        Tracing(settings.trace_rate, settings.traces_per_second) if settings.trace_rate else None
+    )
     cache = JobCache(
         make_backend(settings.cache),
         lifetimes=lifetimes(

@@ -157,6 +157,16 @@ class Settings(BaseSettings):
         ge=0,
         le=1,
     )
+    traces_per_second: int = _setting(
+        "JOBCACHE_TRACES_PER_SECOND",
+        100,
+        "The most of them that a process begins to report in a second; 0: no limit. A span costs as"
+        " much as ten hits.",
+        topic="Service",
+        unit="per second",
+        ge=0,
+        le=1_000_000,
+    )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)
     ] = _setting(

@@ -40,6 +40,7 @@ from benchmarks.suites import embedded, keys, polls, wire
 from benchmarks.suites.calls import calls
 from benchmarks.suites.gets import gets
 from benchmarks.suites.lookups import lookups
+from benchmarks.suites.observed import observed
 from benchmarks.suites.operations import operations
 from benchmarks.suites.updates import updates
 from benchmarks.verdicts import verdicts
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Sequence
 
 SECTIONS = (
-    *("polls", "connections", "embedded", "wire", "lookups"),
+    *("polls", "connections", "observed", "embedded", "wire", "lookups"),
     *("calls", "gets", "updates", "keys", "operations"),
 )
 RESULTS = Path(__file__).with_name("results")
@@ -83,6 +84,7 @@ class Measurement:
         if not {"polls", "connections"}.isdisjoint(chosen):
             self._keep("over HTTP", partial(self._over_http, chosen))
         for name, measure in (
+            ("observed", self._observed),
             ("embedded", self._embedded),
             ("wire", self._wire),
             ("lookups", self._lookups),
@@ -126,6 +128,13 @@ class Measurement:
                 found.append(self._loop(polls.connections(servers, asks, plan, scale)))
             self._run.missing.extend(one for one in servers.missing if one not in self._run.missing)
             return found
+
+    def _observed(self) -> list[Section]:
+        options = self._options
+        plan = polls.Plan(options.turns, options.seconds)
+        with ExitStack() as stack:
+            asks = stack.enter_context(driver(options.driver))
+            return [self._loop(observed(stack, asks, plan))]
 
     def _embedded(self) -> list[Section]:
         options = self._options

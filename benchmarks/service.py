@@ -35,14 +35,15 @@ class Service:
     Args:
         settings: environment variables, see `app.settings`; none of ours reaches it. The port is
             chosen here, and its files go where the process goes.
+        module: is run in place of the service, with the same arguments.
     """
 
-    def __init__(self, settings: Mapping[str, str]) -> None:
+    def __init__(self, settings: Mapping[str, str], module: str = "app") -> None:
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"
         kept = {name: text for name, text in os.environ.items() if not name.startswith(_SETTINGS)}
         self._process = Process(
-            [sys.executable, "-m", "app", "serve"],
+            [sys.executable, "-m", module, "serve"],
             {**kept, "JOBCACHE_PORT": str(self.port), **settings},
         )
         self._client = httpx.Client(base_url=self.url, timeout=10)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.peers.table import is_peer, is_peer_on_redis
 from benchmarks.results import NoResults, Run, Series, ratios, spread
-from benchmarks.suites import calls, embedded, keys, lookups, polls, updates
+from benchmarks.suites import calls, embedded, keys, lookups, observed, polls, updates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -174,6 +174,11 @@ def _claims() -> Iterator[tuple[str, _Check]]:
         "Poll by PollingRoutes, uvicorn: times the service's own route",
         _over("embedded", embedded.ROUTES.format("uvicorn"), embedded.SERVICE, 1),
     )
+    for name, most in ((observed.METRICS, 1.03), (observed.SPANS, 1.05)):
+        yield (
+            f"Hit over HTTP, {name}: times its cost unobserved",
+            _costs("observed", name, observed.UNOBSERVED, most),
+        )
     yield (
         f"Hit of JobCache on memory: times the cost of {lookups.BARE}",
         _costs("lookups", lookups.OURS, lookups.BARE, 1.3),

@@ -27,7 +27,7 @@ class Recording:
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
         self.tracer = provider.get_tracer("tests")
-        self.instrumentation = OpenTelemetry(self.tracer, **options)
+        self.instrumentation = OpenTelemetry(self.tracer, **{"most_per_second": None, **options})
 
     def taken(self) -> list[ReadableSpan]:
         """Return the spans that have ended since the last call, in that order."""

@@ -25,6 +25,7 @@ class Tracing:
 
     Args:
         rate: the part of the polls, reads and writes that are followed; above 0.
+        most_per_second: of these, the most in a second; 0: no limit.
 
     Raises:
         SettingsError: OpenTelemetry is not installed.
@@ -33,8 +34,8 @@ class Tracing:
         instrumentation: for the cache.
     """
 
-    def __init__(self, rate: float) -> None:
-        self._provider, self.instrumentation = _made(rate)
+    def __init__(self, rate: float, most_per_second: int) -> None:
+        self._provider, self.instrumentation = _made(rate, most_per_second)
 
     def close(self) -> None:
         """Send what has not been sent, and end. It may wait for the network."""
@@ -56,7 +57,7 @@ def check_installed(rate: float) -> None:
             raise SettingsError("JOBCACHE_TRACE_RATE", rate, allowed) from error
 
 
-def _made(rate: float) -> tuple[TracerProvider, Instrumentation]:
+def _made(rate: float, most_per_second: int) -> tuple[TracerProvider, Instrumentation]:
     check_installed(rate)
     # Most services run without.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
@@ -72,4 +73,8 @@ def _made(rate: float) -> tuple[TracerProvider, Instrumentation]:
     named = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "jobcache"}
     provider = TracerProvider(resource=Resource.create(named))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return provider, OpenTelemetry(provider.get_tracer("jobcache"), sample_rate=rate)
+    return provider, OpenTelemetry(
+        provider.get_tracer("jobcache"),
+        sample_rate=rate,
+        most_per_second=most_per_second or None,
+    )

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 MATCHED = "jobcache.fast_path"
 """The name of an ASGI extension. It is in the scope of a request that `match` has examined already,
 so that the application does not examine it again."""
+_NOT_MODIFIED = 304
 _PATHS = 4096
 """The most paths whose `_PolledPath` is kept."""
 _EXAMINED = frozenset(
@@ -73,7 +74,7 @@ class _PolledPath:
     """
 
     __slots__ = (
-        "count",
+        "counts",
         "document",
         "failed",
         "path",
@@ -89,7 +90,7 @@ class _PolledPath:
         self.document = document
         self.rewrite = document.rewrite
         self.path = path
-        self.count = document.cache.statistics.polls.count
+        self.counts = document.cache.statistics.polls
         reads = document.cache.reads
         self.peek = partial(reads.peek, document.key, document.load) if reads.can_peek else None
         self.read_future = partial(reads.read_future, document.key, document.load)
@@ -110,23 +111,6 @@ class _PolledPath:
         except Exception as error:  # noqa: BLE001 - answered as the route would
             return self.polls.failed(error, self.path)
         return AdmittedPoll(self, can_view, if_none_match, accept_encoding, min_version)
-
-    def followed(
-        self,
-        span: Span,
-        can_view: CanView,
-        if_none_match: str | None,
-        accept_encoding: str | None,
-    ) -> Reply | AdmittedPoll | None:
-        """Return what `answer` returns, and end the span with the reply."""
-        poll = self.answer(can_view, if_none_match, accept_encoding)
-        if isinstance(poll, AdmittedPoll):
-            poll.span = span
-        elif poll is not None:
-            end_poll(span, poll.status, poll.headers)
-        else:
-            span.end({})  # the application begins another one
-        return poll
 
     def reply(
         self,
@@ -150,7 +134,11 @@ class _PolledPath:
             kept = Representation(entry, gzip=gzip, rewrite=self.rewrite)
             self.representation = kept
         reply = respond(result, if_none_match, accept_encoding, kept, self.rewrite)
-        self.count(reply.status)
+        counts = self.counts  # as in `PollCounts.count`, without the call
+        if reply.status == _NOT_MODIFIED:
+            counts.unchanged += 1
+        else:
+            counts.whole += 1
         return reply
 
 
@@ -235,6 +223,16 @@ class AdmittedPoll:
         if self.span is not None:
             end_poll(self.span, reply.status, reply.headers)
         return reply if self.finish is None else self.finish(reply)
+
+
+def _follow(span: Span, poll: AdmittedPoll | Reply | None) -> None:
+    """End the span of a poll with its reply, or when there is one."""
+    if isinstance(poll, AdmittedPoll):
+        poll.span = span
+    elif poll is not None:
+        end_poll(span, poll.status, poll.headers)
+    else:
+        span.end({})  # the application begins another one
 
 
 def _leave(error: Exception, path: str) -> None:
@@ -359,7 +357,9 @@ class FastPolls:
             return can_view if can_view is None or echo is None else self._echo(echo, can_view)
         if self._instrumentation is not None:
             span = self._instrumentation.begin("poll", "", traceparent)
-            answer = polled.followed(span, can_view, if_none_match, accept_encoding)
+            answer = polled.answer(can_view, if_none_match, accept_encoding)
+            if span.followed or type(answer) is not Reply:  # neither is the usual case
+                _follow(span, answer)
         else:
             answer = polled.answer(can_view, if_none_match, accept_encoding)
         if echo is None or answer is None:

@@ -65,7 +65,16 @@ def test_a_quick_run_measures_everything_and_draws_it(
     assert tables.page(measured) in said
     assert "HOLD" not in said
     assert {one.name for one in measured.sections} == {
-        *("polls-one", "polls-many", "connections", "embedded", "wire", "lookups", "calls"),
+        *(
+            "polls-one",
+            "polls-many",
+            "connections",
+            "observed",
+            "embedded",
+            "wire",
+            "lookups",
+            "calls",
+        ),
         *("gets-at-once", "gets-alone", "updates"),
         *(("keys", "operations") if long else ()),
     }

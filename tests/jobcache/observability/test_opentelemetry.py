@@ -12,6 +12,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, StatusCode, Trace
 from jobcache import Document, JobCache
 from jobcache.observability.opentelemetry import OpenTelemetry
 from tests.spans import CLIENT, Recording, attributes, dice, is_part_of, names
+from tests.subjects import FakeClock
 
 DOCUMENT = Document(version=1, owner="acme", body=b"{}")
 
@@ -121,6 +122,18 @@ async def test_the_rate_decides_for_a_whole_operation() -> None:
         await cache.read("a", load)  # neither the read nor its load
         assert recording.taken() == []
         await cache.read("b", load)
+        assert names(recording.taken()) == ["load", "read"]
+
+
+async def test_there_is_a_limit_for_each_second_which_parts_do_not_count_for() -> None:
+    clock = FakeClock()
+    recording = Recording(most_per_second=2, clock=clock)
+    async with following(recording) as cache:
+        for number in range(4):
+            await cache.read(f"{number}", load)
+        assert names(recording.taken()) == ["load", "read"] * 2
+        clock.now += 1
+        await cache.read("next", load)
         assert names(recording.taken()) == ["load", "read"]
 
 
