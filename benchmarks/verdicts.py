@@ -174,7 +174,11 @@ def _claims() -> Iterator[tuple[str, _Check]]:
         "Poll by PollingRoutes, uvicorn: times the service's own route",
         _over("embedded", embedded.ROUTES.format("uvicorn"), embedded.SERVICE, 1),
     )
-    for name, most in ((observed.METRICS, 1.03), (observed.SPANS, 1.05)):
+    for name, most in (
+        (observed.METRICS, 1.03),
+        (observed.SPANS, 1.05),
+        (observed.ALL_SPANS, 1.05),
+    ):
         yield (
             f"Hit over HTTP, {name}: times its cost unobserved",
             _costs("observed", name, observed.UNOBSERVED, most),

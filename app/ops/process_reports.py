@@ -110,7 +110,8 @@ class ProcessReports:
 
         If that is not possible, the log says so, and this process reports for itself only.
         """
-        service = f"{socket.gethostname()} {source_id}"
+        # Another version may measure something else, so its processes report apart.
+        service = f"{socket.gethostname()} {source_id} {self._metrics}"
         name = hashlib.sha256(service.encode()).hexdigest()[:16]
         try:
             self._member = await asyncio.to_thread(Membership, self._directory / name)

@@ -28,13 +28,13 @@ METRICS = (
 class Counting:
     """A process that counts, or what stands for it here."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, metrics: tuple[Metric, ...] = METRICS) -> None:
         self.measured: dict[str, Any] = {
             "reads_total": {"hit": 0},
             "took_seconds": {},
             "entries": 0,
         }
-        self.reports = ProcessReports(directory, lambda: {"name": id(self)}, self.measure, METRICS)
+        self.reports = ProcessReports(directory, lambda: {"name": id(self)}, self.measure, metrics)
 
     def measure(self) -> dict[str, Any]:
         copied: dict[str, Any] = json.loads(json.dumps(self.measured))
@@ -52,8 +52,10 @@ class Counting:
 
 
 @asynccontextmanager
-async def counting(directory: Path, source: str = "a") -> AsyncIterator[Counting]:
-    process = Counting(directory)
+async def counting(
+    directory: Path, source: str = "a", metrics: tuple[Metric, ...] = METRICS
+) -> AsyncIterator[Counting]:
+    process = Counting(directory, metrics)
     await process.reports.start(source)
     try:
         yield process
@@ -95,6 +97,14 @@ async def test_services_with_other_databases_are_apart(tmp_path: Path) -> None:
         second.hit(2)
         assert (await first.total())[0] == 1
         assert (await second.total())[0] == 2
+
+
+async def test_processes_of_another_version_are_apart(tmp_path: Path) -> None:
+    async with counting(tmp_path) as new, counting(tmp_path, metrics=METRICS[:2]) as old:
+        new.hit(1)
+        old.hit(2)
+        assert (await new.total())[0] == 1
+        assert (await old.total())[0] == 2
 
 
 @pytest.mark.parametrize("ends", ["in order", "killed"])
