@@ -8,6 +8,7 @@ from typing import Any
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from jobcache.observability.opentelemetry import OpenTelemetry
 
@@ -24,7 +25,7 @@ class Recording:
 
     def __init__(self, **options: Any) -> None:
         self._exporter = InMemorySpanExporter()
-        provider = TracerProvider()
+        provider = TracerProvider(ALWAYS_ON)  # what is not followed is not left to the SDK
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
         self.tracer = provider.get_tracer("tests")
         self.instrumentation = OpenTelemetry(self.tracer, **{"most_per_second": None, **options})

@@ -52,6 +52,20 @@ async def test_a_read_says_how_it_was_answered_and_its_load_is_a_part_of_it() ->
         assert attributes(hit)["result"] == "hit"
 
 
+async def test_what_a_loader_does_is_a_part_of_its_load() -> None:
+    recording = Recording()
+
+    async def select() -> Document:
+        with recording.tracer.start_as_current_span("select"):
+            return DOCUMENT
+
+    async with following(recording) as cache:
+        await cache.read("job:7", select)
+    selected, loaded, _ = recording.taken()
+    assert names([selected, loaded]) == ["select", "load"]
+    assert is_part_of(selected, loaded)
+
+
 async def test_a_value_without_a_version_has_spans_too() -> None:
     recording = Recording()
 
