@@ -6,6 +6,7 @@ PEERS := .venv-peers
 LOWEST := .venv-lowest
 NEWEST := .venv-newest
 SITE := .venv-site
+SCHEMAS := .venv-schemas
 BIN := $(VENV)/bin
 # Tests wait a fifth of their time for other processes, so one worker more than there are
 # processors is faster than one for each.
@@ -16,7 +17,7 @@ PARALLEL := --numprocesses $(WORKERS) --dist worksteal --benchmark-disable
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-lowest test-newest check format docs http-api pictures bench bench-peers slow-reader settings instructions loadtest open-loop outage held shutdown freshness clean
+.PHONY: help run test test-long test-lowest test-newest check format docs http-api pictures bench bench-peers slow-reader settings instructions loadtest open-loop outage held shutdown freshness deployment clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -134,6 +135,12 @@ shutdown: $(VENV)/installed ## measure how long servers take to stop while they 
 freshness: $(VENV)/installed ## check a million polls for old answers while Redis and processes fail; ARGS="--quick"
 	$(BIN)/python -m loadtests.freshness $(ARGS)
 
+deployment: ## compare compose.yaml and deploy/kubernetes.yaml with the schemas of Compose and Kubernetes
+	test -d $(SCHEMAS) || $(PYTHON) -m venv $(SCHEMAS)
+	$(SCHEMAS)/bin/python -m pip install --quiet --disable-pip-version-check 'check-jsonschema>=0.39,<1' 'kubernetes-validate>=1.37,<2'
+	$(SCHEMAS)/bin/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
+	$(SCHEMAS)/bin/kubernetes-validate --strict deploy/kubernetes.yaml
+
 clean: ## remove generated files, except var/
-	rm -rf $(VENV) $(PEERS) $(LOWEST) $(NEWEST) $(SITE) .cache build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks .coverage benchmarks/results loadtests/results
+	rm -rf $(VENV) $(PEERS) $(LOWEST) $(NEWEST) $(SITE) $(SCHEMAS) .cache build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks .coverage benchmarks/results loadtests/results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
