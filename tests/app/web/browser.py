@@ -10,7 +10,7 @@ from typing import Any
 
 from axe_core_python.base import AXE_FILE_PATH
 from selenium.common.exceptions import StaleElementReferenceException
-from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -18,6 +18,9 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from app.devservers import ServerMissing
+
+NOTHING = "(?!)"
+"""A regular expression that nothing matches."""
 
 _FLAGS = (
     "--headless",
@@ -60,10 +63,16 @@ def chromium_programs() -> tuple[str, str]:
 
 
 class Browser:
-    """One tab at a page of the service."""
+    """One tab at a page of the service.
+
+    Attributes:
+        driver: Selenium's.
+        expected: a regular expression for the complaints that a test expects.
+    """
 
     def __init__(self, driver: Chrome) -> None:
         self.driver = driver
+        self.expected = NOTHING
 
     def open(self, url: str) -> None:
         """Load the page as in a new tab: without keys, in its usual size and colours."""
@@ -96,7 +105,7 @@ class Browser:
             if self.driver.switch_to.active_element == target:
                 target.send_keys(Keys.ENTER)
                 return
-            self.driver.switch_to.active_element.send_keys(Keys.TAB)
+            ActionChains(self.driver).send_keys(Keys.TAB).perform()
         raise AssertionError(f"{selector} cannot be reached by the Tab key")
 
     def type(self, selector: str, text: str) -> None:
