@@ -126,10 +126,12 @@ class Database:
             RevisionError: the tables are older or newer than this version of the service.
             DatabaseUnavailable: the database cannot be used.
         """
-        if await self.revision() is None:
+        found = await self.revision()
+        if found is None:
             with explaining(self._address):
                 await self._waiting_for_wal(self._create_tables)
-        check_revision(await self.revision())
+            found = await self.revision()
+        check_revision(found)
 
     async def revision(self) -> str | None:
         """Return the revision of the database, as `read_revision` does.
@@ -144,6 +146,7 @@ class Database:
     async def _revision(self) -> str | None:
         with translating():
             async with self._within(_LONGEST_READ), self.connections.reader.connect() as connection:
+                await connection.execution_options(purpose="revision")
                 return await connection.run_sync(read_revision)
 
     async def _waiting_for_wal(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:

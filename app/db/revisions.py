@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import Column, MetaData, PrimaryKeyConstraint, String, Table, inspect, select, text
+from sqlalchemy import Column, MetaData, PrimaryKeyConstraint, String, Table, select, text
 
 from app.db.errors import RevisionError
 from app.db.tables import identity, metadata
@@ -26,6 +26,12 @@ revisions = Table(
     PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
 
+_TABLES = {
+    "sqlite": text("SELECT name FROM sqlite_master WHERE type = 'table'"),
+    "postgresql": text(  # in each schema of the search path
+        "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND pg_table_is_visible(oid)"
+    ),
+}
 _CREATING = 7_262_637
 """The advisory lock of the process that creates tables: any number, the same in every process and
 every version, and not the one of `app.db.postgres_lock`."""
@@ -33,25 +39,23 @@ every version, and not the one of `app.db.postgres_lock`."""
 
 def read_revision(connection: Connection) -> str | None:
     """Return the revision of a database; `BASE` if its tables have none, None without tables."""
-    inspector = inspect(connection)  # finds tables in each schema of PostgreSQL's search path
-    if inspector.has_table(revisions.name):
+    existing = set(connection.execute(_TABLES[connection.dialect.name]).scalars())
+    if revisions.name in existing:
         found = connection.execute(select(revisions.c.version_num)).scalars().all()
         if found:
             return ", ".join(sorted(found))  # one, unless Alembic was told otherwise
-    return BASE if any(map(inspector.has_table, metadata.tables)) else None
+    return BASE if existing.intersection(metadata.tables) else None
 
 
 def check_revision(found: str | None) -> None:
     """Check that this code can use the tables of a database.
 
     Raises:
-        RevisionError: their revision is older or newer than `HEAD`, or there are none.
+        RevisionError: their revision is older or newer than `HEAD`.
     """
     if found == HEAD:
         return
-    if found is None:
-        raise RevisionError("The database has no tables: run `python -m app db upgrade`")
-    if found == BASE:
+    if found is None or found == BASE:
         raise RevisionError(
             "The database is too old: its tables have no revision, and this version of the service"
             f" needs {HEAD}. Run `python -m app db upgrade`; it keeps all data"

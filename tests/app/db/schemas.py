@@ -58,5 +58,11 @@ async def prepare(database_url: str) -> None:
         await database.aclose()
 
 
+async def drop_tables(database_url: str) -> None:
+    """Drop the tables of the service, and the one with its revision."""
+    names = ["claims", "jobs", "clients", "service_identity", "alembic_version"]
+    await query(database_url, *(f"DROP TABLE {name}" for name in names))
+
+
 def _spaced(value: object) -> object:
     return " ".join(re.split(r"\s+", value)) if isinstance(value, str) else value

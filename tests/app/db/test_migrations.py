@@ -16,12 +16,13 @@ from app.__main__ import main
 from app.db.connections import Connections
 from app.db.errors import DatabaseUnavailable, RevisionError
 from app.db.migrations import operations
+from app.db.migrations import run as migrations_run
 from app.db.migrations.run import VERSIONS, Migrations
 from app.db.migrations.versions import r0001_first_tables as first
 from app.db.revisions import HEAD
 from app.main import create_app, worker
 from app.settings import load
-from tests.app.db.schemas import NEXT, prepare, query, schema
+from tests.app.db.schemas import NEXT, drop_tables, prepare, query, schema
 from tests.app.process import run, serving
 from tests.pairs import DATABASES
 from tests.sqlite_threads import sqlite_threads_ended
@@ -95,8 +96,7 @@ async def test_migrations_make_the_tables_that_a_new_database_has(database_url: 
     new = await schema(database_url)
     migrations = Migrations(database_url)
     assert migrations.head == HEAD == await migrations.current()
-    names = ["claims", "jobs", "clients", "service_identity", "alembic_version"]
-    await query(database_url, *(f"DROP TABLE {name}" for name in names))
+    await drop_tables(database_url)
     assert await migrations.current() is None
     await migrations.upgrade(HEAD)
     assert await schema(database_url) == new
@@ -117,9 +117,7 @@ async def test_tables_of_versions_without_revisions_are_adopted(
     await prepare(database_url)
     assert await kept(database_url)
     adopted = await schema(database_url)
-    await query(database_url, "DROP TABLE claims", "DELETE FROM jobs", "DROP TABLE jobs")
-    await query(database_url, *(f"DROP TABLE {t}" for t in ("clients", "service_identity")))
-    await query(database_url, "DELETE FROM alembic_version")
+    await drop_tables(database_url)
     await prepare(database_url)
     assert await schema(database_url) == adopted
 
@@ -330,13 +328,19 @@ async def test_an_index_whose_creation_was_cut_short_is_created_again(database_u
 
 
 @postgres_only
-async def test_a_table_that_is_in_use_is_not_blocked_for_others(database_url: str) -> None:
+async def test_a_table_that_is_in_use_is_not_blocked_for_others(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A lock that is waited for without a limit stops all readers that come later."""
     await create_old(database_url)
     await Migrations(database_url).upgrade()
     async with connected(database_url) as reader, connected(database_url) as other:
         await reader.execute("BEGIN")
         await reader.fetch("SELECT * FROM jobs")
+        with monkeypatch.context() as patch:
+            patch.setattr(migrations_run, "_PATIENCE", 0)
+            with pytest.raises(DatabaseUnavailable, match="do not let go of a table"):
+                await extended(database_url).upgrade()
         upgrading = asyncio.create_task(extended(database_url).upgrade())
         async with asyncio.timeout(60):
             for _ in range(2):  # waits, gives up, waits again
