@@ -199,10 +199,12 @@ async def test_the_directory_of_the_data_may_have_any_name(
     async with start(JOBCACHE_VAR_DIR=str(tmp_path / name)) as service:
         await service.rendering()
     found = {str(each.relative_to(tmp_path)) for each in walk(tmp_path)}
+    found = {each for each in found if not each.startswith(f"{name}/processes/")}
     assert found - {f"{name}/jobcache.db-shm", f"{name}/jobcache.db-wal"} == {
         name,
         f"{name}/jobcache.db",
         f"{name}/jobcache.db.lock",
+        f"{name}/processes",
         f"{name}/videos",
     }
 
@@ -238,3 +240,21 @@ def test_a_misspelt_variable_is_mentioned_once_whatever_the_number_of_workers(
         log = service.log.read_text()
     assert log.count("JOBCACHE_BACKEMD is not a setting; did you mean JOBCACHE_BACKEND?") == 1
     assert log.count("JOBCACHE_PREFX is not a setting; did you mean JOBCACHE_PREFIX?") == 1
+
+
+def test_the_settings_are_printed_as_the_document_has_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["settings"]) == 0
+    assert capsys.readouterr().out == settings.document()
+
+
+def test_a_command_that_is_interrupted_says_so_by_its_status_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(settings, "document", interrupt)
+    assert main(["settings"]) == 130
+    assert capsys.readouterr().err == ""

@@ -134,3 +134,12 @@ def test_every_worker_logs(monkeypatch: pytest.MonkeyPatch) -> None:
     from_environment()
     assert len(logging.root.handlers) == 1
     assert logging.getLogger("app").isEnabledFor(logging.INFO)
+
+
+@pytest.mark.parametrize("host", ["example.com", "0.0.0.0", "::"])  # noqa: S104
+def test_without_keys_only_an_address_of_loopback_is_listened_on(
+    host: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("JOBCACHE_HOST", host)
+    assert main(["serve"]) == 2
+    assert f"JOBCACHE_HOST={host}: " in capsys.readouterr().err

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import Request
+from typing_extensions import TypeAliasType
 
 from jobcache import InvalidDocument, JobCache
 from jobcache._engine.call_keys import fill_in
@@ -339,3 +340,33 @@ async def test_after_the_cache_is_closed_a_call_raises(cache: JobCache) -> None:
     await cache.aclose()
     with pytest.raises(CacheClosed):
         await function(1)
+
+
+class OwnUUID(UUID):
+    """As some database drivers return."""
+
+
+def test_a_value_of_a_subclass_has_the_text_of_its_base(cache: JobCache) -> None:
+    @cache.cached("k:{a}", ttl=60)
+    async def load(a: UUID) -> int:
+        return 1
+
+    assert load.key(OwnUUID(int=1)) == load.key(UUID(int=1))
+
+
+def test_parameters_for_any_number_of_arguments_have_no_text(cache: JobCache) -> None:
+    async def load(*several: int) -> int:
+        return sum(several)
+
+    with pytest.raises(TypeError, match="any number of arguments"):
+        cache.cached("k:{several}", ttl=60)(load)
+
+
+def test_an_alias_of_a_type_means_the_type(cache: JobCache) -> None:
+    number = TypeAliasType("number", int)
+
+    async def load(a: int) -> int:
+        return a
+
+    load.__annotations__["a"] = number
+    assert cache.cached("k:{a}", ttl=60)(load).key(7) == "k:7"

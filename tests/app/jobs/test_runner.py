@@ -15,7 +15,7 @@ from app.auth.callers import TRUSTED
 from app.db.database import Database
 from app.db.tables import claims
 from app.jobs.runner import Runner
-from app.jobs.service import JobService
+from app.jobs.service import IllegalTransition, JobService
 from app.jobs.states import Status
 from app.jobs.storage import Job, JobStore, NewJob
 from app.rendering.renderer import Progress, RenderError, RenderTask
@@ -410,3 +410,21 @@ async def test_a_database_that_is_away_costs_reports_but_not_the_rendering(
     job_id = await rig.rendering()
     await rig.until(job_id, Status.COMPLETED)
     assert (tries, rig.renderer.rendered) == (3, [job_id])
+
+
+async def test_a_job_that_keeps_changing_is_not_tried_for_ever(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, lost = rig.store.make_transition, [True]
+
+    async def lose(*arguments: Any, **options: Any) -> Job | None:
+        return None if lost.pop() else await make(*arguments, **options)
+
+    monkeypatch.setattr(rig.store, "find_unfinished", found_nothing)
+    job = await rig.elsewhere.create(NewJob("acme", "A cat sits.", None, 1.0, "external"))
+    monkeypatch.setattr(rig.store, "make_transition", lose)
+    lost[:] = [True] * 100
+    with pytest.raises(IllegalTransition, match="changing too fast to cancel; try again"):
+        await rig.jobs.cancel(job.id, TRUSTED)
+    lost[:] = [False, True]
+    assert (await rig.jobs.cancel(job.id, TRUSTED)).status is Status.CANCELLED

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from app.rendering import encode
+from app.rendering.renderer import RenderError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -152,3 +155,17 @@ def test_it_gives_way_to_the_service(
     while (threads := psutil.Process(child.pid).num_threads()) > 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     assert threads == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RenderError("A scene has no text."), "A scene has no text."),
+        (OSError(28, "No space left on device", "/var/secret"), "No space left on device"),
+        (KeyError("/var/secret"), "the encoder failed: KeyError"),
+    ],
+)
+def test_the_reason_of_an_error_names_no_path(error: Exception, reason: str) -> None:
+    said = encode._reason(error)
+    assert said.endswith(reason)
+    assert "secret" not in said

@@ -10,7 +10,7 @@ from jobcache.client import Unavailable
 from jobcache.client.core import intervals
 from jobcache.client.core.messages import Response
 from jobcache.client.core.rules import Rules
-from jobcache.client.jobs import job_of, wait_for
+from jobcache.client.jobs import job_of, page, storyboard, wait_for
 from tests.jobcache.client.job_responses import LOST, body, document, error, unchanged
 from tests.jobcache.client.scripted_rules import Script
 
@@ -262,6 +262,22 @@ def test_one_request_is_repeated_only_if_it_may_be() -> None:
     with pytest.raises(Unavailable):
         late.run(late.rules.call("GET", "/x", job_of, repeatable=True, timeout=10))
     assert late.now <= 1010
+
+
+@pytest.mark.parametrize("wrong", [b"[]", b"{}", b'{"items": {}, "next_cursor": null}'])
+def test_what_is_no_page_of_jobs_is_a_failure(wrong: bytes) -> None:
+    right = b'{"items": [], "next_cursor": "c"}'
+    script = Script([(0, Response(200, {}, wrong)), (0, Response(200, {}, right))])
+    listing: Any = page(script.rules, client_id=None, status=None, size=9, cursor=None)
+    found: Any = script.run(listing)
+    assert (found.jobs, found.cursor, len(script.requests)) == ([], "c", 2)
+
+
+def test_a_storyboard_that_is_no_object_is_a_failure() -> None:
+    script = Script([(0, Response(200, {}, b"[]")), (0, Response(200, {}, b'{"scenes": []}'))])
+    asking: Any = storyboard(script.rules, 7)
+    found: Any = script.run(asking)
+    assert (found, len(script.requests)) == ({"scenes": []}, 2)
 
 
 def test_pauses_are_bounded() -> None:

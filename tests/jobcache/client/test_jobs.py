@@ -214,3 +214,8 @@ def test_an_answer_that_drips_does_not_hold_a_thread_either(dripping: str) -> No
 def test_the_library_needs_no_httpx() -> None:
     program = "import sys, jobcache; sys.exit('httpx' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+async def test_a_storyboard_is_got_by_both(kind: str) -> None:
+    either = Either(kind, lambda _: httpx.Response(200, content=b'{"scenes": []}'))
+    assert await either("storyboard", 7) == {"scenes": []}
