@@ -256,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--database-url")
         command.add_argument("--redis-url")
         command.add_argument("--memcached-url")
-        command.add_argument("--renderer", help="video, or simulated for load tests")
+        command.add_argument("--renderer", help="video; simulated, for load tests; or celery")
         command.add_argument("--var-dir", help="the directory of the database and of the videos")
         command.add_argument("--log-level", help="debug, info, warning or error")
         command.add_argument("--log-format", help="text or json")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
+
+from anyio.from_thread import start_blocking_portal
 
 from app.auth.key_file import KeyFile
 from app.auth.middleware import unauthorized
@@ -17,6 +19,8 @@ from app.db.outage_logger import OutageLogger
 from app.db.registration import Registration
 from app.http.problems import problem
 from app.jobs.documents import check_body, lifetimes
+from app.jobs.render_queue import RenderQueue
+from app.jobs.render_worker import RenderWorker
 from app.jobs.runner import Runner
 from app.jobs.service import JobService
 from app.jobs.storage import JobStore
@@ -34,12 +38,14 @@ from jobcache.http.event_stream import FULL, FULL_RETRY, EventStreams
 from jobcache.http.fastapi import PollingRoutes
 from jobcache.http.held_requests import HeldRequests
 from jobcache.http.polling import Polling
+from jobcache.sync import JobCache as SyncJobCache
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from app.rendering.renderer import Renderer
     from app.settings import Settings
+    from jobcache import Lifetimes
 
 _SIMULATED_AT_ONCE = 10_000  # they need no CPU
 
@@ -56,6 +62,7 @@ class Services:
     events: EventStreams
     polling: PollingRoutes
     runner: Runner
+    queue: RenderQueue | None
     reports: ProcessReports
     unfinished: UnfinishedJobs
     tracing: Tracing | None
@@ -76,24 +83,14 @@ def build(settings: Settings) -> Services:
     )
     cache = JobCache(
         make_backend(settings.cache),
-        lifetimes=lifetimes(
-            changing=settings.ttl,
-            terminal=settings.ttl_terminal,
-            unknown=settings.ttl_unknown,
-            grace=settings.grace,
-        ),
+        lifetimes=_lifetimes(settings),
         load_timeout=settings.cache.load_timeout,
         check_body=check_body,
         shadow_rate=settings.cache.shadow_rate,
         instrumentation=None if tracing is None else tracing.instrumentation,
     )
     settings.make_directories()
-    database = Database(
-        settings.database_url,
-        OutageLogger(),
-        pool_recycle=settings.pool_recycle,
-        pooler=settings.pooler,
-    )
+    database = _database(settings)
     memory = cache.backend if isinstance(cache.backend, MemoryBackend) else None
     registration = Registration(database, memory)
     store = JobStore(database)
@@ -118,7 +115,9 @@ def build(settings: Settings) -> Services:
         ),
         unavailable=lambda error: error,  # the application has handlers for it
     )
-    renderer, at_once = _renderer(settings)
+    renderer, at_once = (
+        (None, 1) if settings.renderer == "celery" else _renderer(settings.renderer, settings)
+    )
     runner = Runner(
         jobs,
         store,
@@ -128,6 +127,9 @@ def build(settings: Settings) -> Services:
         claim_for=settings.claim_seconds,
     )
     jobs.on_change.append(runner.seen)
+    queue = _queue(settings, store)
+    if queue is not None:
+        jobs.on_change.append(queue.seen)
     measuring = Measuring(cache, database, held)
     jobs.on_change.append(measuring.count_change)
     return Services(
@@ -139,6 +141,7 @@ def build(settings: Settings) -> Services:
         events,
         polling,
         runner,
+        queue,
         ProcessReports(
             settings.var_dir / "processes",
             partial(state_of, cache),
@@ -152,8 +155,36 @@ def build(settings: Settings) -> Services:
     )
 
 
-def _renderer(settings: Settings) -> tuple[Renderer, int]:
-    if settings.renderer == "simulated":
+def _lifetimes(settings: Settings) -> Lifetimes:
+    return lifetimes(
+        changing=settings.ttl,
+        terminal=settings.ttl_terminal,
+        unknown=settings.ttl_unknown,
+        grace=settings.grace,
+    )
+
+
+def _database(settings: Settings) -> Database:
+    return Database(
+        settings.database_url,
+        OutageLogger(),
+        pool_recycle=settings.pool_recycle,
+        pooler=settings.pooler,
+    )
+
+
+def _queue(settings: Settings, store: JobStore) -> RenderQueue | None:
+    if settings.renderer != "celery":
+        return None
+    from app.celery_app import CeleryQueue, make_celery_app  # noqa: PLC0415 - may be missing
+
+    queue = CeleryQueue(make_celery_app(settings.celery_broker_url, settings.celery_queue))
+    return RenderQueue(store, queue, check_every=settings.claim_seconds / 3)
+
+
+def _renderer(name: str, settings: Settings) -> tuple[Renderer, int]:
+    """Return a renderer, and how many videos a process renders at the same time."""
+    if name == "simulated":
         return SimulatedRenderer(
             settings.simulated_seconds, settings.simulated_updates
         ), _SIMULATED_AT_ONCE
@@ -179,6 +210,8 @@ async def running(services: Services, *, tables_checked: bool = False) -> AsyncI
         await services.cache.start(source_id)
         await services.reports.start(source_id)
         services.runner.start()
+        if services.queue is not None:
+            services.queue.start()
         if services.keys is not None:
             services.keys.start()
         try:
@@ -187,6 +220,8 @@ async def running(services: Services, *, tables_checked: bool = False) -> AsyncI
             services.held.shutdown.close()
             if services.keys is not None:
                 await services.keys.aclose()
+            if services.queue is not None:
+                await services.queue.aclose()
             await services.runner.aclose()
             await services.database.shielded.join()  # so that writes under way are published
     finally:
@@ -197,3 +232,42 @@ async def running(services: Services, *, tables_checked: bool = False) -> AsyncI
             await asyncio.to_thread(services.tracing.close)
         await services.registration.aclose()
         await services.database.aclose()
+
+
+@contextmanager
+def render_worker(settings: Settings) -> Iterator[RenderWorker]:
+    """Create and start the parts of a queue's worker, and stop them at the end.
+
+    Raises:
+        SettingsError: the settings cannot be used.
+        SourceUnavailable: the database is away.
+        RevisionError: its tables are older or newer than this version of the service.
+        NamespaceConflict: the store of the cache belongs to a service with another database.
+    """
+    renderer, _ = _renderer(settings.celery_renderer, settings)
+    settings.make_directories()
+    # A worker writes, and reads nothing that a local tier could spare it.
+    remote = "redis" if settings.cache.backend == "tiered" else settings.cache.backend
+    cache_settings = replace(settings.cache, backend=remote)
+    with (
+        start_blocking_portal(name="jobcache database") as portal,
+        SyncJobCache(cache_settings, lifetimes=_lifetimes(settings)) as cache,
+    ):
+        database = portal.call(_database, settings)
+        registration = Registration(database, None)
+        try:
+            portal.call(database.prepare_tables)
+            portal.call(registration.start)
+            cache.start(portal.call(database.source_id))
+            yield RenderWorker(
+                portal,
+                database,
+                JobStore(database),
+                cache,
+                renderer,
+                videos=settings.videos,
+                claim_for=settings.claim_seconds,
+            )
+        finally:
+            portal.call(registration.aclose)
+            portal.call(database.aclose)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -413,11 +414,26 @@ class Settings(BaseSettings):
         ge=0,
         le=_LONGEST_TTL,
     )
-    renderer: Literal["video", "simulated"] = _setting(
+    renderer: Literal["video", "simulated", "celery"] = _setting(
         "JOBCACHE_RENDERER",
         "video",
-        "`video`, or `simulated`, which makes no video and uses no CPU, for load tests.",
+        "`video`; `simulated`, which makes no video and uses no CPU, for load tests; or `celery`:"
+        " Celery workers render.",
         topic="Rendering",
+    )
+    celery_renderer: Literal["video", "simulated"] = _setting(
+        "JOBCACHE_CELERY_RENDERER",
+        "video",
+        "What Celery workers make: `video` or `simulated`.",
+        topic="Rendering",
+    )
+    celery_broker_url: str = _setting(
+        "CELERY_BROKER_URL",
+        "",
+        "The broker of the Celery workers. Empty means `REDIS_URL`, if that begins with"
+        " `redis://`.",
+        topic="Rendering",
+        repr=False,
     )
     renders: int = _setting(
         "JOBCACHE_RENDERS",
@@ -480,6 +496,11 @@ class Settings(BaseSettings):
         """The directory of finished videos."""
         return self.var_dir / "videos"
 
+    @property
+    def celery_queue(self) -> str:
+        """The name of the Celery workers' queue."""
+        return f"{self.cache.prefix}jobcache"
+
     def make_directories(self) -> None:
         """Create the directories that the service writes to.
 
@@ -534,8 +555,10 @@ def load() -> Settings:
         # A write in one process would not reach the entries that another process holds.
         allowed = "the memory backend is right for one process only; choose another one"
         raise SettingsError("JOBCACHE_WORKERS", settings.workers, allowed)
-    url = _database_url(settings.database_url, settings.var_dir)
-    return settings.model_copy(update={"database_url": url})
+    update = {"database_url": _database_url(settings.database_url, settings.var_dir)}
+    if settings.renderer == "celery":
+        update["celery_broker_url"] = _celery_broker_url(settings)
+    return settings.model_copy(update=update)
 
 
 @contextmanager
@@ -589,6 +612,28 @@ def _shown(default: object) -> str:
     if isinstance(default, bool | float):
         default = f"{default:g}"
     return f"`{default}`"
+
+
+def _celery_broker_url(settings: Settings) -> str:
+    """Return the URL of the broker, if the service can work with Celery's workers."""
+    if find_spec("celery") is None:
+        allowed = "celery is not installed: pip install 'jobcache[celery]'"
+        raise SettingsError("JOBCACHE_RENDERER", settings.renderer, allowed)
+    if settings.cache.backend == "memory":
+        # As for several processes of the service: the workers' writes would not reach it.
+        allowed = "the memory backend is right for one process only; choose another one"
+        raise SettingsError("JOBCACHE_BACKEND", settings.cache.backend, allowed)
+    url = settings.celery_broker_url
+    if not url and settings.cache.redis_url.startswith("redis://"):
+        url = settings.cache.redis_url
+    from kombu.transport import TRANSPORT_ALIASES  # noqa: PLC0415 - may be missing
+
+    scheme = url.partition("://")[0]
+    if scheme not in TRANSPORT_ALIASES:
+        # The text is not shown, because it may hold a password.
+        allowed = "the URL of the workers' broker, such as redis://127.0.0.1:6379/1"
+        raise SettingsError("CELERY_BROKER_URL", "(unreadable)" if url else "", allowed)
+    return url
 
 
 def _is_loopback(host: str) -> bool:

@@ -187,7 +187,7 @@ def test_what_make_run_installs_has_all_that_the_service_imports() -> None:
     # uvicorn and redis-py bring these; the optional ones are looked for and not needed.
     indirect, optional = (
         {"h11", "hiredis"},
-        {"django", "gevent", "msgspec", "opentelemetry", "rich"},
+        {"celery", "django", "gevent", "kombu", "msgspec", "opentelemetry", "rich"},
     )
     providers = packages_distributions()
     lacking = {

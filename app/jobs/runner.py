@@ -7,6 +7,8 @@ looks for unfinished jobs without a claim, and continues them from their state.
 A job that was started too often is failed, because it may be the reason why processes die. A job
 that waits for a free renderer is not claimed yet, so the death of the process does not count
 against it.
+
+Without a renderer, a process writes storyboards only, and other processes render.
 """
 
 from __future__ import annotations
@@ -14,14 +16,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
-import socket
 import time
-import uuid
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from app.jobs.attempts import COMPLETE_PAUSES, GIVEN_UP, MOST_ATTEMPTS, unique_name, video_url
 from app.jobs.service import IllegalTransition, JobNotFound
 from app.jobs.states import TERMINAL, Status
 from app.rendering.renderer import RenderError, RenderTask
@@ -39,9 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("app")
 
-_MOST_ATTEMPTS = 5
 _FOUND_AT_ONCE = 100
-_COMPLETE_PAUSES = (0.5, 1, 2, 4, 8, 15, 15, 15)
 
 
 class Runner:
@@ -50,7 +48,7 @@ class Runner:
     Args:
         jobs: makes every change of a job.
         store: keeps the claims.
-        renderer: makes the videos.
+        renderer: makes the videos; None: other processes do.
         videos: the folder of the videos.
         name: a unique name of this process. None: a name is made by `start`, so that processes
             which are forked before that have different ones.
@@ -65,7 +63,7 @@ class Runner:
         self,
         jobs: JobService,
         store: JobStore,
-        renderer: Renderer,
+        renderer: Renderer | None,
         *,
         videos: Path,
         at_once: int,
@@ -94,7 +92,7 @@ class Runner:
 
     def start(self) -> None:
         """Start to look for unfinished jobs."""
-        self._name = _unique_name() if self._given_name is None else self._given_name
+        self._name = unique_name() if self._given_name is None else self._given_name
         self._finding = asyncio.create_task(self._find_jobs())
 
     def seen(self, job: Job) -> None:
@@ -111,7 +109,7 @@ class Runner:
             if job.renderer == "builtin":
                 # The video may have been finished just before the job was cancelled.
                 self._video(job.id).unlink(missing_ok=True)
-        elif not _is_ours(job):
+        elif not self._is_ours(job):
             return
         elif working is None:
             task = asyncio.create_task(self._work(job))
@@ -120,6 +118,12 @@ class Runner:
             self._working[job.id] = _JobTask(task, renders=_renders(job))
         elif working.renders != _renders(job):
             self._next[job.id] = job  # the task of the previous step is still ending
+
+    def _is_ours(self, job: Job) -> bool:
+        """Return whether this process may work on the job."""
+        if job.status is Status.RENDERING:
+            return job.renderer == "builtin" and self._renderer is not None
+        return job.status in {Status.PENDING, Status.STORYBOARDING}
 
     async def aclose(self) -> None:
         """Stop all work and release the claims, so that another process can continue at once."""
@@ -143,8 +147,9 @@ class Runner:
                 # be room for as many others.
                 most = _FOUND_AT_ONCE + len(self._working)
                 # Shielded: cancelling a query half way would cost its connection.
+                renders = False if self._renderer is None else None
                 for job in await self._shielded.run(
-                    self._store.find_unfinished(self._clock_ms(), most)
+                    self._store.find_unfinished(self._clock_ms(), most, renders=renders)
                 ):
                     self.seen(job)
             except SourceUnavailable:
@@ -214,13 +219,12 @@ class Runner:
         if attempts > 1:
             self._clear_away(job.id)
         try:
-            if attempts > _MOST_ATTEMPTS:
-                reason = f"Given up: {_MOST_ATTEMPTS} attempts were cut short."
-                await self._jobs.fail(job.id, reason, worker=False)
-            elif _renders(job):
-                await self._render(job.id)
-            else:
+            if attempts > MOST_ATTEMPTS:
+                await self._jobs.fail(job.id, GIVEN_UP, worker=False)
+            elif not _renders(job):
                 await self._write_storyboard(job)
+            elif self._renderer is not None:
+                await self._render(job.id, self._renderer)
         except RenderError as error:
             await self._jobs.fail(job.id, str(error), worker=False)
 
@@ -237,7 +241,7 @@ class Runner:
         )
         await self._jobs.finish_storyboard(job.id, storyboard)
 
-    async def _render(self, job_id: int) -> None:
+    async def _render(self, job_id: int, renderer: Renderer) -> None:
         written = await self._shielded.run(self._store.load_to_render(job_id))
         if written is None:
             return  # the job has changed while it waited
@@ -249,11 +253,11 @@ class Runner:
         output = self._videos / f"{job_id}.{self._name}.mp4"
         try:
             task = RenderTask(job_id, storyboard, output)
-            async with aclosing(self._renderer.render(task)) as steps:
+            async with aclosing(renderer.render(task)) as steps:
                 await self._report(job_id, steps)
-            if self._renderer.makes_video:
+            if renderer.makes_video:
                 output.replace(self._video(job_id))
-            await self._complete(job_id)
+            await self._complete(job_id, makes_video=renderer.makes_video)
         finally:
             # The file still exists if the task was cancelled, or failed, after the rendering.
             output.unlink(missing_ok=True)
@@ -279,26 +283,26 @@ class Runner:
                 continue  # rendering continues, and the next report tries again
             reported = self._clock()
 
-    async def _complete(self, job_id: int) -> None:
+    async def _complete(self, job_id: int, *, makes_video: bool) -> None:
         """Complete the job. If the database is away, try for a while: the video is finished."""
-        for pause in _COMPLETE_PAUSES:
+        for pause in COMPLETE_PAUSES:
             try:
-                await self._shielded.run(self._try_to_complete(job_id))
+                await self._shielded.run(self._try_to_complete(job_id, makes_video=makes_video))
             except SourceUnavailable:
                 await asyncio.sleep(pause)
             else:
                 return
-        await self._shielded.run(self._try_to_complete(job_id))
+        await self._shielded.run(self._try_to_complete(job_id, makes_video=makes_video))
 
-    async def _try_to_complete(self, job_id: int) -> None:
+    async def _try_to_complete(self, job_id: int, *, makes_video: bool) -> None:
         """Try once to complete the job, and remove its video if the job has ended before.
 
         Must not be cancelled: only the result says whether the video is kept. If the database is
         away, the video stays. A later attempt replaces it, or `seen` removes it when the job ends.
         """
-        video_url = f"/api/v2/jobs/{job_id}/video" if self._renderer.makes_video else None
+        url = video_url(job_id) if makes_video else None
         try:
-            await self._jobs.complete(job_id, video_url, worker=False)
+            await self._jobs.complete(job_id, url, worker=False)
         except (IllegalTransition, JobNotFound):
             self._video(job_id).unlink(missing_ok=True)  # the job was cancelled just before
             raise
@@ -312,16 +316,5 @@ class _JobTask:
     renders: bool
 
 
-def _unique_name() -> str:
-    return f"{socket.gethostname()[:24]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
-
-
 def _renders(job: Job) -> bool:
     return job.status is Status.RENDERING
-
-
-def _is_ours(job: Job) -> bool:
-    """Return whether the service itself has to work on this job."""
-    if job.status is Status.RENDERING:
-        return job.renderer == "builtin"
-    return job.status in {Status.PENDING, Status.STORYBOARDING}

@@ -19,6 +19,7 @@ from sqlalchemy import (
     func,
     literal,
     literal_column,
+    not_,
     or_,
     select,
     true,
@@ -80,6 +81,26 @@ class StoredStoryboard:
     client_id: str
     version: int
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A runner's claim of a job.
+
+    Attributes:
+        runner: the name under which the job was claimed.
+        expires_at: until when a change of the job renews the claim.
+    """
+
+    runner: str
+    expires_at: int
+
+
+class ClaimLost(Exception):  # noqa: N818 - says what is the matter
+    """Another runner has the job now, or the job has ended."""
+
+    def __init__(self, job_id: int) -> None:
+        super().__init__(f"job {job_id} is no longer claimed by this runner")
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,11 +280,16 @@ class JobStore:
         values: dict[str, Any],
         *,
         client_id: str | None = None,
+        claim: Claim | None = None,
     ) -> Job | None:
         """Make a transition and raise the version; return the new row.
 
         Return None if the job does not exist or its state does not allow the transition. With
-        `client_id`, jobs of other clients do not exist.
+        `client_id`, jobs of other clients do not exist. With `claim`, the transition also renews
+        the claim.
+
+        Raises:
+            ClaimLost: the runner does not hold the claim; the transaction must be rolled back.
         """
         parameters: dict[str, Any] = {"job_id": job_id, "to_updated_at": now_ms}
         for name, value in values.items():
@@ -275,10 +301,30 @@ class JobStore:
         )
         result = await connection.execute(statement, parameters)
         row = result.one_or_none()
+        if row is not None and claim is not None:
+            await self._hold(connection, job_id, claim)
         if row is not None and transition.to in TERMINAL:
             # A runner in another process then finds that it has lost its claim.
             await connection.execute(delete(claims).where(claims.c.job_id == job_id))
         return None if row is None else _job(row)
+
+    async def _hold(self, connection: AsyncConnection, job_id: int, claim: Claim) -> None:
+        """Renew a claim, which stays locked until the transaction ends.
+
+            A: still holds its claim     B: the claim has expired, and is mine
+            A: commits 60 %              B: commits 5 %
+
+        With the lock, B's claim waits for A's commit. It is taken after the lock of the job's row,
+        as everywhere; in the opposite order two transactions could wait for each other.
+        """
+        renewed = await connection.execute(
+            update(claims)
+            .where(claims.c.job_id == job_id, claims.c.runner == claim.runner)
+            .values(expires_at=claim.expires_at)
+            .returning(claims.c.job_id)
+        )
+        if renewed.first() is None:
+            raise ClaimLost(job_id)
 
     # --- claims: which runner works on which job ---
 
@@ -322,8 +368,17 @@ class JobStore:
             delete(claims).where(claims.c.job_id == job_id, claims.c.runner == runner)
         )
 
-    async def find_unfinished(self, now_ms: int, limit: int) -> list[Job]:
-        """Return unfinished jobs that the service drives and no runner works on."""
+    async def find_unfinished(
+        self, now_ms: int, limit: int, *, renders: bool | None = None
+    ) -> list[Job]:
+        """Return the oldest unfinished jobs that the service drives and no runner works on.
+
+        Args:
+            now_ms: the time, in milliseconds.
+            limit: the most jobs to return.
+            renders: True for jobs whose video is to be rendered, False for those that get their
+                storyboard, None for both.
+        """
         statement = (
             select(*_COLUMNS)
             .select_from(jobs.outerjoin(claims, claims.c.job_id == jobs.c.id))
@@ -331,6 +386,9 @@ class JobStore:
             .order_by(jobs.c.id)
             .limit(limit)
         )
+        if renders is not None:
+            rendering = jobs.c.status == Status.RENDERING
+            statement = statement.where(rendering if renders else not_(rendering))
         return [_job(row) for row in await self._database.read(statement, "recovery")]
 
     async def count_by_status(self) -> dict[str, int]:

@@ -23,6 +23,7 @@ NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """For a client without TLS: each would read all certificates otherwise, which takes long."""
 
 _START_SECONDS = 150.0
+_UNPREFIXED = {"CELERY_BROKER_URL", "DATABASE_URL", "REDIS_URL"}
 
 
 class Process:
@@ -193,5 +194,5 @@ def clean_environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("JOBCACHE_") and name not in {"DATABASE_URL", "REDIS_URL"}
+        if not name.startswith("JOBCACHE_") and name not in _UNPREFIXED
     }

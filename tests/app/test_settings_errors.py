@@ -40,6 +40,18 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("environment", "words"),
     [
         ({"DATABASE_URL": "postgresql://u:s3cret@h:port/d"}, "DATABASE_URL=(unreadable): a URL"),
+        (
+            {"JOBCACHE_RENDERER": "celery", "JOBCACHE_BACKEND": "memory"},
+            "JOBCACHE_BACKEND=memory: the memory backend is right for one process only",
+        ),
+        (
+            {"JOBCACHE_RENDERER": "celery", **REDIS, "REDIS_URL": "rediss://u:s3cret@127.0.0.1:1"},
+            "CELERY_BROKER_URL=: the URL of the workers' broker",
+        ),
+        (
+            {"JOBCACHE_RENDERER": "celery", **REDIS, "CELERY_BROKER_URL": "http://u:s3cret@h"},
+            "CELERY_BROKER_URL=(unreadable): the URL of the workers' broker",
+        ),
         ({"DATABASE_URL": "mysql://h/d?password=s3cret"}, "DATABASE_URL=mysql://h: a URL"),
         ({"DATABASE_URL": "mysql://u:s3cret@h/d"}, "DATABASE_URL=mysql://h: a URL"),
         (

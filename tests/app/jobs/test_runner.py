@@ -332,10 +332,10 @@ async def test_jobs_are_looked_for_again_after_a_failure(
 ) -> None:
     find, troubles = rig.store.find_unfinished, [trouble]
 
-    async def find_or_fail(now_ms: int, most: int) -> list[Job]:
+    async def find_or_fail(now_ms: int, most: int, **options: Any) -> list[Job]:
         if troubles:
             raise troubles.pop()
-        return await find(now_ms, most)
+        return await find(now_ms, most, **options)
 
     monkeypatch.setattr(rig.store, "find_unfinished", find_or_fail)
     await rig.holds(lambda: not troubles)
@@ -404,7 +404,7 @@ async def test_a_database_that_is_away_costs_reports_but_not_the_rendering(
             raise SourceUnavailable("away")
         return await complete(*arguments, **options)
 
-    monkeypatch.setattr("app.jobs.runner._COMPLETE_PAUSES", (0, 0))
+    monkeypatch.setattr("app.jobs.runner.COMPLETE_PAUSES", (0, 0))
     monkeypatch.setattr(rig.jobs, "report_progress", report_nothing)
     monkeypatch.setattr(rig.jobs, "complete", complete_at_last)
     job_id = await rig.rendering()
