@@ -67,6 +67,7 @@ TESTED_ELSEWHERE = {
     ("docs/embedding.md", 3): "tests/jobcache/test_savepoints.py",
     ("docs/embedding.md", 4): "tests/jobcache/test_writing.py",
     ("docs/sqlalchemy.md", 1): "tests/jobcache/orm/test_triggers.py",
+    **{("docs/workers.md", at): "tests/test_workers_document.py" for at in range(4)},
 }
 """Code that needs a service or a database, by page and index, and the test that runs it."""
 
@@ -321,11 +322,22 @@ def benchmarked(words: list[str]) -> bool:
     )
 
 
+def queued(words: list[str]) -> bool:
+    """Whether this starts workers that a test starts, too, with modules or queues of the page."""
+    modules = {"app.worker"}
+    for code in blocks("docs/workers.md", "python"):
+        modules.add(code.splitlines()[0].removeprefix("# ").removesuffix(".py"))
+    return bool(modules & set(words))
+
+
 NOT_RUN: dict[str, Callable[[list[str]], bool]] = {
     "pip": installs,  # needs a network; a test installs the wheel
     "uvicorn": served,  # `tests/app/test_servers.py` starts all three
     "fastapi": served,
     "gunicorn": served,
+    "celery": queued,  # `tests/app/test_celery_workers.py` and `tests/test_workers_document.py`
+    "rq": queued,
+    "dramatiq": queued,
     "pytest": benchmarked,
     ".ci/run": lambda words: (ROOT / words[0]).exists(),  # is `make check` and `make test`
 }
