@@ -20,8 +20,9 @@ from jobcache import (
     SourceUnavailable,
 )
 from jobcache.backends.registry import make_backend
-from jobcache.errors import CacheClosed, WrongLoop
+from jobcache.errors import CacheClosed, CacheError, WrongLoop
 from tests.jobcache.bench import document
+from tests.subjects import DictionaryBackend
 
 Use = Callable[[JobCache], Coroutine[Any, Any, object]]
 
@@ -164,3 +165,9 @@ async def test_a_read_that_raises_is_counted(cache: JobCache) -> None:
         await cache.read("k", load)
     assert statistics.read_errors == 9
     await cache.aclose()
+
+
+async def test_a_backend_that_cannot_list_its_keys_says_so() -> None:
+    async with JobCache(DictionaryBackend()) as cache:
+        with pytest.raises(CacheError, match="a dictionary backend cannot list its keys"):
+            await cache.invalidate_all()

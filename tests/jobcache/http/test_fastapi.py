@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from jobcache import Document, Entry, JobCache, with_session
 from jobcache.http.fastapi import EventStream, Poll, PollingRoutes
+from jobcache.http.fastapi.loaders import path_parameters
 from jobcache.http.held_requests import HeldRequests
 from jobcache.http.json_document import json_document
 from tests.jobcache.http.exports import Export, Exports, calling, frames
@@ -404,3 +405,16 @@ def test_a_model_is_a_document() -> None:
 async def test_routes_can_share_their_held_requests(exports: Exports) -> None:
     held = HeldRequests(1, exports.cache.cancel_waiters)
     assert PollingRoutes(exports.cache, held=held).held is held
+
+
+def test_a_loader_may_be_a_partial_function_or_a_callable_object() -> None:
+    class Table:
+        async def __call__(self, export_id: int) -> Document | None:
+            raise AssertionError(export_id)
+
+    async def load(table: str, export_id: int) -> Document | None:
+        raise AssertionError(table, export_id)
+
+    loaders: list[Callable[..., Any]] = [Table(), partial(load, "exports")]
+    for loader in loaders:
+        assert path_parameters("/exports/{export_id}", loader) == {"export_id": int}
