@@ -219,4 +219,6 @@ def test_dev_starts_the_servers_that_are_missing_and_ends_them(tmp_path: Path) -
         _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive
         left = {path.name for path in Path(var).iterdir()}
-        assert left == {"videos", "postgres"}, "no directory of the servers' own is left"
+        assert left == {"videos", "postgres", "processes"}, (
+            "no directory of the servers' own is left"
+        )
