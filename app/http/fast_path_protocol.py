@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from jobcache import ReadResult
     from jobcache.http.fast_path import AdmittedPoll
+    from jobcache.http.reply import AddsHeaders
 
 logger = logging.getLogger("app")
 
@@ -60,16 +61,19 @@ def is_tested(version: str) -> bool:
 
 
 class AnswersPolls(Protocol):
-    """Answers polls, if nothing about them is unusual, as `jobcache.http.fast_path.FastPolls`."""
+    """Answers polls, if nothing about them is unusual, as `jobcache.http.fast_path.FastPolls`.
+
+    Attributes:
+        common_headers: those of every answer.
+    """
+
+    common_headers: AddsHeaders
 
     def admit(self, server: tuple[str, int | None] | None) -> bool:
         """Return True if connections to this address of the machine may be answered."""
 
     def match(self, scope: Scope) -> AdmittedPoll | Reply | None:
         """Return the reply to a poll, or the poll if its entry is not in this process."""
-
-    def header_lines(self, reply: Reply) -> bytes:
-        """Return the headers of a reply as they go over the wire, and keep them in the reply."""
 
 
 class FastPathProtocol(Exchange):
@@ -183,7 +187,7 @@ class FastPathProtocol(Exchange):
             % (
                 STATUS_LINE[reply.status],
                 self._default_lines,
-                reply.lines or self._fast_path.header_lines(reply),
+                reply.lines or reply.header_lines(self._fast_path.common_headers),
                 reply.body,
             )
         )

@@ -182,7 +182,11 @@ class AdmittedPoll:
             result = None if reading.cancelled() else reading.result()
             if result is None:
                 return None
-            return self._reply(result)
+            # `_reply` without the call.
+            reply = self.polled.reply(
+                result, self.can_view, self.if_none_match, self.accept_encoding
+            )
+            return reply if self.span is None and self.finish is None else self._finished(reply)
         except CacheUnavailable:
             return None
         except Exception as error:  # noqa: BLE001 - answered as the route would
@@ -293,10 +297,6 @@ class FastPolls:
         self._may_echo = may_echo
         self._root_path = root_path
         self._paths: dict[str, _PolledPath] = {}
-
-    def header_lines(self, reply: Reply) -> bytes:
-        """Return the headers of a reply as they go over the wire, and keep them in the reply."""
-        return reply.header_lines(self.common_headers)
 
     def _echo(self, value: bytes, reply: Reply) -> Reply:
         """Return a reply that repeats the echoed header."""

@@ -64,7 +64,8 @@ class Reply:
     def header_lines(self, common_headers: AddsHeaders) -> bytes:
         """Return the headers with the common ones, as they go over the wire, and keep them."""
         if not self.lines:
-            self.lines = b"".join(map(b"%b: %b\r\n".__mod__, self.complete(common_headers)))
+            headers = self._complete or common_headers.added(self.headers)
+            self.lines = b"".join(map(b"%b: %b\r\n".__mod__, headers))
         return self.lines
 
     def with_header(self, name: bytes, value: bytes, common_headers: AddsHeaders) -> Reply:

@@ -66,7 +66,7 @@ class CountedPolls:
         self._wire = wire
         self._polls = polls
         self.admit = polls.admit
-        self.header_lines = polls.header_lines
+        self.common_headers = polls.common_headers
 
     def match(self, scope: Any) -> Counted | Reply | None:
         self._wire.matched += 1
