@@ -3,7 +3,8 @@
 A message carries no job, because the workers find the oldest one in the database. So lost messages
 cost only time: if the queue is empty and jobs wait, this process sends messages for them. That also
 covers the job of a worker that has died, once its claim has expired. While the queue is not empty
-its next message finds such a job, so the queue never grows beyond the jobs that wait.
+its next message finds such a job, so the queue hardly grows beyond the jobs that wait. A message
+too many does no harm: the worker finds nothing to do.
 """
 
 from __future__ import annotations

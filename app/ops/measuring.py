@@ -40,7 +40,8 @@ SERVICE_METRICS = (
     Metric(
         "jobcache_job_changes_total",
         "counter",
-        "Committed changes of jobs, by the status that the job has since.",
+        "Committed changes of jobs, by the status that the job has since. Those made by Celery"
+        " workers are not counted.",
         ("status",),
     ),
     Metric("jobcache_cpu_seconds_total", "counter", "Processor time."),
