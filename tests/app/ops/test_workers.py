@@ -30,6 +30,19 @@ def get(process: Process, path: str, **headers: str) -> httpx.Response:
         return http.get(path, headers=headers)
 
 
+def hits_of(process: Process, path: str, times: int, status: int, **headers: str) -> int:
+    """Poll so many times, and return how many of the answers are hits.
+
+    A busy machine may make some of them loads: then Redis has not answered in time.
+    """
+    found = 0
+    for _ in range(times):
+        answer = get(process, path, **headers)
+        assert answer.status_code == status
+        found += "; hit;" in answer.headers["cache-status"]
+    return found
+
+
 def scrape(process: Process) -> Scraped:
     return Scraped(get(process, "/metrics").raise_for_status().text)
 
@@ -78,16 +91,15 @@ def test_two_workers_count_exactly_what_a_client_did(tmp_path: Path, redis_url: 
         tag = get(process, path).headers["etag"]
         before = scrape(process)
         whole, unchanged = 60, 40
-        for _ in range(whole):
-            assert get(process, path).status_code == 200
-        for _ in range(unchanged):
-            assert get(process, path, **{"If-None-Match": tag}).status_code == 304
+        seen = hits_of(process, path, whole, 200)
+        seen += hits_of(process, path, unchanged, 304, **{"If-None-Match": tag})
         after = scrape(process)
         assert after(POLLS, outcome="200") == before(POLLS, outcome="200") + whole
         assert after(POLLS, outcome="304") == before(POLLS, outcome="304") + unchanged
         hits = {"name": "jobcache_reads_total", "tier": "redis", "result": "hit"}
-        assert after(**hits) == before(**hits) + whole + unchanged
-        assert after("jobcache_loads_total") == before("jobcache_loads_total")
+        assert after(**hits) == before(**hits) + seen
+        loads = whole + unchanged - seen
+        assert after("jobcache_loads_total") == before("jobcache_loads_total") + loads
         each = [
             value
             for (name, labels), value in after.samples.items()
@@ -115,11 +127,10 @@ def test_two_workers_count_exactly_what_a_client_did(tmp_path: Path, redis_url: 
                 pass  # of the worker that was killed
             assert time.monotonic() < deadline, process.log.read_text()
             time.sleep(0.05)
-        for _ in range(20):
-            assert get(process, path).status_code == 200
+        seen = hits_of(process, path, 20, 200)
         last = scrape(process)
         assert last(POLLS, outcome="200") == answered(POLLS, outcome="200") + 20
-        assert last(**hits) == answered(**hits) + 20
+        assert last(**hits) == answered(**hits) + seen
         assert last("jobcache_process_up", process="0") == 1
         assert last("jobcache_process_up", process="1") == 1
 
