@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from app.db.revisions import HEAD
 from app.main import create_app, worker
 from app.settings import load
 from tests.app.db.schemas import NEXT, drop_tables, prepare, query, schema
-from tests.app.process import run, serving
+from tests.app.process import clean_environment, run, serving
 from tests.pairs import DATABASES
 from tests.sqlite_threads import sqlite_threads_ended
 
@@ -233,6 +234,7 @@ async def test_the_commands_upgrade_downgrade_and_show(
 ) -> None:
     await create_old(database_url)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", clean_environment())  # the command writes its flags into it
 
     async def db(*words: str) -> tuple[int, str]:
         arguments = ["db", *words]
@@ -242,7 +244,6 @@ async def test_the_commands_upgrade_downgrade_and_show(
         said = capsys.readouterr()
         return status, said.out + said.err
 
-    monkeypatch.delenv("DATABASE_URL", raising=False)
     assert "no revision" in (await db("current"))[1]
     assert await db("upgrade") == (0, "")
     assert await db("current") == (0, f"{HEAD} (head)\n")
