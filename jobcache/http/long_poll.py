@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from jobcache.errors import CacheClosed, SourceUnavailable
 from jobcache.http.conditional_get import respond
 from jobcache.http.held_requests import ClientGone, HeldRequest, Revoked, cancel_on_disconnect
-from jobcache.http.poll_spans import end_poll
+from jobcache.http.poll_spans import answering, end_poll
 from jobcache.http.polled_document import NotVisible
 
 if TYPE_CHECKING:
@@ -60,12 +60,8 @@ class LongPoll:
         if self.span is None:
             response = await self._response(scope, receive)
         else:
-            try:
-                with self.span.active():
-                    response = await self._response(scope, receive)
-            except BaseException as error:
-                self.span.end({}, error)
-                raise
+            with answering(self.span):
+                response = await self._response(scope, receive)
             end_poll(self.span, response.status_code, response.raw_headers, long_poll=True)
         await response(scope, receive, send)
 

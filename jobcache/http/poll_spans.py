@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from jobcache.http.reply import Headers
     from jobcache.observability.instrumentation import Span
 
 _CACHE_STATUS = re.compile(rb"jobcache; (?:fwd=)?(\w+).*?(; collapsed)?; detail=([\w-]+)")
+
+
+@contextmanager
+def answering(span: Span) -> Iterator[None]:
+    """Have the span active within the block, and end it if the block raises."""
+    try:
+        with span.active():
+            yield
+    except BaseException as error:
+        span.end({}, error)
+        raise
 
 
 def end_poll(span: Span, status: int, headers: Headers, *, long_poll: bool = False) -> None:

@@ -9,7 +9,7 @@ from jobcache.http import event_stream, long_poll
 from jobcache.http.conditional_get import conditions, may_wait, respond
 from jobcache.http.deferred_response import DeferredResponse
 from jobcache.http.long_poll import LongPoll
-from jobcache.http.poll_spans import end_poll
+from jobcache.http.poll_spans import answering, end_poll
 from jobcache.http.polled_document import NotVisible
 from jobcache.http.polled_response import PolledResponse
 from jobcache.http.prefer import LONGEST, requested_wait
@@ -67,12 +67,8 @@ class Polling:
         if instrumentation is None:
             return await self._poll(document, headers, None)
         span = instrumentation.begin("poll", "", header(headers, b"traceparent"))
-        try:
-            with span.active():
-                response = await self._poll(document, headers, span)
-        except BaseException as error:
-            span.end({}, error)
-            raise
+        with answering(span):
+            response = await self._poll(document, headers, span)
         if not isinstance(response, DeferredResponse):  # which ends the span itself
             end_poll(span, response.status_code, response.raw_headers)
         return response

@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from jobcache.http.conditional_get import Representation, conditions, respond
-from jobcache.http.poll_spans import end_poll
+from jobcache.http.poll_spans import answering, end_poll
 from jobcache.http.polled_response import CONFIRMATION, PollConfirmation
 from jobcache.http.request_headers import header
 from jobcache.loaders import uses_session
@@ -83,7 +83,7 @@ class _Confirmed:
         if instrumentation is None:
             return await self._reply(if_none_match, accept_encoding)
         span = instrumentation.begin("poll", "", header(headers, b"traceparent"))
-        with span.active():
+        with answering(span):
             reply = await self._reply(if_none_match, accept_encoding)
         if reply is None:
             span.end({})  # the route begins another one
