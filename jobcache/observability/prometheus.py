@@ -1,10 +1,4 @@
-"""Metrics for Prometheus, read from a cache when they are scraped. Needs `jobcache[prometheus]`.
-
-from prometheus_client import REGISTRY
-from jobcache.observability.prometheus import CacheCollector
-
-REGISTRY.register(CacheCollector(cache))
-"""
+"""Metrics for Prometheus, read from a cache when they are scraped. Needs `jobcache[prometheus]`."""
 
 from __future__ import annotations
 
