@@ -181,7 +181,13 @@ def serving(
     port = free_port()
     log = directory / f"log-{port}.txt"
     child = launch(directory, port, log, *arguments, measured=measured, anew=anew, **environment)
-    process = Process(child, port, log)
+    with until_stopped(Process(child, port, log)) as process:
+        yield process
+
+
+@contextmanager
+def until_stopped(process: Process) -> Iterator[Process]:
+    """Wait until the service is ready, and stop it at the end of the block."""
     try:
         process.wait_until_ready()
         yield process

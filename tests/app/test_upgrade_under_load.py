@@ -21,7 +21,7 @@ import pytest
 from app.db.migrations.run import VERSIONS, Migrations
 from app.devservers import free_port
 from tests.app.db.schemas import NEXT, drop_tables, prepare, query, schema
-from tests.app.process import NO_CERTIFICATES, Process, clean_environment
+from tests.app.process import NO_CERTIFICATES, Process, clean_environment, until_stopped
 from tests.app.running import Start
 
 ROOT = Path(__file__).parents[2]
@@ -69,12 +69,8 @@ def serving_old(folder: Path, var: Path, database_url: str) -> Iterator[Process]
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    process = Process(child, port, log)
-    try:
-        process.wait_until_ready()
+    with until_stopped(Process(child, port, log)) as process:
         yield process
-    finally:
-        process.stop()
 
 
 @dataclass

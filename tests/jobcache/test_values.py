@@ -418,14 +418,17 @@ async def test_nobody_can_change_the_value_of_the_others(cached: Cached) -> None
     assert isinstance(value, dict)
 
 
+class Text:
+    """A serializer of the caller's own."""
+
+    def dumps(self, value: str) -> bytes:
+        return value.encode("utf-16")
+
+    def loads(self, data: bytes) -> str:
+        return data.decode("utf-16")
+
+
 async def test_a_serializer_of_the_callers_own_is_used(cached: Cached) -> None:
-    class Text:
-        def dumps(self, value: str) -> bytes:
-            return value.encode("utf-16")
-
-        def loads(self, data: bytes) -> str:
-            return data.decode("utf-16")
-
     cached.source.value = "text"
     text = Text()
     assert [await cached.read(serializer=text) for _ in range(2)] == ["text", "text"]
@@ -441,13 +444,6 @@ async def test_a_large_value_is_stored_compressed(cached: Cached) -> None:
 
 
 async def test_callers_who_share_a_load_may_have_different_serializers(cached: Cached) -> None:
-    class Text:
-        def dumps(self, value: str) -> bytes:
-            return value.encode("utf-16")
-
-        def loads(self, data: bytes) -> str:
-            return data.decode("utf-16")
-
     cached.source.value = "text"
     texts = await asyncio.gather(cached.read(serializer=Text()), cached.read())
     assert texts == ["text", "text"]

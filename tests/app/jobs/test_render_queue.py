@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from app.db.database import Database
 from app.jobs.render_queue import RenderQueue
 from app.jobs.service import JobService
 from app.jobs.states import Status
-from app.jobs.storage import JobStore, NewJob
+from app.jobs.storage import Job, JobStore, NewJob
 from app.rendering.storyboard import make_storyboard
 from jobcache import JobCache
 from jobcache.backends.null import NullBackend
@@ -50,9 +51,20 @@ class Broker:
             raise OSError("refused")
 
 
+class CountedStore(JobStore):
+    """Counts how often the queue has looked for jobs that wait."""
+
+    looks = 0
+
+    async def find_unfinished(self, *arguments: Any, **options: Any) -> list[Job]:
+        found = await super().find_unfinished(*arguments, **options)
+        self.looks += 1
+        return found
+
+
 class Rig:
     def __init__(self, database: Database) -> None:
-        self.store = JobStore(database)
+        self.store = CountedStore(database)
         self.jobs = JobService(database, self.store, JobCache(NullBackend()))
         self.broker = Broker()
         self.queue = RenderQueue(self.store, self.broker, check_every=0.02)
@@ -116,7 +128,7 @@ async def test_a_job_is_announced_again_when_its_claim_has_expired(rig: Rig) -> 
     assert await rig.store.claim(job_id, "a worker", 0, 10**15) == 1
     rig.queue._unsent = 0  # its message was sent, and the worker has received it
     rig.queue.start()
-    await asyncio.sleep(0.05)  # a few looks: they find no job that waits
+    await rig.holds(lambda: rig.store.looks >= 3)  # they find no job that waits
     assert rig.broker.messages == 0
     await rig.store.renew_claims([job_id], "a worker", 1)  # it has died
     await rig.holds(lambda: rig.broker.messages == 1)
