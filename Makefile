@@ -23,20 +23,25 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 # `make run` installs what the service needs, unless the tools of development are there already.
-RUNS := $(if $(wildcard $(VENV)/installed),$(VENV)/installed,$(VENV)/runs)
+# Without BACKEND, DATABASE and .env it needs no servers and no clients of servers.
+OTHERS := $(filter-out null memory sqlite,$(BACKEND) $(DATABASE))$(wildcard .env)
+RUNS := $(if $(wildcard $(VENV)/installed),$(VENV)/installed,$(VENV)/runs$(if $(OTHERS)$(wildcard $(VENV)/runs-all),-all))
 
-$(VENV)/runs: EXTRAS := client,memcached,redis,servers,service
+$(VENV)/runs: EXTRAS := service
+$(VENV)/runs-all: EXTRAS := memcached,redis,servers,service
+$(VENV)/runs $(VENV)/runs-all: PIP_OPTIONS := --no-compile
 $(VENV)/installed: EXTRAS := dev
-$(VENV)/runs $(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: PIP_OPTIONS := --quiet
+$(VENV)/runs $(VENV)/runs-all $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; name one with 'make PYTHON=python3.12 ...'" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --disable-pip-version-check \
 	  --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
-run: $(RUNS) ## start the service; BACKEND=null|memory|memcached|redis|tiered DATABASE=sqlite|postgres
-	$(BIN)/python -m app dev $(if $(BACKEND),--backend '$(BACKEND)') $(if $(DATABASE),--database '$(DATABASE)')
+run: $(RUNS) ## start the service; BACKEND=null|memory|memcached|redis|tiered DATABASE=sqlite|postgres PORT=8001
+	$(BIN)/python -m app dev $(if $(BACKEND),--backend '$(BACKEND)') $(if $(DATABASE),--database '$(DATABASE)') $(if $(PORT),--port '$(PORT)')
 
 test: $(VENV)/installed ## run the tests; ARGS="-k poll" selects some, ARGS=--cov measures coverage
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
