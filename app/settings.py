@@ -26,6 +26,9 @@ from jobcache.settings import Setting
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MOST_WORKERS = 64
+"""The largest number of worker processes."""
+
 _NOT_HELD = 1000  # connections beyond those of held requests
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -133,7 +136,7 @@ class Settings(BaseSettings):
         topic="Service",
         unit="processes",
         ge=1,
-        le=64,
+        le=MOST_WORKERS,
     )
     fast_protocol: bool = _setting(
         "JOBCACHE_FAST_PROTOCOL",

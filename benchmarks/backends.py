@@ -28,6 +28,9 @@ NEEDS_REDIS = {
 }
 """The backends of the load tests by their names, and whether they need a Redis server."""
 
+ONE_PROCESS_ONLY = frozenset({"memory"})
+"""Those that are wrong with several processes: a write in one leaves the entries of the others."""
+
 EVERY_BACKEND = ("null", "memory", "memcached", "redis", "tiered")
 """The backends that `ready_backend` knows."""
 

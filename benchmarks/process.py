@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, Self
 
+import psutil
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -73,6 +75,14 @@ class Process:
         """The process id."""
         return self._child.pid
 
+    def descendants(self) -> list[psutil.Process]:
+        """Return the processes that it has started, and those that they have started."""
+        try:
+            found: list[psutil.Process] = psutil.Process(self.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+        return found
+
     @property
     def alive(self) -> bool:
         """Return False once it has ended by itself."""
@@ -107,5 +117,8 @@ class Process:
         try:
             self._child.wait(_STOP)
         except subprocess.TimeoutExpired:
-            self._child.kill()
+            # Killed, it cannot end its own children, such as the workers of a service.
+            for process in (*self.descendants(), self._child):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             self._child.wait()

@@ -28,19 +28,21 @@ class ServiceFailed(Exception):  # noqa: N818 - says what is the matter
 
 
 class Service:
-    """One service process on a free loopback port; entering starts it, leaving ends it.
+    """A service on a free loopback port; entering starts it, leaving ends it.
 
     Entering does not wait, so that several can start at once: call `wait_until_ready` then.
 
     Args:
         settings: environment variables, see `app.settings`; none of ours reaches it. The port is
-            chosen here, and its files go where the process goes.
+            chosen here, and its files go where the process goes. `JOBCACHE_WORKERS` is how many
+            worker processes it has.
         module: is run in place of the service, with the same arguments.
     """
 
     def __init__(self, settings: Mapping[str, str], module: str = "app") -> None:
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"
+        self._workers = int(settings.get("JOBCACHE_WORKERS", "1"))
         kept = {name: text for name, text in os.environ.items() if not name.startswith(_SETTINGS)}
         self._process = Process(
             [sys.executable, "-m", module, "serve"],
@@ -56,8 +58,13 @@ class Service:
         self._client.close()
         self._process.__exit__()
 
+    @property
+    def pid(self) -> int:
+        """The process that was started. It serves by itself, or is the parent of the workers."""
+        return self._process.pid
+
     def wait_until_ready(self) -> None:
-        """Return once this very process, and not another on the port, says that it is ready.
+        """Return once this very service, and not another on the port, has all its workers.
 
         Raises:
             ServiceFailed: it ended, or took too long.
@@ -73,6 +80,25 @@ class Service:
     def stats(self) -> dict[str, Any]:
         """Return the document of `/api/v2/cache/stats`."""
         return self.call("GET", "/api/v2/cache/stats")
+
+    def stats_of_all(self) -> dict[str, Any]:
+        """Return the same, to which every worker has contributed what it has counted by now.
+
+        Raises:
+            ServiceFailed: that takes too long.
+        """
+        deadline = time.monotonic() + _START
+        while True:
+            # Of a worker that is slow to answer, and of one that has ended, older counts are used.
+            found = self.stats()
+            if len(found["processes"]) == self._workers and not found["unresponsive_processes"]:
+                return found
+            if time.monotonic() > deadline:
+                raise ServiceFailed(
+                    f"{len(found['processes'])} of {self._workers} workers report their counts:\n"
+                    f"{self._process.log_tail()}"
+                )
+            time.sleep(_PAUSE)
 
     def call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         """Send a request; return the JSON of the response.
@@ -119,4 +145,6 @@ class Service:
 
     def _is_ours(self) -> bool:
         # Between finding a free port and binding it, another process may have bound it.
-        return bool(self.stats()["process"] == self._process.pid)
+        found = {each["process"] for each in self.stats()["processes"]}
+        ours = {self.pid, *(each.pid for each in self._process.descendants())}
+        return len(found) == self._workers and found <= ours

@@ -114,7 +114,8 @@ class Measurement:
         clients: how they were answered, as the responses said; those that were held are not counted
             here, because the service reads the cache several times for each.
         held: how many were held until there was a change, or their time was up.
-        service: how the service says that it has answered.
+        service: how the service says that it has answered, over all of its processes.
+        process_reads: reads that each of its processes has answered.
         not_modified: polls that were answered 304.
         jobs: jobs that the clients polled.
         completed: of these, jobs whose end a client saw.
@@ -148,6 +149,7 @@ class Measurement:
     clients: Outcomes
     held: int
     service: Outcomes
+    process_reads: list[int]
     not_modified: int
     jobs: int
     completed: int

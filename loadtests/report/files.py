@@ -58,6 +58,7 @@ def _run(run: Measurement) -> Mapping[str, object]:
         "backend": run.backend,
         **{name: getattr(run, name) for name in _SUMS},
         **{name: getattr(run.service, name) for name in _OUTCOMES},
+        "process_reads": " ".join(map(str, run.process_reads)),
         **{f"clients_{name}": getattr(run.clients, name) for name in _OUTCOMES},
         **{f"delay_ms_{name}": value for name, value in run.delay_ms.items()},
         **{f"statements_{purpose}": count for purpose, count in run.statements.items()},

@@ -40,6 +40,7 @@ ANSWERS: Mapping[str, Callable[[Measurement], str]] = {
     "misses": lambda run: _number(run.service.misses),
     "bypasses": lambda run: _number(run.service.bypasses),
     "coalesced": lambda run: _number(run.service.coalesced),
+    "by process": lambda run: " + ".join(map(_number, run.process_reads)),
     "304": lambda run: _number(run.not_modified),
     "jobs": lambda run: _number(run.jobs),
     "first polls after a change": lambda run: _number(run.first_polls),

@@ -5,6 +5,7 @@ It starts PostgreSQL, Redis, the service and the clients, and stops them again.
 python -m loadtests run --quick                                      a demonstration
 python -m loadtests run --scenarios users_10,users_100               two scenarios in real time
 python -m loadtests run --scenarios etags --backends memory,redis    two backends
+python -m loadtests run --quick --workers 2                          two service processes
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.devservers import PostgresServer
-from benchmarks.backends import NEEDS_REDIS
+from app.settings import MOST_WORKERS
+from benchmarks.backends import NEEDS_REDIS, ONE_PROCESS_ONLY
 from benchmarks.machine import surroundings
 from benchmarks.service import ServiceFailed
+from loadtests.arguments import count_up_to
 from loadtests.report.document import Described, Document
 from loadtests.report.files import write, write_json
 from loadtests.run.clients import ClientsFailed
@@ -52,9 +55,14 @@ class Interrupted(BaseException):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return 0, 1 if a run failed, or 128 and the number of a signal."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     scenarios = _chosen(options.scenarios, quick=options.quick)
-    runs = list(itertools.product(scenarios, options.backends))
+    try:
+        backends = _able(options.backends, options.workers)
+    except ValueError as error:
+        parser.error(str(error))
+    runs = list(itertools.product(scenarios, backends))
     document = Document(
         command=f"python -m loadtests run {shlex.join(arguments)}".strip(),
         surroundings=surroundings(),
@@ -73,7 +81,9 @@ def main(arguments: Sequence[str]) -> int:
     ended_by = 0
     try:
         with _interruptible():
-            _run_all(runs, results, postgres=options.database == "postgres")
+            _run_all(
+                runs, results, workers=options.workers, postgres=options.database == "postgres"
+            )
             results.complete()
     except Interrupted as interrupted:
         ended_by = interrupted.number
@@ -92,6 +102,23 @@ def _chosen(names: Sequence[str] | None, *, quick: bool) -> list[Scenario]:
         return [SCENARIOS[name] for name in names or SCENARIOS]
     shown = [name for name, scenario in SCENARIOS.items() if scenario.in_demonstration]
     return [SCENARIOS[name].compressed() for name in names or shown]
+
+
+def _able(names: Sequence[str] | None, workers: int) -> list[str]:
+    """Return the backends to run: those that were named, or all that work with so many workers.
+
+    Raises:
+        ValueError: one that was named does not.
+    """
+    able = [name for name in NEEDS_REDIS if workers == 1 or name not in ONE_PROCESS_ONLY]
+    left_out = [name for name in names or NEEDS_REDIS if name not in able]
+    if not left_out:
+        return list(names or able)
+    reason = f"{', '.join(left_out)}: right with one service process only, not with {workers}"
+    if names:
+        raise ValueError(f"argument --backends: {reason}; choose from {', '.join(able)}")
+    sys.stderr.write(f"left out {reason}\n")
+    return able
 
 
 class Results:
@@ -120,7 +147,9 @@ class Results:
         self.document = replace(self.document, interrupted=False)
 
 
-def _run_all(runs: Sequence[tuple[Scenario, str]], results: Results, *, postgres: bool) -> None:
+def _run_all(
+    runs: Sequence[tuple[Scenario, str]], results: Results, *, workers: int, postgres: bool
+) -> None:
     schedule = Schedule([scenario.job_seconds + _AROUND for scenario, _ in runs])
     with ExitStack() as stack:
         server = stack.enter_context(PostgresServer()) if postgres else None
@@ -129,7 +158,7 @@ def _run_all(runs: Sequence[tuple[Scenario, str]], results: Results, *, postgres
             name = f"{scenario.name} on {backend}"
             with progress.run(name):
                 try:
-                    results.add(measure(scenario, backend, server))
+                    results.add(measure(scenario, backend, server, workers=workers))
                 except (ServiceFailed, ClientsFailed) as error:  # the other runs still count
                     results.failed(f"{name}: {error}")
 
@@ -171,8 +200,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--backends",
         type=_backends,
-        default=list(NEEDS_REDIS),
-        help=f"names, separated by commas: {', '.join(NEEDS_REDIS)}; all by default",
+        help=f"names, separated by commas: {', '.join(NEEDS_REDIS)}; by default all that work"
+        " with so many workers",
+    )
+    parser.add_argument(
+        "--workers",
+        type=count_up_to(MOST_WORKERS),
+        default=1,
+        help=f"processes of the service, up to {MOST_WORKERS}; 1 by default. With more,"
+        f" {', '.join(ONE_PROCESS_ONLY)} is left out",
     )
     parser.add_argument("--database", choices=["postgres", "sqlite"], default="postgres")
     parser.add_argument(

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 
 def measure(
-    scenario: Scenario, backend: str, postgres: PostgresServer | None, every: float = 1.0
+    scenario: Scenario,
+    backend: str,
+    postgres: PostgresServer | None,
+    *,
+    workers: int = 1,
+    every: float = 1.0,
 ) -> Measurement:
     """Run a scenario.
 
@@ -31,6 +36,7 @@ def measure(
         scenario: what the clients do.
         backend: one of `benchmarks.backends.NEEDS_REDIS`.
         postgres: where the jobs are, in a database of this run's own; None for SQLite.
+        workers: how many processes the service has.
         every: seconds between two samples.
 
     Raises:
@@ -39,6 +45,7 @@ def measure(
     """
     settings = {
         "JOBCACHE_BACKEND": backend,
+        "JOBCACHE_WORKERS": str(workers),
         "JOBCACHE_RENDERER": "simulated",
         "JOBCACHE_SIMULATED_SECONDS": str(scenario.job_seconds),
         "JOBCACHE_SIMULATED_UPDATES": str(scenario.updates),
@@ -58,17 +65,17 @@ def measure(
             processes["database"] = postgres.pid
         with Service(settings) as service:
             service.wait_until_ready()
-            before = service.stats()
+            before = service.stats_of_all()
             began = time.monotonic()
             with Clients(scenario, service.url) as clients:
-                watched = {**processes, "service": before["process"], "clients": clients.pid}
+                watched = {**processes, "service": service.pid, "clients": clients.pid}
                 with (
                     Sampler(service, watched, every) as sampler,
                     RedisOutage(scenario, redis, sampler.has_reads) as outage,
                 ):
                     seen = clients.wait()
             seconds = time.monotonic() - began
-            after = service.stats()
+            after = service.stats_of_all()
         # Only now, as the connections have been closed, has PostgreSQL counted all of them.
         counted = {}
         if postgres is not None:
@@ -83,6 +90,7 @@ def measure(
         clients=seen.outcomes,
         held=seen.held,
         service=_outcomes(before, after),
+        process_reads=_reads_of_each(before, after),
         not_modified=seen.not_modified,
         delay_ms=seen.delay_ms,
         polls=seen.counts["polls"],
@@ -116,6 +124,16 @@ def _outcomes(before: dict[str, Any], after: dict[str, Any]) -> Outcomes:
         stale=grown["stale_served"],
         coalesced=grown["coalesced"],
     )
+
+
+def _reads_of_each(before: dict[str, Any], after: dict[str, Any]) -> list[int]:
+    earlier = {each["process"]: _reads(each) for each in before["processes"]}
+    return [_reads(each) - earlier.get(each["process"], 0) for each in after["processes"]]
+
+
+def _reads(each: dict[str, Any]) -> int:
+    reads: int = each["statistics"]["total_requests"]
+    return reads
 
 
 def _growth(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:

@@ -11,11 +11,11 @@ from tests.app.forking import fork
 
 
 class ForkedProcess(process.Process):
-    """A child of the fork server, if its program is Python."""
+    """A child of the fork server, if its program is Python and starts no workers."""
 
     def _start(self, directory: Path, output: IO[bytes]) -> process.Child:
         program, *options = self._command
-        if program != sys.executable:
+        if program != sys.executable or self._environment.get("JOBCACHE_WORKERS", "1") != "1":
             return super()._start(directory, output)
         option, module, *arguments = options
         assert option == "-m"

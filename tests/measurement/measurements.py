@@ -43,6 +43,7 @@ def measurement(backend: str, *, hits: int, misses: int, **other: Any) -> Measur
         clients=outcomes,
         held=0,
         service=outcomes,
+        process_reads=[hits, misses + 3],
         not_modified=77,
         jobs=20,
         completed=20,

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,11 @@ import psutil
 import pytest
 from rich.console import Console
 
+from app import settings
+from benchmarks import process
+from benchmarks.backends import NEEDS_REDIS, ONE_PROCESS_ONLY
 from benchmarks.service import ServiceFailed
+from jobcache import SettingsError
 from loadtests.__main__ import main
 from loadtests.report.document import Document, from_json
 from loadtests.run import command as run_command
@@ -79,6 +84,47 @@ def test_the_command_measures_backends_and_writes_a_report(
     assert memory.service.hits > memory.polls * 0.8
     assert memory.statements.get("load", 0) <= memory.service.bypasses
     assert memory.first_polls > memory.first_polls_missed == 0
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_counts_are_compared_over_all_processes_of_the_service(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So many connections that neither process accepts all of them before the other one wakes up.
+    monkeypatch.setitem(SCENARIOS, "shared", replace(TINY, name="shared", users=40, shared_jobs=8))
+    options = "run --scenarios shared --backends tiered --workers 2 --database sqlite --results"
+    status, said, complained = command.run(main, *options.split(), str(tmp_path))
+    assert status == 0, said + complained
+    (run,) = kept(tmp_path).runs
+    assert run.clients == run.service
+    assert run.polls == run.service.reads == sum(run.process_reads)
+    assert len(run.process_reads) == 2
+    assert all(run.process_reads)
+    assert run.samples[-1].reads == run.polls
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_backends_for_one_process_are_left_out_with_several(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = play(monkeypatch, *[GOOD] * 3)
+    options = "run --scenarios tiny --workers 2 --database sqlite --results"
+    _, _, complained = command.run(main, *options.split(), str(tmp_path))
+    assert [call.args[1] for call in measure.call_args_list] == ["null", "redis", "tiered"]
+    assert {call.kwargs["workers"] for call in measure.call_args_list} == {2}
+    assert "left out memory: right with one service process only, not with 2" in complained
+
+
+@pytest.mark.parametrize("backend", NEEDS_REDIS)
+def test_the_service_refuses_several_processes_on_these_backends_only(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOBCACHE_BACKEND", backend)
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:6379")
+    monkeypatch.setenv("JOBCACHE_WORKERS", "2")
+    refused = pytest.raises(SettingsError, match="one process only")
+    with refused if backend in ONE_PROCESS_ONLY else nullcontext():
+        settings.load()
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -197,6 +243,10 @@ def test_anything_wrong_makes_the_command_fail_and_is_kept(
         ("run --backends null,disk", "null, memory"),
         ("run --scenarios none", "users_1, users_10"),
         ("run --database oracle", "sqlite"),
+        ("run --workers 0", "from 1 to 64"),
+        ("run --workers two", "from 1 to 64"),
+        ("run --workers 65", "from 1 to 64"),
+        ("run --workers 2 --backends redis,memory", "choose from null, redis, tiered"),
         ("walk", "run"),
         ("", "command"),
     ],
@@ -270,7 +320,7 @@ def test_progress_has_the_run_and_the_remaining_time(*, terminal: bool) -> None:
 def test_a_second_signal_does_not_stop_the_report(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted_twice(*_: object) -> None:
+    def interrupted_twice(*_: object, **__: object) -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
@@ -284,3 +334,28 @@ def test_a_second_signal_does_not_stop_the_report(
     assert signal.getsignal(signal.SIGTERM) == before
     (path,) = tmp_path.glob("*/report.json")
     assert json.loads(path.read_text("utf-8"))["interrupted"] is True
+
+
+PARENT_THAT_STAYS = """
+import signal, subprocess, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("started", flush=True)
+child.wait()
+"""
+
+
+def test_a_program_that_does_not_end_is_killed_with_its_children(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Workers of a service would otherwise outlive it, and keep its port."""
+    monkeypatch.setattr(process, "_STOP", 0.1)
+    command = [sys.executable, "-c", PARENT_THAT_STAYS]
+    with process.Process(command, dict(os.environ)) as parent:
+        deadline = time.monotonic() + 60
+        while "started" not in parent.log_tail():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        family = [psutil.Process(parent.pid), *parent.descendants()]
+        assert len(family) == 2
+    assert psutil.wait_procs(family, timeout=60)[1] == []
