@@ -24,7 +24,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from app.http.exchange import Exchange, Stage
 from app.http.lifespan_state import FAST_PATH
 from app.http.limits import HEADERS, URL_BYTES, Wait
-from jobcache.http.fast_path import MATCHED
+from jobcache.http.fast_path import ADDED_HEADER, MATCHED
 from jobcache.http.reply import Reply
 
 if TYPE_CHECKING:
@@ -182,14 +182,12 @@ class FastPathProtocol(Exchange):
         if defaults is not self._defaults:  # uvicorn makes a new list each second, for the date
             self._defaults = defaults
             self._default_lines = b"".join(b"%b: %b\r\n" % header for header in defaults)
+        scope: Any = self.scope
+        lines = reply.lines or reply.header_lines(self._fast_path.common_headers)
+        if ADDED_HEADER in scope:
+            lines += b"%b: %b\r\n" % scope[ADDED_HEADER]
         self.transport.write(
-            b"%b%b%b\r\n%b"
-            % (
-                STATUS_LINE[reply.status],
-                self._default_lines,
-                reply.lines or reply.header_lines(self._fast_path.common_headers),
-                reply.body,
-            )
+            b"%b%b%b\r\n%b" % (STATUS_LINE[reply.status], self._default_lines, lines, reply.body)
         )
 
     def _match(self) -> AdmittedPoll | Reply | None:

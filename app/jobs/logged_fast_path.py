@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.http.request_context import REQUEST_ID, read_context
 from app.jobs.poll_fast_path import PollFastPath
+from jobcache.http.fast_path import ADDED_HEADER
 from jobcache.http.reply import Reply
 
 if TYPE_CHECKING:
@@ -36,13 +37,13 @@ class LoggedPollFastPath(PollFastPath):
         if poll is None:
             return None
         context = read_context(scope["headers"])
-        request_id = context.request_id.encode()
+        scope[ADDED_HEADER] = (REQUEST_ID, context.request_id.encode())
 
-        def finish(reply: Reply) -> Reply:
+        def finish(reply: Reply) -> None:
             self._log.add(scope, context, reply.status, len(reply.body), began_ns)
-            return reply.with_header(REQUEST_ID, request_id, self.common_headers)
 
         if isinstance(poll, Reply):
-            return finish(poll)
-        poll.finish = finish
+            finish(poll)
+        else:
+            poll.finish = finish
         return poll

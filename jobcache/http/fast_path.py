@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 MATCHED = "jobcache.fast_path"
 """The name of an ASGI extension. It is in the scope of a request that `match` has examined already,
 so that the application does not examine it again."""
+ADDED_HEADER = "jobcache.added_header"
+"""The key of a header in a scope, name and value, that the reply to this one request has besides
+its own: replies are sent many times, so it is not among theirs."""
 _NOT_MODIFIED = 304
 _PATHS = 4096
 """The most paths whose `_PolledPath` is kept."""
@@ -153,7 +156,7 @@ class AdmittedPoll:
         accept_encoding: the header, if there is one.
         min_version: the version that the client has seen.
         span: of the poll; None without an instrumentation.
-        finish: called with each reply; returns what is sent instead. None: the reply itself.
+        finish: called with each reply before it is sent.
     """
 
     polled: _PolledPath
@@ -162,7 +165,7 @@ class AdmittedPoll:
     accept_encoding: str | None
     min_version: int
     span: Span | None = None
-    finish: Callable[[Reply], Reply] | None = None
+    finish: Callable[[Reply], object] | None = None
 
     def begin(self) -> Reply | asyncio.Future[ReadResult | None] | None:
         """Begin to answer, without a task.
@@ -213,7 +216,7 @@ class AdmittedPoll:
                 self.span.end({})  # the application begins another one
             await polls.app(scope, receive, send)
         else:
-            await reply.send(send, polls.common_headers)
+            await reply.send(send, polls.common_headers, scope.get(ADDED_HEADER))
 
     def _reply(self, result: ReadResult) -> Reply:
         reply = self.polled.reply(result, self.can_view, self.if_none_match, self.accept_encoding)
@@ -226,7 +229,9 @@ class AdmittedPoll:
     def _finished(self, reply: Reply) -> Reply:
         if self.span is not None:
             end_poll(self.span, reply.status, reply.headers)
-        return reply if self.finish is None else self.finish(reply)
+        if self.finish is not None:
+            self.finish(reply)
+        return reply
 
 
 def _follow(span: Span, poll: AdmittedPoll | Reply | None) -> None:
@@ -298,10 +303,6 @@ class FastPolls:
         self._root_path = root_path
         self._paths: dict[str, _PolledPath] = {}
 
-    def _echo(self, value: bytes, reply: Reply) -> Reply:
-        """Return a reply that repeats the echoed header."""
-        return reply.with_header(self._echoed, value, self.common_headers)
-
     def answer(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None] | None:
         """Return what answers a request if it is a plain poll, to be awaited; else None."""
         if scope["type"] != "http" or MATCHED in (scope.get("extensions") or ()):
@@ -310,7 +311,7 @@ class FastPolls:
         if poll is None:
             return None
         if isinstance(poll, Reply):
-            return poll.send(send, self.common_headers)
+            return poll.send(send, self.common_headers, scope.get(ADDED_HEADER))
         return poll(scope, receive, send)
 
     def match(  # noqa: C901, PLR0911, PLR0912 - one pass over the headers, for every poll
@@ -323,7 +324,7 @@ class FastPolls:
 
         Args:
             scope: of ASGI; of it `path`, `method`, `query_string`, `root_path`, `headers`, and what
-                `admit` reads are used.
+                `admit` reads are used. It gets `ADDED_HEADER`, if there is one.
         """
         path = scope["path"]
         polled = self._paths.get(path) or self._polled(path)
@@ -332,7 +333,7 @@ class FastPolls:
         root_path = scope.get("root_path")
         if root_path and root_path != self._root_path:
             return None
-        host = if_none_match = accept_encoding = traceparent = echo = None
+        host = if_none_match = accept_encoding = traceparent = added = None
         examined = self._examined
         for name, value in scope["headers"]:
             if name not in examined:
@@ -345,8 +346,8 @@ class FastPolls:
                 accept_encoding = value.decode("latin-1")
             elif name == b"traceparent" and traceparent is None:
                 traceparent = value.decode("latin-1")
-            elif name == self._echoed and echo is None and self._may_echo(value):
-                echo = value
+            elif name == self._echoed and added is None and self._may_echo(value):
+                added = scope[ADDED_HEADER] = (name, value)
             else:
                 return None
         hosts = self._hosts
@@ -354,19 +355,14 @@ class FastPolls:
             return None
         can_view = self._admit(scope)
         if can_view is None or isinstance(can_view, Reply):
-            return can_view if can_view is None or echo is None else self._echo(echo, can_view)
-        if self._instrumentation is not None:
-            span = self._instrumentation.begin("poll", "", traceparent)
-            answer = polled.answer(can_view, if_none_match, accept_encoding)
-            if span.followed or type(answer) is not Reply:  # neither is the usual case
-                _follow(span, answer)
-        else:
-            answer = polled.answer(can_view, if_none_match, accept_encoding)
-        if echo is None or answer is None:
-            return answer
-        if isinstance(answer, Reply):
-            return self._echo(echo, answer)
-        answer.finish = partial(self._echo, echo)
+            return can_view
+        instrumentation = self._instrumentation
+        if instrumentation is None:
+            return polled.answer(can_view, if_none_match, accept_encoding)
+        span = instrumentation.begin("poll", "", traceparent)
+        answer = polled.answer(can_view, if_none_match, accept_encoding)
+        if span.followed or type(answer) is not Reply:  # neither is the usual case
+            _follow(span, answer)
         return answer
 
     def _polled(self, path: str) -> _PolledPath | None:

@@ -68,24 +68,20 @@ class Reply:
             self.lines = b"".join(map(b"%b: %b\r\n".__mod__, headers))
         return self.lines
 
-    def with_header(self, name: bytes, value: bytes, common_headers: AddsHeaders) -> Reply:
-        """Return this reply with the common headers and one more, for one request."""
-        reply = Reply(self.status, self.headers, self.body)
-        reply.lines = b"%b%b: %b\r\n" % (self.header_lines(common_headers), name, value)
-        reply._complete = [*self.complete(common_headers), (name, value)]
-        return reply
-
     def response(self) -> Response:
         """Return a response of Starlette that sends this reply."""
         response = Response(self.body, self.status)
         response.raw_headers = [*self.headers]
         return response
 
-    async def send(self, send: Send, common_headers: AddsHeaders) -> None:
-        """Send this reply by ASGI, with the common headers."""
+    async def send(
+        self, send: Send, common_headers: AddsHeaders, added: tuple[bytes, bytes] | None = None
+    ) -> None:
+        """Send this reply by ASGI, with the common headers and one more, if it is given."""
         complete = self._complete
         if complete is None:
             complete = self.complete(common_headers)
-        headers = [*complete]  # a copy, because middleware around this may add some
+        # A copy, because middleware around this may add some.
+        headers = [*complete] if added is None else [*complete, added]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
