@@ -1,12 +1,14 @@
 # The service. Build: docker build -t jobcache .
-# `--target loadtest` builds the load generator instead.
+# `--target loadtest` builds the load generator instead. For the renderer `celery`, the service and its workers need one
+# extra more: --build-arg EXTRAS=celery,memcached,redis,service,tracing
 
 FROM python:3.13-slim AS build
 WORKDIR /build
 RUN python -m venv /venv
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY jobcache ./jobcache
-RUN /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt '.[memcached,redis,service,tracing]'
+ARG EXTRAS=memcached,redis,service,tracing
+RUN /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt ".[$EXTRAS]"
 
 FROM build AS build-loadtest
 RUN /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt '.[client]' jinja2 locust matplotlib psutil rich tqdm

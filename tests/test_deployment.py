@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -23,7 +27,7 @@ import yaml
 
 from app import __main__ as command_line
 from app import settings
-from app.devservers import free_port
+from app.devservers import RedisServer, free_port
 from app.main import create_app
 from benchmarks.nginx import nginx_program
 from tests.app.process import serving
@@ -65,8 +69,17 @@ def unit() -> list[tuple[str, str]]:
     return [(name, value) for name, _, value in (line.partition("=") for line in lines) if value]
 
 
+def composed(service: str, **given: str) -> dict[str, str]:
+    """Return the environment of a service, with the variables that the user of Compose gives."""
+    return {
+        name: re.sub(r"\$\{(\w+):-([^}]*)\}", lambda it: given.get(it[1], it[2]), value)
+        for name, value in COMPOSE["services"][service]["environment"].items()
+    }
+
+
 def environments() -> Iterator[tuple[str, dict[str, str]]]:
-    yield "compose.yaml", COMPOSE["services"]["service-1"]["environment"]
+    yield "compose.yaml", composed("service-1")
+    yield "compose.yaml, celery", composed("service-1", JOBCACHE_RENDERER="celery")
     yield "kubernetes.yaml", kind("ConfigMap")["data"]
     (in_unit,) = [value for name, value in unit() if name == "Environment"]
     yield "jobcache.service", dict(part.split("=", 1) for part in in_unit.split())
@@ -93,7 +106,7 @@ def arguments() -> Iterator[list[str]]:
     yield from (
         service["command"]
         for service in COMPOSE["services"].values()
-        if service["image"] == "jobcache" and "command" in service
+        if service["image"] == "jobcache" and "command" in service and "entrypoint" not in service
     )
     yield from (each["args"] for each in containers() if "args" in each)
     start = shlex.split(dict(unit())["ExecStart"])
@@ -166,6 +179,84 @@ def test_compose_names_files_services_and_volumes_that_exist() -> None:
     assert (DEPLOY / rules).exists()
     for name in ("datasource", "dashboards"):
         assert documents(DEPLOY / "grafana" / f"{name}.yaml")[0]["apiVersion"] == 1
+
+
+def test_images_have_extras_that_exist_and_those_of_compose_have_celery() -> None:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (by_default,) = [line.removeprefix("EXTRAS=").split(",") for line in instructions("ARG")]
+    assert '".[$EXTRAS]"' in DOCKERFILE
+    built = {
+        service["image"]: service["build"]["args"]["EXTRAS"].split(",")
+        for service in COMPOSE["services"].values()
+        if "build" in service
+    }
+    for extras in (by_default, *built.values()):
+        assert {"service"} < set(extras) <= known.keys()
+    assert set(built["jobcache"]) == {*by_default, "celery"}
+    (named,) = re.findall(r"--build-arg EXTRAS=(\S+)", DOCKERFILE)
+    assert named.split(",") == built["jobcache"]
+
+
+def test_the_workers_of_compose_share_all_but_the_broker_with_the_cache() -> None:
+    services = COMPOSE["services"]
+    worker, broker = services["worker"], services["broker"]
+    assert worker["profiles"] == broker["profiles"]
+    for shared in ("image", "environment", "volumes"):
+        assert worker[shared] == services["service-1"][shared]
+    assert worker["healthcheck"] == {"disable": True}, "that of the image asks for a response"
+    urls = {name: worker["environment"][name] for name in ("CELERY_BROKER_URL", "REDIS_URL")}
+    hosts = {name: urlsplit(url).hostname for name, url in urls.items()}
+    assert hosts == {"CELERY_BROKER_URL": "broker", "REDIS_URL": "valkey"}
+    policies = {
+        name: services[name]["command"][services[name]["command"].index("--maxmemory-policy") + 1]
+        for name in hosts.values()
+    }
+    assert policies == {"broker": "noeviction", "valkey": "allkeys-lru"}
+
+
+@contextmanager
+def working(directory: Path, variables: dict[str, str]) -> Iterator[None]:
+    """Run the worker of compose.yaml, with these variables and no others."""
+    worker = COMPOSE["services"]["worker"]
+    command = [*worker["entrypoint"], *worker["command"]]
+    program = Path(sys.executable).with_name(command[0])
+    log = directory / "worker.txt"
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [program, *command[1:]],
+            cwd=directory,
+            env=variables,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # to be killed with its children
+        )
+    try:
+        yield
+        child.terminate()
+        assert child.wait(LIMIT) == 0
+    except BaseException:
+        print(log.read_text())  # noqa: T201 - pytest shows it with the failure
+        raise
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+
+
+def test_the_worker_of_compose_renders_what_the_service_accepts(tmp_path: Path) -> None:
+    """Their files and servers are of this test; all else is as compose.yaml says."""
+    (tmp_path / "app").symlink_to(ROOT / "app")
+    with RedisServer() as cache, RedisServer() as broker:
+        variables = composed("worker", JOBCACHE_RENDERER="celery") | {
+            "REDIS_URL": cache.url,
+            "CELERY_BROKER_URL": broker.url,
+            "DATABASE_URL": f"sqlite:///{tmp_path}/jobs.db",
+            "JOBCACHE_VAR_DIR": str(tmp_path / "var"),
+        }
+        with serving(tmp_path, **variables) as service, working(tmp_path, variables):
+            job = service.rendering(prompt="A cat.")
+            service.until(job, "completed")
+            assert service.http.get(f"/api/v2/jobs/{job}/video").status_code == 200
 
 
 def test_the_objects_of_kubernetes_belong_together() -> None:
