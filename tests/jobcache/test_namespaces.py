@@ -157,6 +157,24 @@ async def test_cells_without_a_prefix_are_as_before_the_upgrade(url: str, raw: r
     await backend.aclose()
 
 
+async def test_entries_of_the_first_version_under_a_prefix_are_not_served_and_reported_once(
+    url: str, raw: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first version put the same id into the cells of all prefixes."""
+    incarnation_id = raw.info("server")["run_id"][:8] + raw.info("replication")["master_replid"][:8]
+    async with cached(url, prefix="app:") as cache:
+        for key in ("a", "b"):
+            raw.set(f"app:{key}", encode_entry(entry_of(3), "0123456789abcdef"), px=60_000)
+            assert (await owner_of(cache, "us", key))[0] == "us"
+        assert "first version" not in caplog.text, "these are of another server"
+        for key in ("c", "d"):
+            raw.set(f"app:{key}", encode_entry(entry_of(3), incarnation_id), px=60_000)
+            assert (await owner_of(cache, "us", key))[0] == "us"
+        assert await owner_of(cache, "us", "d") == ("us", CacheOutcome.HIT)
+    assert caplog.text.count("first version of jobcache has written entries") == 1
+    assert "'app:'" in caplog.text
+
+
 async def test_emptying_has_no_deadline_and_reports_its_progress(
     url: str, raw: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -171,7 +171,7 @@ class RedisBackend:
         if isinstance(found, Entry):
             return found if server.tracked else found.past_its_freshness()
         if found is None and cell is not None:
-            self._namespace.verify_identity(server)
+            self._namespace.on_foreign_cell(server, cell, incarnation_id)
         return None
 
     def _entries(
@@ -194,7 +194,7 @@ class RedisBackend:
             if isinstance(entry, Entry):
                 found[key] = entry
             elif entry is None:
-                self._namespace.verify_identity(server)
+                self._namespace.on_foreign_cell(server, cell, incarnation_id)
         return found
 
     # --- reading from a cluster ---

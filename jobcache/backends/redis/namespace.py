@@ -94,6 +94,7 @@ class Namespace:
         self._hash = sha1(prefix.encode(), usedforsecurity=False).hexdigest()[:8] if prefix else ""
         self._needs_master = location.kind == "sentinel"
         self._warned = False
+        self._warned_of_first_version = False
         self.topology = topology_of(
             location,
             serve=partial(
@@ -113,8 +114,28 @@ class Namespace:
         """Return a key for our own use that belongs to a server. No cell has such a key."""
         return f"{self._prefix}jobcache:{word}{self.topology.tag_of(server)}"
 
-    def verify_identity(self, server: Server) -> None:
-        """Have a server's incarnation checked, because a cell of another one was found."""
+    def on_foreign_cell(self, server: Server, cell: bytes, incarnation_id: str) -> None:
+        """Find out why a cell has another incarnation id than the server's.
+
+        The first version put no hash of the prefix into the id. It reads the cells of this version
+        as empty, and this version reads those of the first as empty:
+
+            W (first version) fences; R (this version) takes the lease, loads v1, stores it
+            W commits v2, and dies before it publishes; R serves v1 until it expires
+        """
+        written = cell[3:].partition(b"|")[0].decode("ascii", "replace")
+        if not self._hash or written + self._hash != incarnation_id:
+            self._verify_identity(server)
+        elif not self._warned_of_first_version:
+            self._warned_of_first_version = True
+            logger.warning(
+                "The first version of jobcache has written entries under the prefix %r. With a"
+                " prefix its processes must not run beside those of this version: reads may be"
+                " stale. Stop them; their entries then do no harm",
+                self._prefix,
+            )
+
+    def _verify_identity(self, server: Server) -> None:
         server.verify_identity(self.key_on(server, "ping"))
 
     async def learn_incarnation(self, connection: AbstractConnection) -> str:
@@ -180,7 +201,7 @@ class Namespace:
             elif word == "GET":
                 try:
                     if not self.source.owns(reply):
-                        self.verify_identity(server)  # evicted or flushed: the ping sets it again
+                        self._verify_identity(server)  # evicted or flushed: the ping sets it again
                 except NamespaceConflict as error:
                     server.identity.invalidate()
                     return error
