@@ -24,6 +24,7 @@ from loadtests.freshness import report
 from loadtests.freshness.checker import Kind
 from loadtests.freshness.cluster import Cluster, new_redis
 from loadtests.freshness.faults import FAULTS
+from loadtests.freshness.older_version import FIRST, NoHistory, older_version
 from loadtests.freshness.run import Plan, run
 from loadtests.freshness.service import BREAKS
 
@@ -31,11 +32,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _QUICK_READS = 100_000
+_BESIDE_OLDER = 600.0  # seconds of load
+_OLDER_FRESHNESS = 30.0  # seconds, which the first version does not let anybody choose
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the check; return 1 if a promise was broken or the run was incomplete."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.older is not None and not NEEDS_REDIS[options.backend]:
+        parser.error("--older needs a backend that both versions share: redis or tiered")
     plan = _plan(options)
     sys.stderr.write(f"seed {plan.seed}\n")
     settings = {
@@ -52,9 +58,16 @@ def main(arguments: Sequence[str]) -> int:
         redis = None
         if NEEDS_REDIS[options.backend]:
             redis = stack.enter_context(new_redis())
+        older = None
+        if plan.older is not None:
+            try:
+                older = stack.enter_context(older_version(plan.older))
+            except NoHistory as error:
+                sys.stderr.write(f"{error}\n")
+                return 2
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             sys.stderr.write("starting services\n")
-            cluster = Cluster(postgres, redis, plan.processes, settings)
+            cluster = Cluster(postgres, redis, plan.processes, settings, older)
             try:
                 outcome = runner.run(run(plan, cluster))
             except asyncio.CancelledError:
@@ -69,28 +82,41 @@ def _plan(options: argparse.Namespace) -> Plan:
         for name, fault in FAULTS.items()
         if (NEEDS_REDIS[options.backend] or not fault.needs_redis)
         and (options.backend == "tiered" or not fault.needs_feed)
+        and (options.older is not None or not fault.needs_older)
     ]
+    if options.older is not None:
+        # Those during which no response may be old, and none 5xx.
+        names = [
+            name
+            for name in names
+            if FAULTS[name].invariants == "fresh" and not FAULTS[name].takes_source
+        ]
     if options.faults is not None:
         names = [name for name in options.faults if name]
     rounds = 1 if options.quick else 3
     reads = _QUICK_READS if options.quick else 1_000_000
     processes = 1 if options.backend == "memory" else 3
+    # Of tiered, more than its feed may lag: or nothing old would be served for that long.
+    freshness = 4.0 if options.backend == "tiered" else 2.0
+    seconds = 0.0
+    if options.older is not None:
+        reads, processes, freshness = _QUICK_READS, 4, _OLDER_FRESHNESS
+        seconds = 0.0 if options.quick else _BESIDE_OLDER
     idle = 2.0 if options.quick else 10.0
     return Plan(
         backend=options.backend,
         broken=options.broken,
+        older=options.older,
         faults=names,
         rounds=rounds if options.rounds is None else options.rounds,
         reads=reads if options.reads is None else options.reads,
+        seconds=seconds if options.seconds is None else options.seconds,
         processes=processes if options.processes is None else options.processes,
         seed=secrets.randbelow(10**9) if options.seed is None else options.seed,
         jobs=options.jobs,
         pollers=options.pollers,
         pause=options.pause,
-        # Of tiered, more than its feed may lag: or nothing old would be served for that long.
-        freshness=(4.0 if options.backend == "tiered" else 2.0)
-        if options.freshness is None
-        else options.freshness,
+        freshness=freshness if options.freshness is None else options.freshness,
         calm=options.calm,
         poll_pause=options.poll_pause,
         until=None if options.until is None else Kind(options.until),
@@ -108,16 +134,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--reads", type=count, help="reads to check; 1000000, or 100000 with --quick")
+    add("--seconds", type=positive, help="of load, at least; 600 with --older, but not --quick")
+    add(
+        "--older",
+        metavar="COMMIT",
+        nargs="?",
+        const=FIRST,
+        help=f"half of the processes run this version: the first one, {FIRST}, or another",
+    )
     add("--faults", type=_names, help=f"which, in any order; all: {','.join(FAULTS)}")
     add("--rounds", type=count, help="the least of each fault; 3, or 1 with --quick")
     add("--quick", action="store_true", help="each fault once")
     add("--seed", type=int, help="of all choices; printed, another one in every run")
     add("--backend", choices=list(NEEDS_REDIS), default="redis")
-    add("--processes", type=count, help="how many services; 3, of memory 1")
+    add("--processes", type=count, help="how many services; 3, of memory 1, with --older 4")
     add("--jobs", type=count, default=12, help="at a time (12)")
     add("--pollers", type=count, default=16, help="clients (16), a quarter of them with ETags")
     add("--pause", type=positive, default=0.3, help="mean seconds between reports (0.3)")
-    add("--freshness", type=positive, help="seconds an entry is fresh; 2, or 4 of tiered")
+    add(
+        "--freshness",
+        type=positive,
+        help="seconds an entry is fresh; 2, or 4 of tiered, or 30 with --older",
+    )
     add("--calm", type=positive, default=1.0, help="seconds of calm around each fault (1)")
     add("--idle", type=positive, help="seconds of tiered without load; 10, or 2 with --quick")
     add(

@@ -116,6 +116,9 @@ class Watch:
         tally.reads += 1
         tally.times[self.scope.phase].append(time.perf_counter() - began)
         tally.hits += answer.hit
+        if service.version is not None:
+            tally.older_reads += 1
+            tally.older_hits += answer.hit
         tally.stale_marked += answer.stale
         if answer.status in {_OK, _NOT_MODIFIED}:
             tally.not_modified += answer.status == _NOT_MODIFIED
@@ -189,6 +192,7 @@ class Watch:
                 self.reads += 1
                 tally.reads += 1
                 tally.batched += 1
+                tally.older_reads += service.version is not None
             else:
                 tally.listed += 1
             one = pending.get(job_id) or replace(blindly, job_id=job_id)
@@ -210,6 +214,7 @@ class Watch:
         scope = self.scope
         tally = self.tallies[scope.fault]
         tally.writes += 1
+        tally.older_writes += service.version is not None
         answer = await self._send(pending, connection, service, request)
         if answer is None:
             tally.unknown_writes += 1

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import Redis
 
+from app.db.migrations.run import Migrations
 from app.devservers import RedisServer, free_port
 from benchmarks.process import Process
 from loadtests.connection import get
@@ -21,10 +22,11 @@ from loadtests.freshness.connection import LastingConnection, NoAnswer
 from loadtests.freshness.proxy import HOST, Proxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from typing import Self
 
     from app.devservers import PostgresServer
+    from loadtests.freshness.older_version import OlderVersion
 
 _START = 60.0  # seconds for a service to become ready
 _OK = 200
@@ -44,15 +46,20 @@ class Service:
     Args:
         number: which, from 0.
         settings: its environment variables.
+        version: the version to run.
 
     Attributes:
+        version: the version that it runs from its next start on; None: this one.
         down: True while it does not run.
         doomed: True while nobody can count on its answers, for it has been or will be killed.
         reads_only: True while no client changes anything through it.
     """
 
-    def __init__(self, number: int, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, number: int, settings: Mapping[str, str], version: OlderVersion | None = None
+    ) -> None:
         self.number = number
+        self.version = version
         self.port = free_port()
         self.down = True
         self.doomed = True
@@ -67,8 +74,12 @@ class Service:
 
     def start(self) -> None:
         """Start the process; it is not ready when this returns."""
-        command = [sys.executable, "-m", "loadtests.freshness.service"]
-        self._process = Process(command, self._environment).__enter__()
+        if self.version is None:
+            command = [sys.executable, "-m", "loadtests.freshness.service"]
+            process = Process(command, self._environment)
+        else:
+            process = self.version.process(self._environment)
+        self._process = process.__enter__()
 
     async def wait_until_ready(self) -> None:
         """Return once it answers.
@@ -125,6 +136,12 @@ class Service:
         """The last lines it has written."""
         return self._running.log_tail()
 
+    def stop(self) -> None:
+        """Have it end in order: it answers the requests that it has received."""
+        if self._process is not None:
+            self._process.__exit__()
+            self._process = None
+
     def kill(self) -> None:
         """End it at once. Harmless if it has ended."""
         if self._process is not None:
@@ -132,8 +149,7 @@ class Service:
                 os.kill(self._process.pid, signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(10)
-            self._process.__exit__()
-            self._process = None
+            self.stop()
 
     @property
     def _running(self) -> Process:
@@ -151,6 +167,7 @@ class Cluster:
             in the course of a run; all of them are closed at the end.
         processes: how many services.
         settings: environment variables that all of them get.
+        older: the version that each second of them runs; None: all run this one.
     """
 
     def __init__(
@@ -159,7 +176,9 @@ class Cluster:
         redis: RedisServer | None,
         processes: int,
         settings: Mapping[str, str],
+        older: OlderVersion | None = None,
     ) -> None:
+        self.older = older
         self.postgres = postgres
         self._redis = redis
         self.proxies = [] if redis is None else [Proxy(redis.port) for _ in range(processes)]
@@ -175,11 +194,13 @@ class Cluster:
                 settings = dict(self._settings)
                 if self.proxies:
                     settings["REDIS_URL"] = f"redis://{HOST}:{self.proxies[number].port}/0"
-                self.services.append(Service(number, settings))
-            for service in self.services:
-                service.start()
-            for service in self.services:
-                await service.wait_until_ready()
+                version = self.older if number % 2 == 1 else None
+                self.services.append(Service(number, settings, version))
+            if self.older is not None:
+                # Its tables are upgraded while it runs, as in production.
+                await _start([each for each in self.services if each.version is not None])
+                await Migrations(self.postgres.url()).upgrade()
+            await _start([each for each in self.services if each.version is None])
         except BaseException:
             await self.aclose()
             raise
@@ -218,6 +239,13 @@ class Cluster:
             proxy.target = server.port
             proxy.cut()
         before.close()
+
+
+async def _start(services: Sequence[Service]) -> None:
+    for service in services:
+        service.start()
+    for service in services:
+        await service.wait_until_ready()
 
 
 def new_redis() -> RedisServer:

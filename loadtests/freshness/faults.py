@@ -35,6 +35,7 @@ _NOTICED = 2.0  # seconds until every process has noticed that its address leads
 _UNDER_WAY = 0.5  # seconds for changes that are under way
 _CUTS = 40
 _KILLS = 8
+_BOTH_REMAIN = 3  # processes, of which one can be replaced
 _NO_ONE = {"-1", "0"}  # whom reports are redirected to, where they are not
 
 
@@ -75,6 +76,7 @@ class Fault:
         takes_source: whether the database is away, and 503 a right answer.
         needs_redis: whether it happens to Redis.
         needs_feed: whether it happens to the feed of changes, which `tiered` rests on.
+        needs_older: whether it needs processes of an older version beside those of this one.
     """
 
     invariants: Literal["fresh", "bounded"]
@@ -84,6 +86,7 @@ class Fault:
     takes_source: bool = False
     needs_redis: bool = True
     needs_feed: bool = False
+    needs_older: bool = False
 
 
 # --- the service ---
@@ -99,6 +102,22 @@ async def kill_service(incident: Incident) -> None:
     victim.down = True
     await _to_its_end(victim.kill)
     await asyncio.sleep(incident.rng.uniform(0.1, 0.5))
+    victim.start()
+    await victim.wait_until_ready()
+
+
+async def replace(incident: Incident) -> None:
+    """Stop a process in order, and start one of the other version in its place."""
+    cluster, victim = incident.cluster, incident.victim
+    older = [each for each in cluster.services if each.version is not None]
+    newer = [each for each in cluster.services if each.version is None]
+    if len(older) + len(newer) < _BOTH_REMAIN:
+        raise NotInjected("too few processes: one version would be gone")
+    if len(older) != len(newer):
+        victim = incident.rng.choice(max(older, newer, key=len))
+    victim.doomed = victim.down = True
+    await _to_its_end(victim.stop)
+    victim.version = cluster.older if victim.version is None else None
     victim.start()
     await victim.wait_until_ready()
 
@@ -344,6 +363,7 @@ async def database(incident: Incident) -> None:
 
 FAULTS: dict[str, Fault] = {
     "kill-service": Fault("fresh", kill_service, needs_redis=False),
+    "replace": Fault("fresh", replace, needs_redis=False, needs_older=True),
     "restart": Fault("fresh", restart),
     "pause": Fault("fresh", pause),
     "flush": Fault("fresh", flush),

@@ -104,6 +104,7 @@ def publish(plan: Plan, outcome: RunResult, command: str, results: Path) -> int:
         + (f" BROKEN ON PURPOSE: {plan.broken}." if plan.broken else ""),
         f"Taken with: {taken}.",
         *_values(plan, whole),
+        *_older(plan, whole),
         *_lagged(plan, outcome),
         *_busy(whole),
         f"Command: `{command}`",
@@ -138,6 +139,16 @@ def _values(plan: Plan, whole: Tally) -> list[str]:
         return []
     counted = f"{whole.value_reads} reads checked, {whole.value_changes} acknowledged changes"
     return [f"Values without a version: {counted}."]
+
+
+def _older(plan: Plan, whole: Tally) -> list[str]:
+    if plan.older is None:
+        return []
+    done = (
+        f"{whole.older_reads} of the reads, {whole.older_hits} of the {whole.hits} hits and"
+        f" {whole.older_writes} of the writes"
+    )
+    return [f"Processes of {plan.older} have answered {done}."]
 
 
 def _lagged(plan: Plan, outcome: RunResult) -> list[str]:
@@ -198,6 +209,9 @@ def _document(tally: Tally) -> dict[str, Any]:
         "worst": tally.worst,
         "statuses": tally.statuses,
         "unanswered": tally.unanswered,
+        "older_reads": tally.older_reads,
+        "older_hits": tally.older_hits,
+        "older_writes": tally.older_writes,
         "value_reads": tally.value_reads,
         "value_changes": tally.value_changes,
         "findings": tally.examples,

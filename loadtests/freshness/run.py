@@ -49,9 +49,11 @@ class Plan:
     Attributes:
         backend: the cache's backend.
         broken: the rule of the protocol that is removed, or None.
+        older: the commit of the version that half of the processes run; None: all run this one.
         faults: names of `FAULTS`.
         rounds: how often each fault is injected, at least.
         reads: how many reads are checked, at least.
+        seconds: of load, at least.
         processes: the number of services.
         seed: the seed of all choices.
         jobs: the number of jobs at a time.
@@ -68,9 +70,11 @@ class Plan:
 
     backend: str
     broken: str | None
+    older: str | None
     faults: Sequence[str]
     rounds: int
     reads: int
+    seconds: float
     processes: int
     seed: int
     jobs: int
@@ -255,6 +259,9 @@ def _complain(plan: Plan, watch: Watch, outcome: RunResult) -> None:
     counted = [(tally.value_reads, tally.value_changes) for tally in watch.tallies.values()]
     if plan.values and not all(map(sum, zip(*counted, strict=True))):
         outcome.complaints.append("no value without a version was read, or none was changed")
+    older = [(each.older_hits, each.older_writes) for each in watch.tallies.values()]
+    if plan.older is not None and not all(map(sum, zip(*older, strict=True))):
+        outcome.complaints.append("the older version has answered no hit, or no write")
     for name in plan.faults:
         injected = watch.tallies[name].injected
         if injected < plan.rounds:
@@ -263,11 +270,14 @@ def _complain(plan: Plan, watch: Watch, outcome: RunResult) -> None:
 
 async def _drive(plan: Plan, cluster: Cluster, watch: Watch, outcome: RunResult) -> None:
     rng = random.Random(f"{plan.seed} faults")  # noqa: S311 - to be repeatable
-    deadline = time.monotonic() + plan.limit
+    began = time.monotonic()
+    deadline = began + plan.limit
 
     def enough() -> bool:
         injected = all(watch.tallies[name].injected >= plan.rounds for name in plan.faults)
-        return (injected and watch.reads >= plan.reads) or time.monotonic() > deadline
+        now = time.monotonic()
+        done = injected and watch.reads >= plan.reads and now - began >= plan.seconds
+        return done or now > deadline
 
     for number in itertools.count(1):
         names = list(plan.faults)

@@ -18,8 +18,7 @@ import asyncio
 import os
 import random
 import signal
-import threading
-import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +33,7 @@ from jobcache.backends.redis.script_calls import Call
 from jobcache.backends.redis.tracking.feed import TrackingFeed
 from jobcache.protocol.backend import PublishResult
 from jobcache.resilience import guarded_backend
+from loadtests.freshness.owner import KEEP_ALIVE, end_with_owner
 from loadtests.freshness.trace import Trace, TracedBreaker, TracedConfirmation, TracedGuard
 from loadtests.freshness.value_routes import ValueRoutes
 
@@ -54,15 +54,14 @@ BREAKS = {
     "lifetime": "entries stay fresh for an hour",
     "invalidation": "a change of a value without a version is not announced (with --values)",
     "report": "the local tier is not told what has changed",
+    "keys": "this version has other keys than the older one (with --older)",
 }
 """What can be taken away, and what is left then."""
 
 _LATE = 0.02  # seconds, at most, by which a broken publish comes later: races become likelier
-_KEEP_ALIVE = 120  # seconds: no connection is to be closed because a client was busy elsewhere
 _HEARTBEAT = (
     0.05  # seconds between two of the feed's timed writes: more of them, to measure its lag
 )
-_LOOK = 0.5  # seconds between two looks for the owner
 
 
 class Switches:
@@ -145,11 +144,14 @@ class FaultyNamespace(Namespace):
 
 def main() -> None:
     """Run the service until it is stopped or its owner has gone."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_owner()
     switches = Switches(os.environ.get("FRESHNESS_BREAK", ""))
     signal.signal(signal.SIGUSR1, switches.arm)
     log_format.configure(os.environ)
     chosen = settings.load()
+    if switches.broken == "keys":
+        apart = replace(chosen.cache, prefix="apart:")
+        chosen = chosen.model_copy(update={"cache": apart})
     # What the backend's factory finds under this name; registry and guard are the real ones.
     vars(redis)["RedisBackend"] = partial(FaultyRedis, switches)
     vars(redis)["Namespace"] = partial(FaultyNamespace, switches)
@@ -172,7 +174,7 @@ def main() -> None:
         port=chosen.port,
         access_log=False,
         log_config=None,
-        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_keep_alive=KEEP_ALIVE,
     )
 
 
@@ -180,12 +182,6 @@ def _traced_feed(trace: Trace, *arguments: Any, **options: Any) -> TrackingFeed:
     feed = TrackingFeed(*arguments, **options, heartbeat=_HEARTBEAT)
     feed.listen(trace)
     return feed
-
-
-def _end_with(owner: int) -> None:
-    while os.getppid() == owner:
-        time.sleep(_LOOK)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,9 @@ class Tally:
         stale_marked: reads answered by an entry past its freshness, for the database was away.
         value_reads: reads of values without a version that were checked.
         value_changes: changes of such values whose invalidation was acknowledged.
+        older_reads: of the reads, those that processes of an older version have answered.
+        older_hits: of the hits, those of such processes.
+        older_writes: of the writes, those through such processes.
         statuses: of reads answered neither 200 nor 304.
         bounded: findings that a bounded promise allows.
         worst: the greatest age, in seconds, of anything stale where a bound allowed it, by phase.
@@ -80,6 +83,9 @@ class Tally:
     stale_marked: int = 0
     value_reads: int = 0
     value_changes: int = 0
+    older_reads: int = 0
+    older_hits: int = 0
+    older_writes: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     unanswered: int = 0
     violations: Counter[Kind] = field(default_factory=Counter)
@@ -130,6 +136,7 @@ def total(tallies: Sequence[Tally]) -> Tally:
         for name in (
             *("injected", "reads", "batched", "not_modified", "listed", "writes", "unknown_writes"),
             *("hits", "stale_marked", "unanswered", "value_reads", "value_changes"),
+            *("older_reads", "older_hits", "older_writes"),
         ):
             setattr(whole, name, getattr(whole, name) + getattr(one, name))
         whole.statuses += one.statuses
