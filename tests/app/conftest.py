@@ -3,6 +3,7 @@
 import pytest
 import redis
 
+from tests.app.first_version import first_version
 from tests.app.pooler import pgbouncer
 from tests.app.running import backend_environment, database_url, postgres_url, service, start
 from tests.app.wires import wire
@@ -10,6 +11,7 @@ from tests.app.wires import wire
 __all__ = [
     "backend_environment",
     "database_url",
+    "first_version",
     "pgbouncer",
     "postgres_url",
     "service",

@@ -1,16 +1,11 @@
-"""The tables of d320b54, and of this version, are migrated while clients poll and write."""
+"""The tables of the first version, and of this one, are migrated while clients poll and write."""
 
 from __future__ import annotations
 
 import asyncio
-import io
-import os
-import subprocess
-import sys
-import tarfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +14,12 @@ import httpx
 import pytest
 
 from app.db.migrations.run import VERSIONS, Migrations
-from app.devservers import free_port
+from loadtests.freshness.older_version import OlderVersion
 from tests.app.db.schemas import NEXT, drop_tables, prepare, query, schema
-from tests.app.process import NO_CERTIFICATES, Process, clean_environment, until_stopped
+from tests.app.first_version import serving_first
+from tests.app.process import NO_CERTIFICATES
 from tests.app.running import Start
 
-ROOT = Path(__file__).parents[2]
-OLD = "d320b54"
-"""A version without revisions; its tables have no identity of the database."""
 JOBS = 3
 FINISHED = """
     INSERT INTO jobs (client_id, prompt, seconds_per_scene, renderer, status, version, percent,
@@ -34,43 +27,6 @@ FINISHED = """
     WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 3000)
     SELECT 'acme', 'A cat sits.', 1, 'external', 'completed', 9, 100, '', '', n, n FROM numbers
 """
-
-
-@pytest.fixture(scope="module")
-def old_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The code of d320b54."""
-    folder = tmp_path_factory.mktemp("old")
-    archive = subprocess.run(
-        ["git", "archive", OLD, "app", "jobcache"], cwd=ROOT, capture_output=True, check=False
-    )
-    if archive.returncode:
-        reason = f"the history of the repository ends before {OLD}"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
-        files.extractall(folder, filter="data")
-    return folder
-
-
-@contextmanager
-def serving_old(folder: Path, var: Path, database_url: str) -> Iterator[Process]:
-    port, log = free_port(), var / "log.txt"
-    environment = {
-        "DATABASE_URL": database_url,
-        "JOBCACHE_BACKEND": "null",
-        "JOBCACHE_PORT": str(port),
-        "JOBCACHE_VAR_DIR": str(var),
-        "PYTHONPATH": str(folder),
-    }
-    with log.open("ab") as output:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve"],
-            cwd=folder,
-            env=clean_environment() | environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    with until_stopped(Process(child, port, log)) as process:
-        yield process
 
 
 @dataclass
@@ -177,11 +133,12 @@ class Load:
     "database_url", ["postgres", pytest.param("sqlite", marks=pytest.mark.long)], indirect=True
 )
 async def test_up_and_down_under_load_nothing_is_lost_and_nothing_fails(
-    database_url: str, old_version: Path, start: Start, tmp_path: Path
+    database_url: str, first_version: OlderVersion, start: Start, tmp_path: Path
 ) -> None:
     migrations = Migrations(database_url)
     extended = Migrations(database_url, folders=(VERSIONS, NEXT))
-    with serving_old(old_version, tmp_path, database_url) as old:
+    null = {"DATABASE_URL": database_url, "JOBCACHE_BACKEND": "null"}
+    with serving_first(first_version, tmp_path, **null) as old:
         async with httpx.AsyncClient(base_url=old.url, timeout=60, verify=NO_CERTIFICATES) as http:
             load = Load(http)
             await load.begin()
@@ -200,7 +157,7 @@ async def test_up_and_down_under_load_nothing_is_lost_and_nothing_fails(
                 await load.all_continue()
             await load.check_kept(http)
     await prepare(database_url)
-    async with start(DATABASE_URL=database_url, JOBCACHE_BACKEND="null") as service:
+    async with start(**null) as service:
         await load.check_kept(service.http)
         newer = Load(service.http)
         async with newer.running():

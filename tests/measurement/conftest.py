@@ -9,9 +9,12 @@ import pytest
 from benchmarks import asgi, service
 from loadtests.freshness import cluster
 from loadtests.report import files
+from tests.app.first_version import first_version
 from tests.app.forked_process import ForkedProcess
 from tests.app.forking import can_fork
 from tests.measurement.in_process import Command
+
+__all__ = ["command", "first_version", "forked", "undrawn"]
 
 
 @pytest.fixture

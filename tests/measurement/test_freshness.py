@@ -77,7 +77,9 @@ def test_no_promise_is_broken_whatever_fails(
     assert status == 0, said
     seen = document(tmp_path)
     assert seen["all"]["reads"] >= (100_000 if long else 1000)
-    expected = {name for name, fault in FAULTS.items() if not fault.needs_feed}
+    expected = {
+        name for name, fault in FAULTS.items() if not (fault.needs_feed or fault.needs_older)
+    }
     if not long:
         expected = set(ONE_OF_EACH_KIND.split(","))
     assert expected < set(seen["faults"])
@@ -177,6 +179,40 @@ def test_a_cache_without_fences_is_found_out(command: Command, tmp_path: Path) -
     explained = explanations.read_text()
     for part in (kind, "kill-service begins", "client sends: ", "client got: ", ": got version "):
         assert part in explained, explained
+
+
+@pytest.mark.usefixtures("first_version")
+@pytest.mark.parametrize("backend", ["redis", pytest.param("tiered", marks=pytest.mark.long)])
+def test_processes_of_the_first_version_and_of_this_one_show_nothing_old(
+    command: Command, tmp_path: Path, backend: str, *, long: bool
+) -> None:
+    load = ("--quick",)
+    if not long:
+        load = (*SHORT, "--processes", "3", "--freshness", "30", "--faults", "replace")
+    status, said = check(command, tmp_path, "--older", "--backend", backend, *load)
+    assert status == 0, said
+    seen = document(tmp_path)
+    assert seen["all"]["violations"] == {}
+    assert seen["all"]["statuses"] == {}, "no poll is answered with an error"
+    assert seen["faults"]["replace"]["injected"] >= 1
+    assert 0 < seen["all"]["older_reads"] < seen["all"]["reads"]
+    assert 0 < seen["all"]["older_writes"] < seen["all"]["writes"]
+    assert 0 < seen["all"]["older_hits"] < seen["all"]["hits"]
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("first_version")
+def test_versions_that_do_not_share_their_keys_are_found_out(
+    command: Command, tmp_path: Path
+) -> None:
+    kind = "older than acknowledged"
+    load = ("--processes", "2", "--pollers", "4", "--poll-pause", "0.02", "--jobs", "2")
+    options = ("--older", "--break", "keys", "--quick", "--faults", "flush", "--calm", "30")
+    status, said = check(command, tmp_path, *options, *load, "--until", kind)
+    assert status == 1, said
+    seen = document(tmp_path)
+    assert seen["complaints"] == [], "it failed for what it saw, and for nothing else"
+    assert seen["all"]["violations"][kind] > 0
 
 
 @pytest.mark.parametrize("backend", ["memory", pytest.param("null", marks=pytest.mark.long)])
