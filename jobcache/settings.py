@@ -25,6 +25,7 @@ class StoreOptions(TypedDict, total=False):
     max_entries: int
     max_bytes: int
     source_id: str
+    postgres_direct_url: str
 
 
 GROUP = "jobcache.backends"
@@ -32,6 +33,7 @@ GROUP = "jobcache.backends"
 
 
 _REDIS_SCHEMES = frozenset({"redis", "rediss", "valkey", "valkeys", "unix"})
+_POSTGRES_SCHEMES = frozenset({"postgres", "postgresql"})
 _DATABASE = "(/[0-9]{0,6})?/?"
 REDIS_URL = re.compile(
     "("
@@ -150,12 +152,17 @@ class CacheSettings:
     Attributes:
         source_id: the identity of the source, such as a random id kept in the database. In a shared
             store, a prefix that belongs to another source is refused. Empty: nothing is checked.
+        postgres_url: for the backend `postgres`, the database of the documents. From the
+            environment it is `DATABASE_URL`.
+        postgres_direct_url: the same database without the pooler that `postgres_url` leads through;
+            empty: there is none. From the environment it is `DATABASE_DIRECT_URL`.
     """
 
     backend: str = _setting(
         "JOBCACHE_BACKEND",
         "memory",
-        "The backend: `null`, `memory`, `memcached`, `redis`, `tiered`, or the name of a plug-in.",
+        "The backend: `null`, `memory`, `memcached`, `redis`, `tiered`, `postgres`, or the name"
+        " of a plug-in.",
         read=_backend,
     )
     redis_url: str = _setting(
@@ -206,6 +213,8 @@ class CacheSettings:
         read=_share,
     )
     source_id: str = ""
+    postgres_url: str = ""
+    postgres_direct_url: str = ""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> CacheSettings:
@@ -221,6 +230,10 @@ class CacheSettings:
             text = environment.get(variable, "")
             if text != "":
                 values[declared.name] = declared.metadata["read"](variable, text)
+        if values.get("backend") == "postgres":
+            # Declared by the service, whose database it is as a rule.
+            values["postgres_url"] = environment.get("DATABASE_URL", "")
+            values["postgres_direct_url"] = environment.get("DATABASE_DIRECT_URL", "")
         return cls(**values)
 
     @classmethod
@@ -233,6 +246,7 @@ class CacheSettings:
             redis://  valkey://  rediss://  unix://  and with +sentinel or +cluster: Redis
             tiered+redis://                          memory before Redis; the same for the others
             memcached://host:port                    memcached
+            postgresql://                            memory, and notifications of PostgreSQL
             NAME://                                  another backend, by its name
 
         Args:
@@ -249,6 +263,8 @@ class CacheSettings:
         if tiered or scheme.partition("+")[0] in _REDIS_SCHEMES:
             checked = _redis_url("url", url)
             return cls(backend="tiered" if tiered else "redis", redis_url=checked, **settings)
+        if scheme.partition("+")[0] in _POSTGRES_SCHEMES:
+            return cls(backend="postgres", postgres_url=url, **settings)
         if not separator or scheme not in backend_names():
             names = ", ".join(f"{name}://" for name in backend_names())
             raise SettingsError("url", redacted(url), f"begins with one of {names}")

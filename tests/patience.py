@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from jobcache.backends.memcached import MemcachedBackend
+from jobcache.backends.postgres.feed import PostgresFeed
 from jobcache.backends.redis.backend import RedisBackend
 from jobcache.resilience.guarded_backend import GuardedBackend
 
@@ -12,6 +13,7 @@ _SECONDS = 30.0
 _LIMITS = {
     GuardedBackend: ("deadline", "fence_deadline", "probe_limit"),
     MemcachedBackend: ("socket_limit",),
+    PostgresFeed: ("own_report", "silence"),
     RedisBackend: ("pool_wait", "socket_limit"),
 }
 

@@ -15,11 +15,12 @@ from jobcache.protocol.capabilities import SupportsVersionHint
 from jobcache.protocol.entry import UNVERSIONED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from jobcache._engine.cell_changes import CellChanges
     from jobcache.observability.statistics import Statistics
     from jobcache.protocol.backend import CacheBackend
+    from jobcache.protocol.capabilities import SupportsNotifications
     from jobcache.protocol.entry import Entry
 
 logger = logging.getLogger("jobcache")
@@ -62,6 +63,20 @@ class Publisher:
     async def publish_shielded(self, token: str, entries: Mapping[str, Entry | None]) -> None:
         """Publish, even if the caller is cancelled meanwhile."""
         await self._shielded.run(self.publish(token, entries))
+
+    async def abandon_shielded(
+        self, backend: SupportsNotifications, token: str, keys: Sequence[str]
+    ) -> None:
+        """End a write of unknown result, even if the caller is cancelled meanwhile."""
+        await self._shielded.run(gather_all([self._abandon(backend, token, key) for key in keys]))
+
+    async def _abandon(self, backend: SupportsNotifications, token: str, key: str) -> None:
+        try:
+            await backend.abandon(key, token)
+        except CacheError as error:
+            self._statistics.errors += 1
+            _log(key, None, "failed", error)
+        self._changes.changed((key,))
 
     async def hint(self, entries: Mapping[str, Entry]) -> None:
         """Report versions that were loaded while the store could not be read.

@@ -6,6 +6,7 @@ waiter costs a future and a timer, a watch costs one timer more. A task runs onl
     the feed reports a change   look the cell up. A newer entry answers the waiters. A fence or a
                                 lease means that a newer version is on its way, which the feed will
                                 report, too; if it does not, read as any caller does
+    it reports a commit         as backend "postgres" does: nothing is on its way, so read at once
     this process has written    the same; but nothing is on its way any more, so read at once
     no report                   read every few seconds while the feed is live, because a report may
                                 be lost; more often while it is not
@@ -38,7 +39,12 @@ from typing import TYPE_CHECKING, Protocol
 from jobcache._engine.loading import be_independent
 from jobcache.errors import SourceUnavailable
 from jobcache.loaders import LoaderLeft, bound_to_caller
-from jobcache.protocol.capabilities import SupportsChangeFeed, SupportsHealth, SupportsPeek
+from jobcache.protocol.capabilities import (
+    SupportsChangeFeed,
+    SupportsHealth,
+    SupportsNotifications,
+    SupportsPeek,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -166,6 +172,8 @@ class Watchers:
         self._stopped = False
         self._backend = backend
         self._feed = backend.feed() if isinstance(backend, SupportsChangeFeed) else None
+        # Its reports come after the commits: nothing is on its way, so a check may load at once.
+        self._committed = isinstance(backend, SupportsNotifications)
         # Without a feed, a backend with `peek` is in this process, and so are all its writers.
         self._local = self._feed is None and isinstance(backend, SupportsPeek)
         if self._feed is not None:
@@ -253,7 +261,7 @@ class Watchers:
             for key in keys:
                 watch = self._watches.get(key)
                 if watch is not None:
-                    self._check(watch, may_load=False)
+                    self._check(watch, may_load=self._committed)
 
     def interrupted(self) -> None:
         """Check every watched key: the feed reports nothing from now on."""

@@ -15,6 +15,7 @@ from jobcache._concurrency.batching import gather_all
 from jobcache._engine.publishing import version_only
 from jobcache._engine.transactions import Enclosing, check_autocommit
 from jobcache.errors import CacheError, InvalidDocument, WriteMisuse
+from jobcache.protocol.capabilities import SupportsNotifications
 from jobcache.protocol.document import VERSION_LIMIT, Document
 from jobcache.protocol.entry import Entry
 from jobcache.protocol.key import check_key
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from jobcache.lifetimes import Lifetimes
     from jobcache.observability.statistics import Statistics
     from jobcache.protocol.backend import CacheBackend
+    from jobcache.protocol.capabilities import Notification
 
     # The result of a write for one key: a document, or only its version.
     _Result = Document | int
@@ -40,6 +42,7 @@ class WriteSteps:
 
         fence; record the result for each key; check; the commit; publish
         withdraw, if it is certain that the transaction was not committed
+        abandon, if nobody knows
 
     Made by `WriteCoordinator.begin`.
     """
@@ -50,8 +53,28 @@ class WriteSteps:
         self._results: dict[str, _Result | None] = {}
         self._maybe_unfenced: set[str] = set()
 
-    async def fence(self, keys: Iterable[str]) -> None:
-        """Fence keys: from now on, no version older than the coming commit is served or stored."""
+    def notification(self, keys: Iterable[str]) -> Notification | None:
+        """Return how the transaction can announce its keys; None if the backend needs fences."""
+        backend = self._writes.backend
+        if not isinstance(backend, SupportsNotifications):
+            return None
+        return backend.notification(tuple(keys), self._token)
+
+    async def fence(self, keys: Iterable[str], *, notified: bool = False) -> None:
+        """Fence keys: from now on, no version older than the coming commit is served or stored.
+
+        Args:
+            keys: the keys.
+            notified: whether the transaction sends its `notification`, if it was given one. Then
+                the keys need no fence.
+        """
+        backend = self._writes.backend
+        if notified and isinstance(backend, SupportsNotifications):
+            for key in keys:
+                check_key(key)
+                self._results.setdefault(key, None)
+                backend.announce(key, self._token)
+            return
         await gather_all([self._fence(key) for key in keys])
 
     async def _fence(self, key: str) -> None:
@@ -101,6 +124,13 @@ class WriteSteps:
         """Remove the fences of a rolled-back transaction, even if the caller is cancelled."""
         await self._writes.publisher.publish_shielded(self._token, dict.fromkeys(self._results))
 
+    async def abandon(self) -> None:
+        """End a write of which nobody knows whether it was committed. Fences stay."""
+        if isinstance(self._writes.backend, SupportsNotifications):
+            await self._writes.publisher.abandon_shielded(
+                self._writes.backend, self._token, tuple(self._results)
+            )
+
     async def publish(self) -> None:
         """Publish the results of a committed transaction, even if the caller is cancelled."""
         try:
@@ -135,17 +165,35 @@ class Write(Generic[T]):
         self.transaction = transaction
         self._steps = steps
 
-    async def fence(self, *keys: str) -> None:
+    def notification(self, *keys: str) -> Notification | None:
+        """Return how the transaction can tell all processes of its keys, on backend "postgres".
+
+        A statement of the transaction then calls `pg_notify(channel, payload)`, and `fence` is told
+        so. Other backends need fences: the result is None.
+
+        Args:
+            keys: the keys; none for a key that only the statement knows, which then calls
+                `pg_notify(channel, prefix || key)`.
+        """
+        return self._steps.notification(keys)
+
+    async def fence(self, *keys: str, notified: bool = False) -> None:
         """Fence keys. Call it within the block, before the commit.
 
         In a write without a transaction, call it before the change.
 
         If the backend is away, the write goes on, and publishes only the version of these keys.
 
+        Args:
+            keys: the keys.
+            notified: whether the transaction has sent the `notification` of these keys. It makes no
+                difference if that was None. Without it, backend "postgres" notifies after the
+                commit, with one statement more.
+
         Raises:
             InvalidKey: a key cannot be used.
         """
-        await self._steps.fence(keys)
+        await self._steps.fence(keys, notified=notified)
 
     def publish(self, key: str, document: Document) -> None:
         """Set the document that is stored at `key` once the transaction has committed.
@@ -201,7 +249,7 @@ class WriteCoordinator:
         """Wrap a transaction, as `JobCache.write` documents it."""
         steps = self.begin()
         enclosing = Enclosing(transaction)
-        reached_commit = False
+        reached_commit = committed = False
         try:
             async with transaction as entered:
                 enclosing.entered(entered)
@@ -211,10 +259,13 @@ class WriteCoordinator:
                 steps.check()
                 enclosing.leaving()
                 reached_commit = True
+            committed = reached_commit
         finally:
             if not reached_commit:
                 await steps.withdraw()
-        if reached_commit:
+            elif not committed:
+                await steps.abandon()
+        if committed:
             enclosing.left()
             await steps.publish()
 
@@ -236,6 +287,12 @@ class WriteCoordinator:
         except BaseException:
             await steps.withdraw()  # the block has not begun
             raise
-        yield Write(None, steps)
-        steps.check()
+        published = False
+        try:
+            yield Write(None, steps)
+            steps.check()
+            published = True
+        finally:
+            if not published:
+                await steps.abandon()
         await steps.publish()

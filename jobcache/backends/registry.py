@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 REMOTE = frozenset({"redis", "tiered"})
 """The backends whose store several services can share."""
 _PATIENCE = 1.0  # seconds
-_EXTRAS = {"memcached": "memcached", "redis": "redis", "tiered": "redis"}
+_EXTRAS = {
+    "memcached": "memcached",
+    "postgres": "postgres",
+    "redis": "redis",
+    "tiered": "redis",
+}
 
 
 class Factory(Protocol):
@@ -96,3 +101,21 @@ def tiered(settings: CacheSettings) -> CacheBackend:
 
     remote = from_settings(settings)
     return TieredBackend(memory.from_settings(settings), GuardedBackend(remote), remote.feed())
+
+
+def postgres(settings: CacheSettings) -> CacheBackend:
+    """Return the backend "postgres": `memory`, and PostgreSQL's notifications as the change feed.
+
+    It sends its own notifications on two connections of its own.
+
+    Raises:
+        SettingsError: there is no URL of a PostgreSQL database.
+    """
+    from jobcache.backends.postgres.factory import from_url  # noqa: PLC0415 - needs what may be missing
+
+    return from_url(
+        memory.from_settings(settings),
+        settings.postgres_url,
+        settings.postgres_direct_url,
+        settings.prefix,
+    )

@@ -7,7 +7,7 @@ the wrapped backend has it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import asyncio
@@ -199,6 +199,47 @@ class SupportsChangeFeed(Protocol):
 
     def feed(self) -> ChangeFeed | None:
         """Return the one feed of this backend, or None. It may not have been started yet."""
+
+
+class Notification(NamedTuple):
+    """How a transaction of PostgreSQL tells all processes which keys it changes.
+
+    Its statement calls `pg_notify(channel, payload)`, such as in its RETURNING. For a key that only
+    the statement knows, such as that of an inserted row, it is `pg_notify(channel, prefix || key)`.
+
+    Attributes:
+        channel: the channel of the namespace.
+        payload: names the keys.
+        prefix: the beginning of the payload of one key.
+    """
+
+    channel: str
+    payload: str
+    prefix: str
+
+
+@runtime_checkable
+class SupportsNotifications(Protocol):
+    """A backend that learns of a change from the transaction that makes it, once it is committed.
+
+    So its writers set no fences. The reports of its feed come after the commits.
+    """
+
+    def notification(self, keys: Sequence[str], token: str) -> Notification:
+        """Return how the transaction of the writer with this token announces these keys."""
+
+    def announce(self, key: str, token: str) -> None:
+        """Note, before the commit, that the writer's transaction itself notifies of `key`.
+
+        The writer then publishes, withdraws, or calls `abandon`. It does not fence the key.
+        """
+
+    async def abandon(self, key: str, token: str) -> None:
+        """End a write after a commit that failed: nobody knows whether it took effect.
+
+        Raises:
+            CacheUnavailable: other processes could not be notified yet.
+        """
 
 
 @runtime_checkable

@@ -59,6 +59,8 @@ class FeedStatus:
         lag_us: percentiles of the lag in microseconds: the time from each heartbeat, a write of the
             feed itself, to its report.
         lag_counts: the same as `Histogram.counts`.
+        queue_usage: the part of the server's queue of reports that is in use, from 0 to 1; None if
+            it is unknown, or there is none.
     """
 
     state: Literal["idle", "connecting", "live", "unsupported"]
@@ -67,3 +69,4 @@ class FeedStatus:
     interruptions: int
     lag_us: Mapping[str, float]
     lag_counts: Mapping[str, int] = field(default_factory=dict)
+    queue_usage: float | None = None

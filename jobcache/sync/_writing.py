@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from jobcache.cache import JobCache as AsyncJobCache
+    from jobcache.protocol.capabilities import Notification
     from jobcache.protocol.document import Document
     from jobcache.sync._loop_thread import CallingThread, LoopThread
 
@@ -44,12 +45,18 @@ class BlockingWriteSteps:
     def __init__(self, loop_thread: LoopThread[AsyncJobCache]) -> None:
         self._loop_thread = loop_thread
         self._steps = loop_thread.call(_begin)
+        self.notification = self._steps.notification
         self.record = self._steps.record
         self.check = self._steps.check
 
     @documented_as(WriteSteps.fence)
-    def fence(self, keys: Iterable[str]) -> None:
-        self._loop_thread.call(lambda _, __: self._steps.fence(keys))
+    def fence(self, keys: Iterable[str], *, notified: bool = False) -> None:
+        self._loop_thread.call(lambda _, __: self._steps.fence(keys, notified=notified))
+
+    @documented_as(WriteSteps.abandon)
+    def abandon(self) -> None:
+        with suppress(CacheClosed):
+            self._loop_thread.call(lambda _, __: self._steps.abandon())
 
     @documented_as(WriteSteps.withdraw)
     def withdraw(self) -> None:
@@ -70,9 +77,13 @@ class Write(Generic[T]):
         self.transaction = transaction
         self._steps = steps
 
+    @documented_as(AsyncWrite.notification)
+    def notification(self, *keys: str) -> Notification | None:
+        return self._steps.notification(keys)
+
     @documented_as(AsyncWrite.fence)
-    def fence(self, *keys: str) -> None:
-        self._steps.fence(keys)
+    def fence(self, *keys: str, notified: bool = False) -> None:
+        self._steps.fence(keys, notified=notified)
 
     @documented_as(AsyncWrite.publish)
     def publish(self, key: str, document: Document) -> None:
@@ -92,7 +103,7 @@ def through(
     """Wrap a transaction of a thread, in the steps of `WriteCoordinator.through`."""
     steps = BlockingWriteSteps(loop_thread)
     enclosing = Enclosing(transaction)
-    reached_commit = False
+    reached_commit = committed = False
     try:
         with transaction as entered:
             on_commit = enclosing.entered(entered)
@@ -103,10 +114,13 @@ def through(
             if on_commit is not None:
                 on_commit(steps.publish)
             reached_commit = True
+        committed = reached_commit
     finally:
         if not reached_commit:
             steps.withdraw()
-    if reached_commit and on_commit is None:
+        elif not committed:
+            steps.abandon()
+    if committed and on_commit is None:
         enclosing.left()
         steps.publish()
 
@@ -121,8 +135,14 @@ def unwrapped(loop_thread: LoopThread[AsyncJobCache], keys: Sequence[str]) -> It
     except BaseException:
         steps.withdraw()
         raise
-    yield Write(None, steps)
-    steps.check()
+    published = False
+    try:
+        yield Write(None, steps)
+        steps.check()
+        published = True
+    finally:
+        if not published:
+            steps.abandon()
     steps.publish()
 
 

@@ -26,7 +26,7 @@ from jobcache.testing.scenarios import (
     play,
     unversioned_entry_of,
 )
-from jobcache.testing.subject import Subject
+from jobcache.testing.subject import NotifiedSubject, Subject
 from jobcache.testing.transcript import RecordedSubject, Transcript, expect
 
 Check = Callable[[Subject], Awaitable[None]]
@@ -59,7 +59,14 @@ def _reported(check: Check) -> Check:
 def _survives(guard: str, schedule: str, *, unversioned: bool = False) -> Check:
     async def check(subject: Subject) -> None:
         key = "job:1:progress"
-        await play(subject.backend, key, schedule, subject.evict, unversioned=unversioned)
+        await play(
+            subject.backend,
+            key,
+            schedule,
+            subject.evict,
+            unversioned=unversioned,
+            committed=subject.committed if isinstance(subject, NotifiedSubject) else None,
+        )
 
     check.__name__ = guard.replace(" ", "_").replace("'", "")
     check.__doc__ = f"Survives the schedule that goes wrong unless {guard}."
@@ -484,3 +491,26 @@ KEEPING: tuple[Check, ...] = tuple(
 )
 CHECKS: tuple[Check, ...] = (*SAFETY, *KEEPING)
 """All of them: a backend that passes keeps the contract."""
+_OF_FENCES = {
+    check.__name__
+    for check in (
+        nothing_is_served_behind_a_fence,
+        a_writer_warms_the_cache,
+        a_fence_takes_the_lease_away,
+        every_writer_of_a_fence_must_leave,
+        a_fence_repeated_is_one_fence,
+        below_the_fence_version_nothing_is_stored,
+        a_withdrawn_fence_leaves_the_cell_empty,
+        a_withdrawal_leaves_the_others_to_store,
+        leases_and_fences_expire,
+        a_busy_key_outlives_a_dead_writer,
+        an_entry_without_a_lifetime_is_not_kept,
+        the_note_that_nothing_is_there_is_replaced,
+        large_versions_keep_their_order,
+        a_purge_drops_entries_and_leases_but_no_fence,
+        an_unversioned_entry_is_not_stored_over_a_fence,
+    )
+}
+NOTIFIED: tuple[Check, ...] = tuple(each for each in CHECKS if each.__name__ not in _OF_FENCES)
+"""The checks of a backend that has no fences, because the transactions themselves notify it. It
+needs a `NotifiedSubject`."""

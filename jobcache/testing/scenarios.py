@@ -102,6 +102,7 @@ async def play(
     evict: Callable[[str], Awaitable[None]],
     *,
     unversioned: bool = False,
+    committed: Callable[[str, str], Awaitable[None]] | None = None,
 ) -> None:
     """Play one schedule on the cell `key`, which must be empty.
 
@@ -111,6 +112,8 @@ async def play(
         schedule: steps joined by " -> ".
         evict: makes the backend lose a key's cell, whatever it holds.
         unversioned: whether readers publish entries without a version.
+        committed: called with the key and the writer at each commit, if the transaction tells the
+            backend of it.
 
     Raises:
         Violation: a read returned less than was visible when it began, or the cell ends up with
@@ -128,6 +131,8 @@ async def play(
             await _read(backend, key, simulator, *step.split(), unversioned=unversioned)
         else:
             await _write(backend, key, simulator, *step.split())
+            if committed is not None and step.endswith(" commit"):
+                await committed(key, step.split()[0])
     entry = await backend.get(key)
     held = simulator.database if entry is None else version_in(entry)
     if held < simulator.database and not simulator.at_work and not simulator.fence_lost:

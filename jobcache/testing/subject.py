@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from jobcache.protocol.backend import CacheBackend
@@ -20,3 +20,11 @@ class Subject(Protocol):
 
     async def elapse(self, seconds: float) -> None:
         """Let lifetimes run on by `seconds`, without waiting."""
+
+
+@runtime_checkable
+class NotifiedSubject(Protocol):
+    """A subject whose backend learns of each commit from the transaction itself."""
+
+    async def committed(self, key: str, writer: str) -> None:
+        """Do what the transaction of a writer does at its commit, besides the change."""

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, TypeVar
 
 from jobcache.protocol.entry import UNVERSIONED, Entry
+from jobcache.testing.subject import NotifiedSubject
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence
@@ -139,6 +140,12 @@ class RecordedSubject:
         self._subject = subject
         self._transcript = transcript
         self.backend: CacheBackend = RecordedBackend(subject.backend, transcript)
+
+    async def committed(self, key: str, writer: str) -> None:
+        """Note a commit, of which the backend learns if it is told."""
+        if isinstance(self._subject, NotifiedSubject):
+            await self._subject.committed(key, writer)
+            self._transcript.note(f"{writer} commits a change of {key!r}, and it is reported")
 
     async def evict(self, key: str) -> None:
         """Note an eviction."""

@@ -1,0 +1,406 @@
+"""The change feed of PostgreSQL: LISTEN on a connection of its own, and heartbeats.
+
+A transaction notifies of the keys that it changes. PostgreSQL sends its notifications after the
+commit, in the order of the commits, and none if it rolls back. So a report comes when the new
+version can be read, and a writer that dies after its commit hides nothing.
+
+A *heartbeat* proves that no report is missing: the feed notifies itself, on a channel of this
+process, and waits for that. Everything that was committed before the heartbeat was sent has then
+been reported. Heartbeats are sent on the connections on which this process writes. So they also
+prove that these lead to the server that reports:
+
+    the address moves from A to B, and A lives on; the feed listens on B; a pooled connection leads
+    to A, where R loads v1: but the heartbeats that use this connection do not come back
+
+A heartbeat that is refused or does not come back has these connections replaced. They are replaced,
+too, when the feed has connected to another server than before, and before it is live again.
+
+The feed is live while the last proof is younger than a limit, counted from when the heartbeat was
+*sent*. So a caller that checks `live` before a read gets nothing that was outdated for longer,
+whatever delays the reports.
+
+The first heartbeat is sent when the connection listens to every channel: asyncpg loses a
+notification that arrives before `add_listener` has returned.
+
+Rejected: heartbeats on the listening connection. Behind a pooler they come back, and nothing else.
+
+Rejected: fences. A report before the commit would empty the cells in time, but the next reader
+would store the old version again, and only a second report would remove it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from jobcache.backends._closing import end_all
+from jobcache.backends.postgres.connection import NotListening, PoolerFound, listen
+from jobcache.backends.postgres.payloads import decode, encode
+from jobcache.backends.postgres.queue_usage import QueueUsage
+from jobcache.errors import CacheUnavailable, SettingsError
+from jobcache.observability.statistics import Histogram
+from jobcache.protocol.change_feed import FeedStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from typing import Literal
+
+    from jobcache.backends.postgres.connection import Connect, Listening
+    from jobcache.backends.postgres.writers import Writers
+    from jobcache.protocol.change_feed import ChangeListener
+
+logger = logging.getLogger("jobcache")
+
+_PAUSES = (0.05, 1.0)  # seconds between two attempts to connect: the first, and the longest
+_REFUSED_PAUSE = 30.0  # seconds until the next attempt behind a pooler
+_FIRST_ATTEMPT = 2.0  # seconds that `connected` waits
+_FIRST_HEARTBEAT = 5.0  # seconds for the first one to come back; the pool may have to connect
+_MOST_OWED = 10_000
+
+
+class PostgresFeed:
+    """A `ChangeFeed` of one namespace.
+
+    Args:
+        connect: opens the listening connection.
+        writers: the connections on which this process writes.
+        channel: the channel of the namespace.
+        heartbeat: seconds between two heartbeats.
+        silence: seconds that the feed is live after it sent a heartbeat that came back.
+        own_report: seconds that `arrived` waits.
+        clock: monotonic time in seconds.
+        sleep: waits for the given seconds.
+
+    Attributes:
+        channel: as given.
+    """
+
+    def __init__(
+        self,
+        connect: Connect,
+        writers: Writers,
+        *,
+        channel: str = "jobcache",
+        heartbeat: float = 0.5,
+        silence: float = 2.0,
+        own_report: float = 0.25,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self.channel = channel
+        self._connect = connect
+        self._writers = writers
+        self._heartbeat = heartbeat
+        self._silence = silence
+        self._own_report = own_report
+        self._clock = clock
+        self._sleep = sleep
+        self._listeners: list[ChangeListener] = []
+        self._queue = QueueUsage()
+        # The process's own channel. Its numbers go on after a reconnection, so that a late
+        # heartbeat of the connection before proves nothing.
+        self._own_channel = f"jobcache.heartbeat.{secrets.token_hex(8)}"
+        self._number = 0
+        self._awaited: str | None = None
+        self._sent_at = 0.0
+        self._deadline = 0.0
+        self._live_until = 0.0
+        self._connection: Any = None
+        self._incarnation: str | None = None
+        self._error: Exception | None = None
+        self._wake = asyncio.Event()
+        self._expected: dict[str, dict[str, asyncio.Future[bool]]] = {}  # by token and key
+        self._owed: dict[str, None] = {}
+        self._connected = False
+        self._state: Literal["idle", "connecting", "live", "unsupported"] = "idle"
+        self._since = clock()
+        self._reason = ""
+        self._next_pause = _PAUSES[0]
+        self._interruptions = 0
+        self._lag = Histogram()
+        self._task: asyncio.Task[None] | None = None
+        self._attempted = asyncio.Event()
+        self._closed = False
+
+    # --- the protocol `ChangeFeed` ---
+
+    @property
+    def live(self) -> bool:
+        """Whether every change from now on will be reported. Read on every hit."""
+        return self._clock() < self._live_until
+
+    def listen(self, listener: ChangeListener) -> None:
+        """Report changes to `listener` from now on."""
+        self._listeners.append(listener)
+
+    def start(self) -> None:
+        """Start to follow the changes, in the running loop."""
+        if self._task is None and not self._closed:
+            self._enter("connecting", "not connected yet")
+            self._task = asyncio.create_task(self._run())
+
+    async def connected(self) -> None:
+        """Start, and wait a moment until the feed is live, or the first attempt has failed.
+
+        Raises:
+            SettingsError: a pooler stands before the server.
+        """
+        self.start()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_ATTEMPT):
+                await self._attempted.wait()
+        if self._state == "unsupported":
+            raise SettingsError("DATABASE_DIRECT_URL", "", self._reason)
+
+    def condition(self) -> FeedStatus:
+        """Return the present state of the feed."""
+        return FeedStatus(
+            state=self._state,
+            age=self._clock() - self._since,
+            reason=self._reason,
+            interruptions=self._interruptions,
+            lag_us=self._lag.summary(),
+            lag_counts=self._lag.counts(),
+            queue_usage=self._queue.share,
+        )
+
+    async def aclose(self) -> None:
+        """End the feed."""
+        self._closed = True
+        self._live_until = 0.0
+        if self._task is not None:
+            await end_all({self._task})
+            self._task = None
+        self._live_until = 0.0  # a heartbeat may have come back meanwhile
+        self._forget_expected()
+        await self._writers.aclose()
+
+    # --- notifications of this process ---
+
+    def expect(self, key: str, token: str) -> None:
+        """Note that this process is about to commit a change that notifies with this token."""
+        expected: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._expected.setdefault(token, {})[key] = expected
+
+    async def arrived(self, key: str, token: str) -> bool:
+        """Return whether the notification has been reported; wait a moment for it.
+
+        True means that everything which was known of `key` before the commit has been dropped.
+        """
+        expected = self._expected.get(token, {}).get(key)
+        if expected is None:
+            return False
+        try:
+            if not expected.done() and self.live:
+                await asyncio.wait((expected,), timeout=self._own_report)
+            return expected.done() and expected.result()
+        finally:
+            self.forget(key, token)
+
+    def forget(self, key: str, token: str) -> None:
+        """Wait no longer for a notification."""
+        expected = self._expected.get(token)
+        if expected is not None:
+            expected.pop(key, None)
+            if not expected:
+                del self._expected[token]
+
+    async def notify(self, keys: Sequence[str], token: str = "") -> None:
+        """Notify all processes of changed keys; this one is notified later, as any other.
+
+        If that fails, it is repeated with the next heartbeat.
+
+        Raises:
+            CacheUnavailable: the notification may not have been sent.
+        """
+        try:
+            await self._writers.notify([(self.channel, each) for each in encode(token, keys)])
+        except BaseException:
+            self._owed.update(dict.fromkeys(keys))
+            if len(self._owed) > _MOST_OWED:
+                self._owed = {"": None}  # anything
+            raise
+
+    # --- connecting and reconnecting ---
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._follow()
+            except NotListening as error:
+                self._interrupt(error)
+            except Exception as error:
+                # If this task ended, no change would be reported any more.
+                logger.exception("following the changes in PostgreSQL failed")
+                self._interrupt(NotListening(repr(error)))
+            self._attempted.set()
+            pause = _REFUSED_PAUSE if self._state == "unsupported" else self._next_pause
+            self._next_pause = min(2 * self._next_pause, _PAUSES[1])
+            await self._sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads them
+
+    async def _follow(self) -> None:
+        """Follow the changes on one connection until it is lost.
+
+        Raises:
+            NotListening: it was lost. There is no other end.
+        """
+        self._error, self._awaited = None, None
+        channels = self.channel, self._own_channel
+        try:
+            async with listen(self._connect, channels, self._received, self._on_end) as listening:
+                if self._incarnation not in {None, listening.incarnation}:
+                    await self._writers.renew()
+                self._incarnation = listening.incarnation
+                self._connection = listening.connection
+                if listening.connection.is_closed():
+                    raise NotListening("the connection was closed")
+                await self._prove(listening)
+        finally:
+            self._connection = None
+
+    async def _prove(self, listening: Listening) -> None:
+        """Send heartbeats until one is missing, or the connection is lost."""
+        self._deadline = self._clock() + _FIRST_HEARTBEAT
+        polling = asyncio.create_task(self._queue.poll(listening.connection, self._sleep))
+        sending: asyncio.Task[None] | None = None
+        due = 0.0
+        try:
+            while True:
+                self._wake.clear()
+                if self._error is not None:
+                    raise self._error
+                now = self._clock()
+                if sending is not None and sending.done():
+                    await self._check_sent(sending)
+                    sending = None
+                if now >= self._deadline:
+                    await self._writers.renew()
+                    raise NotListening(f"no heartbeat came back for {self._silence:g} s")
+                idle = sending is None and self._awaited is None
+                if idle and now >= due:
+                    due = now + self._heartbeat
+                    sending = self._send(now)
+                    idle = False
+                await self._pause((due if idle else self._deadline) - now)
+        finally:
+            await end_all([polling] if sending is None else [polling, sending])
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(seconds, 0.001)):
+                await self._wake.wait()
+
+    # --- heartbeats ---
+
+    def _send(self, now: float) -> asyncio.Task[None]:
+        """Send a heartbeat, behind the notifications that have failed."""
+        self._number += 1
+        self._awaited, self._sent_at = str(self._number), now
+        sending = asyncio.create_task(self._notify_owed(self._awaited))
+        sending.add_done_callback(lambda _: self._wake.set())
+        return sending
+
+    async def _notify_owed(self, heartbeat: str) -> None:
+        owed = list(self._owed)
+        notifications = [(self.channel, each) for each in encode("", owed)]
+        await self._writers.notify([*notifications, (self._own_channel, heartbeat)])
+        for key in owed:
+            self._owed.pop(key, None)
+
+    async def _check_sent(self, sending: asyncio.Task[None]) -> None:
+        if sending.cancelled():
+            raise NotListening("the connections of the writers are closed")
+        try:
+            sending.result()
+        except CacheUnavailable as error:
+            # The connections may lead to a server that was demoted.
+            await self._writers.renew()
+            raise NotListening(f"the heartbeat was not sent: {error}") from error
+
+    def _came_back(self, heartbeat: str) -> None:
+        if heartbeat != self._awaited:
+            return
+        self._awaited = None
+        self._lag.record(round((self._clock() - self._sent_at) * 1e9))
+        self._live_until = self._deadline = self._sent_at + self._silence
+        self._wake.set()
+        if not self._connected:
+            self._connected, self._next_pause = True, _PAUSES[0]
+            if self._interruptions:
+                away = self._clock() - self._since
+                logger.warning("the feed of changes in PostgreSQL is back after %.1f s", away)
+            self._enter("live", "")
+            self._attempted.set()
+            for listener in self._listeners:
+                listener.resumed()
+
+    # --- what the connection reports ---
+
+    def _received(self, connection: object, _: int, channel: str, payload: str) -> None:
+        """Handle a notification. asyncpg calls it in the order in which they arrived."""
+        if connection is not self._connection or self._error is not None:
+            return  # a connection that was given up
+        try:
+            if channel == self._own_channel:
+                self._came_back(payload)
+            else:
+                self._report(payload)
+        except Exception as error:  # noqa: BLE001 - raised by the task, which connects again
+            # What the other listeners have missed, they must not trust.
+            self._lose(error)
+
+    def _report(self, payload: str) -> None:
+        token, keys = decode(payload)
+        if keys is not None:
+            for listener in self._listeners:
+                listener.changed(keys)
+        elif self._connected:
+            for listener in self._listeners:
+                listener.interrupted()
+                listener.resumed()
+        for key, expected in self._expected.get(token, {}).items():
+            if (keys is None or key in keys) and not expected.done():
+                expected.set_result(True)
+
+    def _on_end(self, connection: object) -> None:
+        if connection is self._connection:
+            self._lose(NotListening("the connection was closed"))
+
+    def _lose(self, error: Exception) -> None:
+        """Give the connection up, in this turn of the event loop."""
+        self._error = error
+        self._interrupt(error if isinstance(error, NotListening) else NotListening(repr(error)))
+        self._wake.set()
+
+    def _interrupt(self, error: NotListening) -> None:
+        self._live_until = 0.0
+        self._forget_expected()
+        if self._connected:
+            self._connected = False
+            self._interruptions += 1
+            for listener in self._listeners:
+                listener.interrupted()
+        if isinstance(error, PoolerFound):
+            if self._state != "unsupported":
+                logger.warning("%s; until then every read is a load", error)
+            self._enter("unsupported", str(error))
+        else:
+            if self._state == "live":
+                logger.warning("the feed of changes in PostgreSQL is interrupted (%s)", error)
+            self._enter("connecting", str(error))
+
+    def _forget_expected(self) -> None:
+        for expected in self._expected.values():
+            for each in expected.values():
+                if not each.done():
+                    each.set_result(False)
+
+    def _enter(self, state: Literal["connecting", "live", "unsupported"], reason: str) -> None:
+        if state != self._state:
+            self._state, self._since = state, self._clock()
+        self._reason = reason

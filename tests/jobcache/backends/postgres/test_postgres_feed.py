@@ -1,0 +1,506 @@
+"""The change feed on a real server: its reports, and that it notices when reports are missing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from typing import Any
+
+import asyncpg
+import pytest
+
+from app.devservers import PgBouncerServer, PostgresServer
+from app.devservers.programs import pgbouncer_program
+from jobcache import Document, JobCache, SettingsError
+from jobcache.backends.postgres import connection as connection_module
+from jobcache.backends.postgres import feed as feed_module
+from jobcache.backends.postgres.factory import LISTENER
+from jobcache.backends.postgres.feed import PostgresFeed
+from jobcache.backends.postgres.queue_usage import QueueUsage
+from jobcache.backends.postgres.writers import OwnPool
+from jobcache.errors import CacheUnavailable
+from tests.installed import require_program
+from tests.subjects import FakeClock
+
+CHANNEL = "jobcache:test"
+
+
+class Events:
+    """The events that a feed has reported."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self.gaps = 0
+        self.resumptions = 0
+
+    def changed(self, keys: Sequence[str]) -> None:
+        self.keys += keys
+
+    def interrupted(self) -> None:
+        self.gaps += 1
+
+    def resumed(self) -> None:
+        self.resumptions += 1
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def dsn(server: PostgresServer | PgBouncerServer) -> str:
+    return server.url().replace("+asyncpg", "")
+
+
+def connecting(url: str) -> Callable[[], Any]:
+    return partial(asyncpg.connect, url, **LISTENER)
+
+
+@asynccontextmanager
+async def following(
+    url: str,
+    *,
+    connect: Callable[[], Any] | None = None,
+    silence: float = 30,
+    clock: Callable[[], float] = time.monotonic,
+) -> AsyncIterator[tuple[PostgresFeed, Events]]:
+    """A feed that is live."""
+    feed = PostgresFeed(
+        connecting(url) if connect is None else connect,
+        OwnPool(url),
+        channel=CHANNEL,
+        heartbeat=0.02,
+        silence=silence,
+        clock=clock,
+    )
+    events = Events()
+    feed.listen(events)
+    feed.start()
+    try:
+        await until(lambda: feed.live)
+        yield feed, events
+    finally:
+        await feed.aclose()
+
+
+@pytest.fixture
+def url(postgres: PostgresServer) -> str:
+    return dsn(postgres)
+
+
+@pytest.fixture
+async def writer(url: str) -> AsyncIterator[Any]:
+    connection = await asyncpg.connect(url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
+
+
+class Address:
+    """An address that can move to another server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def __call__(self) -> Any:
+        return connecting(self.url)()
+
+
+async def notify(connection: Any, payload: str) -> None:
+    await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, payload)
+
+
+async def listener_pids(connection: Any) -> list[int]:
+    rows = await connection.fetch(
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'jobcache feed'"
+    )
+    return [row["pid"] for row in rows]
+
+
+# --- reports ---
+
+
+async def test_what_is_committed_is_reported_in_the_order_of_the_commits(
+    url: str, writer: Any
+) -> None:
+    async with following(url) as (feed, events):
+        for number in range(20):
+            async with writer.transaction():
+                await notify(writer, f"k{number}")
+                with suppress(ZeroDivisionError):
+                    async with writer.transaction():
+                        await notify(writer, "of a savepoint that was rolled back")
+                        raise ZeroDivisionError
+                assert f"k{number}" not in events.keys
+            with suppress(ZeroDivisionError):
+                async with writer.transaction():
+                    await notify(writer, "rolled back")
+                    raise ZeroDivisionError
+        await until(lambda: len(events.keys) == 20)
+        assert events.keys == [f"k{number}" for number in range(20)]
+        assert (events.gaps, events.resumptions) == (0, 1)
+        await writer.execute(f'NOTIFY "{CHANNEL}"')  # by somebody in psql: anything
+        await until(lambda: (events.gaps, events.resumptions) == (1, 2))
+        assert feed.live
+        assert feed.condition().interruptions == 0
+
+
+async def test_keys_of_any_kind_and_number_are_reported(url: str) -> None:
+    async with following(url) as (feed, events):
+        keys = ["a\x1fb", "", "nul\0", "line\n", "ü" * 2048, "'\"\\"]
+        for key in keys[3:]:
+            await feed.notify([key])
+        await until(lambda: events.keys == keys[3:])
+        for key in keys[:3]:
+            await feed.notify([key])
+        await until(lambda: events.gaps == 3)
+        many = [f"job:{number}:progress" for number in range(3000)]
+        await feed.notify(many)
+        await until(lambda: events.keys[3:] == many)
+
+
+async def test_a_writer_recognises_its_own_report(url: str) -> None:
+    async with following(url) as (feed, events):
+        feed.expect("k", "w")
+        await feed.notify(["k"], "w")
+        assert await feed.arrived("k", "w")
+        assert events.keys == ["k"]
+        assert not await feed.arrived("k", "w"), "nobody waits for it any more"
+
+
+async def test_two_namespaces_are_reported_apart(url: str, writer: Any) -> None:
+    async with following(url) as (_, events):
+        await writer.execute("SELECT pg_notify('jobcache:other', 'k')")
+        await notify(writer, "end")
+        await until(lambda: bool(events.keys))
+        assert events.keys == ["end"]
+
+
+# --- proof ---
+
+
+class Withheld(OwnPool):
+    """Writers that lose what they send while `loses` is set."""
+
+    loses = True
+    renewed = 0
+
+    async def notify(self, notifications: Sequence[tuple[str, str]]) -> None:
+        if not self.loses:
+            await super().notify(notifications)
+
+    async def renew(self) -> None:
+        self.renewed += 1
+        await super().renew()
+
+
+async def test_it_is_live_only_after_a_heartbeat_that_was_sent_while_it_listened(
+    url: str, writer: Any
+) -> None:
+    writers = Withheld(url)
+    feed = PostgresFeed(connecting(url), writers, channel=CHANNEL, heartbeat=0.02, silence=30)
+    events = Events()
+    feed.listen(events)
+    feed.start()
+    try:
+        await until(lambda: feed._awaited is not None)
+        await notify(writer, "k")
+        await until(lambda: events.keys == ["k"])
+        assert not feed.live, "it listens, and nothing proves that it gets everything"
+        for proof in ("0", "k", ""):
+            await writer.execute("SELECT pg_notify($1, $2)", feed._own_channel, proof)
+        await notify(writer, "end")
+        await until(lambda: "end" in events.keys)
+        assert not feed.live, "that was not its own heartbeat"
+        await writer.execute("SELECT pg_notify($1, $2)", feed._own_channel, feed._awaited)
+        await until(lambda: feed.live)
+        assert (events.gaps, events.resumptions) == (0, 1)
+    finally:
+        await feed.aclose()
+
+
+async def test_its_life_is_counted_from_the_sending_of_the_heartbeat(url: str) -> None:
+    clock = FakeClock()
+    async with following(url, silence=2.0, clock=clock) as (feed, events):
+        clock.now += 1.99
+        assert feed.live
+        clock.now += 0.02
+        assert not feed.live, "at once, whatever the task does"
+        await until(lambda: events.gaps == 1)
+        await until(lambda: feed.live)
+        assert feed.condition().interruptions == 1
+
+
+async def test_what_could_not_be_sent_is_sent_with_the_next_heartbeat(url: str) -> None:
+    async with following(url) as (feed, events):
+        pool = feed._writers
+        broken = OwnPool("postgresql://postgres@/postgres?host=/nowhere")
+        feed._writers = broken
+        with pytest.raises(CacheUnavailable):
+            await feed.notify(["a", "b"])
+        await until(lambda: events.gaps == 1)  # a heartbeat met it, too
+        feed._writers = pool
+        await until(lambda: events.keys == ["a", "b"])
+        await until(lambda: feed.live)
+
+
+# --- faults ---
+
+
+async def test_a_connection_that_the_server_ends_is_noticed_at_once(
+    url: str, writer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, logger="jobcache")
+    async with following(url) as (feed, events):
+        feed.expect("k", "w")
+        for pid in await listener_pids(writer):
+            await writer.execute("SELECT pg_terminate_backend($1)", pid)
+        await until(lambda: events.gaps == 1)
+        assert not await feed.arrived("k", "w")
+        await until(lambda: feed.live)
+        assert events.resumptions == 2
+        assert "is interrupted" in caplog.text
+        assert "is back after" in caplog.text
+        await notify(writer, "k")
+        await until(lambda: events.keys == ["k"])
+
+
+async def test_a_server_that_restarts_is_followed_again(own_server: PostgresServer) -> None:
+    url = dsn(own_server)
+    async with following(url) as (feed, events):
+        own_server.stop()
+        await until(lambda: events.gaps == 1)
+        assert not feed.live
+        own_server.start()
+        await until(lambda: feed.live)
+        await feed.notify(["k"])
+        await until(lambda: events.keys == ["k"])
+
+
+class Proxy:
+    """Forwards a TCP port to a server's socket, until it becomes a black hole."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._path = f"{server.socket_directory}/.s.PGSQL.5432"
+        self._open = asyncio.Event()
+        self._open.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream_writer = await asyncio.open_unix_connection(self._path)
+        self._writers += [writer, upstream_writer]
+        for source, target in ((reader, upstream_writer), (upstream_reader, writer)):
+            task = asyncio.create_task(self._pump(source, target))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await source.read(65536):
+                await self._open.wait()
+                target.write(data)
+        target.close()
+
+    def swallow(self) -> None:
+        """Take everything and pass nothing on; close no connection."""
+        self._open.clear()
+
+    def heal(self) -> None:
+        self._open.set()
+
+    async def __aenter__(self) -> str:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        return f"postgresql://postgres@127.0.0.1:{port}/postgres"
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def test_a_black_hole_is_noticed_by_the_missing_heartbeat(
+    postgres: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "HANDSHAKE", 0.2)
+    proxy = Proxy(postgres)
+    async with proxy as proxied:
+        feed_through = following(url, connect=connecting(proxied), silence=0.3)
+        async with feed_through as (feed, events):
+            gaps = events.gaps  # a busy machine may be silent for that long
+            proxy.swallow()
+            await until(lambda: events.gaps == gaps + 1)
+            assert not feed.live
+            assert "heartbeat" in feed.condition().reason
+            proxy.heal()
+            await until(lambda: feed.live)
+
+
+async def test_writers_that_lead_to_another_server_are_found_out(
+    url: str, own_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address has moved: the feed listens on one server, and the pool writes on another."""
+    monkeypatch.setattr(feed_module, "_FIRST_HEARTBEAT", 0.3)
+    writers = Withheld(url)
+    writers.loses = False
+    address = Address(dsn(own_server))
+    feed = PostgresFeed(address, writers, heartbeat=0.02, silence=0.3)
+    feed.start()
+    try:
+        await until(lambda: writers.renewed >= 1)
+        assert not feed.live
+        address.url = url
+        await until(lambda: feed.live)
+    finally:
+        await feed.aclose()
+
+
+async def test_another_server_has_the_writers_connections_replaced_before_the_feed_is_live(
+    url: str, writer: Any, own_server: PostgresServer
+) -> None:
+    """After a failover: a load on an old connection would read the old server."""
+    renewed: list[bool] = []
+    address = Address(dsn(own_server))
+
+    class Moved(OwnPool):
+        async def renew(self) -> None:
+            renewed.append(feed.live)
+            self._pool.terminate()
+            self._pool, self._url = None, address.url
+
+    feed = PostgresFeed(address, Moved(address.url), heartbeat=0.02, silence=30)
+    events = Events()
+    feed.listen(events)
+    feed.start()
+    try:
+        await until(lambda: feed.live)
+        assert renewed == []
+        connection = await asyncpg.connect(address.url)
+        address.url = url
+        (pid,) = await listener_pids(connection)
+        await connection.execute("SELECT pg_terminate_backend($1)", pid)
+        await connection.close()
+        await until(lambda: events.gaps == 1)
+        await until(lambda: feed.live)
+        assert renewed == [False]
+        (pid,) = await listener_pids(writer)
+        await writer.execute("SELECT pg_terminate_backend($1)", pid)
+        await until(lambda: events.gaps == 2)
+        await until(lambda: feed.live)
+        assert renewed == [False], "the same server"
+    finally:
+        await feed.aclose()
+
+
+async def test_a_listener_that_raises_has_the_feed_start_again(
+    url: str, writer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Listeners after it have missed the report."""
+
+    class Faulty(Events):
+        def changed(self, keys: Sequence[str]) -> None:
+            if keys == ["bad"]:
+                raise ZeroDivisionError
+
+    async with following(url) as (feed, events):
+        feed._listeners.insert(0, Faulty())
+        await notify(writer, "bad")
+        await until(lambda: events.gaps == 1)
+        await until(lambda: feed.live)
+        assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_standby_or_a_missing_server_is_tried_again() -> None:
+    feed = PostgresFeed(
+        connecting("postgresql://postgres@/postgres?host=/nowhere"),
+        OwnPool("postgresql://postgres@/postgres?host=/nowhere"),
+    )
+    await feed.connected()
+    assert feed.condition().state == "connecting"
+    assert "Error" in feed.condition().reason
+    assert not feed.live
+    await feed.aclose()
+    await feed.aclose()
+
+
+# --- poolers ---
+
+
+@pytest.fixture(scope="module")
+def bouncer(postgres: PostgresServer) -> Iterator[PgBouncerServer]:
+    require_program(pgbouncer_program)
+    with PgBouncerServer(postgres) as server:
+        yield server
+
+
+async def test_a_pooler_is_refused_in_one_line(
+    bouncer: PgBouncerServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = JobCache.from_url(dsn(bouncer))
+    with pytest.raises(SettingsError, match="DATABASE_DIRECT_URL") as refused:
+        await cache.start()
+    assert "\n" not in str(refused.value)
+    assert len([each for each in caplog.records if each.name == "jobcache"]) == 1
+    await cache.aclose()
+
+
+async def test_a_pooler_and_a_direct_url_work_together(bouncer: PgBouncerServer, url: str) -> None:
+    async def load() -> Document:
+        return Document(version=1, owner="", body=b"{}")
+
+    async with AsyncExitStack() as stack:
+        first, second = [
+            await stack.enter_async_context(
+                JobCache.from_url(dsn(bouncer), postgres_direct_url=url)
+            )
+            for _ in range(2)
+        ]
+        for cache in (first, second):
+            await until(lambda: cache.info().health.available)  # noqa: B023 - called here
+            await cache.read("k", load)
+            assert cache.peek("k", load) is not None
+        await first.invalidate("k")
+        assert first.peek("k", load) is None
+        await until(lambda: second.peek("k", load) is None)
+
+
+# --- the queue of notifications ---
+
+
+async def test_the_usage_of_the_queue_is_reported(url: str) -> None:
+    async with following(url) as (feed, _):
+        await until(lambda: feed.condition().queue_usage is not None)
+        assert feed.condition().queue_usage == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_queue_that_grows_is_logged_each_time_it_has_doubled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING, logger="jobcache")
+    usage = QueueUsage()
+    for share in (0.0, 0.04, 0.12, 0.13, 0.2, 0.25, 0.5, 0.4, 0.01, 0.0, 0.2):
+        usage.note(share)
+    found = [record.getMessage().partition(":")[0] for record in caplog.records]
+    full = [line for line in found if "% full" in line]
+    assert [line.split(" is ")[1] for line in full] == [
+        "12 % full",
+        "25 % full",
+        "50 % full",
+        "20 % full",
+    ]
+    assert len(found) == len(full) + 1
+    assert usage.share == 0.2
