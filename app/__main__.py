@@ -194,6 +194,10 @@ async def _check(chosen: Settings) -> None:
         source_id = await database.source_id()
     finally:
         await database.aclose()
+    if chosen.cache.backend == "postgres":
+        from app.db.notifications import check_listener  # noqa: PLC0415 - needs its driver
+
+        await check_listener(chosen.database_direct_url)
     if chosen.cache.backend in REMOTE:
         await check_namespace(replace(chosen.cache, source_id=source_id))
 

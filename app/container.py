@@ -32,6 +32,7 @@ from app.ops.tracing import Tracing
 from app.rendering.simulated import SimulatedRenderer
 from app.rendering.video import VideoRenderer
 from jobcache import JobCache
+from jobcache.backends import memory
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.registry import make_backend
 from jobcache.http.event_stream import FULL, FULL_RETRY, EventStreams
@@ -43,9 +44,11 @@ from jobcache.sync import JobCache as SyncJobCache
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from app.jobs.storage import Announce
     from app.rendering.renderer import Renderer
     from app.settings import Settings
     from jobcache import Lifetimes
+    from jobcache.protocol.backend import CacheBackend
 
 _SIMULATED_AT_ONCE = 10_000  # they need no CPU
 
@@ -81,18 +84,18 @@ def build(settings: Settings) -> Services:
     tracing = (
         Tracing(settings.trace_rate, settings.traces_per_second) if settings.trace_rate else None
     )
+    settings.make_directories()
+    database = _database(settings)
     cache = JobCache(
-        make_backend(settings.cache),
+        _backend(settings, database),
         lifetimes=_lifetimes(settings),
         load_timeout=settings.cache.load_timeout,
         check_body=check_body,
         shadow_rate=settings.cache.shadow_rate,
         instrumentation=None if tracing is None else tracing.instrumentation,
     )
-    settings.make_directories()
-    database = _database(settings)
-    memory = cache.backend if isinstance(cache.backend, MemoryBackend) else None
-    registration = Registration(database, memory)
+    in_process = cache.backend if isinstance(cache.backend, MemoryBackend) else None
+    registration = Registration(database, in_process)
     store = JobStore(database)
     jobs = JobService(database, store, cache, most_unfinished=settings.max_unfinished_jobs)
     held = HeldRequests(settings.max_held_requests, cache.cancel_waiters)
@@ -152,6 +155,22 @@ def build(settings: Settings) -> Services:
         tracing,
         keys,
         rate,
+    )
+
+
+def _backend(settings: Settings, database: Database) -> CacheBackend:
+    """Return the backend; "postgres" notifies on the connections of the database's pool."""
+    if settings.cache.backend != "postgres":
+        return make_backend(settings.cache)
+    # SQLite needs no driver of PostgreSQL.
+    from app.db.notifications import DatabaseWriters, listener  # noqa: PLC0415
+    from jobcache.backends.postgres.factory import make_postgres  # noqa: PLC0415
+
+    return make_postgres(
+        memory.from_settings(settings.cache),
+        listener(settings.database_direct_url),
+        DatabaseWriters(database),
+        settings.cache.prefix,
     )
 
 
@@ -234,6 +253,16 @@ async def running(services: Services, *, tables_checked: bool = False) -> AsyncI
         await services.database.aclose()
 
 
+def _announce(settings: Settings) -> Announce | None:
+    """Return how a process without a cache of its own notifies those that have one."""
+    if settings.cache.backend != "postgres":
+        return None
+    from jobcache.backends.postgres.payloads import channel_of, notification_of  # noqa: PLC0415
+
+    channel = channel_of(settings.cache.prefix)
+    return lambda *keys: notification_of(channel, "", keys)
+
+
 @contextmanager
 def render_worker(settings: Settings) -> Iterator[RenderWorker]:
     """Create and start the parts of a queue's worker, and stop them at the end.
@@ -246,9 +275,11 @@ def render_worker(settings: Settings) -> Iterator[RenderWorker]:
     """
     renderer, _ = _renderer(settings.celery_renderer, settings)
     settings.make_directories()
-    # A worker writes, and reads nothing that a local tier could spare it.
-    remote = "redis" if settings.cache.backend == "tiered" else settings.cache.backend
-    cache_settings = replace(settings.cache, backend=remote)
+    # A worker writes, and reads nothing that a local tier could spare it. With `postgres`, its
+    # statements notify.
+    without_local = {"tiered": "redis", "postgres": "null"}
+    backend = settings.cache.backend
+    cache_settings = replace(settings.cache, backend=without_local.get(backend, backend))
     with (
         start_blocking_portal(name="jobcache database") as portal,
         SyncJobCache(cache_settings, lifetimes=_lifetimes(settings)) as cache,
@@ -267,6 +298,7 @@ def render_worker(settings: Settings) -> Iterator[RenderWorker]:
                 renderer,
                 videos=settings.videos,
                 claim_for=settings.claim_seconds,
+                announce=_announce(settings),
             )
         finally:
             portal.call(registration.aclose)

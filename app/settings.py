@@ -363,6 +363,14 @@ class Settings(BaseSettings):
         topic="Database",
         repr=False,
     )
+    database_direct_url: str = _setting(
+        "DATABASE_DIRECT_URL",
+        "",
+        "The same PostgreSQL database without the pooler through which `DATABASE_URL` leads; the"
+        " backend `postgres` listens there. Empty means `DATABASE_URL`.",
+        topic="Database",
+        repr=False,
+    )
     pooler: Literal["auto", "none", "transaction"] = _setting(
         "JOBCACHE_DATABASE_POOLER",
         "auto",
@@ -559,6 +567,8 @@ def load() -> Settings:
         allowed = "the memory backend is right for one process only; choose another one"
         raise SettingsError("JOBCACHE_WORKERS", settings.workers, allowed)
     update = {"database_url": _database_url(settings.database_url, settings.var_dir)}
+    if cache.backend == "postgres":
+        update["database_direct_url"] = _direct_url(settings, update["database_url"])
     if settings.renderer == "celery":
         update["celery_broker_url"] = _celery_broker_url(settings)
     return settings.model_copy(update=update)
@@ -648,7 +658,25 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _database_url(text: str, var_dir: Path) -> str:
+def _direct_url(settings: Settings, database_url: str) -> str:
+    """Return the URL at which the backend `postgres` listens."""
+    text = settings.database_direct_url
+    direct = _database_url(text, settings.var_dir, "DATABASE_DIRECT_URL") if text else database_url
+    if not database_url.startswith("postgresql"):
+        allowed = (
+            "the documents must be in PostgreSQL, which then notifies all processes: set"
+            " DATABASE_URL to a postgresql:// URL; with SQLite choose memory, for one process, or"
+            " tiered, redis or memcached"
+        )
+        raise SettingsError("JOBCACHE_BACKEND", settings.cache.backend, allowed)
+    if not direct.startswith("postgresql"):
+        raise SettingsError(
+            "DATABASE_DIRECT_URL", scheme_and_host(text), "a URL that begins with postgresql://"
+        )
+    return direct
+
+
+def _database_url(text: str, var_dir: Path, variable: str = "DATABASE_URL") -> str:
     from sqlalchemy.engine import URL, make_url  # noqa: PLC0415 - takes half a second to import
     from sqlalchemy.exc import ArgumentError  # noqa: PLC0415 - as above
 
@@ -663,15 +691,13 @@ def _database_url(text: str, var_dir: Path) -> str:
         url = make_url(with_one_host(text))
     except (ArgumentError, ValueError) as error:  # ValueError: the port is not a number
         # The text is not shown, because it may hold a password.
-        raise SettingsError("DATABASE_URL", "(unreadable)", allowed) from error
+        raise SettingsError(variable, "(unreadable)", allowed) from error
     driver = _DRIVERS.get(url.drivername)
     if driver is None or (driver.startswith("sqlite") and url.database in {None, "", ":memory:"}):
-        raise SettingsError("DATABASE_URL", scheme_and_host(text), allowed)
+        raise SettingsError(variable, scheme_and_host(text), allowed)
     if driver.startswith("postgresql"):
         try:
             read_postgres_url(url)
         except ValueError as error:
-            raise SettingsError(
-                "DATABASE_URL", f"{driver}://{url.host or ''}", str(error)
-            ) from error
+            raise SettingsError(variable, f"{driver}://{url.host or ''}", str(error)) from error
     return url.set(drivername=driver).render_as_string(hide_password=False)

@@ -17,7 +17,7 @@ from app.devservers.programs import memcached_program
 from jobcache.testing import conformance
 from tests.hanging import describe_tasks
 from tests.installed import require_program
-from tests.pairs import spare_pairs
+from tests.pairs import impossible_pairs, spare_pairs
 from tests.patience import limits
 from tests.subjects import REDIS_SERVERS, Stores, make_subject
 from tests.wheels import build_wheel
@@ -47,9 +47,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the long tests out, and half of the pairs of backend and database, unless asked for."""
-    if config.getoption("long"):
-        return
-    left_out = {item for item in items if item.get_closest_marker("long")} | spare_pairs(items)
+    left_out = impossible_pairs(items)
+    if not config.getoption("long"):
+        left_out |= {item for item in items if item.get_closest_marker("long")}
+        left_out |= spare_pairs(items)
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]

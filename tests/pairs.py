@@ -13,6 +13,17 @@ SERVICE_BACKENDS = ["null", "memory", "redis", "tiered"]
 DATABASES = ["sqlite", "postgres"]
 
 
+def impossible_pairs(items: Sequence[pytest.Item]) -> set[pytest.Item]:
+    """Return tests of the backend `postgres` whose database is another one."""
+    return {
+        item
+        for item in items
+        if (callspec := getattr(item, "callspec", None)) is not None
+        and "postgres" in (callspec.params.get(name) for name in ("shared", "backend_environment"))
+        and "sqlite" in callspec.params.values()
+    }
+
+
 def spare_pairs(items: Sequence[pytest.Item]) -> set[pytest.Item]:
     """Return tests whose pair can be spared: backend and database know nothing of each other.
 

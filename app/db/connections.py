@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.util import await_only
 
@@ -78,6 +79,7 @@ class Connections:
         self.statements: Counter[str] = Counter()
         self.purposes: Counter[str] = Counter()
         self._closing: set[asyncio.Task[None]] = set()
+        self._outdated: bool | None = None
         parsed = make_url(url)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         arguments: dict[str, Any] = {"timeout": sqlite_lock_wait}
@@ -109,6 +111,18 @@ class Connections:
             event.listen(engine, "connect", _prepare_sqlite)
         else:
             event.listen(engine, "do_connect", self._connect)
+
+    def renew(self) -> None:
+        """Replace each present connection before its next use: it may lead to another server."""
+        if self._outdated is None:
+            # Not before: every use of a connection makes the check, which few services need.
+            event.listen(self.engine.sync_engine, "checkout", self._check_outdated)
+        self._outdated = True
+
+    def _check_outdated(self, *_: object) -> None:
+        if self._outdated:
+            self._outdated = False
+            raise InvalidatePoolError("another server may have taken the place of the first one")
 
     @property
     def url(self) -> URL:

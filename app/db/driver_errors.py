@@ -33,6 +33,7 @@ POSTGRES: Final[dict[str, Failure]] = {
     "40003": Failure.UNAVAILABLE,  # statement completion unknown
     "42P05": Failure.DISCONNECTED,  # prepared statement exists: a pooler swapped servers
     "53": Failure.UNAVAILABLE,  # out of disk space, memory, connections
+    "54000": Failure.UNAVAILABLE,  # the queue of notifications is full
     "55": Failure.UNAVAILABLE,  # lock timeout, object in use
     "57": Failure.DISCONNECTED,  # shutdown, crash, start, idle session
     "57014": Failure.UNAVAILABLE,  # cancelled, or statement timeout

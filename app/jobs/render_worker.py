@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from app.db.database import Database
     from app.jobs.states import Transition
-    from app.jobs.storage import Job, JobStore
+    from app.jobs.storage import Announce, Job, JobStore
     from app.rendering.renderer import Renderer
     from jobcache.sync import JobCache
 
@@ -84,6 +84,8 @@ class RenderWorker:
         videos: the folder of the videos, the same as the service's.
         claim_for: seconds until a claim expires, unless it is renewed.
         report_every: the least number of seconds between two progress reports of a job.
+        announce: returns the notification of the keys that a statement changes; None: the cache
+            fences them.
         clock_ms: wall-clock time in milliseconds.
     """
 
@@ -98,6 +100,7 @@ class RenderWorker:
         videos: Path,
         claim_for: float,
         report_every: float = 0.25,
+        announce: Announce | None = None,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._portal = portal
@@ -108,6 +111,7 @@ class RenderWorker:
         self._videos = videos
         self._claim_for = claim_for
         self._report_every = report_every
+        self._announce = announce
         self._clock_ms = clock_ms
 
     def render_next(self) -> int | None:
@@ -289,11 +293,12 @@ class RenderWorker:
         claim = Claim(claimed.runner, self._expires_at(now_ms))
         transaction = blocking_transaction(self._portal, self._database)
         with self._cache.write(transaction) as write:
-            make = partial(self._store.make_transition, claim=claim)
+            key = progress_key(job_id)
+            announced = None if self._announce is None else self._announce(key)
+            make = partial(self._store.make_transition, claim=claim, notification=announced)
             job = self._portal.call(make, write.transaction, job_id, transition, now_ms, values)
             if job is None:
                 raise ClaimLost(job_id)
-            key = progress_key(job_id)
             # Fenced only now: a refused change leaves the entry.
             write.fence(key)
             write.publish(key, job_document(job))

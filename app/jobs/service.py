@@ -246,7 +246,9 @@ class JobService:
 
     async def _insert(self, new: NewJob) -> Job:
         async with self._cache.write(self._database.transaction()) as write:
-            created = await self._store.create(write.transaction, new, self._clock_ms())
+            created = await self._store.create(
+                write.transaction, new, self._clock_ms(), write.notification
+            )
             if created is None:
                 raise _NothingChanged  # to roll back
             job, list_version = created
@@ -263,7 +265,7 @@ class JobService:
             # Fenced before others can see the row: that removes the entry which says that there is
             # no such job, if a poll has stored one.
             key, list_key = progress_key(job.id), jobs_key(new.client_id)
-            await write.fence(key, list_key)
+            await write.fence(key, list_key, notified=True)
             write.publish(key, self.document(job))
             write.outdate(list_key, list_version)
         return job
@@ -356,6 +358,9 @@ class JobService:
     async def _try(
         self, job_id: int, transition: Transition, caller: Caller, values: dict[str, Any]
     ) -> Job:
+        keys = [progress_key(job_id)]
+        if transition is states.FINISH_STORYBOARD:
+            keys.append(storyboard_key(job_id))
         async with self._cache.write(self._database.transaction()) as write:
             job = await self._store.make_transition(
                 write.transaction,
@@ -364,21 +369,18 @@ class JobService:
                 self._clock_ms(),
                 values,
                 client_id=caller.client,
+                notification=write.notification(*keys),
             )
             if job is None:
                 raise _NothingChanged
             # Made, and kept, while the fence is on its way.
             asyncio.get_running_loop().call_soon(self.document, job)
-            key = progress_key(job_id)
             # Fenced only now: a refused change, or an unreachable database, leaves the entry.
+            await write.fence(*keys, notified=True)
+            write.publish(keys[0], self.document(job))
             if transition is states.FINISH_STORYBOARD:
-                storyboard = storyboard_key(job_id)
-                await write.fence(key, storyboard)
                 stored = StoredStoryboard(job.client_id, job.version, values["storyboard"])
-                write.publish(storyboard, storyboard_document(stored))
-            else:
-                await write.fence(key)
-            write.publish(key, self.document(job))
+                write.publish(keys[1], storyboard_document(stored))
         return job
 
     async def _refusal(self, job_id: int, transition: Transition, caller: Caller) -> Job | None:

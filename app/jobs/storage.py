@@ -12,9 +12,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
+    Text,
     and_,
     bindparam,
     case,
+    cast,
     delete,
     func,
     literal,
@@ -28,15 +30,20 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.db.tables import RUNNABLE, claims, clients, jobs
+from app.jobs.cache_keys import jobs_key, progress_key
 from app.jobs.states import MOVING, TERMINAL, Status, Transition
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from sqlalchemy import BindParameter, ColumnElement, Row, Update
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from app.db.database import Database
+    from jobcache.protocol.capabilities import Notification
+
+    Announce = Callable[..., Notification | None]
+    """Returns the notification of the keys that it is called with; None if writers fence."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -134,9 +141,11 @@ class JobList:
 _NAMES = [field.name for field in fields(Job)]
 _COLUMNS = [jobs.c[name] for name in _NAMES]
 _STATUS = _NAMES.index("status")
+_JOB_COLUMNS = len(_NAMES)
 _SELECT = select(*_COLUMNS)
 _SELECT_ONE = _SELECT.where(jobs.c.id == bindparam("job_id"))  # built once: it serves every miss
 _MOVING = sorted(map(str, MOVING))
+_BEFORE_ID, _AFTER_ID = progress_key(0).split("0")
 _NAMED_AT_ONCE = 1000  # databases limit the parameters of a statement
 
 
@@ -216,19 +225,24 @@ class JobStore:
     # --- changing ---
 
     async def create(
-        self, connection: AsyncConnection, new: NewJob, now_ms: int
+        self,
+        connection: AsyncConnection,
+        new: NewJob,
+        now_ms: int,
+        announce: Announce = lambda *_: None,
     ) -> tuple[Job, int] | None:
         """Insert a job; return it and the new version of its client's list.
 
         Return None if the client has used the idempotency key before. The caller must then roll
-        the transaction back.
+        the transaction back. Both statements notify, if `announce` returns notifications.
         """
         # Lock the client's row first, as everywhere: this orders the creations of a client.
         raised = self._insert(clients).values(id=new.client_id, version=1)
+        listed = announce(jobs_key(new.client_id))
         version = await connection.scalar(
             raised.on_conflict_do_update(
                 index_elements=[clients.c.id], set_={"version": clients.c.version + 1}
-            ).returning(clients.c.version)
+            ).returning(clients.c.version, *_notify_client(listed))
         )
         inserted = self._insert(jobs).values(
             client_id=new.client_id,
@@ -249,7 +263,7 @@ class JobStore:
         result = await connection.execute(
             inserted.on_conflict_do_nothing(
                 index_elements=[jobs.c.client_id, jobs.c.idempotency_key]
-            ).returning(*_COLUMNS)
+            ).returning(*_COLUMNS, *_notify_inserted(announce()))
         )
         row = result.one_or_none()
         return None if row is None or version is None else (_job(row), version)
@@ -281,12 +295,13 @@ class JobStore:
         *,
         client_id: str | None = None,
         claim: Claim | None = None,
+        notification: Notification | None = None,
     ) -> Job | None:
         """Make a transition and raise the version; return the new row.
 
         Return None if the job does not exist or its state does not allow the transition. With
         `client_id`, jobs of other clients do not exist. With `claim`, the transition also renews
-        the claim.
+        the claim. With `notification`, the statement sends it.
 
         Raises:
             ClaimLost: the runner does not hold the claim; the transaction must be rolled back.
@@ -296,8 +311,14 @@ class JobStore:
             parameters[f"to_{name}"] = value
         if client_id is not None:
             parameters["of_client"] = client_id
+        if notification is not None:
+            parameters["notify_channel"] = notification.channel
+            parameters["notify_payload"] = notification.payload
         statement = transition_statement(
-            transition, frozenset(values), of_client=client_id is not None
+            transition,
+            frozenset(values),
+            of_client=client_id is not None,
+            notifies=notification is not None,
         )
         result = await connection.execute(statement, parameters)
         row = result.one_or_none()
@@ -413,7 +434,11 @@ class JobStore:
 
 @cache
 def transition_statement(
-    transition: Transition, changed: frozenset[str], *, of_client: bool = False
+    transition: Transition,
+    changed: frozenset[str],
+    *,
+    of_client: bool = False,
+    notifies: bool = False,
 ) -> Update:
     """Build the statement for a transition; cached, because building costs as much as sending.
 
@@ -421,10 +446,11 @@ def transition_statement(
         transition: the statement returns no row if the state of the job does not allow it.
         changed: columns that get new values; columns that depend on them are changed too.
         of_client: whether the statement is limited to the jobs of one client.
+        notifies: whether the statement notifies, if it changes the row.
 
     Returns:
-        A statement with the parameters `job_id`, `of_client`, `to_updated_at`, and `to_` before
-        every changed column.
+        A statement with the parameters `job_id`, `of_client`, `notify_channel`, `notify_payload`,
+        `to_updated_at`, and `to_` before every changed column.
     """
     values: dict[str, Any] = {name: _new(name) for name in changed | {"updated_at"}}
     if "progress_at" in changed and transition.to not in TERMINAL:
@@ -442,8 +468,29 @@ def transition_statement(
         update(jobs)
         .where(condition)
         .values(status=str(transition.to), version=jobs.c.version + 1, **values)
-        .returning(*_COLUMNS)
+        .returning(*_COLUMNS, *([_NOTIFY] if notifies else []))
     )
+
+
+_NOTIFY = func.pg_notify(
+    bindparam("notify_channel", type_=Text), bindparam("notify_payload", type_=Text)
+)
+
+
+def _notify_client(notification: Notification | None) -> list[ColumnElement[Any]]:
+    """Return what the statement returns besides the version of a client's list."""
+    if notification is None:
+        return []
+    return [func.pg_notify(notification.channel, notification.payload)]
+
+
+def _notify_inserted(notification: Notification | None) -> list[ColumnElement[Any]]:
+    """Return what the INSERT of a job returns besides the row: only it knows the key."""
+    if notification is None:
+        return []
+    before = literal(notification.prefix + _BEFORE_ID, Text)
+    key = before + cast(jobs.c.id, Text) + literal(_AFTER_ID, Text)
+    return [func.pg_notify(notification.channel, key)]
 
 
 def _new(name: str) -> BindParameter[Any]:
@@ -467,7 +514,7 @@ def progress_values(percent: float, stage: str, message: str, now_ms: int) -> di
 
 
 def _job(row: Row[Any]) -> Job:
-    """Return the job of a row that has `_COLUMNS`."""
-    values = list(row)
+    """Return the job of a row that begins with `_COLUMNS`."""
+    values = list(row[:_JOB_COLUMNS])
     values[_STATUS] = Status(values[_STATUS])
     return Job(*values)

@@ -50,7 +50,10 @@ class _Collector:
         for metric in SERVICE_METRICS:
             if metric.name not in total:
                 continue
-            yield family(metric, [({}, total[metric.name])])
+            value = total[metric.name]
+            if metric.shared:
+                value = max(each.get(metric.name, 0) for _, each in processes)
+            yield family(metric, [({}, value)])
             if metric.kind != "histogram":
                 yield family(
                     metric,

@@ -57,6 +57,14 @@ class Purged(BaseModel):
     purged: int
 
 
+def _feed_of(cache: JobCache) -> dict[str, str]:
+    """Return the state of the change feed, and of the database's queue of notifications."""
+    feed = cache.info().feed
+    if feed is None or feed.queue_usage is None:
+        return {}
+    return {"feed": feed.state, "notification_queue": f"{feed.queue_usage:.1%} full"}
+
+
 _METRICS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The metrics in the text format of Prometheus",
@@ -106,13 +114,14 @@ def router(
     async def readyz(request: Request) -> Response:
         """Return 200 if the database accepts reads and writes and the API keys can be read.
 
-        The database is checked at most once a second.
+        The database is checked at most once a second. With the backend `postgres`, the response
+        has the state of the change feed, too: while it is not live, each poll is a query.
         """
         if keys is not None and keys.problem:
             detail = f"The file of API keys cannot be used: {keys.problem}."
             headers = {"Retry-After": "2"}
             return problem(503, detail, instance=request.url.path, headers=headers)
         await readiness.check()
-        return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "ready", **_feed_of(cache)})
 
     return routes

@@ -128,6 +128,7 @@ def _feed(condition: FeedStatus | None) -> dict[str, Any] | None:
         "reason": condition.reason,
         "interruptions": condition.interruptions,
         "lag_us": condition.lag_us,
+        "queue_usage": condition.queue_usage,
     }
 
 

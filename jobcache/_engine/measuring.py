@@ -92,4 +92,6 @@ def _of_backend(backend: CacheBackend) -> Measurements:
         measured["jobcache_feed_state"] = {each: int(each == feed.state) for each in _FEED_STATES}
         measured["jobcache_feed_interruptions_total"] = feed.interruptions
         measured["jobcache_feed_lag_seconds"] = dict(feed.lag_counts)
+        if feed.queue_usage is not None:
+            measured["jobcache_feed_queue_usage"] = feed.queue_usage
     return measured

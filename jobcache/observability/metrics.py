@@ -29,12 +29,14 @@ class Metric:
         kind: a counter never goes down while its process lives; a gauge is how it is now.
         help: one sentence.
         labels: their names. Each has few values, known in advance.
+        shared: whether all processes measure the same thing, so that their sum means nothing.
     """
 
     name: str
     kind: Kind
     help: str
     labels: tuple[str, ...] = ()
+    shared: bool = False
 
 
 def _histogram(name: str, text: str) -> Metric:
@@ -113,6 +115,12 @@ CACHE_METRICS = (
     ),
     _histogram(
         "jobcache_feed_lag_seconds", "Time from each heartbeat of the change feed to its report."
+    ),
+    Metric(
+        "jobcache_feed_queue_usage",
+        "gauge",
+        "The part of the database server's queue of notifications that is in use, from 0 to 1.",
+        shared=True,
     ),
     Metric("jobcache_waiters", "gauge", "Callers that wait for a newer version."),
     Metric("jobcache_watched_keys", "gauge", "Keys that these callers wait for."),
