@@ -93,6 +93,7 @@ def launch(
     *arguments: str,
     measured: bool = True,
     anew: bool = False,
+    module: str = "app",
     **environment: str,
 ) -> Child:
     """Start a service in `directory`, and wait for nothing.
@@ -102,7 +103,7 @@ def launch(
     """
     variables = {"JOBCACHE_PORT": str(port), "JOBCACHE_CLAIM_SECONDS": "0.6", **environment}
     run = arguments or ("serve",)
-    return start(directory, log, *run, measured=measured, anew=anew, **variables)
+    return start(directory, log, *run, measured=measured, anew=anew, module=module, **variables)
 
 
 def start(
@@ -112,9 +113,10 @@ def start(
     measured: bool = True,
     anew: bool = False,
     workers: bool = True,
+    module: str = "app",
     **environment: str,
 ) -> Child:
-    """Start `python -m app` with these arguments and no other variables; see `launch`.
+    """Start `python -m app`, or another module, with no other variables; see `launch`.
 
     Without `workers` it ends before it starts any, whatever the settings say.
     """
@@ -124,9 +126,9 @@ def start(
     whole = {**inherited, **environment}
     with log.open("ab") as output:
         if not anew and _can_fork(arguments, whole, environment, workers=workers):
-            return fork(directory, arguments, whole, output)
+            return fork(directory, arguments, whole, output, module)
         return subprocess.Popen(
-            [sys.executable, "-m", "app", *arguments],
+            [sys.executable, "-m", module, *arguments],
             cwd=directory,
             env=whole,
             stdout=output,
@@ -175,12 +177,15 @@ def serving(
     *arguments: str,
     measured: bool = True,
     anew: bool = False,
+    module: str = "app",
     **environment: str,
 ) -> Iterator[Process]:
     """Run `python -m app serve` (or what `arguments` say) in `directory`; see `launch`."""
     port = free_port()
     log = directory / f"log-{port}.txt"
-    child = launch(directory, port, log, *arguments, measured=measured, anew=anew, **environment)
+    child = launch(
+        directory, port, log, *arguments, measured=measured, anew=anew, module=module, **environment
+    )
     with until_stopped(Process(child, port, log)) as process:
         yield process
 
