@@ -208,7 +208,8 @@ def _free_ports(count: int) -> list[int]:
     each other meanwhile.
     """
     ports: list[int] = []
-    for port in random.sample(range(_LOWEST_PORT, _EPHEMERAL - _BUS), _EPHEMERAL // 8):
+    chosen = random.SystemRandom()  # tests that run at the same time may have the same seed
+    for port in chosen.sample(range(_LOWEST_PORT, _EPHEMERAL - _BUS), _EPHEMERAL // 8):
         if len(ports) == count:
             break
         with suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import tempfile
 from abc import abstractmethod
@@ -11,16 +12,29 @@ from app.devservers.process import ServerFailed, ServerProcess, Started
 
 LOOPBACK = "127.0.0.1"
 
+_chosen = random.SystemRandom()  # tests that run at the same time may have the same seed
+
 
 def free_port() -> int:
     """Return a TCP port of the loopback interface that nothing is bound to.
 
-    The port is not reserved: another process may take it before the caller does.
+    The port is not reserved: another process may take it before the caller does. That is unlikely,
+    because no system gives ports of this range to outgoing connections.
+
+    Raises:
+        OSError: a hundred ports were taken.
     """
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        port: int = listener.getsockname()[1]
-        return port
+    for last in reversed(range(100)):
+        port = _chosen.randrange(20_000, 32_000)
+        with socket.socket() as listener:
+            try:
+                listener.bind((LOOPBACK, port))
+            except OSError:
+                if not last:
+                    raise
+            else:
+                return port
+    raise AssertionError
 
 
 class PortServer(Started):

