@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import asyncpg
 import pytest
+from sqlalchemy import text
 
 from app import settings
-from app.devservers import PostgresServer
+from app.container import render_worker
+from app.db.database import Database
+from app.db.notifications import check_listener
+from app.devservers import PgBouncerServer, PostgresServer
 from app.ops.readiness import Readiness
 from jobcache import SettingsError
+from tests.app.db.databases import closed
 from tests.app.running import Service, Start, empty_database, starting
 
 
@@ -228,3 +235,101 @@ def test_sqlite_is_refused_with_an_explanation(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(SettingsError, match="begins with postgresql://") as refused:
         settings.load()
     assert refused.value.variable == "DATABASE_DIRECT_URL"
+
+
+# --- poolers, failovers, workers ---
+
+
+async def test_behind_a_pooler_it_needs_a_direct_url(
+    start: Start, tmp_path: Path, pgbouncer: PgBouncerServer, postgres: PostgresServer
+) -> None:
+    name = f"pooled_{tmp_path.name}"
+    postgres.create_database(name)
+    chosen = {"JOBCACHE_BACKEND": "postgres", "DATABASE_URL": pgbouncer.url(name)}
+    with pytest.raises(SettingsError, match="a pooler such as PgBouncer stands before PostgreSQL"):
+        async with start(**chosen):
+            """It does not start."""
+    chosen["DATABASE_DIRECT_URL"] = postgres.url(name)
+    async with start(**chosen) as one, starting(tmp_path / "other")(**chosen) as two:
+        assert one.services.database.connections.pooled
+        job = await one.rendering()
+        await follows(two, job)
+        for percent in range(1, 6):
+            reported = await one.post(f"{job['id']}/progress", percent=percent)
+            await follows(two, reported)
+            assert await how(two, reported) == "hit"
+        assert one.services.cache.statistics.errors == 0
+
+
+async def test_app_serve_refuses_a_pooler_before_it_listens(
+    pgbouncer: PgBouncerServer, postgres: PostgresServer
+) -> None:
+    with pytest.raises(SettingsError, match="DATABASE_DIRECT_URL"):
+        await check_listener(pgbouncer.url("postgres"))
+    await check_listener(postgres.url("postgres"))
+    await check_listener("postgresql+asyncpg://postgres@/postgres?host=/nowhere")
+
+
+async def test_after_a_failover_no_connection_is_left_on_the_old_server(
+    start: Start, tmp_path: Path, postgres: PostgresServer
+) -> None:
+    """The address moves, and the old server lives on: a load there would see what is old."""
+    started = text("SELECT pg_postmaster_start_time()::text")
+
+    async def servers(service: Service) -> set[str]:
+        read = service.services.database.read
+        rows = await asyncio.gather(*(read(started, "test") for _ in range(12)))
+        return {found[0][0] for found in rows}
+
+    name = f"moved_{tmp_path.name}"
+    with PostgresServer() as new, TemporaryDirectory(prefix="pg-", dir="/tmp") as directory:
+        for server in (postgres, new):
+            server.create_database(name)
+        database = Database(new.url(name))
+        await database.prepare_tables()
+        await closed(database)
+        address, moved = Path(directory) / "address", Path(directory) / "moved"
+        address.symlink_to(postgres.socket_directory)
+        url = f"postgresql://postgres@/{name}?host={address}"
+        async with start(DATABASE_URL=url, JOBCACHE_BACKEND="postgres") as service:
+            (old,) = await servers(service)
+            moved.symlink_to(new.socket_directory)
+            os.replace(moved, address)  # noqa: PTH105 - atomic, of the link itself
+            connection = await asyncpg.connect(scheme(postgres.url(name)))
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'jobcache feed' AND datname = current_database()"
+            )
+            await connection.close()
+            async with asyncio.timeout(60):
+                while service.services.cache.info().feed.interruptions == 0:  # type: ignore[union-attr]
+                    await asyncio.sleep(0.001)
+                while not service.services.cache.info().health.available:
+                    await asyncio.sleep(0.001)
+            (found,) = await servers(service)
+            assert found != old
+
+
+async def test_a_worker_of_a_queue_notifies_without_a_cache_of_its_own(
+    start: Start, chosen: dict[str, str]
+) -> None:
+    queue = {
+        "JOBCACHE_RENDERER": "celery",
+        "JOBCACHE_CELERY_RENDERER": "simulated",
+        "CELERY_BROKER_URL": "memory://",
+        "JOBCACHE_TTL": "3600",  # so nothing but a notification removes an entry
+    }
+    async with start(**chosen, **queue) as service:
+        created = await service.create()
+        await service.until(created["id"], "storyboard_ready")
+        await service.post(f"{created['id']}/approve")
+        job = await service.post(f"{created['id']}/render", 202)
+        assert await service.job(job["id"]) == job
+        assert await how(service, job) == "hit"
+
+        def work() -> int | None:
+            with render_worker(service.settings) as worker:
+                return worker.render_next()
+
+        assert await asyncio.to_thread(work) == job["id"]
+        await service.until(job["id"], "completed")

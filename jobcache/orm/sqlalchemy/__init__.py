@@ -14,7 +14,15 @@ result = await cache.read(exports.key(7), load(7))
 """
 
 from jobcache.orm.sqlalchemy.binding import Binding, BindingError
+from jobcache.orm.sqlalchemy.notify import notify
 from jobcache.orm.sqlalchemy.session import CoherentSession, mark_changed
 from jobcache.orm.sqlalchemy.versions import count_from_clock
 
-__all__ = ["Binding", "BindingError", "CoherentSession", "count_from_clock", "mark_changed"]
+__all__ = [
+    "Binding",
+    "BindingError",
+    "CoherentSession",
+    "count_from_clock",
+    "mark_changed",
+    "notify",
+]

@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ChangedRow:
-    """A row that a flush has inserted or updated.
+    """A row that a transaction has changed.
 
     Attributes:
         binding: makes its document.
         identity: its primary key.
-        version: the version that the flush gave it.
-        connection: the connection whose transaction has changed it.
+        version: the version that a flush gave it; None if it is unknown, or the row is gone.
+        connection: the connection whose transaction has changed it; None with the version.
     """
 
     binding: Binding[Any]
     identity: tuple[Any, ...]
-    version: int
-    connection: Connection
+    version: int | None
+    connection: Connection | None
 
 
 @dataclass(slots=True)
@@ -37,11 +37,11 @@ class Changes:
     """The changes of a transaction, or of one of its savepoints.
 
     Attributes:
-        rows: by key, the changed rows; None if the new version is unknown, or the row is gone.
+        rows: by key, the changed rows.
         committing: True once the commit, or the release of the savepoint, has begun.
     """
 
-    rows: dict[str, ChangedRow | None] = field(default_factory=dict)
+    rows: dict[str, ChangedRow] = field(default_factory=dict)
     committing: bool = False
 
     def merge(self, released: Changes) -> None:

@@ -1,9 +1,14 @@
-"""The commit of a session: fence the keys of the changed rows, commit, publish."""
+"""The commit of a session: fence the keys of the changed rows, commit, publish.
+
+On backend "postgres" the transaction notifies of the keys in place of fences. Documents are not
+made then, because they would not be stored.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobcache.orm.sqlalchemy.connections import check_no_savepoint
@@ -51,16 +56,23 @@ class CommitWriter:
         """
         self._steps, self._committed = None, False
 
-    def fence(self, rows: Mapping[str, ChangedRow | None]) -> None:
-        """Make the documents of the changed rows, and fence their keys.
+    def fence(self, session: Session, rows: Mapping[str, ChangedRow]) -> None:
+        """Make the documents of the changed rows, and fence their keys, or notify of them.
 
         Nothing is fenced if it raises an error.
         """
-        check_no_savepoint({row.connection for row in rows.values() if row is not None})
-        results = _results(rows)
+        check_no_savepoint({row.connection for row in rows.values() if row.connection is not None})
         steps = begin_write(self._cache)
         try:
-            steps.fence(results)
+            if steps.notification(()) is None:
+                results = _results(rows)
+                steps.fence(results)
+            else:
+                results = {
+                    key: _NEWEST if row.version is None else row.version
+                    for key, row in rows.items()
+                }
+                _notify(session, steps, rows)
             for key, result in results.items():
                 steps.record(key, result)
         except BaseException:
@@ -86,15 +98,36 @@ class CommitWriter:
         """
         steps, committed = self._steps, self._committed
         self._steps, self._committed = None, False
-        if steps is not None and committed:
-            steps.publish()
+        if steps is not None:
+            if committed:
+                steps.publish()
+            else:
+                steps.abandon()
 
 
-def _results(rows: Mapping[str, ChangedRow | None]) -> dict[str, Document | int]:
+def _notify(session: Session, steps: SessionWriteSteps, rows: Mapping[str, ChangedRow]) -> None:
+    """Have each transaction of PostgreSQL notify of its keys, with one statement.
+
+    Keys of another database are notified after the commit, by the backend.
+    """
+    together: dict[Connection, list[str]] = {}
+    for key, row in rows.items():
+        connection = row.connection
+        if connection is None:
+            connection = session.connection(bind_arguments={"mapper": row.binding.mapper})
+        together.setdefault(connection, []).append(key)
+    for connection, keys in together.items():
+        told = steps.notification(keys) if connection.dialect.name == "postgresql" else None
+        if told is not None:
+            connection.execute(select(func.pg_notify(told.channel, told.payload)))
+        steps.fence(keys, notified=told is not None)
+
+
+def _results(rows: Mapping[str, ChangedRow]) -> dict[str, Document | int]:
     results: dict[str, Document | int] = dict.fromkeys(rows, _NEWEST)
     together: dict[tuple[Binding[Any], Connection], dict[str, ChangedRow]] = {}
     for key, row in rows.items():
-        if row is not None:
+        if row.connection is not None:
             together.setdefault((row.binding, row.connection), {})[key] = row
     for (binding, connection), changed in together.items():
         # Read as a load would read, because the database may have rounded numbers, or set columns.

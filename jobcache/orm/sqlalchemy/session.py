@@ -196,7 +196,7 @@ def _committing(session: CoherentSession) -> None:
     if not session.tracker.in_savepoint:
         changes.committing = True
         if changes.rows:
-            session.writer.fence(changes.rows)
+            session.writer.fence(session, changes.rows)
     elif changes.committing and session.tracker.any_changed():
         # SQLAlchemy calls this event for the outer transaction, which it does not name, and then
         # for each savepoint that is still open. It does not call it again before it commits.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from jobcache._engine.writing import WriteSteps as AsyncWriteSteps
+    from jobcache.protocol.capabilities import Notification
     from jobcache.protocol.document import Document
     from jobcache.sync.cache import JobCache as SyncJobCache
 
@@ -25,14 +26,20 @@ if TYPE_CHECKING:
 class SessionWriteSteps(Protocol):
     """The steps of a write, as `jobcache._engine.writing.WriteSteps` defines them."""
 
-    def fence(self, keys: Iterable[str]) -> None:
-        """Fence keys."""
+    def notification(self, keys: Iterable[str]) -> Notification | None:
+        """Return how the transaction announces its keys; None if the backend needs fences."""
+
+    def fence(self, keys: Iterable[str], *, notified: bool = False) -> None:
+        """Fence keys, unless the transaction has announced them."""
 
     def record(self, key: str, result: Document | int) -> None:
         """Record the document, or the version, that a key has once the transaction commits."""
 
     def withdraw(self) -> None:
         """Remove the fences of a transaction that was not committed."""
+
+    def abandon(self) -> None:
+        """End a write of which nobody knows whether it was committed."""
 
     def publish(self) -> None:
         """Publish the results of a committed transaction."""
@@ -44,9 +51,13 @@ class _AwaitedSteps:
     def __init__(self, steps: AsyncWriteSteps) -> None:
         self._steps = steps
         self.record = steps.record
+        self.notification = steps.notification
 
-    def fence(self, keys: Iterable[str]) -> None:
-        await_(self._steps.fence(keys))
+    def fence(self, keys: Iterable[str], *, notified: bool = False) -> None:
+        await_(self._steps.fence(keys, notified=notified))
+
+    def abandon(self) -> None:
+        await_(self._steps.abandon())
 
     def withdraw(self) -> None:
         await_(self._steps.withdraw())

@@ -162,7 +162,8 @@ class ChangeTracker:
     def outdated(self, mapper: Mapper[Any], identity: Sequence[Any]) -> None:
         """Note a row whose new version is unknown, or that is gone."""
         for binding in self.bindings_of(mapper):
-            self.innermost().rows[binding.key(*identity)] = None
+            row = ChangedRow(binding, tuple(identity), None, None)
+            self.innermost().rows[binding.key(*identity)] = row
 
 
 def check_delete(mapper: Mapper[Any], dialect: Dialect) -> None:

@@ -81,9 +81,10 @@ class HeldSteps:
         self._steps = steps
         self._hold = HOLD.get()
         self.record, self.withdraw = steps.record, steps.withdraw
+        self.notification, self.abandon = steps.notification, steps.abandon
 
-    def fence(self, keys: Iterable[str]) -> None:
-        self._steps.fence(keys)
+    def fence(self, keys: Iterable[str], *, notified: bool = False) -> None:
+        self._steps.fence(keys, notified=notified)
         if self._hold is not None and self._hold.step == "fence":
             self._hold.stop()
 
