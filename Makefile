@@ -40,7 +40,7 @@ $(VENV)/runs $(VENV)/runs-all $(VENV)/installed: pyproject.toml constraints.txt
 	  --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
-run: $(RUNS) ## start the service; BACKEND=null|memory|memcached|redis|tiered DATABASE=sqlite|postgres PORT=8001
+run: $(RUNS) ## start the service; BACKEND=null|memory|memcached|redis|tiered|postgres DATABASE=sqlite|postgres PORT=8001
 	$(BIN)/python -m app dev $(if $(BACKEND),--backend '$(BACKEND)') $(if $(DATABASE),--database '$(DATABASE)') $(if $(PORT),--port '$(PORT)')
 
 test: $(VENV)/installed ## run the tests; ARGS="-k poll" selects some, ARGS=--cov measures coverage

@@ -19,6 +19,10 @@ The feed is live while the last proof is younger than a limit, counted from when
 *sent*. So a caller that checks `live` before a read gets nothing that was outdated for longer,
 whatever delays the reports.
 
+A heartbeat that waits for a connection of a busy pool, or for a busy event loop, only ends that
+time: the feed is live again when it comes back, and nothing is dropped. If it was sent, and does
+not come back, then the connection is lost.
+
 The first heartbeat is sent when the connection listens to every channel: asyncpg loses a
 notification that arrives before `add_listener` has returned.
 
@@ -59,7 +63,7 @@ logger = logging.getLogger("jobcache")
 _PAUSES = (0.05, 1.0)  # seconds between two attempts to connect: the first, and the longest
 _REFUSED_PAUSE = 30.0  # seconds until the next attempt behind a pooler
 _FIRST_ATTEMPT = 2.0  # seconds that `connected` waits
-_FIRST_HEARTBEAT = 5.0  # seconds for the first one to come back; the pool may have to connect
+_LONGEST_SENDING = 30.0  # seconds; the writers have shorter limits of their own
 _MOST_OWED = 10_000
 
 
@@ -159,10 +163,11 @@ class PostgresFeed:
 
     def condition(self) -> FeedStatus:
         """Return the present state of the feed."""
+        late = self._state == "live" and not self.live
         return FeedStatus(
-            state=self._state,
+            state="connecting" if late else self._state,
             age=self._clock() - self._since,
-            reason=self._reason,
+            reason="the last heartbeat is late" if late else self._reason,
             interruptions=self._interruptions,
             lag_us=self._lag.summary(),
             lag_counts=self._lag.counts(),
@@ -265,7 +270,6 @@ class PostgresFeed:
 
     async def _prove(self, listening: Listening) -> None:
         """Send heartbeats until one is missing, or the connection is lost."""
-        self._deadline = self._clock() + _FIRST_HEARTBEAT
         polling = asyncio.create_task(self._queue.poll(listening.connection, self._sleep))
         sending: asyncio.Task[None] | None = None
         due = 0.0
@@ -278,14 +282,16 @@ class PostgresFeed:
                 if sending is not None and sending.done():
                     await self._check_sent(sending)
                     sending = None
-                if now >= self._deadline:
-                    await self._writers.renew()
-                    raise NotListening(f"no heartbeat came back for {self._silence:g} s")
+                    self._deadline = now + self._silence
                 idle = sending is None and self._awaited is None
                 if idle and now >= due:
                     due = now + self._heartbeat
                     sending = self._send(now)
+                    self._deadline = now + _LONGEST_SENDING
                     idle = False
+                if not idle and now >= self._deadline:
+                    await self._writers.renew()
+                    raise NotListening(f"no heartbeat came back for {self._silence:g} s")
                 await self._pause((due if idle else self._deadline) - now)
         finally:
             await end_all([polling] if sending is None else [polling, sending])
@@ -327,7 +333,7 @@ class PostgresFeed:
             return
         self._awaited = None
         self._lag.record(round((self._clock() - self._sent_at) * 1e9))
-        self._live_until = self._deadline = self._sent_at + self._silence
+        self._live_until = self._sent_at + self._silence
         self._wake.set()
         if not self._connected:
             self._connected, self._next_pause = True, _PAUSES[0]

@@ -17,7 +17,6 @@ from app.devservers import PgBouncerServer, PostgresServer
 from app.devservers.programs import pgbouncer_program
 from jobcache import Document, JobCache, SettingsError
 from jobcache.backends.postgres import connection as connection_module
-from jobcache.backends.postgres import feed as feed_module
 from jobcache.backends.postgres.factory import LISTENER
 from jobcache.backends.postgres.feed import PostgresFeed
 from jobcache.backends.postgres.queue_usage import QueueUsage
@@ -236,9 +235,35 @@ async def test_its_life_is_counted_from_the_sending_of_the_heartbeat(url: str) -
         assert feed.live
         clock.now += 0.02
         assert not feed.live, "at once, whatever the task does"
-        await until(lambda: events.gaps == 1)
+        assert feed.condition().state == "connecting"
+        assert feed.condition().reason == "the last heartbeat is late"
         await until(lambda: feed.live)
-        assert feed.condition().interruptions == 1
+        assert feed.condition().state == "live"
+        assert (events.gaps, events.resumptions) == (0, 1), "the connection is whole"
+
+
+async def test_a_busy_pool_ends_its_life_and_loses_nothing(url: str) -> None:
+    """Otherwise the loads that follow a break would cause the next one."""
+    busy, clock = asyncio.Event(), FakeClock()
+
+    class Busy(OwnPool):
+        async def notify(self, notifications: Sequence[tuple[str, str]]) -> None:
+            await busy.wait()
+            await super().notify(notifications)
+
+    async with following(url, silence=2.0, clock=clock) as (feed, events):
+        before, feed._writers = feed._writers, Busy(url)
+        clock.now += 1
+        await until(lambda: feed._awaited is not None)
+        clock.now += 5
+        assert not feed.live
+        busy.set()
+        await until(lambda: feed._awaited is None)
+        clock.now += 1
+        await until(lambda: feed.live)
+        assert events.gaps == 0
+        assert feed.condition().interruptions == 0
+        await before.aclose()
 
 
 async def test_what_could_not_be_sent_is_sent_with_the_next_heartbeat(url: str) -> None:
@@ -351,10 +376,9 @@ async def test_a_black_hole_is_noticed_by_the_missing_heartbeat(
 
 
 async def test_writers_that_lead_to_another_server_are_found_out(
-    url: str, own_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+    url: str, own_server: PostgresServer
 ) -> None:
     """The address has moved: the feed listens on one server, and the pool writes on another."""
-    monkeypatch.setattr(feed_module, "_FIRST_HEARTBEAT", 0.3)
     writers = Withheld(url)
     writers.loses = False
     address = Address(dsn(own_server))
