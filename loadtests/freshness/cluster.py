@@ -1,4 +1,4 @@
-"""The system under test: services on one PostgreSQL and one Redis, each with a Redis proxy."""
+"""The system under test: services on one PostgreSQL and one Redis, and proxies between them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 _START = 60.0  # seconds for a service to become ready
 _OK = 200
 _PAUSE = 0.02  # seconds between two looks
-_OURS = ("JOBCACHE_", "DATABASE_URL", "REDIS_URL", "FRESHNESS_", "COVERAGE_")
+_OURS = ("JOBCACHE_", "DATABASE_", "REDIS_URL", "FRESHNESS_", "COVERAGE_")
 # A replica is in sync at once, and not after five seconds.
 _REDIS = ("--repl-diskless-sync-delay", "0")
+POSTGRES = {"synchronous_commit": "on"}
+"""Settings of the PostgreSQL server, so that a crash loses nothing that was acknowledged."""
 
 
 class ServiceEnded(Exception):  # noqa: N818 - says what is the matter
@@ -168,6 +170,12 @@ class Cluster:
         processes: how many services.
         settings: environment variables that all of them get.
         older: the version that each second of them runs; None: all run this one.
+
+    Attributes:
+        proxies: to Redis, one for each service; none without Redis.
+        listener_proxies: to PostgreSQL, for the listening connections of the backend `postgres`;
+            none with other backends.
+        database_proxies: the same, for all other connections to PostgreSQL.
     """
 
     def __init__(
@@ -182,18 +190,24 @@ class Cluster:
         self.postgres = postgres
         self._redis = redis
         self.proxies = [] if redis is None else [Proxy(redis.port) for _ in range(processes)]
+        listeners = processes if settings["JOBCACHE_BACKEND"] == "postgres" else 0
+        self.listener_proxies = [Proxy(postgres.socket) for _ in range(listeners)]
+        self.database_proxies = [Proxy(postgres.socket) for _ in range(listeners)]
         self._processes = processes
         self._settings = {**settings, "DATABASE_URL": postgres.url()}
         self.services: list[Service] = []
 
     async def __aenter__(self) -> Self:
         try:
-            for proxy in self.proxies:
+            for proxy in self._all_proxies:
                 await proxy.start()
             for number in range(self._processes):
                 settings = dict(self._settings)
                 if self.proxies:
                     settings["REDIS_URL"] = f"redis://{HOST}:{self.proxies[number].port}/0"
+                if self.listener_proxies:
+                    settings["DATABASE_URL"] = _url_of(self.database_proxies[number])
+                    settings["DATABASE_DIRECT_URL"] = _url_of(self.listener_proxies[number])
                 version = self.older if number % 2 == 1 else None
                 self.services.append(Service(number, settings, version))
             if self.older is not None:
@@ -213,10 +227,19 @@ class Cluster:
         """End the services, the proxies, and a Redis that took the place of the first."""
         for service in self.services:
             service.kill()
-        for proxy in self.proxies:
+        for proxy in self._all_proxies:
             await proxy.aclose()
         if self._redis is not None:
             self._redis.close()
+
+    @property
+    def shares(self) -> bool:
+        """Whether the cache needs something that can be away: a store, or a change feed."""
+        return bool(self._all_proxies)
+
+    @property
+    def _all_proxies(self) -> list[Proxy]:
+        return [*self.proxies, *self.listener_proxies, *self.database_proxies]
 
     @property
     def redis(self) -> RedisServer:
@@ -239,6 +262,10 @@ class Cluster:
             proxy.target = server.port
             proxy.cut()
         before.close()
+
+
+def _url_of(proxy: Proxy) -> str:
+    return f"postgresql://postgres@{HOST}:{proxy.port}/postgres?sslmode=disable"
 
 
 async def _start(services: Sequence[Service]) -> None:

@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
 from loadtests.freshness.cluster import new_redis
+from loadtests.freshness.incident import Fault, Incident, NotInjected, network, to_its_end, until
+from loadtests.freshness.postgres_faults import POSTGRES_FAULTS
 from loadtests.freshness.proxy import HOST, Proxy
 
 if TYPE_CHECKING:
-    import random
-    from collections.abc import Awaitable, Callable
-
     from redis.asyncio import Redis
-
-    from loadtests.freshness.cluster import Cluster, Service
-
-T = TypeVar("T")
 
 _UNTIL = 30.0  # seconds for something to come about that should
 _LOOK = 0.01  # seconds between two looks
@@ -39,56 +33,6 @@ _BOTH_REMAIN = 3  # processes, of which one can be replaced
 _NO_ONE = {"-1", "0"}  # whom reports are redirected to, where they are not
 
 
-class NotInjected(Exception):  # noqa: N818 - says what is the matter
-    """A fault that was planned did not happen; says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Incident:
-    """What a fault is given to work with.
-
-    Attributes:
-        cluster: what it happens to.
-        rng: what its choices follow from.
-        victim: the service process that it happens to, where it is one.
-        freshness: seconds for which an entry is fresh.
-        bound: the most seconds for which a bounded promise lets something old be shown.
-    """
-
-    cluster: Cluster
-    rng: random.Random
-    victim: Service
-    freshness: float
-    bound: float
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A fault, and the promise that holds during and after it.
-
-    Attributes:
-        invariants: "fresh": no read is stale. "bounded": what Redis could not be told of may be
-            hidden for as long as entries are fresh, and one second.
-        within: of a bounded promise, seconds for which something old may be shown, if that is less.
-        inject: makes it happen, and heals it.
-        cuts_one_off: whether it is one process alone that cannot reach Redis; its own answers are
-            fresh all the same.
-        takes_source: whether the database is away, and 503 a right answer.
-        needs_redis: whether it happens to Redis.
-        needs_feed: whether it happens to the feed of changes, which `tiered` rests on.
-        needs_older: whether it needs processes of an older version beside those of this one.
-    """
-
-    invariants: Literal["fresh", "bounded"]
-    inject: Callable[[Incident], Awaitable[None]]
-    within: float | None = None
-    cuts_one_off: bool = False
-    takes_source: bool = False
-    needs_redis: bool = True
-    needs_feed: bool = False
-    needs_older: bool = False
-
-
 # --- the service ---
 
 
@@ -96,11 +40,11 @@ async def kill_service(incident: Incident) -> None:
     """Kill a process between a commit and its publish, and start it again."""
     victim = incident.victim
     victim.doomed = True
-    if incident.cluster.proxies:
+    if incident.cluster.shares:
         victim.arm()
-        await _until(lambda: not victim.alive, "no write came to its publish")
+        await until(lambda: not victim.alive, "no write came to its publish")
     victim.down = True
-    await _to_its_end(victim.kill)
+    await to_its_end(victim.kill)
     await asyncio.sleep(incident.rng.uniform(0.1, 0.5))
     victim.start()
     await victim.wait_until_ready()
@@ -116,7 +60,7 @@ async def replace(incident: Incident) -> None:
     if len(older) != len(newer):
         victim = incident.rng.choice(max(older, newer, key=len))
     victim.doomed = victim.down = True
-    await _to_its_end(victim.stop)
+    await to_its_end(victim.stop)
     victim.version = cluster.older if victim.version is None else None
     victim.start()
     await victim.wait_until_ready()
@@ -130,19 +74,19 @@ async def restart(incident: Incident) -> None:
     server = incident.cluster.redis
     async with incident.cluster.admin() as admin:
         (await _dump_of(admin)).unlink(missing_ok=True)  # a replica's copy may have left one
-    await _to_its_end(server.kill)
+    await to_its_end(server.kill)
     await asyncio.sleep(incident.rng.uniform(0.05, 1))
-    await _to_its_end(server.start)
+    await to_its_end(server.start)
 
 
 async def pause(incident: Incident) -> None:
     """Freeze Redis, then let it continue with the commands that have queued up."""
     server = incident.cluster.redis
-    await _to_its_end(server.pause)
+    await to_its_end(server.pause)
     try:
         await asyncio.sleep(incident.rng.uniform(0.5, 1.5))
     finally:
-        await _to_its_end(server.resume)
+        await to_its_end(server.resume)
 
 
 async def flush(incident: Incident) -> None:
@@ -204,8 +148,8 @@ async def old_dump(incident: Incident) -> None:
         await admin.save()
     # Not for long, or nothing in the dump would be fresh any more.
     await asyncio.sleep(incident.rng.uniform(0.2, 0.4) * incident.freshness)
-    await _to_its_end(server.kill)
-    await _to_its_end(server.start)
+    await to_its_end(server.kill)
+    await to_its_end(server.start)
     dump.unlink()
     async with incident.cluster.admin() as admin:
         if (await admin.info("persistence")).get("rdb_last_load_keys_loaded") == 0:
@@ -218,13 +162,13 @@ async def promote(incident: Incident) -> None:
     link, replica = Proxy(cluster.redis.port), new_redis()
     try:
         await link.start()
-        await _to_its_end(replica.start)
+        await to_its_end(replica.start)
         async with cluster.admin(replica) as admin:
             await admin.replicaof(HOST, link.port)
             await _in_step(admin)
             link.hold()
             await asyncio.sleep(incident.rng.uniform(0.2, 0.4) * incident.freshness)
-            await _to_its_end(cluster.redis.kill)
+            await to_its_end(cluster.redis.kill)
             link.cut()
             await admin.replicaof("NO", "ONE")
         cluster.replace_redis(replica)
@@ -248,7 +192,7 @@ async def repointed(incident: Incident) -> None:
     successor = new_redis()
     link = Proxy(0)
     try:
-        await _to_its_end(successor.start)
+        await to_its_end(successor.start)
         link.target = successor.port
         await link.start()
         link.hold()  # so that the old one does not copy what the new one has
@@ -285,24 +229,24 @@ async def cut(incident: Incident) -> None:
 
 async def unreachable(incident: Incident) -> None:
     """Reset all connections to Redis and refuse new ones; Redis keeps its content."""
-    await _network(incident.cluster.proxies, Proxy.refuse, incident.rng.uniform(0.3, 1.2))
+    await network(incident.cluster.proxies, Proxy.refuse, incident.rng.uniform(0.3, 1.2))
 
 
 async def black_hole(incident: Incident) -> None:
     """Deliver nothing between the services and Redis; all data arrives afterwards."""
-    await _network(incident.cluster.proxies, Proxy.hold, incident.rng.uniform(0.6, 2.5))
+    await network(incident.cluster.proxies, Proxy.hold, incident.rng.uniform(0.6, 2.5))
 
 
 async def unreachable_for_one(incident: Incident) -> None:
     """Make Redis unreachable for one process, while the others continue to use it."""
     seconds = incident.bound + incident.rng.uniform(0.2, 1)
-    await _network([_proxy_of(incident)], Proxy.refuse, seconds)
+    await network([_proxy_of(incident)], Proxy.refuse, seconds)
 
 
 async def black_hole_for_one(incident: Incident) -> None:
     """Deliver nothing between one process and Redis, while the others continue to use it."""
     seconds = incident.bound + incident.rng.uniform(0.2, 1)
-    await _network([_proxy_of(incident)], Proxy.hold, seconds)
+    await network([_proxy_of(incident)], Proxy.hold, seconds)
 
 
 # --- the feed of changes ---
@@ -325,7 +269,7 @@ async def feed_black_hole(incident: Incident) -> None:
     proxies = incident.cluster.proxies
     if incident.rng.random() < 1 / 2:
         proxies = [_proxy_of(incident)]
-    await _network(proxies, Proxy.hold_feed, incident.rng.uniform(1, 4))
+    await network(proxies, Proxy.hold_feed, incident.rng.uniform(1, 4))
 
 
 async def hello_refused(incident: Incident) -> None:
@@ -356,14 +300,15 @@ async def _followers(admin: Redis) -> list[str]:
 async def database(incident: Incident) -> None:
     """Stop PostgreSQL with all its connections, and start it again."""
     postgres = incident.cluster.postgres
-    await _to_its_end(postgres.stop)
-    await asyncio.sleep(incident.rng.uniform(0.3, 1.5))
-    await _to_its_end(postgres.start)
+    await to_its_end(postgres.stop)
+    # Sometimes for longer than a change feed may lag, where there is one.
+    await asyncio.sleep(0.3 + incident.rng.uniform(0, incident.freshness))
+    await to_its_end(postgres.start)
 
 
 FAULTS: dict[str, Fault] = {
-    "kill-service": Fault("fresh", kill_service, needs_redis=False),
-    "replace": Fault("fresh", replace, needs_redis=False, needs_older=True),
+    "kill-service": Fault("fresh", kill_service, needs=""),
+    "replace": Fault("fresh", replace, needs="older"),
     "restart": Fault("fresh", restart),
     "pause": Fault("fresh", pause),
     "flush": Fault("fresh", flush),
@@ -377,26 +322,17 @@ FAULTS: dict[str, Fault] = {
     "black-hole": Fault("fresh", black_hole),
     "unreachable-for-one": Fault("bounded", unreachable_for_one, cuts_one_off=True),
     "black-hole-for-one": Fault("bounded", black_hole_for_one, cuts_one_off=True),
-    "feed-killed": Fault("fresh", feed_killed, needs_feed=True),
-    "feed-black-hole": Fault("fresh", feed_black_hole, needs_feed=True),
-    "hello-refused": Fault("fresh", hello_refused, needs_feed=True),
-    "database": Fault("fresh", database, takes_source=True, needs_redis=False),
+    "feed-killed": Fault("fresh", feed_killed, needs="tracking"),
+    "feed-black-hole": Fault("fresh", feed_black_hole, needs="tracking"),
+    "hello-refused": Fault("fresh", hello_refused, needs="tracking"),
+    "database": Fault("fresh", database, takes_source=True, needs=""),
+    **POSTGRES_FAULTS,
 }
 """All of them, by name, with what `docs/promises.md` says of each."""
 
 
 def _proxy_of(incident: Incident) -> Proxy:
     return incident.cluster.proxies[incident.victim.number]
-
-
-async def _network(proxies: list[Proxy], fail: Callable[[Proxy], None], seconds: float) -> None:
-    try:
-        for proxy in proxies:
-            fail(proxy)
-        await asyncio.sleep(seconds)
-    finally:
-        for proxy in proxies:
-            proxy.heal()
 
 
 async def _dump_of(admin: Redis) -> Path:
@@ -410,21 +346,3 @@ async def _in_step(replica: Redis) -> None:
         if time.monotonic() > deadline:
             raise NotInjected("the replica does not come into step")
         await asyncio.sleep(_LOOK)
-
-
-async def _until(condition: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + _UNTIL
-    while not condition():
-        if time.monotonic() > deadline:
-            raise NotInjected(otherwise)
-        await asyncio.sleep(_LOOK)
-
-
-async def _to_its_end(call: Callable[[], T]) -> T:
-    """Run a blocking call in a thread; an interrupt waits for it, so no server is left behind."""
-    task = asyncio.create_task(asyncio.to_thread(call))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 if TYPE_CHECKING:
     import random
+    from pathlib import Path
 
 HOST = "127.0.0.1"
 _REPORTS = (b"TRACKING", b"__redis__:invalidate")  # sent by a change feed
@@ -16,20 +17,21 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: drop unsent data, and reset the c
 
 
 class Proxy:
-    """Forwards connections to a port of the loopback interface.
+    """Forwards connections to a port of the loopback interface, or to a Unix socket.
 
     While it holds data back, it loses nothing: it delivers late, as TCP does when a network
     recovers. So a command that a process has given up on may still arrive.
 
     Args:
-        target: the port that connections are forwarded to; those made from now on, if it is set.
+        target: the port or the socket that connections are forwarded to; those made from now on, if
+            it is set.
 
     Attributes:
         port: where it listens; 0 before `start`.
         flowing: set unless it is black-holed.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int | Path) -> None:
         self.target = target
         self.port = 0
         self.flowing = asyncio.Event()
@@ -143,8 +145,12 @@ class _Link:
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
         await self.proxy.flowing.wait()
+        target = self.proxy.target
         try:
-            await loop.create_connection(lambda: _Server(self), HOST, self.proxy.target)
+            if isinstance(target, int):
+                await loop.create_connection(lambda: _Server(self), HOST, target)
+            else:
+                await loop.create_unix_connection(lambda: _Server(self), str(target))
         except OSError:
             self.reset()
 

@@ -70,6 +70,7 @@ _COLUMNS: dict[str, Callable[[Tally], str]] = {
     "stale within the bound, the worst before / during / after": _bounded,
     "polls not answered": _not_answered,
     "hit rate of polls %": lambda tally: _part(tally.hits, tally.reads - tally.batched),
+    "caches in use again after s": lambda tally: f"{tally.back:.2f}",
     **{f"{phase}: p50 / p99 / max ms": _times(phase) for phase in PHASES},
 }
 
@@ -206,6 +207,7 @@ def _document(tally: Tally) -> dict[str, Any]:
         "bounded": tally.bounded,
         "bound": tally.bound,
         "breakers_open_seconds": tally.away,
+        "back_seconds": tally.back,
         "worst": tally.worst,
         "statuses": tally.statuses,
         "unanswered": tally.unanswered,

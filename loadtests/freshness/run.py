@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from loadtests.freshness.audit import audit
 from loadtests.freshness.clients import Watch, Writer, list_for_ever, poll_for_ever
 from loadtests.freshness.cluster import ServiceEnded
-from loadtests.freshness.faults import FAULTS, Incident, NotInjected
+from loadtests.freshness.faults import FAULTS
+from loadtests.freshness.incident import Incident, NotInjected
 from loadtests.freshness.tally import Scope, Tally
 from loadtests.freshness.value_clients import (
     AcknowledgedNumbers,
@@ -91,7 +92,7 @@ class Plan:
     @property
     def lag(self) -> float | None:
         """Return how many seconds the change feed may lag; None if the backend has no feed."""
-        return _LONGEST_LAG if self.backend == "tiered" else None
+        return _LONGEST_LAG if self.backend in {"tiered", "postgres"} else None
 
     @property
     def bound(self) -> float:
@@ -325,9 +326,10 @@ async def _one(  # noqa: PLR0917 - each is another thing
         outcome.complaints.append(f"{name} was not injected: {error}")
     watch.history.fault(f"{name} is over")
     watch.scope = replace(watch.scope, phase="after")
-    await asyncio.sleep(plan.calm if bound is None else bound + _MARGIN)
-    await _until_read(name, watch, outcome)
-    await _until_back(name, cluster, outcome)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_until_back(name, cluster, tally, outcome))
+        await asyncio.sleep(plan.calm if bound is None else bound + _MARGIN)
+        await _until_read(name, watch, outcome)
     watch.scope = Scope(lag=plan.lag)
     for service in cluster.services:
         if not service.alive:
@@ -341,7 +343,7 @@ async def _lags(cluster: Cluster) -> list[dict[str, float]]:
 
 async def _watch_breakers(cluster: Cluster, watch: Watch) -> None:
     """Record how long breakers are open, by phase; in calm, only a busy machine opens them."""
-    while cluster.proxies:
+    while cluster.shares:
         await asyncio.sleep(_SAMPLE)
         for service in cluster.services:
             if not (service.down or await service.uses_cache()):
@@ -359,11 +361,12 @@ async def _until_read(name: str, watch: Watch, outcome: RunResult) -> None:
         await asyncio.sleep(_LOOK)
 
 
-async def _until_back(name: str, cluster: Cluster, outcome: RunResult) -> None:
+async def _until_back(name: str, cluster: Cluster, tally: Tally, outcome: RunResult) -> None:
     """Wait until every process uses its cache again, so that the next fault has an effect."""
-    if not cluster.proxies:
+    if not cluster.shares:
         return
-    deadline = time.monotonic() + _BACK
+    healed = time.monotonic()
+    deadline = healed + _BACK
     for service in cluster.services:
         while not await service.uses_cache():
             if time.monotonic() > deadline:
@@ -372,3 +375,4 @@ async def _until_back(name: str, cluster: Cluster, outcome: RunResult) -> None:
                 )
                 return
             await asyncio.sleep(_LOOK)
+    tally.back = max(tally.back, time.monotonic() - healed)

@@ -6,7 +6,8 @@ It reads the settings of the service from the environment, and three more:
 
     FRESHNESS_SECONDS   how long entries of jobs that still move stay fresh
     FRESHNESS_VALUES    set: the service also has values without a version (`value_routes`)
-    FRESHNESS_BREAK     the rule of the protocol to remove, one of `BREAKS`: the checker must notice
+    FRESHNESS_BREAK     the rule of the protocol to remove, one of `switches.BREAKS`: it must be
+                        noticed
 
 After SIGUSR1 the process kills itself as soon as it is about to publish a document that one of its
 writers has committed. The switches sit between the guard and Redis, so the service itself has none.
@@ -27,53 +28,31 @@ import uvicorn
 from app import log_format, settings
 from app.main import create_app
 from jobcache.backends import registry, tiered
+from jobcache.backends.postgres import factory as postgres
+from jobcache.backends.postgres.feed import PostgresFeed
 from jobcache.backends.redis import backend as redis
 from jobcache.backends.redis.namespace import Namespace
 from jobcache.backends.redis.script_calls import Call
 from jobcache.backends.redis.tracking.feed import TrackingFeed
 from jobcache.protocol.backend import PublishResult
 from jobcache.resilience import guarded_backend
+from loadtests.freshness.faulty_postgres import FaultyPostgres
 from loadtests.freshness.owner import KEEP_ALIVE, end_with_owner
+from loadtests.freshness.switches import Switches
 from loadtests.freshness.trace import Trace, TracedBreaker, TracedConfirmation, TracedGuard
 from loadtests.freshness.value_routes import ValueRoutes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import FrameType
 
     from redis.asyncio.connection import AbstractConnection
 
     from jobcache.protocol.entry import Entry
 
-BREAKS = {
-    "fence": "writers do not fence",
-    "order": "a writer's publish is stored whatever the cell holds",
-    "lease": "what a reader loaded is stored without a lease",
-    "removal": "a publish that is only to remove what is older is dropped",
-    "incarnation": "cells do not tell which life of Redis they were written in",
-    "lifetime": "entries stay fresh for an hour",
-    "invalidation": "a change of a value without a version is not announced (with --values)",
-    "report": "the local tier is not told what has changed",
-    "keys": "this version has other keys than the older one (with --older)",
-}
-"""What can be taken away, and what is left then."""
-
 _LATE = 0.02  # seconds, at most, by which a broken publish comes later: races become likelier
 _HEARTBEAT = (
     0.05  # seconds between two of the feed's timed writes: more of them, to measure its lag
 )
-
-
-class Switches:
-    """The faults that this process is to cause."""
-
-    def __init__(self, broken: str) -> None:
-        self.broken = broken
-        self.dies_at_publish = False
-
-    def arm(self, _number: int, _frame: FrameType | None) -> None:
-        """Kill this process at the next publish by a writer."""
-        self.dies_at_publish = True
 
 
 class DeafTiers(tiered.TieredBackend):
@@ -159,6 +138,8 @@ def main() -> None:
         vars(registry)["TieredBackend"] = DeafTiers
     trace = Trace()
     vars(redis)["TrackingFeed"] = partial(_traced_feed, trace)
+    vars(postgres)["PostgresFeed"] = partial(PostgresFeed, heartbeat=_HEARTBEAT)
+    vars(postgres)["PostgresBackend"] = partial(FaultyPostgres, switches, trace)
     vars(registry)["GuardedBackend"] = partial(TracedGuard, trace)
     vars(guarded_backend)["Breaker"] = partial(TracedBreaker, trace)
     vars(guarded_backend)["Confirmation"] = partial(TracedConfirmation, trace)

@@ -69,6 +69,7 @@ class Tally:
         bound: what it may be at most; None where the promise is fresh.
         examples: the first violations, in words.
         times: of polls, in seconds, by phase.
+        back: seconds from the end of the fault until all processes used their caches, at most.
         away: about how many seconds breakers were open, all processes together, by phase.
     """
 
@@ -96,6 +97,7 @@ class Tally:
     times: dict[Phase, array[float]] = field(
         default_factory=lambda: {phase: array("f") for phase in PHASES}
     )
+    back: float = 0.0
     away: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 
     def judge(
@@ -139,6 +141,7 @@ def total(tallies: Sequence[Tally]) -> Tally:
             *("older_reads", "older_hits", "older_writes"),
         ):
             setattr(whole, name, getattr(whole, name) + getattr(one, name))
+        whole.back = max(whole.back, one.back)
         whole.statuses += one.statuses
         whole.violations += one.violations
         whole.bounded += one.bounded

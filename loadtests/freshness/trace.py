@@ -135,7 +135,7 @@ class TracedGuard(GuardedBackend):
             return
         found = reading.result()
         for key in keys:
-            self._trace.note(f"got {_shown(found.get(key))}", key)
+            self._trace.note(f"got {shown(found.get(key))}", key)
 
     async def lease(self, key: str, token: str) -> Entry | LeaseResult:
         """Take a lease, and note the result."""
@@ -145,7 +145,7 @@ class TracedGuard(GuardedBackend):
         except BaseException as error:
             self._trace.note(f"lease {token} failed: {error!r}", key)
             raise
-        self._trace.note(f"leased {token}: {_shown(found)}", key)
+        self._trace.note(f"leased {token}: {shown(found)}", key)
         return found
 
     async def fence(self, key: str, token: str) -> None:
@@ -160,7 +160,7 @@ class TracedGuard(GuardedBackend):
 
     async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
         """Publish, and note the result."""
-        self._trace.note(f"publish {token} {_shown(entry)}", key)
+        self._trace.note(f"publish {token} {shown(entry)}", key)
         try:
             result = await super().publish(key, token, entry)
         except BaseException as error:
@@ -187,7 +187,8 @@ class TracedGuard(GuardedBackend):
         return purged
 
 
-def _shown(found: Entry | LeaseResult | None) -> str:
+def shown(found: Entry | LeaseResult | None) -> str:
+    """Return what a backend has answered, in words."""
     if isinstance(found, Entry):
         return f"version {found.version} of {found.stored_at_ms}, fresh {found.fresh_ms}"
     return str(found)

@@ -77,9 +77,7 @@ def test_no_promise_is_broken_whatever_fails(
     assert status == 0, said
     seen = document(tmp_path)
     assert seen["all"]["reads"] >= (100_000 if long else 1000)
-    expected = {
-        name for name, fault in FAULTS.items() if not (fault.needs_feed or fault.needs_older)
-    }
+    expected = {name for name, fault in FAULTS.items() if fault.needs in {"", "redis"}}
     if not long:
         expected = set(ONE_OF_EACH_KIND.split(","))
     assert expected < set(seen["faults"])
@@ -121,15 +119,59 @@ def test_two_tiers_lag_by_no_more_than_they_may_whatever_becomes_of_their_feed(
     assert all(lag["count"] > 10 for lag in seen["lag_us"]["idle"])
 
 
-def test_a_local_tier_that_is_told_nothing_is_found_out(command: Command, tmp_path: Path) -> None:
+def test_postgres_alone_keeps_the_promises_of_two_tiers(
+    command: Command, tmp_path: Path, *, long: bool
+) -> None:
+    faults = ["kill-service", "listener-terminated", "listener-black-hole", "database-crash"]
+    load, processes = (*SHORT, "--freshness", "4", "--pause", "1"), 2
+    if long:
+        faults = [name for name, fault in FAULTS.items() if fault.needs in {"", "notifications"}]
+        load, processes = ("--quick", "--reads", "20000"), 3
+    options = ("--values", "--backend", "postgres", "--faults", ",".join(faults))
+    status, said = check(command, tmp_path, *options, *load)
+    assert status == 0, said
+    seen = document(tmp_path)
+    assert seen["all"]["violations"] == {}
+    for name in faults:
+        fault = seen["faults"][name]
+        assert fault["injected"] >= 1
+        assert fault["reads"] > 0
+        assert max(fault["worst"].values()) <= 2.5
+    assert seen["all"]["hits"] > 0
+    assert seen["all"]["value_changes"] > 0
+    assert seen["compared"] == processes * seen["jobs"] > 0
+    assert len(seen["lag_us"]["idle"]) == processes
+    assert all(lag["count"] > 10 for lag in seen["lag_us"]["idle"])
+
+
+@pytest.mark.long
+def test_a_local_tier_that_outlives_an_interruption_is_found_out(
+    command: Command, tmp_path: Path
+) -> None:
+    # Few polls and few changes: a poll during the interruption would replace what it outdates.
+    kind = "older than acknowledged"
+    options = ("--backend", "postgres", "--break", "interruption", "--faults", "listener-refused")
+    load = ("--processes", "2", "--pollers", "2", "--poll-pause", "0.2", "--pause", "3")
+    load = (*load, "--freshness", "30", "--calm", "3", "--idle", "0.1", "--until", kind)
+    status, said = check(command, tmp_path, *options, "--quick", "--rounds", "40", *load)
+    assert status == 1, said
+    seen = document(tmp_path)
+    assert seen["complaints"] == [], "it failed for what it saw, and for nothing else"
+    assert seen["all"]["violations"][kind] > 0
+
+
+@pytest.mark.parametrize(("backend", "fault"), [("tiered", "pause"), ("postgres", "database")])
+def test_a_local_tier_that_is_told_nothing_is_found_out(
+    command: Command, tmp_path: Path, backend: str, fault: str
+) -> None:
     # Calm for longer than a feed may lag, so that what it hides is hidden for too long. The first
     # three clients send no ETags: with one, whoever asks has the process look into Redis.
     kind = "older than acknowledged"
-    options = ("--backend", "tiered", "--break", "report", "--freshness", "20", "--calm", "30")
+    options = ("--backend", backend, "--break", "report", "--freshness", "20", "--calm", "30")
     load = ("--processes", "2", "--pollers", "3", "--poll-pause", "0.02", "--pause", "1")
     load = (*load, "--until", kind, "--reads", "2000")
     status, said = check(
-        command, tmp_path, *options, "--quick", "--idle", "0.1", "--faults", "pause", *load
+        command, tmp_path, *options, "--quick", "--idle", "0.1", "--faults", fault, *load
     )
     assert status == 1, said
     seen = document(tmp_path)

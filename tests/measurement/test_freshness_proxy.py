@@ -6,6 +6,8 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -27,10 +29,10 @@ class Echo:
         self._writers: list[asyncio.StreamWriter] = []
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, HOST, 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.server = await asyncio.start_server(self.serve, HOST, 0)
+        self.port = self.server.sockets[0].getsockname()[1]
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.append(writer)
         with suppress(ConnectionError):
             while line := await reader.readline():
@@ -40,10 +42,10 @@ class Echo:
         writer.close()
 
     async def close(self) -> None:
-        self._server.close()
+        self.server.close()
         for writer in self._writers:
             writer.transport.abort()
-        await self._server.wait_closed()
+        await self.server.wait_closed()
 
 
 class Client:
@@ -113,6 +115,18 @@ async def test_it_forwards_both_ways(connect: Connect) -> None:
     client = await connect()
     client.say(b"hello")
     assert await client.hear() == b"one hello"
+
+
+async def test_it_forwards_to_a_unix_socket(echo: Echo, connect: Connect, proxy: Proxy) -> None:
+    with TemporaryDirectory(prefix="socket-") as directory:
+        path = Path(directory) / "echo"
+        server = await asyncio.start_unix_server(echo.serve, path)
+        echo.name = b"socket"
+        proxy.target = path
+        client = await connect()
+        client.say(b"hello")
+        assert await client.hear() == b"socket hello"
+        server.close()
 
 
 async def test_an_end_is_passed_on(connect: Connect, proxy: Proxy, echo: Echo) -> None:

@@ -116,6 +116,16 @@ async def test_a_temporary_server_gives_durability_for_speed(postgres: PostgresS
     assert await fetch(postgres.url(), "SHOW listen_addresses") == ""
 
 
+async def test_a_crash_costs_nothing_that_was_committed_synchronously() -> None:
+    with PostgresServer(settings={"synchronous_commit": "on"}) as server:
+        await fetch(server.url(), "CREATE TABLE t AS SELECT 1 AS n")
+        server.crash()
+        log = server.socket_directory / "log"
+        server.start()
+        assert "database system was not properly shut down" in log.read_text()
+        assert await fetch(server.url(), "SELECT n FROM t") == 1
+
+
 async def test_the_environment_does_not_lead_to_another_server(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

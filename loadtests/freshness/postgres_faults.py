@@ -1,0 +1,120 @@
+"""What can go wrong with PostgreSQL while the backend `postgres` has it as its change feed."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from jobcache.backends.postgres.factory import APPLICATION_NAME
+from loadtests.freshness.incident import Fault, Incident, NotInjected, network, to_its_end
+from loadtests.freshness.proxy import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from app.devservers import PostgresServer
+
+_TIMES = 8
+_CUTS = 40
+_TERMINATE = (
+    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = $1"
+)
+
+
+# --- the listening connections; all others are served ---
+
+
+async def listener_cut(incident: Incident) -> None:
+    """Reset the listening connections again and again."""
+    proxies, cut = incident.cluster.listener_proxies, 0
+    for _ in range(_TIMES):
+        cut += incident.rng.choice(proxies).cut_one(incident.rng)
+        await asyncio.sleep(incident.rng.uniform(0, 0.4))
+    if not cut:
+        raise NotInjected("nobody listened")
+
+
+async def listener_terminated(incident: Incident) -> None:
+    """Have the server end the listening connections again and again."""
+    ended = 0
+    async with admin(incident.cluster.postgres) as connection:
+        for _ in range(_TIMES):
+            ended += await connection.fetchval(_TERMINATE, APPLICATION_NAME)
+            await asyncio.sleep(incident.rng.uniform(0, 0.4))
+    if not ended:
+        raise NotInjected("nobody listened")
+
+
+async def listener_refused(incident: Incident) -> None:
+    """Reset the listening connections and refuse new ones, of one process or of all."""
+    await network(_some(incident), Proxy.refuse, incident.rng.uniform(1, 4))
+
+
+async def listener_black_hole(incident: Incident) -> None:
+    """Deliver nothing on the listening connections, of one process or of all."""
+    await network(_some(incident), Proxy.hold, incident.rng.uniform(1, 4))
+
+
+def _some(incident: Incident) -> Sequence[Proxy]:
+    proxies = incident.cluster.listener_proxies
+    if incident.rng.random() < 1 / 2:
+        proxies = [proxies[incident.victim.number]]
+    if not any(proxy.connections for proxy in proxies):
+        raise NotInjected("nobody listened")
+    return proxies
+
+
+# --- all connections ---
+
+
+async def database_cut(incident: Incident) -> None:
+    """Reset connections to PostgreSQL one by one; new ones are accepted."""
+    cluster, cut = incident.cluster, 0
+    proxies = [*cluster.database_proxies, *cluster.listener_proxies]
+    for _ in range(_CUTS):
+        cut += incident.rng.choice(proxies).cut_one(incident.rng)
+        await asyncio.sleep(incident.rng.uniform(0, 0.05))
+    if not cut:
+        raise NotInjected("nobody was connected")
+
+
+async def database_black_hole(incident: Incident) -> None:
+    """Deliver nothing between PostgreSQL and the services; all data arrives afterwards."""
+    cluster = incident.cluster
+    proxies = [*cluster.database_proxies, *cluster.listener_proxies]
+    await network(proxies, Proxy.hold, incident.rng.uniform(1, 4))
+
+
+async def database_crash(incident: Incident) -> None:
+    """Crash PostgreSQL, and start it again with all that was committed."""
+    postgres = incident.cluster.postgres
+    await to_its_end(postgres.crash)
+    await asyncio.sleep(incident.rng.uniform(0, 1))
+    await to_its_end(postgres.start)
+
+
+@asynccontextmanager
+async def admin(server: PostgresServer) -> AsyncIterator[asyncpg.Connection]:
+    """Open a connection to a server past the proxies."""
+    connection = await asyncpg.connect(host=str(server.socket_directory), user="postgres")
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+POSTGRES_FAULTS = {
+    "listener-cut": Fault("fresh", listener_cut, needs="notifications"),
+    "listener-terminated": Fault("fresh", listener_terminated, needs="notifications"),
+    "listener-refused": Fault("fresh", listener_refused, needs="notifications"),
+    "listener-black-hole": Fault("fresh", listener_black_hole, needs="notifications"),
+    "database-cut": Fault("fresh", database_cut, takes_source=True, needs="notifications"),
+    "database-black-hole": Fault(
+        "fresh", database_black_hole, takes_source=True, needs="notifications"
+    ),
+    "database-crash": Fault("fresh", database_crash, takes_source=True, needs="notifications"),
+}
+"""All of them, by name."""
