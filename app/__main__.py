@@ -26,6 +26,7 @@ from app.http.descriptors import allow_connections
 from app.http.limits import HEAD_BYTES
 from app.http.listening import BACKLOG, CannotListen, listening
 from app.http.serving import protocol
+from app.jobs.triggers import triggers
 from app.ops.greeting import greeting
 from app.ops.tracing import check_installed
 from jobcache import SettingsError
@@ -93,7 +94,8 @@ def _db(options: argparse.Namespace) -> int:
     chosen = settings.load()
     if options.db_command != "history":
         chosen.make_directories()
-    return db_commands.run(options, chosen.database_url, chosen.pooler)
+    prefix = chosen.cache.prefix
+    return db_commands.run(options, chosen.database_url, chosen.pooler, lambda: triggers(prefix))
 
 
 def _settings(_: argparse.Namespace) -> int:
@@ -242,7 +244,9 @@ def _parser() -> argparse.ArgumentParser:
     dev = subparsers.add_parser(
         "dev", help="run the service, and start Redis, memcached and PostgreSQL for it"
     )
-    db = subparsers.add_parser("db", help="upgrade and downgrade the tables of the database")
+    db = subparsers.add_parser(
+        "db", help="upgrade the tables of the database, and install its trigger"
+    )
     db_commands.add_to(db)
     db.set_defaults(run=_db)
     keys = subparsers.add_parser("keys", help="add, list and revoke API keys")

@@ -1,12 +1,15 @@
-"""The cache keys of jobs. Operators find the same keys with `redis-cli`."""
+"""The cache keys of jobs. Operators find the same keys with `redis-cli`.
+
+With `{id}` instead of an id, they are the templates of the keys.
+"""
 
 
-def progress_key(job_id: int) -> str:
+def progress_key(job_id: int | str) -> str:
     """Return the key of a job's status document."""
     return f"job:{job_id}:progress"
 
 
-def storyboard_key(job_id: int) -> str:
+def storyboard_key(job_id: int | str) -> str:
     """Return the key of a job's storyboard."""
     return f"job:{job_id}:storyboard"
 

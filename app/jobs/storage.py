@@ -314,6 +314,7 @@ class JobStore:
         if notification is not None:
             parameters["notify_channel"] = notification.channel
             parameters["notify_payload"] = notification.payload
+            parameters["notify_setting"] = notification.setting
         statement = transition_statement(
             transition,
             frozenset(values),
@@ -449,7 +450,7 @@ def transition_statement(
         notifies: whether the statement notifies, if it changes the row.
 
     Returns:
-        A statement with the parameters `job_id`, `of_client`, `notify_channel`, `notify_payload`,
+        A statement with the parameters `job_id`, `of_client`, those of `_NOTIFY`,
         `to_updated_at`, and `to_` before every changed column.
     """
     values: dict[str, Any] = {name: _new(name) for name in changed | {"updated_at"}}
@@ -472,8 +473,15 @@ def transition_statement(
     )
 
 
-_NOTIFY = func.pg_notify(
-    bindparam("notify_channel", type_=Text), bindparam("notify_payload", type_=Text)
+def _pg_notify(
+    channel: ColumnElement[str], payload: ColumnElement[str], setting: ColumnElement[str]
+) -> ColumnElement[Any]:
+    """Return what notifies, and tells the table's trigger, if it has one, not to repeat it."""
+    return func.pg_notify(channel, func.set_config(setting, payload, literal_column("true")))
+
+
+_NOTIFY = _pg_notify(
+    *(bindparam(f"notify_{name}", type_=Text) for name in ("channel", "payload", "setting"))
 )
 
 
@@ -481,16 +489,17 @@ def _notify_client(notification: Notification | None) -> list[ColumnElement[Any]
     """Return what the statement returns besides the version of a client's list."""
     if notification is None:
         return []
-    return [func.pg_notify(notification.channel, notification.payload)]
+    channel, payload, _, setting = (literal(each, Text) for each in notification)
+    return [_pg_notify(channel, payload, setting)]
 
 
 def _notify_inserted(notification: Notification | None) -> list[ColumnElement[Any]]:
     """Return what the INSERT of a job returns besides the row: only it knows the key."""
     if notification is None:
         return []
-    before = literal(notification.prefix + _BEFORE_ID, Text)
-    key = before + cast(jobs.c.id, Text) + literal(_AFTER_ID, Text)
-    return [func.pg_notify(notification.channel, key)]
+    channel, _, prefix, setting = (literal(each, Text) for each in notification)
+    key = literal(_BEFORE_ID, Text) + cast(jobs.c.id, Text) + literal(_AFTER_ID, Text)
+    return [_pg_notify(channel, prefix + key, setting)]
 
 
 def _new(name: str) -> BindParameter[Any]:

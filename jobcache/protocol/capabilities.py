@@ -207,15 +207,20 @@ class Notification(NamedTuple):
     Its statement calls `pg_notify(channel, payload)`, such as in its RETURNING. For a key that only
     the statement knows, such as that of an inserted row, it is `pg_notify(channel, prefix || key)`.
 
+    If the table has a trigger that notifies, too, the statement keeps it from repeating the keys by
+    `pg_notify(channel, set_config(setting, payload, true))`.
+
     Attributes:
         channel: the channel of the namespace.
         payload: names the keys.
         prefix: the beginning of the payload of one key.
+        setting: the name of the transaction's setting that the trigger reads.
     """
 
     channel: str
     payload: str
     prefix: str
+    setting: str
 
 
 @runtime_checkable

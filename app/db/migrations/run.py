@@ -141,6 +141,22 @@ class Migrations:
         """
         await self._migrate(lambda: command.downgrade(self._config, to))
 
+    async def execute(self, statements: Sequence[str]) -> None:
+        """Execute statements of PostgreSQL in one transaction, at the newest revision.
+
+        Raises:
+            SettingsError, RevisionError, DatabaseUnavailable: as for `upgrade`.
+        """
+
+        def apply() -> None:
+            connection: Connection = self._config.attributes["connection"]
+            with connection.begin():
+                for statement in statements:
+                    connection.exec_driver_sql(statement)
+
+        check_revision(await self.current())
+        await self._migrate(apply)
+
     async def _migrate(self, apply: Callable[[], None]) -> None:
         with explaining(self._address):
             connections = Connections(

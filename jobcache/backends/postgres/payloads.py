@@ -2,9 +2,10 @@
 
 A payload is one of these:
 
-    the key, as it is            the form for triggers, and for people in psql
+    the key, as it is            the form for people in psql
     empty                        anything may have changed
-    U+001F token U+001F keys     the token of the writer, and keys with a U+001F between them
+    U+001F token U+001F keys     the token of the writer, and keys with a U+001F between them;
+                                 without a token: of the trigger, and of others
 
 An empty key means that anything may have changed. A writer recognises its own notification by the
 token.
@@ -27,7 +28,7 @@ LONGEST_PAYLOAD = 7999
 MOST_PAYLOADS = 16
 """In one transaction. With more keys than these hold, anything may have changed: the queue of the
 server is shared by all databases, and its listeners read all of it."""
-_MARK = "\x1f"
+MARK = "\x1f"
 
 
 def channel_of(prefix: str) -> str:
@@ -38,11 +39,20 @@ def channel_of(prefix: str) -> str:
     return f"jobcache:{hashlib.sha256(prefix.encode()).hexdigest()[:32]}"
 
 
+def setting_of(channel: str) -> str:
+    """Return the name of the setting with which a statement tells a trigger that it notifies.
+
+    It holds a payload until the transaction ends. The trigger does not repeat the keys in it.
+    """
+    return f"jobcache.notified_{hashlib.sha256(channel.encode()).hexdigest()[:16]}"
+
+
 def notification_of(channel: str, token: str, keys: Iterable[str]) -> Notification:
     """Return the one notification with which a transaction announces its keys."""
     prefix = _prefix(token)
     payloads = encode(token, keys)
-    return Notification(channel, payloads[0] if len(payloads) == 1 else prefix, prefix)
+    payload = payloads[0] if len(payloads) == 1 else prefix
+    return Notification(channel, payload, prefix, setting_of(channel))
 
 
 def encode(token: str, keys: Iterable[str]) -> list[str]:
@@ -58,7 +68,7 @@ def encode(token: str, keys: Iterable[str]) -> list[str]:
             payloads.append(payload)
             payload = ""
         if payload:
-            payload += _MARK + key
+            payload += MARK + key
             size += needed
         else:
             payload = prefix + key
@@ -82,19 +92,19 @@ class Report(NamedTuple):
 
 def decode(payload: str) -> Report:
     """Return what a payload says."""
-    if not payload.startswith(_MARK):
+    if not payload.startswith(MARK):
         token, keys = "", [payload]
     else:
-        _, token, *keys = payload.split(_MARK)
+        _, token, *keys = payload.split(MARK)
     return Report(token, None if "" in keys or not keys else keys)
 
 
 def _prefix(token: str) -> str:
     if token and not (token.isascii() and token.isalnum()):
         raise ValueError(f"the token {token!r} is not made of letters and digits")
-    return f"{_MARK}{token}{_MARK}"
+    return f"{MARK}{token}{MARK}"
 
 
 def _is_plain(key: str) -> bool:
     """Return whether a payload can contain a key: PostgreSQL's texts hold no NUL."""
-    return key != "" and _MARK not in key and "\0" not in key
+    return key != "" and MARK not in key and "\0" not in key
