@@ -43,6 +43,7 @@ from benchmarks.suites.lookups import lookups
 from benchmarks.suites.observed import observed
 from benchmarks.suites.operations import operations
 from benchmarks.suites.updates import updates
+from benchmarks.suites.writers import SCALE, writers
 from benchmarks.verdicts import verdicts
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 SECTIONS = (
     *("polls", "connections", "observed", "embedded", "wire", "lookups"),
-    *("calls", "gets", "updates", "keys", "operations"),
+    *("calls", "gets", "updates", "writers", "keys", "operations"),
 )
 RESULTS = Path(__file__).with_name("results")
 
@@ -91,6 +92,7 @@ class Measurement:
             ("calls", self._calls),
             ("gets", self._gets),
             ("updates", self._updates),
+            ("writers", self._writers),
             ("keys", self._keys),
             ("operations", self._operations),
         ):
@@ -180,6 +182,21 @@ class Measurement:
             turns=self._options.turns,
         )
         return [self._loop(work)]
+
+    def _writers(self) -> list[Section]:
+        quick = self._options.quick
+        # The other server trades durability for speed.
+        self._place.chmod(0o711)  # PostgreSQL may run as another account
+        with PostgresServer(self._place / "durable", max_connections=_CONNECTIONS) as durable:
+            work = writers(
+                durable,
+                self._redis.url,
+                self._place / "writers",
+                seconds=0.05 if quick else 0.4,
+                turns=self._options.turns,
+                scale=(1, 2) if quick else SCALE,
+            )
+            return [self._loop(work)]
 
     def _keys(self) -> list[Section]:
         counts = (100, 1000) if self._options.quick else keys.COUNTS

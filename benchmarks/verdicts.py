@@ -203,6 +203,7 @@ def _claims() -> Iterator[tuple[str, _Check]]:
             _costs("updates", updates.OURS.format(name), updates.BARE, 1.35),
         )
         yield f"{update}: SQL statements", _statements(name)
+    yield "Progress update, postgres: SQL statements", _statements("postgres")
     for kind in keys.PAUSES:
         yield f"Longest pause of the event loop by {kind}, at 1,000,000 keys", _pause(kind)
 

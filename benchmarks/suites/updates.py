@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 OURS = "progress update, {}"
 BARE = "UPDATE … RETURNING in SQLAlchemy, and 2 round trips to Redis"
 BAREST = "UPDATE … RETURNING in asyncpg, and 2 round trips to Redis"
-BACKENDS = ("redis", "tiered", "memory", "null")
+BACKENDS = ("redis", "tiered", "postgres", "memory", "null")
 STATEMENTS = "{}_statements_per_update"
 OTHERS = "{}_statements_that_are_no_update"
 
@@ -53,7 +53,12 @@ async def updates(
             url = postgres.url(_DATABASE.format(name))
             cache = CacheSettings(backend=name, redis_url=redis_url, prefix=f"update-{name}:")
             settings = Settings(cache=cache).model_copy(
-                update={"database_url": url, "var_dir": place, "renderer": "simulated"}
+                update={
+                    "database_url": url,
+                    "database_direct_url": url,
+                    "var_dir": place,
+                    "renderer": "simulated",
+                }
             )
             services = container.build(settings)
             await stack.enter_async_context(container.running(services))

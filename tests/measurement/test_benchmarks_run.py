@@ -22,7 +22,7 @@ from benchmarks.__main__ import SECTIONS
 from benchmarks.handwritten import Jobs
 from benchmarks.nginx import nginx_program
 from benchmarks.peers import routes, table
-from benchmarks.suites import polls
+from benchmarks.suites import polls, writers
 from tests.measurement.in_process import Command
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def test_a_quick_run_measures_everything_and_draws_it(
             "lookups",
             "calls",
         ),
-        *("gets-at-once", "gets-alone", "updates"),
+        *("gets-at-once", "gets-alone", "updates", "writers"),
         *(("keys", "operations") if long else ()),
     }
     one = measured.find("polls-one")
@@ -85,7 +85,10 @@ def test_a_quick_run_measures_everything_and_draws_it(
         assert measured.find("polls-many").find(subject).median > 0
     if nginx_program() is not None:
         assert one.find(polls.NGINX).median > 0
-    assert measured.find("updates").facts["redis_statements_per_update"] == 1
+    for name in ("null", "redis", "postgres"):
+        assert measured.find("updates").facts[f"{name}_statements_per_update"] == 1
+    for name in (*writers.BACKENDS, writers.BARE, writers.NOTIFYING, writers.TRIGGERED):
+        assert measured.find("writers").find(name, 2).median > 0
     tables.write(replace(measured, quick=False))
     page = (tmp_path / "RESULTS.md").read_text()
     assert "| Progress update, redis: SQL statements | = 1 | 1 for" in page
