@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy import Text, func, literal
+from sqlalchemy import Text, func, literal, literal_column
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
@@ -46,4 +46,6 @@ def notify(
         return []
     computed = [literal(told.prefix, Text) + key for key in keys if not isinstance(key, str)]
     payloads: list[Any] = [told.payload, *computed] if known else computed
-    return [func.pg_notify(told.channel, payload) for payload in payloads]
+    # The setting keeps a trigger of the table from repeating the keys.
+    said = (func.set_config(told.setting, payload, literal_column("true")) for payload in payloads)
+    return [func.pg_notify(told.channel, each) for each in said]
