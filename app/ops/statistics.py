@@ -79,6 +79,7 @@ def _document(measured: Measurements, state: dict[str, Any]) -> dict[str, Any]:
             "tier_hits": {tier: results["hit"] for tier, results in reads.items()},
             "polls": measured["jobcache_polls_total"],
             "evictions": measured.get("jobcache_evictions_total"),
+            "reads_ahead": measured.get("jobcache_reads_ahead_total"),
             "entries": measured.get("jobcache_entries"),
             "bytes": measured.get("jobcache_entry_bytes"),
             **state["statistics"],

@@ -8,6 +8,7 @@ from jobcache.protocol.capabilities import (
     SupportsChangeFeed,
     SupportsEvictions,
     SupportsHealth,
+    SupportsReadAhead,
     SupportsSize,
 )
 
@@ -78,6 +79,8 @@ def _of_backend(backend: CacheBackend) -> Measurements:
     measured: Measurements = {}
     if isinstance(backend, SupportsEvictions):
         measured["jobcache_evictions_total"] = dict(backend.evictions())
+    if isinstance(backend, SupportsReadAhead):
+        measured["jobcache_reads_ahead_total"] = backend.reads_ahead()
     if isinstance(backend, SupportsSize):
         measured["jobcache_entries"], measured["jobcache_entry_bytes"] = backend.size()
     if isinstance(backend, SupportsHealth):

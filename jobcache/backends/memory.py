@@ -60,6 +60,7 @@ class _Slot:
             deadline at the latest.
         deadline: when the cell is lost.
         trust: the backend's `_trust` when the cell was stored.
+        used: whether the cell was read after it was stored.
     """
 
     cell: Cell
@@ -67,6 +68,7 @@ class _Slot:
     stale_at: float
     deadline: float
     trust: int
+    used: bool = False
 
 
 class _Part:
@@ -148,12 +150,12 @@ class MemoryBackend:
         return {key: entry for key in keys if (entry := self._get(key)) is not None}
 
     def _get(self, key: str) -> Entry | None:
-        found = self._cell(key)
+        found = self._cell(key, read=True)
         return found if isinstance(found, Entry) else None
 
     async def lease(self, key: str, token: str) -> Entry | LeaseResult:
         """Take the lease of an empty cell; leave any other cell and return its content."""
-        step = table.lease(self._cell(key), token)
+        step = table.lease(self._cell(key, read=True), token)
         self._carry_out(key, step)
         return step.result
 
@@ -178,6 +180,8 @@ class MemoryBackend:
         """Empty these cells, but for fences, without waiting."""
         dropped = 0
         for key in dict.fromkeys(keys):
+            if key not in self._part(key).cells:
+                continue  # so it is for most keys that a change feed reports
             step = table.purge(self._cell(key))
             self._carry_out(key, step)
             dropped += step.result
@@ -196,6 +200,14 @@ class MemoryBackend:
         self._parts = self._empty_parts()
         self._entries = self._bytes = 0
         return dropped
+
+    def was_used(self, key: str) -> bool:
+        """Return whether there is an entry that was read after it was stored."""
+        cells = self._part(key).cells
+        if key not in cells:
+            return False
+        slot: _Slot = _look_up(cells, key)
+        return slot.used and isinstance(slot.cell, Entry)
 
     def size(self) -> tuple[int, int]:
         """Return how many cells there are and about how many bytes they take.
@@ -259,8 +271,13 @@ class MemoryBackend:
 
     # --- cells ---
 
-    def _cell(self, key: str) -> Cell:
-        """Return what the cell holds now, and note the use."""
+    def _cell(self, key: str, *, read: bool = False) -> Cell:
+        """Return what the cell holds now, and note the use.
+
+        Args:
+            key: the key.
+            read: whether this is a read of the entry.
+        """
         try:
             slot = self._parts[hash(key) % self._part_count].cells[key]
         except KeyError:
@@ -274,7 +291,9 @@ class MemoryBackend:
         if isinstance(found, Entry) and (slot.stale_at <= now or not trusted):
             found = slot.cell = found.past_its_freshness()
             slot.stale_at, slot.trust = slot.deadline, self._trust
-        slot.check_at = min(now + _USE_NOTED_FOR, slot.stale_at)
+        if read or slot.used:
+            slot.used = True
+            slot.check_at = min(now + _USE_NOTED_FOR, slot.stale_at)
         return found
 
     def _carry_out(self, key: str, step: CellStep[Any]) -> bool:
@@ -300,7 +319,7 @@ class MemoryBackend:
             if self._bytes + grown <= self._max_bytes:
                 part.bytes += grown
                 self._bytes += grown
-                held.cell = new
+                held.cell, held.used = new, False
                 held.check_at, held.stale_at, held.deadline = self._times(new)
                 return True
             self._remove(key)
@@ -320,7 +339,7 @@ class MemoryBackend:
         if isinstance(new, Entry):
             deadline = now + new.keep_ms / 1000
             stale_at = min(deadline, now + (new.fresh_ms + CLOCK_SKEW_MS) / 1000)
-            return min(now + _USE_NOTED_FOR, stale_at), stale_at, deadline
+            return now, stale_at, deadline  # so that the first read is noted
         seconds = self._lease_seconds if isinstance(new, Lease) else self._fence_seconds
         return now, now, now + seconds
 

@@ -22,6 +22,9 @@ cell is emptied after each publish, even a failed one, and before the caller con
 While the feed is not live, the local tier is neither read nor filled. Results of the remote tier
 are published to the local tier even then: the feed may be live again before it reports the change.
 
+An entry that is in use is read again when it changes, before it is polled (`_read_ahead`). To the
+protocol that is one more reader.
+
 A local entry is out of date for as long as the feed lags, at most for the limit after which a
 silent feed is no longer live.
 
@@ -42,6 +45,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jobcache.backends._closing import end_all
+from jobcache.backends._read_ahead import ReadAhead
 from jobcache.protocol.backend import CacheBackend, LeaseResult, PublishResult
 from jobcache.protocol.capabilities import (
     Health,
@@ -70,6 +74,9 @@ if TYPE_CHECKING:
 class LocalTier(CacheBackend, SupportsPeek, SupportsDiscard, SupportsSize, Protocol):
     """A backend in this process. Its operations never wait."""
 
+    def was_used(self, key: str) -> bool:
+        """Return whether there is an entry that was read after it was stored."""
+
 
 class RemoteTier(
     CacheBackend,
@@ -91,6 +98,7 @@ class TieredBackend:
         remote: the remote tier, which decides what each cell holds.
         feed: reports changes of the remote tier.
         token: makes unique tokens of ASCII letters and digits, for the local tier only.
+        sleep: waits for the given seconds.
     """
 
     name = "tiered"
@@ -108,6 +116,7 @@ class TieredBackend:
         feed: ChangeFeed,
         *,
         token: Callable[[], str] | None = None,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._token = map("n{}".format, itertools.count()).__next__ if token is None else token
         self._local = local
@@ -117,6 +126,8 @@ class TieredBackend:
             remote.get_many_future if isinstance(remote, SupportsFutureGet) else remote.get_many
         )
         self._reading: set[asyncio.Task[Mapping[str, Entry]]] = set()
+        self._ahead = ReadAhead(self._read_ahead, sleep)
+        self._reads_ahead = 0
         self._pass_on(remote)
         if isinstance(local, SupportsEvictions):
             self.evictions = local.evictions
@@ -171,17 +182,34 @@ class TieredBackend:
             else:
                 lacking.append(key)
         if lacking:
-            fetched: Mapping[str, Entry] = {}
-            try:
-                fetched = await self._get_remote(lacking)
-            finally:
-                for key in lacking:
-                    await self._publish_local(key, token, fetched.get(key))
-            found.update(fetched)
+            found.update(await self._fill(lacking, token))
         return found
+
+    async def _read_ahead(self, keys: Sequence[str]) -> None:
+        """Read these keys into local cells, but not where an entry or another's lease is."""
+        if not self._feed.live:
+            return
+        token = self._token()
+        lease = self._local.lease
+        empty = [key for key in keys if await lease(key, token) is LeaseResult.ACQUIRED]
+        if empty:
+            self._reads_ahead += len(empty)
+            await self._fill(empty, token)
+
+    async def _fill(self, keys: Sequence[str], token: str) -> Mapping[str, Entry]:
+        """Return the entries of the remote tier; store those whose local lease `token` has."""
+        fetched: Mapping[str, Entry] = {}
+        try:
+            fetched = await self._get_remote(keys)
+        finally:
+            for key in keys:
+                await self._publish_local(key, token, fetched.get(key))
+        return fetched
 
     async def _publish_local(self, key: str, token: str, entry: Entry | None) -> None:
         """Publish an entry of the remote tier to the local one; without one, withdraw the lease."""
+        if entry is not None:
+            self._ahead.filled(key)
         if entry is not None and entry.fresh_ms <= 0:
             # Not to be kept: an entry past its freshness must be confirmed by the source.
             entry = replace(entry, keep_ms=0)
@@ -237,10 +265,12 @@ class TieredBackend:
 
     def changed(self, keys: Sequence[str]) -> None:
         """Empty the local cells of keys that have changed."""
+        self._ahead.changed(keys, self._local.was_used)
         self._local.drop(keys)
 
     def interrupted(self) -> None:
         """Empty the local tier. Fills in progress lose their leases, and store nothing."""
+        self._ahead.clear()
         self._local.drop_all()
 
     def resumed(self) -> None:
@@ -260,6 +290,10 @@ class TieredBackend:
         """Return the size of the local tier."""
         return self._local.size()
 
+    def reads_ahead(self) -> int:
+        """Return how many keys the remote tier was asked for ahead of a poll."""
+        return self._reads_ahead
+
     async def start(self) -> None:
         """Start the feed and the remote tier."""
         self._feed.start()
@@ -268,6 +302,7 @@ class TieredBackend:
     async def aclose(self) -> None:
         """Close the feed, then both tiers."""
         await self._feed.aclose()
+        await self._ahead.aclose()
         await end_all(list(self._reading))
         await self._local.aclose()
         await self._remote.aclose()

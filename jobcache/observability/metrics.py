@@ -93,6 +93,11 @@ CACHE_METRICS = (
         "Cells that this process dropped from its memory.",
         ("reason",),
     ),
+    Metric(
+        "jobcache_reads_ahead_total",
+        "counter",
+        "Keys that were read again from the remote tier when they had changed, before a poll.",
+    ),
     Metric("jobcache_entries", "gauge", "Cells in the memory of the process."),
     Metric("jobcache_entry_bytes", "gauge", "About how many bytes these cells take."),
     Metric(

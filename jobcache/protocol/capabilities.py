@@ -126,6 +126,14 @@ class SupportsEvictions(Protocol):
 
 
 @runtime_checkable
+class SupportsReadAhead(Protocol):
+    """A backend that reads entries from its store before it is asked for them."""
+
+    def reads_ahead(self) -> int:
+        """Return how many keys it has read so."""
+
+
+@runtime_checkable
 class SupportsVersionHint(Protocol):
     """A backend that remembers versions for its store while the store does not answer."""
 

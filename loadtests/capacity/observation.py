@@ -33,7 +33,7 @@ class Observation:
         polls: requests of pollers.
         conditional: of these, the ones with `If-None-Match`.
         loads: queries that polls caused.
-        refills: on tiered, polls that were answered by Redis.
+        refills: on tiered, polls that were answered by Redis, and keys that were read ahead.
         updates: committed updates.
         changes: changes of keys that the feed of tiered has reported to each process.
         gets: keys that Redis was asked for by readers.
@@ -127,7 +127,7 @@ class Observer:
             polls=polls / seconds,
             conditional=polls / seconds if conditional else 0.0,
             loads=grown["loads"],
-            refills=grown["remote hits"] if feeds else 0.0,
+            refills=grown["remote hits"] + grown["reads ahead"] if feeds else 0.0,
             updates=updates / seconds,
             changes=grown["changed"] if feeds else 0.0,
             gets=grown["lookups"] - grown["scripts"],
@@ -163,6 +163,7 @@ class Observer:
             for each in statistics
         )
         found["remote hits"] = sum(each["tier_hits"].get("redis", 0) for each in statistics)
+        found["reads ahead"] = sum(each["reads_ahead"] or 0 for each in statistics)
         if self._redis is not None:
             client, process = self._redis
             found |= _redis_counters(client)

@@ -34,6 +34,10 @@ class TierStack:
         """Return the content of the local cell, which may be a lease."""
         return self.local._cell(key)  # noqa: SLF001 - nobody else may look at a lease
 
+    def ahead(self, key: str) -> Hashable:
+        """Return what decides whether the cell is read ahead."""
+        return self.local.was_used(key), self.backend._ahead.state()  # noqa: SLF001 - as above
+
 
 @dataclass(eq=False, slots=True)
 class Process:
@@ -46,6 +50,8 @@ class Process:
     failed: set[int] = field(default_factory=set)
     """The versions of its publishes that failed."""
     front: TierStack | None = None
+    ahead: Actor = field(init=False)
+    """On whose behalf the process reads ahead."""
     cache: JobCache = field(init=False)
 
 

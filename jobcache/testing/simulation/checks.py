@@ -84,7 +84,7 @@ class Checks:
             if isinstance(front.held(self._state.key), Lease):
                 raise Violation(f"a lease was left in the local tier of {process.name}")
             while front.feed.waiting:
-                front.feed.deliver()
+                self._state.deliver(process, front.feed)
             front.feed.come_back()
             self._check_local(process, front, quiet=True)
 

@@ -43,7 +43,8 @@ def fingerprint(state: State) -> int:
 
 
 def _remembered(state: State) -> Iterator[int]:
-    for memory in dict.fromkeys(actor.memory for actor in state.actors):
+    actors = [*state.actors, *(process.ahead for process in state.processes)]
+    for memory in dict.fromkeys(actor.memory for actor in actors):
         awake = state.simulator.guarded or any(actor.task is not None for actor in memory.actors)
         waited_for = {step.actor for step in state.pending if step.reply is not None}
         dead = memory.actors[0].process.dead
@@ -57,6 +58,6 @@ def _in_front(state: State) -> Iterator[Hashable]:
         if process.dead or front is None:
             yield None
         elif state.reads_on(process):
-            yield front.held(state.key), front.feed.fingerprint()
+            yield front.held(state.key), front.ahead(state.key), front.feed.fingerprint()
         else:
             yield front.held(state.key), bool(front.feed.waiting)

@@ -128,6 +128,9 @@ class Run:
             )
             self._state.processes.append(process)
             shared = Memory()
+            memory = shared if self._state.simulator.guarded else Memory()
+            process.ahead = Actor(f"A{index}", process, 0, memory)
+            memory.actors.append(process.ahead)
             for name in names:
                 alone = name[0] == "W" and not self._state.simulator.guarded
                 memory = Memory() if alone else shared
@@ -155,7 +158,8 @@ class Run:
 
     def _front(self, remote: Any) -> TierStack:  # noqa: ANN401 - a test may put anything there
         local, feed = MemoryBackend(clock=self._state.loop.time), SteppedFeed(self._state.key)
-        return TierStack(local, feed, self._parts.tiered(local, remote, feed))
+        wait = partial(self._state.pause, "wait")
+        return TierStack(local, feed, self._parts.tiered(local, remote, feed, sleep=wait))
 
     def options(self) -> list[Option]:
         """Return all that can be done next, faults last; nothing if this is the end."""
@@ -329,7 +333,7 @@ class Run:
         assert process.front is not None
         feed = process.front.feed
         if kind == "report":
-            feed.deliver()
+            self._state.deliver(process, feed)
         elif kind == "cut":
             feed.cut()
         elif kind == "silent":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from jobcache.testing.invariants import Invariants
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from jobcache.protocol.cell import Cell
     from jobcache.testing.simulation.actors import Actor, Process
     from jobcache.testing.simulation.configuration import Simulator
+    from jobcache.testing.simulation.stepped_feed import SteppedFeed
     from jobcache.testing.subject import Subject
 
 T = TypeVar("T")
@@ -119,6 +121,13 @@ class State:
                 if process.front is not None and process.reads and not process.dead:
                     process.front.feed.report(visible)
         return result
+
+    def deliver(self, process: Process, feed: SteppedFeed) -> None:
+        """Deliver the next report to a process."""
+        context = contextvars.copy_context()
+        context.run(ACTOR.set, process.ahead)
+        self.loop.call_soon(feed.deliver, context=context)
+        self.loop.run_ready()
 
     def evict(self) -> None:
         """Lose the cell."""

@@ -208,3 +208,29 @@ async def test_a_large_entry_evicts_as_many_cells_as_are_missing_afterwards() ->
     await backend.lease("large", "r")
     await backend.publish("large", "r", entry_of(1, body=NOISE * 37))
     assert backend.evictions()["capacity"] == 2001 - backend.size()[0]
+
+
+@pytest.mark.parametrize("how", ["peek", "get", "get_many", "lease"])
+async def test_an_entry_is_used_once_it_is_read_after_it_was_stored(how: str) -> None:
+    clock = FakeClock()
+    backend = MemoryBackend(clock=clock)
+    for seconds in (0, 0.5, 5):
+        await store(backend, "k")
+        clock.now += seconds
+        await backend.publish("k", "other", None)  # no read
+        assert not backend.was_used("k")
+        if how == "peek":
+            assert backend.peek("k") is not None
+        elif how == "lease":
+            await backend.lease("k", "other")
+        else:
+            await getattr(backend, how)("k")
+        assert backend.was_used("k")
+        assert backend.drop(["k", "absent"]) == 1
+        assert not backend.was_used("k")
+    await store(backend, "k")
+    backend.peek("k")
+    await backend.publish("k", "other", replace(entry_of(2), keep_ms=0))
+    assert not backend.was_used("k"), "a lease or nothing is not an entry"
+    await store(backend, "k")
+    assert not backend.was_used("k"), "it is another entry"

@@ -468,6 +468,18 @@ TIERED = {
             "        fills = True\n",
         )
     ),
+    "an entry is read ahead without a lease": _tiered(
+        (
+            "            await self._fill(empty, token)\n",
+            (
+                "            fetched = await self._get_remote(empty)\n"
+                "            self._local.drop(keys)\n"
+                "            for key, entry in fetched.items():\n"
+                "                await self._local.lease(key, token)\n"
+                "                await self._publish_local(key, token, entry)\n"
+            ),
+        )
+    ),
 }
 """In `TieredBackend`."""
 

@@ -102,6 +102,7 @@ def in_order(report: Report) -> None:
                 (simulator("RRW", 0), 1000),
                 (simulator("R W W", 1, "evict die"), 1000),
                 (simulator("RW R", 0, tiered=True, warm=True), 500),
+                (simulator("RR W", 0, tiered=True, warm=True), 5000),
                 (simulator("R W", 1, "feed slow", tiered=True), 1000),
                 (simulator("RW", 1, "evict die cancel feed", tiered=True, warm=True), 1000),
                 (simulator("R W", 1, "feed lose", tiered=True, warm=True, guarded=True), 1000),
@@ -338,6 +339,22 @@ def test_a_broken_cache_or_guard_is_detected(
 def test_broken_tiers_are_detected(name: str, where: Simulator, switches: int | None) -> None:
     with in_memory(parts=parts(TIERED[name])) as explorer:
         found(explorer, name, (where, switches))
+
+
+def test_a_read_ahead_that_a_report_overtakes_is_not_kept() -> None:
+    """Two writers and a late reply: hardly a schedule that is found at random has both."""
+    written = "W{0} begins -> W{0} fence -> W{0} update -> W{0} commit -> W{0} publish v{1}"
+    reported = "P0 is notified -> P0 is notified"
+    schedule = (
+        f"R0 begins -> {written.format(0, 2)} -> {reported} -> A0 wait -> A0 get is slow"
+        f" -> {written.format(1, 3)} -> {reported} -> A0 get reply"
+    )
+    where = simulator("RR W W", 1, "slow", tiered=True, warm=True)
+    fault = TIERED["an entry is read ahead without a lease"]
+    with in_memory(parts=parts(fault)) as explorer, pytest.raises(Violation, match="v2 stays in"):
+        explorer.replay(where, schedule)
+    with in_memory() as explorer:
+        explorer.replay(where, f"{schedule} -> R1 begins")
 
 
 UNVERSIONED = simulator("R R W", 0, unversioned=True)
