@@ -61,6 +61,29 @@ async def test_nothing_is_read_while_a_writer_is_at_work(tiered: Tiered) -> None
     assert tiered.backend.reads_ahead() == 0
 
 
+async def test_two_writers_at_once_cause_one_read(tiered: Tiered) -> None:
+    await tiered.fill_and_use()
+    for writer in ("one", "other"):
+        await tiered.remote.cells.fence("k", writer)
+        tiered.feed.tell("k")
+        await turns()
+    for writer in ("one", "other"):
+        await tiered.remote.cells.publish("k", writer, entry_of(2))
+        tiered.feed.tell("k")
+        await turns()
+    assert tiered.backend.reads_ahead() == 1
+    assert await tiered.poll() == 2
+
+
+async def test_a_poll_ends_a_change_of_which_one_report_has_come(tiered: Tiered) -> None:
+    await tiered.fill_and_use()
+    tiered.feed.tell("k")
+    await tiered.fill_and_use(version=2)
+    tiered.feed.tell("k")  # the first report of another change
+    await turns()
+    assert tiered.backend.reads_ahead() == 0
+
+
 async def test_changes_that_are_reported_together_are_read_together(tiered: Tiered) -> None:
     for key in ("a", "b", "c"):
         await tiered.fill_and_use(key)
@@ -144,7 +167,8 @@ async def test_what_a_poll_reads_meanwhile_is_not_read_again(tiered: Tiered) -> 
     assert await tiered.poll() == 2
     tiered.awake.set()
     await turns()
-    assert tiered.backend.reads_ahead() == 0
+    await tiered.change("k", version=3)
+    assert tiered.backend.reads_ahead() == 0, "v2 was not used after it was stored"
 
 
 async def test_what_a_poll_is_reading_is_not_read_twice(tiered: Tiered) -> None:
@@ -220,6 +244,22 @@ async def test_a_read_ahead_that_fails_leaves_no_lease_and_is_not_the_last(tiere
     await tiered.change("k", version=4)
     assert tiered.version() == 4
     assert tiered.backend.reads_ahead() == 2
+
+
+async def test_after_a_read_ahead_that_fails_the_keys_behind_it_are_read(tiered: Tiered) -> None:
+    for key in ("a", "b"):
+        await tiered.fill_and_use(key)
+    tiered.remote.away = True
+    tiered.remote.gate.clear()
+    await tiered.change("a", version=2)
+    tiered.awake.clear()
+    await tiered.change("b", version=2)
+    tiered.remote.gate.set()
+    await turns()
+    tiered.remote.away = False
+    tiered.awake.set()
+    await turns()
+    assert [tiered.version(key) for key in "ab"] == [None, 2]
 
 
 @pytest.mark.parametrize("when", ["before the read", "during the read"])
