@@ -287,11 +287,8 @@ CACHE = {
         (
             ("                reached_commit = True\n", ""),
             (
-                "        finally:\n            if not reached_commit:",
-                (
-                    "            reached_commit = True\n"
-                    "        finally:\n            if not reached_commit:"
-                ),
+                "            committed = reached_commit\n",
+                "            committed = reached_commit = True\n",
             ),
         ),
     ),
