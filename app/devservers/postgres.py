@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # On the command line and not in a file, so that they apply at every start.
 _SETTINGS = ("-c", "timezone=UTC")
 _FAST = ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
+_READY = b"database system is ready to accept"  # connections, or of a standby read-only ones
 
 
 class PostgresServer(Started):
@@ -32,6 +33,8 @@ class PostgresServer(Started):
             the server trades durability for speed.
         max_connections: The most connections that it takes.
         settings: Further settings, such as ``{"synchronous_commit": "on"}``.
+        standby_of: A running server, of which this one is a streaming replica until `promote`. The
+            data is copied from it when this server starts for the first time.
 
     PostgreSQL refuses to run as root. If this process is root, it runs as the owner of the data, or
     as ``nobody`` for new data; that account must be able to enter `directory`.
@@ -46,7 +49,9 @@ class PostgresServer(Started):
         *,
         max_connections: int = 200,
         settings: Mapping[str, str] | None = None,
+        standby_of: PostgresServer | None = None,
     ) -> None:
+        self._primary = standby_of
         self._install = postgres_install()
         self._kept = None if directory is None else directory.absolute()
         self._account = account_for(self._kept)
@@ -54,7 +59,7 @@ class PostgresServer(Started):
             "max_connections": str(max_connections),
             **({} if settings is None else settings),
         }
-        self._process = ServerProcess("PostgreSQL", when_orphaned=signal.SIGINT)
+        self._process = ServerProcess("PostgreSQL", when_orphaned=signal.SIGINT, ready=_READY)
         self._own: tempfile.TemporaryDirectory[str] | None = None
         self._programs: Path | None = None
 
@@ -117,7 +122,10 @@ class PostgresServer(Started):
             self._programs = self._reachable_programs(own)
         data = own / "data" if self._kept is None else self._kept
         if not (data / "PG_VERSION").exists():
-            self._make_cluster(data, self._programs, own)
+            if self._primary is None:
+                self._make_cluster(data, self._programs, own)
+            else:
+                self._copy_primary(self._primary, data, self._programs, own)
         command = [
             *(str(self._programs / "postgres"), "-D", str(data), "-k", str(own), "-h", ""),
             *_SETTINGS,
@@ -135,6 +143,14 @@ class PostgresServer(Started):
         # "Fast" shutdown, then "immediate", which needs a recovery but no reply from a backend.
         # Killing the postmaster would leave shared memory behind.
         self._process.end(signal.SIGINT, signal.SIGQUIT)
+
+    def promote(self) -> None:
+        """Make a standby a primary, and return once it takes writes.
+
+        Raises:
+            ServerFailed: It is no standby, or PostgreSQL refuses.
+        """
+        self._administer("psql", "--no-psqlrc", "--command=SELECT pg_promote()")
 
     def crash(self) -> None:
         """End all its processes at once, as a crash would; the next `start` recovers the data."""
@@ -171,6 +187,14 @@ class PostgresServer(Started):
             *(str(programs / "initdb"), "--pgdata", str(data), "--username=postgres"),
             *("--auth=trust", "--encoding=UTF8", "--no-locale", "--no-instructions"),
             *(("--no-sync",) if self._kept is None else ()),
+        ]
+        run(command, directory=own, account=self._account)
+
+    def _copy_primary(self, primary: PostgresServer, data: Path, programs: Path, own: Path) -> None:
+        command = [
+            *(str(programs / "pg_basebackup"), "--pgdata", str(data), "--username=postgres"),
+            *("--host", str(primary.socket_directory), "--write-recovery-conf"),
+            *("--wal-method=stream", "--checkpoint=fast", "--no-sync"),
         ]
         run(command, directory=own, account=self._account)
 

@@ -164,7 +164,7 @@ class Cluster:
     """The servers, the proxies and the services, as an asynchronous context manager.
 
     Args:
-        postgres: a running server, whose `postgres` database is ours.
+        postgres: a running server, whose `postgres` database is ours. It may be replaced, too.
         redis: a running server; None for backends that need none. It may be replaced by another
             in the course of a run; all of them are closed at the end.
         processes: how many services.
@@ -231,6 +231,7 @@ class Cluster:
             await proxy.aclose()
         if self._redis is not None:
             self._redis.close()
+        self.postgres.close()
 
     @property
     def shares(self) -> bool:
@@ -260,6 +261,19 @@ class Cluster:
         before, self._redis = self.redis, server
         for proxy in self.proxies:
             proxy.target = server.port
+            proxy.cut()
+        before.close()
+
+    def point_at(self, server: PostgresServer) -> None:
+        """Have new connections to PostgreSQL lead to `server`; those there are stay as they are."""
+        for proxy in (*self.database_proxies, *self.listener_proxies):
+            proxy.target = server.socket
+
+    def replace_postgres(self, server: PostgresServer) -> None:
+        """From now on `server` is the one in use, and the one before it is gone."""
+        before, self.postgres = self.postgres, server
+        self.point_at(server)
+        for proxy in (*self.database_proxies, *self.listener_proxies):
             proxy.cut()
         before.close()
 

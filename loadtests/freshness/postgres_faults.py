@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import asyncpg
 
+from app.devservers import PostgresServer
 from jobcache.backends.postgres.factory import APPLICATION_NAME
+from loadtests.freshness.cluster import POSTGRES
 from loadtests.freshness.incident import Fault, Incident, NotInjected, network, to_its_end
 from loadtests.freshness.proxy import Proxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
-    from app.devservers import PostgresServer
-
+_UNTIL = 30.0  # seconds for something to come about that should
+_LOOK = 0.01  # seconds between two looks
 _TIMES = 8
 _CUTS = 40
 _TERMINATE = (
@@ -96,6 +99,80 @@ async def database_crash(incident: Incident) -> None:
     await to_its_end(postgres.start)
 
 
+# --- another server ---
+
+
+async def failover_stopped(incident: Incident) -> None:
+    """Stop PostgreSQL in order, and promote a standby."""
+    await _promote(incident, incident.cluster.postgres.stop)
+
+
+async def failover_crashed(incident: Incident) -> None:
+    """Crash PostgreSQL, and promote a standby."""
+    await _promote(incident, incident.cluster.postgres.crash)
+
+
+async def failover_alive(incident: Incident) -> None:
+    """Promote a standby while the primary lives on for a moment.
+
+    Connections to it stay open, and it answers reads; its commits wait for a standby. New
+    connections lead to the new primary.
+    """
+    await _promote(incident, None)
+
+
+async def _promote(incident: Incident, end: Callable[[], None] | None) -> None:
+    """Replace the server by a standby that has all that was acknowledged.
+
+    Args:
+        incident: what to do it to.
+        end: ends the server before; None: it lives on for a moment.
+    """
+    cluster = incident.cluster
+    standby = PostgresServer(settings=POSTGRES, standby_of=cluster.postgres)
+    try:
+        await to_its_end(standby.start)
+        async with admin(cluster.postgres) as connection:
+            await _wait_for_standbys(connection)
+        if end is not None:
+            await to_its_end(end)
+        await to_its_end(standby.promote)
+        cluster.point_at(standby)
+        if end is None:
+            await asyncio.sleep(incident.rng.uniform(0.5, 3))
+    except BaseException:
+        standby.close()
+        raise
+    cluster.replace_postgres(standby)
+
+
+async def _wait_for_standbys(primary: asyncpg.Connection) -> None:
+    """Have commits wait for the standby, and return when it has all that was committed before."""
+    # At first for one that is not there: once a commit waits, every later one will.
+    await primary.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    await primary.execute("SELECT pg_reload_conf()")
+    await _until_true(
+        primary, "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    )
+    await primary.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+    await primary.execute("SELECT pg_reload_conf()")
+    end = await primary.fetchval("SELECT pg_current_wal_lsn()::text")
+    await _until_true(
+        primary,
+        "SELECT count(*) > 0 FROM pg_stat_replication"
+        " WHERE sync_state = 'sync' AND flush_lsn >= $1::text::pg_lsn",
+        end,
+    )
+
+
+async def _until_true(connection: asyncpg.Connection, query: str, *arguments: str) -> None:
+    deadline = time.monotonic() + _UNTIL
+    while not await connection.fetchval(query, *arguments):
+        if time.monotonic() > deadline:
+            raise NotInjected(f"it never came true: {query}")
+        await asyncio.sleep(_LOOK)
+
+
 @asynccontextmanager
 async def admin(server: PostgresServer) -> AsyncIterator[asyncpg.Connection]:
     """Open a connection to a server past the proxies."""
@@ -116,5 +193,8 @@ POSTGRES_FAULTS = {
         "fresh", database_black_hole, takes_source=True, needs="notifications"
     ),
     "database-crash": Fault("fresh", database_crash, takes_source=True, needs="notifications"),
+    "failover-stopped": Fault("fresh", failover_stopped, takes_source=True, needs="notifications"),
+    "failover-crashed": Fault("fresh", failover_crashed, takes_source=True, needs="notifications"),
+    "failover-alive": Fault("fresh", failover_alive, takes_source=True, needs="notifications"),
 }
 """All of them, by name."""

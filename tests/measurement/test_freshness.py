@@ -122,7 +122,7 @@ def test_two_tiers_lag_by_no_more_than_they_may_whatever_becomes_of_their_feed(
 def test_postgres_alone_keeps_the_promises_of_two_tiers(
     command: Command, tmp_path: Path, *, long: bool
 ) -> None:
-    faults = ["kill-service", "listener-terminated", "listener-black-hole", "database-crash"]
+    faults = ["kill-service", "listener-terminated", "listener-black-hole", "failover-crashed"]
     load, processes = (*SHORT, "--freshness", "4", "--pause", "1"), 2
     if long:
         faults = [name for name, fault in FAULTS.items() if fault.needs in {"", "notifications"}]

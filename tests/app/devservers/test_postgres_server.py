@@ -126,6 +126,19 @@ async def test_a_crash_costs_nothing_that_was_committed_synchronously() -> None:
         assert await fetch(server.url(), "SELECT n FROM t") == 1
 
 
+async def test_a_standby_follows_its_primary_and_takes_its_place() -> None:
+    with PostgresServer() as primary:
+        await fetch(primary.url(), "CREATE TABLE t AS SELECT 1 AS n")
+        with PostgresServer(standby_of=primary) as standby:
+            assert await fetch(standby.url(), "SELECT pg_is_in_recovery()") is True
+            primary.stop()
+            standby.promote()
+            assert await fetch(standby.url(), "UPDATE t SET n = n + 1 RETURNING n") == 2
+            standby.stop()
+            standby.start()
+            assert await fetch(standby.url(), "SELECT pg_is_in_recovery()") is False
+
+
 async def test_the_environment_does_not_lead_to_another_server(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
