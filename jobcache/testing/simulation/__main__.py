@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from jobcache.backends.compare_and_set import CompareAndSetBackend
 from jobcache.backends.memory import MemoryBackend
+from jobcache.backends.null import NullBackend
 from jobcache.errors import CacheUnavailable
 from jobcache.protocol.capabilities import SupportsPurgeAll
 from jobcache.settings import GROUP, CacheSettings, backend_names
@@ -32,6 +33,8 @@ class _Subject:
 
     async def evict(self, key: str) -> None:
         backend = self.backend
+        if isinstance(backend, NullBackend):
+            return  # no process shares anything
         if isinstance(backend, SupportsPurgeAll):
             await backend.purge_all()  # no other cell of the namespace is in use
         elif isinstance(backend, CompareAndSetBackend):
@@ -67,6 +70,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--late-fence", action="store_true", help="writers change the row before they fence")
     add("--guarded", action="store_true", help="each process has a guard")
     add("--tiered", action="store_true", help="each process has a local tier in front, and a feed")
+    add("--unnotified", action="store_true", help="on postgres, statements do not notify")
     add("--unversioned", action="store_true", help="documents have no version")
     add("--seed", help="of the search; a new one, printed, if it is left out")
     add("--runs", type=int, default=1000, help="schedules to search; default: %(default)s")
@@ -82,6 +86,8 @@ def _explorer(chosen: argparse.Namespace) -> Explorer:
         memory = MemoryBackend(clock=lambda: 0.0)  # nothing expires
         snapshot = memory._cell  # noqa: SLF001 - nobody else may look behind a fence
         return Explorer(_Subject(memory), waits=False, snapshot=snapshot)
+    if chosen.backend == "postgres":  # the database and the feed are simulated, too
+        return Explorer(_Subject(NullBackend()), waits=False)
     (point,) = entry_points(group=GROUP, name=chosen.backend)
     settings = CacheSettings(
         backend=chosen.backend,
@@ -111,6 +117,8 @@ def main(arguments: list[str] | None = None) -> int:
             late_fence=chosen.late_fence,
             guarded=chosen.guarded,
             tiered=chosen.tiered,
+            postgres=chosen.backend == "postgres",
+            unnotified=chosen.unnotified,
             unversioned=chosen.unversioned,
         )
     except ValueError as error:

@@ -13,6 +13,7 @@ from jobcache.testing.simulation.actors import ACTOR
 if TYPE_CHECKING:
     import asyncio
 
+    from jobcache.protocol.entry import Entry
     from jobcache.testing.simulation.actors import Actor, Process, TierStack
     from jobcache.testing.simulation.state import State
 
@@ -52,7 +53,8 @@ class Checks:
                 raise Violation(f"v{version_in(entry)} stays in the cache, and hides v{hidden}")
         for process in self._state.processes:
             if process.front is not None and not process.dead:
-                self._check_local(process, process.front, quiet=quiet)
+                behind = process.front.feed.behind
+                self._check_local(process, process.front, settled=quiet and not behind)
 
     def at_end(self) -> None:
         """Look for violations when nothing more can be done.
@@ -66,7 +68,7 @@ class Checks:
         left = [
             task
             for task, context in self._state.loop.tasks.items()
-            if not context[ACTOR].process.dead
+            if not context[ACTOR].process.dead and context[ACTOR] in self._state.actors
         ]
         if left:
             raise Violation(f"{len(left)} tasks were left behind: {left[0].get_coro()}")
@@ -83,16 +85,20 @@ class Checks:
                 continue
             if isinstance(front.held(self._state.key), Lease):
                 raise Violation(f"a lease was left in the local tier of {process.name}")
-            while front.feed.waiting:
-                self._state.deliver(process, front.feed)
-            front.feed.come_back()
-            self._check_local(process, front, quiet=True)
+            front.feed.catch_up()
+        for process in self._state.processes:
+            front = process.front
+            if front is not None and not process.dead:
+                front.feed.catch_up()  # again: others may owe a notification
+                self._check_local(process, front, settled=True)
 
-    def _check_local(self, process: Process, front: TierStack, *, quiet: bool) -> None:
+    def _check_local(self, process: Process, front: TierStack, *, settled: bool) -> None:
         """Check the entry that a read would get now from the local tier."""
         entry = front.backend.peek(self._state.key)
         if entry is None:
             return
+        if self._state.simulator.postgres and not self._is_fresh(entry):
+            return  # the next read confirms it, as it does after an interruption of the feed
         min_version, held = (
             self._state.min_version(process),
             f"v{version_in(entry)} stays in the local tier of {process.name}",
@@ -100,10 +106,16 @@ class Checks:
         if version_in(entry) < min_version:
             raise Violation(f"{held}, although v{min_version} was visible")
         hidden = self._state.invariants.hidden(version_in(entry))
-        if quiet and not front.feed.waiting and hidden is not None:
+        if settled and hidden is not None:
             raise Violation(f"{held}, and hides v{hidden}")
 
+    def _is_fresh(self, entry: Entry) -> bool:
+        return self._state.now_ms < entry.stored_at_ms + entry.fresh_ms
+
     def _ended(self, actor: Actor, task: asyncio.Task[int]) -> None:
+        line = actor.process.line
+        if line is not None and actor.writes and (task.cancelled() or task.exception()):
+            line.lost_entry()  # the writer has emptied the cell
         if task.cancelled():
             if not actor.cancelled:
                 raise Violation(f"{actor.name} was cancelled, though nobody asked for it")
@@ -120,7 +132,10 @@ class Checks:
                 raise Violation(f"{actor.name} raised {error!r}") from error
             return
         version = task.result()
-        if not actor.writes and version < actor.min_version:
+        # While the source is away, an entry past its freshness is served. One that was stored
+        # before an interruption of the feed may be out of date.
+        away = line is not None and self._state.load_failed
+        if not actor.writes and version < actor.min_version and not away:
             raise Violation(
                 f"{actor.name} returns v{version}, although v{actor.min_version} was visible when"
                 " it began"
@@ -130,6 +145,11 @@ class Checks:
             if self._state.simulator.guarded
             else version in actor.process.failed
         )
+        if line is not None and actor.writes:
+            if actor.hurried or refused:
+                line.lost_entry()  # the writer has emptied the cell
+            else:
+                line.acknowledged(version)
         self._state.invariants.seen(actor.process.name, version, refused=refused)
 
     def _quiet(self) -> bool:

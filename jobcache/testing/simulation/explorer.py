@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from jobcache.testing.invariants import Violation
+from jobcache.testing.simulation.configuration import OF_POSTGRES
 from jobcache.testing.simulation.run import Run
 from jobcache.testing.simulation.virtual_loop import at_once
 
@@ -228,11 +229,13 @@ class Explorer:
         chance = random.Random(seed)  # noqa: S311 - it is to be repeated
         # Each run has a character of its own: few kinds of faults, and so more of each; more or
         # fewer of them; and how often the last actor moves again.
-        kinds = sorted(simulator.kinds if simulator.tiered else simulator.kinds - {"feed"})
+        listens = simulator.tiered or simulator.postgres
+        impossible = frozenset() if simulator.postgres else OF_POSTGRES
+        kinds = sorted(simulator.kinds - impossible - (set() if listens else {"feed"}))
         kinds = chance.sample(kinds, min(len(kinds), chance.choice((1, 2, 3, len(kinds)))))
         faulty = chance.choice((0.05, 0.15, 0.4))
         faithful = chance.choice((0.0, 0.5, 0.8, 0.95))
-        lagging = chance.choice((0.0, 0.8, 0.95)) if simulator.tiered else 0.0
+        lagging = chance.choice((0.0, 0.8, 0.95)) if listens else 0.0
         run = self._start(simulator)
         last = ""
         try:

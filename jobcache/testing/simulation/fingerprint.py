@@ -36,7 +36,8 @@ def fingerprint(state: State) -> int:
                 )
                 for actor in state.actors
             ),
-            tuple(_in_front(state)) if state.simulator.tiered else None,
+            tuple(_in_front(state)),
+            tuple(_listening(state)),
             state.focus and state.focus.name,
         )
     )
@@ -52,12 +53,24 @@ def _remembered(state: State) -> Iterator[int]:
         yield 0 if done else memory.hash
 
 
+def _listening(state: State) -> Iterator[Hashable]:
+    """Yield what is not in the memory of actors: reports wake them without a step."""
+    if not state.simulator.postgres:
+        return
+    yield state.servers.fingerprint()
+    yield tuple(sorted(step.identity for step in state.pending if state.lives(step)))
+    for actor in state.actors:
+        if actor.writes and actor.task is not None:
+            yield state.waits_for_report(actor), actor.hurried
+
+
 def _in_front(state: State) -> Iterator[Hashable]:
     for process in state.processes:
         front = process.front
         if process.dead or front is None:
             yield None
-        elif state.reads_on(process):
-            yield front.held(state.key), front.ahead(state.key), front.feed.fingerprint()
+        elif state.reads_on(process) or state.simulator.postgres:
+            ahead = front.ahead(state.key) if state.simulator.tiered else None
+            yield front.held(state.key), ahead, front.feed.fingerprint()
         else:
-            yield front.held(state.key), bool(front.feed.waiting)
+            yield front.held(state.key), front.feed.behind

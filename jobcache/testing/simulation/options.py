@@ -37,9 +37,11 @@ class Options:
             if settled:
                 return [*self._plain(settled[:1]), *self._failing(settled[:1])]
         options = [*self._beginning(), *self._plain(steps)]
-        if not options and self._state.loop.waits_for_time():
+        postgres = self._state.simulator.postgres
+        if not options and self._state.loop.waits_for_time() and not postgres:
             options.append(Option("time passes", "time"))
         options.extend(self._feed_options())
+        options.extend(self._impatience())
         if self._state.faults_left:
             options.extend(self._failing(steps))
             options.extend(self._elsewhere(steps))
@@ -96,7 +98,7 @@ class Options:
                 yield Option(name, "step", name)
                 continue
             # A read of an unchanged cell shows nothing new. But a pause may end at any time.
-            if step.content_before != self._state.content():
+            if step.content_before != self._state.cell_of(step.actor):
                 yield Option(f"{step.actor.name} looks again", "look", name)
             yield Option(f"{step.actor.name} waits no longer", "wait", name)
 
@@ -117,8 +119,9 @@ class Options:
             yield Option("evict", "evict", fault="evict")
         if "age" in kinds and self._state.content() is not None:
             yield Option("age", "age", fault="age")
-        if "feed" in kinds:
-            yield from self._cutting()
+        yield from self._of_feeds()
+        if self._state.simulator.postgres:
+            yield from self._of_postgres()
         yield from self._deadline(steps)
         for actor in self._state.actors:
             if actor.task is None or actor.process.dead:
@@ -136,17 +139,32 @@ class Options:
 
     def _feed_options(self) -> Iterator[Option]:
         for name, front in self._fronts():
-            if front.feed.waiting:
-                yield Option(f"{name} is notified", "report", name)
-            if not front.feed.live:
-                yield Option(f"{name}'s feed is back", "back", name)
+            for kind, word in front.feed.options():
+                yield Option(f"{name}{word}", kind, name)
 
-    def _cutting(self) -> Iterator[Option]:
+    def _impatience(self) -> Iterator[Option]:
+        if self._state.simulator.postgres:
+            for actor in self._state.actors:
+                if self._state.waits_for_report(actor):
+                    yield Option(f"{actor.name} waits no longer", "hurry", actor.name)
+
+    def _of_feeds(self) -> Iterator[Option]:
         for name, front in self._fronts():
-            if front.feed.live:
-                yield Option(f"{name}'s feed is silent", "silent", name, fault="feed")
-            if front.feed.state != "cut":
-                yield Option(f"{name}'s feed is cut", "cut", name, fault="feed")
+            for kind, word, fault in front.feed.faults():
+                if fault in self._state.simulator.kinds:
+                    yield Option(f"{name}{word}", kind, name, fault=fault)
+
+    def _of_postgres(self) -> Iterator[Option]:
+        kinds, servers = self._state.simulator.kinds, self._state.servers
+        if "failover" in kinds and servers.demoted is None:
+            yield Option("failover", "failover", fault="failover")
+            yield Option("failover, late for the pools", "failover", "late", fault="failover")
+        held = [name for name, front in self._fronts() if front.held(self._state.key) is not None]
+        if "age" in kinds and held:
+            yield Option("age", "age", fault="age")
+        if "evict" in kinds:
+            for name in held:
+                yield Option(f"evict {name}'s cell", "lose", name, fault="evict")
 
     def _fronts(self) -> Iterator[tuple[str, TierStack]]:
         """Yield the processes with actors that may still read: there the order of reports matters.

@@ -14,6 +14,10 @@ The *options* are what can be done next:
     time passes           the next deadline is reached
     P0 is notified        the feed of a process delivers the next report (if it has two tiers)
     P0's feed is back     the feed is live again
+    P0 connects           the feed opens a connection (with PostgreSQL as the feed)
+    P0 listens            the server's answer to LISTEN has arrived; a heartbeat is sent
+    P0's timer fires      the feed sends a heartbeat, or finds that one is missing
+    W0 waits no longer    the report of its own change does not come soon enough
 
 Faults are options too. A simulation allows only so many of them:
 
@@ -29,6 +33,9 @@ Faults are options too. A simulation allows only so many of them:
     age                   the entry in the cell is past its freshness
     P0's feed is cut      the feed reports that; reports that were under way are lost
     P0's feed is silent   the feed is not live, by the clock only; reports arrive late
+    P0 sends a heartbeat  half a second passes for its feed
+    evict P0's cell       a local cell is lost
+    failover              another server is the primary; some connections lead to the former one
 """
 
 from __future__ import annotations
@@ -49,6 +56,7 @@ from jobcache.testing.simulation.checks import Checks
 from jobcache.testing.simulation.choices import WORDS, Choice, summarize
 from jobcache.testing.simulation.configuration import Components
 from jobcache.testing.simulation.fingerprint import fingerprint
+from jobcache.testing.simulation.notifications import Line
 from jobcache.testing.simulation.options import Options
 from jobcache.testing.simulation.source import FRESH, document
 from jobcache.testing.simulation.state import State
@@ -116,7 +124,9 @@ class Run:
                 else store
             )
             if self._state.simulator.tiered:
-                process.front = self._front(backend)
+                process.front = self._front(process, backend)
+            elif self._state.simulator.postgres:
+                process.front = self._listening(process)
             process.cache = self._parts.cache(
                 backend if process.front is None else process.front.backend,
                 lifetimes=Lifetimes(default=FRESH, jitter=0),
@@ -144,7 +154,7 @@ class Run:
             self._state.carry_out(
                 self._state.subject.backend.publish(self._state.key, "first", entry)
             )
-            self._state.cell = entry
+            self._state.cell = None if self._state.simulator.postgres else entry
             for process in self._state.processes:
                 if process.front is not None and process.reads:
                     at_once(process.front.local.lease(self._state.key, "first"))
@@ -156,10 +166,23 @@ class Run:
             return lifetimes.unversioned_entry(UnversionedDocument(b"1", FRESH), "first", now_ms)
         return lifetimes.entry(document(1), now_ms)
 
-    def _front(self, remote: Any) -> TierStack:  # noqa: ANN401 - a test may put anything there
+    def _front(self, process: Process, remote: Any) -> TierStack:  # noqa: ANN401 - a test may put anything there
         local, feed = MemoryBackend(clock=self._state.loop.time), SteppedFeed(self._state.key)
+        feed.through = partial(self._state.deliver, process, feed)
         wait = partial(self._state.pause, "wait")
         return TierStack(local, feed, self._parts.tiered(local, remote, feed, sleep=wait))
+
+    def _listening(self, process: Process) -> TierStack:
+        from jobcache.backends.postgres.feed import PostgresFeed  # noqa: PLC0415 - needs asyncpg
+
+        make_feed = PostgresFeed if self._parts.feed is None else self._parts.feed
+        process.line = line = Line(self._state, process, make_feed)
+        self._state.servers.lines.append(line)
+        local = MemoryBackend(clock=self._state.loop.time, max_entries=16)
+        tokens = map(f"{process.name}p{{}}".format, count())
+        backend = self._parts.postgres(local, line.feed, token=partial(next, tokens))
+        line.start()
+        return TierStack(local, line, backend)
 
     def options(self) -> list[Option]:
         """Return all that can be done next, faults last; nothing if this is the end."""
@@ -200,10 +223,22 @@ class Run:
             self._state.evict()
         elif kind == "age":
             self._state.now_ms += round(FRESH * 1000) + 1
+            for line in self._state.servers.lines:
+                line.lost_entry()
         elif kind == "cancel":
             self._cancel(self._actor(whose), option.fate)
-        elif kind == "die":
+        else:
+            self._do_to_process(kind, whose)
+
+    def _do_to_process(self, kind: str, whose: str) -> None:
+        if kind == "die":
             self._die(whose)
+        elif kind == "hurry":
+            self._hurry(self._actor(whose))
+        elif kind == "failover":
+            self._state.servers.fail_over(lags=whose == "late")
+        elif kind == "lose":
+            self._lose_cell(whose)
         else:
             self._change_feed(whose, kind)
 
@@ -244,7 +279,9 @@ class Run:
         actor.task = self._state.loop.create_task(work, context=context)
         # Nobody notices a beginning, so it is put off until the first step. But two readers of one
         # process may come to share what neither has begun, and a local tier is touched at once.
-        alone = all(other.process is not actor.process for other in self._state.others(actor))
+        alone = not self._state.simulator.postgres and all(
+            other.process is not actor.process for other in self._state.others(actor)
+        )
         if alone or (actor.writes and not self._state.simulator.tiered):
             self._state.focus = actor
 
@@ -331,18 +368,28 @@ class Run:
     def _change_feed(self, name: str, kind: str) -> None:
         process = next(process for process in self._state.processes if process.name == name)
         assert process.front is not None
-        feed = process.front.feed
-        if kind == "report":
-            self._state.deliver(process, feed)
-        elif kind == "cut":
-            feed.cut()
-        elif kind == "silent":
-            feed.fall_silent()
-        else:
-            feed.come_back()
-            for actor in self._state.actors:
-                if actor.process is process and actor.task is not None:
-                    actor.min_version = min(actor.min_version, self._state.min_version(process))
+        process.front.feed.take(kind)
+        for actor in self._state.actors:
+            if actor.process is not process or actor.task is None:
+                continue
+            if kind == "back":
+                actor.min_version = min(actor.min_version, self._state.min_version(process))
+            elif self._state.simulator.postgres:
+                # It may find that its report will not come.
+                actor.hurried = actor.hurried or kind != "report"
+
+    def _hurry(self, actor: Actor) -> None:
+        actor.hurried = True
+        if actor.process.line is not None:
+            actor.process.line.lost_entry()  # the writer empties the cell, now or later
+        self._state.loop.fire(lambda context: context.get(ACTOR) is actor)
+
+    def _lose_cell(self, name: str) -> None:
+        process = next(process for process in self._state.processes if process.name == name)
+        assert process.front is not None
+        assert process.line is not None
+        process.front.local.drop_all()
+        process.line.lost_entry()
 
     def _die(self, name: str) -> None:
         process = next(process for process in self._state.processes if process.name == name)

@@ -28,6 +28,7 @@ class Transaction:
     def __init__(self, state: State, actor: Actor) -> None:
         self.state = state
         self.actor = actor
+        self.notification: tuple[str, str] | None = None  # what it notifies of, with `postgres`
 
     async def __aenter__(self) -> Self:
         return self
@@ -38,6 +39,7 @@ class Transaction:
 
         def lock() -> int:
             state.row_lock = self
+            self.actor.fenced = self.actor.fenced or state.simulator.postgres
             return state.database + 1
 
         faults = ("lost",) if "commit" in state.simulator.kinds else ()
@@ -66,9 +68,19 @@ class Transaction:
         )
         state.database += 1
         state.row_lock = None
-        state.invariants.committed(
-            Commit(state.database, stands, partial(state.cut_off, self.actor, state.database))
-        )
+        cut_off = partial(state.cut_off, self.actor, state.database)
+        if state.simulator.postgres:
+            cut_off = partial(self._is_unannounced, state.database, ended=self.actor.task is None)
+            stands = self.notification is not None
+            state.servers.committed(state.database, self.notification)
+        state.invariants.committed(Commit(state.database, stands, cut_off))
+
+    def _is_unannounced(self, version: int, *, ended: bool) -> bool:
+        """Return whether nobody is left who could notify of the version."""
+        left = self.actor.process.dead or ended
+        if self.state.simulator.unversioned:
+            left = left or self.actor.unknown  # it was cut off before its invalidation
+        return left and version in self.state.servers.unannounced
 
     def roll_back(self) -> None:
         """Roll back the transaction."""

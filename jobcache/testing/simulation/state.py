@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from jobcache.testing.invariants import Invariants
 from jobcache.testing.simulation.actors import ACTOR
 from jobcache.testing.simulation.choices import Choice
+from jobcache.testing.simulation.notifications import Servers
+from jobcache.testing.simulation.stepped_feed import SteppedFeed
 from jobcache.testing.simulation.virtual_loop import VirtualLoop
 
 if TYPE_CHECKING:
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from jobcache.protocol.cell import Cell
     from jobcache.testing.simulation.actors import Actor, Process
     from jobcache.testing.simulation.configuration import Simulator
-    from jobcache.testing.simulation.stepped_feed import SteppedFeed
     from jobcache.testing.subject import Subject
 
 T = TypeVar("T")
@@ -66,6 +67,7 @@ class State:
         faults_left: how many faults may still happen.
         focus: the actor that goes on next, if it can: where nobody would notice another order.
         load_failed: whether a load has ever failed.
+        servers: with `postgres`, the servers that notify.
         closing: whether the simulation is over, so that waiting actors are cancelled.
     """
 
@@ -85,7 +87,9 @@ class State:
         self._seen: Hashable = None
         self._unseen = True
         self.loop = VirtualLoop()  # type: ignore[abstract] # there is nothing to read or to signal
-        self.invariants = Invariants(remembers=simulator.guarded or simulator.tiered)
+        self.invariants = Invariants(
+            remembers=simulator.guarded or simulator.tiered or simulator.postgres
+        )
         self.processes: list[Process] = []
         self.actors: list[Actor] = []
         self.database = 1
@@ -97,6 +101,7 @@ class State:
         self.faults_left = simulator.faults
         self.focus: Actor | None = None
         self.load_failed = False
+        self.servers = Servers(self)
         self.closing = False
 
     def content(self) -> Hashable:
@@ -106,6 +111,13 @@ class State:
         if self._unseen:
             self._seen, self._unseen = self._snapshot(self.key), False
         return self._seen
+
+    def cell_of(self, actor: Actor) -> Hashable:
+        """Return the content of the cell that an actor uses."""
+        front = actor.process.front
+        if front is not None and self.simulator.postgres:
+            return front.held(self.key)
+        return self.content()
 
     def ask(self, operation: Coroutine[Any, Any, T]) -> T:
         """Carry out an operation of the backend that may change the cell."""
@@ -118,8 +130,10 @@ class State:
         if self._snapshot is None or self.content() != before:
             for process in self.processes:
                 # A process without readers never fills its local tier.
-                if process.front is not None and process.reads and not process.dead:
-                    process.front.feed.report(visible)
+                front = process.front
+                if front is not None and process.reads and not process.dead:
+                    assert isinstance(front.feed, SteppedFeed)
+                    front.feed.report(visible)
         return result
 
     def deliver(self, process: Process, feed: SteppedFeed) -> None:
@@ -167,7 +181,7 @@ class State:
             abandon=abandon,
         )
         if step.pause:
-            step.content_before = self.content()
+            step.content_before = self.cell_of(actor)
         self.pending.append(step)
         try:
             return await reply
@@ -198,7 +212,11 @@ class State:
         memory, front = actor.memory, actor.process.front
         # A reader sees the local tier without a step, but only when it runs.
         local: Hashable = None
-        if front is not None and not actor.writes:
+        if (
+            front is not None
+            and not actor.writes
+            and (what[-5:] != " load" or not self.simulator.postgres)
+        ):
             local = front.held(self.key), front.feed.live
         memory.hash = hash((memory.hash, what, result, local, self.now_ms, self.loop.time()))
 
@@ -222,8 +240,18 @@ class State:
     def min_version(self, process: Process) -> int:
         """Return the least version that a read which begins now in a process may return."""
         front = process.front
-        return self.invariants.min_version(
-            process.name, None if front is None else front.feed.reported
+        if process.line is not None:
+            return process.line.min_version(self.invariants.min_version(process.name, 0))
+        feed = None if front is None else front.feed
+        assert feed is None or isinstance(feed, SteppedFeed)
+        return self.invariants.min_version(process.name, None if feed is None else feed.reported)
+
+    def waits_for_report(self, actor: Actor) -> bool:
+        """Return whether a writer waits for the report of its own change."""
+        return (
+            actor.writes
+            and not actor.process.dead
+            and self.loop.has_timer(lambda context: context.get(ACTOR) is actor)
         )
 
     def cut_off(self, actor: Actor, version: int) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from jobcache.protocol.change_feed import FeedStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable, Iterator
 
     from jobcache.protocol.change_feed import ChangeListener
 
@@ -19,6 +19,7 @@ class SteppedFeed:
     Attributes:
         state: "live"; "silent", which is not live by the clock, but loses nothing: reports arrive
             late, some of them perhaps when the feed is live again; or "cut".
+        through: delivers the next report, on behalf of somebody.
         waiting: the reports to come. Each is the version that was visible before its change.
     """
 
@@ -27,6 +28,7 @@ class SteppedFeed:
         self._listeners: list[ChangeListener] = []
         self.state: Literal["live", "silent", "cut"] = "live"
         self.waiting: deque[int] = deque()
+        self.through: Callable[[], None] = self.deliver
 
     # --- for the backend ---
 
@@ -60,10 +62,46 @@ class SteppedFeed:
         """
         return self.waiting[0] if self.live and self.waiting else None
 
+    @property
+    def behind(self) -> bool:
+        """Whether there are changes to report."""
+        return bool(self.waiting)
+
     def report(self, visible: int) -> None:
         """Add a report of a change, before which the version `visible` was visible."""
         if self.state != "cut":
             self.waiting.append(visible)
+
+    def options(self) -> Iterator[tuple[str, str]]:
+        """Yield what can be done, and how it is called."""
+        if self.waiting:
+            yield "report", " is notified"
+        if not self.live:
+            yield "back", "'s feed is back"
+
+    def faults(self) -> Iterator[tuple[str, str, str]]:
+        """Yield what can go wrong, how it is called, and the kind of fault."""
+        if self.live:
+            yield "silent", "'s feed is silent", "feed"
+        if self.state != "cut":
+            yield "cut", "'s feed is cut", "feed"
+
+    def take(self, kind: str) -> None:
+        """Do one of these."""
+        if kind == "report":
+            self.through()
+        elif kind == "cut":
+            self.cut()
+        elif kind == "silent":
+            self.fall_silent()
+        else:
+            self.come_back()
+
+    def catch_up(self) -> None:
+        """Deliver everything, and be live."""
+        while self.waiting:
+            self.through()
+        self.come_back()
 
     def deliver(self) -> None:
         """Deliver the next report."""

@@ -80,6 +80,19 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         while self.waits_for_time() and self._timers[0][0] <= self._now:
             self._ready.append(heapq.heappop(self._timers)[3])
 
+    def has_timer(self, concerns: Callable[[contextvars.Context], bool]) -> bool:
+        """Return whether a timer was set in such a context, and not cancelled."""
+        return any(
+            concerns(call[3]) and not handle.cancelled() for _, _, handle, call in self._timers
+        )
+
+    def fire(self, concerns: Callable[[contextvars.Context], bool]) -> None:
+        """Let the timers fire that were set in such a context, while time stands still."""
+        firing = sorted(timer for timer in self._timers if concerns(timer[3][3]))
+        self._timers = [timer for timer in self._timers if not concerns(timer[3][3])]
+        heapq.heapify(self._timers)
+        self._ready.extend(call for *_, call in firing)
+
     # --- for asyncio ---
 
     def time(self) -> float:

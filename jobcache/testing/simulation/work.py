@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from jobcache.errors import CacheUnavailable, SourceUnavailable
@@ -20,8 +21,19 @@ async def read(state: State, actor: Actor) -> int:
 
     async def load() -> Document:
         fates = ("lost",) if "load" in state.simulator.kinds else ()
-        error = SourceUnavailable
-        return document(await state.step("load", lambda: state.database, error=error, faults=fates))
+        error, line = SourceUnavailable, actor.process.line
+        if line is None:
+            select = lambda: state.database  # noqa: E731 - reads best beside its use
+            return document(await state.step("load", select, error=error, faults=fates))
+        loading, completed = line.begin_load(), False
+        try:
+            select = partial(line.select, loading)
+            version = await state.step("load", select, error=error, faults=fates)
+            await state.step("row", lambda: None)  # its publish follows at once
+            completed = True
+        finally:
+            line.end_load(loading, completed=completed)
+        return document(version)
 
     async def load_many(keys: Sequence[str]) -> Mapping[str, Document]:
         return dict.fromkeys(keys, await load())
@@ -48,10 +60,15 @@ async def write(state: State, actor: Actor) -> int:
         except CacheUnavailable:
             actor.unannounced = True
         return version
-    keys = () if state.simulator.late_fence else (state.key,)
+    notifies = state.simulator.postgres and not state.simulator.unnotified
+    late_fence = state.simulator.late_fence or notifies
+    keys = () if late_fence else (state.key,)
     async with actor.process.cache.write(transaction, *keys) as write:
+        notification = write.notification(state.key) if notifies else None
         version = await transaction.update()
-        if state.simulator.late_fence:
-            await write.fence(state.key)
+        if notification is not None:
+            transaction.notification = notification.channel, notification.payload
+        if late_fence:
+            await write.fence(state.key, notified=notifies)
         write.publish(state.key, document(version))
     return version

@@ -18,7 +18,7 @@ import pytest
 from app.devservers.memcached import MemcachedServer
 from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.redis import namespace
-from jobcache.testing.simulation import GUARDS, Components, Explorer, Report, Simulator, Violation
+from jobcache.testing.simulation import GUARDS, Components, Explorer, Simulator, Violation
 from jobcache.testing.simulation.__main__ import main
 from tests.jobcache.testing.broken import (
     BROKEN_SCRIPTS,
@@ -35,6 +35,7 @@ from tests.jobcache.testing.broken import (
     memory_on,
     parts,
 )
+from tests.jobcache.testing.exploring import found, in_order, simulator
 from tests.subjects import MemorySubject, NullSubject, RedisSubject
 
 
@@ -56,17 +57,6 @@ def on_redis(url: str) -> Iterator[Explorer]:
     explorer = Explorer(subject, snapshot=lambda key: subject.raw.get(f"test:{key}"))
     with subject.raw, explorer:
         yield explorer
-
-
-def simulator(processes: str, faults: int, kinds: str = "", **ways: bool) -> Simulator:
-    names = kinds.split() or Simulator().kinds
-    return Simulator(
-        processes=tuple(processes.split()), faults=faults, kinds=frozenset(names), **ways
-    )
-
-
-def in_order(report: Report) -> None:
-    assert report.finding is None, f"{report.simulator!r}\n{report}"
 
 
 # --- whole simulations ---
@@ -283,27 +273,10 @@ SEEDS = {
 }
 
 
-def found(explorer: Explorer, name: str, *simulations: tuple[Simulator, int | None]) -> None:
-    def reports() -> Iterator[tuple[Simulator, Report]]:
-        for where, _ in simulations:
-            if (name, str(where)) in SEEDS:
-                yield where, explorer.search(where, seed=SEEDS[name, str(where)], runs=40)
-        for where, switches in simulations:
-            yield where, explorer.exhaust(where, switches=switches, most=20_000)
-
-    for where, report in reports():
-        print(report)  # noqa: T201 - pytest -rP shows the schedules
-        if report.finding is not None:
-            with pytest.raises(Violation, match=re.escape(report.finding.reason)):
-                explorer.replay(where, report.finding.schedule)
-            return
-    raise AssertionError(f"this was not found: {report}")
-
-
 @pytest.mark.parametrize("guard", GUARDS)
 def test_a_transition_table_without_a_guard_is_detected(guard: str) -> None:
     with in_memory(memory_on(broken_table(BROKEN_TABLE[guard]))) as explorer:
-        found(explorer, guard, *BACKENDS)
+        found(explorer, SEEDS, guard, *BACKENDS)
 
 
 @pytest.mark.parametrize("guard", GUARDS)
@@ -316,7 +289,7 @@ def test_a_script_without_a_guard_is_detected(
     texts[script] = texts[script].replace(whole, broken)
     monkeypatch.setattr(namespace, "script_texts", lambda: texts)
     with on_redis(redis_url) as explorer:
-        found(explorer, guard, *BACKENDS)
+        found(explorer, SEEDS, guard, *BACKENDS)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +301,7 @@ def test_a_broken_cache_or_guard_is_detected(
     name: str, among: dict[str, Fault], where: Simulator, switches: int
 ) -> None:
     with in_memory(parts=parts(among[name])) as explorer:
-        found(explorer, name, (where, switches))
+        found(explorer, SEEDS, name, (where, switches))
 
 
 @pytest.mark.parametrize(
@@ -338,7 +311,7 @@ def test_a_broken_cache_or_guard_is_detected(
 )
 def test_broken_tiers_are_detected(name: str, where: Simulator, switches: int | None) -> None:
     with in_memory(parts=parts(TIERED[name])) as explorer:
-        found(explorer, name, (where, switches))
+        found(explorer, SEEDS, name, (where, switches))
 
 
 def test_a_read_ahead_that_a_report_overtakes_is_not_kept() -> None:
@@ -366,7 +339,7 @@ UNVERSIONED_TIERS = simulator("RR W", 1, "feed", unversioned=True, tiered=True, 
 def test_a_table_without_a_guard_of_unversioned_entries_is_detected(guard: str) -> None:
     with in_memory(memory_on(broken_table(BROKEN_UNVERSIONED_TABLE[guard]))) as explorer:
         where = (THREE, 2) if "removes" in guard else (UNVERSIONED, None)
-        found(explorer, guard, where)
+        found(explorer, SEEDS, guard, where)
 
 
 UNVERSIONED_FOUND_IN: list[tuple[str, dict[str, Fault], Simulator]] = [
@@ -402,7 +375,7 @@ def test_with_unversioned_documents_a_broken_cache_is_detected(
     name: str, among: dict[str, Fault], where: Simulator
 ) -> None:
     with in_memory(parts=parts(among[name], unversioned=True)) as explorer:
-        found(explorer, name, (where, None))
+        found(explorer, SEEDS, name, (where, None))
 
 
 def test_a_value_that_was_loaded_without_the_store_hides_no_older_one() -> None:
