@@ -28,10 +28,9 @@ its writer:
     without waiting: W acknowledges v2; R leases, loads v2; W's report removes the lease, and v2
     is loaded once more
 
-When the feed is interrupted, the loads in progress lose their leases, and no entry counts as fresh
-any more. While it is not live, no lease is taken, and entries are served only if the source is
-away, as those past their freshness are. It is live again only after a proof that everything later
-will be reported, and then all cells are emptied.
+While the feed is not live, entries are served only if the source is away, as those past their
+freshness are. After an interruption, it is live again only after a proof that everything later will
+be reported. Then all cells are emptied, and the loads in progress lose their leases.
 
     R leases, loads v1; the feed breaks; W commits v2, no report comes; the feed is live; R
     publishes v1: its lease is gone
@@ -95,9 +94,6 @@ class LocalCells(
     Protocol,
 ):
     """A backend in this process. Its operations never wait."""
-
-    def reset(self) -> None:
-        """Let no entry be fresh any more, and lose all leases, in this turn of the event loop."""
 
 
 class NotificationFeed(ChangeFeed, Protocol):
@@ -168,7 +164,8 @@ class PostgresBackend:
         return {key: entry.past_its_freshness() for key, entry in found.items()}
 
     async def lease(self, key: str, token: str) -> Entry | LeaseResult:
-        """Take the lease of an empty cell. While the feed is not live, nothing will be stored."""
+        """Take the lease of an empty cell, or none while the feed is not live."""
+        # What would be stored then is not served. So readers need not wait for each other's loads.
         if self._feed.live:
             return await self._local.lease(key, token)
         self._feed.start()
@@ -249,25 +246,21 @@ class PostgresBackend:
         """Empty cells, and have all other processes do so; return how many held something here."""
         if not keys:
             return 0
-        unique, token, arrived = tuple(dict.fromkeys(keys)), self._token(), False
+        unique, token = tuple(dict.fromkeys(keys)), self._token()
         dropped = self._local.drop(unique)
         self._feed.expect(unique[-1], token)
         try:
             await self._feed.notify(unique, token)
-            arrived = await self._feed.arrived(unique[-1], token)
+            # Else the report would have what is loaded from now on loaded once more.
+            await self._feed.arrived(unique[-1], token)
         finally:
             self._feed.forget(unique[-1], token)
-            if not arrived:
-                self._local.drop(unique)
         return dropped
 
     async def purge_all(self) -> int:
         """Empty every cell in all processes; return how many held something here."""
         dropped = self._local.drop_all()
-        try:
-            await self._feed.notify(("",))
-        finally:
-            self._local.drop_all()
+        await self._feed.notify(("",))
         return dropped
 
     def drop(self, keys: Sequence[str]) -> int:
@@ -285,8 +278,7 @@ class PostgresBackend:
         self._local.drop(keys)
 
     def interrupted(self) -> None:
-        """Serve entries only while the source is away. Loads in progress lose their leases."""
-        self._local.reset()
+        """Keep the entries for the case that the source is away, too; nothing counts as fresh."""
 
     def resumed(self) -> None:
         """Empty the local tier: nobody knows which of its entries were outdated meanwhile."""

@@ -100,6 +100,8 @@ async def _check(connection: Any) -> str:  # noqa: ANN401 - asyncpg has no types
     PgBouncer in transaction mode accepts LISTEN, and passes no notification on. It has invented the
     process id that came with the connection. The simple query protocol prepares nothing, and
     asyncpg returns no rows from it, so the answer is their number.
+
+    The feed could do without this check: no heartbeat would come back. The check says why.
     """
     pid = int(connection.get_server_pid())
     if await connection.execute(f"SELECT 1 WHERE pg_backend_pid() = {pid}") != "SELECT 1":
