@@ -40,6 +40,7 @@ be reported. Then all cells are emptied, and the loads in progress lose their le
 
 If a write's statement does not notify, the backend does so after the commit, before the write
 returns. If the process dies in between, other processes serve the version before until it expires.
+If a statement should have notified and has not, the feed does so after a heartbeat.
 
 Documents without a version are invalidated in the same way: a purge notifies of the keys, and
 empties the local cells.
@@ -53,12 +54,10 @@ there, every read of this process is a load.
 
 from __future__ import annotations
 
-import logging
 import secrets
 from typing import TYPE_CHECKING, Protocol
 
 from jobcache.backends.postgres.payloads import notification_of
-from jobcache.observability.log_limit import LogLimit
 from jobcache.protocol.backend import CacheBackend, LeaseResult, PublishResult
 from jobcache.protocol.capabilities import (
     Health,
@@ -76,9 +75,6 @@ if TYPE_CHECKING:
 
     from jobcache.protocol.entry import Entry
 
-logger = logging.getLogger("jobcache")
-
-_LINES = 5  # a minute
 _MOST_WRITES = 10_000
 """Writes that have begun and not ended. With more, the oldest are forgotten: some are never ended,
 such as one whose outer transaction Django has rolled back."""
@@ -113,6 +109,9 @@ class NotificationFeed(ChangeFeed, Protocol):
     async def arrived(self, key: str, token: str) -> bool:
         """Return whether the notification has been reported; wait a moment for it."""
 
+    def make_good(self, key: str, token: str) -> None:
+        """Notify of a key, unless the report of its transaction comes before the next heartbeat."""
+
     def forget(self, key: str, token: str) -> None:
         """Wait no longer for a notification."""
 
@@ -140,7 +139,6 @@ class PostgresBackend:
         self._token = token
         # The writes between fence and publish: True if the transaction itself notifies.
         self._writing: dict[tuple[str, str], bool] = {}
-        self._silent = LogLimit(_LINES)
         self.size = local.size
         self.evictions = local.evictions
         self.set_lease_time = local.set_lease_time
@@ -224,23 +222,11 @@ class PostgresBackend:
                 await self._feed.notify((key,), token)
             arrived = await self._feed.arrived(key, token)
             if announced and not arrived and self._feed.live:
-                await self._notify_late(key)
+                self._feed.make_good(key, token)
         finally:
             self._feed.forget(key, token)
             if not arrived:
                 self._local.drop((key,))
-
-    async def _notify_late(self, key: str) -> None:
-        """Notify of a key whose transaction should have done so, and has not, or not yet."""
-        more = self._silent.admit()
-        if more is not None:
-            logger.warning(
-                "no notification of %r came soon after its transaction was committed, so it is"
-                " sent now: does the statement call pg_notify?%s",
-                key,
-                more,
-            )
-        await self._feed.notify((key,))
 
     async def purge(self, keys: Sequence[str]) -> int:
         """Empty cells, and have all other processes do so; return how many held something here."""

@@ -26,6 +26,12 @@ not come back, then the connection is lost.
 The first heartbeat is sent when the connection listens to every channel: asyncpg loses a
 notification that arrives before `add_listener` has returned.
 
+A transaction should notify of what it changes. If its report does not come soon, the server or this
+event loop may only be slow, so the feed waits for a heartbeat that was sent after the commit. If
+the report is still missing then, the transaction has not notified, and the feed does. At once, it
+would double the notifications while the server is slow: their commits wait for each other, and
+each costs every process a load.
+
 Rejected: heartbeats on the listening connection. Behind a pooler they come back, and nothing else.
 
 Rejected: fences. A report before the commit would empty the cells in time, but the next reader
@@ -44,9 +50,11 @@ from typing import TYPE_CHECKING, Any
 
 from jobcache.backends._closing import end_all
 from jobcache.backends.postgres.connection import NotListening, PoolerFound, listen
+from jobcache.backends.postgres.owed import Owed
 from jobcache.backends.postgres.payloads import decode, encode
 from jobcache.backends.postgres.queue_usage import QueueUsage
 from jobcache.errors import CacheUnavailable, SettingsError
+from jobcache.observability.log_limit import LogLimit
 from jobcache.observability.statistics import Histogram
 from jobcache.protocol.change_feed import FeedStatus
 
@@ -64,7 +72,7 @@ _PAUSES = (0.05, 1.0)  # seconds between two attempts to connect: the first, and
 _REFUSED_PAUSE = 30.0  # seconds until the next attempt behind a pooler
 _FIRST_ATTEMPT = 2.0  # seconds that `connected` waits
 _LONGEST_SENDING = 30.0  # seconds; the writers have shorter limits of their own
-_MOST_OWED = 10_000
+_LINES = 5  # a minute
 
 
 class PostgresFeed:
@@ -112,6 +120,7 @@ class PostgresFeed:
         self._number = 0
         self._awaited: str | None = None
         self._sent_at = 0.0
+        self._due = 0.0
         self._deadline = 0.0
         self._live_until = 0.0
         self._connection: Any = None
@@ -119,7 +128,8 @@ class PostgresFeed:
         self._error: Exception | None = None
         self._wake = asyncio.Event()
         self._expected: dict[str, dict[str, asyncio.Future[bool]]] = {}  # by token and key
-        self._owed: dict[str, None] = {}
+        self._owed = Owed()
+        self._silent = LogLimit(_LINES)
         self._connected = False
         self._state: Literal["idle", "connecting", "live", "unsupported"] = "idle"
         self._since = clock()
@@ -218,18 +228,26 @@ class PostgresFeed:
     async def notify(self, keys: Sequence[str], token: str = "") -> None:
         """Notify all processes of changed keys; this one is notified later, as any other.
 
-        If that fails, it is repeated with the next heartbeat.
+        If that fails, or reaches nobody, it is repeated with a heartbeat.
 
         Raises:
             CacheUnavailable: the notification may not have been sent.
         """
+        token = token or secrets.token_hex(8)
+        if self._connected:
+            self._owed.sending(token, keys)
+        else:
+            self._owed.add(keys)  # nothing would be heard
         try:
             await self._writers.notify([(self.channel, each) for each in encode(token, keys)])
         except BaseException:
-            self._owed.update(dict.fromkeys(keys))
-            if len(self._owed) > _MOST_OWED:
-                self._owed = {"": None}  # anything
+            self._owed.failed(token, keys)
             raise
+        self._owed.sent(token, keys, self._number + 1)
+
+    def make_good(self, key: str, token: str) -> None:
+        """Notify of a key, unless the report of its transaction comes before the next heartbeat."""
+        self._owed.committed(token, key, self._number + 1)
 
     # --- connecting and reconnecting ---
 
@@ -272,7 +290,7 @@ class PostgresFeed:
         """Send heartbeats until one is missing, or the connection is lost."""
         polling = asyncio.create_task(self._queue.poll(listening.connection, self._sleep))
         sending: asyncio.Task[None] | None = None
-        due = 0.0
+        self._due = 0.0
         try:
             while True:
                 self._wake.clear()
@@ -284,15 +302,15 @@ class PostgresFeed:
                     sending = None
                     self._deadline = now + self._silence
                 idle = sending is None and self._awaited is None
-                if idle and now >= due:
-                    due = now + self._heartbeat
+                if idle and now >= self._due:
+                    self._due = now + self._heartbeat
                     sending = self._send(now)
                     self._deadline = now + _LONGEST_SENDING
                     idle = False
                 if not idle and now >= self._deadline:
                     await self._writers.renew()
                     raise NotListening(f"no heartbeat came back for {self._silence:g} s")
-                await self._pause((due if idle else self._deadline) - now)
+                await self._pause((self._due if idle else self._deadline) - now)
         finally:
             await end_all([polling] if sending is None else [polling, sending])
 
@@ -304,7 +322,7 @@ class PostgresFeed:
     # --- heartbeats ---
 
     def _send(self, now: float) -> asyncio.Task[None]:
-        """Send a heartbeat, behind the notifications that have failed."""
+        """Send a heartbeat, behind the notifications that are owed."""
         self._number += 1
         self._awaited, self._sent_at = str(self._number), now
         sending = asyncio.create_task(self._notify_owed(self._awaited))
@@ -312,11 +330,8 @@ class PostgresFeed:
         return sending
 
     async def _notify_owed(self, heartbeat: str) -> None:
-        owed = list(self._owed)
-        notifications = [(self.channel, each) for each in encode("", owed)]
+        notifications = [(self.channel, each) for each in encode("", self._owed.carry())]
         await self._writers.notify([*notifications, (self._own_channel, heartbeat)])
-        for key in owed:
-            self._owed.pop(key, None)
 
     async def _check_sent(self, sending: asyncio.Task[None]) -> None:
         if sending.cancelled():
@@ -335,6 +350,10 @@ class PostgresFeed:
         self._lag.record(round((self._clock() - self._sent_at) * 1e9))
         self._live_until = self._sent_at + self._silence
         self._wake.set()
+        for lost in self._owed.came_back(int(heartbeat)):
+            self._due = 0.0
+            if lost.by_statement:
+                self._warn_of_silence(lost.keys[0])
         if not self._connected:
             self._connected, self._next_pause = True, _PAUSES[0]
             if self._interruptions:
@@ -344,6 +363,16 @@ class PostgresFeed:
             self._attempted.set()
             for listener in self._listeners:
                 listener.resumed()
+
+    def _warn_of_silence(self, key: str) -> None:
+        more = self._silent.admit()
+        if more is not None:
+            logger.warning(
+                "the transaction that changed %r has not notified of it, so it is done now: does"
+                " the statement call pg_notify?%s",
+                key,
+                more,
+            )
 
     # --- what the connection reports ---
 
@@ -372,6 +401,7 @@ class PostgresFeed:
         for key, expected in self._expected.get(token, {}).items():
             if (keys is None or key in keys) and not expected.done():
                 expected.set_result(True)
+        self._owed.heard(token, keys)
 
     def _on_end(self, connection: object) -> None:
         if connection is self._connection:
@@ -386,6 +416,7 @@ class PostgresFeed:
     def _interrupt(self, error: NotListening) -> None:
         self._live_until = 0.0
         self._forget_expected()
+        self._owed.doubt()
         if self._connected:
             self._connected = False
             self._interruptions += 1

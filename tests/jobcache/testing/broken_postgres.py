@@ -30,7 +30,6 @@ def postgres_parts(changes: dict[str, _Changes]) -> Components:
 _PUBLISH = "            return await self._local.publish(key, token, entry)\n"
 _ARRIVED = "            arrived = await self._feed.arrived(key, token)\n"
 _REPORT = "        self._local.drop(keys)\n\n    def interrupted"
-_BREAK = ("        self._local.reset()\n", "        pass\n")
 _RETURN = "        self._local.drop_all()\n\n    # --- the rest"
 _ENTRIES_ONLY = (
     "self._local.drop([key for part in self._local._parts for key in part.cells"
@@ -106,28 +105,23 @@ BROKEN: dict[str, dict[str, _Changes]] = {
         "backend": (("            if announced is False:\n", "            if False:\n"),)
     },
     "a notification that failed is repeated": {
-        "feed": (("            self._owed.update(dict.fromkeys(keys))\n", "            pass\n"),)
+        "feed": (("            self._owed.failed(token, keys)\n", "            pass\n"),)
+    },
+    "a notification that only a former primary has accepted is repeated": {
+        "feed": (("            self._owed.sending(token, keys)\n", "            pass\n"),)
     },
     "a purge notifies": {
         "backend": (("            await self._feed.notify(unique, token)\n", ""),)
     },
     "a purge empties the cell": {
-        "backend": (
-            ("dropped = self._local.drop(unique)", "dropped = 0"),
-            ("            if not arrived:\n                self._local.drop(unique)\n", ""),
-        )
+        "backend": (("dropped = self._local.drop(unique)", "dropped = 0"),)
     },
     "a purge waits for its report": {
-        "backend": (("            arrived = await self._feed.arrived(unique[-1], token)\n", ""),)
+        "backend": (("            await self._feed.arrived(unique[-1], token)\n", ""),)
     },
     # --- an interruption ---
     "a break ends the proof at once": {
-        "feed": (
-            (
-                "        self._live_until = 0.0\n        self._forget_expected()\n        if",
-                "        if",
-            ),
-        )
+        "feed": (("        self._live_until = 0.0\n        self._forget_expected()\n", ""),)
     },
     "no entry is served while the feed is not live": {
         "backend": (
@@ -135,13 +129,10 @@ BROKEN: dict[str, dict[str, _Changes]] = {
         )
     },
     "an interruption removes entries": {
-        "backend": (_BREAK, (_RETURN, _RETURN.replace("self._local.drop_all()", "pass")))
-    },
-    "an interruption removes entries that a read may prolong": {
         "backend": ((_RETURN, _RETURN.replace("self._local.drop_all()", "pass")),)
     },
     "an interruption removes leases": {
-        "backend": (_BREAK, (_RETURN, _RETURN.replace("self._local.drop_all()", _ENTRIES_ONLY)))
+        "backend": ((_RETURN, _RETURN.replace("self._local.drop_all()", _ENTRIES_ONLY)),)
     },
     "an interruption removes leases, or none is taken meanwhile": {
         "backend": (_LEASE, (_RETURN, _RETURN.replace("self._local.drop_all()", _ENTRIES_ONLY)))
@@ -198,7 +189,6 @@ BROKEN: dict[str, dict[str, _Changes]] = {
 """By the guard that is missing."""
 
 SUPERFLUOUS: dict[str, dict[str, _Changes]] = {
-    "an interruption distrusts entries": {"backend": (_BREAK,)},
     "no lease is taken while the feed is not live": {"backend": (_LEASE,)},
     "a pooler is refused": {"connection": (('!= "SELECT 1"', '== "never"'),)},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from jobcache.backends.postgres.connection import NotListening
 from jobcache.backends.postgres.feed import PostgresFeed
 from jobcache.errors import CacheUnavailable
 
@@ -19,8 +20,9 @@ class HandWriters:
     async def notify(self, notifications: Sequence[tuple[str, str]]) -> None:
         if self.error is not None:
             raise self.error
-        for _, payload in notifications:
-            self.on_sent(payload)
+        for channel, payload in notifications:
+            if not channel.startswith("jobcache.heartbeat."):
+                self.on_sent(payload)
 
     async def renew(self) -> None:
         raise AssertionError("nobody asked for it")
@@ -55,17 +57,21 @@ class HandFeed(PostgresFeed):
             for listener in self._listeners:
                 listener.resumed()
 
+    async def send_heartbeat(self) -> None:
+        """Send a heartbeat with what is owed; it comes back."""
+        self._number += 1
+        self._awaited = str(self._number)
+        await self._notify_owed(self._awaited)
+        self._came_back(self._awaited)
+        self.up()
+
     def lapse(self) -> None:
         """The proof is too old; the connection may be whole."""
         self._live_until = 0.0
 
     def cut(self) -> None:
         """The connection is lost."""
-        self.lapse()
-        self._connected = False
-        self._forget_expected()
-        for listener in self._listeners:
-            listener.interrupted()
+        self._interrupt(NotListening("cut"))
 
     def time_out(self) -> None:
         """Nobody waits any longer for a report of this process."""

@@ -188,8 +188,30 @@ async def test_a_write_that_did_not_notify_is_announced_late_and_loudly(
     rig = Rig(own_report=0.01)
     rig.backend.announce(KEY, "w")
     await rig.backend.publish(KEY, "w", entry_of(2))
+    assert rig.feed.writers.sent == []
+    assert caplog.text == ""
+    for _ in range(3):
+        await rig.feed.send_heartbeat()
     assert [decode(each).keys for each in rig.feed.writers.sent] == [[KEY]]
     assert "does the statement call pg_notify?" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["slow", "cut"])
+async def test_a_report_that_is_only_late_causes_no_second_one(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would double the notifications while the server is slow."""
+    rig = Rig(own_report=0.01)
+    rig.backend.announce(KEY, "w")
+    await rig.backend.publish(KEY, "w", entry_of(2))
+    if how == "slow":
+        rig.feed.deliver(rig.backend.notification([KEY], "w").payload)
+    else:
+        rig.feed.cut()  # the other processes are told by the server
+    for _ in range(3):
+        await rig.feed.send_heartbeat()
+    assert rig.feed.writers.sent == []
+    assert "pg_notify" not in caplog.text
 
 
 async def test_a_write_of_a_statement_that_does_not_notify_is_notified_after_the_commit(
@@ -214,9 +236,9 @@ async def test_a_notification_that_cannot_be_sent_empties_the_cell_and_is_owed(r
         await rig.backend.publish(KEY, "w", entry_of(2))
     assert await rig.served() is None
     rig.feed.writers.error = None
-    await rig.feed._notify_owed("1")
-    await rig.feed._notify_owed("2")
-    assert [decode(each).keys for each in rig.feed.writers.sent] == [[KEY], ["1"], ["2"]]
+    for _ in range(3):
+        await rig.feed.send_heartbeat()
+    assert [decode(each).keys for each in rig.feed.writers.sent] == [[KEY]]
 
 
 async def test_a_write_that_was_rolled_back_changes_nothing(rig: Rig) -> None:
@@ -280,7 +302,7 @@ async def test_a_purge_that_cannot_notify_fails_and_is_repeated(rig: Rig) -> Non
         await rig.backend.purge_all()
     assert await rig.served() is None
     rig.feed.writers.error = None
-    await rig.feed._notify_owed("1")
+    await rig.feed.send_heartbeat()
     assert decode(rig.feed.writers.sent[0]).keys is None
 
 

@@ -119,11 +119,9 @@ async def notify(connection: Any, payload: str) -> None:
     await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, payload)
 
 
-async def listener_pids(connection: Any) -> list[int]:
-    rows = await connection.fetch(
-        "SELECT pid FROM pg_stat_activity WHERE application_name = 'jobcache feed'"
-    )
-    return [row["pid"] for row in rows]
+async def terminate(connection: Any, feed: PostgresFeed) -> None:
+    """Have the server end the connection on which a feed listens."""
+    await connection.execute("SELECT pg_terminate_backend($1)", feed._connection.get_server_pid())
 
 
 # --- reports ---
@@ -279,6 +277,79 @@ async def test_what_could_not_be_sent_is_sent_with_the_next_heartbeat(url: str) 
         await until(lambda: feed.live)
 
 
+class MixedPool(OwnPool):
+    """One connection leads to another server than the others. Writers have it, heartbeats do not.
+
+    Args:
+        url: of the others.
+        other: of that server.
+    """
+
+    def __init__(self, url: str, other: str) -> None:
+        super().__init__(url)
+        self._other: OwnPool | None = OwnPool(other)
+
+    async def notify(self, notifications: Sequence[tuple[str, str]]) -> None:
+        if self._other is None or notifications[-1][0] != CHANNEL:
+            await super().notify(notifications)
+        else:
+            await self._other.notify(notifications)
+            await self._close_other()  # the pool gives it up some time
+
+    async def renew(self) -> None:
+        await self._close_other()
+        await super().renew()
+
+    async def aclose(self) -> None:
+        await self._close_other()
+        await super().aclose()
+
+    async def _close_other(self) -> None:
+        other, self._other = self._other, None
+        if other is not None:
+            await other.aclose()
+
+
+async def test_what_only_a_former_primary_has_accepted_is_sent_again(
+    url: str, own_server: PostgresServer
+) -> None:
+    async with following(url) as (feed, events):
+        before, feed._writers = feed._writers, MixedPool(url, dsn(own_server))
+        await feed.notify(["k"])
+        await until(lambda: events.keys == ["k"])
+        await before.aclose()
+        assert events.gaps == 0, "nothing else was wrong"
+
+
+async def test_what_was_heard_from_a_former_primary_is_sent_again(
+    url: str, own_server: PostgresServer
+) -> None:
+    """The address moves, and the former primary lives on. P1 follows the new one already."""
+    former = dsn(own_server)
+    address = Address(former)
+    async with (
+        following(url) as (_, events),
+        following(former, connect=address, silence=0.3) as (feed, own_events),
+    ):
+        address.url = url
+        before, feed._writers = feed._writers, MixedPool(url, former)
+        await feed.notify(["k"])
+        await until(lambda: "k" in own_events.keys)
+        await until(lambda: "k" in events.keys)
+        await before.aclose()
+
+
+async def test_in_calm_each_notification_is_sent_once(url: str) -> None:
+    async with following(url) as (feed, events):
+        await feed.notify(["a", "b"])
+        await feed.notify(["c"], "w")
+        await asyncio.gather(feed.notify(["d"], "w"), feed.notify(["e"]))
+        number = feed._number
+        await until(lambda: feed._number >= number + 5)
+        assert sorted(events.keys) == ["a", "b", "c", "d", "e"]
+        assert len(feed._owed) == 0
+
+
 # --- faults ---
 
 
@@ -288,8 +359,7 @@ async def test_a_connection_that_the_server_ends_is_noticed_at_once(
     caplog.set_level(logging.WARNING, logger="jobcache")
     async with following(url) as (feed, events):
         feed.expect("k", "w")
-        for pid in await listener_pids(writer):
-            await writer.execute("SELECT pg_terminate_backend($1)", pid)
+        await terminate(writer, feed)
         await until(lambda: events.gaps == 1)
         assert not await feed.arrived("k", "w")
         await until(lambda: feed.live)
@@ -415,14 +485,12 @@ async def test_another_server_has_the_writers_connections_replaced_before_the_fe
         assert renewed == []
         connection = await asyncpg.connect(address.url)
         address.url = url
-        (pid,) = await listener_pids(connection)
-        await connection.execute("SELECT pg_terminate_backend($1)", pid)
+        await terminate(connection, feed)
         await connection.close()
         await until(lambda: events.gaps == 1)
         await until(lambda: feed.live)
         assert renewed == [False]
-        (pid,) = await listener_pids(writer)
-        await writer.execute("SELECT pg_terminate_backend($1)", pid)
+        await terminate(writer, feed)
         await until(lambda: events.gaps == 2)
         await until(lambda: feed.live)
         assert renewed == [False], "the same server"
