@@ -52,8 +52,8 @@ class Fault:
     """A fault, and the promise that holds during and after it.
 
     Attributes:
-        invariants: "fresh": no read is stale. "bounded": what Redis could not be told of may be
-            hidden for as long as entries are fresh, and one second.
+        invariants: "fresh": no read is stale. "bounded": a change that could not be
+            reported to Redis may be hidden for as long as entries are fresh, and one second.
         within: of a bounded promise, seconds for which something old may be shown, if that is less.
         inject: makes it happen, and heals it.
         cuts_one_off: whether it is one process alone that cannot reach Redis; its own answers are

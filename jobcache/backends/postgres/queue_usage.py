@@ -45,7 +45,7 @@ class QueueUsage:
                 async with asyncio.timeout(_PATIENCE):
                     self.note(await connection.fetchval("SELECT pg_notification_queue_usage()"))
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-                return  # whoever uses the connection finds out more
+                return  # heartbeats detect a lost connection
             await sleep(_EVERY)
 
     def note(self, share: float) -> None:
