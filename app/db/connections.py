@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from sqlalchemy.engine import URL, Dialect, ExceptionContext
+    from sqlalchemy.pool import ConnectionPoolEntry
 
     Options = dict[str, Any]
 
@@ -30,6 +31,7 @@ logger = logging.getLogger("app")
 
 _UNPREPARED: Final = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
 _CONNECTIONS: Final = 15
+_GENERATION: Final = "generation"  # in what the pool notes of a connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ class Connections:
         self.statements: Counter[str] = Counter()
         self.purposes: Counter[str] = Counter()
         self._closing: set[asyncio.Task[None]] = set()
-        self._outdated: bool | None = None
+        self._generation = 0  # of the connections that may be used
+        self._server: str | None = None  # the one that the newest connection leads to
         parsed = make_url(url)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         arguments: dict[str, Any] = {"timeout": sqlite_lock_wait}
@@ -114,14 +117,13 @@ class Connections:
 
     def renew(self) -> None:
         """Replace each present connection before its next use: it may lead to another server."""
-        if self._outdated is None:
+        if not self._generation:
             # Not before: every use of a connection makes the check, which few services need.
-            event.listen(self.engine.sync_engine, "checkout", self._check_outdated)
-        self._outdated = True
+            event.listen(self.engine.sync_engine, "checkout", self._check_generation)
+        self._generation += 1
 
-    def _check_outdated(self, *_: object) -> None:
-        if self._outdated:
-            self._outdated = False
+    def _check_generation(self, _: object, record: ConnectionPoolEntry, __: object) -> None:
+        if record.info[_GENERATION] != self._generation:
             raise InvalidatePoolError("another server may have taken the place of the first one")
 
     @property
@@ -185,28 +187,41 @@ class Connections:
         options = context.execution_options if context is not None else {}
         self.purposes[options.get("purpose", "write")] += 1
 
-    def _connect(self, dialect: Dialect, _record: object, _: object, options: Options) -> object:
-        """Connect to PostgreSQL, and detect a pooler in front of it.
+    def _connect(
+        self, dialect: Dialect, record: ConnectionPoolEntry, _: object, options: Options
+    ) -> object:
+        """Connect to PostgreSQL, and detect a pooler in front of it, or another server than before.
 
         A statement that was prepared on one connection of a pooler does not exist on the next, or
         has been prepared by another client. Behind a pooler no statement stays prepared, at a
         small cost for each query.
         """
+        record.info[_GENERATION] = self._generation
         pooled = self._pooled
         connection: Any = dialect.connect(**{**options, **(_UNPREPARED if pooled else {})})
-        if not self._detects_pooler:
-            return connection
         try:
-            self._pooled = await_only(_is_pooled(connection.driver_connection))
+            if self._detects_pooler:
+                self._pooled = await_only(_is_pooled(connection.driver_connection))
+                if self._pooled is not pooled:
+                    connection.close()
+                    if self._pooled:
+                        logger.info(
+                            "a pooler stands before the database: statements are not kept prepared"
+                        )
+                    unprepared = _UNPREPARED if self._pooled else {}
+                    connection = dialect.connect(**{**options, **unprepared})
+            if not self._pooled:
+                server = await_only(_server_of(connection.driver_connection))
+                if self._server not in {None, server}:
+                    # The former primary may live on after a failover. A load from it would return
+                    # what the new one has changed since.
+                    self.renew()
+                    record.info[_GENERATION] = self._generation
+                self._server = server
         except BaseException:
             connection.terminate()
             raise
-        if self._pooled is pooled:
-            return connection
-        connection.close()
-        if self._pooled:
-            logger.info("a pooler stands before the database: statements are not kept prepared")
-        return dialect.connect(**{**options, **(_UNPREPARED if self._pooled else {})})
+        return connection
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:  # noqa: ANN401 - SQLAlchemy's signature
@@ -226,6 +241,11 @@ async def _is_pooled(connection: Any) -> bool:  # noqa: ANN401 - asyncpg has no 
     pid = int(connection.get_server_pid())
     status = await connection.execute(f"SELECT 1 WHERE pg_backend_pid() = {pid}")
     return bool(status != "SELECT 1")
+
+
+async def _server_of(connection: Any) -> str:  # noqa: ANN401 - asyncpg has no types
+    """Return what differs for each server and each of its starts."""
+    return str(await connection.fetchval("SELECT pg_postmaster_start_time()::text"))
 
 
 def _notice_disconnect(context: ExceptionContext) -> None:
