@@ -473,7 +473,7 @@ class Line:
             feed.live,
             feed._connected,  # noqa: SLF001
             self._has_heartbeat(),
-            len(feed._owed),  # noqa: SLF001
+            self._owed(),
             expected,
             self._now - self._proved_at if self._may_wait() else None,
             (*self.pool, self.lags),
@@ -483,6 +483,17 @@ class Line:
             self._connection and self._connection.fingerprint(),
             tuple(map(self._summary, self.waiting)),
             tuple(map(self._summary, self._missing)),
+        )
+
+    def _owed(self) -> Hashable:
+        owed, number = self.feed._owed, self.feed._number  # noqa: SLF001
+        return (
+            tuple(owed._keys),  # noqa: SLF001
+            tuple(owed._carried),  # noqa: SLF001
+            tuple(
+                (tuple(sent.keys), sent.by_statement, sent.heard, sent.decisive - number)
+                for sent in owed._sent.values()  # noqa: SLF001
+            ),
         )
 
     def _may_wait(self) -> bool:
