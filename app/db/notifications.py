@@ -12,7 +12,8 @@ from sqlalchemy.engine import make_url
 from app.db.errors import DatabaseUnavailable
 from app.db.url import read_postgres_url
 from jobcache import CacheUnavailable, SettingsError
-from jobcache.backends.postgres.connection import NotListening, PoolerFound, listen
+from jobcache.backends.heartbeat_feed import FeedLost, FeedUnsupported
+from jobcache.backends.postgres.connection import listen
 from jobcache.backends.postgres.factory import APPLICATION_NAME, LISTENER
 
 if TYPE_CHECKING:
@@ -96,9 +97,9 @@ async def check_listener(url: str) -> None:
     try:
         async with listen(listener(url), (), _ignore, _ignore):
             return
-    except PoolerFound as error:
+    except FeedUnsupported as error:
         raise SettingsError("DATABASE_DIRECT_URL", "", str(error)) from error
-    except NotListening:
+    except FeedLost:
         return
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import asyncpg
 
+from jobcache.backends.heartbeat_feed import FeedLost, FeedUnsupported
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
@@ -32,14 +34,6 @@ _KEEPALIVE = ", ".join(
 )
 """With these the server notices within seconds that this host has died, and keeps no notifications
 for it. Not startup parameters: PgBouncer would refuse those, before it is found out."""
-
-
-class NotListening(Exception):  # noqa: N818 - says what has happened
-    """The feed may miss notifications from now on."""
-
-
-class PoolerFound(NotListening):
-    """Nobody can listen on this connection, and another attempt would end in the same way."""
 
 
 class Listening(NamedTuple):
@@ -68,8 +62,8 @@ async def listen(
         on_end: called with the connection as soon as it is known to be lost.
 
     Raises:
-        PoolerFound: there is a pooler before the server.
-        NotListening: the server cannot be reached, or takes no writes, or a statement failed.
+        FeedUnsupported: there is a pooler before the server.
+        FeedLost: the server cannot be reached, or takes no writes, or a statement failed.
     """
     connection: Any = None
     try:
@@ -81,13 +75,11 @@ async def listen(
                 await connection.add_listener(channel, receive)
         yield Listening(connection, incarnation)
     except _ERRORS as error:
-        raise NotListening(brief(error)) from error
+        raise FeedLost(brief(error)) from error
     except RuntimeError as error:
         if "is closed" not in str(error):
             raise
-        raise NotListening(
-            brief(error)
-        ) from error  # uvloop's error for a connection that was reset
+        raise FeedLost(brief(error)) from error  # uvloop's error for a connection that was reset
     finally:
         if connection is not None:
             # Not `close`, which waits for a server that may hang.
@@ -105,12 +97,12 @@ async def _check(connection: Any) -> str:  # noqa: ANN401 - asyncpg has no types
     """
     pid = int(connection.get_server_pid())
     if await connection.execute(f"SELECT 1 WHERE pg_backend_pid() = {pid}") != "SELECT 1":
-        raise PoolerFound(_POOLER)
+        raise FeedUnsupported(_POOLER)
     standby, started, *_ = await connection.fetchrow(
         f"SELECT pg_is_in_recovery(), pg_postmaster_start_time()::text, {_KEEPALIVE}"
     )
     if standby:
-        raise NotListening("the server is a standby, where nobody can listen")
+        raise FeedLost("the server is a standby, where nobody can listen")
     return str(started)
 
 

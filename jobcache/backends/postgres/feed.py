@@ -42,40 +42,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import secrets
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobcache.backends._closing import end_all
-from jobcache.backends.postgres.connection import NotListening, PoolerFound, listen
+from jobcache.backends.heartbeat_feed import FeedLost, HeartbeatFeed
+from jobcache.backends.postgres.connection import listen
 from jobcache.backends.postgres.owed import Owed
 from jobcache.backends.postgres.payloads import decode, encode
 from jobcache.backends.postgres.queue_usage import QueueUsage
 from jobcache.errors import CacheUnavailable, SettingsError
 from jobcache.observability.log_limit import LogLimit
-from jobcache.observability.statistics import Histogram
-from jobcache.protocol.change_feed import FeedStatus
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from typing import Literal
 
     from jobcache.backends.postgres.connection import Connect, Listening
     from jobcache.backends.postgres.writers import Writers
-    from jobcache.protocol.change_feed import ChangeListener
+    from jobcache.protocol.change_feed import FeedStatus
 
 logger = logging.getLogger("jobcache")
 
-_PAUSES = (0.05, 1.0)  # seconds between two attempts to connect: the first, and the longest
-_REFUSED_PAUSE = 30.0  # seconds until the next attempt behind a pooler
 _FIRST_ATTEMPT = 2.0  # seconds that `connected` waits
 _LONGEST_SENDING = 30.0  # seconds; the writers have shorter limits of their own
 _LINES = 5  # a minute
 
 
-class PostgresFeed:
+class PostgresFeed(HeartbeatFeed):
     """A `ChangeFeed` of one namespace.
 
     Args:
@@ -104,15 +100,13 @@ class PostgresFeed:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
+        super().__init__(
+            "PostgreSQL", heartbeat=heartbeat, silence=silence, clock=clock, sleep=sleep
+        )
         self.channel = channel
         self._connect = connect
         self._writers = writers
-        self._heartbeat = heartbeat
-        self._silence = silence
         self._own_report = own_report
-        self._clock = clock
-        self._sleep = sleep
-        self._listeners: list[ChangeListener] = []
         self._queue = QueueUsage()
         # The process's own channel. Its numbers go on after a reconnection, so that a late
         # heartbeat of the connection before proves nothing.
@@ -122,7 +116,6 @@ class PostgresFeed:
         self._sent_at = 0.0
         self._due = 0.0
         self._deadline = 0.0
-        self._live_until = 0.0
         self._connection: Any = None
         self._incarnation: str | None = None
         self._error: Exception | None = None
@@ -130,33 +123,6 @@ class PostgresFeed:
         self._expected: dict[str, dict[str, asyncio.Future[bool]]] = {}  # by token and key
         self._owed = Owed()
         self._silent = LogLimit(_LINES)
-        self._connected = False
-        self._state: Literal["idle", "connecting", "live", "unsupported"] = "idle"
-        self._since = clock()
-        self._reason = ""
-        self._next_pause = _PAUSES[0]
-        self._interruptions = 0
-        self._lag = Histogram()
-        self._task: asyncio.Task[None] | None = None
-        self._attempted = asyncio.Event()
-        self._closed = False
-
-    # --- the protocol `ChangeFeed` ---
-
-    @property
-    def live(self) -> bool:
-        """Whether every change from now on will be reported. Read on every hit."""
-        return self._clock() < self._live_until
-
-    def listen(self, listener: ChangeListener) -> None:
-        """Report changes to `listener` from now on."""
-        self._listeners.append(listener)
-
-    def start(self) -> None:
-        """Start to follow the changes, in the running loop."""
-        if self._task is None and not self._closed:
-            self._enter("connecting", "not connected yet")
-            self._task = asyncio.create_task(self._run())
 
     async def connected(self) -> None:
         """Start, and wait a moment until the feed is live, or the first attempt has failed.
@@ -173,25 +139,11 @@ class PostgresFeed:
 
     def condition(self) -> FeedStatus:
         """Return the present state of the feed."""
-        late = self._state == "live" and not self.live
-        return FeedStatus(
-            state="connecting" if late else self._state,
-            age=self._clock() - self._since,
-            reason="the last heartbeat is late" if late else self._reason,
-            interruptions=self._interruptions,
-            lag_us=self._lag.summary(),
-            lag_counts=self._lag.counts(),
-            queue_usage=self._queue.share,
-        )
+        return replace(super().condition(), queue_usage=self._queue.share)
 
     async def aclose(self) -> None:
         """End the feed."""
-        self._closed = True
-        self._live_until = 0.0
-        if self._task is not None:
-            await end_all({self._task})
-            self._task = None
-        self._live_until = 0.0  # a heartbeat may have come back meanwhile
+        await super().aclose()
         self._forget_expected()
         await self._writers.aclose()
 
@@ -251,26 +203,11 @@ class PostgresFeed:
 
     # --- connecting and reconnecting ---
 
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self._follow()
-            except NotListening as error:
-                self._interrupt(error)
-            except Exception as error:
-                # If this task ended, no change would be reported any more.
-                logger.exception("following the changes in PostgreSQL failed")
-                self._interrupt(NotListening(repr(error)))
-            self._attempted.set()
-            pause = _REFUSED_PAUSE if self._state == "unsupported" else self._next_pause
-            self._next_pause = min(2 * self._next_pause, _PAUSES[1])
-            await self._sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads them
-
     async def _follow(self) -> None:
         """Follow the changes on one connection until it is lost.
 
         Raises:
-            NotListening: it was lost. There is no other end.
+            FeedLost: it was lost. There is no other end.
         """
         self._error, self._awaited = None, None
         channels = self.channel, self._own_channel
@@ -281,12 +218,12 @@ class PostgresFeed:
                 self._incarnation = listening.incarnation
                 self._connection = listening.connection
                 if listening.connection.is_closed():
-                    raise NotListening("the connection was closed")
-                await self._prove(listening)
+                    raise FeedLost("the connection was closed")
+                await self._beat(listening)
         finally:
             self._connection = None
 
-    async def _prove(self, listening: Listening) -> None:
+    async def _beat(self, listening: Listening) -> None:
         """Send heartbeats until one is missing, or the connection is lost."""
         polling = asyncio.create_task(self._queue.poll(listening.connection, self._sleep))
         sending: asyncio.Task[None] | None = None
@@ -309,7 +246,7 @@ class PostgresFeed:
                     idle = False
                 if not idle and now >= self._deadline:
                     await self._writers.renew()
-                    raise NotListening(f"no heartbeat came back for {self._silence:g} s")
+                    raise FeedLost(f"no heartbeat came back for {self._silence:g} s")
                 await self._pause((self._due if idle else self._deadline) - now)
         finally:
             await end_all([polling] if sending is None else [polling, sending])
@@ -335,34 +272,25 @@ class PostgresFeed:
 
     async def _check_sent(self, sending: asyncio.Task[None]) -> None:
         if sending.cancelled():
-            raise NotListening("the connections of the writers are closed")
+            raise FeedLost("the connections of the writers are closed")
         try:
             sending.result()
         except CacheUnavailable as error:
             # The connections may lead to a server that was demoted.
             await self._writers.renew()
-            raise NotListening(f"the heartbeat was not sent: {error}") from error
+            raise FeedLost(f"the heartbeat was not sent: {error}") from error
 
     def _came_back(self, heartbeat: str) -> None:
         if heartbeat != self._awaited:
             return
         self._awaited = None
         self._lag.record(round((self._clock() - self._sent_at) * 1e9))
-        self._live_until = self._sent_at + self._silence
         self._wake.set()
         for lost in self._owed.came_back(int(heartbeat)):
             self._due = 0.0
             if lost.by_statement:
                 self._warn_of_silence(lost.keys[0])
-        if not self._connected:
-            self._connected, self._next_pause = True, _PAUSES[0]
-            if self._interruptions:
-                away = self._clock() - self._since
-                logger.warning("the feed of changes in PostgreSQL is back after %.1f s", away)
-            self._enter("live", "")
-            self._attempted.set()
-            for listener in self._listeners:
-                listener.resumed()
+        self._prove(self._sent_at + self._silence)
 
     def _warn_of_silence(self, key: str) -> None:
         more = self._silent.admit()
@@ -394,10 +322,8 @@ class PostgresFeed:
         if keys is not None:
             for listener in self._listeners:
                 listener.changed(keys)
-        elif self._connected:
-            for listener in self._listeners:
-                listener.interrupted()
-                listener.resumed()
+        else:
+            self._report_anything()
         for key, expected in self._expected.get(token, {}).items():
             if (keys is None or key in keys) and not expected.done():
                 expected.set_result(True)
@@ -405,39 +331,21 @@ class PostgresFeed:
 
     def _on_end(self, connection: object) -> None:
         if connection is self._connection:
-            self._lose(NotListening("the connection was closed"))
+            self._lose(FeedLost("the connection was closed"))
 
     def _lose(self, error: Exception) -> None:
         """Give the connection up, in this turn of the event loop."""
         self._error = error
-        self._interrupt(error if isinstance(error, NotListening) else NotListening(repr(error)))
+        self._interrupt(error if isinstance(error, FeedLost) else FeedLost(repr(error)))
         self._wake.set()
 
-    def _interrupt(self, error: NotListening) -> None:
-        self._live_until = 0.0
+    def _interrupt(self, error: FeedLost) -> None:
+        super()._interrupt(error)
         self._forget_expected()
         self._owed.doubt()
-        if self._connected:
-            self._connected = False
-            self._interruptions += 1
-            for listener in self._listeners:
-                listener.interrupted()
-        if isinstance(error, PoolerFound):
-            if self._state != "unsupported":
-                logger.warning("%s; until then every read is a load", error)
-            self._enter("unsupported", str(error))
-        else:
-            if self._state == "live":
-                logger.warning("the feed of changes in PostgreSQL is interrupted (%s)", error)
-            self._enter("connecting", str(error))
 
     def _forget_expected(self) -> None:
         for expected in self._expected.values():
             for each in expected.values():
                 if not each.done():
                     each.set_result(False)
-
-    def _enter(self, state: Literal["connecting", "live", "unsupported"], reason: str) -> None:
-        if state != self._state:
-            self._state, self._since = state, self._clock()
-        self._reason = reason

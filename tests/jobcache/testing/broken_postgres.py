@@ -21,8 +21,7 @@ def postgres_parts(changes: dict[str, _Changes]) -> Components:
     """
     listening = Fault("backends.postgres.connection", changes.get("connection", ())).load()
     feed = Fault("backends.postgres.feed", changes.get("feed", ())).load()
-    for name in ("listen", "NotListening", "PoolerFound"):
-        setattr(feed, name, getattr(listening, name))
+    vars(feed)["listen"] = listening.listen
     backend = Fault("backends.postgres.backend", changes.get("backend", ())).load()
     return Components(postgres=backend.PostgresBackend, feed=feed.PostgresFeed)
 
@@ -43,7 +42,7 @@ _NO_NOTIFICATION = (
     "notification_of(self._feed.channel, token, keys)",
     'notification_of("elsewhere", token, keys)',
 )
-_PROOF = "self._live_until = self._sent_at + self._silence"
+_PROOF = "self._prove(self._sent_at + self._silence)"
 _HEARTBEAT = (
     "        await self._writers.notify([*notifications, (self._own_channel, heartbeat)])\n",
     "        await self._connection.notify([*notifications, (self._own_channel, heartbeat)])\n",
@@ -121,7 +120,16 @@ BROKEN: dict[str, dict[str, _Changes]] = {
     },
     # --- an interruption ---
     "a break ends the proof at once": {
-        "feed": (("        self._live_until = 0.0\n        self._forget_expected()\n", ""),)
+        "feed": (
+            (
+                "        super()._interrupt(error)\n",
+                (
+                    "        proved = self._live_until\n"
+                    "        super()._interrupt(error)\n"
+                    "        self._live_until = proved\n"
+                ),
+            ),
+        )
     },
     "no entry is served while the feed is not live": {
         "backend": (
@@ -155,11 +163,11 @@ BROKEN: dict[str, dict[str, _Changes]] = {
     "the feed is live after a heartbeat": {
         "feed": (
             (
-                "                await self._prove(listening)\n",
+                "                await self._beat(listening)\n",
                 (
                     '                self._awaited, self._sent_at = "0", self._clock()\n'
                     '                self._came_back("0")\n'
-                    "                await self._prove(listening)\n"
+                    "                await self._beat(listening)\n"
                 ),
             ),
         )

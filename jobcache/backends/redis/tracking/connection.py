@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from redis.exceptions import RedisError, ResponseError
 
+from jobcache.backends.heartbeat_feed import FeedLost, FeedUnsupported
 from jobcache.backends.redis.pipelined_connection import (
     Command,
     NotPipelinable,
@@ -60,14 +61,6 @@ class Endpoint:
     mark_suspect: Callable[[], None]
 
 
-class Lost(Exception):  # noqa: N818 - says what has happened
-    """The feed may miss reports from now on."""
-
-
-class Untracked(Lost):
-    """The server does not report changes in this way."""
-
-
 class TrackingConnection(Protocol):
     """A primary's reports of changed keys."""
 
@@ -98,8 +91,8 @@ async def track(
             returns True, the report is done; else `report` returns it, too. It must not raise.
 
     Raises:
-        Untracked: the server refuses tracking.
-        Lost: the server cannot be reached, or a connection was lost.
+        FeedUnsupported: the server refuses tracking.
+        FeedLost: the server cannot be reached, or a connection was lost.
     """
     async with AsyncExitStack() as stack:
         try:
@@ -107,15 +100,15 @@ async def track(
                 async with asyncio.timeout(HANDSHAKE):
                     connection = await _handshake(endpoint, prefix, at_once, stack)
             except TimeoutError as error:
-                raise Lost(f"{endpoint.name} does not answer") from error
+                raise FeedLost(f"{endpoint.name} does not answer") from error
             yield connection
         except (RedisError, OSError, CacheError) as error:
-            raise Lost(f"{endpoint.name}: {error}") from error
+            raise FeedLost(f"{endpoint.name}: {error}") from error
         except RuntimeError as error:
             if "is closed" not in str(error):
                 raise
             # uvloop's error for a connection that was reset.
-            raise Lost(f"{endpoint.name}: {error}") from error
+            raise FeedLost(f"{endpoint.name}: {error}") from error
 
 
 async def _handshake(
@@ -143,7 +136,7 @@ async def _handshake(
         await _connect(tracked)
         await _execute(tracked, *command[:3], "REDIRECT", number, *command[3:])
     except ResponseError as error:
-        raise Untracked(f"{endpoint.name}: {error}") from error
+        raise FeedUnsupported(f"{endpoint.name}: {error}") from error
     return RedirectedReports(tracked, subscribed)
 
 

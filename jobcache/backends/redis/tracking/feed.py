@@ -30,30 +30,20 @@ and every read would have to use the tracked connection.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from typing import TYPE_CHECKING
 
 from jobcache.backends._closing import end_all
-from jobcache.backends.redis.tracking.connection import HANDSHAKE, Endpoint, Lost, Untracked, track
+from jobcache.backends.heartbeat_feed import FeedLost, HeartbeatFeed
+from jobcache.backends.redis.tracking.connection import HANDSHAKE, Endpoint, track
 from jobcache.errors import CacheError
-from jobcache.observability.statistics import Histogram
-from jobcache.protocol.change_feed import FeedStatus
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from typing import Literal
-
-    from jobcache.protocol.change_feed import ChangeListener
-
-logger = logging.getLogger("jobcache")
-
-_PAUSES = (0.05, 1.0)  # seconds between two attempts to connect: the first, and the longest
-_REFUSED_PAUSE = 30.0  # seconds until the next attempt on a server that refused tracking
 
 
-class TrackingFeed:
+class TrackingFeed(HeartbeatFeed):
     """A `ChangeFeed` of one namespace.
 
     Args:
@@ -78,97 +68,29 @@ class TrackingFeed:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
+        super().__init__("Redis", heartbeat=heartbeat, silence=silence, clock=clock, sleep=sleep)
         self._primaries = primaries
         self._generation = generation
         self._prefix = prefix.encode("ascii")
-        self._heartbeat = heartbeat
-        self._silence = silence
-        self._clock = clock
-        self._sleep = sleep
-        self._listeners: list[ChangeListener] = []
         self._token = f"{random.getrandbits(64):016x}"
         # For each primary, until when its last heartbeat counts as proof; 0 before the first one.
         self._confirmed_until: dict[str, float] = {}
-        self._live_until = 0.0
-        self._connected = False
-        self._state: Literal["idle", "connecting", "live", "unsupported"] = "idle"
-        self._since = clock()
-        self._reason = ""
-        self._interruptions = 0
-        self._lag = Histogram()
-        self._task: asyncio.Task[None] | None = None
-        self._closed = False
 
-    # --- the protocol `ChangeFeed` ---
-
-    @property
-    def live(self) -> bool:
-        """Whether every change from now on will be reported. Read on every hit."""
-        return self._clock() < self._live_until
-
-    def listen(self, listener: ChangeListener) -> None:
-        """Report changes to `listener` from now on."""
-        self._listeners.append(listener)
-
-    def start(self) -> None:
-        """Start to follow the changes, in the running loop."""
-        if self._task is None and not self._closed:
-            self._enter("connecting", "not connected yet")
-            self._task = asyncio.create_task(self._run())
-
-    def condition(self) -> FeedStatus:
-        """Return the present state of the feed."""
-        return FeedStatus(
-            state=self._state,
-            age=self._clock() - self._since,
-            reason=self._reason,
-            interruptions=self._interruptions,
-            lag_us=self._lag.summary(),
-            lag_counts=self._lag.counts(),
-        )
-
-    async def aclose(self) -> None:
-        """End the feed."""
-        self._closed = True
-        self._live_until = 0.0
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-
-    # --- connecting and reconnecting ---
-
-    async def _run(self) -> None:
-        pause = _PAUSES[0]
-        while True:
-            try:
-                await self._follow_all()
-            except Lost as error:
-                if self._state == "live":
-                    pause = _PAUSES[0]
-                self._interrupt(error)
-            except Exception as error:
-                # If this task ended, no change would be reported any more.
-                logger.exception("following the changes in Redis failed")
-                self._interrupt(Lost(repr(error)))
-            refused = self._state == "unsupported"
-            await self._sleep((_REFUSED_PAUSE if refused else pause) * random.uniform(0.5, 1))  # noqa: S311 - spreads them
-            pause = min(2 * pause, _PAUSES[1])
-
-    async def _follow_all(self) -> None:
+    async def _follow(self) -> None:
         """Follow every primary until one of them is lost.
 
         Raises:
-            Lost: a primary was lost. There is no other end.
+            FeedLost: a primary was lost. There is no other end.
         """
         generation = self._generation()
         try:
             endpoints = await self._primaries()
         except CacheError as error:
-            raise Lost(str(error)) from error
+            raise FeedLost(str(error)) from error
         _raise_cancellation()
         self._confirmed_until = {endpoint.name: 0.0 for endpoint in endpoints}
         following = {
-            asyncio.create_task(self._follow(endpoint, generation), name=endpoint.name)
+            asyncio.create_task(self._follow_one(endpoint, generation), name=endpoint.name)
             for endpoint in endpoints
         }
         try:
@@ -178,9 +100,9 @@ class TrackingFeed:
                 task.cancel()
             await asyncio.wait(following)
         for task in done:
-            task.result()  # raises `Lost`
+            task.result()  # raises `FeedLost`
 
-    async def _follow(self, endpoint: Endpoint, generation: int) -> None:
+    async def _follow_one(self, endpoint: Endpoint, generation: int) -> None:
         heartbeats = _Heartbeats(endpoint, self._token, self._heartbeat, self._silence, self._clock)
 
         def at_once(keys: Sequence[bytes]) -> bool:
@@ -193,12 +115,13 @@ class TrackingFeed:
                 while True:
                     _raise_cancellation()
                     if generation != self._generation():
-                        raise Lost("the primaries have changed")
+                        raise FeedLost("the primaries have changed")
                     if heartbeats.send_if_due(connection.wake):
                         await connection.check()
                     keys = await connection.report(heartbeats.patience())
                     if keys is None:
-                        self._report_flush()
+                        # All keys were flushed. The server does not say which ones it held.
+                        self._report_anything()
                         continue
                     if keys:
                         # First: a heartbeat among these keys confirms that all were reported.
@@ -215,51 +138,14 @@ class TrackingFeed:
     def _confirm(self, endpoint: Endpoint, until: float) -> None:
         self._confirmed_until[endpoint.name] = until
         earliest = min(self._confirmed_until.values())
-        if earliest == 0.0:
-            return  # no heartbeat has come back from another primary yet
-        self._live_until = earliest
-        if not self._connected:
-            self._connected = True
-            if self._interruptions:
-                away = self._clock() - self._since
-                logger.warning("the feed of changes in Redis is back after %.1f s", away)
-            self._enter("live", "")
-            for listener in self._listeners:
-                listener.resumed()
-
-    def _interrupt(self, error: Lost) -> None:
-        self._live_until = 0.0
-        if self._connected:
-            self._connected = False
-            self._interruptions += 1
-            for listener in self._listeners:
-                listener.interrupted()
-        if isinstance(error, Untracked):
-            if self._state != "unsupported":
-                logger.warning("Redis reports no changes (%s): reads ask it every time", error)
-            self._enter("unsupported", str(error))
-        else:
-            if self._state == "live":
-                logger.warning("the feed of changes in Redis is interrupted (%s)", error)
-            self._enter("connecting", str(error))
+        if earliest > 0.0:  # else no heartbeat has come back from another primary yet
+            self._prove(earliest)
 
     def _report(self, keys: Sequence[bytes]) -> None:
         start = len(self._prefix)
         names = [key[start:].decode("utf-8", "replace") for key in keys]
         for listener in self._listeners:
             listener.changed(names)
-
-    def _report_flush(self) -> None:
-        """Report that all keys were flushed. The server does not say which keys it held."""
-        if self._connected:
-            for listener in self._listeners:
-                listener.interrupted()
-                listener.resumed()
-
-    def _enter(self, state: Literal["connecting", "live", "unsupported"], reason: str) -> None:
-        if state != self._state:
-            self._state, self._since = state, self._clock()
-        self._reason = reason
 
 
 class _Heartbeats:
@@ -304,7 +190,7 @@ class _Heartbeats:
             wake: called when the heartbeat has been written or refused.
 
         Raises:
-            Lost: the last heartbeat was refused, or did not come back in time.
+            FeedLost: the last heartbeat was refused, or did not come back in time.
         """
         now = self._clock()
         if self._writing is not None and self._writing.done():
@@ -312,7 +198,7 @@ class _Heartbeats:
             self._writing = None
         if now >= self.deadline:
             self._endpoint.mark_suspect()
-            raise Lost(f"{self._endpoint.name} has been silent for {self._silence:g} s")
+            raise FeedLost(f"{self._endpoint.name} has been silent for {self._silence:g} s")
         if self._sent is not None or now < self._due:
             return False
         self._sent, self._due, self._awaited = now, now + self._every, set(self.names)
@@ -322,10 +208,10 @@ class _Heartbeats:
 
     def _check_written(self, writing: asyncio.Task[None]) -> None:
         if writing.cancelled():
-            raise Lost(f"{self._endpoint.name} is not used any more")
+            raise FeedLost(f"{self._endpoint.name} is not used any more")
         error = writing.exception()
         if error is not None:
-            raise Lost(f"{self._endpoint.name}: {error}") from error
+            raise FeedLost(f"{self._endpoint.name}: {error}") from error
 
     def patience(self) -> float:
         """Return the seconds until a heartbeat is due or overdue."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from jobcache.backends.postgres.connection import NotListening
+from jobcache.backends.heartbeat_feed import FeedLost
 from jobcache.backends.postgres.feed import PostgresFeed
 from jobcache.errors import CacheUnavailable
 
@@ -71,7 +71,7 @@ class HandFeed(PostgresFeed):
 
     def cut(self) -> None:
         """The connection is lost."""
-        self._interrupt(NotListening("cut"))
+        self._interrupt(FeedLost("cut"))
 
     def time_out(self) -> None:
         """Nobody waits any longer for a report of this process."""

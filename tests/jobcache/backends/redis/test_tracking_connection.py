@@ -10,9 +10,10 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from jobcache.backends.heartbeat_feed import FeedLost, FeedUnsupported
 from jobcache.backends.redis.redis_py import closed_is_lost
 from jobcache.backends.redis.tracking import connection as tracking
-from jobcache.backends.redis.tracking.connection import Endpoint, Lost, RedirectedReports, Untracked
+from jobcache.backends.redis.tracking.connection import Endpoint, RedirectedReports
 
 
 class Connection:
@@ -64,9 +65,9 @@ async def open_tracking(*connections: Connection) -> None:
 @pytest.mark.parametrize(
     ("error", "raised"),
     [
-        (ConnectionRefusedError("refused"), Lost),
-        (RedisConnectionError("no route"), Lost),
-        (RuntimeError("unable to perform operation; the handler is closed"), Lost),
+        (ConnectionRefusedError("refused"), FeedLost),
+        (RedisConnectionError("no route"), FeedLost),
+        (RuntimeError("unable to perform operation; the handler is closed"), FeedLost),
         (RuntimeError("a defect"), RuntimeError),
     ],
 )
@@ -81,7 +82,7 @@ async def test_a_connection_that_fails_is_lost(error: Exception, raised: type[Ex
 async def test_a_server_that_does_not_answer_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "HANDSHAKE", 0.01)
     connection = Hanging()
-    with pytest.raises(Lost, match="server:1 does not answer"):
+    with pytest.raises(FeedLost, match="server:1 does not answer"):
         await open_tracking(connection)
     assert connection.closed
 
@@ -89,7 +90,7 @@ async def test_a_server_that_does_not_answer_is_lost(monkeypatch: pytest.MonkeyP
 async def test_a_server_that_refuses_both_ways_is_untracked() -> None:
     refused = ResponseError("unknown command")
     connections = [Connection(refused) for _ in range(3)]
-    with pytest.raises(Untracked, match="unknown command"):
+    with pytest.raises(FeedUnsupported, match="unknown command"):
         await open_tracking(*connections)
     assert [each.closed for each in connections] == [True] * 3
 
