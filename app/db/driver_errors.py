@@ -64,6 +64,9 @@ SQLITE: Final[dict[int, Failure]] = {
 }
 """SQLite. What is not listed is a bug: a wrong statement (SQLITE_ERROR), a constraint, misuse."""
 
+_GIVEN_UP = "This connection is closed"
+"""SQLAlchemy's error for a pool that was renewed several times while it made a connection."""
+
 _REFUSED_WRITES = ("53100", "58")
 _REFUSED_WRITE_CODES = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY}
 
@@ -75,13 +78,15 @@ def classify(error: BaseException) -> Failure:
         return SQLITE.get(_sqlite_code(cause), Failure.BUG)
     if _is_from_asyncpg(cause):
         return _classify_asyncpg(cause)
-    if getattr(error, "connection_invalidated", False):
+    # uvloop's error for a write to a connection that was lost just now.
+    lost = isinstance(error, RuntimeError) and "handler is closed" in str(error)
+    if lost or getattr(error, "connection_invalidated", False):
         return Failure.DISCONNECTED
     # OSError includes the built-in TimeoutError. SQLAlchemy's: no pooled connection became free.
     if isinstance(error, OSError | EOFError | sqlalchemy_errors.TimeoutError):
         return Failure.UNAVAILABLE
-    if isinstance(error, RuntimeError) and "handler is closed" in str(error):
-        return Failure.DISCONNECTED  # uvloop: a write to a connection that was lost just now
+    if isinstance(error, sqlalchemy_errors.InvalidRequestError) and str(error) == _GIVEN_UP:
+        return Failure.RETRY
     return Failure.BUG
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from app.db.database import Database
 from app.devservers import PostgresServer
@@ -37,3 +37,23 @@ async def test_a_connection_to_another_server_has_those_before_replaced(
         await servers(database, 4)  # this opens one
         assert not old & set(await servers(database, 4))
         await database.aclose()
+
+
+async def test_a_pool_that_is_renewed_again_and_again_while_it_connects_is_no_error(
+    postgres: PostgresServer,
+) -> None:
+    """Several heartbeats fail during a failover, and each has the pool renewed."""
+    database = Database(postgres.url("postgres"))
+    connections = database.connections
+    made = 0
+
+    def renew(*_: object) -> None:
+        nonlocal made
+        made += 1
+        if made <= 3:
+            connections.renew()
+
+    event.listen(connections.engine.sync_engine, "connect", renew)
+    assert len(await servers(database, 1)) == 1
+    assert made == 4
+    await database.aclose()
