@@ -1,14 +1,16 @@
 """Hold thousands of polls with `Prefer: wait`: delay and cost of their updates.
 
-One process of the service holds all requests, several for each job. Updates of the jobs come at a
-steady rate. A waiter that gets a response asks again at once, with the version that it received.
-The measured delay is what a user notices: from the acknowledgement of the writer to the response of
-the waiter, or 0 if the response came first. Memory is the growth of the process since before the
-first request, divided by the number of requests.
+One process of the service holds all requests, several for each job; with `--processes` several do,
+and each job is waited for in all of them. Updates of the jobs come at a steady rate. A waiter that
+gets a response asks again at once, with the version that it received. The measured delay is what a
+user notices: from the acknowledgement of the writer to the response of the waiter, or 0 if the
+response came first. Memory is the growth of the processes since before the first request, divided
+by the number of requests.
 
-With `--backend memory` the updates go to the process that holds the requests. With `redis` and
-`tiered` they go to another process on the same database and Redis, so the change feed wakes the
-waiters.
+With `--backend memory` the updates go to the process that holds the requests. With the others they
+go to another process on the same database and Redis, so the change feed wakes the waiters. With
+`postgres` the notifications are counted, too, and the connections that listen to them: each gets
+each notification once.
 """
 
 from __future__ import annotations
@@ -27,19 +29,23 @@ import time
 from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, cast
 
+import asyncpg
 import uvloop
 
 from app.devservers import PostgresServer, RedisServer
 from benchmarks.machine import surroundings
 from benchmarks.process_cpu import processor_seconds, resident
 from benchmarks.service import HOST, Service, ServiceFailed
+from jobcache.backends.postgres.factory import APPLICATION_NAME
+from jobcache.backends.postgres.payloads import channel_of
 from loadtests import percentiles
+from loadtests.arguments import count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 P99_MS = 50.0
 HELD_KB = 40.0
@@ -118,10 +124,15 @@ class Seen:
 
 
 class Waiters:
-    """Clients that each wait with a poll, of the jobs in turn, and repeat it after a response."""
+    """Clients that each wait with a poll, of the jobs in turn, and repeat it after a response.
 
-    def __init__(self, port: int, versions: dict[int, int]) -> None:
-        self._port = port
+    Args:
+        ports: of the processes. A job's first client is a client of the first one, and so on.
+        versions: of the jobs, by their numbers.
+    """
+
+    def __init__(self, ports: Sequence[int], versions: dict[int, int]) -> None:
+        self._ports = ports
         self._versions = versions
         self._wires: list[_Wire] = []
         self.seen: dict[int, Seen] = defaultdict(Seen)
@@ -130,15 +141,15 @@ class Waiters:
     async def come(self, count: int) -> None:
         """Connect, and start to wait."""
         door = asyncio.Semaphore(_AT_ONCE)
-        jobs = cycle(self._versions)
+        everywhere = ((port, job) for port in self._ports for job in self._versions)
 
-        async def one(job: int) -> None:
+        async def one(port: int, job: int) -> None:
             async with door:
-                await self._one(job)
+                await self._one(port, job)
 
-        await asyncio.gather(*(one(next(jobs)) for _ in range(count)))
+        await asyncio.gather(*(one(*each) for each in islice(cycle(everywhere), count)))
 
-    async def _one(self, job: int) -> None:
+    async def _one(self, port: int, job: int) -> None:
         versions: list[int] = []
         times: list[float] = []
         self.seen[job].answers.append((versions, times))
@@ -156,7 +167,7 @@ class Waiters:
             wire.ask(_wait(job, held))
 
         wire = _Wire(told)
-        await asyncio.get_running_loop().create_connection(lambda: wire, HOST, self._port)
+        await asyncio.get_running_loop().create_connection(lambda: wire, HOST, port)
         self._wires.append(wire)
         wire.ask(_wait(job, held))
 
@@ -233,12 +244,49 @@ def _wait(job: int, version: int) -> bytes:
     ).encode()
 
 
+@dataclass
+class Notified:
+    """What a connection beside those of the service has seen of PostgreSQL's notifications.
+
+    Attributes:
+        count: how many there were, without heartbeats.
+        listeners: how many connections of the service listen.
+    """
+
+    count: int = 0
+    listeners: int = 0
+
+
+@contextlib.asynccontextmanager
+async def listening(server: PostgresServer | None) -> AsyncIterator[Notified | None]:
+    """Count the notifications until the end of the block."""
+    if server is None:
+        yield None
+        return
+    notified = Notified()
+
+    def add(*_: object) -> None:
+        notified.count += 1
+
+    connection = await asyncpg.connect(host=str(server.socket_directory), user="postgres")
+    try:
+        await connection.add_listener(channel_of(""), add)
+        notified.listeners = await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1", APPLICATION_NAME
+        )
+        yield notified
+        await connection.fetchval("SELECT 1")  # whatever was sent before has come now
+    finally:
+        await connection.close()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """The result of a run.
 
     Attributes:
         held: requests held at the same time.
+        processes: that hold them.
         jobs: for so many jobs.
         updates: acknowledged ones.
         delays_ms: of each update and each of its waiters, from the acknowledgement on, sorted.
@@ -246,12 +294,15 @@ class Result:
         missed: waiters that never got an update.
         failures: answers that were neither 200 nor 304.
         writes_ms: how long each update took, sorted.
-        cpu: processor time of the process that holds, a second.
-        interruptions: of the feed, during the updates; None without one.
+        cpu: processor time of the processes that hold, a second.
+        interruptions: of the feeds, during the updates; None without one.
+        loads: by each process that holds, during the updates.
+        notified: what was counted of PostgreSQL's notifications; None without them.
         held_kb: memory per held request, at first and at the end of the run, the larger of both.
     """
 
     held: int
+    processes: int
     jobs: int
     updates: int
     delays_ms: list[float]
@@ -261,6 +312,8 @@ class Result:
     writes_ms: list[float]
     cpu: float
     interruptions: int | None
+    loads: list[int]
+    notified: Notified | None
     held_kb: float
 
     def broken(self) -> list[str]:
@@ -273,6 +326,15 @@ class Result:
             found.append(f"p99 is {p99:.1f} ms, not below {P99_MS:g}")
         if self.held_kb >= HELD_KB:
             found.append(f"a held request takes {self.held_kb:.1f} kB, not below {HELD_KB:g}")
+        if max(self.loads) > self.updates:
+            found.append(f"{max(self.loads)} loads by a process, for {self.updates} updates")
+        if self.notified is not None:
+            if self.notified.count != self.updates:
+                found.append(f"{self.notified.count} notifications of {self.updates} updates")
+            if self.notified.listeners != self.processes + 1:
+                found.append(
+                    f"{self.notified.listeners} connections listen, not one of each process"
+                )
         return found
 
 
@@ -282,25 +344,36 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return math.nan if found is None else found
 
 
-async def run(options: argparse.Namespace, holds: Service, written: Service) -> Result:
+async def run(
+    options: argparse.Namespace,
+    holding: Sequence[Service],
+    written: Service,
+    notifying: PostgresServer | None,
+) -> Result:
     """Hold the requests, send the updates, and record the responses."""
     versions = written.rendering(options.jobs, _PROMPT)
-    process: int = holds.stats()["process"]
-    for job in versions:
-        holds.call("GET", f"/api/v2/jobs/{job}")  # so that its memory contains every entry before
-    before = resident(process)
-    waiters = Waiters(holds.port, versions)
+    processes: list[int] = [service.stats()["process"] for service in holding]
+    for service in holding:
+        for job in versions:
+            service.call("GET", f"/api/v2/jobs/{job}")  # so that its memory has every entry before
+    before = sum(map(resident, processes))
+    waiters = Waiters([service.port for service in holding], versions)
     writer = Writer(written.port, waiters, list(versions), options.seed)
     try:
         await waiters.come(options.held)
-        await _held(holds, options.held)
-        grown = resident(process) - before
-        interrupted, spent = _interruptions(holds), processor_seconds(process)
-        await writer.write(options.rate, options.seconds)
-        cpu = processor_seconds(process) - spent
-        await _told(waiters)
-        await _held(holds, options.held)
-        grown = max(grown, resident(process) - before)
+        await _held(holding, options.held)
+        grown = sum(map(resident, processes)) - before
+        interrupted, spent = _interruptions(holding), sum(map(processor_seconds, processes))
+        loaded = [_loads(service) for service in holding]
+        async with listening(notifying) as notified:
+            await writer.write(options.rate, options.seconds)
+            cpu = sum(map(processor_seconds, processes)) - spent
+            await _told(waiters)
+        loads = [
+            _loads(service) - earlier for service, earlier in zip(holding, loaded, strict=True)
+        ]
+        await _held(holding, options.held)
+        grown = max(grown, sum(map(resident, processes)) - before)
     finally:
         writer.close()
         waiters.go()
@@ -308,6 +381,7 @@ async def run(options: argparse.Namespace, holds: Service, written: Service) -> 
     came = [each for each in answered if each is not None]
     return Result(
         held=options.held,
+        processes=len(holding),
         jobs=len(versions),
         updates=len(writer.took),
         delays_ms=sorted(1000 * max(0.0, delay) for _, delay in came),
@@ -316,17 +390,27 @@ async def run(options: argparse.Namespace, holds: Service, written: Service) -> 
         failures=waiters.failures,
         writes_ms=sorted(1000 * took for took in writer.took),
         cpu=cpu / options.seconds,
-        interruptions=None if interrupted is None else (_interruptions(holds) or 0) - interrupted,
+        interruptions=None if interrupted is None else (_interruptions(holding) or 0) - interrupted,
+        loads=loads,
+        notified=notified,
         held_kb=grown / options.held / 1000,
     )
 
 
-async def _held(service: Service, count: int) -> None:
+async def _held(services: Sequence[Service], count: int) -> None:
     deadline = time.monotonic() + _PATIENCE
-    while (held := (await asyncio.to_thread(service.stats))["held"]["waits"]) != count:
+    while (held := await asyncio.to_thread(_waits, services)) != count:
         if time.monotonic() > deadline:
             raise Wrong(f"{held} requests are held instead of {count}")
         await asyncio.sleep(0.1)
+
+
+def _waits(services: Sequence[Service]) -> int:
+    return sum(service.stats()["held"]["waits"] for service in services)
+
+
+def _loads(service: Service) -> int:
+    return int(service.stats()["statistics"]["misses"])
 
 
 async def _told(waiters: Waiters) -> None:
@@ -338,9 +422,9 @@ async def _told(waiters: Waiters) -> None:
         await asyncio.sleep(0.2)
 
 
-def _interruptions(service: Service) -> int | None:
-    feed = service.stats()["statistics"]["feed"]
-    return None if feed is None else int(feed["interruptions"])
+def _interruptions(services: Sequence[Service]) -> int | None:
+    feeds = [service.stats()["statistics"]["feed"] for service in services]
+    return None if None in feeds else sum(int(feed["interruptions"]) for feed in feeds)
 
 
 def report(result: Result, backend: str) -> list[str]:
@@ -349,9 +433,16 @@ def report(result: Result, backend: str) -> list[str]:
     due = len(delays) + result.missed
     cuts = result.interruptions
     feed = [] if cuts is None else [f"| interruptions of the feed | {cuts} | |"]
+    if result.notified is not None:
+        each = result.processes + 1
+        feed += [
+            f"| notifications | {result.notified.count} | {result.updates} |",
+            f"| connections that listen | {result.notified.listeners} | {each} |",
+        ]
+    place = "one process" if result.processes == 1 else f"{result.processes} processes"
     how = "by itself" if backend == "memory" else "by another one, through the feed"
     return [
-        f"## {result.held} requests held in one process, on {backend}, woken {how}",
+        f"## {result.held} requests held in {place}, on {backend}, woken {how}",
         "",
         "| | | limit |",
         "| --- | --- | --- |",
@@ -366,6 +457,7 @@ def report(result: Result, backend: str) -> list[str]:
         f"| p99, ms | {percentile(writes, 99):.1f} | |",
         f"| processor time a second, s | {result.cpu:.2f} | |",
         *feed,
+        f"| most loads by a process | {max(result.loads)} | {result.updates} |",
         f"| memory per held request, kB | {result.held_kb:.1f} | {HELD_KB:g} |",
         "",
     ]
@@ -380,22 +472,29 @@ def _allow_files(count: int) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the measurement and print its table; return the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.backend == "memory" and options.processes > 1:
+        parser.error("argument --processes: with the backend memory there is one")
     around, load = surroundings(), os.getloadavg()[0]
     _allow_files(options.held + _OTHER_FILES)
     try:
         with contextlib.ExitStack() as stack:
             settings = {"JOBCACHE_BACKEND": options.backend, "JOBCACHE_RENDERER": "simulated"}
-            services = 1
+            postgres = None
             if options.backend != "memory":
-                services = 2
-                settings["REDIS_URL"] = stack.enter_context(RedisServer()).url
-                settings["DATABASE_URL"] = stack.enter_context(PostgresServer()).url()
-            running = [stack.enter_context(Service(settings)) for _ in range(services)]
-            for service in running:
+                if options.backend != "postgres":
+                    settings["REDIS_URL"] = stack.enter_context(RedisServer()).url
+                postgres = stack.enter_context(PostgresServer())
+                settings["DATABASE_URL"] = postgres.url()
+            holding = [stack.enter_context(Service(settings)) for _ in range(options.processes)]
+            # In one process a waiter is woken by the write itself, and not by the feed.
+            written = holding[0] if postgres is None else stack.enter_context(Service(settings))
+            for service in {*holding, written}:
                 service.wait_until_ready()
             runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
-            result = runner.run(run(options, running[0], running[-1]))
+            notifying = postgres if options.backend == "postgres" else None
+            result = runner.run(run(options, holding, written, notifying))
     except (ServiceFailed, Wrong) as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -418,8 +517,11 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--backend", choices=["memory", "redis", "tiered"], default="memory")
+    parser.add_argument(
+        "--backend", choices=["memory", "redis", "tiered", "postgres"], default="memory"
+    )
     parser.add_argument("--held", type=int, default=5000, help="requests at a time; 5000")
+    parser.add_argument("--processes", type=count, default=1, help="that hold them; 1")
     parser.add_argument("--jobs", type=int, default=1000, help="they wait for; 1000")
     parser.add_argument("--rate", type=float, default=100.0, help="updates a second; 100")
     parser.add_argument("--seconds", type=float, default=30.0, help="of updates; 30")
