@@ -154,7 +154,14 @@ class Measurement:
     def _lookups(self) -> list[Section]:
         options = self._options
         count = 500 if options.quick else 20_000
-        return [self._loop(lookups(peers=options.peers, operations=count, turns=options.turns))]
+        work = lookups(
+            self._redis.url,
+            self._postgres.url(),
+            peers=options.peers,
+            operations=count,
+            turns=options.turns,
+        )
+        return [self._loop(work)]
 
     def _calls(self) -> list[Section]:
         options = self._options

@@ -25,13 +25,17 @@ NEEDS_REDIS = {
     "memory": False,
     "redis": True,
     "tiered": True,
+    "postgres": False,
 }
 """The backends of the load tests by their names, and whether they need a Redis server."""
 
 ONE_PROCESS_ONLY = frozenset({"memory"})
 """Those that are wrong with several processes: a write in one leaves the entries of the others."""
 
-EVERY_BACKEND = ("null", "memory", "memcached", "redis", "tiered")
+ONE_DATABASE_ONLY = frozenset({"postgres"})
+"""Those that need PostgreSQL as the database of the jobs."""
+
+EVERY_BACKEND = ("null", "memory", "memcached", "redis", "tiered", "postgres")
 """The backends that `ready_backend` knows."""
 
 _LIVE = 5.0  # seconds for a feed to become live
@@ -39,7 +43,7 @@ _LIVE = 5.0  # seconds for a feed to become live
 
 @asynccontextmanager
 async def ready_backend(
-    name: str, *, redis_url: str = "", memcached_url: str = ""
+    name: str, *, redis_url: str = "", memcached_url: str = "", postgres_url: str = ""
 ) -> AsyncGenerator[CacheBackend]:
     """Return a backend as the service creates it, guard included, ready in the running loop.
 
@@ -47,9 +51,15 @@ async def ready_backend(
         name: one of `EVERY_BACKEND`.
         redis_url: a private server, for backends that need one.
         memcached_url: the same.
+        postgres_url: the same.
     """
     backend = make_backend(
-        CacheSettings(backend=name, redis_url=redis_url, memcached_url=memcached_url)
+        CacheSettings(
+            backend=name,
+            redis_url=redis_url,
+            memcached_url=memcached_url,
+            postgres_url=postgres_url,
+        )
     )
     try:
         if isinstance(backend, SupportsStart):

@@ -54,7 +54,7 @@ def summary(run: Run) -> list[str]:
 
 def _polls(run: Run) -> Iterator[str]:
     section = run.find(POLLS)
-    ours = ("memory", "tiered", "redis", "memcached")
+    ours = ("memory", "tiered", "postgres", "redis", "memcached")
     first, *others = [
         f"{one.median:,.0f}{{}} from `{one.subject}`"
         for name in ours

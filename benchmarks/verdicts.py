@@ -188,6 +188,11 @@ def _claims() -> Iterator[tuple[str, _Check]]:
         _costs("lookups", lookups.OURS, lookups.BARE, 1.3),
     )
     yield (
+        "Hit of JobCache on postgres: times its cost on tiered",
+        _costs("lookups", lookups.READ.format("postgres"), lookups.READ.format("tiered"), 1.05),
+    )
+    yield "Poll, postgres: times tiered", _over(many, "postgres", "tiered", 0.95)
+    yield (
         f"Hit of JobCache.cached on memory: times the cost of {calls.BARE}",
         _costs("calls", calls.OURS, calls.BARE, 2),
     )

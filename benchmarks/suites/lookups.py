@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from benchmarks.results import Kind
     from jobcache import Document
 
-OURS = "JobCache on memory, read"
+READ = "JobCache on {}, read"
+OURS = READ.format("memory")
 BACKEND = "memory backend, get"
 DICTIONARY = "dictionary"
 BARE = "cachetools.TTLCache"
@@ -90,18 +91,24 @@ class Subjects(Generic[K]):
         self.all.append(Subject(name, "ours", how, cost(len(self._asked), work)))
 
 
-async def lookups(*, peers: bool, operations: int, turns: int) -> Section:
+async def lookups(
+    redis_url: str, postgres_url: str, *, peers: bool, operations: int, turns: int
+) -> Section:
     """The section. `operations` are those of a turn."""
     keys = [progress_key(number) for number in range(1, _KEYS + 1)]
     values: dict[str, bytes] = {key: bytes(bytearray(BODY)) for key in keys}
     subjects = Subjects(list(islice(cycle(keys), operations)))
     async with AsyncExitStack() as stack:
-        backend = await stack.enter_async_context(ready_backend("memory"))
-        cache = JobCache(backend, lifetimes=Lifetimes(default=_KEEP))
-        for key in keys:
-            await cache.read(key, load)
-        subjects.read(OURS, "statistics, single flight and freshness included", cache)
-        subjects.awaited(BACKEND, "ours", "what is below it", backend.get)
+        for name in ("memory", "tiered", "postgres"):
+            ready = ready_backend(name, redis_url=redis_url, postgres_url=postgres_url)
+            backend = await stack.enter_async_context(ready)
+            cache = JobCache(backend, lifetimes=Lifetimes(default=_KEEP))
+            for key in keys:
+                await cache.read(key, load)
+            how = "statistics, single flight and freshness included"
+            subjects.read(READ.format(name), how, cache)
+            if name == "memory":
+                subjects.awaited(BACKEND, "ours", "what is below it", backend.get)
         _limits(values, subjects)
         missing = {one.subject for one in absent()} if peers else set(_PEERS)
         for package, attach in _PEERS.items():

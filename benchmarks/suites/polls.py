@@ -42,7 +42,7 @@ NUMBER = "X-Request-Id: %d"
 
 OURS = (*EVERY_BACKEND, WITHOUT_PROTOCOL, NULL_ON_SQLITE)
 """The service, with each cache."""
-OF_ONE_JOB = ("null", "memory", "redis", "tiered", PLAIN, PARSER, HANDWRITTEN, NGINX)
+OF_ONE_JOB = ("null", "memory", "redis", "tiered", "postgres", PLAIN, PARSER, HANDWRITTEN, NGINX)
 """The servers that are also asked for one job only."""
 
 CONNECTIONS = 32

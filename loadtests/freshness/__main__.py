@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=count, help="the least of each fault; 3, or 1 with --quick")
     add("--quick", action="store_true", help="each fault once")
     add("--seed", type=int, help="of all choices; printed, another one in every run")
-    add("--backend", choices=[*NEEDS_REDIS, "postgres"], default="redis")
+    add("--backend", choices=NEEDS_REDIS, default="redis")
     add("--processes", type=count, help="how many services; 3, of memory 1, with --older 4")
     add("--jobs", type=count, default=12, help="at a time (12)")
     add("--pollers", type=count, default=16, help="clients (16), a quarter of them with ETags")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from app.devservers import PostgresServer
 from app.settings import MOST_WORKERS
-from benchmarks.backends import NEEDS_REDIS, ONE_PROCESS_ONLY
+from benchmarks.backends import NEEDS_REDIS, ONE_DATABASE_ONLY, ONE_PROCESS_ONLY
 from benchmarks.machine import surroundings
 from benchmarks.service import ServiceFailed
 from loadtests.arguments import count_up_to
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     scenarios = _chosen(options.scenarios, quick=options.quick)
     try:
-        backends = _able(options.backends, options.workers)
+        backends = _able(options.backends, options.workers, options.database)
     except ValueError as error:
         parser.error(str(error))
     runs = list(itertools.product(scenarios, backends))
@@ -104,21 +104,29 @@ def _chosen(names: Sequence[str] | None, *, quick: bool) -> list[Scenario]:
     return [SCENARIOS[name].compressed() for name in names or shown]
 
 
-def _able(names: Sequence[str] | None, workers: int) -> list[str]:
-    """Return the backends to run: those that were named, or all that work with so many workers.
+def _able(names: Sequence[str] | None, workers: int, database: str) -> list[str]:
+    """Return the backends to run: those that were named, or all that work in such a service.
 
     Raises:
         ValueError: one that was named does not.
     """
-    able = [name for name in NEEDS_REDIS if workers == 1 or name not in ONE_PROCESS_ONLY]
-    left_out = [name for name in names or NEEDS_REDIS if name not in able]
-    if not left_out:
-        return list(names or able)
-    reason = f"{', '.join(left_out)}: right with one service process only, not with {workers}"
-    if names:
-        raise ValueError(f"argument --backends: {reason}; choose from {', '.join(able)}")
-    sys.stderr.write(f"left out {reason}\n")
-    return able
+    reasons = {}
+    if workers > 1:
+        reasons[f"right with one service process only, not with {workers}"] = ONE_PROCESS_ONLY
+    if database != "postgres":
+        reasons[f"right with PostgreSQL only, not with {database}"] = ONE_DATABASE_ONLY
+    left_out = frozenset().union(*reasons.values())
+    able = [name for name in NEEDS_REDIS if name not in left_out]
+    for reason, unable in reasons.items():
+        found = [name for name in names or NEEDS_REDIS if name in unable]
+        if found and names:
+            choice = ", ".join(able)
+            raise ValueError(
+                f"argument --backends: {', '.join(found)}: {reason}; choose from {choice}"
+            )
+        if found:
+            sys.stderr.write(f"left out {', '.join(found)}: {reason}\n")
+    return list(names or able)
 
 
 class Results:
@@ -201,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         "--backends",
         type=_backends,
         help=f"names, separated by commas: {', '.join(NEEDS_REDIS)}; by default all that work"
-        " with so many workers",
+        " with so many workers, and with the database",
     )
     parser.add_argument(
         "--workers",

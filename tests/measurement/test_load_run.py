@@ -113,6 +113,7 @@ def test_backends_for_one_process_are_left_out_with_several(
     assert [call.args[1] for call in measure.call_args_list] == ["null", "redis", "tiered"]
     assert {call.kwargs["workers"] for call in measure.call_args_list} == {2}
     assert "left out memory: right with one service process only, not with 2" in complained
+    assert "left out postgres: right with PostgreSQL only, not with sqlite" in complained
 
 
 @pytest.mark.parametrize("backend", NEEDS_REDIS)
@@ -121,6 +122,7 @@ def test_the_service_refuses_several_processes_on_these_backends_only(
 ) -> None:
     monkeypatch.setenv("JOBCACHE_BACKEND", backend)
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:6379")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1/jobs")
     monkeypatch.setenv("JOBCACHE_WORKERS", "2")
     refused = pytest.raises(SettingsError, match="one process only")
     with refused if backend in ONE_PROCESS_ONLY else nullcontext():
@@ -246,7 +248,8 @@ def test_anything_wrong_makes_the_command_fail_and_is_kept(
         ("run --workers 0", "from 1 to 64"),
         ("run --workers two", "from 1 to 64"),
         ("run --workers 65", "from 1 to 64"),
-        ("run --workers 2 --backends redis,memory", "choose from null, redis, tiered"),
+        ("run --workers 2 --backends redis,memory", "choose from null, redis, tiered, postgres"),
+        ("run --database sqlite --backends postgres", "choose from null, memory, redis, tiered"),
         ("walk", "run"),
         ("", "command"),
     ],
