@@ -16,7 +16,7 @@ import asyncio
 import contextvars
 import inspect
 from contextlib import asynccontextmanager
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
 from inspect import Parameter, Signature
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -155,6 +155,7 @@ def _is_session(value: object) -> bool:
     return is_session_type(type(value))
 
 
+@lru_cache(maxsize=1024)
 def is_session_type(kind: type) -> bool:
     """Return whether objects of this class are database sessions or connections."""
     return any(

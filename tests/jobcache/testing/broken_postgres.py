@@ -184,8 +184,8 @@ BROKEN: dict[str, dict[str, _Changes]] = {
     "a missing heartbeat has the pool renewed": {
         "feed": (
             (
-                "                    await self._writers.renew()\n                    raise NotL",
-                "                    raise NotL",
+                "                    await self._writers.renew()\n                    raise FeedL",
+                "                    raise FeedL",
             ),
         )
     },
