@@ -152,7 +152,8 @@ def uses_session(load: object) -> bool:
 
 
 def _is_session(value: object) -> bool:
-    return is_session_type(type(value))
+    kind: type = type(value)
+    return is_session_type(kind)
 
 
 @lru_cache(maxsize=1024)
