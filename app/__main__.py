@@ -118,7 +118,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.access_log:
         flags["JOBCACHE_ACCESS_LOG"] = "1"
     environment.prepare(flags)
-    chosen = settings.load()
+    starts_postgres = options.command == "dev" and options.database == "postgres"
+    chosen = settings.load(database_follows=starts_postgres)
     with ExitStack() as stack:
         # uvicorn raises the signal again when it has stopped; by default nothing would be unwound.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

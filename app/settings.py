@@ -165,7 +165,7 @@ class Settings(BaseSettings):
         "JOBCACHE_TRACES_PER_SECOND",
         100,
         "The most of them that a process begins to report in a second; 0: no limit. A span costs as"
-        " much as ten hits.",
+        " much as eight hits.",
         topic="Service",
         unit="per second",
         ge=0,
@@ -525,8 +525,11 @@ class Settings(BaseSettings):
             raise SettingsError("JOBCACHE_VAR_DIR", self.var_dir, allowed) from error
 
 
-def load() -> Settings:
+def load(*, database_follows: bool = False) -> Settings:
     """Read the settings from the environment.
+
+    Args:
+        database_follows: whether the URL of a PostgreSQL database will be set later.
 
     Raises:
         SettingsError: a value is not allowed. The message names the variable, the value and the
@@ -567,7 +570,7 @@ def load() -> Settings:
         allowed = "the memory backend is right for one process only; choose another one"
         raise SettingsError("JOBCACHE_WORKERS", settings.workers, allowed)
     update = {"database_url": _database_url(settings.database_url, settings.var_dir)}
-    if cache.backend == "postgres":
+    if cache.backend == "postgres" and not database_follows:
         update["database_direct_url"] = _direct_url(settings, update["database_url"])
     if settings.renderer == "celery":
         update["celery_broker_url"] = _celery_broker_url(settings)

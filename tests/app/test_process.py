@@ -199,8 +199,11 @@ def test_several_workers_serve_one_port(tmp_path: Path, redis_url: str) -> None:
     assert not alive
 
 
-def test_dev_starts_the_servers_that_are_missing_and_ends_them(tmp_path: Path) -> None:
-    arguments = ("dev", "--backend", "redis", "--database", "postgres")
+@pytest.mark.parametrize("backend", ["redis", "postgres"])
+def test_dev_starts_the_servers_that_are_missing_and_ends_them(
+    backend: str, tmp_path: Path
+) -> None:
+    arguments = ("dev", "--backend", backend, "--database", "postgres")
     # PostgreSQL does not run as root, nor in a directory that only root may enter.
     with tempfile.TemporaryDirectory() as var:
         Path(var).chmod(0o755)
@@ -210,12 +213,14 @@ def test_dev_starts_the_servers_that_are_missing_and_ends_them(tmp_path: Path) -
             job_id = service.rendering()
             service.until(job_id, "completed")
             log = service.log.read_text()
-            assert "started a Redis-compatible server at redis://127.0.0.1:" in log
+            started = "started a Redis-compatible server at redis://127.0.0.1:" in log
+            assert started == (backend == "redis")
             assert "started PostgreSQL on" in log
             stats = service.http.get("/api/v2/cache/stats").json()
-            assert stats["statistics"]["redis_available"] is True
+            assert stats["statistics"]["backend"] == backend
+            assert stats["statistics"]["redis_available"] is started
             family = psutil.Process(service.child.pid).children(recursive=True)
-            assert len(family) >= 2
+            assert len(family) >= 1 + started
         _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive
         left = {path.name for path in Path(var).iterdir()}
