@@ -53,7 +53,7 @@ def check_installed(rate: float) -> None:
             for module in _NEEDED:
                 import_module(module)
         except ImportError as error:
-            allowed = f"needs {error.name}; pip install 'jobcache[opentelemetry,tracing]'"
+            allowed = f"needs {error.name}; pip install 'jobcache[tracing]'"
             raise SettingsError("JOBCACHE_TRACE_RATE", rate, allowed) from error
 
 

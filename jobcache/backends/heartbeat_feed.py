@@ -1,7 +1,7 @@
 """What change feeds that prove themselves by heartbeats have in common: their state, and the loop.
 
-A feed of this kind is live while its last proof is younger than a limit. What a proof is, and how
-the changes come, is the matter of each feed.
+A feed of this kind is live while its last proof is younger than a limit. Each feed decides what a
+proof is, and how it receives the changes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """From settings, by name, to a backend.
 
 Backends are found under an entry-point group: each name leads to a factory that takes
-`CacheSettings`. A backend that can be pinged, so whose store can be away, is put behind a guard.
+`CacheSettings`. A backend that can be pinged has a store that can be away, so it is put behind a
+guard.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ So its keys are owed until both have happened:
     a heartbeat sent later came back    else the feed may listen to the former primary, as above
 
 If that heartbeat comes back first, or is missing, the keys are sent again, in one transaction with
-a heartbeat. When that comes back, nothing is owed any more. In calm, each is sent once. What is
-sent while no connection listens cannot be heard, so it is sent again when one does.
+a heartbeat. When that comes back, nothing is owed any more. Without faults, each is sent once. What
+is sent while no connection listens cannot be heard, so it is sent again when one does.
 """
 
 from __future__ import annotations
