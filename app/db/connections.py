@@ -13,6 +13,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import QueuePool
 from sqlalchemy.util import await_only
 
 from app.db.driver_errors import Failure, classify
@@ -41,10 +42,12 @@ class Session:
     Attributes:
         connection: SQLAlchemy's.
         driver: asyncpg's.
+        generation: of the pool when it was opened.
     """
 
     connection: AsyncConnection
     driver: Any
+    generation: int
 
 
 class Connections:
@@ -82,7 +85,7 @@ class Connections:
         self.purposes: Counter[str] = Counter()
         self._closing: set[asyncio.Task[None]] = set()
         self._generation = 0  # of the connections that may be used
-        self._server: str | None = None  # the one that the newest connection leads to
+        self._server: str | None = None  # the one that connections of this generation lead to
         parsed = make_url(url)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         arguments: dict[str, Any] = {"timeout": sqlite_lock_wait}
@@ -145,7 +148,17 @@ class Connections:
         connection = await self.reader.connect()
         driver: Any = (await connection.get_raw_connection()).driver_connection
         driver.add_termination_listener(on_end)
-        return Session(connection, driver)
+        return Session(connection, driver, self._generation)
+
+    def is_current(self, session: Session) -> bool:
+        """Return whether no other server may have taken the place of the session's."""
+        return session.generation == self._generation
+
+    @property
+    def exhausted(self) -> bool:
+        """Return whether all connections are in use."""
+        pool = self.engine.sync_engine.pool
+        return isinstance(pool, QueuePool) and pool.checkedout() >= pool.size()
 
     async def close_session(self, session: Session) -> None:
         """Close the connection instead of returning it to the pool, and so end its session."""
@@ -211,17 +224,25 @@ class Connections:
                     unprepared = _UNPREPARED if self._pooled else {}
                     connection = dialect.connect(**{**options, **unprepared})
             if not self._pooled:
-                server = await_only(_server_of(connection.driver_connection))
-                if self._server not in {None, server}:
-                    # The former primary may live on after a failover. A load from it would return
-                    # what the new one has changed since.
-                    self.renew()
-                    record.info[_GENERATION] = self._generation
-                self._server = server
+                self._note_server(await_only(_server_of(connection.driver_connection)), record)
         except BaseException:
             connection.terminate()
             raise
         return connection
+
+    def _note_server(self, server: str, record: ConnectionPoolEntry) -> None:
+        """Have the connections before replaced if a new one leads to another server.
+
+        The former primary may live on after a failover. A load from it would return what the new
+        one has changed since. A connection that was begun before the pool was renewed may lead to
+        it, too. It is discarded when it is used.
+        """
+        if record.info[_GENERATION] != self._generation:
+            return
+        if self._server not in {None, server}:
+            self.renew()
+            record.info[_GENERATION] = self._generation
+        self._server = server
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:  # noqa: ANN401 - SQLAlchemy's signature

@@ -98,6 +98,11 @@ def is_write_refused(error: BaseException) -> bool:
     return _sqlstate(cause).startswith(_REFUSED_WRITES)
 
 
+def is_refused(error: BaseException) -> bool:
+    """Return whether PostgreSQL itself refuses for now: the connection is in order."""
+    return bool(_sqlstate(driver_error(error))) and classify(error) is Failure.UNAVAILABLE
+
+
 def driver_error(error: BaseException) -> BaseException:
     """Return the exception that the driver raised, without what SQLAlchemy wrapped around it."""
     wrapped = getattr(error, "orig", None)

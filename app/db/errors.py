@@ -68,8 +68,11 @@ def explaining(address: str) -> Iterator[None]:
 
 def may_repeat(error: Exception) -> bool:
     """Return whether a statement that raised this may be sent again, unless it was a COMMIT."""
+    failure = classify(error)
     died: bool = getattr(error, "connection_invalidated", False)
-    return died or classify(error) is Failure.RETRY
+    # uvloop's error: SQLAlchemy does not know that it means a lost connection.
+    reset = isinstance(error, RuntimeError) and failure is Failure.DISCONNECTED
+    return died or reset or failure is Failure.RETRY
 
 
 def _brief(error: BaseException) -> str:

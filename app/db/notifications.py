@@ -9,12 +9,14 @@ import asyncpg
 from sqlalchemy import ARRAY, Text, bindparam, text
 from sqlalchemy.engine import make_url
 
+from app.db.driver_errors import is_refused
 from app.db.errors import DatabaseUnavailable
 from app.db.url import read_postgres_url
 from jobcache import CacheUnavailable, SettingsError
 from jobcache.backends.heartbeat_feed import FeedLost, FeedUnsupported
 from jobcache.backends.postgres.connection import listen
 from jobcache.backends.postgres.factory import APPLICATION_NAME, LISTENER
+from jobcache.backends.postgres.writers import NotNow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,12 +44,16 @@ class DatabaseWriters:
         """Send notifications, each a channel and a payload, in one statement.
 
         Raises:
+            NotNow: they were not sent, and other connections would not help.
             CacheUnavailable: they may not have been sent.
         """
         channels, payloads = map(list, zip(*notifications, strict=True))
         try:
             await self._database.read(_NOTIFY, "feed", channels=channels, payloads=payloads)
         except DatabaseUnavailable as error:
+            cause = error.__cause__ or error
+            if is_refused(cause) or self._database.connections.exhausted:
+                raise NotNow(str(error)) from error
             raise CacheUnavailable(str(error)) from error
 
     async def renew(self) -> None:

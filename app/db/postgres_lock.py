@@ -89,6 +89,10 @@ class PostgresLock:
             if self._connections.pooled:
                 return False
             raise DatabaseUnavailable("the connection that held the lock is lost")
+        if not self._connections.is_current(self._session):
+            # After a failover the former primary may live on. Others take the lock on the new one.
+            await self.aclose()
+            raise DatabaseUnavailable("the lock was held on another server")
         asked = await self._ask(_ASKED if self._hold is Hold.ALONE else "SELECT false")
         return bool(asked)
 

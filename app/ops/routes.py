@@ -60,9 +60,12 @@ class Purged(BaseModel):
 def _feed_of(cache: JobCache) -> dict[str, str]:
     """Return the state of the change feed, and of the database's queue of notifications."""
     feed = cache.info().feed
-    if feed is None or feed.queue_usage is None:
+    if feed is None or cache.info().backend != "postgres":
         return {}
-    return {"feed": feed.state, "notification_queue": f"{feed.queue_usage:.1%} full"}
+    found: dict[str, str] = {"feed": feed.state}
+    if feed.queue_usage is not None:
+        found["notification_queue"] = f"{feed.queue_usage:.1%} full"
+    return found
 
 
 _METRICS: dict[int | str, dict[str, Any]] = {

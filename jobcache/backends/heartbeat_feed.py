@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from abc import ABC, abstractmethod
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jobcache")
 
 _PAUSES = (0.05, 1.0)  # seconds between two attempts to connect: the first, and the longest
+_LONG = 10.0  # seconds after which it is logged that the feed has never been live
 _UNSUPPORTED_PAUSE = 30.0  # seconds until the next attempt where there is no feed
 
 
@@ -75,6 +77,7 @@ class HeartbeatFeed(ABC):
         self._interruptions = 0
         self._lag = Histogram()
         self._attempted = asyncio.Event()
+        self._warn_at = math.inf
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -93,6 +96,7 @@ class HeartbeatFeed(ABC):
         """Start to follow the changes, in the running loop."""
         if self._task is None and not self._closed:
             self._enter("connecting", "not connected yet")
+            self._warn_at = self._clock() + _LONG
             self._task = asyncio.create_task(self._run())
 
     def condition(self) -> FeedStatus:
@@ -179,6 +183,9 @@ class HeartbeatFeed(ABC):
                 )
             self._enter("unsupported", str(error))
         else:
+            if not self._interruptions and self._clock() >= self._warn_at:
+                self._warn_at = math.inf
+                logger.warning("the feed of changes in %s cannot connect (%s)", self._store, error)
             if self._state == "live":
                 logger.warning("the feed of changes in %s is interrupted (%s)", self._store, error)
             self._enter("connecting", str(error))

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 HANDSHAKE = 5.0
 """Seconds to connect and to listen."""
 
-_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, EOFError, TimeoutError)
+ERRORS = (
+    *(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+    *(OSError, EOFError, TimeoutError),
+)
+"""What asyncpg raises while a server is away, or is another one than was wanted."""
 _POOLER = (
     "a pooler such as PgBouncer stands before PostgreSQL, and passes on no notifications: set"
     " DATABASE_DIRECT_URL to the URL of the server itself"
@@ -74,12 +78,12 @@ async def listen(
             for channel in channels:
                 await connection.add_listener(channel, receive)
         yield Listening(connection, incarnation)
-    except _ERRORS as error:
+    except ERRORS as error:
         raise FeedLost(brief(error)) from error
     except RuntimeError as error:
-        if "is closed" not in str(error):
+        if not is_reset(error):
             raise
-        raise FeedLost(brief(error)) from error  # uvloop's error for a connection that was reset
+        raise FeedLost(brief(error)) from error
     finally:
         if connection is not None:
             # Not `close`, which waits for a server that may hang.
@@ -104,6 +108,11 @@ async def _check(connection: Any) -> str:  # noqa: ANN401 - asyncpg has no types
     if standby:
         raise FeedLost("the server is a standby, where nobody can listen")
     return str(started)
+
+
+def is_reset(error: RuntimeError) -> bool:
+    """Return whether it is uvloop's error for a connection that was reset."""
+    return "is closed" in str(error)
 
 
 def brief(error: BaseException) -> str:

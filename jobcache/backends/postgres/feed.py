@@ -50,10 +50,11 @@ from typing import TYPE_CHECKING, Any
 
 from jobcache.backends._closing import end_all
 from jobcache.backends.heartbeat_feed import FeedLost, HeartbeatFeed
-from jobcache.backends.postgres.connection import listen
+from jobcache.backends.postgres.connection import brief, listen
 from jobcache.backends.postgres.owed import Owed
 from jobcache.backends.postgres.payloads import decode, encode
 from jobcache.backends.postgres.queue_usage import QueueUsage
+from jobcache.backends.postgres.writers import NotNow
 from jobcache.errors import CacheUnavailable, SettingsError
 from jobcache.observability.log_limit import LogLimit
 
@@ -192,8 +193,10 @@ class PostgresFeed(HeartbeatFeed):
             self._owed.add(keys)  # nothing would be heard
         try:
             await self._writers.notify([(self.channel, each) for each in encode(token, keys)])
-        except BaseException:
+        except BaseException as error:
             self._owed.failed(token, keys)
+            if isinstance(error, Exception) and not isinstance(error, CacheUnavailable):
+                raise CacheUnavailable(brief(error)) from error  # such as a key it cannot encode
             raise
         self._owed.sent(token, keys, self._number + 1)
 
@@ -275,10 +278,16 @@ class PostgresFeed(HeartbeatFeed):
             raise FeedLost("the connections of the writers are closed")
         try:
             sending.result()
+        except NotNow:
+            self._awaited = None
+            self._owed.not_sent()
         except CacheUnavailable as error:
             # The connections may lead to a server that was demoted.
             await self._writers.renew()
             raise FeedLost(f"the heartbeat was not sent: {error}") from error
+        except Exception:
+            self._owed.refused()
+            raise
 
     def _came_back(self, heartbeat: str) -> None:
         if heartbeat != self._awaited:

@@ -99,6 +99,18 @@ class Owed:
             if sent is not None:
                 sent.heard = True
 
+    # --- heartbeats that were not sent ---
+
+    def not_sent(self) -> None:
+        """Owe the keys of a heartbeat that was not sent."""
+        self.add(self._carried)
+        self._carried = {}
+
+    def refused(self) -> None:
+        """Owe that anything may have changed: the database cannot encode one of the keys."""
+        if self._carried:
+            self._carried = {"": None}
+
     # --- proof ---
 
     def came_back(self, heartbeat: int) -> list[Unproven]:
@@ -115,8 +127,7 @@ class Owed:
 
         Not what is part of a commit: the server of the commit sends it.
         """
-        self.add(self._carried)
-        self._carried = {}
+        self.not_sent()
         for sent in self._sent.values():
             if not sent.by_statement:
                 self.add(sent.keys)

@@ -45,7 +45,8 @@ class QueueUsage:
                 async with asyncio.timeout(_PATIENCE):
                     self.note(await connection.fetchval("SELECT pg_notification_queue_usage()"))
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-                return  # heartbeats detect a lost connection
+                if connection.is_closed():
+                    return
             await sleep(_EVERY)
 
     def note(self, share: float) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import asyncpg
 
-from jobcache.backends.postgres.connection import brief
+from jobcache.backends.postgres.connection import ERRORS, brief, is_reset
 from jobcache.errors import CacheUnavailable
 
 if TYPE_CHECKING:
@@ -26,6 +26,12 @@ NOTIFY = (
 
 _PATIENCE = 5.0  # seconds
 _CONNECTIONS = 2
+_FULL = (asyncpg.ProgramLimitExceededError, asyncpg.InsufficientResourcesError)
+"""The queue of notifications, the disk or the memory is full."""
+
+
+class NotNow(CacheUnavailable):
+    """The server refuses for now, or no connection became free. The connections are in order."""
 
 
 class Writers(Protocol):
@@ -35,6 +41,7 @@ class Writers(Protocol):
         """Send notifications, each a channel and a payload, in one transaction.
 
         Raises:
+            NotNow: they were not sent, and other connections would not help.
             CacheUnavailable: they may not have been sent.
         """
 
@@ -77,7 +84,15 @@ class OwnPool:
                 await self._pool  # does nothing once it is ready
                 async with self._pool.acquire() as connection, connection.transaction():
                     await connection.fetch(NOTIFY, channels, payloads)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except _FULL as error:
+            raise NotNow(brief(error)) from error
+        except asyncpg.DataError:
+            raise  # another attempt would end in the same way
+        except ERRORS as error:
+            raise CacheUnavailable(brief(error)) from error
+        except RuntimeError as error:
+            if not is_reset(error):
+                raise
             raise CacheUnavailable(brief(error)) from error
 
     async def renew(self) -> None:

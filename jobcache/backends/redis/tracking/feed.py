@@ -94,13 +94,14 @@ class TrackingFeed(HeartbeatFeed):
             for endpoint in endpoints
         }
         try:
-            done, _ = await asyncio.wait(following, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(following, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in following:
                 task.cancel()
             await asyncio.wait(following)
-        for task in done:
-            task.result()  # raises `FeedLost`
+        # Of all of them: asyncio reports errors that nobody has looked at.
+        ended = [task.exception() for task in following if not task.cancelled()]
+        raise next((error for error in ended if error is not None), FeedLost("it was cancelled"))
 
     async def _follow_one(self, endpoint: Endpoint, generation: int) -> None:
         heartbeats = _Heartbeats(endpoint, self._token, self._heartbeat, self._silence, self._clock)
