@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import time
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -67,12 +68,12 @@ async def test_two_processes_share_the_truth_and_load_once_per_change(
         for percent in range(1, 21):
             writer, reader = (one, two) if percent % 2 else (two, one)
             reported = await writer.post(f"{job['id']}/progress", percent=percent)
-            assert await how(writer, reported) == "fwd=miss"
             assert await how(writer, reported) == "hit"
             await follows(reader, reported)
             assert await how(reader, reported) == "hit"
         for service, loads in zip((one, two), before, strict=True):
-            assert service.services.cache.statistics.database_loads - loads == 20
+            # The changes of the other one: a process keeps what it has written.
+            assert service.services.cache.statistics.database_loads - loads == 10
             assert service.services.cache.statistics.errors == 0
 
 
@@ -120,6 +121,16 @@ async def test_a_long_poll_is_answered_by_a_change_of_the_other_process(
         assert (await waiting).json() == reported
 
 
+async def statements(service: Service, changes: Iterator[Awaitable[object]]) -> int:
+    """How many a change sends, at the least: something else may write in the background."""
+    purposes, counts = service.services.database.purposes, []
+    for change in changes:
+        before = purposes["write"]
+        await change
+        counts.append(purposes["write"] - before)
+    return min(counts)
+
+
 async def test_an_update_sends_no_statement_more_than_without_a_cache(
     start: Start, tmp_path: Path, chosen: dict[str, str]
 ) -> None:
@@ -129,13 +140,11 @@ async def test_an_update_sends_no_statement_more_than_without_a_cache(
             **{**chosen, "JOBCACHE_BACKEND": backend}
         ) as service:
             job = await service.rendering()
-            purposes = service.services.database.purposes
-            before = purposes["write"]
-            for percent in range(1, 11):
-                await service.post(f"{job['id']}/progress", percent=percent)
-            created = purposes["write"]
-            await service.create(renderer="external")
-            sent[backend] = created - before, purposes["write"] - created
+            path = f"{job['id']}/progress"
+            sent[backend] = (
+                await statements(service, (service.post(path, percent=n) for n in range(1, 6))),
+                await statements(service, (service.create(renderer="external") for _ in range(5))),
+            )
     assert sent["postgres"] == sent["null"]
 
 

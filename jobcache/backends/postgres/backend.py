@@ -28,6 +28,17 @@ its writer:
     without waiting: W acknowledges v2; R leases, loads v2; W's report removes the lease, and v2
     is loaded once more
 
+The writer's process keeps the entry of the write. Its own report takes the lease, after it has
+emptied the cell, and the entry is stored over this lease. Whatever is committed later is reported
+later, and removes the lease:
+
+    W0's report comes; W1 commits v3, and its report comes; W0 stores v2: its lease is gone
+
+A notification that is sent after the commit has no place in the order of the commits. So the entry
+of such a write is not kept:
+
+    W0 commits v2; W1 commits v3, and its report comes; W0 notifies; its report comes; W0 stores v2
+
 While the feed is not live, entries are served only if the source is away, as those past their
 freshness are. After an interruption, it is live again only after a proof that everything later will
 be reported. Then all cells are emptied, and the loads in progress lose their leases.
@@ -45,9 +56,6 @@ If a statement should have notified and has not, the feed does so after a heartb
 Documents without a version are invalidated in the same way: a purge notifies of the keys, and
 empties the local cells.
 
-Rejected: keeping the entry that a write has published. The report of that write would empty the
-cell anyway. And if another writer's report had come before, the cell would hide its version.
-
 Rejected: a fence in the local cell. It prevents nothing that the report does not, and while it is
 there, every read of this process is a load.
 """
@@ -55,6 +63,7 @@ there, every read of this process is a load.
 from __future__ import annotations
 
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from jobcache.backends.postgres.payloads import notification_of
@@ -91,6 +100,9 @@ class LocalCells(
 ):
     """A backend in this process. Its operations never wait."""
 
+    def lease_now(self, key: str, token: str) -> Entry | LeaseResult:
+        """Do as `lease`, in this turn of the event loop."""
+
 
 class NotificationFeed(ChangeFeed, Protocol):
     """A feed of notifications, which this process can send, too. `PostgresFeed` documents it."""
@@ -103,7 +115,7 @@ class NotificationFeed(ChangeFeed, Protocol):
     async def notify(self, keys: Sequence[str], token: str = "") -> None:
         """Notify all processes of changed keys."""
 
-    def expect(self, key: str, token: str) -> None:
+    def expect(self, key: str, token: str, on_report: Callable[[], object] | None = None) -> None:
         """Note that this process is about to commit a change that notifies with this token."""
 
     async def arrived(self, key: str, token: str) -> bool:
@@ -186,22 +198,30 @@ class PostgresBackend:
 
     def _begin(self, key: str, token: str, *, announced: bool) -> None:
         self._feed.start()
-        self._feed.expect(key, token)
+        # Only what is part of the commit is reported in the order of the commits.
+        on_report = partial(self._reported, key, token) if announced else None
+        self._feed.expect(key, token, on_report)
         self._writing[key, token] = announced
         if len(self._writing) > _MOST_WRITES:
             oldest = next(iter(self._writing))
             del self._writing[oldest]
             self._feed.forget(*oldest)
 
+    def _reported(self, key: str, token: str) -> None:
+        """Take the lease for the entry of a write: its report has just emptied the cell."""
+        if self._feed.live:
+            self._local.lease_now(key, token)
+
     async def publish(self, key: str, token: str, entry: Entry | None) -> PublishResult:
-        """Publish the result of a load, or end a write: its entry is not stored."""
+        """Publish the result of a load or of a write; without an entry, withdraw."""
         announced = self._writing.pop((key, token), None)
         if announced is None:
             return await self._local.publish(key, token, entry)
         if entry is None:
             self._feed.forget(key, token)
-            return PublishResult.KEPT
-        await self._committed(key, token, announced=announced)
+            return await self._local.publish(key, token, None)
+        if await self._committed(key, token, announced=announced):
+            return await self._local.publish(key, token, entry)
         return PublishResult.KEPT  # whatever the cell holds now is not older
 
     async def abandon(self, key: str, token: str) -> None:
@@ -214,8 +234,12 @@ class PostgresBackend:
             self._feed.forget(key, token)
             self._local.drop((key,))
 
-    async def _committed(self, key: str, token: str, *, announced: bool) -> None:
-        """Return once nothing is left in this process that is older than a commit."""
+    async def _committed(self, key: str, token: str, *, announced: bool) -> bool:
+        """Return once nothing is left in this process that is older than a commit.
+
+        Returns:
+            Whether the report of the transaction has come, and has taken the lease.
+        """
         arrived = False
         try:
             if not announced:
@@ -227,6 +251,7 @@ class PostgresBackend:
             self._feed.forget(key, token)
             if not arrived:
                 self._local.drop((key,))
+        return announced and arrived
 
     async def purge(self, keys: Sequence[str]) -> int:
         """Empty cells, and have all other processes do so; return how many held something here."""

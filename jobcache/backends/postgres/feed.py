@@ -122,6 +122,7 @@ class PostgresFeed(HeartbeatFeed):
         self._error: Exception | None = None
         self._wake = asyncio.Event()
         self._expected: dict[str, dict[str, asyncio.Future[bool]]] = {}  # by token and key
+        self._on_report: dict[tuple[str, str], Callable[[], object]] = {}  # the same
         self._owed = Owed()
         self._silent = LogLimit(_LINES)
 
@@ -150,10 +151,18 @@ class PostgresFeed(HeartbeatFeed):
 
     # --- notifications of this process ---
 
-    def expect(self, key: str, token: str) -> None:
-        """Note that this process is about to commit a change that notifies with this token."""
+    def expect(self, key: str, token: str, on_report: Callable[[], object] | None = None) -> None:
+        """Note that this process is about to commit a change that notifies with this token.
+
+        Args:
+            key: the key.
+            token: of the writer.
+            on_report: called when the report has come, before any later one is handled.
+        """
         expected: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._expected.setdefault(token, {})[key] = expected
+        if on_report is not None:
+            self._on_report[token, key] = on_report
 
     async def arrived(self, key: str, token: str) -> bool:
         """Return whether the notification has been reported; wait a moment for it.
@@ -177,6 +186,7 @@ class PostgresFeed(HeartbeatFeed):
             expected.pop(key, None)
             if not expected:
                 del self._expected[token]
+        self._on_report.pop((token, key), None)
 
     async def notify(self, keys: Sequence[str], token: str = "") -> None:
         """Notify all processes of changed keys; this one is notified later, as any other.
@@ -336,6 +346,9 @@ class PostgresFeed(HeartbeatFeed):
         for key, expected in self._expected.get(token, {}).items():
             if (keys is None or key in keys) and not expected.done():
                 expected.set_result(True)
+                on_report = self._on_report.pop((token, key), None)
+                if on_report is not None:
+                    on_report()
         self._owed.heard(token, keys)
 
     def _on_end(self, connection: object) -> None:

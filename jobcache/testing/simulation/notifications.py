@@ -279,6 +279,8 @@ class Line:
         """Yield what can be done, and how it is called."""
         if self.waiting:
             yield "report", " is notified"
+        if len(self.waiting) > 1:
+            yield "reports", " is notified of all"  # in one turn of its event loop
         if self._is_listening():
             if not self.live and not self._awaits_heartbeat():
                 yield "timer", "'s timer fires"
@@ -303,6 +305,10 @@ class Line:
         """Do one of these."""
         if kind == "report":
             self.deliver()
+            return
+        if kind == "reports":
+            while self.waiting:
+                self.deliver()
             return
         self._forget_loads()
         if kind in {"connect", "pooler"}:
@@ -453,7 +459,9 @@ class Line:
             self._has_heartbeat(),
             self._owed(),
             expected,
-            self._now - self._proved_at if self._may_wait() else None,
+            (self._now - self._proved_at, feed._live_until - self._now)  # noqa: SLF001
+            if self._may_wait()
+            else None,
             (*self.pool, self.lags),
             (self._known, self._is_loaded),
             tuple((load.server, load.known) for load in self._loads),

@@ -1,4 +1,4 @@
-"""A pool never mixes connections to two servers that have had one address; and when it is renewed."""
+"""A pool never mixes connections to two servers that have had one address; when it is renewed."""
 
 from __future__ import annotations
 

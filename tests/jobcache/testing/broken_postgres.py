@@ -26,7 +26,9 @@ def postgres_parts(changes: dict[str, _Changes]) -> Components:
     return Components(postgres=backend.PostgresBackend, feed=feed.PostgresFeed)
 
 
-_PUBLISH = "            return await self._local.publish(key, token, entry)\n"
+_PUBLISHING = "            return await self._local.publish(key, token, entry)\n"
+_PUBLISH = f"        if announced is None:\n{_PUBLISHING}"
+_STORE = f"{_PUBLISHING}        return Pub"
 _ARRIVED = "            arrived = await self._feed.arrived(key, token)\n"
 _REPORT = "        self._local.drop(keys)\n\n    def interrupted"
 _RETURN = "        self._local.drop_all()\n\n    # --- the rest"
@@ -50,7 +52,8 @@ _HEARTBEAT = (
 
 
 def _unless(condition: str, *results: str) -> tuple[str, str]:
-    return (_PUBLISH, f"            if {condition}:\n                return 0\n{_PUBLISH}")
+    skipped = f"        if announced is None and ({condition}):\n            return 0\n"
+    return (_PUBLISH, skipped + _PUBLISH)
 
 
 BROKEN: dict[str, dict[str, _Changes]] = {
@@ -79,12 +82,13 @@ BROKEN: dict[str, dict[str, _Changes]] = {
             ("            if not arrived:\n                self._local.drop((key,))\n", ""),
         )
     },
-    "a writer waits for its own report and no other": {
-        "feed": (
-            (
-                "in self._expected.get(token, {}).items():",
-                "in [it for each in self._expected.values() for it in each.items()]:",
-            ),
+    "the entry of a write is stored over the lease that its report has taken": {
+        "backend": ((_STORE, f"            self._local.lease_now(key, token)\n{_STORE}"),)
+    },
+    "only what is part of the commit takes the lease": {
+        "backend": (
+            ("self._reported, key, token) if announced else None", "self._reported, key, token)"),
+            ("        return announced and arrived\n", "        return arrived\n"),
         )
     },
     "the notification is part of the commit": {"backend": (_NO_NOTIFICATION,)},
@@ -198,6 +202,14 @@ BROKEN: dict[str, dict[str, _Changes]] = {
 
 SUPERFLUOUS: dict[str, dict[str, _Changes]] = {
     "no lease is taken while the feed is not live": {"backend": (_LEASE,)},
+    "a writer waits for its own report and no other": {
+        "feed": (
+            (
+                "in self._expected.get(token, {}).items():",
+                "in [it for each in self._expected.values() for it in each.items()]:",
+            ),
+        )
+    },
     "a pooler is refused": {"connection": (('!= "SELECT 1"', '== "never"'),)},
 }
 """Guards that others make good for: they serve another end than coherence."""

@@ -108,7 +108,12 @@ FOUND_IN: dict[str, Simulator] = {
     "a writer acknowledges what this process cannot overlook": OWN,
     "a writer waits for its report": OWN,
     "a writer whose report does not come empties the cell": OWN,
-    "a writer waits for its own report and no other": listening("RW W", 0, warm=True),
+    "the entry of a write is stored over the lease that its report has taken": listening(
+        "RW W", 0, warm=True
+    ),
+    "only what is part of the commit takes the lease": listening(
+        "RW W", 0, unnotified=True, warm=True
+    ),
     "the notification is part of the commit": listening("R RW", 1, "die", warm=True),
     "a notification that the transaction has not sent is sent late": listening(
         "R RW", 0, warm=True
@@ -141,10 +146,10 @@ SEEDS = {
     "a notification that only a former primary has accepted is repeated": 3,
     "another server has the pool renewed": 62,
     "the feed is live after a heartbeat": 62,
-    "the proof counts from the sending": 31,
+    "the proof counts from the sending": 271,
+    "only what is part of the commit takes the lease": 2,
     "the first heartbeat is sent once LISTEN is answered": 1234,
     "an interruption removes leases, or none is taken meanwhile": 655,
-    "a writer waits for its own report and no other": 298,
     "a break ends the proof at once": 13,
     "heartbeats are sent from the pool": 62,
     "a pooler is refused, or heartbeats expose it": 73,

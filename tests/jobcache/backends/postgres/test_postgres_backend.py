@@ -147,10 +147,38 @@ async def test_a_write_continues_when_its_own_report_has_come(rig: Rig) -> None:
     told = rig.backend.notification([KEY], "w")
     rig.backend.announce(KEY, "w")
     rig.feed.deliver(told.payload)  # committed
-    await rig.load("r1", 2)  # another reader is faster than the writer
-    await rig.backend.publish(KEY, "w", entry_of(2))
+    assert await rig.backend.lease(KEY, "r1") is LeaseResult.HELD
+    assert await rig.backend.publish(KEY, "w", entry_of(2)) is PublishResult.STORED
     assert await rig.served() == 2
     assert rig.feed.writers.sent == []
+
+
+async def test_the_entry_of_a_write_is_not_kept_if_another_change_was_reported(rig: Rig) -> None:
+    told = rig.backend.notification([KEY], "w")
+    rig.backend.announce(KEY, "w")
+    rig.feed.deliver(told.payload, KEY)
+    assert await rig.backend.publish(KEY, "w", entry_of(2)) is PublishResult.NOTHING
+    assert await rig.served() is None
+
+
+async def test_the_entry_of_a_write_that_notifies_after_its_commit_is_not_kept(rig: Rig) -> None:
+    """Another commit may have been reported before its notification."""
+    rig.feed.writers.on_sent = rig.feed.deliver
+    await rig.backend.fence(KEY, "w")
+    assert await rig.backend.publish(KEY, "w", entry_of(2)) is PublishResult.KEPT
+    assert await rig.served() is None
+
+
+@pytest.mark.parametrize("end", ["withdraw", "abandon"])
+async def test_the_lease_of_a_write_ends_with_it(rig: Rig, end: str) -> None:
+    told = rig.backend.notification([KEY], "w")
+    rig.backend.announce(KEY, "w")
+    rig.feed.deliver(told.payload)
+    if end == "withdraw":
+        await rig.backend.publish(KEY, "w", None)
+    else:
+        await rig.backend.abandon(KEY, "w")
+    assert await rig.backend.lease(KEY, "r") is LeaseResult.ACQUIRED
 
 
 async def test_a_write_waits_for_its_own_report_and_not_for_another(rig: Rig) -> None:
@@ -162,7 +190,7 @@ async def test_a_write_waits_for_its_own_report_and_not_for_another(rig: Rig) ->
     assert not publishing.done()
     rig.feed.deliver(rig.backend.notification([KEY], "w1").payload)
     await publishing
-    assert await rig.served() is None
+    assert await rig.served() == 3
 
 
 @pytest.mark.parametrize("how", ["late", "lapsed", "cut"])

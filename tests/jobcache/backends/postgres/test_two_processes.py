@@ -324,17 +324,6 @@ def does_not_wait_for_its_own_report(backend: type[PostgresBackend]) -> None:
     backend._committed = committed  # type: ignore[method-assign]
 
 
-def takes_any_report_for_its_own(backend: type[PostgresBackend]) -> None:
-    def changed(self: Any, keys: Any) -> None:
-        self._local.drop(keys)
-        for expected in self._feed._expected.values():
-            for future in expected.values():
-                if not future.done():
-                    future.set_result(True)
-
-    backend.changed = changed  # type: ignore[method-assign]
-
-
 def ignores_reports(backend: type[PostgresBackend]) -> None:
     backend.changed = lambda *_: None  # type: ignore[method-assign]
 
@@ -378,10 +367,6 @@ SCHEDULES: dict[Mutate, str] = {
     ),
     does_not_wait_for_its_own_report: (
         "begin 0 r0, select 0 r0, finish 0 r0, write 0 w0, commit w0, publish w0"
-    ),
-    takes_any_report_for_its_own: (
-        "write 0 w1, write 1 w0, commit w0, deliver 0, begin 0 r0, select 0 r0, finish 0 r0,"
-        " commit w1, publish w1"
     ),
     keeps_the_cell_without_a_report: (
         "begin 0 r0, select 0 r0, finish 0 r0, write 0 w0, commit w0, publish w0, time_out 0"
