@@ -59,6 +59,7 @@ class Fault:
         cuts_one_off: whether it is one process alone that cannot reach Redis; its own answers are
             fresh all the same.
         takes_source: whether the database is away, and 503 a right answer.
+        two_sources: whether two databases answer for a while.
         needs: what must be there for it.
     """
 
@@ -67,6 +68,7 @@ class Fault:
     within: float | None = None
     cuts_one_off: bool = False
     takes_source: bool = False
+    two_sources: bool = False
     needs: Needs = "redis"
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
 _UNTIL = 30.0  # seconds for something to come about that should
+_NOTICED = 2.5  # seconds until every process has noticed that its address leads elsewhere
 _LOOK = 0.01  # seconds between two looks
 _TIMES = 8
 _CUTS = 40
@@ -116,7 +117,8 @@ async def failover_alive(incident: Incident) -> None:
     """Promote a standby while the primary lives on for a moment.
 
     Connections to it stay open, and it answers reads; its commits wait for a standby. New
-    connections lead to the new primary.
+    connections lead to the new primary. A process whose connections all lead to the former one
+    loads what that has, which no cache can tell from what is true.
     """
     await _promote(incident, None)
 
@@ -195,6 +197,13 @@ POSTGRES_FAULTS = {
     "database-crash": Fault("fresh", database_crash, takes_source=True, needs="notifications"),
     "failover-stopped": Fault("fresh", failover_stopped, takes_source=True, needs="notifications"),
     "failover-crashed": Fault("fresh", failover_crashed, takes_source=True, needs="notifications"),
-    "failover-alive": Fault("fresh", failover_alive, takes_source=True, needs="notifications"),
+    "failover-alive": Fault(
+        "bounded",
+        failover_alive,
+        within=_NOTICED,
+        takes_source=True,
+        two_sources=True,
+        needs="notifications",
+    ),
 }
 """All of them, by name."""

@@ -317,6 +317,7 @@ async def _one(  # noqa: PLR0917 - each is another thing
         lag=plan.lag,
         spared=victim.number if fault.cuts_one_off else None,
         source_away=fault.takes_source,
+        two_sources=fault.two_sources,
     )
     watch.history.fault(f"{name} begins")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -252,3 +253,13 @@ def test_sums_have_everything_in_them() -> None:
     assert (whole.reads, whole.hits, whole.unanswered) == (5, 1, 4)
     assert whole.violations == {Kind.LOST: 5}
     assert list(whole.times["after"]) == [0.5]
+
+
+@pytest.mark.parametrize("kind", [Kind.BACKWARD, Kind.MIN_VERSION])
+def test_a_client_may_go_back_only_while_two_databases_answer(kind: Kind) -> None:
+    finding = Finding(kind, 1, "")
+    one = Scope("x", "during", bound=3.0, lag=3.0)
+    assert judged(finding, one, 0).violations[kind] == 1
+    assert not judged(finding, replace(one, two_sources=True), 0).violations
+    too_old = Finding(Kind.STALE_SEEN, 1, "", 5.0)
+    assert judged(too_old, replace(one, two_sources=True), 0).violations
