@@ -35,6 +35,7 @@ SYNCHRONOUS = " (not awaited)"
 K = TypeVar("K")
 
 _KEYS = 100
+_FIRST = 1_000_001  # no other section uses these keys on the same Redis
 _KEEP = 3600.0  # seconds
 _ENTRIES = 10_000
 BODY = DOCUMENT.body + b" " * (700 - len(DOCUMENT.body))
@@ -95,7 +96,7 @@ async def lookups(
     redis_url: str, postgres_url: str, *, peers: bool, operations: int, turns: int
 ) -> Section:
     """The section. `operations` are those of a turn."""
-    keys = [progress_key(number) for number in range(1, _KEYS + 1)]
+    keys = [progress_key(number) for number in range(_FIRST, _FIRST + _KEYS)]
     values: dict[str, bytes] = {key: bytes(bytearray(BODY)) for key in keys}
     subjects = Subjects(list(islice(cycle(keys), operations)))
     async with AsyncExitStack() as stack:
