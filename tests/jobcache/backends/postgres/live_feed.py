@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -15,32 +14,9 @@ from app.devservers import PgBouncerServer, PostgresServer
 from jobcache.backends.postgres.factory import LISTENER
 from jobcache.backends.postgres.feed import PostgresFeed
 from jobcache.backends.postgres.writers import OwnPool, Writers
+from tests.jobcache.backends.feed_events import Events, until
 
 CHANNEL = "jobcache:test"
-
-
-class Events:
-    """The events that a feed has reported."""
-
-    def __init__(self) -> None:
-        self.keys: list[str] = []
-        self.gaps = 0
-        self.resumptions = 0
-
-    def changed(self, keys: Sequence[str]) -> None:
-        self.keys += keys
-
-    def interrupted(self) -> None:
-        self.gaps += 1
-
-    def resumed(self) -> None:
-        self.resumptions += 1
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def dsn(server: PostgresServer | PgBouncerServer) -> str:

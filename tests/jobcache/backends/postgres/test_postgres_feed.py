@@ -20,13 +20,12 @@ from jobcache.backends.postgres.queue_usage import QueueUsage
 from jobcache.backends.postgres.writers import OwnPool
 from jobcache.errors import CacheUnavailable
 from tests.installed import require_program
+from tests.jobcache.backends.feed_events import Events, until
 from tests.jobcache.backends.postgres.live_feed import (
     CHANNEL,
-    Events,
     connecting,
     dsn,
     following,
-    until,
 )
 from tests.subjects import FakeClock
 

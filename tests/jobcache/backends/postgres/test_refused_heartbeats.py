@@ -17,7 +17,8 @@ from jobcache.backends.postgres.feed import PostgresFeed
 from jobcache.backends.postgres.queue_usage import QueueUsage
 from jobcache.backends.postgres.writers import NotNow, OwnPool
 from jobcache.errors import CacheUnavailable
-from tests.jobcache.backends.postgres.live_feed import CHANNEL, Events, dsn, following, until
+from tests.jobcache.backends.feed_events import Events, until
+from tests.jobcache.backends.postgres.live_feed import CHANNEL, dsn, following
 from tests.subjects import FakeClock
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -17,35 +17,12 @@ from jobcache import CacheSettings, Document, JobCache
 from jobcache.backends.redis.backend import RedisBackend
 from jobcache.backends.redis.tracking.feed import TrackingFeed
 from jobcache.backends.registry import make_backend
+from tests.jobcache.backends.feed_events import Events, until
 from tests.subjects import REDIS_SERVERS, FakeClock
 
 FORMS = {"resp3": "", "resp2": "?protocol=2"}
 NO_HELLO = ("--rename-command", "HELLO", "")
 NO_CLIENT = ("--rename-command", "CLIENT", "")
-
-
-class Events:
-    """The events that a feed has reported."""
-
-    def __init__(self) -> None:
-        self.keys: list[str] = []
-        self.gaps = 0
-        self.resumptions = 0
-
-    def changed(self, keys: Sequence[str]) -> None:
-        self.keys += [key for key in keys if not key.startswith("jobcache:beat")]
-
-    def interrupted(self) -> None:
-        self.gaps += 1
-
-    def resumed(self) -> None:
-        self.resumptions += 1
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def feed_state(cache: JobCache) -> str:
