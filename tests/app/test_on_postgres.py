@@ -122,9 +122,10 @@ async def test_a_long_poll_is_answered_by_a_change_of_the_other_process(
 
 
 async def statements(service: Service, changes: Iterator[Awaitable[object]]) -> int:
-    """How many a change sends, at the least: something else may write in the background."""
+    """How many a change sends, at the least: the storyboard of a new job is written meanwhile."""
     purposes, counts = service.services.database.purposes, []
     for change in changes:
+        await service.storyboards_written()
         before = purposes["write"]
         await change
         counts.append(purposes["write"] - before)
