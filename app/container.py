@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +26,7 @@ from app.jobs.runner import Runner
 from app.jobs.service import JobService
 from app.jobs.storage import JobStore
 from app.ops.measuring import SERVICE_METRICS, Measuring
-from app.ops.metrics import UnfinishedJobs
+from app.ops.metrics import JobCounter
 from app.ops.process_reports import ProcessReports
 from app.ops.statistics import state_of
 from app.ops.tracing import Tracing
@@ -67,7 +68,7 @@ class Services:
     runner: Runner
     queue: RenderQueue | None
     reports: ProcessReports
-    unfinished: UnfinishedJobs
+    unfinished: JobCounter
     tracing: Tracing | None
     keys: KeyFile | None
     rate: RateLimit | None
@@ -151,7 +152,7 @@ def build(settings: Settings) -> Services:
             measuring.measure,
             SERVICE_METRICS,
         ),
-        UnfinishedJobs(store.count_by_status),
+        JobCounter(lambda: store.count_unfinished_jobs(time.time_ns() // 1_000_000)),
         tracing,
         keys,
         rate,

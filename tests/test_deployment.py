@@ -50,13 +50,16 @@ def instructions(word: str) -> list[str]:
     return re.findall(rf"^{word} (.*)$", DOCKERFILE, re.MULTILINE)
 
 
-def containers() -> list[dict[str, Any]]:
-    pods = [
+def pods() -> list[dict[str, Any]]:
+    return [
         each["spec"]["template"]["spec"]
         for each in KUBERNETES
         if "template" in each.get("spec", {})
     ]
-    return [container for pod in pods for container in pod["containers"]]
+
+
+def containers() -> list[dict[str, Any]]:
+    return [container for pod in pods() for container in pod["containers"]]
 
 
 def kind(name: str) -> dict[str, Any]:
@@ -278,6 +281,11 @@ def test_the_objects_of_kubernetes_belong_together() -> None:
     assert container["ports"][0]["name"] == kind("Service")["spec"]["ports"][0]["targetPort"]
     for each in containers():
         assert each["securityContext"]["readOnlyRootFilesystem"] is True
+    # The links of the Service would be variables of every pod.
+    links = {f"{kind('Service')['metadata']['name']}_PORT".upper()}
+    assert links <= {each.variable for each in settings.listed()}
+    assert len(pods()) == 2
+    assert all(each["enableServiceLinks"] is False for each in pods())
     grace = pod["terminationGracePeriodSeconds"]
     # uvicorn gives requests ten seconds.
     assert container["lifecycle"]["preStop"]["sleep"]["seconds"] + 10 < grace
@@ -373,6 +381,8 @@ async def test_polls_held_requests_and_streams_pass_through_nginx(tmp_path: Path
             named = await http.get(path, headers={"X-Request-Id": "mine"})
             assert named.headers["x-request-id"] == "mine"
             assert (await http.get("/metrics")).status_code == 404
+            prefixed = {"X-Forwarded-Prefix": "/x"}
+            assert (await http.get("/x/metrics", headers=prefixed)).status_code == 404
 
             wait = {"Prefer": "wait=50", "If-None-Match": named.headers["etag"]}
             waiting = asyncio.create_task(http.get(path, headers=wait))

@@ -73,10 +73,13 @@ def run(
         print("\n".join(migrations.history()))  # noqa: T201 - the product
     elif options.db_command == "current":
         print(asyncio.run(_current(migrations)))  # noqa: T201 - the product
-    elif options.db_command == "upgrade":
-        asyncio.run(migrations.upgrade(options.revision))
     else:
-        asyncio.run(migrations.downgrade(options.revision))
+        upgrades = options.db_command == "upgrade"
+        migrate = migrations.upgrade if upgrades else migrations.downgrade
+        asyncio.run(migrate(options.revision))
+        # Which database: without the variables of the service it is another one than meant.
+        found = asyncio.run(_current(migrations))
+        print(f"{scheme_and_host(database_url)}: {found}")  # noqa: T201 - the product
     return 0
 
 

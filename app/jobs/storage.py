@@ -34,7 +34,7 @@ from app.jobs.cache_keys import jobs_key, progress_key
 from app.jobs.states import MOVING, TERMINAL, Status, Transition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from sqlalchemy import BindParameter, ColumnElement, Row, Update
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -101,6 +101,19 @@ class Claim:
 
     runner: str
     expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedJobs:
+    """How many jobs have not ended.
+
+    Attributes:
+        by_status: their number, by status.
+        waiting: those whose next step the service takes, and on which no runner works.
+    """
+
+    by_status: Mapping[str, int]
+    waiting: int
 
 
 class ClaimLost(Exception):  # noqa: N818 - says what is the matter
@@ -413,16 +426,29 @@ class JobStore:
             statement = statement.where(rendering if renders else not_(rendering))
         return [_job(row) for row in await self._database.read(statement, "recovery")]
 
-    async def count_by_status(self) -> dict[str, int]:
-        """Return the number of unfinished jobs by their status."""
+    async def count_unfinished_jobs(self, now_ms: int) -> UnfinishedJobs:
+        """Count the unfinished jobs.
+
+        Args:
+            now_ms: the time, in milliseconds.
+        """
+        waits = and_(RUNNABLE, or_(claims.c.job_id.is_(None), claims.c.expires_at < now_ms))
         statement = (
-            select(jobs.c.status, func.count().label("number"))
+            select(
+                jobs.c.status,
+                func.count().label("number"),
+                func.count(case((waits, 1))).label("waiting"),
+            )
+            .select_from(jobs.outerjoin(claims, claims.c.job_id == jobs.c.id))
             .where(jobs.c.status.in_(sorted(MOVING)))
             .group_by(jobs.c.status)
         )
         rows = await self._database.read(statement, "metrics")
         counted = {row.status: int(row.number) for row in rows}
-        return {each.value: counted.get(each.value, 0) for each in Status if each in MOVING}
+        return UnfinishedJobs(
+            {each.value: counted.get(each.value, 0) for each in Status if each in MOVING},
+            sum(int(row.waiting) for row in rows),
+        )
 
     async def load_to_render(self, job_id: int) -> str | None:
         """Return the storyboard of a job that is being rendered, or None if it is not."""

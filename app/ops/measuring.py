@@ -26,6 +26,13 @@ SERVICE_METRICS = (
     ),
     Metric("jobcache_held_requests_limit", "gauge", "The most requests that are held open."),
     Metric(
+        "jobcache_held_requests_refused_total",
+        "counter",
+        "Requests that were not held, because they would have been too many, or too many of their"
+        " caller.",
+        ("kind",),
+    ),
+    Metric(
         "jobcache_database_statements_total",
         "counter",
         "Statements that were sent to the database.",
@@ -52,6 +59,11 @@ UNFINISHED_JOBS = Metric(
     "gauge",
     "Unfinished jobs in the database; counted at most every ten seconds.",
     ("status",),
+)
+WAITING_JOBS = Metric(
+    "jobcache_waiting_jobs",
+    "gauge",
+    "Of these, jobs that wait for a free renderer of a process or a worker.",
 )
 PROCESS_UP = Metric(
     "jobcache_process_up", "gauge", "1 for a process that gives its report, 0 for one that hangs."
@@ -85,6 +97,7 @@ class Measuring:
             **self._cache.measure(),
             "jobcache_held_requests": held,
             "jobcache_held_requests_limit": limit,
+            "jobcache_held_requests_refused_total": self._held.refused(),
             "jobcache_database_statements_total": dict(self._database.statements),
             "jobcache_database_purposes_total": dict(self._database.purposes),
             "jobcache_job_changes_total": {each.value: self._changes[each] for each in Status},

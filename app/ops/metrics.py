@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from prometheus_client import generate_latest
 
 from app.db.errors import DatabaseUnavailable
-from app.ops.measuring import PROCESS_UP, SERVICE_METRICS, UNFINISHED_JOBS
+from app.ops.measuring import PROCESS_UP, SERVICE_METRICS, UNFINISHED_JOBS, WAITING_JOBS
 from jobcache.observability.prometheus import family
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator
 
+    from app.jobs.storage import UnfinishedJobs
     from app.ops.process_reports import Reports
     from jobcache.observability.prometheus import Family
 
@@ -24,12 +25,12 @@ PREFIX, PROCESS_PREFIX = "jobcache_", "jobcache_process_"
 _COUNT_EVERY = 10.0  # seconds
 
 
-def page(reports: Reports, unfinished: Mapping[str, int] | None) -> bytes:
+def page(reports: Reports, unfinished: UnfinishedJobs | None) -> bytes:
     """Return the metrics in the text format of Prometheus.
 
     Args:
         reports: of all processes.
-        unfinished: the unfinished jobs by status; None if nobody knows.
+        unfinished: the unfinished jobs; None if nobody knows.
     """
     return generate_latest(_Collector(reports, unfinished))
 
@@ -37,7 +38,7 @@ def page(reports: Reports, unfinished: Mapping[str, int] | None) -> bytes:
 class _Collector:
     """The metrics at one moment, as prometheus-client reads them."""
 
-    def __init__(self, reports: Reports, unfinished: Mapping[str, int] | None) -> None:
+    def __init__(self, reports: Reports, unfinished: UnfinishedJobs | None) -> None:
         self._reports = reports
         self._unfinished = unfinished
 
@@ -68,30 +69,31 @@ class _Collector:
         up += [({"process": str(each.number)}, 0) for each in self._reports.unresponsive]
         yield family(PROCESS_UP, up)
         if self._unfinished is not None:
-            yield family(UNFINISHED_JOBS, [({}, self._unfinished)])
+            yield family(UNFINISHED_JOBS, [({}, self._unfinished.by_status)])
+            yield family(WAITING_JOBS, [({}, self._unfinished.waiting)])
 
 
-class UnfinishedJobs:
+class JobCounter:
     """Counts the unfinished jobs, at most once in an interval, however many requests ask.
 
     Args:
-        count: returns the number of unfinished jobs by status.
+        count: counts the unfinished jobs.
         clock: seconds, monotonic.
     """
 
     def __init__(
         self,
-        count: Callable[[], Awaitable[Mapping[str, int]]],
+        count: Callable[[], Awaitable[UnfinishedJobs]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._count = count
         self._clock = clock
         self._counted_at: float | None = None
-        self._counted: Mapping[str, int] | None = None
+        self._counted: UnfinishedJobs | None = None
         self._counting = asyncio.Lock()
 
-    async def by_status(self) -> Mapping[str, int] | None:
-        """Return the number of unfinished jobs by status; None while the database is away."""
+    async def unfinished(self) -> UnfinishedJobs | None:
+        """Return the unfinished jobs; None while the database is away."""
         async with self._counting:
             now = self._clock()
             if self._counted_at is None or now - self._counted_at >= _COUNT_EVERY:

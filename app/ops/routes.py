@@ -16,7 +16,7 @@ from app.http.request_body import RequestBody
 from app.http.routing import name_of
 from app.jobs.cache_keys import jobs_key, progress_key, storyboard_key
 from app.jobs.schemas import ClientId, JobId
-from app.ops.metrics import CONTENT_TYPE, UnfinishedJobs, page
+from app.ops.metrics import CONTENT_TYPE, JobCounter, page
 from app.ops.readiness import Readiness
 from app.ops.statistics import document
 
@@ -80,7 +80,7 @@ def router(
     cache: JobCache,
     database: Database,
     reports: ProcessReports,
-    unfinished: UnfinishedJobs,
+    unfinished: JobCounter,
     keys: KeyFile | None = None,
 ) -> APIRouter:
     """Return the routes for operators."""
@@ -95,8 +95,8 @@ def router(
     @routes.get("/metrics", response_class=Response, **only(answers=_METRICS))
     async def metrics() -> Response:
         """Return the metrics of all workers for Prometheus."""
-        gathered, by_status = await asyncio.gather(reports.gather(), unfinished.by_status())
-        return Response(page(gathered, by_status), media_type=CONTENT_TYPE)
+        gathered, counted = await asyncio.gather(reports.gather(), unfinished.unfinished())
+        return Response(page(gathered, counted), media_type=CONTENT_TYPE)
 
     @routes.post("/api/v2/cache/invalidate", **only(answers=problems(413, 422, 503)))
     async def invalidate(body: Invalidate) -> Purged:

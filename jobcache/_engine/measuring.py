@@ -69,6 +69,7 @@ def measure(
             "long_poll_answered": polls.long_polls_answered,
             "long_poll_timed_out": polls.long_polls_timed_out,
             "long_poll_abandoned": polls.long_polls_abandoned,
+            "long_poll_ended": polls.long_polls_ended,
         },
         "jobcache_long_poll_duration_seconds": polls.long_poll.counts(),
         **_of_backend(backend),

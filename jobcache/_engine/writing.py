@@ -73,7 +73,9 @@ class WriteSteps:
             for key in keys:
                 check_key(key)
                 self._results.setdefault(key, None)
+                self._writes.statistics.fences += 1
                 backend.announce(key, self._token)
+                logger.debug("fence %r", key, extra={"key": key, "result": "announced"})
             return
         await gather_all([self._fence(key) for key in keys])
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_KINDS = ("waits", "streams")
+
 
 class Revoked(Exception):  # noqa: N818 - an event, not a failure
     """The caller would no longer be admitted."""
@@ -77,6 +79,7 @@ class HeldRequests:
         self.admits = admits
         self.shutdown = Shutdown(end_waits)
         self._kinds: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
         self._names: Counter[str] = Counter()
         self._requests: set[HeldRequest] = set()
 
@@ -95,6 +98,7 @@ class HeldRequests:
         # If its key was revoked after the caller was admitted, no later review would find that.
         revoked = request is not None and not self._admitted(request)
         if revoked or not self._has_room_for(name):
+            self._refused[kind] += not revoked
             yield False
             return
         self._kinds[kind] += 1
@@ -130,8 +134,11 @@ class HeldRequests:
 
     def counts(self) -> dict[str, int]:
         """Return the number of held requests of each kind, and the limit for both together."""
-        kinds = {"waits": self._kinds["waits"], "streams": self._kinds["streams"]}
-        return {**kinds, "most": self.most}
+        return {**{kind: self._kinds[kind] for kind in _KINDS}, "most": self.most}
+
+    def refused(self) -> dict[str, int]:
+        """Return the number of requests of each kind for which there was no slot."""
+        return {kind: self._refused[kind] for kind in _KINDS}
 
 
 async def cancel_on_disconnect(

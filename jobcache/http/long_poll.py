@@ -89,29 +89,29 @@ class LongPoll:
 
     async def _hold(self, receive: Receive, request: HeldRequest) -> ReadResult:
         """Wait for a newer version, and count how the poll ended."""
-        polls, began = self.document.cache.statistics.polls, time.perf_counter_ns()
-        try:
-            result = await self._newer(receive, request)
-        except ClientGone:
-            polls.long_polls_abandoned += 1
-            raise
-        else:
-            if result.entry.version > self.result.entry.version:
-                polls.long_polls_answered += 1
-            else:
-                polls.long_polls_timed_out += 1
-        finally:
-            polls.long_poll.record(time.perf_counter_ns() - began)
-        return result
-
-    async def _newer(self, receive: Receive, request: HeldRequest) -> ReadResult:
         known, document = self.result, self.document
+        polls, began = document.cache.statistics.polls, time.perf_counter_ns()
         version = known.entry.version
         waiting = document.wait_for_newer(version, self.seconds)
         try:
-            newer = await cancel_on_disconnect(receive, waiting, request)
-            if newer is None:  # the time is up: answer as to a poll that comes now
-                newer = await document.read(version)
+            result = await cancel_on_disconnect(receive, waiting, request)
+            if result is None:  # the time is up: answer as to a poll that comes now
+                result = await document.read(version)
+        except ClientGone:
+            polls.long_polls_abandoned += 1
+            raise
+        except Revoked:
+            polls.long_polls_ended += 1
+            raise
         except (SourceUnavailable, CacheClosed, NotVisible):
+            polls.long_polls_ended += 1
             return known  # it was true when the request came
-        return newer
+        finally:
+            polls.long_poll.record(time.perf_counter_ns() - began)
+        if result.entry.version > version:
+            polls.long_polls_answered += 1
+        elif self.held.shutdown.begun:
+            polls.long_polls_ended += 1
+        else:
+            polls.long_polls_timed_out += 1
+        return result

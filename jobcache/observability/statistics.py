@@ -164,6 +164,8 @@ class PollCounts:
         long_polls_answered: held, and answered with a newer version.
         long_polls_timed_out: held until their time was up.
         long_polls_abandoned: held until their client closed the connection.
+        long_polls_ended: held until the process shut down, the caller's key was revoked, or the
+            source was away.
         long_poll: for how long polls were held, however they ended.
     """
 
@@ -172,6 +174,7 @@ class PollCounts:
     long_polls_answered: int = 0
     long_polls_timed_out: int = 0
     long_polls_abandoned: int = 0
+    long_polls_ended: int = 0
     long_poll: Histogram = field(default_factory=Histogram)
 
     def count(self, status: int) -> None:

@@ -21,6 +21,7 @@ from app.db.migrations import run as migrations_run
 from app.db.migrations.run import VERSIONS, Migrations
 from app.db.migrations.versions import r0001_first_tables as first
 from app.db.revisions import HEAD
+from app.db.url import scheme_and_host
 from app.main import create_app, worker
 from app.settings import load
 from tests.app.db.schemas import NEXT, drop_tables, prepare, query, schema
@@ -244,13 +245,16 @@ async def test_the_commands_upgrade_downgrade_and_show(
         said = capsys.readouterr()
         return status, said.out + said.err
 
+    def now(revision: str) -> tuple[int, str]:
+        return 0, f"{scheme_and_host(database_url)}: {revision}\n"
+
     assert "no revision" in (await db("current"))[1]
-    assert await db("upgrade") == (0, "")
+    assert await db("upgrade") == now(f"{HEAD} (head)")
     assert await db("current") == (0, f"{HEAD} (head)\n")
-    assert await db("downgrade", "-1") == (0, "")
+    assert await db("downgrade", "-1") == now("0001")
     assert await db("current") == (0, "0001\n")
-    assert await db("upgrade") == (0, "")
-    assert await db("upgrade") == (0, "")
+    assert await db("upgrade") == now(f"{HEAD} (head)")
+    assert await db("upgrade") == now(f"{HEAD} (head)")
     status, said = await db("history")
     assert status == 0
     assert [line[:4] for line in said.splitlines()] == ["0002", "0001"]

@@ -146,8 +146,11 @@ async def test_beyond_the_limit_polls_are_answered_at_once(start: Start, tmp_pat
         refused = await service.http.get(f"/api/v2/jobs/{job['id']}/events")
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
         assert refused.headers["content-type"] == "application/problem+json"
+        assert service.services.held.refused() == {"waits": 1, "streams": 1}
         await service.post(f"{job['id']}/progress", percent=10)
         assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {200}
+        polls = service.services.cache.statistics.polls
+        assert (polls.long_polls_answered, polls.long_polls_ended, polls.unchanged) == (2, 0, 1)
 
 
 async def test_one_caller_is_given_half_of_the_places(start: Start, tmp_path: Path) -> None:
@@ -199,6 +202,8 @@ async def test_while_the_database_is_away_it_is_held_all_the_same(
         await service.services.cache.invalidate_all()
         answer = await waiting
         assert answer.status_code == 304, "it knows of nothing newer"
+        polls = service.services.cache.statistics.polls
+        assert (polls.long_polls_ended, polls.long_polls_timed_out) == (1, 0)
 
 
 async def test_the_longest_wait_is_a_setting(start: Start) -> None:

@@ -16,7 +16,7 @@ from app.db.database import Database
 from app.db.tables import claims
 from app.jobs.runner import Runner
 from app.jobs.service import IllegalTransition, JobService
-from app.jobs.states import Status
+from app.jobs.states import MOVING, Status
 from app.jobs.storage import Job, JobStore, NewJob
 from app.rendering.renderer import Progress, RenderError, RenderTask
 from jobcache import JobCache, SourceUnavailable
@@ -286,6 +286,24 @@ async def test_the_end_of_a_job_removes_its_claim_whoever_had_it(rig: Rig) -> No
     assert await rig.claimed() == [job.id]
     await rig.jobs.cancel(job.id, TRUSTED)
     assert await rig.claimed() == []
+
+
+@pytest.mark.parametrize("database_url", DATABASES, indirect=True)
+async def test_a_job_waits_until_a_runner_has_claimed_it(rig: Rig) -> None:
+    await rig.runner.aclose()
+    job = await rig.create()
+
+    async def waiting(now_ms: int) -> int:
+        counted = await rig.store.count_unfinished_jobs(now_ms)
+        assert counted.by_status == {
+            each.value: int(each is Status.PENDING) for each in Status if each in MOVING
+        }
+        return counted.waiting
+
+    assert await waiting(0) == 1
+    await rig.store.claim(job.id, "us", 0, 1000)
+    assert await waiting(999) == 0
+    assert await waiting(1001) == 1, "the claim has expired"
 
 
 @pytest.mark.parametrize("database_url", DATABASES, indirect=True)

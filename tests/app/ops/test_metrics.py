@@ -14,14 +14,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.db.errors import DatabaseUnavailable
 from app.jobs.states import MOVING
-from app.ops.measuring import PROCESS_UP, SERVICE_METRICS, UNFINISHED_JOBS
-from app.ops.metrics import UnfinishedJobs
+from app.jobs.storage import UnfinishedJobs
+from app.ops.measuring import PROCESS_UP, SERVICE_METRICS, UNFINISHED_JOBS, WAITING_JOBS
+from app.ops.metrics import JobCounter
+from jobcache.observability.metrics import Metric
 from tests.app.ops.lint import complaints
 from tests.app.running import Service, Start, choosing
 from tests.subjects import FakeClock
 
 ROOT = Path(__file__).parents[3]
-ALL = (*SERVICE_METRICS, UNFINISHED_JOBS, PROCESS_UP)
+ALL = (*SERVICE_METRICS, UNFINISHED_JOBS, WAITING_JOBS, PROCESS_UP)
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -124,6 +126,7 @@ async def test_it_counts_what_happened(start: Start, environment: dict[str, str]
         assert changed(**changes) == after(**changes) + 1
         assert changed(fences) == after(fences) + 1
         assert changed(UNFINISHED_JOBS.name, status="rendering") == 1
+        assert changed(WAITING_JOBS.name) == 0  # nobody else renders it
         assert changed(PROCESS_UP.name, process="0") == 1
 
 
@@ -164,21 +167,21 @@ async def test_the_statistics_are_the_same_numbers(start: Start) -> None:
 async def test_jobs_are_counted_once_in_a_while_and_not_while_the_database_is_away() -> None:
     clock, away, calls = FakeClock(), False, 0
 
-    async def count() -> Mapping[str, int]:
+    async def count() -> UnfinishedJobs:
         nonlocal calls
         calls += 1
         if away:
             raise DatabaseUnavailable("away")
-        return dict.fromkeys(MOVING, 3)
+        return UnfinishedJobs(dict.fromkeys(MOVING, 3), 2)
 
-    unfinished = UnfinishedJobs(count, clock)
-    assert await unfinished.by_status() == dict.fromkeys(MOVING, 3)
+    counter = JobCounter(count, clock)
+    assert await counter.unfinished() == UnfinishedJobs(dict.fromkeys(MOVING, 3), 2)
     clock.now += 9
-    assert await unfinished.by_status() is not None
+    assert await counter.unfinished() is not None
     assert calls == 1
     away = True
     clock.now += 1
-    assert await unfinished.by_status() is None
+    assert await counter.unfinished() is None
     assert calls == 2
 
 
@@ -202,14 +205,10 @@ def test_the_page_lists_every_metric_as_the_code_declares_it() -> None:
     }
 
 
-def known_series() -> set[str]:
-    names: set[str] = set()
-    for metric in ALL:
-        if metric.kind == "histogram":
-            names |= {f"{metric.name}_{part}" for part in ("bucket", "sum", "count")}
-        else:
-            names |= {metric.name, metric.name.replace("jobcache_", "jobcache_process_", 1)}
-    return names
+def series(metric: Metric) -> set[str]:
+    if metric.kind == "histogram":
+        return {f"{metric.name}_{part}" for part in ("bucket", "sum", "count")}
+    return {metric.name, metric.name.replace("jobcache_", "jobcache_process_", 1)}
 
 
 def expressions() -> Iterator[tuple[str, str]]:
@@ -224,23 +223,38 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 def test_the_dashboard_and_the_rules_name_metrics_that_exist() -> None:
-    known, named = known_series(), set()
+    known: set[str] = set().union(*map(series, ALL))
+    named: set[str] = set()
     for title, expression in expressions():
         used = set(re.findall(r"\bjobcache_\w+", expression))
-        assert used, title
+        assert used or re.match(r"up\b", expression), title
         assert used <= known, title
         named |= used
     assert len(named) > 20
 
 
 def test_the_dashboard_and_the_rules_use_labels_that_exist() -> None:
-    labels = {label for metric in ALL for label in metric.labels} | {"process", "le", "job"}
-    labels |= {"instance"}
+    text = (ROOT / "docs" / "metrics.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ((?:`|of a job).+) \|$", text, re.MULTILINE)
+    values = {label: set(re.findall(r"`(\w+)`", listed)) for label, listed in rows}
     for title, expression in expressions():
-        matched = set(re.findall(r"(\w+)\s*=~?\"", expression))
+        named = set(re.findall(r"\bjobcache_\w+", expression))
+        of_metrics = {
+            label
+            for metric in ALL
+            if named & {*series(metric), metric.name}
+            for label in metric.labels
+        }
+        if any(name.startswith("jobcache_process_") for name in named):
+            of_metrics.add("process")
+        matched = re.findall(r"(\w+)\s*=~?\"([^\"]*)\"", expression)
         grouped = re.findall(r"\b(?:by|without)\s*\(([^)]*)\)", expression)
-        used = matched | {each.strip() for group in grouped for each in group.split(",")}
-        assert used <= labels, title
+        used = {each.strip() for group in grouped for each in group.split(",")}
+        used |= {label for label, _ in matched}
+        assert used <= of_metrics | {"job", "instance", "le"}, title
+        for label, value in matched:
+            if label in of_metrics:
+                assert set(value.split("|")) <= values[label], title
 
 
 def test_each_rule_says_what_happens_and_what_to_do() -> None:
