@@ -70,7 +70,11 @@ CACHE_METRICS = (
         "Documents that were published and not stored: the lease or fence was lost, or they are too"
         " large.",
     ),
-    Metric("jobcache_fences_total", "counter", "Keys that writers fenced, or announced to the change feed in their transaction."),
+    Metric(
+        "jobcache_fences_total",
+        "counter",
+        "Keys that writers fenced, or announced to the change feed in their transaction.",
+    ),
     Metric("jobcache_store_errors_total", "counter", "Operations of the backend that failed."),
     Metric("jobcache_shadow_reads_total", "counter", "Hits compared with the source afterwards."),
     Metric(
