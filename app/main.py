@@ -150,6 +150,7 @@ def create_app(
         keyed=keyed,
         proxies=proxies,
         root_path=root_path,
+        routes=app.routes,
         closes_upgrades=closes_upgrades,
     )
     fast_path: Callable[..., PollFastPath] = PollFastPath

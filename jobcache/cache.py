@@ -331,7 +331,9 @@ class JobCache:
 
         The result is never older than a value that another read returned, or than the data at an
         `invalidate` that returned, before this read began. A change that nobody announces is seen
-        once the time to live is over. Concurrent calls share a load, and so do processes.
+        once the time to live is over. Concurrent calls share a load. Another process waits for it
+        for a quarter of a second. Then it loads, too, and the value that was stored first is
+        returned.
 
         Args:
             key: as for `read`. Use a key either here or with `read` and `write`; what the other has

@@ -129,21 +129,24 @@ class Throttle(Generic[R]):
             _note(error, lost)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        self._drive()
+        driver = self._drive()
         waited = False
         while not condition():
             waited = True
             if self._turn is None:
                 self._turn = asyncio.get_running_loop().create_future()
-            await asyncio.wait({self._turn})
+            # The driver ends early if it is cancelled, as by the end of `asyncio.run`.
+            await asyncio.wait({self._turn, driver}, return_when=asyncio.FIRST_COMPLETED)
+            driver = self._drive()
         self._policy.raise_error(waited=waited)
 
-    def _drive(self) -> None:
+    def _drive(self) -> asyncio.Task[None]:
         """Wake the driver if a commit is due, and start it if it does not run."""
         if self._nap is not None and self._policy.due_in(self._clock()) == 0:
             self._nap.cancel()
         if self._driver is None or self._driver.done():
             self._driver = asyncio.create_task(self._run())
+        return self._driver
 
     async def _run(self) -> None:
         while (pause := self._policy.due_in(self._clock())) is not None:
@@ -280,8 +283,9 @@ class ThreadedThrottle(Generic[R]):
     def _drive(self) -> None:
         if self._driver is None and self._policy.busy:
             name = "jobcache throttle"
-            self._driver = threading.Thread(target=self._run, name=name, daemon=True)
-            self._driver.start()
+            driver = threading.Thread(target=self._run, name=name, daemon=True)
+            driver.start()  # raises if there can be no more threads
+            self._driver = driver
         self._changed.notify_all()
 
     def _run(self) -> None:

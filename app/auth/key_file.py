@@ -123,7 +123,10 @@ class KeyFile:
             self._text, self.ring = changed
             logger.info("%s has changed; it holds %d keys", self._path, len(self.ring))
             for each in self.on_change:
-                each()
+                try:
+                    each()
+                except Exception:  # the file is watched all the same
+                    logger.exception("an error after the keys have changed")
 
     def _changed(self) -> tuple[str, Keyring] | None:
         # By content: times of change are too coarse to tell two changes in a row apart.

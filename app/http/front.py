@@ -22,9 +22,10 @@ from app.http.problems import problem
 from app.http.request_context import REQUEST_ID, current, read_context
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from fastapi.responses import JSONResponse
+    from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from app.http.forwarded import TrustedProxies
@@ -68,6 +69,7 @@ class Front:
         keyed: whether the service has keys, which no browser sends by itself.
         proxies: those that may name the path under which they have the service.
         root_path: this path, if no proxy names it.
+        routes: the routes of the service.
         closes_upgrades: whether to close the connection after a request with `Upgrade`. For
             uvicorn's own protocol: it skips the body of such a request, and would take the body for
             the next request.
@@ -82,11 +84,13 @@ class Front:
         keyed: bool,
         proxies: TrustedProxies,
         root_path: str,
+        routes: Sequence[BaseRoute],
         closes_upgrades: bool = False,
     ) -> None:
         self._closes_upgrades = closes_upgrades
         self._proxies = proxies
         self._root_path = root_path
+        self._routes = routes
         self._hosts = hosts
         self._origins = frozenset(origins)
         self._keyed = keyed
@@ -136,6 +140,20 @@ class Front:
         if forwarded is not None and not (root and scope["path"].startswith(f"{root}/")):
             root = forwarded
         scope["root_path"] = root
+        path = scope["path"]
+        if (
+            root
+            and (path == root or path.startswith(f"{root}/"))
+            and self._serves(path)
+            and not self._serves(path.removeprefix(root))
+        ):
+            # The proxy has removed the prefix, and what is left begins with it: /api of /api/v2.
+            scope["path"] = root + path
+
+    def _serves(self, path: str) -> bool:
+        """Return whether a route may match: one that begins with the same segment."""
+        segment = path.split("/", 2)[1:2]
+        return any(getattr(each, "path", "").split("/", 2)[1:2] == segment for each in self._routes)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         path, headers = scope["path"], scope["headers"]

@@ -21,7 +21,7 @@ from jobcache.errors import CacheError, InvalidDocument, SourceUnavailable, Unre
 from jobcache.models import CacheOutcome
 from jobcache.protocol.backend import CacheBackend, LeaseResult
 from jobcache.protocol.document import GONE, Document, UnversionedDocument
-from jobcache.protocol.entry import Entry
+from jobcache.protocol.entry import UNVERSIONED, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -78,11 +78,13 @@ class Lookup:
         entry: the entry, if there is one.
         outcome: how a read is counted that is answered from here, or by a load.
         failed: True if the backend failed, so nobody knows what the cell holds.
+        leased: True if the reader has the lease.
     """
 
     entry: Entry | None
     outcome: CacheOutcome
     failed: bool = False
+    leased: bool = False
 
 
 class Fetcher:
@@ -240,8 +242,8 @@ class Fetcher:
         if isinstance(found, Entry):
             served = accepts(found) and self._clock.is_fresh(found)
             return Lookup(found, CacheOutcome.HIT if served else CacheOutcome.EXPIRED)
-        fenced = found is LeaseResult.FENCED
-        return Lookup(None, CacheOutcome.BYPASS if fenced else CacheOutcome.MISS)
+        outcome = CacheOutcome.BYPASS if found is LeaseResult.FENCED else CacheOutcome.MISS
+        return Lookup(None, outcome, leased=found is LeaseResult.ACQUIRED)
 
     async def _fill(
         self,
@@ -267,10 +269,16 @@ class Fetcher:
             if isinstance(error, SourceUnavailable) and len(kept) == len(lacking):
                 return kept
             raise
+        stored = await self._stored_meanwhile(loaded, lacking, accepts)
         # Publish before a caller sees the loaded documents:
         #   R loads v2 and returns it, unpublished; the cell still holds v1; the next read gets v1
-        publishable = {key: loaded.get(key) for key, found in lacking.items() if not found.failed}
-        hints = {key: loaded[key] for key in loaded if key not in publishable}
+        publishable = {
+            key: loaded.get(key)
+            for key, found in lacking.items()
+            if not found.failed and key not in stored
+        }
+        loaded |= stored
+        hints = {key: entry for key, entry in loaded.items() if lacking[key].failed}
         await asyncio.gather(
             self._publisher.publish(publish_as or token, publishable), self._publisher.hint(hints)
         )
@@ -278,6 +286,33 @@ class Fetcher:
             key: invalid[key] if key in invalid else (loaded[key], found.outcome)
             for key, found in lacking.items()
         }
+
+    async def _stored_meanwhile(
+        self, loaded: Mapping[str, Entry], lacking: Mapping[str, Lookup], accepts: Accepts
+    ) -> dict[str, Entry]:
+        """Return the entries to answer with instead of what a reader without the lease has loaded.
+
+        Of two values without a version nobody knows which is newer, so a publish would remove the
+        entry that is there, and the next reader would load again:
+
+            R0 leases, R1 waits in vain and loads; R0 publishes; R1 publishes: the cell is empty
+
+        A read that begins now would be given this entry. So a read that ends now can be, too.
+        """
+        stored: dict[str, Entry] = {}
+        for key, found in lacking.items():
+            entry = loaded.get(key)
+            if found.leased or found.failed or entry is None or entry.version != UNVERSIONED:
+                continue
+            with suppress(CacheError):
+                there = await self._get(key)
+                if (
+                    there is not None
+                    and there.version == UNVERSIONED
+                    and self._judge(there, accepts).outcome is CacheOutcome.HIT
+                ):
+                    stored[key] = there
+        return stored
 
     async def _load(
         self,

@@ -11,14 +11,15 @@ application, such as the middleware for authentication, stay around it.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Sequence
 
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _DEFERRED = "jobcache.http.deferred_response"
 
@@ -31,19 +32,46 @@ class DeferredResponse(Response):
     Args:
         answer: sends the response, as an ASGI application. Its scope has `type`, `path` and
             `server` only, so that it keeps nothing of the request that it does not need.
+
+    Attributes:
+        answer: as given.
     """
 
     def __init__(self, answer: ASGIApp) -> None:
         super().__init__()
-        self._answer = answer
+        self.answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Leave the answer to `answer_deferred`, or answer where nothing around this does so."""
         deferred = scope.get(_DEFERRED)
+        answer = self.answer
+        # What the endpoint has added to the response: headers, cookies, tasks for afterwards.
+        added = [each for each in self.raw_headers if each[0] != b"content-length"]
+        if added or self.background is not None:
+            answer = partial(_complete, self, added)
         if deferred is None:
-            await self._answer(_small(scope), receive, send)
+            await answer(_small(scope), receive, send)
         else:
-            deferred.append(self._answer)
+            deferred.append(answer)
+
+
+async def _complete(
+    response: DeferredResponse,
+    added: Sequence[tuple[bytes, bytes]],
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+) -> None:
+    """Answer with more headers, and run a task afterwards."""
+
+    async def send_more(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *added]}
+        await send(message)
+
+    await response.answer(scope, receive, send_more)
+    if response.background is not None:
+        await response.background()
 
 
 async def answer_deferred(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

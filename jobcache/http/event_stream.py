@@ -136,8 +136,11 @@ class EventStreams:
             left = until - now()
             if left <= 0 or self.held.shutdown.begun:
                 return
+            began, longest = now(), min(self._heartbeat, left)
             try:
-                newer = await document.wait_for_newer(seen, min(self._heartbeat, left))
+                newer = await document.wait_for_newer(seen, longest)
+                if newer is None and now() - began < longest / 2:
+                    return  # somebody has ended all waits, and later ones would end at once
             except (CacheClosed, NotVisible):
                 return  # the client reconnects; it gets 404 if the document is hidden from it
             except SourceUnavailable:

@@ -54,6 +54,8 @@ its own: replies are sent many times, so it is not among theirs."""
 _NOT_MODIFIED = 304
 _PATHS = 4096
 """The most paths whose `_PolledPath` is kept."""
+_LONGEST_PATH = 512
+"""The longest of them, in characters."""
 _EXAMINED = frozenset(
     {
         b"prefer",
@@ -370,9 +372,11 @@ class FastPolls:
         document = self._find(path)
         if document is None:
             return None
-        if len(self._paths) >= _PATHS:
-            self._paths.clear()
-        polled = self._paths[path] = _PolledPath(self, document, path)
+        polled = _PolledPath(self, document, path)
+        if len(path) <= _LONGEST_PATH:  # strangers choose paths, and not every server limits them
+            if len(self._paths) >= _PATHS:
+                self._paths.clear()
+            self._paths[path] = polled
         return polled
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from jobcache.http.shutdown import Shutdown
@@ -159,7 +159,8 @@ async def cancel_on_disconnect(
         async with asyncio.timeout(None) as limit:
 
             def stop(_: asyncio.Task[None] | None = None) -> None:
-                limit.reschedule(loop.time())
+                with suppress(RuntimeError):  # it has been stopped already, or has just ended
+                    limit.reschedule(loop.time())
 
             if request is not None:
                 request.end = stop

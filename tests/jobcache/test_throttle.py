@@ -344,6 +344,48 @@ async def test_a_commit_cancelled_by_what_it_calls_is_tried_again() -> None:
     await throttle.aclose()
 
 
+@pytest.mark.parametrize("commits", [False, True])
+async def test_the_last_report_is_committed_although_the_driver_is_cancelled(
+    *, commits: bool
+) -> None:
+    """As at the end of `asyncio.run`, which cancels all tasks in any order."""
+    simulator = Simulator(takes=2)
+    throttle = simulator.throttle()
+    throttle.report(1)
+    await simulator.run_ready()
+    if not commits:
+        await simulator.elapse(2)
+    throttle.report(2)
+    await simulator.run_ready()
+    driver = throttle._driver
+    assert driver is not None
+    closing = asyncio.create_task(throttle.aclose())
+    driver.cancel()
+    await simulator.elapse(10)
+    assert closing.done()
+    assert await asyncio.gather(closing, return_exceptions=True) == [None]
+    assert simulator.committed[-1] == 2
+    assert driver.cancelled()
+
+
+def test_a_thread_that_cannot_be_started_is_an_error_and_no_hang(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    recorder = Recorder()
+    throttle = ThreadedThrottle(recorder.commit, interval=1000)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            throttle.report(1)
+        with pytest.raises(RuntimeError, match="new thread"):
+            throttle.flush()
+    throttle.close()
+    assert recorder.committed == [1]
+
+
 @pytest.mark.parametrize("interval", [0, -1, float("nan")])
 def test_an_interval_is_above_zero(interval: float) -> None:
     with pytest.raises(ValueError, match="above 0"):

@@ -201,6 +201,57 @@ async def test_an_expired_value_is_replaced_by_one_load(cached: Cached) -> None:
     assert cached.cache.info().counters.not_stored == 0
 
 
+class Slow:
+    """A load that has begun and waits."""
+
+    def __init__(self, cache: JobCache, value: int) -> None:
+        self._began, self._go_on, self._value = asyncio.Event(), asyncio.Event(), value
+        self._reading = asyncio.create_task(cache.get_or_load("k", self._load, ttl=10))
+
+    async def _load(self) -> int:
+        self._began.set()
+        await self._go_on.wait()
+        return self._value
+
+    async def began(self) -> None:
+        async with asyncio.timeout(60):
+            await self._began.wait()
+
+    async def ended(self) -> int:
+        self._go_on.set()
+        return await self._reading
+
+
+@pytest.mark.parametrize("subject", STORES, indirect=True)
+async def test_a_load_that_did_not_wait_for_another_does_not_remove_its_value(
+    subject: Any,
+) -> None:
+    """As of two processes, whose loads take longer than a reader waits for another's."""
+    caches = [JobCache(subject.backend) for _ in range(3)]
+    slow = [Slow(cache, number) for number, cache in enumerate(caches)]
+    for each in slow:
+        await each.began()
+    assert [await each.ended() for each in slow] == [await slow[0].ended()] * 3
+    source = Source("new")
+    for cache in caches:
+        assert await cache.get_or_load("k", source.load, ttl=10) == await slow[0].ended()
+    assert source.loads == 0
+
+
+async def test_of_several_loads_of_an_expired_value_one_is_stored(cached: Cached) -> None:
+    await cached.read()
+    cached.clock.now += 11
+    lifetimes = Lifetimes(jitter=0, grace=100)
+    other = JobCache(cached.backend, clock_ms=cached.clock.ms, lifetimes=lifetimes)
+    slow = [Slow(cached.cache, 2), Slow(other, 3)]
+    for each in slow:
+        await each.began()
+    assert [await each.ended() for each in slow] == [2, 2]
+    assert await cached.read() == 2
+    assert cached.source.loads == 1
+    assert other.info().counters.not_stored == 0
+
+
 async def test_while_the_source_is_away_an_expired_value_is_served(cached: Cached) -> None:
     await cached.read(ttl=timedelta(seconds=10))
     cached.clock.now += 11

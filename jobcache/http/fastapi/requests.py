@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobcache.errors import CacheError, SourceUnavailable
+from jobcache.errors import CacheError, InvalidKey, SourceUnavailable
 from jobcache.http.polled_document import PolledDocument, everybody
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Responder:
         self, key: str, load: Load, can_view: Callable[[Entry], bool], name: str
     ) -> PolledDocument:
         """Return the document of a request."""
+        if not isinstance(key, str):
+            raise TypeError(f"a key is a str; this one is a {type(key).__name__}")
         if not callable(can_view):
             raise TypeError(
                 "`authorize` must return a function that gets an entry and returns a bool;"
@@ -59,6 +61,8 @@ class Responder:
         """Return a response; if the source or the cache is away, raise what the user wants."""
         try:
             return await response
+        except InvalidKey:
+            raise self._not_found() from None  # the client has sent what no document can be called
         except (SourceUnavailable, CacheError) as error:
             raised = self._unavailable(error)
             if raised is error:

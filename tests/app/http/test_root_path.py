@@ -99,6 +99,29 @@ async def test_location_page_and_document(start: Start, way: str) -> None:
             assert "servers" not in plain, "the document is not changed for others"
 
 
+@pytest.mark.parametrize("way", ["configured", "forwarded"])
+@pytest.mark.parametrize("prefix", ["/api", "/api/v2", "/docs", "/assets", "/healthz"])
+async def test_a_prefix_may_be_one_with_which_paths_begin(
+    start: Start, way: str, prefix: str
+) -> None:
+    environment = {"JOBCACHE_ROOT_PATH": prefix} if way == "configured" else {}
+    headers = forwarded(prefix) if way == "forwarded" else {}
+    async with start(**environment) as service:
+        job = await service.create()
+        for under in ("", prefix):  # whether the proxy removes it or not
+            path = f"{under}/api/v2/jobs/{job['id']}"
+            for _ in range(2):
+                response = await service.http.get(path, headers=headers)
+                assert response.status_code == 200, path
+                plain = f"/api/v2/jobs/{job['id']}/storyboard"
+                assert response.json()["storyboard_url"] in {prefix + plain, None}
+            for other in ("/docs", "/healthz", "/metrics", "/assets/docs.js"):
+                response = await service.http.get(under + other, headers=headers)
+                assert response.status_code == 200, under + other
+            response = await service.http.get(f"{under}/api/v2/nothing", headers=headers)
+            assert response.status_code == 404
+
+
 async def test_the_video_of_a_finished_job(start: Start) -> None:
     async with start(JOBCACHE_SIMULATED_SECONDS="0.1") as service:
         job = await service.create()

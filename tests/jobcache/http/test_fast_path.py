@@ -128,6 +128,24 @@ async def test_all_other_requests_are_left_to_it(
             assert counted.requests == 2
 
 
+async def test_paths_are_kept_if_they_are_short_and_few() -> None:
+    async with JobCache.from_url("memory://") as cache:
+        exports = Exports(cache)
+        fast = FastPath(
+            Counted(exports),
+            cache,
+            "/exports/{name}",
+            key="export:{name}",
+            load=lambda name: exports.load(int(name[:1])),
+            admit=lambda _: lambda _: True,
+        )
+        async with calling(fast) as http:
+            for name in ("7", "7" + "0" * 600):
+                for _ in range(3):
+                    assert (await http.get(f"/exports/{name}")).json()["id"] == 7
+        assert list(fast._polls._paths) == ["/exports/7"]
+
+
 async def test_an_error_of_the_source_is_shown_by_the_application(exports: Exports) -> None:
     counted = Counted(exports)
     fast = wrapped(counted, exports)

@@ -146,6 +146,36 @@ async def test_errors_take_the_form_that_the_application_gives_them(exports: Exp
         assert away.headers["retry-after"] == "2"
 
 
+async def test_what_cannot_be_a_key_does_not_exist(exports: Exports) -> None:
+    app = FastAPI()
+
+    async def load(name: str) -> Document | None:
+        return await exports.load(int(name))
+
+    own = PollingRoutes(exports.cache)
+
+    @own.router.get("/exports/{name}")
+    async def export(name: str, poll: Annotated[Poll, Depends(own.poll)]) -> Any:
+        return await poll(f"export:{name}", partial(load, name))
+
+    @own.router.get("/exports/{name}/events")
+    async def events(name: str, stream: Annotated[EventStream, Depends(own.events)]) -> Any:
+        return await stream(f"export:{name}", partial(load, name))
+
+    @own.router.get("/mistakes/{name}")
+    async def mistake(name: int, poll: Annotated[Poll, Depends(own.poll)]) -> Any:
+        return await poll(name, partial(load, "7"))  # type: ignore[arg-type]
+
+    app.include_router(own.router)
+    async with calling(app) as client:
+        assert (await client.get("/exports/7")).status_code == 200
+        for name in ("7" * 5000, "%00" * 5000):
+            for path in (f"/exports/{name}", f"/exports/{name}/events"):
+                assert (await client.get(path)).status_code == 404
+        with pytest.raises(TypeError, match="a key is a str"):
+            await client.get("/mistakes/7")
+
+
 async def test_a_poll_waits_for_the_next_version(exports: Exports) -> None:
     async with calling(application(exports)) as client:
         waiting = {**OWN, "If-None-Match": '"1-0"', "Prefer": "wait=50"}
