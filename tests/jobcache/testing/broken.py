@@ -280,7 +280,7 @@ CACHE = {
     ),
     "an unsure reader publishes nothing": Fault(
         "_engine.fetching",
-        (("for key in loaded if key not in publishable}", "for key in ()}"),),
+        (("if lacking[key].failed}", "if False}"),),
     ),
     "a writer withdraws although its commit may have happened": Fault(
         "_engine.writing",
