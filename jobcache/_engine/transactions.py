@@ -51,11 +51,22 @@ class Enclosing:
             the transaction is not part of one.
 
         Raises:
-            WriteMisuse: the transaction is a savepoint, or joins another transaction.
+            WriteMisuse: the transaction is a session or connection, which closes without a commit;
+                or a savepoint, or it joins another transaction, or always rolls back.
         """
+        # Refused even if the block commits it: an outcome that nobody knows would count as none.
+        #   the block commits version 2 and is cancelled meanwhile; the fence is withdrawn
+        if _controls_transactions(self._transaction):
+            raise WriteMisuse(
+                "the write's transaction is a session or connection, which does not commit when its"
+                " block ends; give `write` what its `begin()` returns"
+            )
         self._owners = _sqlalchemy_owners(self._transaction, value)
         if _is_savepoint(self._transaction, value, self._owners):
-            raise WriteMisuse(f"the write's transaction is a savepoint of another one; {_ADVICE}")
+            raise WriteMisuse(
+                "the write's transaction is a savepoint of another one, or always rolls back;"
+                f" {_ADVICE}"
+            )
         before = self._savepoints
         for alias, (count, on_commit) in _django_savepoints().items():
             # Django counts a nested block, with or without a savepoint, and none that is outermost.
@@ -64,16 +75,7 @@ class Enclosing:
         return None
 
     def leaving(self) -> None:
-        """Check the transaction at the end of the block, before it is left.
-
-        Raises:
-            WriteMisuse: what is left is a session or connection, which closes without a commit.
-        """
-        if _controls_transactions(self._transaction) and self._transaction.in_transaction():  # type: ignore[attr-defined]
-            raise WriteMisuse(
-                "the write's transaction is a session or connection, which does not commit when its"
-                " block ends; give `write` what its `begin()` returns"
-            )
+        """Note the open transactions at the end of the block, before it is left."""
         for owner in self._owners:
             root = owner.get_transaction()
             if root is not None:
@@ -135,15 +137,18 @@ def _django_connections() -> list[Any]:
 
 def _is_savepoint(
     transaction: Any,  # noqa: ANN401 - of any library
-    entered: object,
+    entered: Any,  # noqa: ANN401 - what it returned
     owners: list[Any],
 ) -> bool:
     kind: Any = type(transaction)
+    kind_entered: Any = type(entered)
     libraries = _libraries_of(kind)
     if "asyncpg" in libraries:
         return getattr(transaction, "_nested", False) is True
-    if "psycopg" in libraries:
-        return getattr(transaction, "_outer_transaction", True) is False
+    # `Connection.transaction` of psycopg is a generator. The transaction is what it yields.
+    if "psycopg" in _libraries_of(kind_entered):
+        outermost = getattr(entered, "_outer_transaction", True)
+        return not outermost or getattr(entered, "force_rollback", False) is True
     for owner in owners:
         if owner.in_nested_transaction():
             return True

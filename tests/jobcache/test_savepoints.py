@@ -322,6 +322,21 @@ def test_a_transaction_that_does_not_commit_with_its_block_is_refused(
             made.session.close()
 
 
+@pytest.mark.parametrize("made", [Session, lambda engine: engine.connect()])
+def test_a_session_or_connection_is_refused_even_if_its_block_would_commit_it(
+    memory: JobCache, engine: Engine, made: Callable[[Engine], Any]
+) -> None:
+    """If the commit is cancelled, nobody knows whether it happened; the fence was withdrawn."""
+    with pytest.raises(WriteMisuse, match=r"its `begin\(\)`"), memory.write(made(engine)) as write:
+        entered: Any = write.transaction
+        version = entered.execute(text(RAISE)).scalar_one()
+        write.fence("k")
+        write.publish("k", document(version))
+        entered.commit()
+    with engine.connect() as other:
+        assert other.execute(text(SELECT)).scalar_one() == 1
+
+
 ACCEPTED: dict[str, Callable[[Engine], Any]] = {
     "engine.begin()": lambda engine: engine.begin(),
     "sessionmaker.begin()": lambda engine: sessionmaker(engine).begin(),
