@@ -16,7 +16,7 @@ from jobcache._engine.publishing import version_only
 from jobcache._engine.transactions import Enclosing, check_autocommit
 from jobcache.errors import CacheError, InvalidDocument, WriteMisuse
 from jobcache.protocol.capabilities import SupportsNotifications
-from jobcache.protocol.document import VERSION_LIMIT, Document
+from jobcache.protocol.document import NEWEST, VERSION_LIMIT, Document
 from jobcache.protocol.entry import Entry
 from jobcache.protocol.key import check_key
 
@@ -105,9 +105,9 @@ class WriteSteps:
         version = result.version if isinstance(result, Document) else result
         if type(version) is not int:
             kind = type(version).__name__
-            raise InvalidDocument(
-                f"{key} is published as a {kind}; it must be a document or a version"
-            )
+            wanted = "it must be a document or a version"
+            instead = "call `delete` if the document is gone" if version is None else wanted
+            raise InvalidDocument(f"{key} is published as a {kind}; {instead}")
         if not 0 < version < VERSION_LIMIT:
             raise WriteMisuse(f"{key} is published as version {version}")
         self._results[key] = result
@@ -213,6 +213,20 @@ class Write(Generic[T]):
             WriteMisuse: as for `publish`.
         """
         self._steps.record(key, version)
+
+    def delete(self, key: str) -> None:
+        """Set that the document at `key` is gone: its entry is removed, and the next read loads it.
+
+        To outdate the version of the deleted row would not be enough:
+
+            W0 commits version 6; W1 deletes the row, and outdates 6; W0 publishes version 6
+
+        W0's document must not be stored, whichever version it has.
+
+        Raises:
+            WriteMisuse: `key` is not fenced.
+        """
+        self._steps.record(key, NEWEST)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,14 @@ from jobcache.errors import InvalidDocument
 VERSION_LIMIT = 2**53
 """Versions stay below this, so that Lua's numbers hold them exactly."""
 
+NEWEST = VERSION_LIMIT - 1
+"""The version that is published for a row whose new version is unknown, or that is gone:
+
+    W0 commits version 6; W1 deletes the row and publishes; W0 publishes version 6
+
+W0's document must not be stored, whichever version it has.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Document:

@@ -17,6 +17,7 @@ from jobcache._engine.transactions import Enclosing, check_autocommit
 from jobcache._engine.writing import Write as AsyncWrite
 from jobcache._engine.writing import WriteSteps
 from jobcache.errors import CacheClosed, WriteMisuse
+from jobcache.protocol.document import NEWEST
 from jobcache.sync._documentation import documented_as
 
 if TYPE_CHECKING:
@@ -92,6 +93,10 @@ class Write(Generic[T]):
     @documented_as(AsyncWrite.outdate)
     def outdate(self, key: str, version: int) -> None:
         self._steps.record(key, version)
+
+    @documented_as(AsyncWrite.delete)
+    def delete(self, key: str) -> None:
+        self._steps.record(key, NEWEST)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from jobcache import CacheOutcome
-from jobcache.errors import InvalidKey, WriteMisuse
+from jobcache.errors import InvalidDocument, InvalidKey, WriteMisuse
 from jobcache.protocol.backend import LeaseResult, PublishResult
 from jobcache.protocol.entry import Entry
 from tests.jobcache.bench import Bench, Transaction, document
@@ -122,6 +122,44 @@ async def test_a_list_outdated_by_one_writer_is_not_brought_back_by_another(benc
     entry = bench.cache.lifetimes.entry(document(2), bench.now_ms)
     assert await backend.publish("list", "w0", entry) is PublishResult.REMOVED
     assert await bench.read("list") == (3, CacheOutcome.MISS)
+
+
+@on_keeping
+async def test_a_deleted_document_is_not_brought_back_by_another_writer(bench: Bench) -> None:
+    """W0 commits v2; W1 deletes the row, which has v2; W0's late publish must not be served."""
+    backend = bench.subject.backend
+    await bench.write("k")
+    await backend.fence("k", "w0")
+    bench.source.versions["k"] = 2
+    async with bench.cache.write("k") as write:
+        del bench.source.versions["k"]
+        write.delete("k")
+    assert await bench.read("k") == (0, CacheOutcome.BYPASS)
+    entry = bench.cache.lifetimes.entry(document(2), bench.now_ms)
+    assert await backend.publish("k", "w0", entry) is PublishResult.REMOVED
+    assert await bench.read("k") == (0, CacheOutcome.MISS)
+    assert await bench.read("k") == (0, CacheOutcome.HIT), "as long as `Lifetimes.gone`"
+
+
+@on_keeping
+async def test_a_row_that_is_inserted_after_a_delete_is_published(bench: Bench) -> None:
+    await bench.write("k")
+    async with bench.cache.write("k") as write:
+        del bench.source.versions["k"]
+        write.delete("k")
+    assert await bench.read("k") == (0, CacheOutcome.MISS)
+    await bench.write("k")
+    assert await bench.read("k") == (1, CacheOutcome.HIT)
+
+
+async def test_publishing_none_names_the_delete() -> None:
+    bench = Bench(MemorySubject())
+    with pytest.raises(InvalidDocument, match="`delete`"):
+        async with bench.cache.write(Transaction(bench.source, "k"), "k") as write:
+            write.publish("k", None)  # type: ignore[arg-type]
+    with pytest.raises(WriteMisuse, match="never fenced"):
+        async with bench.cache.write(Transaction(bench.source, "k")) as write:
+            write.delete("k")
 
 
 @on_keeping

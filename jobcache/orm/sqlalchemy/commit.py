@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from jobcache.orm.sqlalchemy.connections import check_no_savepoint
 from jobcache.orm.sqlalchemy.steps import begin_write
-from jobcache.protocol.document import VERSION_LIMIT
+from jobcache.protocol.document import NEWEST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,14 +26,6 @@ if TYPE_CHECKING:
     from jobcache.orm.sqlalchemy.steps import SessionWriteSteps
     from jobcache.protocol.document import Document
     from jobcache.sync.cache import JobCache as SyncJobCache
-
-_NEWEST = VERSION_LIMIT - 1
-"""The version that is published for a row whose new version is unknown, or that is gone:
-
-    W0 commits version 6; W1 deletes the row and publishes; W0 publishes version 6
-
-W0's document must not be stored, whichever version it has.
-"""
 
 
 class CommitWriter:
@@ -69,8 +61,7 @@ class CommitWriter:
                 steps.fence(results)
             else:
                 results = {
-                    key: _NEWEST if row.version is None else row.version
-                    for key, row in rows.items()
+                    key: NEWEST if row.version is None else row.version for key, row in rows.items()
                 }
                 _notify(session, steps, rows)
             for key, result in results.items():
@@ -124,7 +115,7 @@ def _notify(session: Session, steps: SessionWriteSteps, rows: Mapping[str, Chang
 
 
 def _results(rows: Mapping[str, ChangedRow]) -> dict[str, Document | int]:
-    results: dict[str, Document | int] = dict.fromkeys(rows, _NEWEST)
+    results: dict[str, Document | int] = dict.fromkeys(rows, NEWEST)
     together: dict[tuple[Binding[Any], Connection], dict[str, ChangedRow]] = {}
     for key, row in rows.items():
         if row.connection is not None:
