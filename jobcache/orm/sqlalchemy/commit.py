@@ -53,7 +53,7 @@ class CommitWriter:
 
         Nothing is fenced if it raises an error.
         """
-        check_no_savepoint({row.connection for row in rows.values() if row.connection is not None})
+        check_no_savepoint({_connection(session, row) for row in rows.values()})
         steps = begin_write(self._cache)
         try:
             if steps.notification(()) is None:
@@ -96,6 +96,12 @@ class CommitWriter:
                 steps.abandon()
 
 
+def _connection(session: Session, row: ChangedRow) -> Connection:
+    if row.connection is not None:
+        return row.connection
+    return session.connection(bind_arguments={"mapper": row.binding.mapper})
+
+
 def _notify(session: Session, steps: SessionWriteSteps, rows: Mapping[str, ChangedRow]) -> None:
     """Have each transaction of PostgreSQL notify of its keys, with one statement.
 
@@ -103,10 +109,7 @@ def _notify(session: Session, steps: SessionWriteSteps, rows: Mapping[str, Chang
     """
     together: dict[Connection, list[str]] = {}
     for key, row in rows.items():
-        connection = row.connection
-        if connection is None:
-            connection = session.connection(bind_arguments={"mapper": row.binding.mapper})
-        together.setdefault(connection, []).append(key)
+        together.setdefault(_connection(session, row), []).append(key)
     for connection, keys in together.items():
         told = steps.notification(keys) if connection.dialect.name == "postgresql" else None
         if told is not None:

@@ -136,10 +136,12 @@ def mark_changed(
     Args:
         session: a `CoherentSession`, or an `AsyncSession` with one.
         mapped: the bound class.
-        identity: the primary key of the row.
+        identity: the primary key of the row, as the database has it. If it takes "a" and "A" for
+            equal, that is the spelling in the row; `RETURNING` returns it.
 
     Raises:
-        WriteMisuse: the session is no `CoherentSession`, or has not bound the class.
+        WriteMisuse: the session is no `CoherentSession`, or has not bound the class. A session that
+            is refused for changes of objects is refused at the commit.
     """
     coherent = getattr(session, "sync_session", session)
     if not isinstance(coherent, CoherentSession):
@@ -196,6 +198,9 @@ def _committing(session: CoherentSession) -> None:
     if not session.tracker.in_savepoint:
         changes.committing = True
         if changes.rows:
+            # Not checked by `mark_changed`, which cannot wait for a connection.
+            for mapper in {it.binding.mapper for it in changes.rows.values() if not it.connection}:
+                session.tracker.check(mapper, session.connection(bind_arguments={"mapper": mapper}))
             session.writer.fence(session, changes.rows)
     elif changes.committing and session.tracker.any_changed():
         # SQLAlchemy calls this event for the outer transaction, which it does not name, and then

@@ -7,18 +7,19 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import sessionmaker
 
 import jobcache.sync
 from jobcache import JobCache
 from jobcache.errors import WriteMisuse, WrongLoop
-from jobcache.orm.sqlalchemy import CoherentSession
+from jobcache.orm.sqlalchemy import CoherentSession, mark_changed
 from tests.jobcache.orm.exports import BINDINGS, Export
 from tests.jobcache.orm.reading import hit, miss, poll
 
 Sessions = async_sessionmaker[AsyncSession]
+RAISE = text("UPDATE orm_exports SET percent = 5, version = version + 1 WHERE id = 1")
 
 
 async def test_autocommit_is_refused(
@@ -52,6 +53,55 @@ async def test_a_session_of_another_ones_transaction_is_refused(
             session.add(Export(id=1))
             await session.commit()
         assert await poll(cache, engine) == hit(1)
+
+
+async def test_reported_changes_in_another_ones_transaction_are_refused(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine
+) -> None:
+    async with sessions.begin() as session:
+        session.add(Export(id=1))
+    async with engine.connect() as connection:
+        await connection.begin()
+        async with sessions(bind=connection) as session:
+            await session.execute(RAISE)
+            mark_changed(session, Export, 1)
+            with pytest.raises(WriteMisuse, match="bound to a connection"):
+                await session.commit()
+    assert await poll(cache, engine) == hit(1)
+    async with engine.connect() as connection:
+        await connection.begin()
+        async with sessions(bind=connection, join_transaction_mode="control_fully") as session:
+            await session.execute(RAISE)
+            mark_changed(session, Export, 1)
+            await session.commit()
+    assert await poll(cache, engine) == miss(2)
+
+
+async def test_reported_changes_behind_a_savepoint_of_the_connection_are_refused(
+    sessions: Sessions, cache: JobCache, engine: AsyncEngine
+) -> None:
+    async with sessions.begin() as session:
+        session.add(Export(id=1))
+    async with sessions() as session:
+        connection = await session.connection()
+        await session.execute(RAISE)
+        mark_changed(session, Export, 1)
+        await connection.begin_nested()
+        with pytest.raises(WriteMisuse, match="savepoint of the session's connection"):
+            await session.commit()
+    assert await poll(cache, engine) == hit(1)
+
+
+def test_reported_changes_of_two_phase_commits_are_refused(
+    blocking_sessions: sessionmaker[CoherentSession],
+) -> None:
+    with blocking_sessions() as session:
+        session.execute(RAISE)
+        mark_changed(session, Export, 1)
+        session.twophase = True
+        with pytest.raises(WriteMisuse, match="two-phase"):
+            session.commit()
+        session.twophase = False  # SQLite has none
 
 
 async def test_two_phase_commits_are_refused(sessions: Sessions, engine: AsyncEngine) -> None:
