@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from jobcache.protocol.codec import compress, fits
+from jobcache.protocol.document import UnstoredDocument
 from jobcache.protocol.entry import UNVERSIONED, Entry
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class Lifetimes:
         """Return the entry of a document that was loaded or committed at `now_ms`."""
         gone = document.version == 0
         fresh = self.gone if gone else self.by_status.get(document.status, self.default)
+        if isinstance(document, UnstoredDocument):
+            fresh = 0.0
         fresh *= 1 - self.jitter * self.random()
         # No grace for a document that does not exist: it may have been created meanwhile.
         keep = fresh if gone or fresh == 0 else fresh + self.grace

@@ -55,6 +55,18 @@ class Document:
             object.__setattr__(self, "body", bytes(self.body))
 
 
+class UnstoredDocument(Document):
+    """A document that is served and not stored, because no write would fence its key."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, document: Document) -> UnstoredDocument:
+        """Return the same document, which is not stored."""
+        it = document
+        return cls(it.version, it.owner, it.body, it.status, it.poll_after)
+
+
 def _check_number(name: str, number: object) -> None:
     # Not isinstance: a bool is an int, and a driver's own type may not be written as one.
     if type(number) is not int:

@@ -14,7 +14,7 @@ from jobcache._key_template import KeyTemplate
 from jobcache.errors import InvalidDocument, WriteMisuse
 from jobcache.loaders import with_session
 from jobcache.orm.sqlalchemy.versions import BindingError, version_attribute
-from jobcache.protocol.document import VERSION_LIMIT, Document
+from jobcache.protocol.document import VERSION_LIMIT, Document, UnstoredDocument
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -43,7 +43,8 @@ class Binding(Generic[T]):
     Args:
         mapped: the class. Its mapper counts the versions of its rows (`version_id_col`).
         key: a template that names each attribute of the primary key in braces, such as
-            `export:{id}`.
+            `export:{id}`. If the primary key is a text, no other template may begin in the same
+            way, such as `export:{id}:log`.
         document: makes the document of a row. It is given an object that was just loaded, in a
             session of its own, and may load related objects. The version must be that of the
             object. A related row that changes does not change the document before the next change
@@ -111,12 +112,24 @@ class Binding(Generic[T]):
     def read(self, session: Session, identity: tuple[Any, ...]) -> Document | None:
         """Load a row and return its document, or None if there is no such row.
 
+        The database may take other primary keys for equal, such as "a" and "A", or "7" and 7. The
+        document of the wanted one is then not stored, because commits fence the key of the row:
+
+            R loads row "a" as "A"; W commits version 2, and fences and publishes "a"
+            if the document were stored under "A": the next reader of "A" is given version 1
+
         Raises:
             InvalidDocument: the function that makes documents returned something else.
             WriteMisuse: the document has another version than the row.
         """
         row = session.get(self.mapped, identity)
-        return None if row is None else self._document_of(row, identity)
+        if row is None:
+            return None
+        document = self._document_of(row, identity)
+        found = self.mapper.primary_key_from_instance(row)
+        if self.key(*found) != self.key(*identity):
+            return UnstoredDocument.of(document)
+        return document
 
     def read_many(
         self, session: Session, identities: Mapping[str, tuple[Any, ...]]
@@ -144,7 +157,7 @@ class Binding(Generic[T]):
                 identity = tuple(self.mapper.primary_key_from_instance(row))
                 documents[self.key(*identity)] = self._document_of(row, identity)
         if not documents.keys() <= identities.keys():
-            # The database takes different primary keys for equal, such as "a" and "A".
+            # The database takes different primary keys for equal.
             for key in identities.keys() - documents.keys():
                 document = self.read(session, identities[key])
                 if document is not None:

@@ -343,6 +343,34 @@ def test_each_row_is_found_that_the_database_takes_for_the_wanted_one(
     assert set(load(["A", "b"])(["A", "b"])) >= {"A"}
 
 
+@pytest.mark.parametrize(("wanted", "found"), [("A", "a"), ("07", 7)])
+def test_a_row_that_was_found_by_another_spelling_is_served_and_not_stored(
+    blocking_engine: Engine, blocking_cache: JobCache, wanted: str, found: object
+) -> None:
+    """A commit fences the key of the row, and not those of all spellings."""
+    kind_of_key = Integer() if found == 7 else String(collation="NOCASE")
+    column = Column("name", kind_of_key, primary_key=True)
+    size = Column("size", Integer, default=0)
+    kind = mapped(column, size, integer(), version="version")
+    binding = Binding(kind, key="{name}", document=lambda row: Document(row.version, "", b""))
+    kind.metadata.create_all(blocking_engine)
+    sessions = sessionmaker(
+        blocking_engine, class_=CoherentSession, cache=blocking_cache, bindings=[binding]
+    )
+    with sessions.begin() as session:
+        row = kind()
+        row.name = found
+        session.add(row)
+    load, load_many = binding.loader(sessions), binding.many_loader(sessions)
+    for _ in range(2):
+        version = blocking_cache.read(str(found), load(found)).version
+        assert blocking_cache.read(wanted, load(wanted)).version == version
+        many = blocking_cache.read_many([wanted], load_many([wanted]))
+        assert many[wanted].version == version
+        with sessions.begin() as session:
+            session.get_one(kind, found).size += 1
+
+
 async def test_a_commit_reads_many_changed_rows_with_one_statement(
     sessions: async_sessionmaker[AsyncSession], cache: Any, engine: AsyncEngine
 ) -> None:
