@@ -262,6 +262,8 @@ def _mentions(annotation: Any, library: str, base: str) -> bool:  # noqa: ANN401
 def _is_json(annotation: Any) -> bool:  # noqa: ANN401 - any annotation; a list of cases
     annotation = plain(annotation)
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is not None and not arguments:
+        annotation, origin = origin, None  # `typing.Dict` without arguments means `dict`
     if origin in {Union, UnionType}:
         return all(map(_is_json, arguments))
     if origin is Literal:
@@ -276,14 +278,25 @@ def _is_json(annotation: Any) -> bool:  # noqa: ANN401 - any annotation; a list 
 
 
 _JSON: frozenset[Any] = frozenset({str, int, float, bool, NoneType})
-_JSON_ANNOTATIONS = _JSON | {None, Any, object, dict, list, abc.Mapping, abc.Sequence}
+_JSON_ANNOTATIONS = _JSON | {
+    None,
+    Any,
+    object,
+    dict,
+    list,
+    abc.Mapping,
+    abc.MutableMapping,
+    abc.MutableSequence,
+    abc.Sequence,
+}
 
 
 def _is_immutable(annotation: Any) -> bool:  # noqa: ANN401 - any annotation
     annotation = plain(annotation)
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in {Union, UnionType, tuple, frozenset}:
-        return all(each is ... or _is_immutable(each) for each in arguments)
+        # `typing.Tuple` without arguments may contain anything.
+        return bool(arguments) and all(each is ... or _is_immutable(each) for each in arguments)
     if origin is Literal or annotation is None:
         return True
     if not isinstance(annotation, type) or origin is not None:

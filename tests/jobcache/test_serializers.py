@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
@@ -34,8 +35,14 @@ class FrozenOutside(BaseModel):
     inside: Changeable
 
 
+class FrozenWithAnyTuple(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    inside: typing.Tuple  # noqa: UP006 - with an origin, and without arguments
+
+
 @pytest.mark.parametrize(
-    ("kind", "shared"), [(Changeable, False), (Frozen, True), (FrozenOutside, False)]
+    ("kind", "shared"),
+    [(Changeable, False), (Frozen, True), (FrozenOutside, False), (FrozenWithAnyTuple, False)],
 )
 def test_only_models_that_cannot_change_are_shared_by_callers(kind: Any, *, shared: bool) -> None:
     made = serializer_for(kind)
@@ -47,6 +54,14 @@ def test_literals_that_json_keeps_are_stored_as_json() -> None:
     assert serializer_for(Literal["moving", 1, True]) is JSON
     with pytest.raises(TypeError, match="JSON does not give back"):
         serializer_for(Literal[b"moving"])
+
+
+@pytest.mark.parametrize("name", ["Dict", "List", "Mapping", "MutableMapping", "Sequence"])
+def test_a_type_without_arguments_means_the_one_with_any(name: str) -> None:
+    assert serializer_for(getattr(typing, name)) is JSON
+    for other in (typing.Tuple, typing.Set):  # noqa: UP006 - these are meant
+        with pytest.raises(TypeError, match="JSON does not give back"):
+            serializer_for(other)
 
 
 def test_annotations_take_a_limited_amount_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
