@@ -68,7 +68,10 @@ def fill_in(
     literals = frozenset("".join(literal for pieces in parsed for literal, _ in pieces))
     texts = {field: _Text(parameters[field], function, literals) for field in used}
     filled = [_Filled(pieces, texts, [*parameters]) for pieces in parsed]
-    return _Arguments(name, parameters, filled)
+    first = next(iter(parameters.values()), None)
+    of_class = first is not None and first.name == "cls" and first.annotation is Parameter.empty
+    kind = _ClassArguments if of_class else _Arguments
+    return kind(name, parameters, filled)
 
 
 class _Filled:
@@ -159,6 +162,24 @@ class _Arguments:
             bound.apply_defaults()
             given = bound.arguments
         return tuple(given[name] for name in self._parameters)
+
+
+class _ClassArguments(_Arguments):
+    """The same for a class method, whose first argument is the class.
+
+    From Python 3.13 on, `classmethod` binds the class to calls, and to no attribute:
+
+        Reports.load(7)        is given Reports and 7
+        Reports.load.key(7)    is given 7, which would be taken for the class
+    """
+
+    def __call__(self, *args: object, **kwargs: object) -> tuple[str, ...]:
+        if not args or not isinstance(args[0], type):
+            raise TypeError(
+                f"{self._name}: the first argument is the class. From Python 3.13 on, name it for"
+                " `key`, `invalidate` and `bypass` of a class method"
+            )
+        return super().__call__(*args, **kwargs)
 
 
 def _parse(template: str, name: str, parameters: Collection[str]) -> list[Piece]:
@@ -262,7 +283,7 @@ class _Text:
 
 def _text(value: object) -> str:
     if isinstance(value, Enum):
-        return value.name
+        return value.name or str(value.value)  # a `Flag` without a name; names begin otherwise
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, datetime):

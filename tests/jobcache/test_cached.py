@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
-from enum import Enum, IntEnum, StrEnum
+from enum import Enum, Flag, IntEnum, StrEnum
 from typing import Annotated, Any, Literal, NewType
 from uuid import UUID
 
@@ -36,6 +37,11 @@ class Size(StrEnum):
 
 class Level(IntEnum):
     HIGH = 2
+
+
+class Rights(Flag):
+    READ = 1
+    WRITE = 2
 
 
 ReportId = NewType("ReportId", int)
@@ -107,6 +113,36 @@ async def test_a_method_is_cached_without_its_object(cache: JobCache) -> None:
     assert list(inspect.signature(reports.load).parameters) == ["report_id"]
     assert list(inspect.signature(Reports.load).parameters) == ["self", "report_id"]
     assert await Reports.load(reports, 8) == 8
+
+
+async def test_a_class_method_is_cached_without_its_class(cache: JobCache) -> None:
+    class Reports:
+        calls = 0
+
+        @classmethod
+        @cache.cached("report:{report_id}", ttl=60)
+        async def load(cls, report_id: int = 1) -> int:
+            cls.calls += 1
+            return report_id
+
+    load: Any = Reports.load
+    assert [await load(7), await load(report_id=7), await Reports().load(7)] == [7, 7, 7]
+    assert Reports.calls == 1
+    # Python 3.13 and newer do not bind attributes.
+    first = () if sys.version_info < (3, 13) else (Reports,)
+    assert load.key(*first, 7) == "report:7"
+    assert await load.invalidate(*first, 7)
+    assert await load.bypass(*first, 7) == 7
+    assert Reports.calls == 2
+    unbound: Any = vars(Reports)["load"].__func__
+    assert unbound.key(Reports) == "report:1"
+    for arguments in ((), (7,)):
+        with pytest.raises(TypeError, match="the first argument is the class"):
+            unbound.key(*arguments)
+        with pytest.raises(TypeError, match="the first argument is the class"):
+            await unbound.invalidate(*arguments)
+        with pytest.raises(TypeError, match="the first argument is the class"):
+            await unbound.bypass(*arguments)
 
 
 async def test_wrong_arguments_are_refused_on_a_hit_as_well(cache: JobCache) -> None:
@@ -187,6 +223,8 @@ DECORATED: list[tuple[Any, Any, str]] = [
     (str | None, "None", "None"),
     (bool, True, "true"),
     (Colour, Colour.RED, "RED"),
+    (Rights, Rights.READ | Rights.WRITE, "READ%7CWRITE"),
+    (Rights, Rights(0), "0"),
     (Literal["x", "y"], "x", "x"),
     (UUID, UUID(int=1), "00000000-0000-0000-0000-000000000001"),
     (date, date(2026, 1, 2), "2026-01-02"),
