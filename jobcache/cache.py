@@ -85,7 +85,8 @@ class JobCache:
             result = await cache.read("job:7", load)
 
     If the cache fails, a read costs a load and is still answered. An instance belongs to one event
-    loop: the first one that uses it.
+    loop: the first one that uses it. Hits and misses are logged if the logger `jobcache` has the
+    level DEBUG when the cache is made.
 
     Args:
         backend: where entries are stored.
@@ -95,9 +96,10 @@ class JobCache:
             `LoadTimeout`, a `SourceUnavailable`. Leases last a little longer, so that the result of
             every load that ends in time can be stored. None: no limit; but the result of a slow
             load may not be stored.
-        check_body: called with the key and the decoded body of each entry that comes from a store
-            outside this process, when the entry is first seen here, up to 1 MiB. If it raises an
-            exception, the entry is removed and loaded again.
+        check_body: called with the key and the decoded body of each document that comes from a
+            store outside this process, when its entry is first seen here. If it raises an
+            exception, the entry is removed and loaded again. Not called for bodies above 1 MiB, and
+            for values without a version, which their serializer reads.
         shadow_rate: the part of the hits, from 0 to 1, that is compared with the source afterwards.
             Each comparison costs a load.
         clock_ms: wall-clock time in milliseconds since the epoch; None: the system's.
@@ -140,6 +142,7 @@ class JobCache:
         self.statistics = Statistics() if statistics is None else statistics
         self._owner = OwnerLoop()
         self._shielded = ShieldedTasks()
+        self._closing: asyncio.Task[None] | None = None
         self._clock = WallClock(clock_ms)
         self._loads = Loads(load_timeout, instrumentation)
         if load_timeout is not None and isinstance(backend, SupportsLeaseTime):
@@ -285,7 +288,7 @@ class JobCache:
         """Return the documents at `keys`, with one request to the store and at most one load.
 
         Args:
-            keys: the keys; duplicates count once.
+            keys: the keys, and not one string; duplicates count once.
             load_many: called with the keys that the cache lacks; returns their documents by key. A
                 key that it leaves out has no document.
 
@@ -624,13 +627,19 @@ class JobCache:
     async def aclose(self) -> None:
         """End all waits and loads, finish publishing, and close the backend. Safe to call twice.
 
+        It continues if the caller is cancelled. A later call waits for the end, too.
+
         Raises:
             WrongLoop: the cache belongs to another event loop.
         """
-        if self._owner.closed:
-            return
-        self._owner.bind()
-        self._owner.close()
+        if self._closing is None:
+            self._owner.bind()
+            self._owner.close()
+            self._closing = asyncio.create_task(self._close())
+        if not self._closing.cancelled():  # by the end of its event loop
+            await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         await self._watchers.aclose()
         await self.reads.aclose()
         await self.values.aclose()

@@ -203,6 +203,8 @@ class Reads:
     async def read_many(self, keys: Iterable[str], load_many: LoadMany) -> ReadResults:
         """Return the documents at `keys`, with one batched get and at most one load."""
         began = time.perf_counter_ns()
+        if isinstance(keys, str):
+            raise TypeError(f"keys={keys!r:.80}: several keys are expected, such as [{keys!r:.80}]")
         self._watch_clock()
         results = ReadResults()
         wanted = []

@@ -90,6 +90,11 @@ class JobCache:
     back. If it is interrupted after its commit, it is published all the same, or else its fence
     stays until it expires.
 
+    Nothing can interrupt a load in its thread. When `load_timeout` is over, the other callers who
+    share the load get `LoadTimeout` at once, and its own thread once the loader returns. So set the
+    timeout of the driver below it. A signal handler that raises ends the load, if it is in the main
+    thread.
+
     Args:
         backend: settings; or a function that makes a backend, called once in each process that uses
             the cache, in the thread of the loop.
@@ -170,7 +175,8 @@ class JobCache:
         load_many: Callable[[Sequence[str]], Mapping[str, Document]],
     ) -> ReadResults:
         """Calls `load_many` in this thread, if a load is needed."""
-        wanted = list(keys)  # iterated in the caller's thread
+        # Iterated in the caller's thread. A text is passed on, to be refused.
+        wanted = keys if isinstance(keys, str) else list(keys)
 
         def work(cache: AsyncJobCache, caller: CallingThread) -> Awaitable[ReadResults]:
             def load_there(some: Sequence[str]) -> Awaitable[Mapping[str, Document]]:

@@ -19,6 +19,7 @@ from jobcache import (
     JobCacheError,
     SourceUnavailable,
 )
+from jobcache.backends.memory import MemoryBackend
 from jobcache.backends.registry import make_backend
 from jobcache.errors import CacheClosed, CacheError, WrongLoop
 from tests.jobcache.bench import document
@@ -133,6 +134,47 @@ async def test_once_it_is_closed_it_says_so(cache: JobCache, use: str) -> None:
         await USES[use](cache)
     assert cache.peek("k", load) is None
     assert cache.reads.read_future("k", load) is None
+
+
+class SlowToClose(MemoryBackend):
+    """A backend that closes once the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closing, self.gate, self.closed = asyncio.Event(), asyncio.Event(), 0
+
+    async def aclose(self) -> None:
+        self.closing.set()
+        await self.gate.wait()
+        self.closed += 1
+
+
+async def test_a_cancelled_close_goes_on_and_the_next_one_waits_for_it() -> None:
+    backend = SlowToClose()
+    cache = JobCache(backend)
+    await cache.read("k", load)
+    first = asyncio.create_task(cache.aclose())
+    await backend.closing.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    second = asyncio.create_task(cache.aclose())
+    backend.gate.set()
+    await second
+    assert backend.closed == 1
+    await cache.aclose()
+
+
+def test_a_close_that_ended_with_its_loop_is_no_error() -> None:
+    cache = JobCache(SlowToClose())
+
+    async def close_in_vain() -> None:
+        await cache.read("k", load)
+        asyncio.create_task(cache.aclose())  # noqa: RUF006 - the end of the loop cancels it
+        await cache.backend.closing.wait()  # type: ignore[attr-defined]
+
+    asyncio.run(close_in_vain())
+    asyncio.run(cache.aclose())
 
 
 async def test_a_read_that_raises_is_counted(cache: JobCache) -> None:

@@ -336,6 +336,12 @@ async def test_many_of_nothing_is_nothing(bench: Bench) -> None:
     assert await bench.cache.read_many([], bench.source.load_many) == {}
 
 
+@on_every
+async def test_one_text_in_place_of_many_keys_is_refused(bench: Bench) -> None:
+    with pytest.raises(TypeError, match=r"several keys .* \['export:7'\]"):
+        await bench.cache.read_many("export:7", bench.source.load_many)
+
+
 @on_keeping
 async def test_invalidation_makes_the_next_read_load(bench: Bench) -> None:
     await bench.write("k")

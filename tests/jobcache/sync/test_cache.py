@@ -143,6 +143,17 @@ def test_what_a_block_does_not_finish_is_rolled_back(cache: JobCache) -> None:
     assert read(cache, source) == (3, CacheOutcome.MISS)
 
 
+def test_a_delete_and_a_refused_batch_mean_the_same(cache: JobCache) -> None:
+    source = Source(k=1)
+    assert read(cache, source) == (1, CacheOutcome.MISS)
+    with cache.write("k") as writing:
+        del source.versions["k"]
+        writing.delete("k")
+    assert read(cache, source) == (0, CacheOutcome.MISS)
+    with pytest.raises(TypeError, match="several keys"):
+        cache.read_many("export:7", lambda _: {})
+
+
 def test_a_write_without_a_transaction_means_the_same(cache: JobCache) -> None:
     source = Source(k=1)
     read(cache, source)
