@@ -156,7 +156,8 @@ class Decoder:
 
     With a `check`, the body is decompressed and checked when its cell is first decoded. So a bad
     body is found here, and not when it is about to be sent. Of larger cells the decoder keeps only
-    the header, which contains the checksum of the body.
+    the header, which contains the checksum of the body. Bodies above 1 MiB, compressed or not, are
+    not read here.
 
     Args:
         prefix: how many characters of a name come before the key.
@@ -200,10 +201,10 @@ class Decoder:
 
     def _read_body(self, name: str, entry: Entry) -> None:
         check = self.check
-        if check is None:
+        if check is None or entry.version <= 0 or len(entry.encoded_body) > _LARGEST_CHECKED:
             return
         body = entry.encoded_body if entry.encoding == "identity" else identity_body(entry)
-        if entry.version <= 0 or len(body) > _LARGEST_CHECKED:
+        if len(body) > _LARGEST_CHECKED:
             return
         try:
             check(name[self._prefix :], body)

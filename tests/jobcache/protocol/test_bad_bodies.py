@@ -151,6 +151,8 @@ def test_missing_documents_and_large_bodies_are_not_checked() -> None:
     decoder.check = refuse
     decoder.decode("k", encode_entry(entry(b"", version=0), "life"), "life")
     decoder.decode("k", encode_entry(entry(bytes(MIB + 1)), "life"), "life")
+    rubbish = encode_entry(entry(b"rubbish" * MIB, "gzip"), "life")
+    decoder.decode("k", rubbish, "life")  # not even decompressed, because that would take long
     with pytest.raises(UnreadableCell, match="is not valid: ZeroDivisionError"):
         decoder.decode("k", encode_entry(entry(b"x"), "life"), "life")
 
