@@ -5,11 +5,13 @@
         print(result.json())
 
 `JobCache` reads and writes documents with versions, and caches functions whose results have none
-(`JobCache.cached`); `jobcache.sync.JobCache` does the same for threads. All other names
-are in submodules: `jobcache.errors`, `jobcache.protocol` (what a backend is), `jobcache.backends`,
-`jobcache.throttle`, `jobcache.client`, `jobcache.testing`.
+(`JobCache.cached`); `jobcache.sync.JobCache` does the same for threads. All other names are in
+submodules: `jobcache.errors`, `jobcache.models`, `jobcache.serializers`, `jobcache.protocol` (what
+a backend is), `jobcache.backends`, `jobcache.resilience`, `jobcache.observability`,
+`jobcache.throttle`, `jobcache.http`, `jobcache.orm`, `jobcache.client`, `jobcache.testing`.
 """
 
+from jobcache._engine.watchers import PollIntervals
 from jobcache._engine.writing import Write
 from jobcache.cache import JobCache
 from jobcache.errors import (
@@ -40,6 +42,7 @@ __all__ = [
     "JobCache",
     "JobCacheError",
     "Lifetimes",
+    "PollIntervals",
     "ReadResult",
     "SettingsError",
     "SourceUnavailable",
