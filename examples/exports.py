@@ -10,6 +10,7 @@ Needs `pip install jobcache[http,redis,sqlalchemy] fastapi uvicorn celery aiosql
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 
@@ -78,7 +79,7 @@ async def create() -> Response:
         session.add(export := Export())
         await session.flush()
         export_id = export.id
-    make.delay(export_id)
+    await asyncio.to_thread(make.delay, export_id)  # it waits for the broker
     return Response(status_code=202, headers={"Location": f"/exports/{export_id}"})
 
 
