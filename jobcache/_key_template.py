@@ -1,10 +1,12 @@
-"""Templates of keys, such as `export:{export_id}`, in which different values make different keys.
+"""Templates of keys, such as `export:{export_id}`: different values make different keys.
 
 Two rules see to that:
 
 - Between two fields stands a mark. Otherwise `{a}{b}` would be the same for (1, 23) and (12, 3).
 - In the values of several fields, each mark that stands in the template is escaped. Otherwise
   `{a}:{b}` would be the same for ("x:y", "z") and ("x", "y:z").
+
+They hold for one template. `export:{a}` and `export:{a}:log` make the same key of "x:log" and "x".
 """
 
 from __future__ import annotations
@@ -65,6 +67,8 @@ class KeyTemplate:
     """Makes the keys of documents whose identity has these names.
 
     The value of a single name stands in the key as it is. Those of several are escaped.
+    Rejected: escaping a single value, too. Users make such keys themselves, with f-strings, and
+    would fence another key than the one that is read.
 
     Args:
         template: such as `export:{export_id}`.

@@ -195,7 +195,8 @@ class CacheSettings:
     max_bytes: int = _setting(
         "JOBCACHE_MAX_BYTES",
         256 * 1024 * 1024,
-        "The approximate limit of the memory that the entries of a process take.",
+        "The approximate limit of the memory that the entries of a process take. Decoded values of"
+        " `cached` and `get_or_load` come on top.",
         unit="bytes",
         read=_positive,
     )
