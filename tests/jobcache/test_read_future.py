@@ -98,6 +98,7 @@ async def test_a_read_under_way_ends_when_the_cache_closes(asked: Asked) -> None
     sent = asked.cache.reads.read_future("k", asked.load)
     await asyncio.sleep(0)
     buffered = asked.cache.reads.read_future("k", asked.load)
+    await asked.cache.reads.aclose()  # `JobCache.aclose` would let the buffered one be sent before
     await asked.cache.aclose()
     assert sent is not None
     assert buffered is not None
