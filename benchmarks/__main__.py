@@ -6,8 +6,9 @@
 
 Starts its own Redis, memcached and PostgreSQL. The results go to `benchmarks/results` as JSON. With
 `--write`, a run of all sections and services also writes `benchmarks/RESULTS.md` and
-`benchmarks/plots`; a quick run or a part of one leaves them as they are. The exit status is 1 if a
-goal is missed, and 2 if something could not be measured. A quick run judges no goal.
+`benchmarks/plots`; a quick run or a part of one leaves them as they are. A run that fails or is
+interrupted keeps the sections that it has finished in a file of their own. The exit status is 1 if
+a goal is missed, and 2 if something could not be measured. A quick run judges no goal.
 """
 
 from __future__ import annotations
@@ -28,12 +29,19 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from app.devservers import MemcachedServer, PostgresServer, RedisServer, ServerMissing
+from app.devservers import (
+    MemcachedServer,
+    PostgresServer,
+    RedisServer,
+    ServerFailed,
+    ServerMissing,
+)
 from benchmarks import results, tables
-from benchmarks.drivers import DriverMissing, driver
+from benchmarks.drivers import DRIVERS, DriverMissing, driver
 from benchmarks.generator import WrongAnswer
 from benchmarks.machine import surroundings
 from benchmarks.peers.table import absent, versions
+from benchmarks.process import exit_at_sigterm
 from benchmarks.results import Missing, NoResults, Run, Section, Series
 from benchmarks.service import ServiceFailed
 from benchmarks.suites import embedded, keys, polls, wire
@@ -45,6 +53,7 @@ from benchmarks.suites.operations import operations
 from benchmarks.suites.updates import updates
 from benchmarks.suites.writers import SCALE, writers
 from benchmarks.verdicts import verdicts
+from loadtests.arguments import count, positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Sequence
@@ -61,6 +70,7 @@ _BESIDE = (
 )
 _QUIET = 0.5  # the load of an idle machine
 _CONNECTIONS = 500  # to the database: all services and peers have a pool at the same time
+_FAILURES = (AssertionError, NoResults, ServerFailed, ServiceFailed, WrongAnswer, DriverMissing)
 
 
 class Measurement:
@@ -252,17 +262,30 @@ def main(arguments: Sequence[str]) -> int:
         run.missing.extend(absent())
     else:
         run.missing.append(Missing("the peers", "`make bench-peers` measures them, too"))
-    try:
-        with ExitStack() as stack:
-            Measurement(options, run, stack).take(chosen)
-    except (AssertionError, NoResults, ServiceFailed, WrongAnswer, DriverMissing) as error:
-        sys.stderr.write(f"{error}\n")
+    if not _measured(run, options, chosen):
         return 2
-    run.load.append(os.getloadavg()[0])
     whole = set(chosen) == set(SECTIONS) and set(options.services.split(",")) == set(polls.OURS)
     _save(run, options, whole=whole)
     sys.stdout.write(tables.page(run))
     return 0 if options.quick else _status(run, everything=whole and options.peers)
+
+
+def _measured(run: Run, options: argparse.Namespace, chosen: Collection[str]) -> bool:
+    """Return whether all chosen sections were measured; if not, keep those that were."""
+    complete = False
+    try:
+        with ExitStack() as stack:
+            Measurement(options, run, stack).take(chosen)
+        complete = True
+    except _FAILURES as error:
+        sys.stderr.write(f"{error}\n")
+    finally:  # also if it is interrupted
+        run.load.append(os.getloadavg()[0])
+        if run.sections and not complete:
+            kept = (options.results or RESULTS / "latest.json").with_suffix(".unfinished.json")
+            results.save(run, kept)
+            sys.stderr.write(f"The sections that were measured are in {kept}.\n")
+    return complete
 
 
 def _status(run: Run, *, everything: bool) -> int:
@@ -306,9 +329,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", help=f"some of {','.join(SECTIONS)}")
     parser.add_argument("--services", default=",".join(polls.OURS), help="polled over HTTP; all")
     parser.add_argument("--quick", action="store_true", help="only to see that it works")
-    parser.add_argument("--turns", type=int, default=0, help="of all subjects; 7")
-    parser.add_argument("--seconds", type=float, default=0.0, help="over HTTP, of a turn; 1")
-    parser.add_argument("--driver", default="", help="wrk or processes; the best there is")
+    parser.add_argument("--turns", type=count, help="of all subjects; 7")
+    parser.add_argument("--seconds", type=positive, help="over HTTP, of a turn; 1")
+    parser.add_argument("--driver", choices=DRIVERS, default="", help="the best there is")
     parser.add_argument("--results", type=Path, help="where to, instead of benchmarks/results")
     parser.add_argument(
         "--write",
@@ -319,4 +342,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    exit_at_sigterm()
     sys.exit(main(sys.argv[1:]))

@@ -27,6 +27,9 @@ Request = tuple[str, str]
 """A path, and headers to send with it, with `\\r\\n` between them; empty: none. In them, `%d` is a
 number that no other request has."""
 
+DRIVERS = ("wrk", "processes")
+"""The names of the load generators."""
+
 _PERCENTS = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9, 100)
 _SCRIPT = Path(__file__).with_name("wrk.lua")
 _PATIENCE = 30.0  # seconds beyond the requested time
@@ -78,7 +81,7 @@ class Driver(Protocol):
 
 
 def driver(name: str = "") -> Driver:
-    """Return a load generator by its name: `wrk`, `processes`, or the best that is installed.
+    """Return a load generator by its name, one of `DRIVERS`, or the best that is installed.
 
     Raises:
         DriverMissing: it is not installed.

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 from app.devservers import RedisServer, free_port
 from benchmarks.machine import surroundings
-from benchmarks.process import Process
+from benchmarks.process import Process, exit_at_sigterm
+from loadtests.arguments import count
 from loadtests.connection import HOST, connect
 from loadtests.percentiles import percentile
 
@@ -170,9 +171,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--backend", choices=["memory", "redis", "tiered"], default="memory")
-    parser.add_argument("--updates", type=int, default=300, help="one after the other; 300")
+    parser.add_argument("--updates", type=count, default=300, help="one after the other; 300")
     return parser
 
 
 if __name__ == "__main__":
+    exit_at_sigterm()
     sys.exit(main(sys.argv[1:]))

@@ -35,14 +35,15 @@ from typing import TYPE_CHECKING, cast
 import asyncpg
 import uvloop
 
-from app.devservers import PostgresServer, RedisServer
+from app.devservers import PostgresServer, RedisServer, ServerFailed
 from benchmarks.machine import surroundings
+from benchmarks.process import exit_at_sigterm
 from benchmarks.process_cpu import processor_seconds, resident
 from benchmarks.service import HOST, Service, ServiceFailed
 from jobcache.backends.postgres.factory import APPLICATION_NAME
 from jobcache.backends.postgres.payloads import channel_of
 from loadtests import percentiles
-from loadtests.arguments import count
+from loadtests.arguments import count, positive
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -500,7 +501,7 @@ def main(arguments: Sequence[str]) -> int:
             runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
             notifying = postgres if options.backend == "postgres" else None
             result = runner.run(run(options, holding, written, notifying))
-    except (ServiceFailed, Wrong) as error:
+    except (ServerFailed, ServiceFailed, Wrong) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     broken = result.broken()
@@ -525,14 +526,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--backend", choices=["memory", "redis", "tiered", "postgres"], default="memory"
     )
-    parser.add_argument("--held", type=int, default=5000, help="requests at a time; 5000")
+    parser.add_argument("--held", type=count, default=5000, help="requests at a time; 5000")
     parser.add_argument("--processes", type=count, default=1, help="that hold them; 1")
-    parser.add_argument("--jobs", type=int, default=1000, help="they wait for; 1000")
-    parser.add_argument("--rate", type=float, default=100.0, help="updates a second; 100")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of updates; 30")
+    parser.add_argument("--jobs", type=count, default=1000, help="they wait for; 1000")
+    parser.add_argument("--rate", type=positive, default=100.0, help="updates a second; 100")
+    parser.add_argument("--seconds", type=positive, default=30.0, help="of updates; 30")
     parser.add_argument("--seed", type=int, default=1, help="of the order of jobs; 1")
     return parser
 
 
 if __name__ == "__main__":
+    exit_at_sigterm()
     sys.exit(main(sys.argv[1:]))

@@ -43,14 +43,14 @@ class Poll(NamedTuple):
     """One poll and its answer.
 
     Attributes:
-        sent: when, in seconds of `time.monotonic`.
-        took: seconds until the whole answer was there.
+        due: when it was due, in seconds of `time.monotonic`.
+        took: seconds from then until the whole answer was there.
         status: of the answer.
         hit: whether it came from the cache.
         stale: whether it was older than what was known when the poll was sent.
     """
 
-    sent: float
+    due: float
     took: float
     status: int
     hit: bool
@@ -69,7 +69,7 @@ class Side:
 
     Attributes:
         polls: in the order in which their answers came.
-        writes: seconds that each write took that was acknowledged.
+        writes: seconds from when each write that was acknowledged was due until it was.
         unacknowledged: how many were not.
     """
 
@@ -88,29 +88,29 @@ class Side:
         self._known = dict.fromkeys(jobs, 0)
         self._idle: dict[int, list[_Connection]] = {}
 
-    async def poll(self) -> None:
-        """Poll the next job, and note the answer."""
+    async def poll(self, due: float) -> None:
+        """Poll the next job, which was due at this time, and note the answer."""
         job = next(self._next_poll)
-        known, sent = self._known[job], time.monotonic()
+        known = self._known[job]
         try:
             status, head, _ = await self._ask(self._polled, get(f"/api/v2/jobs/{job}"))
         except _LOST:
             status, head = UNANSWERED, b""
-        took, found = time.monotonic() - sent, _VERSION.search(head)
+        took, found = time.monotonic() - due, _VERSION.search(head)
         version = known if found is None else int(found[1])
         self._learn(job, version)
-        self.polls.append(Poll(sent, took, status, _HIT.search(head) is not None, version < known))
+        self.polls.append(Poll(due, took, status, _HIT.search(head) is not None, version < known))
 
-    async def write(self) -> None:
-        """Report progress of the next job."""
-        job, port, began = next(self._next_write), next(self._next_port), time.monotonic()
+    async def write(self, due: float) -> None:
+        """Report progress of the next job, which was due at this time."""
+        job, port = next(self._next_write), next(self._next_port)
         try:
             status, _, body = await self._ask(port, _report(job, next(self._percent)))
         except _LOST:
             status, body = UNANSWERED, b""
         if status == 200:
             self._learn(job, json.loads(body)["version"])
-            self.writes.append(time.monotonic() - began)
+            self.writes.append(time.monotonic() - due)
         else:
             self.unacknowledged += 1
 
@@ -179,12 +179,12 @@ async def steady_load(sides: Sequence[Side], polls: float, writes: float) -> Asy
     async with asyncio.TaskGroup() as group:
 
         async def keep_sending(
-            send: Callable[[], Coroutine[None, None, None]], offset: float, period: float
+            send: Callable[[float], Coroutine[None, None, None]], offset: float, period: float
         ) -> None:
             due = time.monotonic() + offset
             while True:
                 await asyncio.sleep(due - time.monotonic())
-                group.create_task(send())
+                group.create_task(send(due))
                 due += period
 
         senders = []

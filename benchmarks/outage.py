@@ -37,12 +37,14 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import uvloop
 
-from app.devservers import PostgresServer, RedisServer
+from app.devservers import PostgresServer, RedisServer, ServerFailed
 from benchmarks.machine import surroundings
 from benchmarks.open_loop import Side, steady_load
+from benchmarks.process import exit_at_sigterm
 from benchmarks.service import Service, ServiceFailed
 from jobcache.resilience.guarded_backend import GuardedBackend
 from loadtests import percentiles
+from loadtests.arguments import count, positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -198,9 +200,9 @@ class _Outages:
         state, closed = await self._breaker()
         if state != "closed":
             raise Untold(f"the breaker was not closed {after:g} s after a {fault}")
-        own = [poll.took for poll in _sent(self._cached.polls, opened, ended)]
-        null = [poll.took for poll in _sent(self._null.polls, opened, ended)]
-        first, steady = _hits([poll for poll in self._cached.polls if poll.sent >= back])
+        own = [poll.took for poll in _due(self._cached.polls, opened, ended)]
+        null = [poll.took for poll in _due(self._null.polls, opened, ended)]
+        first, steady = _hits([poll for poll in self._cached.polls if poll.due >= back])
         return Round(
             fault,
             open_after_ms=1e3 * (opened - began),
@@ -222,7 +224,7 @@ class _Outages:
         """Watch polls for the given seconds; if `curt`, only until hits are steady."""
         deadline = time.monotonic() + seconds
         while self._curt and time.monotonic() < deadline:
-            polls = [poll for poll in self._cached.polls if poll.sent >= since]
+            polls = [poll for poll in self._cached.polls if poll.due >= since]
             if _hits(polls)[1] is not None and all(poll.hit for poll in polls[-_STEADY:]):
                 return
             await asyncio.sleep(_LOOK)
@@ -273,21 +275,21 @@ def _apart(one: float, other: float) -> float:
     return max(one, other) / min(one, other)
 
 
-def _sent(polls: Iterable[Poll], since: float, until: float) -> list[Poll]:
-    return [poll for poll in polls if since <= poll.sent < until]
+def _due(polls: Iterable[Poll], since: float, until: float) -> list[Poll]:
+    return [poll for poll in polls if since <= poll.due < until]
 
 
 def _under_way(polls: Iterable[Poll], since: float, until: float) -> list[float]:
-    return [poll.took for poll in polls if poll.sent < until and poll.sent + poll.took >= since]
+    return [poll.took for poll in polls if poll.due < until and poll.due + poll.took >= since]
 
 
 def _hits(polls: Sequence[Poll]) -> tuple[float | None, float | None]:
     """Return the times of the first hit, and of the first after which nearly all polls hit."""
-    answered = sorted(polls, key=lambda poll: poll.sent + poll.took)
+    answered = sorted(polls, key=lambda poll: poll.due + poll.took)
     hits = [n for n, poll in enumerate(answered) if poll.hit]
     steady = [n for n in hits if sum(p.hit for p in answered[n : n + _STEADY]) >= _STEADY - 1]
     first, on = (answered[found[0]] if found else None for found in (hits, steady))
-    return first and first.sent + first.took, on and on.sent + on.took
+    return first and first.due + first.took, on and on.due + on.took
 
 
 def _counted(side: Side) -> dict[str, Any]:
@@ -438,7 +440,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             result = runner.run(run(options))
-    except (ServiceFailed, Untold) as error:
+    except (ServerFailed, ServiceFailed, Untold) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     result |= {
@@ -461,14 +463,14 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=8, help="of each fault; 8")
+    parser.add_argument("--rounds", type=count, default=8, help="of each fault; 8")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
-    parser.add_argument("--seconds", type=float, default=8.0, help="an outage lasts; 8")
-    parser.add_argument("--after", type=float, default=4.0, help="seconds watched after it; 4")
+    parser.add_argument("--seconds", type=positive, default=8.0, help="an outage lasts; 8")
+    parser.add_argument("--after", type=positive, default=4.0, help="seconds watched after it; 4")
     parser.add_argument("--curt", action="store_true", help="watch only until hits are steady")
-    parser.add_argument("--polls", type=float, default=100.0, help="a second on each side; 100")
-    parser.add_argument("--writes", type=float, default=4.0, help="a second on each side; 4")
-    parser.add_argument("--jobs", type=int, default=20, help="on each side; 20")
+    parser.add_argument("--polls", type=positive, default=100.0, help="a second on each side; 100")
+    parser.add_argument("--writes", type=positive, default=4.0, help="a second on each side; 4")
+    parser.add_argument("--jobs", type=count, default=20, help="on each side; 20")
     parser.add_argument("--seed", type=int, default=1, help="of the order of jobs; 1")
     parser.add_argument(
         "--results", type=Path, default=Path(__file__).with_name("results"), help="for the JSON"
@@ -477,4 +479,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    exit_at_sigterm()
     sys.exit(main(sys.argv[1:]))

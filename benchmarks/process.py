@@ -1,10 +1,12 @@
-"""A child process that runs for as long as a `with` block, and whose output is kept."""
+"""Processes that are ended in order: a child, by leaving a `with` block; a command, by SIGTERM."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, Self
@@ -122,3 +124,12 @@ class Process:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             self._child.wait()
+
+
+def exit_at_sigterm() -> None:
+    """Let SIGTERM end this command in order, with status 143: no process and no folder is left."""
+    signal.signal(signal.SIGTERM, _exit)
+
+
+def _exit(number: int, _: object) -> None:
+    sys.exit(128 + number)

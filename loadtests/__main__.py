@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from benchmarks.process import exit_at_sigterm
 from loadtests.capacity import command as capacity
 from loadtests.run import command as run
 
@@ -31,4 +32,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    exit_at_sigterm()
     sys.exit(main(sys.argv[1:]))

@@ -15,9 +15,11 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks.machine import surroundings
+from benchmarks.process import exit_at_sigterm
 from benchmarks.shutdown.servers import SERVERS
 from benchmarks.shutdown.signs import SIGNS
 from benchmarks.shutdown.trial import TrialFailed, take
+from loadtests.arguments import count, positive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,11 +40,11 @@ _COLUMNS = {
 def main(arguments: Sequence[str]) -> int:
     """Print the table. Return 1 if a server took too long or cut off a response."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shutdown", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="each server is stopped; 3")
-    parser.add_argument("--polls", type=int, default=40, help="that a server holds; 40")
-    parser.add_argument("--streams", type=int, default=10, help="that a server holds; 10")
+    parser.add_argument("--rounds", type=count, default=3, help="each server is stopped; 3")
+    parser.add_argument("--polls", type=count, default=40, help="that a server holds; 40")
+    parser.add_argument("--streams", type=count, default=10, help="that a server holds; 10")
     parser.add_argument("--signs", action="store_true", help="use the signs one by one as well")
-    parser.add_argument("--patience", type=float, default=12.0, help="seconds; 12")
+    parser.add_argument("--patience", type=positive, default=12.0, help="seconds; 12")
     options = parser.parse_args(arguments)
     try:
         trials = asyncio.run(measure(options))
@@ -113,4 +115,5 @@ def _shown(trials: list[Trial], patience: float) -> str:
 
 
 if __name__ == "__main__":
+    exit_at_sigterm()
     sys.exit(main(sys.argv[1:]))

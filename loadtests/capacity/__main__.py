@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from benchmarks.process import exit_at_sigterm
 from loadtests.capacity.command import main
 
 if __name__ == "__main__":
+    exit_at_sigterm()
     sys.exit(main(sys.argv[1:]))

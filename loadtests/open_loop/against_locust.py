@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.backends import NEEDS_REDIS
-from benchmarks.process import Process
+from benchmarks.process import Process, exit_at_sigterm
 from loadtests.arguments import count, positive
 from loadtests.open_loop import jobs
 from loadtests.open_loop.load import Load, Plan
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _RATE = 0.05
 _USERS = "fixed_pollers.py"
 _STOP = 60.0  # seconds for Locust to start and to end
+_POLLS_END_WITHIN = 10  # seconds; by default Locust cuts off the polls in progress
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def by_locust(port: int, ids: Collection[int], plan: Plan, seconds: float) -> Po
             *("--users", str(plan.pollers), "--spawn-rate", str(plan.pollers)),
             *("--run-time", f"{seconds + plan.interval:.0f}s", "--interval", str(plan.interval)),
             *("--job-ids", ",".join(map(str, ids)), "--report", str(report)),
+            *("--stop-timeout", str(_POLLS_END_WITHIN)),
         ]
         kept = {name: text for name, text in os.environ.items() if not name.startswith("LOCUST_")}
         with Process(command, kept) as locust:
@@ -180,4 +182,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    exit_at_sigterm()
     sys.exit(main(sys.argv[1:]))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import statistics
 import sys
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from app.devservers import PostgresServer, RedisServer
 from benchmarks.backends import NEEDS_REDIS
 from benchmarks.machine import surroundings
+from benchmarks.process import exit_at_sigterm
 from loadtests.restart.run import run
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--clients", type=int, default=5 * _JOBS, help=f"over {_JOBS} jobs")
     options = parser.parse_args(arguments)
+    if options.processes < 1 or options.clients < 1:
+        parser.error("--processes and --clients must be at least 1")
     with ExitStack() as stack:
         postgres = stack.enter_context(PostgresServer())
         settings = {
@@ -78,11 +80,6 @@ def as_text(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _end(*_: object) -> None:
-    sys.exit(143)
-
-
 if __name__ == "__main__":
-    # Stop in order, so that no server is left behind.
-    signal.signal(signal.SIGTERM, _end)
+    exit_at_sigterm()
     sys.exit(main(sys.argv[1:]))

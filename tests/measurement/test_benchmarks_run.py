@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,20 +10,34 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import instructions, long_poll_quickstart, results, tables
+from benchmarks import (
+    instructions,
+    long_poll_quickstart,
+    long_poll_scale,
+    outage,
+    results,
+    tables,
+)
 from benchmarks.__main__ import SECTIONS
 from benchmarks.handwritten import Jobs
 from benchmarks.nginx import nginx_program
 from benchmarks.peers import routes, table
+from benchmarks.results import NoResults
+from benchmarks.shutdown import __main__ as shutdown
 from benchmarks.suites import polls, writers
+from loadtests.restart import __main__ as restart
 from tests.measurement.in_process import Command
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +115,103 @@ def test_a_quick_run_measures_everything_and_draws_it(
     shown = re.findall(r"\(benchmarks/plots/(.*?)\)", (ROOT / "README.md").read_text())
     assert shown
     assert set(shown) <= drawn
+
+
+def test_finished_sections_are_kept_when_a_later_one_fails(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise NoResults("nothing to see")
+
+    monkeypatch.setattr(benchmarks, "RESULTS", tmp_path)
+    monkeypatch.setattr(benchmarks, "gets", fails)
+    status, _, complained = command.run(benchmarks.main, "--quick", "--only", "calls,gets")
+    assert status == 2
+    assert "nothing to see" in complained
+    (kept,) = tmp_path.iterdir()
+    assert kept.name == "latest.unfinished.json"
+    assert str(kept) in complained
+    assert [one.name for one in results.load(kept).sections] == ["calls"]
+
+
+@pytest.mark.parametrize(
+    ("main", "options", "reason"),
+    [
+        (benchmarks.main, "--turns -1", "'-1' is no whole number of at least 1"),
+        (benchmarks.main, "--seconds 0", "'0' is no number above 0"),
+        (benchmarks.main, "--driver wrks", "invalid choice: 'wrks' (choose from"),
+        (outage.main, "--rounds 0", "'0' is no whole number of at least 1"),
+        (outage.main, "--polls 0", "'0' is no number above 0"),
+        (long_poll_quickstart.main, "--updates 0", "'0' is no whole number of at least 1"),
+        (long_poll_scale.main, "--held 0", "'0' is no whole number of at least 1"),
+        (long_poll_scale.main, "--seconds 0", "'0' is no number above 0"),
+        (shutdown.main, "--rounds 0", "'0' is no whole number of at least 1"),
+        (restart.main, "--clients 0", "--processes and --clients must be at least 1"),
+    ],
+)
+def test_a_command_that_would_measure_nothing_is_refused(
+    main: Callable[[Sequence[str]], int],
+    options: str,
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(options.split())
+    assert refused.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "benchmarks --quick --only polls",
+        "benchmarks.outage",
+        "benchmarks.long_poll_quickstart",
+        "benchmarks.long_poll_scale --held 10 --jobs 2",
+        "benchmarks.shutdown --polls 2 --streams 1",
+        "loadtests.open_loop.against_locust --pollers 2 --jobs 1 --database sqlite",
+        *(
+            pytest.param(each, marks=pytest.mark.long)
+            for each in (
+                "loadtests.open_loop --pollers 2 --jobs 1 --database sqlite",
+                "loadtests.restart",
+            )
+        ),
+    ],
+)
+def test_nothing_is_left_behind_by_a_command_that_sigterm_ends(arguments: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="test-") as place:
+        Path(place).chmod(0o711)  # PostgreSQL may run as another account
+        child = subprocess.Popen(
+            [sys.executable, "-m", *arguments.split()],
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": place},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        with child:
+            try:
+                started = wait_for_a_server(child)
+            finally:
+                child.terminate()
+            said, _ = child.communicate(timeout=90)
+        assert child.returncode == 128 + signal.SIGTERM, said
+        assert psutil.wait_procs(started, timeout=60)[1] == []
+        assert list(Path(place).iterdir()) == []
+
+
+def wait_for_a_server(child: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return the processes that a command has started, once one of them listens."""
+    deadline = time.monotonic() + 120
+    while child.poll() is None and time.monotonic() < deadline:
+        found = psutil.Process(child.pid).children(recursive=True)
+        for each in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if each.net_connections():
+                    return found
+        time.sleep(0.05)
+    raise AssertionError("it has started no server")
 
 
 class Stored(Jobs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -139,16 +140,19 @@ async def test_an_answer_older_than_what_was_known_when_it_was_asked_for_is_stal
     thread.start()
     port = server.server_port
     side = Side("redis", polled=port, written=[port], jobs=[7], seed=1)
-    await side.poll()
-    await side.write()
+    due = time.monotonic() - 60  # as if the process had been busy since then
+    await side.poll(due)
+    await side.write(due)
     for _ in polled[1:]:
-        await side.poll()
+        await side.poll(due)
     side.close()
     server.shutdown()
     thread.join()
     server.server_close()
-    await side.poll()
+    await side.poll(due)
     assert [poll.stale for poll in side.polls] == [False, True, False, True, False, False]
     assert [poll.hit for poll in side.polls] == [False, True, True, True, False, False]
     assert [poll.status for poll in side.polls] == [200, 200, 200, 200, 500, UNANSWERED]
     assert (len(side.writes), side.unacknowledged) == (1, 0)
+    assert {poll.due for poll in side.polls} == {due}
+    assert min(side.writes[0], *(poll.took for poll in side.polls)) >= 60
