@@ -71,7 +71,8 @@ class Service:
         """
         deadline = time.monotonic() + _START
         while self._process.alive and time.monotonic() < deadline:
-            with contextlib.suppress(httpx.TransportError):
+            # What answers may be another process, which has the port and may end.
+            with contextlib.suppress(httpx.TransportError, ServiceFailed):
                 if self._client.get("/readyz").is_success and self._is_ours():
                     return
             time.sleep(_PAUSE)
@@ -104,9 +105,14 @@ class Service:
         """Send a request; return the JSON of the response.
 
         Raises:
-            ServiceFailed: the answer was not a success.
+            ServiceFailed: the answer was not a success, or there was none.
         """
-        answer = self._client.request(method, path, json=body)
+        try:
+            answer = self._client.request(method, path, json=body)
+        except httpx.HTTPError as error:
+            raise ServiceFailed(
+                f"{method} {path} was not answered: {error!r}\n{self._process.log_tail()}"
+            ) from error
         if not answer.is_success:
             raise ServiceFailed(
                 f"{method} {path} was answered {answer.status_code}: {answer.text[:200]}\n"

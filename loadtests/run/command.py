@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.devservers import PostgresServer
+from app.devservers import PostgresServer, ServerFailed
 from app.settings import MOST_WORKERS
 from benchmarks.backends import NEEDS_REDIS, ONE_DATABASE_ONLY, ONE_PROCESS_ONLY
 from benchmarks.machine import surroundings
@@ -87,6 +87,8 @@ def main(arguments: Sequence[str]) -> int:
             results.complete()
     except Interrupted as interrupted:
         ended_by = interrupted.number
+    except ServerFailed as error:  # PostgreSQL did not start, or did not end
+        results.failed(str(error))
     page = write(results.document, results.place)
     problems = results.document.all_problems
     for problem in problems:
@@ -167,7 +169,8 @@ def _run_all(
             with progress.run(name):
                 try:
                     results.add(measure(scenario, backend, server, workers=workers))
-                except (ServiceFailed, ClientsFailed) as error:  # the other runs still count
+                # The other runs still count.
+                except (ServerFailed, ServiceFailed, ClientsFailed) as error:
                     results.failed(f"{name}: {error}")
 
 

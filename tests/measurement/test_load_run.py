@@ -20,9 +20,10 @@ import pytest
 from rich.console import Console
 
 from app import settings
+from app.devservers import ServerFailed
 from benchmarks import process
 from benchmarks.backends import NEEDS_REDIS, ONE_PROCESS_ONLY
-from benchmarks.service import ServiceFailed
+from benchmarks.service import Service, ServiceFailed
 from jobcache import SettingsError
 from loadtests.__main__ import main
 from loadtests.report.document import Document, from_json
@@ -213,6 +214,7 @@ GOOD = measurement("memory", hits=5, misses=0)
         ([GOOD, GOOD], 0, "", 2),
         ([BAD, GOOD], 1, "FAILED: tiny on null: 3 failures", 2),
         ([ServiceFailed("not ready"), GOOD], 1, "FAILED: tiny on null: not ready", 1),
+        ([ServerFailed("no Redis"), GOOD], 1, "FAILED: tiny on null: no Redis", 1),
         ([ServiceFailed("a"), ServiceFailed("b")], 1, "FAILED: nothing was measured", 0),
     ],
 )
@@ -237,6 +239,15 @@ def test_anything_wrong_makes_the_command_fail_and_is_kept(
     document = kept(tmp_path)
     assert len(document.runs) == runs
     assert not document.interrupted
+
+
+def test_a_service_that_does_not_answer_has_failed(forked: None) -> None:
+    """It may end in the middle of a run, and the runs after it still take place."""
+    with Service({"JOBCACHE_BACKEND": "memory"}) as service:
+        service.wait_until_ready()
+        os.kill(service.pid, signal.SIGKILL)
+        with pytest.raises(ServiceFailed, match="GET /api/v2/cache/stats was not answered"):
+            service.stats()
 
 
 @pytest.mark.parametrize(
