@@ -48,6 +48,7 @@ class Record:
 
         Polls that were held are counted apart: the service reads the cache more than once for each.
         """
+        self._counts["not_modified"] += outcome.not_modified
         if outcome.held:
             self._outcomes["held"] += 1
             return
@@ -134,7 +135,7 @@ class Record:
         named = (
             *("jobs", "completed", "changes", "ends_seen", "updates", "update_polls"),
             *("first_polls", "first_polls_missed", "received_bytes", "sent_bytes", "cut_off"),
-            "reads_without_outcome",
+            *("not_modified", "reads_without_outcome"),
         )
         return {
             "requests": {row: each.count for row, each in self.durations().items()},

@@ -57,12 +57,14 @@ class PollOutcome:
             not say.
         coalesced: whether the poll shared the query of another one.
         held: whether the service held it. Such a poll reads the cache several times.
+        not_modified: whether the status is 304, from the cache or not.
     """
 
     row: str
     counter: str | None
     coalesced: bool
     held: bool
+    not_modified: bool
 
     @property
     def missed(self) -> bool:
@@ -79,8 +81,15 @@ def outcome_of(response: Response) -> PollOutcome:
         counter = "stale_served"
     held = "preference-applied" in response.headers
     row = UNCACHED if counter is None else _ROWS[counter]
-    if row == HIT and response.status == 304:
+    not_modified = response.status == 304
+    if row == HIT and not_modified:
         row = UNCHANGED
     if held:
         row = LONG_POLL
-    return PollOutcome(row=row, counter=counter, coalesced="collapsed" in members, held=held)
+    return PollOutcome(
+        row=row,
+        counter=counter,
+        coalesced="collapsed" in members,
+        held=held,
+        not_modified=not_modified,
+    )

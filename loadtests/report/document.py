@@ -12,7 +12,7 @@ class Requests:
     """The requests of one name, as the clients saw them.
 
     Attributes:
-        name: the row in Locust's table, such as `poll, hit`.
+        name: the row in Locust's table, such as `poll: hit`.
         count: how many were answered, failures included.
         failures: how many were answered wrongly or not at all.
         p50_ms: the median duration in milliseconds; like the others, None without a request.
@@ -116,7 +116,7 @@ class Measurement:
         held: how many were held until there was a change, or their time was up.
         service: how the service says that it has answered, over all of its processes.
         process_reads: reads that each of its processes has answered.
-        not_modified: polls that were answered 304.
+        not_modified: polls that were answered 304, from the cache or not.
         jobs: jobs that the clients polled.
         completed: of these, jobs whose end a client saw.
         ends_seen: clients that saw the end of their job.

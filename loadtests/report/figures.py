@@ -47,11 +47,14 @@ def cpu_seconds(run: Measurement, process: str) -> float | None:
 
 def others_percent(run: Measurement) -> float | None:
     """Return the processor time of programs that are not of the test, in percent of one core."""
-    if len(run.samples) < 2:
+    names = {name for sample in run.samples for name in sample.cpu_seconds}
+    # When the last sample is taken, the clients have ended, and their time is not known.
+    whole = [sample for sample in run.samples if sample.cpu_seconds.keys() == names]
+    if len(whole) < 2:
         return None
-    first, last = run.samples[0], run.samples[-1]
+    first, last = whole[0], whole[-1]
     machine = last.machine_seconds - first.machine_seconds
-    ours = sum(cpu_seconds(run, process) or 0.0 for process in last.cpu_seconds)
+    ours = sum(last.cpu_seconds[name] - first.cpu_seconds[name] for name in names)
     return max(0.0, 100 * (machine - ours) / (last.second - first.second))
 
 

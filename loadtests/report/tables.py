@@ -114,6 +114,11 @@ def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
+def _duration(run: Measurement, percent: float) -> float | None:
+    """Return a percentile of a run's polls; None if some were held, and so took as they should."""
+    return None if run.held else figures.percentile(run.polls_ms, percent)
+
+
 BACKENDS: Mapping[str, Callable[[BackendSummary], str]] = {
     "backend": lambda one: one.backend,
     "scenarios": lambda one: _number(len(one.runs)),
@@ -121,12 +126,8 @@ BACKENDS: Mapping[str, Callable[[BackendSummary], str]] = {
     "queries per 1,000 polls": lambda one: _number(
         one.per_thousand(lambda run: run.statements.get("load", 0)), ".1f"
     ),
-    "median poll ms": lambda one: _number(
-        one.middle(lambda run: figures.percentile(run.polls_ms, 50)), ".2f"
-    ),
-    "median p99 ms": lambda one: _number(
-        one.middle(lambda run: figures.percentile(run.polls_ms, 99)), ".2f"
-    ),
+    "median poll ms": lambda one: _number(one.middle(lambda run: _duration(run, 50)), ".2f"),
+    "median p99 ms": lambda one: _number(one.middle(lambda run: _duration(run, 99)), ".2f"),
     "CPU ms per poll, service": lambda one: _number(
         one.per_thousand(lambda run: figures.cpu_seconds(run, "service")), ".2f"
     ),

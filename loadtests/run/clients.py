@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from benchmarks.process import Process
-from loadtests.pollers import rows
 from loadtests.report.document import Bucket, Outcomes, Requests
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ _PERCENTILES = ("p50", "p95", "p99", "max")
 _COUNTS = (
     *("polls", "jobs", "completed", "ends_seen", "first_polls", "first_polls_missed"),
     *("updates", "update_polls", "received_bytes", "sent_bytes", "cut_off"),
-    "reads_without_outcome",
+    *("not_modified", "reads_without_outcome"),
 )
 """Counts that have the same names in Locust's report and in the document."""
 
@@ -44,7 +43,6 @@ class Seen:
         polls_ms: the durations of all polls.
         outcomes: how polls were answered.
         held: how many were held.
-        not_modified: how many were answered 304.
         delay_ms: percentiles of the time from a commit until a client had the version.
         counts: other counts, by the names of `loadtests.report.document.Measurement`.
         errors: the first failures, as text.
@@ -54,7 +52,6 @@ class Seen:
     polls_ms: list[Bucket]
     outcomes: Outcomes
     held: int
-    not_modified: int
     delay_ms: dict[str, float | None]
     counts: dict[str, int]
     errors: list[str]
@@ -145,7 +142,6 @@ def _seen(report: dict[str, Any]) -> Seen:
             coalesced=outcomes["coalesced"],
         ),
         held=outcomes["held"],
-        not_modified=report["requests"].get(rows.UNCHANGED, 0),
         delay_ms=report["delay_ms"],
         counts={name: report[name] for name in _COUNTS},
         errors=report["errors"],

@@ -40,6 +40,7 @@ def measure(
         every: seconds between two samples.
 
     Raises:
+        ServerFailed: Redis did not start.
         ServiceFailed: the service did not start, or could not be asked for its statistics.
         ClientsFailed: the clients have not reported what they saw.
     """
@@ -91,7 +92,7 @@ def measure(
         held=seen.held,
         service=_outcomes(before, after),
         process_reads=_reads_of_each(before, after),
-        not_modified=seen.not_modified,
+        not_modified=seen.counts["not_modified"],
         delay_ms=seen.delay_ms,
         polls=seen.counts["polls"],
         jobs=seen.counts["jobs"],

@@ -172,6 +172,15 @@ def test_a_goal_without_its_figure_has_no_verdict() -> None:
     assert compare(document(runs=[replace(nothing, service=none)])) == []
 
 
+def test_durations_of_polls_that_were_held_are_not_among_those_of_others() -> None:
+    run = measurement("memory", hits=1, misses=0)
+    held = replace(run, scenario="long_polls", held=3, polls_ms=[Bucket(upper_ms=9e3, count=9)])
+    (row,) = Page(html(document(runs=[run, held]), {})).table("median poll ms")
+    assert (row["median poll ms"], row["median p99 ms"]) == ("1.50", "23.25")
+    (row,) = Page(html(document(runs=[held]), {})).table("median poll ms")
+    assert (row["median poll ms"], row["median p99 ms"]) == ("-", "-")
+
+
 def table(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text("utf-8").splitlines()))
 
@@ -248,6 +257,18 @@ def test_a_run_beside_other_programs_is_called_noisy(text: str) -> None:
     assert others_percent(replace(run, samples=quiet)) == pytest.approx(12.5)
     assert "Noisy" not in html(document(runs=[replace(run, samples=quiet)]), {})
     assert others_percent(replace(run, samples=quiet[:1])) is None
+
+
+def test_clients_that_have_ended_are_no_other_programs() -> None:
+    run = measurement("memory", hits=1, misses=0)
+    *during, after = run.samples
+    with_clients = [
+        replace(each, cpu_seconds={**each.cpu_seconds, "clients": each.second / 2})
+        for each in during
+    ]
+    # Until the last sample with the clients, 1 s passed, of which the test used 0.875 s.
+    assert others_percent(replace(run, samples=[*with_clients, after])) == pytest.approx(12.5)
+    assert others_percent(replace(run, samples=[with_clients[0], after])) is None
 
 
 def test_percentiles_are_edges_of_buckets() -> None:
