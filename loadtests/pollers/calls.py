@@ -28,10 +28,12 @@ class ServiceCalls:
 
     Attributes:
         last_outcome: how the last poll was answered; None if it was not.
+        last_status: the status of the last response to a change; 0 without one.
     """
 
     def __init__(self, session: FastHttpSession, run: Run) -> None:
         self.last_outcome: PollOutcome | None = None
+        self.last_status = 0
         self._session = session
         self._run = run
 
@@ -75,6 +77,7 @@ class ServiceCalls:
     ) -> Job | None:
         """Send a change; return the job in the response, or None if it was not as expected."""
         with self._session.post(path, name=row, json=body, catch_response=True) as found:
+            self.last_status = found.status_code
             if found.status_code == 0:
                 return None
             if found.status_code != expected:

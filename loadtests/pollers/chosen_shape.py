@@ -43,7 +43,7 @@ class ChosenShape(LoadTestShape):
         """Return how many users there are to be now, and how many come a second; None to stop."""
         runner = self.runner
         options = None if runner is None else runner.environment.parsed_options
-        if options is None or options.shape == NO_SHAPE:
+        if runner is None or options is None or options.shape == NO_SHAPE:
             return None
         duration = options.shape_seconds if options.run_time is None else options.run_time
         elapsed: float = self.get_run_time()  # type: ignore[no-untyped-call]
@@ -55,6 +55,9 @@ class ChosenShape(LoadTestShape):
             self._away = True
             return 0, most
         if self._away and not self._deployed:
+            # Locust would count users whose polls are still held as users that have come back.
+            if runner.user_count:
+                return 0, most
             self._deployed = True  # after the users have left: they would fill the cache again
             self._deploy()
         return PLANS[options.shape](at, most), most

@@ -39,16 +39,11 @@ class Histogram:
             step *= 10
         self._counts[round(microseconds / step) * step] += 1
 
-    def percentile(self, percent: float) -> float | None:
-        """Return the duration of that rank in milliseconds, or None if there is none.
-
-        It is a duration that occurred (nearest rank), not a value between two.
-        """
-        found = self.percentiles([percent])
-        return found[0] if found else None
-
     def percentiles(self, percents: Sequence[float]) -> list[float]:
-        """Return the durations of these ranks, which ascend; empty if there are none."""
+        """Return the durations of these ranks, which ascend, in milliseconds; empty without any.
+
+        They are durations that occurred (nearest rank), not values between two.
+        """
         whole = self.count
         found: list[float] = []
         seen = 0

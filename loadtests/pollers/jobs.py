@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from jobcache.client.core.errors import ClientError
 from jobcache.client.core.messages import Request, Sleep, Update
 from jobcache.client.jobs import wait_for
 from loadtests.pollers import rows
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 PROMPT = "A fox crosses a frozen river at night, meets a bear and shares its fish."
 _STORYBOARD_INTERVAL = 1.0  # seconds; a storyboard comes soon
+_CANNOT_COMPLETE = {404, 409}
+"""Responses to a completion that are always the same: the job was removed, or has ended."""
 
 
 def create(
@@ -114,11 +117,13 @@ def follow(
                 note(step.document)
 
 
-def report_progress(calls: ServiceCalls, run: Run, job: PolledJob) -> Generator[float, None, int]:
+def report_progress(
+    calls: ServiceCalls, run: Run, job: PolledJob
+) -> Generator[float, None, int | None]:
     """Report the progress of a job, as its worker, until it is complete.
 
     Returns:
-        The last version.
+        The last version; None if the job cannot be completed.
     """
     options = run.options
     start = time.monotonic()
@@ -134,6 +139,8 @@ def report_progress(calls: ServiceCalls, run: Run, job: PolledJob) -> Generator[
         if reported is not None:
             job.acknowledged.acknowledge(reported.version)
     while (completed := calls.post(f"{job.path}/complete", rows.COMPLETE, 200)) is None:
+        if calls.last_status in _CANNOT_COMPLETE:
+            return None
         yield options.interval  # nobody would see an end that was not reported
     job.acknowledged.acknowledge(completed.version)
     return completed.version
@@ -149,14 +156,19 @@ def keep_shared_job(
     """Keep a job for all users at a place: create one, wait for its end, create the next."""
     left = run.options.jobs_per_user or None
     while left is None or left > 0:
-        job = yield from create(calls, run, rules, f"shared-{place}")
+        try:
+            job = yield from create(calls, run, rules, f"shared-{place}")
+        except ClientError:
+            job = None  # the response is a failure in Locust's tables already
         if job is None:
             yield run.options.interval
             continue
         run.shared.put(place, job)
         if run.options.external:
-            run.shared.end(job, (yield from report_progress(worker_calls, run, job)))
+            version = yield from report_progress(worker_calls, run, job)
+            if version is None:
+                continue
+            run.shared.end(job, version)
         while run.shared.last_version(place) == 0:
             yield 0.1
-        run.record.job_completed(run.shared.last_version(place))
         left = None if left is None else left - 1

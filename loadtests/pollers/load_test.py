@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,7 @@ class LoadTest:
         self._environment: Environment | None = None
         self._shape: ChosenShape | None = None
         self._other_shape: LoadTestShape | None = None  # of another file that Locust has loaded
+        self._began = time.time()
 
     def listen(self, events: Events) -> None:
         """Take part in Locust's events."""
@@ -140,7 +142,7 @@ class LoadTest:
         is_worker = isinstance(runner, WorkerRunner)
         run = Run(
             options,
-            SharedJobs(self._make_job, self._announce),
+            SharedJobs(self._make_job, self._announce, self._shared_job_ended),
             worker=runner.worker_index if isinstance(runner, WorkerRunner) else 0,
             workers=getattr(parsed, "polling_processes", 1),
         )
@@ -185,13 +187,18 @@ class LoadTest:
         if options.report:
             text = json.dumps(self.record.report(), indent=1)
             Path(options.report).write_text(text, "utf-8")
-        if options.html_file and (page := Path(options.html_file)).exists():
-            page.write_text(results.insert(page.read_text("utf-8"), self.record), "utf-8")
+        if options.html_file:
+            self._extend_report(Path(options.html_file))
         if self.run is not None:
             sys.stdout.write(f"\n{results.as_text(self.record)}\n")
         if (options.headless or self.run is not None) and self.record.answered == 0:
             logger.error("Nothing was measured: no poll was answered.")
             environment.process_exit_code = 1
+
+    def _extend_report(self, page: Path) -> None:
+        # After SIGTERM Locust writes no report, and this one may be of an earlier run.
+        if page.exists() and page.stat().st_mtime >= self._began:
+            page.write_text(results.insert(page.read_text("utf-8"), self.record), "utf-8")
 
     def _choose(self, options: PollOptions) -> None:
         """Use the shape of the options."""
@@ -246,6 +253,10 @@ class LoadTest:
         runner = self.environment.runner
         if isinstance(runner, MasterRunner | WorkerRunner):
             runner.send_message(_SHARED_JOBS, {"changes": changes})
+
+    def _shared_job_ended(self, version: int) -> None:
+        if self.run is not None and not self._is_worker:  # the first process counts for all
+            self.run.record.job_completed(version)
 
     def _shared_jobs_changed(self, msg: Any, **_: object) -> None:  # noqa: ANN401 - untyped
         if self.run is not None:

@@ -27,13 +27,18 @@ class SharedJobs:
     Args:
         make: returns a job for its number.
         announce: tells the other processes of changes: place, number, and last version or 0.
+        ended: called with the last version of each job, once this process knows of its end.
     """
 
     def __init__(
-        self, make: Callable[[int], PolledJob], announce: Callable[[list[list[int]]], None]
+        self,
+        make: Callable[[int], PolledJob],
+        announce: Callable[[list[list[int]]], None],
+        ended: Callable[[int], None],
     ) -> None:
         self._make = make
         self._announce = announce
+        self._ended = ended
         self._places: dict[int, _Place] = {}
 
     def find(self, place: int, other_than: int) -> PolledJob | None:
@@ -54,8 +59,7 @@ class SharedJobs:
         """Record that a job has ended with this version, and announce it once."""
         for number, place in self._places.items():
             if place.job.id == job.id and place.last_version == 0:
-                place.last_version = version
-                job.acknowledged.acknowledge(version)
+                self._end(place, version)
                 self._announce([[number, job.id, version]])
 
     def announce_all(self) -> None:
@@ -71,5 +75,9 @@ class SharedJobs:
             if place is None or place.job.id != job_id:
                 place = self._places[number] = _Place(self._make(job_id))
             if last_version and place.last_version == 0:
-                place.last_version = last_version
-                place.job.acknowledged.acknowledge(last_version)
+                self._end(place, last_version)
+
+    def _end(self, place: _Place, version: int) -> None:
+        place.last_version = version
+        place.job.acknowledged.acknowledge(version)
+        self._ended(version)

@@ -28,6 +28,7 @@ class StubService(ThreadingHTTPServer):
     Attributes:
         asked: `If-None-Match` and `Prefer` of the polls.
         changes: the paths of the other requests.
+        refused: the last parts of paths of changes that are answered 409.
     """
 
     daemon_threads = True
@@ -37,6 +38,7 @@ class StubService(ThreadingHTTPServer):
         self.answer = answer
         self.asked: list[tuple[str | None, str | None]] = []
         self.changes: list[str] = []
+        self.refused: set[str] = set()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -59,6 +61,8 @@ class _Handler(BaseHTTPRequestHandler):
             "progress": (200, 6),
             "complete": (200, 7),
         }[step]
+        if step in self.server.refused:
+            status = 409
         self.reply(PollAnswer(status, version, "whatever"))
 
     def reply(self, answer: PollAnswer) -> None:

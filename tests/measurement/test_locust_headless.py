@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 from app.devservers import free_port
 from benchmarks.service import Service
-from tests.measurement.locust_process import run_locust
+from tests.measurement.locust_process import WITHIN, locust, run_locust
 from tests.measurement.stub_service import PollAnswer, stub_service
 
 MISTAKES = [
@@ -75,6 +76,45 @@ def test_an_end_that_polls_do_not_show_is_a_failure(tmp_path: Path) -> None:
     assert seen["requests"]["job: report progress"] == 2
 
 
+def test_a_shared_job_that_cannot_be_completed_has_a_successor(tmp_path: Path) -> None:
+    polls = itertools.chain(
+        [PollAnswer(404, 0, "")],  # to whoever waits for the storyboard of the first job
+        itertools.repeat(PollAnswer(200, 3, "storyboard_ready")),
+    )
+    with stub_service(lambda: next(polls)) as service:
+        service.refused.add("complete")
+        status, seen, _ = results(
+            tmp_path,
+            *("--host", service.url, "--users", "1", "--run-time", "5s", "--shared-jobs", "1"),
+            *("--poll-interval", "0.05", "--job-seconds", "0.05", "--job-updates", "1"),
+        )
+    assert status == 1
+    created = service.changes.count("/api/v2/jobs")
+    refused = service.changes.count("/api/v2/jobs/1/complete")
+    assert 2 <= refused <= created - 1  # once for each job but the first, which nobody renders
+    assert seen["completed"] == 0
+
+
+def test_the_report_of_an_earlier_run_stays_as_it_is(tmp_path: Path) -> None:
+    """After SIGTERM Locust writes none."""
+    earlier = tmp_path / "seen.html"
+    earlier.write_text("<html><body>earlier</body></html>")
+    with stub_service(lambda: PollAnswer(200, 3, "storyboard_ready")) as service:
+        options = (
+            *("--headless", "--only-summary", "--host", service.url, "--users", "1"),
+            *("--poll-interval", "0.05", "--html", str(earlier)),
+        )
+        with locust(tmp_path, *options) as child:
+            deadline = time.monotonic() + WITHIN
+            while not service.asked:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            child.terminate()
+            printed, _ = child.communicate(timeout=WITHIN)
+    assert "Poll latencies" in printed
+    assert earlier.read_text() == "<html><body>earlier</body></html>"
+
+
 def test_users_go_on_creating_jobs_and_count_what_the_service_counts(
     tmp_path: Path, forked: None
 ) -> None:
@@ -123,6 +163,26 @@ def test_after_a_deploy_all_users_meet_an_empty_cache(tmp_path: Path, forked: No
         assert 0 <= counted[name] - count <= seen["cut_off"]
     assert counted["misses"] >= 1
     assert counted["database_loads"] <= 2  # one for each job, however many users come back
+
+
+def test_users_whose_polls_are_held_come_back_after_a_deploy(tmp_path: Path, forked: None) -> None:
+    users = 20
+    with Service({"JOBCACHE_BACKEND": "memory"}) as service:
+        service.wait_until_ready()
+        status, seen, printed = results(
+            tmp_path,
+            *("--host", service.url, "--users", str(users), "--stop-timeout", "60"),
+            *("--shape", "stampede", "--shape-seconds", "9", "--shared-jobs", "1"),
+            *("--poll-mode", "wait", "--hold", "2", "--job-seconds", "60", "--job-updates", "1"),
+        )
+    assert status == 0, printed
+    assert seen["requests"]["deploy: empty the cache"] == 1
+    first = sum(
+        count
+        for row, count in seen["requests"].items()
+        if row.startswith("poll: ") and row != "poll: long poll"
+    )
+    assert first > 2 * users  # of each user before and after, and of whoever created the job
 
 
 def test_a_run_that_polled_nothing_fails(tmp_path: Path) -> None:
