@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import secrets
 import shlex
-import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +18,7 @@ import uvloop
 
 from app.devservers import PostgresServer
 from benchmarks.backends import NEEDS_REDIS
+from benchmarks.process import exit_at_sigterm
 from loadtests.arguments import count, positive
 from loadtests.freshness import report
 from loadtests.freshness.checker import Kind
@@ -46,6 +46,12 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.older is not None and not NEEDS_REDIS.get(options.backend):
         parser.error("--older needs a backend that both versions share: redis or tiered")
+    possible = _possible(options)
+    if impossible := [name for name in options.faults or () if name not in possible]:
+        parser.error(
+            f"argument --faults: {', '.join(impossible)}: not with these options on"
+            f" {options.backend}; choose from {', '.join(possible)}"
+        )
     plan = _plan(options)
     sys.stderr.write(f"seed {plan.seed}\n")
     settings = {
@@ -80,7 +86,8 @@ def main(arguments: Sequence[str]) -> int:
     return report.publish(plan, outcome, command, options.results)
 
 
-def _plan(options: argparse.Namespace) -> Plan:
+def _possible(options: argparse.Namespace) -> list[str]:
+    """Return the faults of the servers and processes that there will be."""
     have: set[Needs] = {""}
     if NEEDS_REDIS.get(options.backend):
         have.add("redis")
@@ -88,7 +95,11 @@ def _plan(options: argparse.Namespace) -> Plan:
         have.add(_FEEDS[options.backend])
     if options.older is not None:
         have.add("older")
-    names = [name for name, fault in FAULTS.items() if fault.needs in have]
+    return [name for name, fault in FAULTS.items() if fault.needs in have]
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    names = _possible(options)
     if options.older is not None:
         # Those during which no response may be old, and none 5xx.
         names = [
@@ -97,7 +108,7 @@ def _plan(options: argparse.Namespace) -> Plan:
             if FAULTS[name].invariants == "fresh" and not FAULTS[name].takes_source
         ]
     if options.faults is not None:
-        names = [name for name in options.faults if name]
+        names = options.faults
     rounds = 1 if options.quick else 3
     reads = _QUICK_READS if options.quick else 1_000_000
     processes = 1 if options.backend == "memory" else 3
@@ -193,11 +204,7 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _end(*_: object) -> None:
-    sys.exit(143)
-
-
 if __name__ == "__main__":
-    # An end in order, before there is a loop that takes care of it.
-    signal.signal(signal.SIGTERM, _end)
+    # Until there is a loop that takes care of it.
+    exit_at_sigterm()
     sys.exit(main(sys.argv[1:]))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from app.devservers import ServerFailed
 from benchmarks.backends import NEEDS_REDIS
 from benchmarks.machine import surroundings
+from benchmarks.process import exit_at_sigterm
 from benchmarks.service import ServiceFailed
 from loadtests.arguments import count, positive
 from loadtests.open_loop import report, trial
@@ -118,11 +118,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _end(*_: object) -> None:
-    sys.exit(143)
-
-
 if __name__ == "__main__":
-    # Stop in order, so that no server is left behind.
-    signal.signal(signal.SIGTERM, _end)
+    exit_at_sigterm()
     sys.exit(main(sys.argv[1:]))

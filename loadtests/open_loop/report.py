@@ -109,7 +109,7 @@ def text(figures: Figures) -> str:
         "Updates: {planned} planned, {acknowledged} acknowledged.".format(**figures["updates"]),
         _statements(figures),
         _counts(figures),
-        f"Inside the service: p50 of a hit {figures['service']['hit_us']['p50']:.0f} µs.",
+        *_hits(figures),
         _cores(figures),
     ]
     return "\n".join([*lines, ""])
@@ -150,6 +150,11 @@ def _counts(figures: Figures) -> str:
     counts, received = figures["service"]["counts"], figures["counts"]
     listed = [f"{name} {counted} = {received.get(name, 0)}" for name, counted in counts.items()]
     return f"Counted by the service = received: {', '.join(listed)}."
+
+
+def _hits(figures: Figures) -> list[str]:
+    taken = figures["service"]["hit_us"]
+    return [f"Inside the service: p50 of a hit {taken['p50']:.0f} µs."] if taken["count"] else []
 
 
 def _cores(figures: Figures) -> str:

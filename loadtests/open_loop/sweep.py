@@ -9,7 +9,6 @@ import argparse
 import itertools
 import json
 import shlex
-import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from app.devservers import ServerFailed
 from benchmarks.backends import NEEDS_REDIS
 from benchmarks.machine import surroundings
+from benchmarks.process import exit_at_sigterm
 from benchmarks.service import ServiceFailed
 from loadtests.arguments import count, positive
 from loadtests.open_loop import plot, report, trial
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _HEADS = (
     *("backend", "pollers", "polls/s", "hits %", "p50 ms", "p99 ms", "p99 ms during a change"),
-    *("statements/s", "statements per update", "cores of the service", "cores of others"),
+    *("statements/s", "statements per update", "cores of the service", "cores of others", "doubts"),
 )
 
 
@@ -42,9 +42,19 @@ def main(arguments: Sequence[str]) -> int:
     except TooManyConnections as error:
         parser.error(str(error))
     allow_files()
-    around = surroundings()
     trials: list[dict[str, Any]] = []
     failed: list[str] = []
+    document = {
+        "command": f"python -m loadtests.open_loop.sweep {shlex.join(arguments)}",
+        "surroundings": surroundings(),
+        "noise_limit": options.noise,
+        "trials": trials,
+        "failures": failed,
+    }
+    results: Path = options.results
+    results.mkdir(parents=True, exist_ok=True)
+    taken = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    path = results / f"{taken}-open-loop-sweep.json"
     points = list(itertools.product(options.backends, options.pollers))
     for number, (backend, pollers) in enumerate(points, 1):
         name = f"{backend}, {pollers} pollers"
@@ -60,23 +70,15 @@ def main(arguments: Sequence[str]) -> int:
             found = trial.run(plan, backend, options.database, options.seconds, options.interval)
         except (ServerFailed, ServiceFailed) as error:
             failed.append(f"{name}: {error}")  # the other trials still count
-            continue
-        trials.append(found)
-        failed += [f"{name}: {failure}" for failure in report.failures(found)]
+        else:
+            doubts = report.doubts(found, options.noise)
+            sys.stdout.write("".join(f"{name}: {doubt}\n" for doubt in doubts))
+            trials.append({**found, "doubts": doubts})
+            failed += [f"{name}: {failure}" for failure in report.failures(found)]
+        path.write_text(json.dumps(document, indent=1), "utf-8")  # in case it is interrupted
     sys.stdout.write(_table(trials))
     for failure in failed:
         sys.stdout.write(f"FAILED: {failure}\n")
-    results: Path = options.results
-    results.mkdir(parents=True, exist_ok=True)
-    taken = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    document = {
-        "command": f"python -m loadtests.open_loop.sweep {shlex.join(arguments)}",
-        "surroundings": around,
-        "trials": trials,
-        "failures": failed,
-    }
-    path = results / f"{taken}-open-loop-sweep.json"
-    path.write_text(json.dumps(document, indent=1), "utf-8")
     if trials:
         plot.draw(trials, path.with_suffix(".svg"))
     return 1 if failed else 0
@@ -100,6 +102,7 @@ def _table(trials: Sequence[Mapping[str, Any]]) -> str:
             f"{total / updates:.3f}" if updates else "-",
             f"{processors['roles']['service']:.2f}",
             f"{processors['others'] + processors['stolen']:.2f}",
+            ", ".join(doubt.partition(":")[0] for doubt in each["doubts"]) or "-",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
@@ -125,6 +128,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=positive, default=30.0, help="for each trial")
     parser.add_argument("--database", choices=["postgres", "sqlite"], default="postgres")
     parser.add_argument(
+        "--noise",
+        type=positive,
+        default=0.1,
+        help="cores that other processes may use before a trial is marked as noisy",
+    )
+    parser.add_argument(
         "--results", type=Path, default=Path(__file__).parents[1] / "results", help="where they go"
     )
     return parser
@@ -142,11 +151,6 @@ def _counts(text: str) -> list[int]:
     return [count(part) for part in text.split(",")]
 
 
-def _end(*_: object) -> None:
-    sys.exit(143)
-
-
 if __name__ == "__main__":
-    # Stop in order, so that no server is left behind.
-    signal.signal(signal.SIGTERM, _end)
+    exit_at_sigterm()
     sys.exit(main(sys.argv[1:]))

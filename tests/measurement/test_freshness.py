@@ -295,3 +295,24 @@ def test_an_interrupt_leaves_nothing_behind(
     assert family
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (
+            "--backend redis --faults restart,feed-killed",
+            "feed-killed: not with these options on redis; choose from kill-service, ",
+        ),
+        ("--backend tiered --faults listener-cut", "listener-cut: not with these options"),
+        ("--backend memory --faults cut", "choose from kill-service, database\n"),
+        ("--backend redis --faults replace", "replace: not with these options"),
+    ],
+)
+def test_faults_that_cannot_happen_are_refused_before_anything_is_started(
+    options: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(options.split())
+    assert refused.value.code == 2
+    assert reason in capsys.readouterr().err

@@ -140,7 +140,10 @@ def test_a_run_that_polled_nothing_fails(command: Command, tmp_path: Path) -> No
     assert "nothing was measured" in said
 
 
-def test_numbers_of_pollers_are_shown_side_by_side(command: Command, tmp_path: Path) -> None:
+def test_numbers_of_pollers_are_shown_side_by_side(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "_LATE_MS", -1.0)  # any driver is late
     load = "--pollers 2,20 --interval 0.2 --jobs 2 --update-interval 0.2 --seconds 0.6"
     where = ["--database", "sqlite", "--results", str(tmp_path)]
     status, said, complained = command.run(
@@ -151,9 +154,36 @@ def test_numbers_of_pollers_are_shown_side_by_side(command: Command, tmp_path: P
     few, many = json.loads(path.read_text())["trials"]
     assert few["polls"]["answered"] < many["polls"]["answered"]
     assert f"| memory | 20 | {many['polls']['answered'] / many['took']:.0f} | " in said
+    assert [len(each["doubts"]) > 0 for each in (few, many)] == [True, True]
+    assert "memory, 20 pollers: THE DRIVER WAS THE BOTTLENECK" in said
     drawn = path.with_suffix(".svg").read_text()
     for words in ("pollers", "memory p99", "statements/s", "% of polls that are hits"):
         assert words in drawn
+
+
+def test_finished_trials_are_kept_when_a_sweep_is_interrupted(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(plan: Plan, *arguments: Any) -> dict[str, Any]:
+        if plan.pollers > 2:
+            raise KeyboardInterrupt
+        return trial_run(plan, *arguments)
+
+    trial_run = trial.run
+    monkeypatch.setattr(trial, "run", run)
+    load = "--pollers 2,20 --interval 0.2 --jobs 2 --seconds 0.4 --backends memory"
+    where = ["--database", "sqlite", "--results", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        command.run(sweep.main, *load.split(), *where)
+    (path,) = tmp_path.glob("*.json")
+    assert [each["plan"]["pollers"] for each in json.loads(path.read_text())["trials"]] == [2]
+
+
+def test_a_run_without_a_hit_has_no_time_of_one() -> None:
+    figures = {"service": {"hit_us": {"count": 0, "p50": 0.0}}}
+    assert report._hits(figures) == []
+    figures = {"service": {"hit_us": {"count": 7, "p50": 12.4}}}
+    assert report._hits(figures) == ["Inside the service: p50 of a hit 12 µs."]
 
 
 def test_wrong_options_are_explained(command: Command) -> None:
@@ -312,6 +342,22 @@ def test_the_driver_agrees_with_locust(stub: Stub) -> None:
         assert polled.times["p50"] > 150
     # On a busy machine they may differ by more than the command allows.
     assert against_locust.differences(driver, locust, tolerance=150, rate=0.3) == []
+
+
+def test_locust_waits_for_polls_in_progress_at_its_end(stub: Stub) -> None:
+    served: list[str] = []
+
+    def slow(request: BaseHTTPRequestHandler) -> None:
+        served.append(request.path)
+        time.sleep(0.4)
+        reply(request, 1)
+
+    StubHandler.polled = slow
+    polled = against_locust.by_locust(
+        stub.server.server_port, [1], plan(pollers=10, interval=0.5), 0.5
+    )
+    assert polled.failures == []
+    assert polled.polls == len(served) > 0
 
 
 def test_what_the_driver_and_locust_disagree_in_is_said() -> None:
