@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,8 @@ from loadtests.open_loop.files import allow_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+RESULTS = Path(__file__).parents[1] / "results"
 
 NOISE = 0.2
 """Cores that other processes may use on average before a run is called noisy."""
@@ -39,25 +40,27 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--write",
         type=Path,
-        default=Path(__file__).parents[1] / "results" / "calibration.json",
-        help="where the measured costs go",
+        help="where the measured costs go; default: loadtests/results/calibration.json, or"
+        " calibration-quick.json",
     )
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _end)  # stop in order, so that no server is left behind
     allow_files()
     try:
         measured = calibrate(QUICK if options.quick else FULL)
     except (ServerFailed, ServiceFailed) as error:
         sys.stderr.write(f"nothing was calibrated: {error}\n")
         return 1
-    path: Path = options.write
+    name = "calibration-quick.json" if options.quick else "calibration.json"
+    path: Path = options.write or RESULTS / name
     measured.coefficients.save(path)
     loads = {
         "fitted": [asdict(each) for each in measured.fitted],
         "held back": [asdict(each) for _, each in measured.held_back],
     }
     path.with_suffix(".loads.json").write_text(json.dumps(loads, indent=1) + "\n", "utf-8")
-    return judge(measured)
+    status = judge(measured)
+    sys.stdout.write(f"The costs are in {path}.\n")
+    return status
 
 
 def judge(measured: Measured) -> int:
@@ -84,7 +87,3 @@ def judge(measured: Measured) -> int:
         sys.stdout.write(f"FAILED: {len(wrong)} predictions are wrong by more than {limit}.\n")
         return 1
     return 0
-
-
-def _end(*_: object) -> None:
-    sys.exit(143)

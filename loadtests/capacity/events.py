@@ -74,14 +74,12 @@ class Queue:
         servers: how many requests are worked on at the same time.
 
     Attributes:
-        busy: seconds of work that were done, over all servers.
         longest_wait: the longest time that a request has waited for its turn, in seconds.
     """
 
     def __init__(self, timeline: Timeline, servers: int) -> None:
         self._timeline = timeline
         self._free_at = [0.0] * servers
-        self.busy = 0.0
         self.longest_wait = 0.0
 
     def add(self, work: float, patience: float = float("inf")) -> float | None:
@@ -100,6 +98,5 @@ class Queue:
             return None
         ended = min(began + work, now + patience)
         heapq.heapreplace(self._free_at, ended)
-        self.busy += ended - began
         self.longest_wait = max(self.longest_wait, began - now)
         return ended - now if ended == began + work else None

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from loadtests.capacity.simulation import Counted
     from loadtests.capacity.workload import Workload
 
+_LATE = (
+    "The queries are a lower limit: after a command that Redis answers too late, a process asks the"
+    " database, which is not simulated."
+)
+
 DESCRIPTION = """Simulate many service processes on one Redis or a cluster; same seed, same result.
 
 python -m loadtests capacity simulate --pollers 10000 --jobs 1000 --backend redis --nodes 20 --cold
@@ -87,11 +92,6 @@ def _text(workload: Workload, scene: Scene, outcome: Counted, prediction: Predic
         f" processes on {workload.backend}, {'cold' if scene.cold else 'warm'},"
         f" {scene.seconds:g} s, seed {scene.seed}; one of {workload.cells:,} cells."
     )
-    title = (
-        f"{workload.pollers:,} pollers, {workload.jobs:,} jobs, {workload.all_processes:,}"
-        f" processes on {workload.backend}, {'cold' if scene.cold else 'warm'},"
-        f" {scene.seconds:g} s, seed {scene.seed}; one of {workload.cells:,} cells."
-    )
     lines = [
         title,
         "",
@@ -114,4 +114,6 @@ def _text(workload: Workload, scene: Scene, outcome: Counted, prediction: Predic
         f"| commands that Redis answered too late for the cache | {outcome.late:,} |",
         f"| longest wait for the database | {1000 * outcome.database_wait:.1f} ms |",
     ]
+    if outcome.late:
+        lines += ["", _LATE]
     return "\n".join(lines) + "\n"

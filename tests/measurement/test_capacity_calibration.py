@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -237,6 +238,22 @@ def predict_redis(observation: Observation) -> float:
 def test_a_validation_that_judged_nothing_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert calibrate.judge(Measured(COSTS, [], [], 500)) == 1
     assert "0 of 0 quantities judged" in capsys.readouterr().out
+
+
+def test_a_quick_calibration_does_not_replace_a_full_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(calibrate, "RESULTS", tmp_path)
+    monkeypatch.setattr(calibrate, "calibrate", lambda _: Measured(COSTS, [], [], 500))
+    for options, name in (
+        ([], "calibration.json"),
+        (["--quick"], "calibration-quick.json"),
+        (["--quick", "--write", str(tmp_path / "costs.json")], "costs.json"),
+    ):
+        before = set(tmp_path.iterdir())
+        calibrate.main(options)
+        assert set(tmp_path.iterdir()) - before >= {tmp_path / name}
+        assert f"The costs are in {tmp_path / name}." in capsys.readouterr().out
 
 
 def test_a_noisy_calibration_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,8 +136,8 @@ def test_a_queue_serves_in_order_and_gives_up() -> None:
     assert [queue.add(1.0) for _ in range(4)] == [1.0, 1.0, 2.0, 2.0]
     assert queue.add(1.0, patience=1.5) is None  # its turn would come after 2 s
     assert queue.add(1.0, patience=2.5) is None  # it would be half done
-    assert queue.longest_wait == 2.0
-    assert queue.busy == 4.5
+    assert [queue.add(1.0) for _ in range(2)] == [3.0, 3.5]  # the other half is not done
+    assert queue.longest_wait == 2.5
 
 
 def test_the_command_shows_a_cold_start(command: Command, tmp_path: Path) -> None:
@@ -151,6 +151,19 @@ def test_the_command_shows_a_cold_start(command: Command, tmp_path: Path) -> Non
     assert "60 pollers, 20 jobs, 3 processes on redis, cold, 4 s, seed 1" in said
     assert "| queries that polls caused | 20 |  |" in said
     assert "| most queries for one job | 1 |" in said
+    assert "lower limit" not in said
+
+
+def test_the_command_says_that_queries_after_late_commands_are_missing(
+    command: Command, tmp_path: Path
+) -> None:
+    replace(COSTS, redis=replace(COSTS.redis, get=0.2)).save(tmp_path / "costs.json")
+    options = "--pollers 60 --jobs 20 --backend redis --for 4 --calibration"
+    status, said, _ = command.run(
+        main, "capacity", "simulate", *options.split(), str(tmp_path / "costs.json")
+    )
+    assert status == 0
+    assert "The queries are a lower limit" in said
 
 
 def test_a_simulation_that_serves_nobody_fails(command: Command, tmp_path: Path) -> None:
