@@ -82,7 +82,8 @@ def _revoke(path: Path, key_id: str) -> None:
         lines = [] if text is None else text.splitlines(keepends=True)
         if key_id not in {key.id for key in read_lines(text or HEADING)}:
             raise KeyFileError("it holds no such key")  # not the id: it may be a whole key
-        _replace(path, "".join(line for line in lines if line.split()[:1] != [key_id]))
+        left = "".join(line for line in lines if line.split()[:1] != [key_id])
+        _replace(path, left if left.strip() else HEADING)  # an empty file would not be used
     print(f"{path}: key {key_id} is revoked", file=sys.stderr)  # noqa: T201 - as in `_add`
 
 

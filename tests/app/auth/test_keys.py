@@ -288,6 +288,21 @@ async def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
     await watched.aclose()
 
 
+def test_a_running_service_notices_that_the_last_key_is_revoked(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert keys("add", "--role", "operator") == 0
+    token = capsys.readouterr().out.strip().encode()
+    file.write_text(file.read_text().removeprefix(HEADING))  # as one without comments
+    watched = KeyFile(file)
+    caller = watched.ring.identify(token)
+    assert caller is not None
+    assert keys("revoke", caller.name) == 0
+    asyncio.run(watched.refresh())
+    assert watched.problem == ""
+    assert watched.ring.identify(token) is None
+
+
 async def test_a_change_that_leaves_size_and_time_alone_is_noticed(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     write_keys(file)
