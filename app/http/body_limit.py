@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from starlette.exceptions import HTTPException
 
+from app.http.early_responses import announced
 from app.http.limits import BODY_BYTES
 from app.http.problems import problem
 
@@ -26,8 +27,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         detail = f"A body may have {self._limit_bytes} bytes."
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced[:20]) > self._limit_bytes:
+        if announced(scope["headers"]) > self._limit_bytes:
             refusal = problem(413, detail, instance=scope["path"])
             await refusal(scope, receive, send)
             return

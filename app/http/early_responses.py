@@ -24,6 +24,7 @@ DETAILS = {
     413: f"A body may have {BODY_BYTES} bytes.",
     414: f"A URL may have {URL_BYTES} bytes.",
     431: f"URL and headers may have {HEAD_BYTES} bytes together, and the headers be {HEADERS}.",
+    501: "The only transfer coding that is understood is chunked.",
     503: "This process has as many connections as it may; try again soon.",
 }
 _CLOSE = (b"connection", b"close")
@@ -110,9 +111,15 @@ class EarlyResponses:
 
 
 def announced(headers: Iterable[tuple[bytes, bytes]]) -> int:
-    """Return the announced length of a request's body; -1 if it comes in chunks, or not at all."""
-    lengths = [value for name, value in headers if name == b"content-length"]
-    return int(lengths[0]) if lengths else -1
+    """Return the announced length of a request's body; -1 if it comes in chunks, or not at all.
+
+    A number with more than 20 digits counts as the first 20, which are beyond every limit, too.
+    """
+    for name, value in headers:
+        if name == b"content-length" and (digits := value.strip()).isdigit():
+            # `int` refuses thousands of digits, even if they are zeros in front of the number.
+            return int(digits.lstrip(b"0")[:20] or b"0")
+    return -1
 
 
 async def _nothing() -> None:

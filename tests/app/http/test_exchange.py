@@ -310,6 +310,35 @@ def test_rubbish_behind_a_request_is_refused_behind_its_response(
     assert untouched(service, job)
 
 
+# --- how a body is announced ---
+
+
+def test_zeros_in_front_of_a_length_do_not_break_the_connection(service: Process, job: int) -> None:
+    body = cancel(job) + b"x"
+    length = b"Content-Length: %b%d\r\n" % (b"0" * 5000, len(body))
+    sent = request(b"POST", b"/nowhere", headers=length) + body
+    # h11 refuses more than 20 digits, whatever they are.
+    assert say(service, sent + END) in ([404, 200], [400])
+    assert untouched(service, job)
+
+
+@pytest.mark.parametrize("digits", [b"9" * 20, b"9" * 5000])
+def test_a_length_that_is_no_possible_number_is_refused(service: Process, digits: bytes) -> None:
+    length = b"Content-Length: %b\r\n" % digits
+    (status,) = say(service, request(b"POST", b"/nowhere", headers=length))
+    assert status in {400, 413}
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b"gzip, chunked", b"chunked, gzip"])
+def test_a_transfer_coding_that_is_not_supported_is_refused(
+    service: Process, job: int, coding: bytes
+) -> None:
+    headers = b"Transfer-Encoding: %b\r\n" % coding
+    (status,) = say(service, request(b"POST", b"/nowhere", headers=headers) + cancel(job))
+    assert status in {400, 501}
+    assert untouched(service, job)
+
+
 # --- what is refused early ---
 
 
