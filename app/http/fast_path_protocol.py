@@ -155,8 +155,12 @@ class FastPathProtocol(Exchange):
         poll = self._pending
         if reading is not self._reading or poll is None:
             return  # uvicorn has it, or the connection is lost
-        reply = poll.reply_to(reading)
-        if reply is None or self.flow.write_paused or self.transport.is_closing():
+        if self.transport.is_closing():
+            self._reading = self._pending = None
+            return
+        # In this order: `reply_to` counts the reply and logs it, so that it has to be sent.
+        reply = None if self.flow.write_paused else poll.reply_to(reading)
+        if reply is None:
             self._leave_to_uvicorn()
             return
         self._reading = self._pending = None

@@ -26,7 +26,7 @@ END = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 class Counted:
-    """A poll, and whether the short way has answered it."""
+    """A poll, and whether the fast path has answered it."""
 
     def __init__(self, poll: AdmittedPoll, wire: Wire) -> None:
         self.poll = poll
@@ -78,12 +78,12 @@ class CountedPolls:
 
 @dataclass
 class Wire:
-    """One application on two ports: with our short way, and without.
+    """One application on two ports: with the fast path, and without.
 
     Attributes:
         service: the application.
         elsewhere: whether its cache is not in the process.
-        short: how many polls the short way has answered.
+        short: how many polls the fast path has answered.
         matched: how many requests it has examined.
         held: what the store has answered, if it is to come later.
     """

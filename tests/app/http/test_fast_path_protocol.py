@@ -21,7 +21,7 @@ from app.http.lifespan_state import FAST_PATH
 from app.http.limits import HEAD_BYTES
 from tests.app.wires import END, MADE_ID, Stream, Wire, answer, get, job_of
 
-# What is sent, and how much of it is answered by the short way. Where the cache is elsewhere, only
+# What is sent, and how much of it is answered by the fast path. Where the cache is elsewhere, only
 # the first of what is sent together: the others come while it is under way, and wait their turn.
 STREAMS: dict[str, tuple[Stream, int]] = {
     "one": (lambda p, _: get(p) + END, 1),
@@ -207,7 +207,7 @@ async def test_a_large_body_does_not_count_to_the_head_after_it(wire: Wire) -> N
 
 
 async def test_what_is_refused_is_counted_once(wire: Wire) -> None:
-    """Here a hit, that nothing is made of, is not asked for a second time on the longer way."""
+    """Here a hit, that nothing is made of, is not asked for a second time by the application."""
     statistics = wire.service.services.cache.statistics
     missing = get("/api/v2/jobs/999") + END
     await wire.say(missing, short=True)
@@ -387,6 +387,8 @@ async def test_a_shutdown_meanwhile_hangs_up_when_it_is_answered(wire: Wire) -> 
 @elsewhere
 async def test_a_client_that_stops_reading_meanwhile_is_not_written_to(wire: Wire) -> None:
     reader, writer, protocol = await asking(wire)
+    polls = wire.service.services.cache.statistics.polls
+    before = polls.whole
     protocol.pause_writing()
     release(wire)
     async with asyncio.timeout(60):
@@ -396,6 +398,25 @@ async def test_a_client_that_stops_reading_meanwhile_is_not_written_to(wire: Wir
     protocol.resume_writing()
     async with asyncio.timeout(60):
         assert (await answer(reader)).startswith(b"HTTP/1.1 200")
+    assert polls.whole == before + 1, "it is counted once"
+    writer.close()
+
+
+@elsewhere
+async def test_a_poll_of_a_closing_connection_is_neither_answered_nor_counted(
+    wire: Wire,
+) -> None:
+    _, writer, protocol = await asking(wire)
+    polls = wire.service.services.cache.statistics.polls
+    before = polls.whole
+    protocol._guarded.close(within=60)
+    release(wire)
+    async with asyncio.timeout(60):
+        while protocol._reading is not None:
+            await asyncio.sleep(0.001)
+    assert protocol.cycle is None
+    assert not protocol.tasks
+    assert polls.whole == before
     writer.close()
 
 

@@ -118,7 +118,7 @@ def under_uvicorn(directory: Path, **environment: str) -> Iterator[Process]:
 
 PATHS = {
     "a list": ("/api/v2/jobs", {}),
-    "a poll that the short way answers": ("/api/v2/jobs/1", {}),
+    "a poll that the fast path answers": ("/api/v2/jobs/1", {}),
     "a poll that the application answers": ("/api/v2/jobs/1", {"Prefer": "x=y"}),
     "a job that is not there": ("/api/v2/jobs/999", {}),
     "no path of ours": ("/nowhere", {}),
