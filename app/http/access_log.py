@@ -166,7 +166,7 @@ class LoggedApp:
                 for name, value in message.get("headers", ()):
                     if name == REQUEST_ID:
                         context = context._replace(request_id=value.decode("latin-1"))
-            elif message["type"] == "http.response.body":
+            elif message["type"] == "http.response.body" and scope["method"] != "HEAD":
                 size += len(message.get("body", b""))
             await send(message)
 

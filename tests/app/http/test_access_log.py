@@ -126,6 +126,21 @@ async def test_a_response_that_is_cut_off_is_a_line_as_well() -> None:
     assert (found["status"], found["bytes"]) == (206, 5)
 
 
+async def test_a_response_to_head_has_no_bytes() -> None:
+    written = Written()
+
+    async def app(_: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"12345"})  # the server drops it
+
+    async def ignore(_: Any) -> None:
+        pass
+
+    await LoggedApp(app, written.log)(scope() | {"method": "HEAD"}, ignore, ignore)  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    assert json.loads(written.pieces.pop())["bytes"] == 0
+
+
 @pytest.mark.parametrize("backend", ["memory", "redis"])
 async def test_each_way_to_answer_writes_one_line_and_polls_keep_the_fast_path(
     start: Start, backend: str, redis_url: str, capsys: pytest.CaptureFixture[str]
