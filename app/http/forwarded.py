@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 LOOPBACK = "127.0.0.1,::1"
-_PREFIX = re.compile(r"(?:/(?!\.{1,2}(?:/|$))(?:[A-Za-z0-9._~-]|%[2-7][0-9A-Fa-f])+)+", re.ASCII)
+_PREFIX = re.compile(
+    r"(?:/(?!\.{1,2}(?:/|$))(?:[A-Za-z0-9._~-]|%(?!2[Ee])[2-7][0-9A-Fa-f])+)+", re.ASCII
+)
 _LONGEST_PREFIX = 200
 _MOST_HOPS = 64  # of proxies in a row; further ones are ignored
 
