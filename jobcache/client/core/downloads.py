@@ -86,7 +86,8 @@ class Download:
             self._was_written = True
         elif status == HTTPStatus.PARTIAL_CONTENT:
             found = _RANGE.fullmatch(headers.get("content-range", ""))
-            if found and found[1] and int(found[1]) == self._part.size:
+            same = self._part.size == 0 or headers.get("etag") == self._part.etag
+            if same and found and found[1] and int(found[1]) == self._part.size:
                 self._total = None if found[3] == "*" else int(found[3])
                 self._was_written = True
         return self._was_written
@@ -111,7 +112,7 @@ class Download:
             found = _RANGE.fullmatch(response.headers.get("content-range", ""))
             if not found or found[1] or found[3] != str(self._part.size):
                 self._part.restart(None)  # the part is not the beginning of the file
-                raise unusable(response, f"{response.status}: the server has another range")
+                raise unusable(response, f"{response.status}: another range, or another file")
             return  # all bytes were there before the request
         read(response, _no_file)
 
