@@ -194,7 +194,7 @@ class AsyncJobs:
         return await self._runner.run(jobs.command(self._rules, job_id, "render"))
 
     async def cancel(self, job_id: int) -> Job:
-        """Cancel the job in any status. Sent once, as `approve`."""
+        """Cancel the job, unless it is completed or failed. Sent once, as `approve`."""
         return await self._runner.run(jobs.command(self._rules, job_id, "cancel"))
 
     async def storyboard(self, job_id: int) -> dict[str, Any]:
@@ -260,7 +260,7 @@ class AsyncJobs:
                 return
 
     async def statistics(self) -> dict[str, Any]:
-        """Return the statistics of the cache, as the process counts them that answers.
+        """Return the statistics of the cache: the sums of all processes, and each of them.
 
         Raises:
             Forbidden: this needs the key of an operator.

@@ -216,7 +216,7 @@ def storyboard(rules: Rules, job_id: int) -> Steps[dict[str, Any]]:
 
 
 def statistics(rules: Rules) -> Steps[dict[str, Any]]:
-    """Get the statistics of the process that answers."""
+    """Get the statistics of the cache."""
     return rules.call("GET", "/api/v2/cache/stats", _object, repeatable=True)
 
 

@@ -137,7 +137,7 @@ class Jobs:
         return self._runner.run(jobs.command(self._rules, job_id, "render"))
 
     def cancel(self, job_id: int) -> Job:
-        """Cancel the job in any status."""
+        """Cancel the job, unless it is completed or failed."""
         return self._runner.run(jobs.command(self._rules, job_id, "cancel"))
 
     def storyboard(self, job_id: int) -> dict[str, Any]:
