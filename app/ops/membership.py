@@ -8,6 +8,16 @@
 When a process ends, however that happens, the next process that starts takes over its number. A
 process that finds no other one alive removes all reports: the service begins anew.
 
+The directory of a service of which no process lives is removed a day later, by the next process of
+another one: each version and each host name has a directory. A process that starts meanwhile makes
+a new directory.
+
+    A removes the directory      B starts
+    holds lock, all is free
+                                 opens lock, and waits for it
+    removes all, and lock last
+                                 holds a lock that is in no directory: begins again
+
 All functions here may wait for the disk, and are called in a thread.
 """
 
@@ -15,6 +25,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 import time
 from contextlib import contextmanager, suppress
@@ -30,6 +41,10 @@ _PATIENCE = 5.0
 _PAUSE = 0.01
 _DESCRIPTORS = Path("/proc/self/fd")
 _BACKLOG = 64
+_ABANDONED_AFTER = 24 * 3600.0
+"""Seconds after the last report of a service without processes."""
+_NAME = re.compile(r"[0-9a-f]{16}")
+"""The names of directories that are removed: those that `ProcessReports` gives."""
 
 
 class Membership:
@@ -48,12 +63,11 @@ class Membership:
     """
 
     def __init__(self, directory: Path) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory = directory
-        self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        self._lock = -1
+        self._descriptor = self._lock = -1
         try:
-            with _locked(directory / "lock"):
+            with _locked(directory):
+                self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
                 if not any(_is_taken(each) for each in directory.glob("*.lock")):
                     for left in (*directory.glob("*.json"), *directory.glob("*.sock")):
                         left.unlink()
@@ -63,6 +77,7 @@ class Membership:
         except BaseException:
             self._close()
             raise
+        _remove_abandoned(directory.parent)
 
     def _take(self) -> tuple[int, int]:
         for number in count():
@@ -115,17 +130,23 @@ class Membership:
         self._close()
 
     def _close(self) -> None:
-        if self._lock >= 0:
-            os.close(self._lock)
-        os.close(self._descriptor)
+        for each in (self._lock, self._descriptor):
+            if each >= 0:
+                os.close(each)
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of a directory, which is created, while the block runs."""
     give_up_at = time.monotonic() + _PATIENCE
-    while (lock := _try_lock(path)) is None:
+    while True:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # the directory was removed again
+            lock = _try_lock(directory / "lock")
+            if lock is not None:
+                break
         if time.monotonic() > give_up_at:
-            raise TimeoutError(f"{path} is held by a process that does not go on")
+            raise TimeoutError(f"{directory}/lock is held by a process that does not go on")
         time.sleep(_PAUSE)
     try:
         yield
@@ -133,18 +154,51 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the directories of services of which no process has lived for a day."""
+    with suppress(OSError):
+        for directory in parent.iterdir():
+            if _NAME.fullmatch(directory.name) is None:
+                continue
+            with suppress(OSError):  # such as that of another user, or one that is in use again
+                # Each report that is written changes this time.
+                if time.time() - directory.stat().st_mtime > _ABANDONED_AFTER:
+                    _remove(directory)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory if no process lives or starts there."""
+    lock = _try_lock(directory / "lock")
+    if lock is None:
+        return
+    try:
+        if not any(_is_taken(each) for each in directory.glob("*.lock")):
+            for each in directory.iterdir():
+                if each.name != "lock":
+                    each.unlink()
+            (directory / "lock").unlink()  # last: from now on another process may start there
+            directory.rmdir()
+    finally:
+        os.close(lock)
+
+
 def _try_lock(path: Path) -> int | None:
-    """Return the descriptor that holds a lock until it is closed; None if another process does."""
+    """Return the descriptor that holds a lock until it is closed.
+
+    None if another process holds it, or has removed it.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink > 0:
+            return descriptor
     except BlockingIOError:
-        os.close(descriptor)
-        return None
+        pass
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _is_taken(lock: Path) -> bool:

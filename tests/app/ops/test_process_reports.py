@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -182,6 +184,94 @@ async def test_the_path_of_the_directory_may_be_long(tmp_path: Path) -> None:
     async with counting(directory) as first, counting(directory) as second:
         second.hit(2)
         assert (await first.total())[0] == 2
+
+
+def left_for_two_days(directory: Path) -> None:
+    before = time.time() - 2 * 24 * 3600
+    os.utime(directory, (before, before))
+
+
+def end(member: Membership) -> None:
+    member.listener.close()
+    member.leave()
+
+
+def content(directory: Path) -> set[Path]:
+    return set(directory.iterdir())
+
+
+async def test_what_services_have_left_is_removed_a_day_later(tmp_path: Path) -> None:
+    others = tmp_path / "something else"
+    others.mkdir()
+    left_for_two_days(others)
+    directories = {}
+    for source in ("old", "new"):
+        async with counting(tmp_path, source) as ended:
+            directories[source] = member_of(ended)._directory
+    async with counting(tmp_path, "living") as living:
+        directories["living"] = member_of(living)._directory
+        left_for_two_days(directories["old"])
+        left_for_two_days(directories["living"])
+        async with counting(tmp_path, "starting") as starting:
+            assert content(tmp_path) == {
+                others,
+                directories["new"],
+                directories["living"],
+                member_of(starting)._directory,
+            }
+        async with counting(tmp_path, "living") as second:
+            second.hit(1)
+            assert (await living.total())[0] == 1
+
+
+@pytest.mark.parametrize("moment", ["made the directory", "opened the lock", "removed the lock"])
+def test_a_process_starts_while_its_directory_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    directory = tmp_path / "0123456789abcdef"
+    end(Membership(directory))
+    members: list[Membership] = []
+
+    def meanwhile(cls: Any, name: str, work: Callable[[], object], *, before: bool) -> None:
+        """Do something at the first call of a function."""
+        original = getattr(cls, name)
+
+        def called(*arguments: Any, **options: Any) -> Any:
+            monkeypatch.setattr(cls, name, original)
+            if before:
+                work()
+            result = original(*arguments, **options)
+            if not before:
+                work()
+            return result
+
+        monkeypatch.setattr(cls, name, called)
+
+    def start() -> None:
+        members.append(Membership(directory))
+
+    def remove() -> None:
+        membership._remove(directory)
+        assert not directory.exists()
+
+    if moment == "made the directory":
+        meanwhile(Path, "mkdir", remove, before=False)
+        start()
+    elif moment == "opened the lock":
+        meanwhile(fcntl, "flock", remove, before=True)
+        start()
+    else:
+        meanwhile(Path, "rmdir", start, before=True)
+        with pytest.raises(OSError, match="not empty"):
+            membership._remove(directory)
+    start()
+    first, second = members
+    assert (first.number, second.number) == (0, 1)
+    first.write(b"report")
+    assert second.others() == [0]
+    assert second.read(0) == b"report"
+    for each in members:
+        end(each)
 
 
 @pytest.mark.parametrize("trouble", ["a file", "a process that holds the lock"])
