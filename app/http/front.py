@@ -6,8 +6,8 @@
 - It answers preflight requests (CORS), and adds the headers that every answer carries.
 - It gives each request its id, for the log lines about it and for its response.
 
-`PollFastPath` follows the same rules for the polls that it answers. But it makes no ids: a response
-to a poll has the one that the poll came with.
+`PollFastPath` follows the same rules for the polls that it answers. But it makes no ids for hits: a
+response has the one that its poll came with.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
@@ -21,14 +22,14 @@ from starlette.responses import Response
 from app.auth.callers import TRUSTED
 from app.http import loopback_only
 from app.http.problems import internal_error
-from app.http.request_context import REQUEST_ID, is_request_id
+from app.http.request_context import REQUEST_ID, current, is_request_id, read_context
 from app.jobs.problems import to_problem
 from app.jobs.schemas import LARGEST_ID
-from jobcache.http.fast_path import FastPolls
+from jobcache.http.fast_path import ADDED_HEADER, FastPolls
 from jobcache.http.reply import Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from starlette.types import ASGIApp, Scope
 
@@ -78,6 +79,7 @@ class PollFastPath(FastPolls):
             self._job,
             self._can_view,
             failed=_failed,
+            within=_identified,
             common_headers=common_headers,
             hosts=hosts.decisions,
             left=(b"origin", b"x-forwarded-prefix"),
@@ -112,6 +114,18 @@ class PollFastPath(FastPolls):
         if match is None or int(match[1]) > LARGEST_ID:
             return None
         return self._service.polled_document(int(match[1]), TRUSTED, root)
+
+
+@contextmanager
+def _identified(scope: Scope) -> Iterator[None]:
+    """Give log lines the ids of a poll, and its reply the same id; hits do without."""
+    context = read_context(scope["headers"])
+    _, made = scope.setdefault(ADDED_HEADER, (REQUEST_ID, context.request_id.encode()))
+    token = current.set(context._replace(request_id=made.decode()))
+    try:
+        yield
+    finally:
+        current.reset(token)
 
 
 def _failed(error: Exception, path: str) -> Reply:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import asyncio
     import re
     from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from contextlib import AbstractContextManager
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -212,7 +213,8 @@ class AdmittedPoll:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer by ASGI, instead of the whole application and with the headers that it adds."""
         polls = self.polled.polls
-        reply = await self.read()
+        with polls.within(scope):
+            reply = await self.read()
         if reply is None:
             if self.span is not None:
                 self.span.end({})  # the application begins another one
@@ -261,6 +263,7 @@ class FastPolls:
             application.
         failed: returns the reply to a poll that raised an error, for its path; or None, which
             leaves the request to the application.
+        within: entered, with its scope, while the answer to a poll takes time: it may be a load.
         common_headers: those that the application adds to each response.
         hosts: tells which values of `Host` may be answered; None: any.
         left: names of headers with which a request is left to the application.
@@ -273,6 +276,7 @@ class FastPolls:
     Attributes:
         app: as given.
         failed: as given.
+        within: as given.
         common_headers: as given.
     """
 
@@ -283,6 +287,7 @@ class FastPolls:
         admit: Admit,
         *,
         failed: Failed = _leave,
+        within: Callable[[Scope], AbstractContextManager[object]] = nullcontext,
         common_headers: AddsHeaders = NO_HEADERS,
         hosts: Mapping[bytes, bool] | None = None,
         left: Iterable[bytes] = (),
@@ -293,6 +298,7 @@ class FastPolls:
     ) -> None:
         self.app = app
         self.failed = failed
+        self.within = within
         self.common_headers = common_headers
         self._find = find
         self._admit = admit

@@ -171,3 +171,30 @@ def test_every_line_of_each_server_has_the_format(tmp_path: Path, server: str, c
             assert {"timestamp", "level", "logger", "event"} <= json.loads(line).keys()
         else:
             assert TEXT.match(line), line
+
+
+@pytest.mark.parametrize("fast_protocol", ["0", "1"])
+def test_lines_about_a_poll_that_is_no_hit_have_the_id_of_its_response(
+    tmp_path: Path, fast_protocol: str
+) -> None:
+    environment = {
+        "JOBCACHE_LOG_LEVEL": "debug",
+        "JOBCACHE_LOG_FORMAT": "json",
+        "JOBCACHE_FAST_PROTOCOL": fast_protocol,
+        "JOBCACHE_RENDERER": "simulated",
+    }
+    ids = []
+    with serving(tmp_path, **environment) as process:
+        body = {"client_id": "acme", "prompt": "A cat sits."}
+        job = process.http.post("/api/v2/jobs", json=body).json()["id"]
+        process.until(job, "storyboard_ready")
+        for headers in ({"X-Request-Id": "theirs"}, {}):
+            process.http.post("/api/v2/cache/invalidate", json={"job_id": job})
+            response = process.http.get(f"/api/v2/jobs/{job}", headers=headers)
+            assert "hit" not in response.headers["Cache-Status"]
+            ids.append(response.headers["X-Request-Id"])
+        process.stop()
+        lines = [json.loads(line) for line in process.log.read_text().splitlines()]
+    assert ids[0] == "theirs"
+    loads = [line.get("request_id") for line in lines if line["event"].startswith("load of ")]
+    assert loads[-2:] == ids
