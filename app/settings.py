@@ -254,7 +254,7 @@ class Settings(BaseSettings):
     send_timeout: float = _setting(
         "JOBCACHE_SEND_TIMEOUT",
         30.0,
-        "How long a client may pause while it reads a response.",
+        "How long a client may take to accept what is buffered of a response.",
         topic="HTTP limits",
         unit="seconds",
         gt=0,
@@ -282,11 +282,11 @@ class Settings(BaseSettings):
         "JOBCACHE_HEARTBEAT_SECONDS",
         15.0,
         "The time between two heartbeats of an event stream without events. Proxies close a"
-        " silent connection after a minute or less.",
+        " silent connection after a minute or less, and the page takes it for lost then.",
         topic="HTTP limits",
         unit="seconds",
         ge=0.05,
-        le=3600,
+        le=30,
     )
     stream_seconds: float = _setting(
         "JOBCACHE_STREAM_SECONDS",

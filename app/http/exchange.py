@@ -85,9 +85,9 @@ class Exchange(HttpToolsProtocol):
     _kept = False  # bytes were left when parsing stopped last
     _queued = False  # the bytes that are left have waited for a response
     _stopping = False
-    _bare = False  # the parser gets the head once more, without its upgrade:
-    _method = ""  # the method that was replaced for it,
-    _upgrades: tuple[tuple[bytes, bytes], ...] = ()  # the headers that were left out
+    _bare = False  # the parser reads this head for the second time, without its upgrade
+    _method = ""  # that such a head had before, if it was replaced
+    _upgrades: tuple[tuple[bytes, bytes], ...] = ()  # headers that were left out of such a head
     _body_size = 0  # bytes of the current body that have been read
     _announced: int | None = None  # its whole body; -1: in chunks; None: not looked up
 
@@ -349,13 +349,13 @@ class Exchange(HttpToolsProtocol):
             self._guarded.close()
 
     def pause_writing(self) -> None:
-        """Wait until the client has read more of the response."""
+        """Limit the time in which the client has to accept most of what is buffered."""
         super().pause_writing()
         if not self._guarded.is_closing():
             self._watch(_SEND)
 
     def resume_writing(self) -> None:
-        """Go on, because the client has read more of the response."""
+        """Go on, because the client has accepted most of what was buffered."""
         super().resume_writing()
         if not self._guarded.is_closing():
             self._rewatch()

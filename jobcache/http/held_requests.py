@@ -41,7 +41,7 @@ class HeldRequest:
     """A request that is to be held, and that may have to end early.
 
     Attributes:
-        caller: whose request it is; anything that `HeldRequests.admits` understands.
+        caller: whose request it is; passed to `HeldRequests.admits` unchanged.
         revoked: True once the caller would no longer be admitted.
         end: ends the request, while there is anything to end.
     """

@@ -92,6 +92,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"JOBCACHE_API_KEYS": "."}, "JOBCACHE_API_KEYS=.: there is no such file; allowed is a"),
         ({"JOBCACHE_API_KEYS": "/etc/passwd"}, "JOBCACHE_API_KEYS=/etc/passwd: line 1: "),
         ({"JOBCACHE_API_KEYS": "/dev/null"}, "JOBCACHE_API_KEYS=/dev/null: there is no such"),
+        # The page takes a stream that is silent for a minute for lost.
+        ({"JOBCACHE_HEARTBEAT_SECONDS": "31"}, "JOBCACHE_HEARTBEAT_SECONDS=31: "),
         ({"JOBCACHE_RATE_LIMIT": "often"}, "JOBCACHE_RATE_LIMIT=often: a rate such as"),
         ({"REDIS_URL": "redis://:s3cret@h:port", **REDIS_2}, "REDIS_URL=redis://h:port: "),
         ({"REDIS_URL": "redis://:s3cret@h/x", **REDIS}, "REDIS_URL=redis://h/x: a URL"),

@@ -1,7 +1,7 @@
 // Requests to the service: with the key of this tab, and event streams that outlive their connection.
 
 const STORED = "jobcache.key";
-const SILENT_MS = 60_000; // the service sends a heartbeat more often
+const SILENT_MS = 60_000; // two heartbeats, which are at most 30 s apart
 const root = new URL(".", document.baseURI); // a proxy may serve the page under a path
 
 export class ServiceError extends Error {

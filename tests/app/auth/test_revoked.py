@@ -66,7 +66,7 @@ async def test_streams_and_long_polls_end_when_their_key_is_taken_away(
 ) -> None:
     environment = choosing(request, backend)
     async with (
-        keyed(start, tmp_path / "keys", JOBCACHE_HEARTBEAT_SECONDS="600", **environment) as access,
+        keyed(start, tmp_path / "keys", JOBCACHE_HEARTBEAT_SECONDS="30", **environment) as access,
         listening(access.service) as port,
         asyncio.timeout(60),
     ):
@@ -115,6 +115,7 @@ async def test_streams_and_long_polls_end_when_their_key_is_taken_away(
         assert b"invalid_token" in wait
         assert stream.startswith(b"HTTP/1.1 200 ")
         assert stream.endswith(b"0\r\n\r\n"), "in order"
+        assert b"\n:\n\n" not in stream, "before the first heartbeat"
         await until_held(access, 1, 1)
         assert not any(task.done() for task in others)
         await access.service.post(f"{job['id']}/cancel")
