@@ -73,7 +73,7 @@ def _document(measured: Measurements, state: dict[str, Any]) -> dict[str, Any]:
             "hit_rate": counters.hit_rate,
             "total_requests": counters.total_requests,
             "latency_us": {
-                name: Histogram.of(measured[metric]).summary()
+                name: _latency(Histogram.of(measured[metric]))
                 for name, metric in _LATENCIES.items()
             },
             "tier_hits": {tier: results["hit"] for tier, results in reads.items()},
@@ -95,6 +95,11 @@ def _document(measured: Measurements, state: dict[str, Any]) -> dict[str, Any]:
             "keys": measured["jobcache_watched_keys"],
         },
     }
+
+
+def _latency(durations: Histogram) -> dict[str, float]:
+    # The total is for the mean between two documents: percentiles since the start hardly move.
+    return {**durations.summary(), "total": durations.total() / 1000}
 
 
 def _counters(measured: Measurements) -> Counters:

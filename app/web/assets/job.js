@@ -42,7 +42,7 @@ export class JobView {
     this.#job = null;
     this.#reached = 0;
     this.#shown = { storyboard: null, video: null };
-    $("storyboard").hidden = $("video").hidden = true;
+    $("job").hidden = $("storyboard").hidden = $("video").hidden = true; // until its first version has come
     $("job-status").textContent = "";
     try {
       const changed = (job) => { if (!following.signal.aborted) this.#render(job); };
@@ -56,6 +56,7 @@ export class JobView {
 
   async #act(button) {
     const id = this.id;
+    if (id === null) return; // its button has just been hidden
     try {
       const job = await post(`api/v2/jobs/${id}/${button.dataset.action}`);
       if (id === this.id) this.#render(job);

@@ -11,6 +11,7 @@ const short = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
 const percent = (value) => (value === null ? "–" : `${short.format(value)} %`);
 
 const OPERATIONS = { hit: "Hit", miss: "Miss", database_load: "Load", publish: "Publish", long_poll: "Long poll" };
+const sum = (numbers) => Object.values(numbers).reduce((total, each) => total + each, 0);
 
 function duration(microseconds) {
   if (microseconds < 1000) return `${short.format(microseconds)} µs`;
@@ -28,8 +29,8 @@ export class LiveView {
     this.#connected = connected;
     this.#plots = [
       new Plot("Hit rate", ["%"], (sample) => [sample.hitRate], 100),
-      new Plot("Per second", ["polls", "queries"], (sample) => [sample.polls, sample.queries]),
-      new Plot("Latency of hits, p99", ["µs"], (sample) => [sample.p99]),
+      new Plot("Per second", ["polls", "loads"], (sample) => [sample.polls, sample.loads]),
+      new Plot("Latency of hits, mean", ["µs"], (sample) => [sample.hitUs]),
       new Plot("Long polls and streams", ["open"], (sample) => [sample.held]),
     ];
     $("plots").append(...this.#plots.map((plot) => plot.figure));
@@ -68,21 +69,23 @@ export class LiveView {
     const document = await getJson("api/v2/cache/stats");
     const now = { at: performance.now(), ...counts(document) };
     if (this.#last === null || now.at - this.#last.at > 900 * EVERY) { // the pollers refresh more often
-      if (this.#last !== null && now.polls >= this.#last.polls) this.#plot(document, this.#last, now);
+      if (this.#last !== null && now.reads >= this.#last.reads) this.#plot(document.held, this.#last, now);
       this.#last = now;
     }
     this.#render(document);
     return { ...now, backend: document.statistics.backend };
   }
 
-  #plot({ statistics, held }, before, now) {
-    const seconds = (now.at - before.at) / 1000;
-    const polls = now.polls - before.polls;
+  #plot(held, before, now) {
+    const since = (name) => now[name] - before[name];
+    const seconds = since("at") / 1000;
+    const share = (part, all) => (since(all) > 0 ? since(part) / since(all) : null);
+    const hitRate = share("hits", "reads");
     const sample = {
-      hitRate: polls > 0 ? (100 * (now.hits - before.hits)) / polls : null,
-      polls: polls / seconds,
-      queries: (now.queries - before.queries) / seconds,
-      p99: statistics.latency_us.hit.p99,
+      hitRate: hitRate === null ? null : 100 * hitRate,
+      polls: since("polls") / seconds,
+      loads: since("loads") / seconds,
+      hitUs: share("hitUs", "hits"),
       held: held.waits + held.streams,
     };
     for (const plot of this.#plots) plot.add(sample);
@@ -101,7 +104,7 @@ export class LiveView {
     }));
     const answered = processes.map(({ process, statistics: each, held }) => [
       process,
-      whole.format(each.total_requests),
+      whole.format(sum(each.polls)),
       percent(each.total_requests > 0 ? each.hit_rate : null),
       whole.format(each.database_loads),
       each.entries === null ? "–" : whole.format(each.entries),
@@ -116,7 +119,7 @@ export class LiveView {
 
 function breaker({ backend, breaker: { state, pending } }) {
   if (backend === "null") return "–";
-  const waiting = pending === null ? "; all keys to repair" : pending > 0 ? `; ${pending} to replay` : "";
+  const waiting = pending === null ? "; all keys to repair" : pending > 0 ? `; keys to repair: ${pending}` : "";
   return (state === "open" ? "open: store skipped" : state) + waiting;
 }
 
@@ -125,7 +128,8 @@ function feed({ feed: found }) {
 }
 
 function counts({ statistics }) {
-  return { polls: statistics.total_requests, hits: statistics.hits, queries: statistics.database_loads };
+  const { polls, total_requests: reads, database_loads: loads, latency_us: { hit } } = statistics;
+  return { polls: sum(polls), reads, loads, hits: hit.count, hitUs: hit.total };
 }
 
 function rows(id, cells) {
@@ -180,7 +184,7 @@ class Plot {
       const series = this.#series[at];
       series.push(value);
       if (series.length > KEPT) series.shift();
-      this.#texts[at].textContent = value === null ? "no polls" : `${short.format(value)} ${this.#units[at]}`;
+      this.#texts[at].textContent = value === null ? "–" : `${short.format(value)} ${this.#units[at]}`;
     });
     const top = this.#top ?? Math.max(1, ...this.#series.flat().filter((value) => value !== null));
     this.#series.forEach((series, at) => {

@@ -82,6 +82,12 @@ $("request").addEventListener("submit", async (event) => {
   }
 });
 
+// A browser can only show what is wrong with a field that is not hidden.
+$("request").addEventListener("invalid", (event) => {
+  const options = event.target.closest("details");
+  if (options !== null) options.open = true;
+}, true);
+
 // Return a name that nobody else uses. `crypto.randomUUID` needs TLS or loopback.
 function randomName() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");

@@ -15,7 +15,7 @@ export class Pollers {
   #failed;
   #running = null;
 
-  // `live` counts queries, `newest` returns the id of the job to poll or null, `failed` shows errors.
+  // `live` counts loads, `newest` returns the id of the job to poll or null, `failed` shows errors.
   constructor(live, newest, failed) {
     this.#live = live;
     this.#newest = newest;
@@ -80,16 +80,16 @@ export class Pollers {
     $("pollers-polls").textContent = whole.format(polls.sent);
     $("pollers-hits").textContent = `${ratio.format(share)} %`;
     if (before === null || after === null) {
-      $("pollers-queries").textContent = $("pollers-ratio").textContent = "operator's key needed";
+      $("pollers-loads").textContent = $("pollers-ratio").textContent = "operator's key needed";
       return `${whole.format(polls.sent)} polls. The cache answered ${ratio.format(share)} % of them.`;
     }
     // Both of the service's counters, so that polls of others meanwhile do not matter.
-    const queries = after.queries - before.queries;
+    const loads = after.loads - before.loads;
     const all = after.polls - before.polls;
-    const each = all > 0 ? ratio.format(queries / all) : "–";
-    $("pollers-queries").textContent = whole.format(queries);
+    const each = all > 0 ? ratio.format(loads / all) : "–";
+    $("pollers-loads").textContent = whole.format(loads);
     $("pollers-ratio").textContent = each;
-    return `${whole.format(polls.sent)} polls on ${after.backend}: ${each} queries per poll.`;
+    return `${whole.format(polls.sent)} polls on ${after.backend}: ${each} loads per poll.`;
   }
 }
 

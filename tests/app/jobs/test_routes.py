@@ -459,7 +459,10 @@ async def test_the_statistics_have_every_field_operators_read(service: Service) 
     assert (statistics["redis_enabled"], statistics["redis_available"]) == (remote, remote)
     assert statistics["errors"] == 0
     for name in ("hit", "miss", "publish", "database_load"):
-        assert set(statistics["latency_us"][name]) == {"count", "p50", "p95", "p99", "p99.9"}
+        latency = statistics["latency_us"][name]
+        assert set(latency) == {"count", "total", "p50", "p95", "p99", "p99.9"}
+        assert latency["p50"] * latency["count"] / 4 <= latency["total"]
+        assert latency["total"] <= latency["p99.9"] * latency["count"]
     if cached(service):
         assert statistics["hits"] == before + 3
         assert stats["message"] == "Cache is working normally"

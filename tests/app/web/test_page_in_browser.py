@@ -112,7 +112,7 @@ def test_a_job_is_found_again_polled_and_cancelled(tab: Browser, service: Proces
     tab.click("#recent a")
     tab.until_text("#job-prompt", "<b>Not</b> a tag.")
     start_pollers(tab)
-    tab.until_text("#pollers-result", "on memory: 0 queries per poll")
+    tab.until_text("#pollers-result", "on memory: 0 loads per poll")
     assert tab.text("#pollers-hits") == "100 %"
     assert tab.text("#pollers-button") == "Start 100 pollers"
     tab.click("[data-action=cancel]")
@@ -123,8 +123,32 @@ def test_a_job_is_found_again_polled_and_cancelled(tab: Browser, service: Proces
     assert not tab.is_shown("#job")
 
 
+def test_an_option_that_is_missing_is_shown(tab: Browser, service: Process) -> None:
+    tab.open(service.url)
+    tab.click("#request summary")
+    tab.find("#seconds").clear()
+    tab.click("#request summary")
+    assert not tab.is_shown("#seconds")
+    tab.press("#request .primary")
+    tab.until(lambda: tab.is_shown("#seconds"), "the options are opened")
+    assert tab.driver.switch_to.active_element == tab.find("#seconds")
+
+
+def test_the_plots_are_of_what_has_happened_since_the_last_sample(
+    tab: Browser, service: Process
+) -> None:
+    body = {"client_id": "acme", "prompt": "A storm."}
+    service.until(service.http.post("/api/v2/jobs", json=body).json()["id"], "storyboard_ready")
+    tab.open(service.url)
+    tab.until(lambda: tab.is_shown("#recent a"), "there is a job to poll")
+    start_pollers(tab)
+    latency = "#plots figure:nth-child(3)"
+    tab.until(lambda: re.search(r"mean: [\d.,]+ µs", tab.text(latency)), "there were hits")
+    tab.until_text(latency, "mean: \u2013")
+
+
 def test_a_lost_connection_is_shown_and_made_again(tab: Browser, tmp_path: Path) -> None:
-    tab.expected = "ERR_"
+    tab.expected = "ERR_|404"
     port, log = free_port(), tmp_path / "log.txt"
 
     def start() -> Process:
@@ -139,10 +163,10 @@ def test_a_lost_connection_is_shown_and_made_again(tab: Browser, tmp_path: Path)
         request_video(tab, "A storm.")
         tab.until_text("#job-status", "needs your approval")
         start_pollers(tab)
-        tab.until_text("#pollers-result", "queries per poll")
-        found = re.search(r"on null: ([\d.]+) queries", tab.text("#pollers-result"))
+        tab.until_text("#pollers-result", "loads per poll")
+        found = re.search(r"on null: ([\d.]+) loads", tab.text("#pollers-result"))
         assert found is not None
-        assert 0 < float(found[1]) <= 1, "concurrent polls share a query"
+        assert 0 < float(found[1]) <= 1, "concurrent polls share a load"
 
         service.stop(signal.SIGKILL)
         tab.until_text("#connection", "Connection lost (job, statistics)")
@@ -150,8 +174,18 @@ def test_a_lost_connection_is_shown_and_made_again(tab: Browser, tmp_path: Path)
         tab.until_text("#problem", "cannot be reached")
         service = start()
         tab.until(lambda: not tab.is_shown("#connection"), "the connection is back")
-        service.http.post(f"/api/v2/jobs/{tab.text('#job-heading').split()[1]}/approve")
+        job_id = tab.text("#job-heading").split()[1]
+        service.http.post(f"/api/v2/jobs/{job_id}/approve")
         tab.until_text("#steps [aria-current=step]", "Approved")
+
+        service.stop(signal.SIGKILL)
+        tab.run("location.hash = '#999999'")
+        tab.until(lambda: not tab.is_shown("#job"), "the other job is not shown any more")
+        tab.run("document.querySelector('[data-action=cancel]').click()")
+        service = start()
+        tab.until_text("#problem", "no job 999999")
+        assert not any("/null/" in url for url in tab.loaded())
+        assert service.http.get(f"/api/v2/jobs/{job_id}").json()["status"] == "approved"
     finally:
         service.stop()
 
