@@ -109,7 +109,7 @@ RETIRED_MODULES = {
     "heads": "header_limits",
     "held": "held_requests, long_poll_scale",
     "hot": "poll_fast_path",
-    "idle": "keep_alive_timer",
+    "idle": "connection_timer",
     "known": "replay_log, invariants",
     "lane": "pipelined_connection",
     "measured": "suites",

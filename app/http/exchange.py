@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
     from uvicorn._types import HTTPScope
 
+    from app.http.connection_timer import ConnectionTimer
     from app.http.graceful_close import GracefulTransport
-    from app.http.keep_alive_timer import KeepAliveTimer
     from app.http.limits import ConnectionLimits
 
 _AT_ONCE = 64
@@ -73,7 +73,7 @@ class Exchange(HttpToolsProtocol):
     url = b""  # until the parser has begun to read one
     _limits: ConnectionLimits = DEFAULT_LIMITS
     _guarded: GracefulTransport
-    _timer: KeepAliveTimer
+    _timer: ConnectionTimer
     _wait = _NOTHING
     _unparsed = 0  # bytes since a head, a piece of a body or a request was complete
     _stalled = False  # the application was not reading the body when its time limit was set

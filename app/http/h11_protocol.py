@@ -25,8 +25,8 @@ from app.http.limits import (
 if TYPE_CHECKING:
     import asyncio
 
+    from app.http.connection_timer import ConnectionTimer
     from app.http.graceful_close import GracefulTransport
-    from app.http.keep_alive_timer import KeepAliveTimer
 
 _PIECE = 4096
 """Bytes that h11 is given at a time: it limits what it waits for, not what it was given."""
@@ -53,7 +53,7 @@ class LimitedH11Protocol(H11Protocol):
 
     _limits: ConnectionLimits
     _guarded: GracefulTransport
-    _timer: KeepAliveTimer
+    _timer: ConnectionTimer
     _wait = Wait.NOTHING
     _held = b""
     _body_size = 0

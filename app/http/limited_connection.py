@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from app.http.connection_timer import ConnectionTimer
 from app.http.early_responses import EarlyResponses
 from app.http.graceful_close import GracefulTransport
-from app.http.keep_alive_timer import KeepAliveTimer
 from app.http.lifespan_state import LIMITS
 from app.http.limits import ConnectionLimits
 
@@ -29,7 +29,7 @@ def limit_connection(
     unread: Callable[[], bool],
     overdue: Callable[[], None],
     body_size: Callable[[], int],
-) -> tuple[ConnectionLimits, GracefulTransport, KeepAliveTimer]:
+) -> tuple[ConnectionLimits, GracefulTransport, ConnectionTimer]:
     """Prepare a new connection: its limits, its transport, and its timer.
 
     The application of the protocol is wrapped, so that early responses close the connection.
@@ -43,7 +43,7 @@ def limit_connection(
     """
     limits = protocol.app_state.get(LIMITS, DEFAULT_LIMITS)
     guarded = GracefulTransport(transport, protocol.loop, limits, unread)
-    timer = KeepAliveTimer(protocol.loop, protocol.timeout_keep_alive, overdue)
+    timer = ConnectionTimer(protocol.loop, protocol.timeout_keep_alive, overdue)
     application = cast("ASGIApp", protocol.app)
     early = EarlyResponses(application, protocol, body_size)
     protocol.app = cast("ASGI3Application", early)

@@ -1,4 +1,4 @@
-"""The time limit of a connection: one timer, which is not created again for every request."""
+"""The deadline of what a connection waits for: one timer, which is not created for each request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class KeepAliveTimer:
+class ConnectionTimer:
     """A deadline that is moved often and reached rarely.
 
     To move it later only changes a number: when the timer fires, it compares that number with the

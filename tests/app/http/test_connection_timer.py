@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from app.http.keep_alive_timer import KeepAliveTimer
+from app.http.connection_timer import ConnectionTimer
 
 LIMIT = 5.0
 
@@ -50,7 +50,7 @@ class Connection:
         self.loop = Loop()
         self.closed_at: list[float] = []
         loop: Any = self.loop
-        self.idle = KeepAliveTimer(loop, LIMIT, lambda: self.closed_at.append(self.loop.now - 100))
+        self.idle = ConnectionTimer(loop, LIMIT, lambda: self.closed_at.append(self.loop.now - 100))
 
 
 def test_it_is_over_after_the_limit_and_once() -> None:
