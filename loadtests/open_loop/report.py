@@ -14,7 +14,8 @@ P99_CHANGING_MS = 40.0
 """Goals: milliseconds from the planned time, for all polls and for those during a change."""
 
 EXTRA_STATEMENTS = 0.01
-"""Goal: statements beyond one for each update, as a part of the updates."""
+"""Goal: statements beyond one for each update, as a part of the updates. Heartbeats of the change
+feed of `postgres` are left out: there are two in a second, whatever the load."""
 
 _LATE_MS = 5.0
 """If one request in a hundred is made later than planned by more, the driver was too busy."""
@@ -88,7 +89,8 @@ def missed_goals(figures: Figures) -> list[str]:
             found.append(f"there is no poll of the row '{row}'")
         elif p99 >= limit:
             found.append(f"p99 of the row '{row}' is {p99:.1f} ms (goal: below {limit:g})")
-    total = sum(figures["service"]["statements"].values())
+    sent = figures["service"]["statements"]
+    total = sum(count for purpose, count in sent.items() if purpose != "feed")
     if total > updates * (1 + EXTRA_STATEMENTS):
         found.append(f"{total} statements for {updates} updates (goal: at most 1 % more)")
     return found

@@ -389,7 +389,7 @@ def test_goals_are_judged() -> None:
     figures = {
         "rows": {"all": row, "during a change": row},
         "updates": {"acknowledged": 100},
-        "service": {"statements": {"write": 100, "load": 1}},
+        "service": {"statements": {"write": 100, "load": 1, "feed": 50}},
     }
     assert report.missed_goals(figures) == []
     figures["service"] = {"statements": {"write": 100, "load": 2}}
