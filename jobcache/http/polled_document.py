@@ -41,7 +41,7 @@ class PolledDocument:
             anything of it is sent. A document that it hides is as one that does not exist.
         not_found: returns the exception to raise if there is no document for this client.
         rewrite: changes the body for this client, such as its links; None: it is sent as it is.
-        caller: the client, in a form that `HeldRequests.admits` understands.
+        caller: the client, as `HeldRequests.admits` takes it.
         name: of the client, to count its held requests by.
     """
 
