@@ -12,6 +12,7 @@ import asyncpg
 import httpx
 import pytest
 
+from app.db.revisions import HEAD
 from jobcache.backends.postgres.payloads import channel_of, decode
 from tests.app.process import Process, run, serving
 from tests.app.running import Start, empty_database
@@ -188,7 +189,8 @@ async def test_the_command_shows_installs_and_removes_it(
     status, said = await command(tmp_path, "trigger", "install", **chosen)
     assert (status, said.count("\n")) == (5, 1)
     assert "db upgrade" in said
-    assert await command(tmp_path, "upgrade", **chosen) == (0, "")
+    status, said = await command(tmp_path, "upgrade", **chosen)
+    assert (status, said) == (0, f"postgresql+asyncpg://: {HEAD} (head)\n")
     async with connected(chosen) as connection:
         status, shown = await command(tmp_path, "trigger", **chosen)
         assert status == 0

@@ -53,6 +53,7 @@ def front(echo: Echo, *, closes_upgrades: bool = False) -> Front:
         keyed=False,
         proxies=TrustedProxies("127.0.0.1"),
         root_path="/ours",
+        routes=(),
         closes_upgrades=closes_upgrades,
     )
 

@@ -65,6 +65,25 @@ def interrupt() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
 
+@contextmanager
+def interrupted_soon() -> Iterator[None]:
+    """Interrupt the block, when it has most likely come to its wait."""
+    due = threading.Event()
+
+    def strike() -> None:
+        if due.wait(60):
+            time.sleep(0.02)
+            interrupt()
+
+    striking = threading.Thread(target=strike)
+    striking.start()
+    try:
+        due.set()
+        yield
+    finally:
+        striking.join(60)
+
+
 @pytest.fixture(autouse=True)
 def _interruptible() -> Iterator[None]:
     def raise_it(*_: object) -> None:
@@ -134,8 +153,7 @@ def test_an_interrupted_waiter_leaves_the_load_of_another_alone(memory: JobCache
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(memory.read, "k", slow)
         assert loading.wait(60)
-        threading.Timer(0.02, interrupt).start()
-        with pytest.raises(Alarm):
+        with pytest.raises(Alarm), interrupted_soon():
             memory.read("k", source.load)
         may_go_on.set()
         assert other.result(5).entry.version == 1
@@ -253,8 +271,7 @@ def test_signals_at_any_moment_tear_nothing() -> None:
 
 def test_a_wait_for_a_newer_version_can_be_interrupted() -> None:
     with JobCache(MEMORY) as cache:
-        threading.Timer(0.02, interrupt).start()
-        with pytest.raises(Alarm):
+        with pytest.raises(Alarm), interrupted_soon():
             cache.wait_for_newer("k", Source(k=1).load, 1, timeout=60)
 
 
