@@ -270,9 +270,8 @@ def test_signals_at_any_moment_tear_nothing() -> None:
 
 
 def test_a_wait_for_a_newer_version_can_be_interrupted() -> None:
-    with JobCache(MEMORY) as cache:
-        with pytest.raises(Alarm), interrupted_soon():
-            cache.wait_for_newer("k", Source(k=1).load, 1, timeout=60)
+    with JobCache(MEMORY) as cache, pytest.raises(Alarm), interrupted_soon():
+        cache.wait_for_newer("k", Source(k=1).load, 1, timeout=60)
 
 
 LEAVES = """
