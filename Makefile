@@ -8,9 +8,9 @@ NEWEST := .venv-newest
 SITE := .venv-site
 SCHEMAS := .venv-schemas
 BIN := $(VENV)/bin
-# Tests wait a fifth of their time for other processes, so one worker more than there are
-# processors is faster than one for each.
-WORKERS ?= $(shell expr $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)
+# Tests wait a third of their time for other processes, so two workers more than there are
+# processors are faster than one for each.
+WORKERS ?= $(shell expr $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 2)
 PARALLEL := --numprocesses $(WORKERS) --dist worksteal --benchmark-disable
 
 # Tests start hundreds of processes. Without bytecode files each would compile the project again.
