@@ -131,8 +131,9 @@ async def test_behind_a_pooler_the_feed_takes_the_direct_url(
                 while (await reader.job(job["id"]))["version"] < job["version"]:
                     await asyncio.sleep(0)
             before = reader.services.cache.statistics.hits
-            assert await reader.job(job["id"]) == job
-            assert reader.services.cache.statistics.hits == before + 1
+            async with asyncio.timeout(60):  # a starved feed has no proof for a while
+                while reader.services.cache.statistics.hits == before:
+                    assert await reader.job(job["id"]) == job
 
 
 async def test_a_pooler_without_a_direct_url_is_refused(

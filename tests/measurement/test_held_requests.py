@@ -24,7 +24,9 @@ def test_a_change_is_one_notification_and_wakes_the_waiters_of_every_process(
     assert found["answers due, and come"] == ["80, 80", "all"]
     assert found["notifications"] == ["20", "20"]
     assert found["connections that listen"] == ["3", "3"]
-    assert 1 <= int(found["most loads by a process"][0]) <= 20
+    # 20 for as many changes; more on a busy machine, where the feed may lose its proof meanwhile.
+    # A load for each answer would be 40.
+    assert 1 <= int(found["most loads by a process"][0]) < 40
 
 
 def test_one_process_holds_all_where_entries_are_not_shared() -> None:

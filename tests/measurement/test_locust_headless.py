@@ -78,7 +78,7 @@ def test_an_end_that_polls_do_not_show_is_a_failure(tmp_path: Path) -> None:
 
 def test_a_shared_job_that_cannot_be_completed_has_a_successor(tmp_path: Path) -> None:
     polls = itertools.chain(
-        [PollAnswer(404, 0, "")],  # to whoever waits for the storyboard of the first job
+        [PollAnswer(404, 0, "")],  # to the client that waits for the storyboard of the first job
         itertools.repeat(PollAnswer(200, 3, "storyboard_ready")),
     )
     with stub_service(lambda: next(polls)) as service:
@@ -182,7 +182,7 @@ def test_users_whose_polls_are_held_come_back_after_a_deploy(tmp_path: Path, for
         for row, count in seen["requests"].items()
         if row.startswith("poll: ") and row != "poll: long poll"
     )
-    assert first > 2 * users  # of each user before and after, and of whoever created the job
+    assert first > 2 * users  # of each user before and after, and of who created the job
 
 
 def test_a_run_that_polled_nothing_fails(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A held request ends once, whoever ends it and however often."""
+"""A held request ends once, even if several events end it at the same time."""
 
 from __future__ import annotations
 
